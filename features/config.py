@@ -1,0 +1,194 @@
+"""The typed configuration: read from TOML, overridden by flags, written into every run's folder.
+
+Frozen and strict: an unknown key or a value of the wrong kind is refused with the key's full name.
+Flags are derived from these models by tyro, so nothing is declared twice.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from features.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Data(Section):
+    layout: Literal["sample", "competition", "tusimple", "video", "manifest"] = "sample"
+    """How the files are laid out."""
+    path: str = "data/sample"
+    """Folder, .zip (competition) or .csv (manifest) of the data set."""
+    target: str | tuple[str, ...] = "ego_speed"
+    """`velocity` (vx, vy of the annotated vehicle), `ego_speed`, or the names of label columns."""
+    fps: float = Field(20.0, gt=0)
+    """Frames a second, where the files don't say (a video's own rate is read from it)."""
+    frames: int | None = Field(None, gt=0)
+    """Frames every clip must have (001.jpg … N); unset: as many as there are, without gaps."""
+    label_frame: int | None = Field(None, gt=0)
+    """Number (from 1) of the frame a clip's label holds for; unset: the clip's last."""
+    segment: int | None = Field(None, gt=0)
+    """Cut a video into sequences of this many frames, so that splits have something to split."""
+    seed: int = 0
+    """Seed of the rendered sample set."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The label columns that `target` names."""
+        named = {"velocity": ("vx", "vy"), "position": ("x", "y")}
+        if isinstance(self.target, str):
+            return named.get(self.target, (self.target,))
+        return tuple(self.target)
+
+
+class Frames(Section):
+    width: int = Field(320, gt=0)
+    """Width the network sees, in pixels."""
+    height: int = Field(180, gt=0)
+    """Height the network sees, in pixels."""
+    interpolation: Literal["cubic", "area"] = "area"
+    """cv2's INTER_CUBIC (the published one) or INTER_AREA (no aliasing when shrinking)."""
+    colour: Literal["rgb", "bgr"] = "rgb"
+    """Order of the channels that enter the backbone."""
+
+
+class Backbone(Section):
+    name: str = "EfficientNetLite0"
+    """`EfficientNetLite0` (weights from its package, works offline) or any model of keras.applications."""
+    weights: str = "imagenet"
+    """`imagenet`, the path of a .h5, .weights.h5 or .keras file, or `random` (for tests only)."""
+    unfreeze: int = Field(4, ge=0)
+    """The last N layers stay trainable in stage two; the rest is the frozen trunk."""
+    cut: str | None = None
+    """Cut after this layer instead; everything above it is the top."""
+    top: bool = True
+    """False leaves the layers above the cut away altogether: the map at the cut is the feature."""
+    preprocess: bool = True
+    """The backbone's own preprocess_input, inside the graph; false feeds raw 0–255."""
+    arguments: dict[str, float | int | str | bool] = Field(default_factory=dict)
+    """More keyword arguments for the backbone, e.g. alpha = 0.25 for MobileNet."""
+
+
+class Extract(Section):
+    engine: Literal["auto", "tensorflow"] = "auto"
+    """What runs the trunk."""
+    batch: int = Field(32, gt=0)
+    """Frames a pass of the trunk."""
+    threads: int = Field(0, ge=0)
+    """Decoding threads; 0: one a core."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Type the maps are stored in; half precision halves the file and rounds at 1e-3."""
+    shard: int = Field(512, gt=0)
+    """Frames a shard: what a kill can cost at most."""
+    skip_damaged: bool = False
+    """Leave damaged sequences out and call the store complete without them."""
+
+
+class Window(Section):
+    length: int = Field(8, gt=0)
+    """Frames a window."""
+    stride: int = Field(1, gt=0)
+    """Take every stride-th frame."""
+    end: int = 0
+    """Where the window ends, in frames from the label's frame: 0 is that frame, −32 is 32 frames earlier."""
+
+
+class Head(Section):
+    name: str = "pooled_lstm"
+    """Which head; `python -m stage2_temporal train --help` lists them."""
+    units: int = Field(256, gt=0)
+    """Units of the recurrent layer."""
+    dense: int = Field(64, ge=0)
+    """Units of the dense layer behind it; 0: none."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    """Share of activations dropped before the output."""
+    activation: Literal["relu", "tanh"] = "tanh"
+    """The LSTM's activation; the published head has relu."""
+    grid: tuple[int, int] = (1, 1)
+    """Rows and columns the map is averaged to (pooled heads)."""
+    difference: bool = False
+    """Give the head each frame's change since the one before as well (pooled heads)."""
+
+
+class Train(Section):
+    epochs: int = Field(10, gt=0)
+    """Passes over the training examples."""
+    batch: int = Field(38, gt=0)
+    """Examples a step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Adam's step size."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay; 0: plain Adam."""
+    validation_split: float = Field(0.0, ge=0, lt=1)
+    """The last part of the training split, unshuffled, as Keras has it; 0: the store's validation split."""
+    standardise: bool = True
+    """Train on targets of mean 0 and deviation 1; the saved model still answers in the target's unit."""
+    standardise_inputs: bool = True
+    """Give pooled features mean 0 and deviation 1 over the training examples (pooled heads)."""
+    restore_best: bool = True
+    """Keep the weights of the epoch with the lowest validation loss; false keeps the last epoch's."""
+    patience: int = Field(0, ge=0)
+    """Stop after this many epochs without a better validation loss; 0: never."""
+    seed: int = 0
+    """Seed of weights, order and dropout."""
+    memory_gb: float = Field(4.0, gt=0)
+    """Hold the features in memory where they take no more than this."""
+    tensorboard: bool = False
+    """Write TensorBoard logs into the run."""
+
+
+class Config(Section):
+    """One task: what to read, what to store, what to train."""
+
+    data: Data = Data()
+    frames: Frames = Frames()
+    backbone: Backbone = Backbone()
+    extract: Extract = Extract()
+    window: Window = Window()
+    head: Head = Head()
+    train: Train = Train()
+
+    def to_toml(self) -> str:
+        """TOML that `read_config` reads back to an equal Config; unset keys are left out."""
+        return tomlkit.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def read_config(path: Path | str) -> Config:
+    """The config in a TOML file.
+
+    Raises:
+        ConfigError: no such file, no TOML, an unknown key, or a value of the wrong kind.
+    """
+    path = Path(path)
+    try:
+        value = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config", mend=f"ls {path.parent or '.'}/*.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: not TOML: {e}", mend=f"edit {path}") from None
+    try:
+        return Config.model_validate(value)
+    except ValidationError as e:
+        raise ConfigError(f"{path}: {describe(e)}", mend=f"edit {path}") from None
+
+
+def describe(error: ValidationError) -> str:
+    """One clause a fault: the key's full name, what is wrong, and what was given."""
+    clauses = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            section = Config.model_fields.get(str(fault["loc"][0]))
+            known = section.annotation.model_fields if section and len(fault["loc"]) > 1 else Config.model_fields  # type: ignore[union-attr]
+            clauses.append(f"unknown key {key}, known are {', '.join(known)}")
+        else:
+            clauses.append(f"{key}: {fault['msg'].lower()}, got {fault['input']!r}")
+    return "; ".join(clauses)

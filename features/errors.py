@@ -1,0 +1,47 @@
+"""Errors the user can mend: what, expected, got, and the command or edit that mends it."""
+
+from __future__ import annotations
+
+
+class FramebankError(Exception):
+    """Something the user can mend; the entry points print it in one line and exit with status 2.
+
+    Args:
+        what: the sentence that says what is wrong, with the path where there is one.
+        expected: what should have been there.
+        got: what was there instead.
+        mend: the command or the edit that puts it right.
+    """
+
+    def __init__(self, what: str, *, expected: object = None, got: object = None, mend: str | None = None) -> None:
+        parts = [what.rstrip(".")]
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        if got is not None:
+            parts.append(f"got {got}")
+        line = "; ".join(parts) + "."
+        super().__init__(f"{line} Mend: {mend}" if mend else line)
+        self.what, self.expected, self.got, self.mend = what, expected, got, mend
+
+
+class StoreError(FramebankError):
+    """A store that cannot be read or does not fit what was asked of it."""
+
+
+class DataError(FramebankError):
+    """Clips, images, annotations or tables that are not as their layout says."""
+
+
+class ConfigError(FramebankError):
+    """A setting that is unknown, of the wrong kind, or at odds with another."""
+
+
+class BadInputs(FramebankError):
+    """Several faults found in one pass: one line each."""
+
+    def __init__(self, what: str, faults: list[str], *, mend: str | None = None) -> None:
+        super().__init__(what, mend=mend)
+        self.faults = faults
+
+    def __str__(self) -> str:
+        return "\n".join([*self.faults, super().__str__()])

@@ -1,0 +1,157 @@
+"""How the store uses HDF5: opening, creating, columns, chunks and errors. The only module that imports h5py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import StoreError
+
+FORMAT, VERSION = "framebank", 1
+THUMBNAIL_BLOCK = 1 << 16
+# fixed-array chunk indices, which stay quick at millions of frames, and readable by every HDF5 since 1.10
+LIBVER = ("v110", "v110")
+
+
+def create(path: Path) -> Any:
+    """A new file; an existing one is never opened for writing."""
+    return h5py.File(path, "x", libver=LIBVER)
+
+
+def open_file(path: Path) -> Any:
+    """The file, opened for reading, once it is known to be a store of a format we read that stands on its own."""
+    if not path.is_file():
+        raise StoreError(f"{path}: no such store", mend=f"make features STORE={path}")
+    mend = f"move it away and run make features STORE={path}"
+    try:
+        f = h5py.File(path, "r")
+    except OSError as e:
+        if isinstance(e, PermissionError):
+            raise
+        raise StoreError(f"{path}: truncated, or no store at all ({e})", mend=mend) from None
+    try:
+        with reading(path, TABLE_FAULTS):
+            _check(f, path, mend)
+    except BaseException:
+        f.close()
+        raise
+    return f
+
+
+def _check(f: Any, path: Path, mend: str) -> None:
+    if f.attrs.get("format") != FORMAT:
+        raise StoreError(f"{path}: not a store", expected=f"format {FORMAT}", got=f.attrs.get("format"), mend=mend)
+    version = int(f.attrs["version"])
+    if version > VERSION:
+        raise StoreError(
+            f"{path}: written by a later framebank",
+            expected=f"format {VERSION} or earlier",
+            got=f"format {version}",
+            mend="update framebank",
+        )
+    _self_contained(f, path)
+
+
+def _self_contained(group: Any, path: Path) -> None:
+    """Refuse links and data outside the file: a store from a stranger must not read other files of ours."""
+    for name in group:
+        kind = group.get(name, getlink=True)
+        child = group.get(name) if isinstance(kind, h5py.HardLink) else None
+        outside = isinstance(child, h5py.Dataset) and (child.external or child.is_virtual)
+        if child is None or outside:
+            raise StoreError(f"{path}: {group.name.rstrip('/')}/{name} points outside the file", mend="don't use it")
+        if isinstance(child, h5py.Group):
+            _self_contained(child, path)
+
+
+def create_stream(f: Any, name: str, frames: int, shape: tuple[int, ...], dtype: str) -> Any:
+    """A stream's dataset: first axis = frame, one frame a chunk, checksummed."""
+    return f.create_dataset(
+        f"frames/{name}",
+        shape=(frames, *shape),
+        dtype=dtype,
+        chunks=(1, *shape),
+        fletcher32=True,
+        track_times=False,
+    )
+
+
+def copy_chunks(source: Any, target: Any, start: int, at: int, count: int) -> None:
+    """Copy `count` frames' chunks as they lie on the disk, checksums included."""
+    inner = (0,) * (source.ndim - 1)
+    for i in range(count):
+        mask, chunk = source.id.read_direct_chunk((start + i, *inner))
+        target.id.write_direct_chunk((at + i, *inner), chunk, filter_mask=mask)
+
+
+def write_columns(group: Any, columns: Mapping[str, Any]) -> None:
+    """One dataset a column; lists are text, arrays are numbers."""
+    for name, values in columns.items():
+        if isinstance(values, list):
+            group.create_dataset(name, data=values, dtype=h5py.string_dtype(), track_times=False)
+        else:
+            group.create_dataset(name, data=values, track_times=False)
+
+
+class ThumbnailWriter:
+    """Appends bytes to `thumbnails/data` a block at a time, so that memory stays flat."""
+
+    def __init__(self, f: Any) -> None:
+        self._group = f.create_group("thumbnails")
+        self._data = self._group.create_dataset(
+            "data", (0,), "u1", maxshape=(None,), chunks=(THUMBNAIL_BLOCK,), fletcher32=True, track_times=False
+        )
+        self._pending: list[NDArray[np.uint8]] = []
+
+    def write(self, data: NDArray[np.uint8]) -> None:
+        self._pending.append(data)
+        if sum(map(len, self._pending)) >= THUMBNAIL_BLOCK:
+            self._flush()
+
+    def finish(self, offsets: NDArray[np.int64]) -> None:
+        self._flush()
+        self._group.create_dataset("offset", data=offsets, fletcher32=True, track_times=False, chunks=offsets.shape)
+
+    def _flush(self) -> None:
+        if self._pending:
+            data = np.concatenate(self._pending)
+            size = self._data.shape[0]
+            self._data.resize((size + len(data),))
+            self._data[size:] = data
+            self._pending = []
+
+
+READ_FAULTS = (OSError, KeyError)
+# what numpy, json and h5py raise on tables whose bytes are not what was written
+TABLE_FAULTS = (*READ_FAULTS, ValueError, TypeError, RuntimeError, IndexError, OverflowError, MemoryError)
+
+
+@contextmanager
+def reading(path: Path, faults: tuple[type[Exception], ...] = READ_FAULTS) -> Iterator[None]:
+    """What HDF5 cannot read is a damaged store, and repair mends it."""
+    try:
+        yield
+    except PermissionError:
+        raise
+    except faults as e:
+        raise StoreError(
+            f"{path}: damaged ({e})", mend=f"python -m stage1_extract verify --store {path}, then repair"
+        ) from None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """HDF5 hides the system's error number in its text: bring it out, so that a full disk is called so."""
+    try:
+        yield
+    except (OSError, RuntimeError) as e:
+        if "errno = " not in str(e):
+            raise
+        number = int(str(e).split("errno = ")[1].split(",")[0])
+        raise OSError(number, str(e), str(path)) from None

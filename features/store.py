@@ -1,0 +1,217 @@
+"""The store, format 1: one HDF5 file that holds what the trunk saw, and all that is needed to train from it.
+
+    attributes             format, version, recipe (JSON), fingerprint, complete, missing (JSON: id -> why),
+                           versions (JSON), trunk (JSON: facts about the frozen part)
+    frames/<stream>        (frames, ...) one frame a chunk, fletcher32
+    thumbnails/data        JPEGs end to end, bytes; thumbnails/offset (frames + 1,)
+    sequences/<column>     id, split, first, length, fps, width, height, digest
+    labels/<column>        sequence, frame, targets (labels, columns; NaN unknown), box, position
+    top/weights/<number>   the unfrozen layers' weights; attribute architecture: their Keras JSON
+
+Shards have the same form with `pieces/` in place of `sequences/` and `labels/`. Reading needs numpy and h5py alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Listed
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import StoreError
+from features.hdf5 import TABLE_FAULTS, open_file, reading
+from features.pieces import Held, Piece
+from features.recipe import Recipe
+from features.sequences import Label, Sequence
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """Shape and dtype of one frame's entry in a stream."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class TopRecord:
+    """The unfrozen layers: Keras' JSON of their model (cut's map in, backbone's output out) and their weights."""
+
+    architecture: str
+    weights: list[NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a store says of itself, apart from frames, sequences and labels.
+
+    Attributes:
+        recipe: what decided the stored numbers.
+        trunk: facts about the frozen part: `parameters`, `cut` in words, `relative_error` of the engine.
+        versions: library name → version that wrote the file.
+        missing: sequence id → why it is not in the store.
+        complete: whether every wanted sequence is in, or the user said to do without.
+    """
+
+    recipe: Recipe
+    trunk: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+    complete: bool = True
+
+
+class Store:
+    """A store opened for reading; use it in a `with` block.
+
+    Raises:
+        StoreError: no such file, not a store, damaged, or of a later format.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._file = open_file(self.path)
+        try:
+            with reading(self.path, TABLE_FAULTS):
+                self.header = _header(self._file)
+                self.recipe, self.complete = self.header.recipe, self.header.complete
+                self.versions, self.missing = self.header.versions, self.header.missing
+                self.fingerprint = str(self._file.attrs["fingerprint"])
+                self.sequences, self.first = _sequences(self._file)
+                self.streams = {
+                    name: StreamInfo(d.shape[1:], d.dtype.name) for name, d in sorted(self._file["frames"].items())
+                }
+                self.frames = int(self._file["thumbnails/offset"].shape[0]) - 1
+                self._offsets: NDArray[np.int64] = self._file["thumbnails/offset"][:]
+            self._index = {s.id: i for i, s in enumerate(self.sequences)}
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def index(self, sequence_id: str) -> int:
+        """Position of a sequence in `sequences`."""
+        try:
+            return self._index[sequence_id]
+        except KeyError:
+            raise StoreError(
+                f"{self.path}: no sequence {sequence_id!r}", mend="python -m stage1_extract info"
+            ) from None
+
+    def read(self, stream: str, rows: NDArray[np.int64] | Listed[int]) -> NDArray[Any]:
+        """Entries of a stream, (len(rows), …) in the stored dtype; any order, repeats allowed.
+
+        Cast afterwards: letting HDF5 convert half to single while it reads is 80 times slower.
+
+        Raises:
+            StoreError: no such stream, or a frame whose checksum does not fit.
+        """
+        data = self._stream(stream)
+        wanted = np.asarray(rows, np.int64)
+        out = np.empty((len(wanted), *data.shape[1:]), data.dtype)
+        with reading(self.path):
+            for at, start, count in runs(wanted):
+                data.read_direct(out, np.s_[start : start + count], np.s_[at : at + count])
+        return out
+
+    def thumbnail(self, row: int) -> bytes:
+        """A frame's small JPEG."""
+        with reading(self.path):
+            data: NDArray[np.uint8] = self._file["thumbnails/data"][self._offsets[row] : self._offsets[row + 1]]
+        return data.tobytes()
+
+    def top(self) -> TopRecord | None:
+        """The unfrozen layers with their pretrained weights; None where nothing is unfrozen."""
+        if "top" not in self._file:
+            return None
+        with reading(self.path, TABLE_FAULTS):
+            group = self._file["top"]
+            weights = [group["weights"][k][()] for k in sorted(group["weights"], key=int)]
+            return TopRecord(str(group.attrs["architecture"]), weights)
+
+    def held(self, damaged: Listed[int] = ()) -> list[Held]:
+        """Every sequence as pieces in this file, without the `damaged` rows."""
+        bad, held = set(damaged), []
+        for sequence, first in zip(self.sequences, self.first.tolist(), strict=True):
+            edges = [-1, *sorted(r - first for r in bad if first <= r < first + sequence.length), sequence.length]
+            for a, b in itertools.pairwise(edges):
+                if b > a + 1:
+                    held.append(Held(Piece(sequence.id, sequence.digest, a + 1, b), self.path, first + a + 1))
+        return held
+
+    def damaged(self) -> Iterator[tuple[int, list[str]]]:
+        """Read every chunk; for each frame its row and the streams that cannot be read (an empty list is well)."""
+        for row in range(self.frames):
+            faults = []
+            for name in self.streams:
+                try:
+                    self._file["frames"][name][row]
+                except OSError:
+                    faults.append(name)
+            try:
+                self._file["thumbnails/data"][self._offsets[row] : self._offsets[row + 1]]
+            except OSError:
+                faults.append("thumbnails")
+            yield row, faults
+
+    def _stream(self, name: str) -> Any:
+        if name not in self.streams:
+            raise StoreError(f"{self.path}: no stream {name!r}", expected=f"one of {', '.join(self.streams)}", got=name)
+        return self._file["frames"][name]
+
+
+def runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """Runs of consecutive rows as (place in `rows`, first row, count)."""
+    if len(rows) == 0:
+        return []
+    starts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 2) != 1)
+    counts = np.diff(starts, append=len(rows))
+    return [(int(a), int(rows[a]), int(n)) for a, n in zip(starts, counts, strict=True)]
+
+
+def _header(f: Any) -> Header:
+    extra = {name: json.loads(f.attrs[name]) for name in ("trunk", "versions", "missing")}
+    return Header(Recipe.from_json(f.attrs["recipe"]), complete=bool(f.attrs["complete"]), **extra)
+
+
+def _sequences(f: Any) -> tuple[tuple[Sequence, ...], NDArray[np.int64]]:
+    group = f["labels"]
+    columns, owner = json.loads(group.attrs["columns"]), group["sequence"][:]
+    named = group["named"][:]
+    labels: dict[int, list[Label]] = {}
+    for i, (frame, targets, box, position) in enumerate(
+        zip(*(group[n][:].tolist() for n in ("frame", "targets", "box", "position")), strict=True)
+    ):
+        known = {c: v for c, v, there in zip(columns, targets, named[i], strict=True) if there}
+        labels.setdefault(int(owner[i]), []).append(
+            Label(
+                frame,
+                known,
+                None if math.isnan(box[0]) else tuple(box),
+                None if math.isnan(position[0]) else tuple(position),
+            )
+        )
+    group = f["sequences"]
+    text = [group[n].asstr()[:].tolist() for n in ("id", "split", "digest")]
+    numbers = [group[n][:].tolist() for n in ("length", "fps", "width", "height")]
+    sequences = tuple(
+        Sequence(name, split, length, fps, (width, height), digest, tuple(labels.get(i, ())))
+        for i, (name, split, digest, length, fps, width, height) in enumerate(zip(*text, *numbers, strict=True))
+    )
+    return sequences, group["first"][:]

@@ -1,0 +1,130 @@
+"""Stage one: frames in, store out.
+
+    python -m stage1_extract extract --config F [--store S] [--section.field value …]   frames → store
+    python -m stage1_extract info    --store S                                         what a store holds
+    python -m stage1_extract verify  --store S                                         read every chunk
+    python -m stage1_extract repair  --config F [--store S]                            extract damaged frames anew
+    python -m stage1_extract sample  [--config F] [--section.field value …]            render the sample set
+
+`extract` does only what is not yet done, and goes on where a killed one stopped. `extract --help` lists every setting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
+
+from features.cli import config_from, run
+from features.errors import ConfigError, StoreError
+from features.progress import bar
+from features.store import Store
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and do what it says; the exit status."""
+    parser = argparse.ArgumentParser(
+        "stage1_extract", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
+    )
+    parser.add_argument("command", nargs="?", choices=["extract", "info", "verify", "repair", "sample"])
+    parser.add_argument("--config", type=Path, help="TOML file of the task")
+    parser.add_argument("--store", type=Path, help="HDF5 file; default: stores/<config's name>.h5")
+    options, flags = parser.parse_known_args(argv)
+    if options.command is None:
+        print(__doc__)
+        return 0 if {"-h", "--help"} & set(flags) else 2
+    return run(lambda: COMMANDS[options.command](options, flags))
+
+
+def extract(options: argparse.Namespace, flags: list[str], redo: tuple[int, ...] = ()) -> int:
+    """Bring the store to what the config and the data set want."""
+    config, store = config_from(options.config, flags, prog="stage1_extract extract"), _store(options)
+    from stage1_extract.layouts import scan
+
+    catalogue = scan(config.data)
+    from stage1_extract.extract import extract as bring_up  # loads TensorFlow, which an early fault need not wait for
+
+    outcome = bring_up(config, store, catalogue, redo=redo)
+    if outcome.extracted:
+        print(f"{store}: {outcome.extracted:,} frames extracted, {outcome.frames:,} in the store")
+    else:
+        print(f"{store}: nothing to extract, {outcome.frames:,} frames in the store")
+    return 0
+
+
+def info(options: argparse.Namespace, flags: list[str]) -> int:
+    """Print what the store holds."""
+    from stage1_extract.describe import describe
+
+    _no_more(flags)
+    with Store(_store(options)) as store:
+        print(describe(store))
+    return 0
+
+
+def verify(options: argparse.Namespace, flags: list[str]) -> int:
+    """Read every chunk and name the frames that are damaged."""
+    _no_more(flags)
+    path = _store(options)
+    bad = _damaged(path)
+    if not bad:
+        print(f"{path}: sound, every frame read")
+        return 0
+    lines = "\n".join(bad.values())
+    raise StoreError(
+        f"{lines}\n{path}: {len(bad)} frames are damaged",
+        mend=f"python -m stage1_extract repair --config F --store {path}",
+    )
+
+
+def repair(options: argparse.Namespace, flags: list[str]) -> int:
+    """Extract the damaged frames anew, and only these."""
+    bad = _damaged(_store(options))
+    if not bad:
+        print(f"{_store(options)}: sound, nothing to repair")
+        return 0
+    return extract(options, flags, tuple(bad))
+
+
+def sample(options: argparse.Namespace, flags: list[str]) -> int:
+    """Render the sample data set."""
+    config = config_from(options.config, flags, prog="stage1_extract sample")
+    from stage1_extract.sample import render
+
+    render(Path(config.data.path), seed=config.data.seed)
+    print(f"{config.data.path}: rendered sample set, seed {config.data.seed}")
+    return 0
+
+
+def _damaged(path: Path) -> dict[int, str]:
+    bad: dict[int, str] = {}
+    with Store(path) as store, bar(store.frames, "verify", "frames") as progress:
+        for row, streams in store.damaged():
+            if streams:
+                at = int(store.first.searchsorted(row, "right")) - 1
+                frame = row - int(store.first[at])
+                bad[row] = f"{path}: {store.sequences[at].id} frame {frame}: {', '.join(streams)} damaged"
+            progress.update()
+    return bad
+
+
+def _store(options: argparse.Namespace) -> Path:
+    if options.store is not None:
+        return Path(options.store)
+    if options.config is None:
+        raise ConfigError("which store?", mend="--store FILE or --config FILE")
+    return Path("stores") / f"{options.config.stem}.h5"
+
+
+def _no_more(flags: list[str]) -> None:
+    if flags:
+        raise ConfigError("unknown flags", got=" ".join(flags), mend="python -m stage1_extract --help")
+
+
+COMMANDS = {"extract": extract, "info": info, "verify": verify, "repair": repair, "sample": sample}
+
+if __name__ == "__main__":
+    sys.exit(main())

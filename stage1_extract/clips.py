@@ -1,0 +1,47 @@
+"""A clip is a sequence with a source of its frames; a catalogue is what a layout found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.sequences import Sequence
+
+Image = NDArray[np.uint8]
+
+
+class Source(Protocol):
+    """Where a sequence's frames come from."""
+
+    @property
+    def parallel(self) -> bool:
+        """Whether ranges may be read by several threads at once, in any order (files can, a video can't)."""
+        ...
+
+    def read(self, start: int, stop: int) -> Iterator[Image]:
+        """Frames start … stop − 1 at full resolution, uint8 BGR of shape (height, width, 3).
+
+        Raises:
+            DataError: a frame that cannot be decoded, named with its path.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A sequence and the source of its frames."""
+
+    sequence: Sequence
+    source: Source
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What a layout found: the sound clips in order, and one line for each fault seen without decoding."""
+
+    clips: tuple[Clip, ...]
+    faults: tuple[str, ...] = ()

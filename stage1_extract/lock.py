@@ -1,0 +1,39 @@
+"""One writer a store: a second is told who holds the lock."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from features.errors import StoreError
+
+
+@contextmanager
+def only_writer(store: Path) -> Iterator[None]:
+    """Hold the store's lock; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        StoreError: another process holds it; says which, where and since when.
+    """
+    store.parent.mkdir(parents=True, exist_ok=True)
+    holder = store.with_name(f"{store.name}.lock.holder")
+    lock = FileLock(store.with_name(f"{store.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+        raise StoreError(f"{store}: being written by {who}", mend="wait until it is done, or stop it") from None
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8")
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            holder.unlink()
+        lock.release()

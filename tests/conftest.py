@@ -1,0 +1,68 @@
+"""Helpers that several test files share."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Listed
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from features.assembly import ShardWriter, assemble, shard_pieces
+from features.files import replacing
+from features.pieces import segments, whole
+from features.recipe import Recipe
+from features.sequences import Sequence
+from features.store import Header, StreamInfo, TopRecord
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+RECIPE = Recipe("cv2", (32, 18), "area", "rgb", "none", "Tiny", weights="random", dtype="float32")
+
+
+@pytest.fixture
+def real() -> Path:
+    """The folder of real material; the test is skipped where it is absent."""
+    if not REAL.is_dir():
+        pytest.skip("no ../shared/data beside this checkout")
+    return REAL
+
+
+def jpeg(colour: int = 90, size: tuple[int, int] = (160, 90)) -> bytes:
+    """A small real JPEG of one grey."""
+    return bytes(cv2.imencode(".jpg", np.full((size[1], size[0], 3), colour, np.uint8))[1])
+
+
+def write_store(
+    path: Path,
+    sequences: Listed[Sequence],
+    maps: Mapping[str, NDArray[Any]],
+    *,
+    recipe: Recipe = RECIPE,
+    top: TopRecord | None = None,
+    trunk: Mapping[str, Any] | None = None,
+    complete: bool = True,
+) -> Path:
+    """A real store of given maps, written as extraction writes one: a shard, then its chunks assembled."""
+    streams = {name: StreamInfo(values.shape[1:], values.dtype.name) for name, values in maps.items()}
+    shard = path.with_suffix(".shard")
+    with replacing(shard) as temporary:
+        writer = ShardWriter(temporary, recipe, [whole(s) for s in sequences], streams)
+        writer.write(maps, [jpeg(i % 200) for i in range(sum(s.length for s in sequences))])
+        writer.close()
+    held = shard_pieces(shard, recipe.fingerprint)
+    parts = [segments(whole(s), [h for h in held if h.piece.sequence == s.id]) for s in sequences]
+    assemble(path, Header(recipe, trunk=trunk or {}, complete=complete), sequences, parts, streams, top)
+    shard.unlink()
+    return path
+
+
+StoreMaker = Callable[..., Path]

@@ -1,0 +1,257 @@
+"""EfficientNet-Lite0: it knows what photographs show, and computes what its weights' file says."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import keras
+import numpy as np
+import pytest
+import skimage.data
+import tensorflow as tf
+
+from features.errors import ConfigError, DataError
+from stage1_extract import efficientnet_lite
+from stage1_extract.efficientnet_lite import EfficientNetLite0, assign, preprocess_input, weights_path
+from stage1_extract.torch_file import read_tensors
+
+ESPRESSO, CATS, MISSILE, TRIPOD = {967}, set(range(281, 286)), {657}, {872}
+
+
+@pytest.fixture(scope="module")
+def classifier() -> keras.Model:
+    return EfficientNetLite0(include_top=True)
+
+
+@pytest.fixture(scope="module")
+def trunk() -> keras.Model:
+    return EfficientNetLite0(input_shape=(180, 320, 3))
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    """Two photographs at 180x320, uint8 RGB: (2, 180, 320, 3)."""
+    images = [photograph(name) for name in ("coffee.png", "chelsea.png")]
+    return np.stack([cv2.resize(image, (320, 180), interpolation=cv2.INTER_AREA) for image in images])
+
+
+def photograph(name: str) -> np.ndarray:
+    """uint8 RGB (height, width, 3) of a file that lies inside the scikit-image package."""
+    image = cv2.imread(str(Path(skimage.data.__file__).parent / name))
+    assert image is not None
+    return image[..., ::-1]
+
+
+def centre(image: np.ndarray) -> np.ndarray:
+    """The centred square of 7/8 of the shorter side, resized to 224x224, as ImageNet's evaluation has it."""
+    height, width = image.shape[:2]
+    side = min(height, width) * 7 // 8
+    top, left = (height - side) // 2, (width - side) // 2
+    crop = image[top : top + side, left : left + side]
+    return cv2.resize(crop, (224, 224), interpolation=cv2.INTER_AREA)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [("coffee.png", ESPRESSO), ("chelsea.png", CATS), ("rocket.jpg", MISSILE), ("camera.png", TRIPOD)],
+)
+def test_names_what_a_photograph_shows(classifier: keras.Model, name: str, classes: set[int]) -> None:
+    probabilities = classifier(preprocess_input(centre(photograph(name))[None]), training=False).numpy()[0]
+    assert probabilities.shape == (1000,)
+    assert probabilities.sum() == pytest.approx(1, abs=1e-5)
+    assert int(probabilities.argmax()) in classes
+
+
+def test_is_sure_of_the_coffee_in_rgb_only(classifier: keras.Model) -> None:
+    image = centre(photograph("coffee.png"))
+    rgb, bgr = classifier(preprocess_input(np.stack([image, image[..., ::-1]])), training=False).numpy()[:, 967]
+    assert rgb > 0.9 and rgb > bgr
+
+
+def test_counts_of_parameters(classifier: keras.Model, trunk: keras.Model) -> None:
+    trainable = sum(math.prod(w.shape) for w in classifier.trainable_weights)
+    assert trainable == 4_652_008  # the published 4.65 million
+    assert classifier.count_params() == 4_694_024
+    assert trunk.count_params() == 4_694_024 - 1_281_000
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((180, 320), (6, 10)), ((224, 224), (7, 7)), ((181, 319), (6, 10)), ((33, 32), (2, 1))]
+)
+def test_shape_of_the_map(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    model = EfficientNetLite0(weights=None, input_shape=(*size, 3))
+    assert model.output_shape == (None, *expected, 1280)
+    assert model.layers[-1].name == "top_activation"
+
+
+def test_takes_frames_of_any_size(frames: np.ndarray, trunk: keras.Model) -> None:
+    anysize = EfficientNetLite0(input_shape=(None, None, 3))
+    assert anysize.output_shape == (None, None, None, 1280)
+    x = preprocess_input(frames)
+    np.testing.assert_allclose(anysize(x), trunk(x), rtol=1e-5, atol=1e-5)
+
+
+def reference(tensors: dict[str, np.ndarray], x: Any) -> Any:
+    """The network once more, straight from PyTorch's tensors and TensorFlow's primitive operations.
+
+    Every tensor's name is spelt out by PyTorch's rules, strides are written block by block, and the padding is that
+    of TensorFlow's documentation: ceil(n / stride) outputs, the odd pixel of padding behind.
+    """
+    strides = {1: 2, 3: 2, 5: 2, 11: 2}
+    repeats = {2, 4, 6, 7, 9, 10, 12, 13, 14}
+
+    def convolve(x: Any, name: str, stride: int = 1) -> Any:
+        kernel = tensors[name + ".weight"]
+        size = kernel.shape[2]
+        pads = []
+        for n in x.shape[1:3]:
+            total = max((math.ceil(n / stride) - 1) * stride + size - n, 0)
+            pads.append((total // 2, total - total // 2))
+        x = tf.pad(x, [(0, 0), *pads, (0, 0)])
+        if "depthwise" in name:
+            return tf.nn.depthwise_conv2d(x, kernel.transpose(2, 3, 0, 1), (1, stride, stride, 1), "VALID")
+        return tf.nn.conv2d(x, kernel.transpose(2, 3, 1, 0), stride, "VALID")
+
+    def normalise(x: Any, name: str) -> Any:
+        weight, bias = tensors[name + ".weight"], tensors[name + ".bias"]
+        mean, variance = tensors[name + ".running_mean"], tensors[name + ".running_var"]
+        return (x - mean) / np.sqrt(variance + 1e-3) * weight + bias
+
+    x = tf.nn.relu6(normalise(convolve(x, "_conv_stem", 2), "_bn0"))
+    for i in range(16):
+        entry, block = x, f"_blocks.{i}."
+        if i:
+            x = tf.nn.relu6(normalise(convolve(x, block + "_expand_conv"), block + "_bn0"))
+        x = tf.nn.relu6(normalise(convolve(x, block + "_depthwise_conv", strides.get(i, 1)), block + "_bn1"))
+        x = normalise(convolve(x, block + "_project_conv"), block + "_bn2")
+        if i in repeats:
+            x = x + entry
+    return tf.nn.relu6(normalise(convolve(x, "_conv_head"), "_bn1"))
+
+
+@pytest.mark.parametrize("size", [(180, 320), (75, 101)])
+def test_equals_the_network_written_out(frames: np.ndarray, size: tuple[int, int]) -> None:
+    """Odd maps (45 rows, 23 rows, …) are padded before a stride as TensorFlow pads them."""
+    x = preprocess_input(frames[:, : size[0], : size[1]])
+    ours = EfficientNetLite0(input_shape=(*size, 3))(x, training=False).numpy()
+    theirs = reference(read_tensors(weights_path()), x).numpy()
+    assert ours.shape == theirs.shape and theirs.std() > 0.1
+    assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(theirs)
+
+
+def test_names_layers_for_ever(trunk: keras.Model) -> None:
+    names = [layer.name for layer in EfficientNetLite0(weights=None, input_shape=(180, 320, 3)).layers]
+    assert names == [layer.name for layer in trunk.layers]  # the second model in this process, the same names
+    assert names[:4] == ["input", "stem_conv", "stem_bn", "stem_activation"]
+    assert names[-3:] == ["top_conv", "top_bn", "top_activation"]
+    block = r"block[1-7][a-d]_((expand_|project_)?bn|expand_conv|dwconv|project_conv|(expand_)?activation|add)"
+    assert all(re.fullmatch(block, name) for name in names[4:-3])
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("cut", "shape"),
+    [
+        ("block3b_add", (23, 40, 40)),
+        ("block4c_add", (12, 20, 80)),
+        ("block5c_add", (12, 20, 112)),
+        ("block6a_expand_activation", (12, 20, 672)),
+        ("block6d_add", (6, 10, 192)),
+    ],
+)
+def test_cuts_in_the_middle(trunk: keras.Model, frames: np.ndarray, cut: str, shape: tuple[int, ...]) -> None:
+    at = trunk.get_layer(cut).output
+    below, above = keras.Model(trunk.input, at), keras.Model(at, trunk.output)
+    assert below.output_shape == (None, *shape)
+    x = preprocess_input(frames)
+    np.testing.assert_allclose(above(below(x)), trunk(x), rtol=1e-5, atol=1e-5)
+    assert below.count_params() + above.count_params() == trunk.count_params()
+
+
+# TensorFlow's variables predate NumPy 2's __array__(copy=…); Keras meets that whenever it saves
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+def test_saves_and_loads(trunk: keras.Model, frames: np.ndarray, tmp_path: Path) -> None:
+    image = keras.Input((180, 320, 3), dtype="uint8", name="frames")
+    model = keras.Model(image, trunk(preprocess_input(image)))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    np.testing.assert_allclose(loaded(frames), trunk(preprocess_input(frames)), rtol=1e-5, atol=1e-5)
+
+    trunk.save_weights(tmp_path / "trunk.weights.h5")
+    other = EfficientNetLite0(weights=None, input_shape=(180, 320, 3))
+    other.load_weights(tmp_path / "trunk.weights.h5")
+    for ours, theirs in zip(other.weights, trunk.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_preprocesses_arrays_and_tensors() -> None:
+    x = np.array([0, 127, 255], np.uint8)
+    expected = np.array([-127 / 128, 0, 1], np.float32)
+    got = preprocess_input(x)
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(preprocess_input(x.astype(np.float32)), expected)
+    np.testing.assert_array_equal(preprocess_input(tf.constant(x)), expected)
+    symbol = keras.Input((3,), dtype="uint8")
+    model = keras.Model(symbol, preprocess_input(symbol))
+    assert model.output.dtype == "float32"
+    np.testing.assert_array_equal(model(x[None])[0], expected)
+
+
+def test_random_weights_are_random() -> None:
+    a, b = (EfficientNetLite0(weights=None, input_shape=(32, 32, 3)) for _ in range(2))
+    assert not np.array_equal(a.get_layer("stem_conv").get_weights()[0], b.get_layer("stem_conv").get_weights()[0])
+    assert EfficientNetLite0(include_top=True, weights=None, classes=7).output_shape == (None, 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"weights": "weights.h5"}, "expected imagenet or None; got 'weights.h5'"),
+        ({"input_shape": (32, 32, 1)}, "expected 3; got 1"),
+        ({"include_top": True, "classes": 7}, "expected 1000; got 7"),
+    ],
+)
+def test_refuses_wrong_arguments(arguments: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        EfficientNetLite0(**arguments)
+
+
+def test_refuses_weights_of_another_network() -> None:
+    path = weights_path()
+    tensors = read_tensors(path)
+    model = EfficientNetLite0(weights=None, input_shape=(32, 32, 3))
+    stem = "_conv_stem.weight"
+    with pytest.raises(DataError, match=r"_conv_stem\.weight is missing"):
+        assign(model, {k: v for k, v in tensors.items() if k != stem}, path)
+    with pytest.raises(
+        DataError, match=r"_conv_stem\.weight does not fit stem_conv/kernel.*\(3, 3, 3, 32\).*\(5, 5, 3, 32\)"
+    ):
+        assign(model, tensors | {stem: np.zeros((32, 3, 5, 5), np.float32)}, path)
+    with pytest.raises(DataError, match=r"_conv_stem\.weight does not fit"):
+        assign(model, tensors | {stem: np.zeros(32, np.float32)}, path)
+    with pytest.raises(DataError, match=r"no layer takes: _blocks\.16\._bn0\.weight"):
+        assign(model, tensors | {"_blocks.16._bn0.weight": np.zeros(1, np.float32)}, path)
+
+
+def test_refuses_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytearray(weights_path().read_bytes())
+    data[-1] ^= 1
+    folder = tmp_path / "changed_weights" / "models"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    (folder / efficientnet_lite.FILE).write_bytes(data)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(efficientnet_lite, "PACKAGE", "changed_weights")
+    with pytest.raises(DataError, match=rf"expected SHA-256 {efficientnet_lite.SHA256}; got [0-9a-f]{{64}}.*Mend: "):
+        EfficientNetLite0()
+    (folder / efficientnet_lite.FILE).unlink()
+    with pytest.raises(DataError, match=r"cannot be read.*Mend: "):
+        EfficientNetLite0()
+    monkeypatch.setattr(efficientnet_lite, "PACKAGE", "no_such_package")
+    with pytest.raises(DataError, match=r"no_such_package.*Mend: "):
+        EfficientNetLite0()

@@ -1,0 +1,68 @@
+"""Pieces and the plan: index arithmetic, checked against a plain reading of its meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.pieces import Held, Piece, segments, uncovered, whole
+from features.sequences import Sequence
+from stage1_extract.plan import layout, plan
+
+FILE = Path("some.h5")
+ranges = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 10)), max_size=6)
+
+
+def held(spans: list[tuple[int, int]], sequence: str = "a") -> list[Held]:
+    return [Held(Piece(sequence, "d", a, a + n), FILE, 100 * i) for i, (a, n) in enumerate(spans)]
+
+
+def sequence(name: str, length: int) -> Sequence:
+    return Sequence(name, "train", length, 20.0, (4, 3), "d")
+
+
+@given(ranges, st.integers(1, 40))
+def test_uncovered_and_segments_share_the_frames_between_them(spans: list[tuple[int, int]], length: int) -> None:
+    piece, there = Piece("a", "d", 0, length), held(spans)
+    have = {f for a, n in spans for f in range(a, a + n)}
+    gaps = [f for p in uncovered(piece, there) for f in range(p.start, p.stop)]
+    parts = segments(piece, there)
+    assert gaps == [f for f in range(length) if f not in have]
+    assert [f for h in parts for f in range(h.piece.start, h.piece.stop)] == [f for f in range(length) if f in have]
+    for h in parts:  # a segment's row points at the frame it had in the piece it came from
+        origin = there[h.row // 100]
+        assert h.row - origin.row == h.piece.start - origin.piece.start
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(1, 16))
+def test_groups_hold_every_frame_once_in_order(lengths: list[int], size: int) -> None:
+    wanted = [sequence(str(i), n) for i, n in enumerate(lengths)]
+    todo = plan(wanted, [], [], size)
+    frames = [(p.sequence, f) for g in todo.groups for p in g for f in range(p.start, p.stop)]
+    assert frames == [(s.id, f) for s in wanted for f in range(s.length)]
+    assert all(sum(map(len, g)) == size for g in todo.groups[:-1])
+    assert todo.frames == todo.wanted == sum(lengths)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(1, 16), st.data())
+def test_a_resumed_run_has_the_groups_of_an_uninterrupted_one(
+    lengths: list[int], size: int, data: st.DataObject
+) -> None:
+    wanted = [sequence(str(i), n) for i, n in enumerate(lengths)]
+    full = plan(wanted, [], [], size).groups
+    done = data.draw(st.sets(st.sampled_from(range(len(full)))))
+    shards = [Held(p, FILE, 0) for i in done for p in full[i]]
+    assert plan(wanted, [], shards, size).groups == tuple(g for i, g in enumerate(full) if i not in done)
+
+
+def test_only_new_and_changed_sequences_are_extracted() -> None:
+    old, new = sequence("old", 8), sequence("new", 8)
+    changed = Sequence("changed", "train", 8, 20.0, (4, 3), "other digest")
+    stored = [Held(whole(old), FILE, 0), Held(Piece("changed", "d", 0, 8), FILE, 8)]
+    todo = plan([old, changed, new], stored, [], 100)
+    assert [p for g in todo.groups for p in g] == [whole(changed), whole(new)]
+    ready, parts = layout([old, changed, new], stored)
+    assert ready == [old]
+    assert parts == [[stored[0]]]
