@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Listed
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from features.files import replacing
 from features.hdf5 import (
     FORMAT,
     VERSION,
+    Disk,
     ThumbnailWriter,
     copy_chunks,
     create,
@@ -23,7 +23,6 @@ from features.hdf5 import (
     open_file,
     reading,
     write_columns,
-    writing,
 )
 from features.pieces import Held, Piece, whole
 from features.recipe import Recipe, canonical
@@ -38,18 +37,18 @@ class ShardWriter:
         self.path, self.pieces, self.at = path, pieces, 0
         self._total = sum(len(p) for p in pieces)
         self._thumbnails: list[bytes] = []
-        with writing(path):
-            self._file = create(path)
-            _write_header(self._file, Header(recipe))
-            for name, info in streams.items():
-                create_stream(self._file, name, self._total, info.shape, info.dtype)
+        self._disk = Disk(path)
+        self._file = create(self._disk)
+        _write_header(self._file, Header(recipe))
+        for name, info in streams.items():
+            create_stream(self._file, name, self._total, info.shape, info.dtype)
 
     def write(self, maps: Mapping[str, NDArray[Any]], thumbnails: Listed[bytes]) -> None:
         """Append frames: per stream (n, …) in its dtype, and n JPEGs."""
         count = len(thumbnails)
-        with writing(self.path):
-            for name, values in maps.items():
-                self._file["frames"][name][self.at : self.at + count] = values
+        for name, values in maps.items():
+            self._file["frames"][name][self.at : self.at + count] = values
+        self._disk.check()
         self._thumbnails.extend(thumbnails)
         self.at += count
 
@@ -63,26 +62,26 @@ class ShardWriter:
             raise RuntimeError(f"{self.path}: {self.at} of {self._total} frames written")
         rows = np.cumsum([0, *map(len, self.pieces)])
         kept = [(int(rows[i]), self.pieces[i]) for i in (range(len(self.pieces)) if sound is None else sound)]
-        with writing(self.path):
-            _write_thumbnails(self._file, self._thumbnails)
-            columns = {
-                "sequence": [p.sequence for _, p in kept],
-                "digest": [p.digest for _, p in kept],
-                "start": np.array([p.start for _, p in kept], np.int64),
-                "stop": np.array([p.stop for _, p in kept], np.int64),
-                "row": np.array([row for row, _ in kept], np.int64),
-            }
-            write_columns(self._file.create_group("pieces"), columns)
-            self._file.close()
+        _write_thumbnails(self._file, self._thumbnails)
+        columns = {
+            "sequence": [p.sequence for _, p in kept],
+            "digest": [p.digest for _, p in kept],
+            "start": np.array([p.start for _, p in kept], np.int64),
+            "stop": np.array([p.stop for _, p in kept], np.int64),
+            "row": np.array([row for row, _ in kept], np.int64),
+        }
+        write_columns(self._file.create_group("pieces"), columns)
+        self.abandon()
+        self._disk.check()
         with reading(self.path), open_file(self.path) as f:
             for data in f["frames"].values():
                 for row in range(data.shape[0]):
                     data[row]
 
     def abandon(self) -> None:
-        """Close the file as it is, whatever the disk says to that."""
-        with suppress(OSError, RuntimeError):  # a full disk refuses the last flush; the file is thrown away anyway
-            self._file.close()
+        """Close the file as it is."""
+        self._file.close()
+        self._disk.close()
 
 
 def shard_pieces(path: Path, fingerprint: str) -> list[Held]:
@@ -120,17 +119,16 @@ def assemble(
             raise RuntimeError(f"{sequence.id}: {held} do not make up {whole(sequence)}")
     frames = sum(s.length for s in sequences)
     sources: dict[Path, Any] = {}
-    with replacing(path) as temporary, writing(path):
+    with replacing(path) as temporary:
+        disk = Disk(temporary)
         try:
-            with create(temporary) as f:
+            with create(disk) as f:
                 _write_header(f, header)
                 _write_sequences(f, sequences)
                 _write_labels(f, sequences)
                 if top:
                     _write_top(f, top)
-                targets = {
-                    name: create_stream(f, name, frames, info.shape, info.dtype) for name, info in streams.items()
-                }
+                targets = {n: create_stream(f, n, frames, info.shape, info.dtype) for n, info in streams.items()}
                 offsets, thumbnails = np.zeros(frames + 1, np.int64), ThumbnailWriter(f)
                 row = 0
                 for h in (h for held in parts for h in held):
@@ -143,8 +141,11 @@ def assemble(
                     thumbnails.write(source["thumbnails/data"][bounds[0] : bounds[-1]])
                     offsets[row + 1 : row + 1 + len(h.piece)] = offsets[row] + bounds[1:] - bounds[0]
                     row += len(h.piece)
+                    disk.check()
                 thumbnails.finish(offsets)
+            disk.check()
         finally:
+            disk.close()
             for source in sources.values():
                 source.close()
 

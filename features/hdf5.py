@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +20,82 @@ THUMBNAIL_BLOCK = 1 << 16
 LIBVER = ("v110", "v110")
 
 
-def create(path: Path) -> Any:
-    """A new file; an existing one is never opened for writing."""
-    return h5py.File(path, "x", libver=LIBVER)
+class Disk(io.RawIOBase):
+    """A new file on the disk, as HDF5 sees it: a write the system refuses is remembered instead of passed on.
+
+    HDF5 crashes the process when its last flush fails (a full disk); this way it never learns of it, `check` raises
+    what the system said, and the file is thrown away.
+
+    Raises:
+        FileExistsError: an existing file is never opened for writing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("x+b", buffering=0)
+        self._path, self._at, self._end = path, 0, 0
+        self._refusal: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the first refusal, if there was one."""
+        if self._refusal is not None:
+            raise OSError(self._refusal.errno, self._refusal.strerror, str(self._path))
+
+    def close(self) -> None:
+        """Close the file; what was refused stays refused."""
+        self._file.close()
+        super().close()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to an offset from the start (0), from here (1) or from the end (2)."""
+        self._at = offset + (0, self._at, self._end)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Where the next byte goes."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer; what was never written reads as zeros."""
+        view = memoryview(buffer).cast("B")
+        self._file.seek(self._at)
+        done = 0
+        while done < len(view) and (count := self._file.readinto(view[done:])):
+            done += count
+        view[done:] = bytes(len(view) - done)
+        self._at += len(view)
+        return len(view)
+
+    def write(self, data: Any) -> int:
+        """Write all of the data, or remember why not."""
+        view = memoryview(data).cast("B")
+        try:
+            self._file.seek(self._at)
+            done = 0
+            while self._refusal is None and done < len(view):
+                done += self._file.write(view[done:])
+        except OSError as e:
+            self._refusal = e
+        self._at += len(view)
+        self._end = max(self._end, self._at)
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the file's length."""
+        size = self._at if size is None else size
+        try:
+            self._file.truncate(size)
+        except OSError as e:
+            self._refusal = self._refusal or e
+        self._end = size
+        return size
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
+
+def create(disk: Disk) -> Any:
+    """A new HDF5 file on a disk."""
+    return h5py.File(disk, "w", libver=LIBVER)
 
 
 def open_file(path: Path) -> Any:
@@ -143,15 +217,3 @@ def reading(path: Path, faults: tuple[type[Exception], ...] = READ_FAULTS) -> It
         raise StoreError(
             f"{path}: damaged ({e})", mend=f"python -m stage1_extract verify --store {path}, then repair"
         ) from None
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """HDF5 hides the system's error number in its text: bring it out, so that a full disk is called so."""
-    try:
-        yield
-    except (OSError, RuntimeError) as e:
-        if "errno = " not in str(e):
-            raise
-        number = int(str(e).split("errno = ")[1].split(",")[0])
-        raise OSError(number, str(e), str(path)) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, field
@@ -28,10 +27,6 @@ class Label:
     targets: Mapping[str, float] = field(default_factory=dict)
     box: Box | None = None
     position: tuple[float, float] | None = None
-
-    def known(self, columns: tuple[str, ...]) -> bool:
-        """Whether every one of `columns` has a value."""
-        return all(math.isfinite(self.targets.get(c, math.nan)) for c in columns)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
 
 from features.cli import config_from, run
+from features.config import Config
 from features.errors import ConfigError, StoreError
 from features.progress import bar
 from features.store import Store
@@ -44,6 +45,8 @@ def extract(options: argparse.Namespace, flags: list[str], redo: tuple[int, ...]
     config, store = config_from(options.config, flags, prog="stage1_extract extract"), _store(options)
     from stage1_extract.layouts import scan
 
+    if config.data.layout == "sample":
+        _render(config)
     catalogue = scan(config.data)
     from stage1_extract.extract import extract as bring_up  # loads TensorFlow, which an early fault need not wait for
 
@@ -92,11 +95,15 @@ def repair(options: argparse.Namespace, flags: list[str]) -> int:
 def sample(options: argparse.Namespace, flags: list[str]) -> int:
     """Render the sample data set."""
     config = config_from(options.config, flags, prog="stage1_extract sample")
+    _render(config)
+    print(f"{config.data.path}: the sample set of seed {config.data.seed}")
+    return 0
+
+
+def _render(config: Config) -> None:
     from stage1_extract.sample import render
 
     render(Path(config.data.path), seed=config.data.seed)
-    print(f"{config.data.path}: rendered sample set, seed {config.data.seed}")
-    return 0
 
 
 def _damaged(path: Path) -> dict[int, str]:

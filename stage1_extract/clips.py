@@ -26,7 +26,7 @@ class Source(Protocol):
         """Frames start … stop − 1 at full resolution, uint8 BGR of shape (height, width, 3).
 
         Raises:
-            DataError: a frame that cannot be decoded, named with its path.
+            DataError: a frame that cannot be decoded or has another size, named with its path.
         """
         ...
 

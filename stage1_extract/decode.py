@@ -74,18 +74,7 @@ def _decode(index: int, clip: Clip, start: int, stop: int, frames: Frames) -> De
     out = np.zeros((stop - start, frames.height, frames.width, 3), np.uint8)
     try:
         for i, image in enumerate(clip.source.read(start, stop)):
-            _check_size(image, clip, start + i)
             out[i] = resize(image, frames)
     except DataError as e:
         return Decoded(index, np.zeros_like(out), [b""] * len(out), str(e))
     return Decoded(index, out, [thumbnail(image, frames.colour) for image in out])
-
-
-def _check_size(image: Image, clip: Clip, frame: int) -> None:
-    width, height = clip.sequence.size
-    if image.shape[:2] != (height, width):
-        raise DataError(
-            f"{clip.sequence.id}: frame {frame} decodes to another size",
-            expected=f"{width}x{height}",
-            got=f"{image.shape[1]}x{image.shape[0]}",
-        )

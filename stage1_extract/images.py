@@ -84,7 +84,7 @@ def _jpeg(data: bytes, name: str) -> tuple[int, int]:
             if size is None:
                 raise DataError(f"{name}: damaged JPEG", expected="a frame header before the scan", got="none")
             # within a scan FF is stuffed with 00, so that FF D9 can only be the end
-            if data.find(_EOI, end) < 0:
+            if data.rfind(_EOI, end) < 0:  # from the back, where it is
                 break
             return size
         at = max(end, at + 2)

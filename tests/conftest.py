@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -66,3 +68,27 @@ def write_store(
 
 
 StoreMaker = Callable[..., Path]
+
+
+def picture(seed: int, size: tuple[int, int] = (64, 48)) -> NDArray[np.uint8]:
+    """A smooth random picture, (height, width, 3) BGR."""
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(noise, size, interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def write_clips(
+    root: Path, counts: Mapping[str, int] | None = None, *, frames: int = 8, size: tuple[int, int] = (64, 48)
+) -> Path:
+    """A small data set of real JPEGs in the competition's layout; velocity and own speed are functions of the clip."""
+    for split, count in (counts or {"Train": 6, "Validation": 2, "Test": 2}).items():
+        for i in range(1, count + 1):
+            folder = root / split / split / str(i)
+            (folder / "imgs").mkdir(parents=True)
+            seed = zlib.crc32(f"{split}{i}".encode())
+            for f in range(1, frames + 1):
+                cv2.imwrite(str(folder / "imgs" / f"{f:03d}.jpg"), picture(seed + f, size))
+            box = {"left": 10.0, "top": 10.0, "right": 30.0, "bottom": 30.0}
+            vehicle = {"velocity": [i / 2, -i / 10], "bbox": box, "position": [10.0 * i, 1.0]}
+            (folder / "annotation.json").write_text(json.dumps([vehicle]))
+            (folder / "ego.json").write_text(json.dumps({"speed": 5.0 + i}))
+    return root

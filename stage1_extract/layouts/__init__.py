@@ -1,0 +1,48 @@
+"""Layouts of data sets: what lies where, and which frames and labels that makes."""
+
+from __future__ import annotations
+
+from features.config import Data
+from features.errors import DataError
+from stage1_extract.clips import Catalogue
+from stage1_extract.layouts import competition, manifest, tusimple, video
+from stage1_extract.layouts.frames import inspect
+
+__all__ = ["scan"]
+
+
+def scan(data: Data, *, threads: int = 0) -> Catalogue:
+    """Every sound clip of a data set, and every fault that shows without decoding, in one pass.
+
+    Args:
+        data: where it is and how it is laid out.
+        threads: that read and hash files; 0: one a core.
+
+    Raises:
+        DataError: what makes the scan impossible: nothing at the path, no zip, a manifest without a column, no clip.
+    """
+    try:
+        catalogue = _catalogue(data, threads)
+    except OSError as e:  # a folder that may not be entered
+        what = f"{e.filename or data.path}: cannot be read"
+        raise DataError(what, got=e.strerror or e, mend="check its permissions") from None
+    if not catalogue.clips and not catalogue.faults:
+        raise DataError(
+            f"{data.path}: no clips",
+            expected=f"layout {data.layout}",
+            got="none",
+            mend="check data.path and data.layout",
+        )
+    return catalogue
+
+
+def _catalogue(data: Data, threads: int) -> Catalogue:
+    if data.layout == "video":
+        return video.catalogue(data, threads)
+    if data.layout == "manifest":
+        drafts, faults = manifest.drafts(data)
+        found = inspect(drafts, threads)
+        return Catalogue(found.clips, (*faults, *found.faults))
+    if data.layout == "tusimple":
+        return inspect(tusimple.drafts(data), threads)
+    return inspect(competition.drafts(data), threads)

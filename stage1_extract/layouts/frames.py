@@ -1,0 +1,122 @@
+"""From files to clips: every file is read once, by several threads, for its size and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from features.errors import DataError
+from features.sequences import Label, Sequence
+from stage1_extract.clips import Catalogue, Clip, Image
+from stage1_extract.images import decode, probe
+from stage1_extract.layouts.files import Place, read
+
+Size = tuple[int, int]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def fault(what: str, *, expected: object = None, got: object = None) -> str:
+    """One line that names a fault; the mend is the caller's."""
+    return line(DataError(what, expected=expected, got=got))
+
+
+def line(error: DataError) -> str:
+    """An error as a fault: on one line, and without a mend."""
+    return " ".join(str(DataError(error.what, expected=error.expected, got=error.got)).split())
+
+
+@dataclass(frozen=True)
+class FrameFiles:
+    """Frames in one file each: a `Source` that any number of threads may read.
+
+    Attributes:
+        files: one a frame, in order.
+        size: width, height in pixels that every one of them must have.
+    """
+
+    files: tuple[Place, ...]
+    size: Size
+    parallel: bool = True
+
+    def read(self, start: int, stop: int) -> Iterator[Image]:
+        """Frames start … stop − 1, uint8 BGR of shape (height, width, 3).
+
+        Raises:
+            DataError: a file that is gone, damaged, or of another size than when it was scanned.
+        """
+        for file in self.files[start:stop]:
+            image = decode(read(file), str(file))
+            height, width = image.shape[:2]
+            if (width, height) != self.size:
+                raise DataError(f"{file}: frame of another size", expected=_text(self.size), got=_text((width, height)))
+            yield image
+
+
+@dataclass
+class Draft:
+    """A sequence on its way to become a clip: what is known before its files are read, and the faults found so far."""
+
+    id: str
+    split: str
+    fps: float
+    files: tuple[Place, ...] = ()
+    labels: tuple[Label, ...] = ()
+    faults: list[str] = field(default_factory=list)
+
+
+def inspect(drafts: list[Draft], threads: int) -> Catalogue:
+    """Read every file once and make clips of the drafts without a fault.
+
+    The digest is the SHA-256 over the SHA-256 of each file, in order.
+    """
+    seen = iter(mapped(_look, [f for d in drafts for f in d.files], threads, unit="file"))
+    clips, faults = [], []
+    for draft in drafts:
+        looks = [next(seen) for _ in draft.files]
+        draft.faults += [look for look in looks if isinstance(look, str)]
+        sound = [(file, *look) for file, look in zip(draft.files, looks, strict=True) if not isinstance(look, str)]
+        size = Counter(size for _, size, _ in sound).most_common(1)[0][0] if sound else (0, 0)
+        draft.faults += [
+            fault(f"{file}: frame of another size", expected=f"{_text(size)} as the sequence's others", got=_text(odd))
+            for file, odd, _ in sound
+            if odd != size
+        ]
+        faults += draft.faults
+        if not draft.faults and sound:
+            digest = hashlib.sha256(b"".join(d for _, _, d in sound)).hexdigest()
+            length = len(draft.files)
+            sequence = Sequence(draft.id, draft.split, length, draft.fps, size, digest, draft.labels)
+            clips.append(Clip(sequence, FrameFiles(draft.files, size)))
+    return Catalogue(tuple(clips), tuple(faults))
+
+
+def mapped(work: Callable[[T], R], items: Iterable[T], threads: int, *, unit: str) -> list[R]:
+    """`work` of each item in order, in threads (0: one a core), with a bar where it takes long on a terminal."""
+    items = list(items)
+    bar = tqdm(total=len(items), desc="scanning", unit=unit, delay=2, disable=None)
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool, bar:
+        results = []
+        for result in pool.map(work, items):
+            results.append(result)
+            bar.update()
+        return results
+
+
+def _look(file: Place) -> tuple[Size, bytes] | str:
+    try:
+        data = read(file)
+        return probe(data, str(file)), hashlib.sha256(data).digest()
+    except DataError as e:
+        return line(e)
+
+
+def _text(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,170 @@
+"""Heads and the stage-two model: shapes, numbers, parameter counts, saving."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from features.config import Head
+from features.errors import ConfigError, StoreError
+from features.store import TopRecord
+from stage2_temporal.heads import HEADS, find, pool
+from stage2_temporal.model import Scale, build, parameters, rebuild_top, target_scale, vector_scale
+
+SHAPE = (4, 3, 5, 16)
+MAPS = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)
+
+
+def tiny_top() -> TopRecord:
+    keras.utils.set_random_seed(3)
+    maps = keras.Input(SHAPE[1:])
+    x = keras.layers.Conv2D(8, 1, use_bias=False, name="conv")(maps)
+    x = keras.layers.Activation("relu", name="ac")(keras.layers.BatchNormalization(name="bn")(x))
+    model = keras.Model(maps, x)
+    return TopRecord(model.to_json(), model.get_weights())
+
+
+def pooled(grid: tuple[int, int], difference: bool) -> np.ndarray:
+    maps = keras.Input(SHAPE)
+    model = keras.Model(maps, pool(maps, Head(grid=grid, difference=difference)))
+    return np.asarray(model(MAPS))
+
+
+def test_pooling_by_hand() -> None:
+    np.testing.assert_allclose(pooled((1, 1), False), MAPS.mean(axis=(2, 3)), atol=1e-6)
+    cells = []
+    for i in range(2):
+        for j in range(3):  # 3 rows into 2: 0–1, 1–2; 5 columns into 3: 0–1, 1–3, 3–4
+            rows = slice(math.floor(i * 3 / 2), math.ceil((i + 1) * 3 / 2))
+            columns = slice(math.floor(j * 5 / 3), math.ceil((j + 1) * 5 / 3))
+            cells.append(MAPS[:, :, rows, columns].mean(axis=(2, 3)))
+    np.testing.assert_allclose(pooled((2, 3), False), np.concatenate(cells, axis=-1), atol=1e-6)
+
+
+def test_difference_by_hand() -> None:
+    plain, both = pooled((3, 5), False), pooled((3, 5), True)
+    np.testing.assert_array_equal(both[..., : plain.shape[-1]], plain)
+    change = both[..., plain.shape[-1] :]
+    np.testing.assert_array_equal(change[:, 0], 0)
+    np.testing.assert_allclose(change[:, 1:], plain[:, 1:] - plain[:, :-1], atol=1e-6)
+
+
+def test_one_frame_has_no_change() -> None:
+    model = build((1, 3, 5, 16), Head(units=4, difference=True), 1)
+    assert model(MAPS[:, :1]).shape == (6, 1)
+
+
+def test_flatten_is_time_distributed_flatten() -> None:
+    maps = keras.Input(SHAPE)
+    ours = keras.Model(maps, find("flatten_lstm").summarise(maps, Head()))
+    theirs = keras.layers.TimeDistributed(keras.layers.Flatten())(MAPS)
+    np.testing.assert_array_equal(np.asarray(ours(MAPS)), np.asarray(theirs))
+
+
+def test_folded_top_is_the_time_distributed_top() -> None:
+    record = tiny_top()
+    model = build(SHAPE, Head(name="flatten_lstm", units=4), 2, top=record)
+    inner = keras.Model(model.input, model.get_layer("flatten").output)
+    frame_by_frame = np.stack([rebuild_top(record)(MAPS[:, t], training=False) for t in range(4)], axis=1)
+    np.testing.assert_allclose(np.asarray(inner(MAPS)), frame_by_frame.reshape(6, 4, -1), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_saves_and_loads_safely(name: str, tmp_path: Path) -> None:
+    head = Head(name=name, units=4, grid=(2, 2), difference=True)
+    scale = Scale(np.array([3.0, -1.0]), np.array([0.5, 7.0]))
+    model = build(
+        SHAPE, head, 2, top=tiny_top(), target=scale, vectors=lambda m: vector_scale([m.predict_on_batch(MAPS)])
+    )
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
+    np.testing.assert_array_equal(loaded.predict_on_batch(MAPS), model.predict_on_batch(MAPS))
+
+
+def test_standardised_vectors_have_mean_0_and_deviation_1() -> None:
+    maps = (MAPS * 40 + 300).astype(np.float32)
+    model = build(SHAPE, Head(units=4), 1, vectors=lambda m: vector_scale([m.predict_on_batch(maps[:4]), maps_of(m)]))
+
+    def check(values: np.ndarray) -> None:
+        np.testing.assert_allclose(values.mean(axis=(0, 1)), 0, atol=1e-3)
+        np.testing.assert_allclose(values.std(axis=(0, 1)), 1, atol=1e-3)
+
+    check(np.asarray(keras.Model(model.input, model.get_layer("standardise").output)(maps)))
+
+
+def maps_of(summariser: keras.Model) -> np.ndarray:
+    values: np.ndarray = summariser.predict_on_batch((MAPS[4:] * 40 + 300).astype(np.float32))
+    return values
+
+
+def test_vector_scale_in_batches_and_dead_features() -> None:
+    values = np.random.default_rng(1).normal(1e4, 2, size=(30, 4, 3)).astype(np.float32)
+    values[..., 2] = 5  # never varies
+    scale = vector_scale([values[:7], values[7:]])
+    np.testing.assert_allclose(scale.mean, values.astype(np.float64).mean(axis=(0, 1)))
+    np.testing.assert_allclose(scale.deviation[:2], values.astype(np.float64).std(axis=(0, 1))[:2])
+    assert scale.deviation[2] == pytest.approx(math.sqrt(1e-4 * (scale.deviation[:2] ** 2).sum() / 3), rel=1e-3)
+    assert vector_scale([np.ones((3, 2, 2))]).deviation.tolist() == [1, 1]
+
+
+def test_target_scale() -> None:
+    scale = target_scale(np.array([[1.0, 5.0], [3.0, 5.0]]))
+    assert scale.mean.tolist() == [2, 5]
+    assert scale.deviation.tolist() == [1, 1]
+
+
+def test_output_is_scaled_back() -> None:
+    keras.utils.set_random_seed(0)
+    plain = build(SHAPE, Head(units=4), 2)
+    scaled = build(SHAPE, Head(units=4), 2, target=Scale(np.array([3.0, -1.0]), np.array([0.5, 7.0])))
+    scaled.set_weights(plain.get_weights())
+    expected = plain.predict_on_batch(MAPS) * [0.5, 7] + [3, -1]
+    np.testing.assert_allclose(scaled.predict_on_batch(MAPS), expected, atol=1e-5)
+
+
+def test_published_parameter_counts() -> None:
+    """Stage two on InceptionResNetV2's cut: 104,948,130 in all, 53,807,810 trainable, 51,140,320 not."""
+    whole = keras.applications.InceptionResNetV2(include_top=False, weights=None, input_shape=(180, 320, 3))
+    top = keras.Model(whole.get_layer("conv_7b").input, whole.output)
+    assert top.input.shape[1:] == (4, 8, 2080)
+    trunk = keras.Model(whole.input, whole.get_layer("conv_7b").input).count_params()
+    assert trunk == 51_137_248
+    model = build(
+        (8, 4, 8, 2080),
+        Head(name="flatten_lstm", units=256, activation="relu", dense=64),
+        2,
+        top=TopRecord(top.to_json(), top.get_weights()),
+    )
+    assert model.count_params() == 104_948_130 - 51_137_248
+    assert parameters(model, trunk) == {"total": 104_948_130, "trainable": 53_807_810, "frozen": 51_140_320}
+    assert model.get_layer("lstm").count_params() == 50_594_816
+    assert [w.shape for w in model.get_layer("dense").get_weights()] == [(256, 64), (64,)]
+
+
+def test_top_is_trainable_whatever_it_was_saved_as() -> None:
+    model = keras.models.model_from_json(tiny_top().architecture)
+    model.trainable = False
+    top = rebuild_top(TopRecord(model.to_json(), tiny_top().weights))
+    assert len(top.trainable_weights) == 3
+    for got, stored in zip(top.get_weights(), tiny_top().weights, strict=True):
+        np.testing.assert_array_equal(got, stored)
+
+
+def test_a_top_with_code_or_other_weights_is_refused() -> None:
+    maps = keras.Input((2,))
+    evil = keras.Model(maps, keras.layers.Lambda(lambda x: x * 2)(maps))
+    with pytest.raises(StoreError, match="cannot be rebuilt"):
+        rebuild_top(TopRecord(evil.to_json(), []))
+    with pytest.raises(StoreError, match="cannot be rebuilt"):
+        rebuild_top(TopRecord(tiny_top().architecture, tiny_top().weights[:-1]))
+
+
+def test_unknown_head_and_too_fine_a_grid() -> None:
+    with pytest.raises(ConfigError, match="flatten_lstm, pooled_lstm"):
+        find("transformer")
+    with pytest.raises(ConfigError, match="at most 3 rows and 5 columns"):
+        build(SHAPE, Head(grid=(4, 5)), 1)

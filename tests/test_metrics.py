@@ -1,0 +1,84 @@
+"""Metrics against values worked by hand and against Keras."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from stage2_temporal.metrics import Velocity, as_json, scores, verdict
+
+TRUE = np.array([[1.0, 0.0], [3.0, 0.0], [5.0, 6.0]])
+PREDICTED = np.array([[2.0, 0.0], [3.0, 1.0], [4.0, 4.0]])
+CONSTANT = np.array([3.0, 2.0])
+COLUMNS = ("vx", "vy")
+
+
+def test_values_by_hand() -> None:
+    s = scores(TRUE, PREDICTED, CONSTANT, COLUMNS)
+    assert s.rmse == pytest.approx(math.sqrt(7 / 6))  # errors 1, 0, -1 and 0, 1, -2
+    assert s.mae == pytest.approx(5 / 6)
+    assert s.skill == pytest.approx(1 - 7 / 32)  # the constant's squares: 4 + 0 + 4 and 4 + 4 + 16
+    vx, vy = s.components["vx"], s.components["vy"]
+    assert (vx.rmse, vx.mae, vx.skill) == pytest.approx((math.sqrt(2 / 3), 2 / 3, 1 - 2 / 8))
+    assert (vy.rmse, vy.mae, vy.skill) == pytest.approx((math.sqrt(5 / 3), 1, 1 - 5 / 24))
+    assert vx.spread_ratio == pytest.approx(0.5)  # deviations of 2, 3, 4 and 1, 3, 5
+    assert s.spread_ratio == pytest.approx(math.sqrt((2 / 3 + 26 / 9) / (8 / 3 + 8)))
+    assert s.ev is None
+
+
+def test_the_constant_has_no_skill_and_no_spread() -> None:
+    s = scores(TRUE, np.broadcast_to(TRUE.mean(axis=0), TRUE.shape), TRUE.mean(axis=0), COLUMNS)
+    assert s.skill == 0
+    assert s.spread_ratio == 0
+    assert verdict("test", s) == ("No better than a constant on the test split: the predictions hardly vary "
+                                  "(spread ratio 0.00, skill 0.00).", True)  # fmt: skip
+
+
+@given(arrays(np.float64, (7, 2), elements=st.floats(-50, 50)))
+def test_rmse_is_keras(predicted: np.ndarray) -> None:
+    true = np.linspace(-3, 9, 14).reshape(7, 2)
+    metric = keras.metrics.RootMeanSquaredError()
+    for batch in (slice(0, 4), slice(4, 7)):
+        metric.update_state(true[batch].astype(np.float32), predicted[batch].astype(np.float32))
+    ours = scores(true, predicted, true.mean(axis=0), COLUMNS).rmse
+    assert ours == pytest.approx(float(metric.result()), rel=1e-5)
+
+
+def test_ev_by_hand() -> None:
+    """Squared errors summed over the components: 1, 1, 5 near, medium, far; 20 m is medium, 45 m is far."""
+    s = scores(TRUE, PREDICTED, CONSTANT, COLUMNS, np.array([[19.9, 0], [20.0, 3], [45.0, 1]]))
+    assert s.ev == Velocity(1, 1, 5, pytest.approx(7 / 3))
+    near = scores(TRUE, PREDICTED, CONSTANT, COLUMNS, np.array([[5, 0], [9, 3], [math.nan, math.nan]]))
+    assert near.ev is not None
+    assert near.ev.near == 1
+    assert as_json(near)["ev"] == {"near": 1.0, "medium": None, "far": None, "mean": None}
+
+
+def test_ev_needs_positions_and_velocities() -> None:
+    nowhere = np.full((3, 2), math.nan)
+    assert scores(TRUE, PREDICTED, CONSTANT, COLUMNS, nowhere).ev is None
+    assert scores(TRUE[:, :1], PREDICTED[:, :1], CONSTANT[:1], ("ego_speed",), np.ones((3, 2))).ev is None
+
+
+def test_labels_that_do_not_vary_have_neither_skill_nor_verdict() -> None:
+    s = scores(np.ones((3, 1)), np.array([[1.0], [2], [3]]), np.ones(1), ("ego_speed",))
+    assert math.isnan(s.skill)
+    assert as_json(s)["components"]["ego_speed"]["spread_ratio"] is None
+    assert verdict("validation", s)[1] is False
+
+
+@pytest.mark.parametrize(
+    ("scale", "says", "constant"),
+    [(0.19, "hardly vary", True), (0.9, "Better than a constant", False), (-1.0, "not smaller", True)],
+)
+def test_verdict(scale: float, says: str, constant: bool) -> None:
+    mean = TRUE.mean(axis=0)
+    sentence, flag = verdict("test", scores(TRUE, mean + scale * (TRUE - mean), mean, COLUMNS))
+    assert says in sentence
+    assert flag is constant
