@@ -37,11 +37,13 @@ class ConfigError(FramebankError):
 
 
 class BadInputs(FramebankError):
-    """Several faults found in one pass: one line each."""
+    """Faults found in one pass: one line each, and the mend."""
 
     def __init__(self, what: str, faults: list[str], *, mend: str | None = None) -> None:
         super().__init__(what, mend=mend)
         self.faults = faults
 
     def __str__(self) -> str:
+        if len(self.faults) == 1:
+            return f"{self.faults[0]} Mend: {self.mend}" if self.mend else self.faults[0]
         return "\n".join([*self.faults, super().__str__()])

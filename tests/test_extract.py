@@ -249,7 +249,7 @@ def test_half_precision_that_overflows_is_said(clips: Path, tmp_path: Path) -> N
     made = build_trunk(config.model_copy(update={"backbone": config.backbone.model_copy(update={"cut": "conv1_bn"})}))
     weights = made.backbone.model.get_weights()
     made.backbone.model.set_weights([w * 1e5 for w in weights])
-    with pytest.raises(DataError, match="--extract.dtype float32"):
+    with pytest.raises(DataError, match=r"--extract\.dtype float32"):
         extract(config, tmp_path / "s.h5", scan(config.data), trunk=made)
 
 

@@ -184,10 +184,10 @@ def test_each_component_has_its_figures_and_its_plots(tmp_path: Path) -> None:
 
 def test_a_constant_like_model_is_called_one(tmp_path: Path) -> None:
     page = body(*make_run(tmp_path / "flat", shrink=0.05))
-    assert '<p class="banner bad"><strong>No better than a constant</strong>' in page
-    assert "the predictions hardly vary" in page
+    assert '<p class="banner bad"><strong>No better than a constant on the test split</strong>The predictions' in page
     page = body(*make_run(tmp_path / "good"))
-    assert "<strong>No better than a constant" not in page and "Better than a constant on the test split" in page
+    assert 'class="banner bad"' not in page
+    assert '<p class="banner"><strong>Better than a constant on the test split</strong>Skill 0.' in page
 
 
 def test_an_untrained_backbone_is_named_loudly(tmp_path: Path) -> None:
@@ -259,6 +259,19 @@ def test_the_worst_clips_show_their_own_frames(tmp_path: Path) -> None:
     assert page.count("data:image/jpeg;base64,") == 88
     assert page.count('class="box" style="left:43.75%;top:47.22%;width:21.88%;height:37.50%"') == 11
     assert f"{ranked[0].true[0]:.2f}" in page and f"{ranked[0].predicted[0]:.2f}" in page
+
+
+def test_targets_of_several_units_have_none(tmp_path: Path) -> None:
+    page = body(*make_run(tmp_path, unit=None))
+    assert "None" not in page and ">RMSE</th>" in page
+
+
+def test_the_validation_that_chose_the_epoch_counts_before_the_stored_one(tmp_path: Path) -> None:
+    folder, _ = make_run(tmp_path)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["splits"]["validation-store"] = metrics["splits"].pop("test")
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert read_results(folder).splits == ["validation", "validation-store", "train"]
 
 
 def example(sequence: str, first: int, error: float, stride: int = 1) -> Example:

@@ -78,7 +78,7 @@ def test_every_plot_is_drawn_quietly_and_offline(
 ) -> None:
     visit = Visit(browser, reports[kind], scheme=scheme, script=True, width=1240)
     page = visit.page
-    page.wait_for_function(f"document.querySelectorAll('.plot.drawn .main-svg').length >= {plots}")
+    page.locator(".plot.drawn .xy").nth(plots - 1).wait_for(state="attached")
     marks = ".scatterlayer .js-line, .scatterlayer .point, .barlayer .point"
     drawn, stale = (
         page.evaluate(f"[...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('{what}').length)")
@@ -89,11 +89,7 @@ def test_every_plot_is_drawn_quietly_and_offline(
         "[...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('.scatterlayer .point').length)"
     )
     assert max(clouds) == (300 if kind == "dense" else 40)
-    broken = page.evaluate(
-        "[...document.images].filter(i => { i.loading = 'eager'; return !i.src.startsWith('data:') }).length"
-    )
-    assert broken == 0
-    page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    page.evaluate("Promise.all([...document.images].map(i => i.decode()))")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     visit.picture(f"{kind}-{scheme}")
     assert visit.faults == []
@@ -104,11 +100,11 @@ def test_every_plot_is_drawn_quietly_and_offline(
 
 def test_the_plots_follow_the_scheme(browser: sync_api.Browser, reports: dict[str, Path]) -> None:
     visit = Visit(browser, reports["speed"], scheme="light", script=True, width=1240)
-    colour = "getComputedStyle(document.querySelector('.scatterlayer .point')).fill"
+    colour = "getComputedStyle(document.querySelectorAll('.scatterlayer .point')[5]).fill"
     light = visit.page.evaluate(colour)
     visit.page.emulate_media(color_scheme="dark")
-    visit.page.wait_for_function(f"{colour} !== {light!r}")
-    assert light == "rgb(31, 95, 208)" and visit.page.evaluate(colour) == "rgb(125, 176, 255)"
+    sync_api.expect(visit.page.locator(".scatterlayer .point").nth(5)).to_have_css("fill", "rgb(125, 176, 255)")
+    assert light == "rgb(31, 95, 208)"
     assert visit.faults == []
     visit.close()
 
@@ -133,7 +129,7 @@ def test_without_javascript_everything_is_there(
 
 def test_a_narrow_window_needs_no_sideways_scrolling(browser: sync_api.Browser, reports: dict[str, Path]) -> None:
     visit = Visit(browser, reports["velocity"], scheme="light", script=True, width=390)
-    visit.page.wait_for_function("document.querySelectorAll('.plot.drawn .main-svg').length >= 8")
+    visit.page.locator(".plot.drawn .xy").nth(7).wait_for(state="attached")
     visit.picture("velocity-narrow")
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
     visit.close()
@@ -147,7 +143,7 @@ def test_a_name_from_the_data_is_text_in_a_hover_label(browser: sync_api.Browser
         type(s)(**{**vars(s), "id": s.id.replace("test/", "<i>test</i>/")}) for s in store.sequences
     )
     visit = Visit(browser, write_report(folder, store), scheme="light", script=True, width=1240)
-    place = visit.page.locator(".plot", has=visit.page.locator(".scatterlayer .point")).nth(1)
+    place = visit.page.locator(".plot", has=visit.page.locator(".scatterlayer .point")).nth(2)
     place.scroll_into_view_if_needed()
     place.locator(".scatterlayer .point").nth(3).hover(force=True)
     visit.page.wait_for_selector(".hoverlayer .hovertext")

@@ -1,0 +1,31 @@
+"""What `make bench` runs: each comparison side by side in one run, printed as a ratio and written as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from benchmarks import extraction
+
+
+def main() -> int:
+    """Run every benchmark; results to the terminal and to benchmarks/results.json."""
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    rows = [extraction.measure(name) for name in ("EfficientNetLite0", "InceptionResNetV2")]
+    print(f"{machine}\n\nextraction, 1280x720 JPEG to a finished store, frames/s")
+    print(f"{'backbone':<20}{'decode':>8}{'trunk':>8}{'whole':>8}{'whole/parts':>13}")
+    for row in rows:
+        print(
+            "{backbone:<20}{decode_fps:>8.0f}{trunk_fps:>8.1f}{whole_fps:>8.1f}{whole_over_parts:>13.3f}".format(**row)
+        )
+    Path("benchmarks/results.json").write_text(json.dumps({"machine": machine, "extraction": rows}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""Flat drawings of vehicles' rears and roadside objects, and their placing at a fraction of a pixel's accuracy.
+
+A sprite is drawn once, large; in the picture it is filtered from the level of a pyramid that fits its size there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from features.sequences import Box
+from stage1_extract.sample.world import Colour, Vehicle
+
+Image = NDArray[np.uint8]
+Sprite = tuple[NDArray[np.float32], ...]  # levels, each half as large: B, G, R times alpha, and alpha, from 0 to 1
+
+GLASS: Colour = (48, 42, 36)
+TYRE: Colour = (26, 25, 25)
+
+
+def sprite(colour: NDArray[np.float32] | Image, alpha: Image) -> Sprite:
+    """Levels of a drawing: colour of shape (h, w, 3) and alpha (h, w), both from 0 to 255."""
+    a = alpha.astype(np.float32)[..., None] / 255
+    levels = [np.concatenate([colour.astype(np.float32) / 255 * a, a], axis=2)]
+    while min(levels[-1].shape[:2]) >= 8:
+        h, w = levels[-1].shape[:2]
+        levels.append(cv2.resize(levels[-1], (w // 2, h // 2), interpolation=cv2.INTER_AREA))
+    return tuple(levels)
+
+
+def place(canvas: Image, drawing: Sprite, box: Box, haze: float = 0.0, air: Colour = (0, 0, 0)) -> None:
+    """Draw a sprite so that it fills a box (left, top, right, bottom in pixels, centre of the first pixel at 0).
+
+    Args:
+        haze: share of the air's colour in front of it, from 0 to 1.
+        air: that colour.
+    """
+    left, top, right, bottom = box
+    x0, y0 = max(0, int(np.floor(left))), max(0, int(np.floor(top)))
+    x1, y1 = min(canvas.shape[1], int(np.ceil(right)) + 2), min(canvas.shape[0], int(np.ceil(bottom)) + 2)
+    if x0 >= x1 or y0 >= y1:
+        return
+    over = 4 if right - left < 50 else 2 if right - left < 150 else 1
+    # the finest level whose cells are no smaller than the grid's: smaller ones would be skipped over
+    level = next((s for s in drawing if s.shape[1] <= (right - left) * over), drawing[-1])
+    h, w = level.shape[:2]
+    # from the finer grid to the level's cells; a pixel's area reaches half a pixel to each side of its centre
+    sx, sy = w / (right - left), h / (bottom - top)
+    m = np.array(
+        [
+            [sx / over, 0, ((0.5 / over - 0.5) + x0 - left) * sx - 0.5],
+            [0, sy / over, ((0.5 / over - 0.5) + y0 - top) * sy - 0.5],
+        ]
+    )
+    fine = cv2.warpAffine(
+        level, m, ((x1 - x0) * over, (y1 - y0) * over),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_CONSTANT,
+    )  # fmt: skip
+    patch = cv2.resize(fine, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA) if over > 1 else fine
+    alpha = patch[..., 3:]
+    colour = patch[..., :3] * np.float32(255 * (1 - haze)) + alpha * np.float32(np.multiply(air, haze))
+    below = canvas[y0:y1, x0:x1]
+    np.copyto(below, (below * (1 - alpha) + colour + 0.5).astype(np.uint8))
+
+
+class _Easel:
+    """A canvas in metres with the foot of its left side at (0, 0) and z upwards."""
+
+    def __init__(self, width: float, height: float, pixels: int) -> None:
+        self.scale = pixels / width
+        self.h = round(height * self.scale)
+        self.sy = self.h / height
+        self.colour = np.zeros((self.h, pixels, 3), np.uint8)
+        self.alpha = np.zeros((self.h, pixels), np.uint8)
+
+    def _points(self, points: list[tuple[float, float]]) -> NDArray[np.int32]:
+        p = np.array(points, np.float64)
+        p = np.column_stack([p[:, 0] * self.scale, self.h - p[:, 1] * self.sy]) - 0.5
+        return np.asarray(np.round(p * 256), np.int32)
+
+    def shape(self, colour: Colour, points: list[tuple[float, float]], *, solid: bool = True) -> None:
+        """A filled polygon; with `solid` it covers what is behind the sprite."""
+        p = self._points(points)
+        cv2.fillPoly(self.colour, [p], colour, cv2.LINE_AA, 8)
+        if solid:
+            cv2.fillPoly(self.alpha, [p], 255, cv2.LINE_AA, 8)
+
+    def block(self, colour: Colour, x0: float, z0: float, x1: float, z1: float, *, cut: float = 0.0) -> None:
+        """A rectangle whose corners are cut off by `cut` m."""
+        c = cut
+        self.shape(
+            colour,
+            [
+                (x0 + c, z0), (x1 - c, z0), (x1, z0 + c), (x1, z1 - c),
+                (x1 - c, z1), (x0 + c, z1), (x0, z1 - c), (x0, z0 + c),
+            ],
+        )  # fmt: skip
+
+    def disc(self, colour: Colour, x: float, z: float, radius: float) -> None:
+        p = self._points([(x, z)])[0]
+        for image, value in ((self.colour, colour), (self.alpha, 255)):
+            cv2.circle(image, (int(p[0]), int(p[1])), round(radius * self.scale * 256), value, -1, cv2.LINE_AA, 8)
+
+    def done(self, rng: np.random.Generator, grain: float) -> Sprite:
+        """The sprite, with a fine and a coarse texture over everything."""
+        h, w = self.alpha.shape
+        light = np.ones((h, w), np.float32)
+        for cells in (10, 28, 80):
+            noise = rng.standard_normal((max(2, cells * h // w), cells)).astype(np.float32)
+            light += grain * cv2.resize(noise, (w, h), interpolation=cv2.INTER_LINEAR)
+        return sprite(np.clip(self.colour * light[..., None], 0, 255), self.alpha)
+
+
+PAINTS = (  # B, G, R
+    (225, 225, 225), (205, 205, 208), (150, 150, 152), (95, 95, 98), (45, 42, 42), (30, 28, 28),
+    (40, 35, 140), (120, 70, 30), (95, 60, 45), (60, 75, 40), (120, 150, 175), (45, 110, 160),
+)  # fmt: skip
+
+
+def rear(vehicle: Vehicle) -> Sprite:
+    """A vehicle's rear: its silhouette touches all four sides of the sprite."""
+    rng = np.random.default_rng([vehicle.seed, 1])
+    w, h = vehicle.width, vehicle.height
+    paint: Colour = tuple(float(np.clip(c + rng.normal(0, 8), 0, 255)) for c in PAINTS[rng.integers(len(PAINTS))])  # type: ignore[assignment]
+    easel = _Easel(w, h, 512)
+    tyre = rng.uniform(0.18, 0.24) * (1.3 if vehicle.kind == "truck" else 1.0)
+    floor = rng.uniform(0.2, 0.28) * (1.8 if vehicle.kind == "truck" else 1.0)
+    easel.block((18, 18, 18), 0.04, 0.10, w - 0.04, floor + 0.15)  # the dark below
+    for x in (0.03, w - 0.03 - tyre):
+        easel.block(TYRE, x, 0.0, x + tyre, floor + 0.25, cut=0.02)
+    draw = _truck if vehicle.kind == "truck" else _car
+    draw(easel, rng, vehicle, paint, floor)
+    plate: Colour = (200, 205, 205) if rng.random() < 0.7 else (90, 190, 215)
+    middle, z = w / 2 + rng.normal(0, 0.02), floor + rng.uniform(0.22, 0.42)
+    easel.block(plate, middle - 0.24, z, middle + 0.24, z + 0.12)
+    for i in range(6):
+        x = middle - 0.19 + i * 0.065
+        easel.block((40, 35, 35), x, z + 0.03, x + rng.uniform(0.02, 0.05), z + 0.09)
+    return easel.done(rng, 0.03)
+
+
+def _shade(colour: Colour, by: float) -> Colour:
+    b, g, r = (min(255.0, c * by) for c in colour)
+    return b, g, r
+
+
+def _car(easel: _Easel, rng: np.random.Generator, vehicle: Vehicle, paint: Colour, floor: float) -> None:
+    w, h = vehicle.width, vehicle.height
+    belt = h * (rng.uniform(0.56, 0.62) if vehicle.kind == "car" else rng.uniform(0.48, 0.55))
+    inset = rng.uniform(0.16, 0.24) if vehicle.kind == "car" else rng.uniform(0.05, 0.12)
+    roof = [(inset, h - 0.05), (inset + 0.08, h), (w - inset - 0.08, h), (w - inset, h - 0.05)]
+    easel.shape(_shade(paint, 0.92), [(0.03, belt - 0.02), *roof, (w - 0.03, belt - 0.02)])
+    gap = 0.09
+    glass = [
+        (gap + 0.06, belt + 0.03),
+        (inset + gap, h - 0.13),
+        (w - inset - gap, h - 0.13),
+        (w - gap - 0.06, belt + 0.03),
+    ]
+    easel.shape(GLASS, glass)
+    sheen = rng.uniform(0.2, 0.6) * w
+    easel.shape(  # the sky in the window
+        (120, 112, 104),
+        [(sheen, belt + 0.05), (sheen + 0.12, h - 0.14), (sheen + 0.3, h - 0.14), (sheen + 0.25, belt + 0.05)],
+    )
+    easel.block(paint, 0.0, floor, w, belt, cut=0.05)
+    easel.block(_shade(paint, 1.12), 0.05, belt - 0.09, w - 0.05, belt - 0.04)  # light along the edge
+    bumper = _shade(paint, 0.8) if rng.random() < 0.6 else (52, 52, 54)
+    easel.block(bumper, 0.0, floor, w, floor + 0.24, cut=0.05)
+    easel.block((30, 30, 30), 0.06, floor + 0.235, w - 0.06, floor + 0.255)
+    tall, wide = rng.uniform(0.13, 0.34), rng.uniform(0.2, 0.4)
+    top = belt - rng.uniform(0.04, 0.1)
+    for x0, x1 in ((0.04, 0.04 + wide), (w - 0.04 - wide, w - 0.04)):
+        easel.block((38, 28, 165), x0, top - tall, x1, top, cut=0.03)
+        easel.block((190, 200, 215), x0 + wide * 0.35, top - tall * 0.6, x1 - wide * 0.25, top - tall * 0.3)
+    easel.block((35, 30, 190), w / 2 - 0.15, h - 0.11, w / 2 + 0.15, h - 0.08)  # the third brake light
+    easel.block(_shade(paint, 0.6), w / 2 - 0.09, belt - 0.2, w / 2 + 0.09, belt - 0.15)
+
+
+def _truck(easel: _Easel, rng: np.random.Generator, vehicle: Vehicle, paint: Colour, floor: float) -> None:
+    w, h = vehicle.width, vehicle.height
+    base = floor + 0.45
+    easel.block((34, 33, 33), 0.04, floor, w - 0.04, base + 0.02)  # frame and axles
+    easel.block(paint, 0.0, base, w, h, cut=0.02)
+    easel.block(_shade(paint, 0.7), 0.0, h - 0.1, w, h)
+    for x in (0.03, w - 0.08):
+        easel.block(_shade(paint, 0.75), x, base, x + 0.05, h - 0.1)
+    easel.block((35, 35, 35), w / 2 - 0.012, base + 0.05, w / 2 + 0.012, h - 0.12)  # between the doors
+    for x in (w * 0.3, w * 0.42, w * 0.58, w * 0.7):
+        easel.block((110, 110, 112), x - 0.02, base + 0.05, x + 0.02, h - 0.15)  # lock bars
+    sign: Colour = tuple(float(c) for c in rng.uniform(40, 220, 3))  # type: ignore[assignment]
+    z = rng.uniform(0.55, 0.72) * h
+    easel.block(sign, w * 0.12, z, w * rng.uniform(0.26, 0.28), z + rng.uniform(0.2, 0.5))
+    easel.block((45, 45, 48), 0.06, floor, w - 0.06, floor + 0.16)  # bumper beam
+    easel.block((60, 60, 62), 0.0, base - 0.12, w, base)
+    for x in (0.08, w - 0.38):
+        easel.block((35, 28, 170), x, floor + 0.17, x + 0.3, floor + 0.3, cut=0.02)
+    for i in range(5):
+        x = 0.1 + i * (w - 0.2) / 5
+        easel.block((200, 200, 200) if i % 2 else (40, 40, 190), x, base - 0.09, x + (w - 0.2) / 5, base - 0.03)
+
+
+def shadow() -> Sprite:
+    """A soft dark spot, darkest in the middle."""
+    y, x = np.mgrid[-1:1:64j, -1:1:128j]
+    edge = np.clip((1 - np.abs(x)) / 0.25, 0, 1) * np.clip((1 - np.abs(y)) / 0.5, 0, 1)
+    alpha = (185 * edge * edge * (3 - 2 * edge)).astype(np.uint8)
+    return sprite(np.full((64, 128, 3), 14, np.uint8), alpha)
+
+
+def tree(rng: np.random.Generator) -> Sprite:
+    return _leaves(rng, 256, 384, trunk=True)
+
+
+def bush(rng: np.random.Generator) -> Sprite:
+    return _leaves(rng, 192, 128, trunk=False)
+
+
+def _leaves(rng: np.random.Generator, w: int, h: int, *, trunk: bool) -> Sprite:
+    """A crown of overlapping discs, light above and dark below."""
+    colour, alpha = np.zeros((h, w, 3), np.uint8), np.zeros((h, w), np.uint8)
+    green = np.array([35, 75, 55]) * rng.uniform(0.6, 1.3) + rng.normal(0, 8, 3)
+    foot = int(h * 0.7) if trunk else h
+    if trunk:
+        x = w // 2 + int(rng.integers(-10, 10))
+        width = int(rng.integers(5, 12))
+        for image, value in ((colour, (40, 52, 62)), (alpha, 255)):
+            cv2.rectangle(image, (x - width, h // 3), (x + width, h), value, -1)
+    for _ in range(90):
+        angle, far = rng.uniform(0, 2 * np.pi), np.sqrt(rng.uniform(0, 1))
+        radius = int(rng.uniform(0.06, 0.14) * w)
+        centre = (
+            int(w / 2 + np.cos(angle) * far * (w / 2 - radius)),
+            int(foot / 2 + np.sin(angle) * far * (foot / 2 - radius)),
+        )
+        light = 1.25 - 0.7 * centre[1] / foot + rng.normal(0, 0.15)
+        cv2.circle(colour, centre, radius, tuple(np.clip(green * light, 0, 255).tolist()), -1, cv2.LINE_AA)
+        cv2.circle(alpha, centre, radius, 255, -1, cv2.LINE_AA)
+    return sprite(colour, alpha)
+
+
+def sign(rng: np.random.Generator) -> Sprite:
+    """A panel on a pole."""
+    easel = _Easel(1.0, 2.0, 128)
+    easel.block((125, 125, 128), 0.46, 0.0, 0.54, 1.2)
+    face = ((60, 120, 30), (150, 80, 20), (40, 170, 220), (230, 230, 230))[rng.integers(4)]
+    easel.block((235, 235, 235), 0.0, 1.0, 1.0, 2.0, cut=0.05)
+    easel.block(face, 0.05, 1.05, 0.95, 1.95, cut=0.04)
+    ink: Colour = (235, 235, 235) if sum(face) < 500 else (30, 30, 30)
+    for z in (1.25, 1.5, 1.72):
+        easel.block(ink, 0.15, z, float(rng.uniform(0.4, 0.85)), z + 0.1)
+    return easel.done(rng, 0.01)
+
+
+def post(rng: np.random.Generator) -> Sprite:
+    """A white delineator with a dark band."""
+    easel = _Easel(0.13, 1.05, 16)
+    easel.block((225, 225, 225), 0.0, 0.0, 0.13, 1.05)
+    easel.block((35, 35, 35), 0.0, 0.72, 0.13, 0.92)
+    return easel.done(rng, 0.02)
+
+
+def rail_post(rng: np.random.Generator) -> Sprite:
+    easel = _Easel(0.13, 0.85, 16)
+    easel.block((70, 74, 76), 0.0, 0.0, 0.13, 0.85)
+    return easel.done(rng, 0.03)
+
+
+def lamp(rng: np.random.Generator) -> Sprite:
+    """A pole with a head."""
+    easel = _Easel(0.35, 8.0, 24)
+    easel.block((115, 118, 120), 0.11, 0.0, 0.24, 7.9)
+    easel.block((90, 92, 95), 0.0, 7.75, 0.35, 8.0)
+    return easel.done(rng, 0.02)
+
+
+DRAWERS: dict[str, Callable[[np.random.Generator], Sprite]] = {
+    "tree": tree, "bush": bush, "sign": sign, "post": post, "lamp": lamp, "rail_post": rail_post,
+}  # fmt: skip

@@ -1,0 +1,312 @@
+"""What a rendered clip shows, decided before anything is drawn.
+
+Coordinates: x forward and y right of the camera in metres, on a flat ground; u right and v down in pixels, the centre
+of the first pixel at (0, 0). The camera looks level and its picture is shifted so that the horizon lies at a given
+row: a point on the ground at (x, y) appears at (cx + fx·y/x, horizon + fy·HEIGHT/x).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from features.sequences import Box
+
+WIDTH, HEIGHT = 1280, 720
+FX, FY, CX, CY = 714.1526, 710.3725, 675.5754, 376.2563  # TuSimple's camera
+CAMERA = 1.80  # m above the ground
+FRAMES, FPS = 8, 10.0
+LAST = FRAMES - 1  # labels hold for this frame
+
+HORIZON, HORIZON_SPREAD = 340.0, 4.0  # rows
+DISTANCE = (np.log(36.0), 0.368)  # log-normal with quartiles 28, 36, 46 m
+DISTANCES = (5.0, 90.0)  # m
+VX, VY = (0.525, 2.274), (-0.081, 0.291)  # m/s: mean and deviation over TuSimple's public test labels
+VX_RANGE, VY_RANGE = (-6.5, 8.0), (-1.0, 0.9)  # m/s
+SPEED = (5.0, 32.0)  # m/s
+NEAREST = 4.0  # m: no vehicle comes closer in any frame
+
+Colour = tuple[float, float, float]  # B, G, R from 0 to 255
+
+
+@dataclass(frozen=True)
+class Vehicle:
+    """A vehicle ahead, seen from the rear.
+
+    Attributes:
+        kind: `car`, `van` or `truck`.
+        width, height: of its rear, m.
+        position: x, y of the foot of its rear at the last frame, m.
+        velocity: vx, vy relative to the camera, m/s, the same in every frame.
+        seed: decides its paint and details.
+    """
+
+    kind: str
+    width: float
+    height: float
+    position: tuple[float, float]
+    velocity: tuple[float, float]
+    seed: int
+
+    def at(self, frame: int) -> tuple[float, float]:
+        """Position x, y at a frame (from 0), m."""
+        t = (frame - LAST) / FPS
+        return self.position[0] + self.velocity[0] * t, self.position[1] + self.velocity[1] * t
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An upright flat object beside the road.
+
+    Attributes:
+        kind: `tree`, `bush`, `sign`, `post`, `lamp` or `rail_post`.
+        x, y: of the middle of its foot at the first frame, m.
+        width, height: m.
+        variant: which of the clip's drawings of that kind.
+    """
+
+    kind: str
+    x: float
+    y: float
+    width: float
+    height: float
+    variant: int
+
+
+@dataclass(frozen=True)
+class Road:
+    """A straight road along x; y in m from the camera.
+
+    Attributes:
+        lines: y of the lane lines from left to right; the outer two are solid, the others dashed.
+        left, right: y where the asphalt ends.
+        dash, period, phase: length of a dash, distance from dash to dash, place of the first, m.
+        rails: y of the guard rails.
+    """
+
+    lines: tuple[float, ...]
+    left: float
+    right: float
+    dash: float
+    period: float
+    phase: float
+    rails: tuple[float, ...]
+
+    @property
+    def lanes(self) -> tuple[float, ...]:
+        """y of the lanes' middles."""
+        return tuple((a + b) / 2 for a, b in pairwise(self.lines))
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colours, light and weather of a clip.
+
+    Attributes:
+        gain, gamma: of the whole picture.
+        haze: distance in m at which 63 % of a thing's contrast is gone.
+        noise: standard deviation of the sensor's noise, grey levels.
+        seed: decides textures and drawings.
+    """
+
+    sky_top: Colour
+    sky_bottom: Colour
+    clouds: float
+    asphalt: Colour
+    verge: Colour
+    left_line: Colour
+    gain: float
+    gamma: float
+    haze: float
+    noise: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class World:
+    """One clip: own speed in m/s, the horizon's row in each frame, and all there is to see.
+
+    The first vehicle is the one that is asked about; no other hides it in any frame.
+    """
+
+    speed: float
+    horizons: tuple[float, ...]
+    road: Road
+    things: tuple[Thing, ...]
+    vehicles: tuple[Vehicle, ...]
+    look: Look
+
+
+def column(x: float, y: float) -> float:
+    """Pixel column u of a point at (x, y)."""
+    return CX + FX * y / x
+
+
+def row(horizon: float, x: float, height: float = 0.0) -> float:
+    """Pixel row v of a point at distance x and `height` m above the ground."""
+    return horizon + FY * (CAMERA - height) / x
+
+
+def rectangle(horizon: float, x: float, y: float, width: float, height: float) -> Box:
+    """Left, top, right, bottom of an upright rectangle that stands at (x, y), in pixels."""
+    return column(x, y - width / 2), row(horizon, x, height), column(x, y + width / 2), row(horizon, x)
+
+
+def box(world: World, vehicle: Vehicle, frame: int) -> Box:
+    """Left, top, right, bottom of a vehicle's rear in a frame (from 0), in pixels."""
+    return rectangle(world.horizons[frame], *vehicle.at(frame), vehicle.width, vehicle.height)
+
+
+def draw(rng: np.random.Generator) -> World:
+    """A clip drawn at random."""
+    speed = float(rng.uniform(*SPEED))
+    horizon = HORIZON + rng.uniform(-HORIZON_SPREAD, HORIZON_SPREAD)
+    # the body's pitch: a slow swing of about a pixel
+    swing = rng.uniform(0, 0.8) * np.sin(rng.uniform(0, 2 * np.pi) + np.arange(FRAMES) / FPS * 2 * np.pi * 1.3)
+    horizons = tuple(float(h) for h in horizon + swing)
+    road = _road(rng)
+    return World(speed, horizons, road, _things(rng, road), _vehicles(rng, road, speed), _look(rng))
+
+
+def _road(rng: np.random.Generator) -> Road:
+    width = rng.uniform(3.45, 3.8)
+    left, right = [(0, 1), (1, 0), (1, 1), (2, 0), (0, 2), (2, 1), (1, 2)][rng.integers(7)]
+    offset = rng.normal(0, 0.15)
+    lines = tuple(float((i - 0.5) * width + offset) for i in range(-left, right + 2))
+    shoulders = rng.uniform(0.4, 1.2), rng.uniform(0.8, 2.8)
+    edges = float(lines[0] - shoulders[0]), float(lines[-1] + shoulders[1])
+    rails = tuple(
+        float(edge + side * rng.uniform(0.3, 0.9))
+        for edge, side in zip(edges, (-1, 1), strict=True)
+        if rng.random() < 0.45
+    )
+    dash, gap = rng.uniform(3.5, 4.5), rng.uniform(8, 12)
+    # even the fastest clip moves less than a third of a period a frame, so the dashes' motion stays unambiguous
+    return Road(lines, *edges, float(dash), float(dash + gap), float(rng.uniform(0, dash + gap)), rails)
+
+
+def _things(rng: np.random.Generator, road: Road) -> tuple[Thing, ...]:
+    """Irregularly spaced, all of them beyond the asphalt and the rails, so that none ever hides a vehicle."""
+    things = []
+    end = 150.0  # m from the first frame's camera: none comes into being on the way
+    for side in (-1, 1):
+        edge = road.left if side < 0 else road.right
+        rail = [r for r in road.rails if r * side > edge * side]
+        clear = abs(rail[0] if rail else edge) + 0.4
+
+        def along(low: float, high: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+            """Places with gaps between `low` and `high`."""
+            steps = rng.uniform(low, high, int(end / low) + 2)
+            places: np.ndarray[tuple[int], np.dtype[np.float64]] = np.cumsum(steps) - rng.uniform(0, high)
+            return places[places < end]
+
+        def stand(
+            kind: str, x: float, gap: float, width: float, height: float, side: int = side, clear: float = clear
+        ) -> None:
+            things.append(Thing(kind, x, side * (clear + gap + width / 2), width, height, int(rng.integers(3))))
+
+        for x in map(float, along(5, 30)):  # dense or sparse: gaps differ sixfold
+            height = rng.uniform(4, 12)
+            stand("tree", x, rng.gamma(1.5, 5), height * rng.uniform(0.45, 0.8), height)
+        for x in map(float, along(4, 24)):
+            height = rng.uniform(0.6, 2.2)
+            stand("bush", x, rng.gamma(1.3, 3), height * rng.uniform(1.0, 2.2), height)
+        for x in map(float, along(40, 110)):
+            height = rng.uniform(2.2, 4)
+            stand("sign", x, rng.uniform(0, 2), height * rng.uniform(0.35, 0.7), height)
+        if rng.random() < 0.4:
+            for x in map(float, along(28, 50)):
+                stand("lamp", x, rng.uniform(0.2, 1.2), 0.35, rng.uniform(7, 9))
+        for x in map(float, along(7, 14) if rail else along(14, 34)):
+            kind, width, height = ("rail_post", 0.13, 0.85) if rail else ("post", 0.13, 1.05)
+            if rail:
+                things.append(Thing(kind, x, rail[0], width, height, 0))
+            else:
+                stand(kind, x, 0.0, width, height)
+    return tuple(things)
+
+
+KINDS = {  # share, width from and to, height from and to, m
+    "car": (0.55, 1.80, 2.08, 1.42, 1.72),
+    "van": (0.25, 1.95, 2.30, 1.85, 2.45),
+    "truck": (0.20, 2.35, 2.80, 2.90, 3.70),
+}
+
+
+def _vehicles(rng: np.random.Generator, road: Road, speed: float) -> tuple[Vehicle, ...]:
+    """One to three, each in a lane of its own and in the picture in every frame; first the one asked about."""
+    count = min(int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])), len(road.lanes))
+    vehicles: list[Vehicle] = []
+    lanes = list(road.lanes)
+    while len(vehicles) < count:
+        x, vx, vy, kind = _motion(rng, speed)
+        _, narrow, wide, low, high = KINDS[kind]
+        width, height = rng.uniform(narrow, wide), rng.uniform(low, high)
+        for i in rng.permutation(len(lanes)):
+            y = lanes[i] + np.clip(rng.normal(0, 0.25), -0.5, 0.5)
+            new = Vehicle(kind, width, height, (x, float(y)), (vx, vy), int(rng.integers(2**31)))
+            if all(_inside(new, frame) for frame in range(FRAMES)):
+                vehicles.append(new)
+                del lanes[i]
+                break
+    open_ones = [v for v in vehicles if not any(_hides(other, v) for other in vehicles if other is not v)]
+    first = open_ones[rng.integers(len(open_ones))] if open_ones else None
+    if first is None:  # two that overtake each other in one line of sight
+        return _vehicles(rng, road, speed)
+    return (first, *(v for v in vehicles if v is not first))
+
+
+def _motion(rng: np.random.Generator, speed: float) -> tuple[float, float, float, str]:
+    """Distance, vx, vy and kind; drawn again while it would come too close or drive backwards."""
+    while True:
+        x = float(rng.lognormal(*DISTANCE))
+        vx, vy = (float(np.clip(rng.normal(*p), *r)) for p, r in ((VX, VX_RANGE), (VY, VY_RANGE)))
+        kind = str(rng.choice(list(KINDS), p=[k[0] for k in KINDS.values()]))
+        if DISTANCES[0] <= x <= DISTANCES[1] and x - vx * LAST / FPS >= NEAREST and speed + vx >= 0:
+            return x, vx, vy, kind
+
+
+def _inside(vehicle: Vehicle, frame: int) -> bool:
+    left, top, right, _ = rectangle(HORIZON - HORIZON_SPREAD - 1, *vehicle.at(frame), vehicle.width, vehicle.height)
+    return left >= 0 and top >= 0 and right <= WIDTH - 1
+
+
+def _hides(near: Vehicle, far: Vehicle) -> bool:
+    """Whether `near` covers part of `far` in any frame."""
+    for frame in range(FRAMES):
+        if near.at(frame)[0] > far.at(frame)[0]:
+            continue
+        a, b = (rectangle(HORIZON, *v.at(frame), v.width, v.height) for v in (near, far))
+        if a[0] < b[2] and b[0] < a[2]:  # both stand across the horizon or just below it: columns decide
+            return True
+    return False
+
+
+def _look(rng: np.random.Generator) -> Look:
+    grey = rng.uniform(0, 1)  # 0: clear sky, 1: overcast
+    top = np.array([215, 150, 95]) * (1 - grey) + np.array([165, 160, 155]) * grey
+    bottom = np.array([235, 220, 205]) * (1 - grey) + np.array([205, 202, 198]) * grey
+    asphalt = rng.uniform(70, 135) * np.array([1, 1, 1]) + rng.normal(0, 1.5, 3) + np.array([-2, 0, 2])
+    green, dry = np.array([50, 95, 75]), np.array([85, 130, 150])
+    verge = green + (dry - green) * rng.beta(1, 1.5) + rng.normal(0, 6, 3)
+    line = np.array([60, 175, 215]) if rng.random() < 0.4 else np.array([215, 215, 215])
+
+    def bgr(value: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Colour:
+        b, g, r = (float(c) for c in np.clip(value, 0, 255))
+        return b, g, r
+
+    return Look(
+        sky_top=bgr(top * rng.uniform(0.8, 1.1)),
+        sky_bottom=bgr(bottom * rng.uniform(0.9, 1.1)),
+        clouds=float(grey * rng.uniform(0.5, 1.5)),
+        asphalt=bgr(asphalt),
+        verge=bgr(verge),
+        left_line=bgr(line),
+        gain=float(rng.uniform(0.65, 1.1)),
+        gamma=float(rng.uniform(0.85, 1.25)),
+        haze=float(np.exp(rng.uniform(np.log(150), np.log(900)))),
+        noise=float(rng.uniform(0.8, 2.2)),
+        seed=int(rng.integers(2**31)),
+    )
