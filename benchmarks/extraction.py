@@ -20,7 +20,7 @@ from stage1_extract.layouts import scan
 from stage1_extract.sample import render
 
 
-def measure(name: str, clips: int = 24, rounds: int = 5) -> dict[str, float | str]:
+def measure(name: str, clips: int = 32, rounds: int = 5) -> dict[str, float | str]:
     """Median over rounds of whole / (trunk + decode), and the three rates in frames/s.
 
     Args:
@@ -35,9 +35,8 @@ def measure(name: str, clips: int = 24, rounds: int = 5) -> dict[str, float | st
             backbone=Backbone(name=name, weights="random"),
             extract=Extract(shard=64),
         )
-        trunk = build_trunk(config)
         catalogue = scan(config.data)
-        engine = Engine(trunk, config.extract.batch)
+        engine = Engine(build_trunk(config), config.extract.batch)
         frames = np.concatenate(_decode(catalogue.clips, config.frames))
         engine(frames[: engine.batch])  # traces and warms up
 
@@ -48,7 +47,7 @@ def measure(name: str, clips: int = 24, rounds: int = 5) -> dict[str, float | st
         def whole() -> None:
             store = root / "store.h5"
             store.unlink(missing_ok=True)
-            extract(config, store, scan(config.data), trunk=trunk)
+            extract(config, store, scan(config.data), engine=engine)
 
         whole()
         times = [

@@ -99,7 +99,7 @@ class Engine:
     """
 
     def __init__(self, trunk: Trunk, batch: int) -> None:
-        self.batch, self.passes = batch, 0
+        self.trunk, self.batch, self.passes = trunk, batch, 0
         shape = (batch, *trunk.model.input.shape[1:])
 
         def run(frames: Any) -> Any:

@@ -55,14 +55,14 @@ class Outcome:
 
 
 def extract(
-    config: Config, store: Path, catalogue: Catalogue, *, redo: Listed[int] = (), trunk: Trunk | None = None
+    config: Config, store: Path, catalogue: Catalogue, *, redo: Listed[int] = (), engine: Engine | None = None
 ) -> Outcome:
     """Bring `store` to what the catalogue and the config want.
 
     Args:
         catalogue: what the layout found.
         redo: rows of the store to extract anew although they are there (damaged ones).
-        trunk: a trunk already built from the same config.
+        engine: one already built from the same config.
 
     Raises:
         BadInputs: faults seen without decoding, before any work; or, at the end, sequences that would not decode.
@@ -86,7 +86,8 @@ def extract(
                 done = s.header.trunk.get("request") == request and s.complete and not redo
                 if done and same(s.sequences, wanted):
                     return Outcome(0, s.frames)
-        outcome = _extract(config, store, catalogue, request, redo, trunk or build_trunk(config))
+        engine = engine or Engine(build_trunk(config), config.extract.batch)
+        outcome = _extract(config, store, catalogue, request, redo, engine)
     if outcome.missing and not skip:
         raise BadInputs(
             f"{store}: {len(outcome.missing)} of {len(wanted)} sequences would not decode and are left out",
@@ -97,8 +98,9 @@ def extract(
 
 
 def _extract(
-    config: Config, store: Path, catalogue: Catalogue, request: str, redo: Listed[int], trunk: Trunk
+    config: Config, store: Path, catalogue: Catalogue, request: str, redo: Listed[int], engine: Engine
 ) -> Outcome:
+    trunk = engine.trunk
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     wanted = [clip.sequence for clip in catalogue.clips]
     parts = store.with_name(f"{store.name}.parts")
@@ -108,7 +110,7 @@ def _extract(
     faults: dict[str, str] = {}
     if todo.frames:
         _room(store, todo, trunk.stream)
-        _run(config, parts, clips, todo, trunk, faults)
+        _run(config, parts, clips, todo, engine, faults)
     ready, held = layout(wanted, [*_shards(parts, trunk.recipe.fingerprint), *stored])
     missing = {s.id: faults.get(s.id, "not extracted") for s in wanted if s not in ready}
     header = Header(
@@ -129,10 +131,11 @@ def _extract(
     return Outcome(todo.frames, sum(s.length for s in ready), missing)
 
 
-def _run(config: Config, parts: Path, clips: dict[str, Clip], todo: Plan, trunk: Trunk, faults: dict[str, str]) -> None:
+def _run(
+    config: Config, parts: Path, clips: dict[str, Clip], todo: Plan, engine: Engine, faults: dict[str, str]
+) -> None:
     """Extract every group of a plan into a shard of its own; note the sequences that would not decode."""
     parts.mkdir(parents=True, exist_ok=True)
-    engine = Engine(trunk, config.extract.batch)
     threads = config.extract.threads or len(os.sched_getaffinity(0))
     cv2.setNumThreads(1)  # the frames are what runs in parallel
     with bar(todo.wanted, "features", "frames", initial=todo.wanted - todo.frames) as progress:
@@ -140,7 +143,7 @@ def _run(config: Config, parts: Path, clips: dict[str, Clip], todo: Plan, trunk:
             pieces = [p for p in group if p.sequence not in faults]
             if pieces:
                 decoded = decode(pieces, clips, config.frames, threads)
-                _shard(parts, pieces, decoded, engine, trunk, faults, progress.update)
+                _shard(parts, pieces, decoded, engine, faults, progress.update)
 
 
 def _shard(
@@ -148,7 +151,6 @@ def _shard(
     pieces: list[Piece],
     decoded: Iterator[Decoded],
     engine: Engine,
-    trunk: Trunk,
     faults: dict[str, str],
     step: Callable[[int], object],
 ) -> None:
@@ -156,7 +158,7 @@ def _shard(
     name = hashlib.sha256(canonical([[p.sequence, p.digest, p.start, p.stop] for p in pieces]).encode()).hexdigest()
     sound = dict.fromkeys(range(len(pieces)), True)
     with replacing(parts / f"{name[:24]}.h5") as temporary, ThreadPoolExecutor(1, "write") as pool:
-        writer = ShardWriter(temporary, trunk.recipe, pieces, {STREAM: trunk.stream})
+        writer = ShardWriter(temporary, engine.trunk.recipe, pieces, {STREAM: engine.trunk.stream})
         try:
             pending: deque[Future[None]] = deque()
             for frames, thumbnails in _batches(decoded, pieces, engine.batch, sound, faults):

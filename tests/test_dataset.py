@@ -10,7 +10,7 @@ import pytest
 from conftest import write_store
 
 from features.errors import ConfigError
-from features.sequences import Sequence
+from features.sequences import Label, Sequence
 from features.store import Store
 from features.windows import Examples, examples
 from stage2_temporal.dataset import Batches, FrameReader
@@ -22,7 +22,7 @@ ROWS = np.arange(33)[:, None] + np.arange(8)  # overlapping windows
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    sequences = [Sequence("a", "train", 40, 10.0, (64, 36), "d")]
+    sequences = [Sequence("a", "train", 40, 10.0, (64, 36), "d", (Label(7, {"ego_speed": 1.0}),))]
     with Store(write_store(tmp_path / "s.h5", sequences, {"appearance": MAPS})) as opened:
         yield opened
 
@@ -38,7 +38,7 @@ def test_windows_are_the_stored_halves(store: Store, memory: float) -> None:
 
 def test_memory_counts_unique_rows(store: Store) -> None:
     size = 40 * 2 * 3 * 4 * 2
-    assert FrameReader(store, ROWS, size / 1e9).held
+    assert FrameReader(store, ROWS, (size + 1) / 1e9).held
     assert not FrameReader(store, ROWS, (size - 1) / 1e9).held
 
 
@@ -104,13 +104,11 @@ def test_split_never_cuts_a_sequence() -> None:
 
 
 def _examples(splits: list[str], targets: list[float]) -> Examples:
-    sequences = [Sequence(str(i), s, 8, 10.0, (64, 36), "d") for i, s in enumerate(splits)]
-    from dataclasses import replace
-
-    from features.sequences import Label
-
-    labelled = [replace(s, labels=(Label(7, {"ego_speed": t}),)) for s, t in zip(sequences, targets, strict=True)]
-    return examples(labelled, np.arange(len(splits)) * 8, ("ego_speed",), length=8)
+    sequences = [
+        Sequence(str(i), split, 8, 10.0, (64, 36), "d", (Label(7, {"ego_speed": target}),))
+        for i, (split, target) in enumerate(zip(splits, targets, strict=True))
+    ]
+    return examples(sequences, np.arange(len(splits)) * 8, ("ego_speed",), length=8)
 
 
 def test_names_of_splits() -> None:

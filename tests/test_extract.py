@@ -24,10 +24,10 @@ from test_store import flip
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
 from features.store import Store
-from stage1_extract import decode, engine
+from stage1_extract import decode
 from stage1_extract import extract as module
 from stage1_extract.__main__ import main
-from stage1_extract.engine import Trunk, build_trunk
+from stage1_extract.engine import Engine, build_trunk
 from stage1_extract.extract import Outcome, extract
 from stage1_extract.layouts import scan
 
@@ -53,8 +53,8 @@ shard = 20
 
 
 @pytest.fixture(scope="module")
-def trunk() -> Trunk:
-    return build_trunk(settings(Path("unused")))
+def engine() -> Engine:
+    return Engine(build_trunk(settings(Path("unused"))), 8)
 
 
 def settings(data: Path, **extract_settings: object) -> Config:
@@ -71,10 +71,10 @@ def clips(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bring_up(clips: Path, tmp_path: Path, trunk: Trunk) -> Callable[..., Outcome]:
+def bring_up(clips: Path, tmp_path: Path, engine: Engine) -> Callable[..., Outcome]:
     def run(store: str = "s.h5", redo: tuple[int, ...] = (), **extract_settings: object) -> Outcome:
         config = settings(clips, **extract_settings)
-        return extract(config, tmp_path / store, scan(config.data), redo=redo, trunk=trunk)
+        return extract(config, tmp_path / store, scan(config.data), redo=redo, engine=engine)
 
     return run
 
@@ -107,7 +107,9 @@ def test_a_second_run_extracts_nothing(
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".lock") == ["data", "s.h5"]
 
 
-def test_maps_and_labels_are_those_of_the_files(bring_up: Callable[..., Outcome], tmp_path: Path, trunk: Trunk) -> None:
+def test_maps_and_labels_are_those_of_the_files(
+    bring_up: Callable[..., Outcome], tmp_path: Path, engine: Engine
+) -> None:
     bring_up()
     with Store(tmp_path / "s.h5") as store:
         assert store.complete
@@ -119,7 +121,7 @@ def test_maps_and_labels_are_those_of_the_files(bring_up: Callable[..., Outcome]
         config = settings(tmp_path / "data")
         source = scan(config.data).clips[2].source
         frames = np.stack([decode.resize(image, config.frames) for image in source.read(0, 8)])
-        np.testing.assert_array_equal(store.read("appearance", range(16, 24)), engine.Engine(trunk, 8)(frames))
+        np.testing.assert_array_equal(store.read("appearance", range(16, 24)), engine(frames))
         assert store.thumbnail(16) == decode.thumbnail(frames[0], "rgb")
 
 
@@ -148,11 +150,9 @@ def test_every_frame_is_decoded_and_passed_once(
     bring_up: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded, passes = [], []
-    resize, call = decode.resize, engine.Engine.__call__
+    resize, call = decode.resize, Engine.__call__
     monkeypatch.setattr(decode, "resize", lambda *a: decoded.append(1) or resize(*a))
-    monkeypatch.setattr(
-        engine.Engine, "__call__", lambda self, frames: passes.append(len(frames)) or call(self, frames)
-    )
+    monkeypatch.setattr(Engine, "__call__", lambda self, frames: passes.append(len(frames)) or call(self, frames))
     bring_up(shard=80)
     assert (len(decoded), passes) == (80, [8] * 10)
 
@@ -172,15 +172,15 @@ def test_a_failure_between_shards_loses_none(
     bring_up: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bring_up("fresh.h5")
-    passes, call = [], engine.Engine.__call__
+    passes, call = [], Engine.__call__
 
-    def run(self: engine.Engine, frames: np.ndarray) -> np.ndarray:
+    def run(self: Engine, frames: np.ndarray) -> np.ndarray:
         passes.append(len(frames))
         if len(passes) == 8:
             raise KeyboardInterrupt
         return call(self, frames)
 
-    monkeypatch.setattr(engine.Engine, "__call__", run)
+    monkeypatch.setattr(Engine, "__call__", run)
     with pytest.raises(KeyboardInterrupt):
         bring_up()
     assert not (tmp_path / "s.h5").exists()
@@ -201,8 +201,8 @@ def test_verify_names_and_repair_mends_only_the_damaged_frame(
     flip(store, "appearance", 19)
     assert main(["verify", *where]) == 2
     assert "Train/3 frame 3: appearance damaged" in capsys.readouterr().err
-    passes, call = [], engine.Engine.__call__
-    monkeypatch.setattr(engine.Engine, "__call__", lambda self, f: passes.append(len(f)) or call(self, f))
+    passes, call = [], Engine.__call__
+    monkeypatch.setattr(Engine, "__call__", lambda self, f: passes.append(len(f)) or call(self, f))
     assert main(["repair", *where]) == 0
     assert passes == [1]
     assert main(["verify", *where]) == 0
@@ -250,7 +250,7 @@ def test_half_precision_that_overflows_is_said(clips: Path, tmp_path: Path) -> N
     weights = made.backbone.model.get_weights()
     made.backbone.model.set_weights([w * 1e5 for w in weights])
     with pytest.raises(DataError, match=r"--extract\.dtype float32"):
-        extract(config, tmp_path / "s.h5", scan(config.data), trunk=made)
+        extract(config, tmp_path / "s.h5", scan(config.data), engine=Engine(made, 8))
 
 
 def test_a_second_writer_is_told_who_holds_the_lock(bring_up: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -285,19 +285,19 @@ def small_disk(tmp_path: Path) -> Path:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_too_small_is_said_before_the_work(clips: Path, small_disk: Path, trunk: Trunk) -> None:
+def test_a_disk_too_small_is_said_before_the_work(clips: Path, small_disk: Path, engine: Engine) -> None:
     config = settings(clips)
     with pytest.raises(DataError, match="too full"):
-        extract(config, small_disk / "s.h5", scan(config.data), trunk=trunk)
+        extract(config, small_disk / "s.h5", scan(config.data), engine=engine)
 
 
 def test_a_disk_that_fills_up_keeps_finished_shards(
-    clips: Path, small_disk: Path, trunk: Trunk, monkeypatch: pytest.MonkeyPatch
+    clips: Path, small_disk: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_room", lambda *a: None)
     config = settings(clips)
     with pytest.raises(OSError) as error:
-        extract(config, small_disk / "s.h5", scan(config.data), trunk=trunk)
+        extract(config, small_disk / "s.h5", scan(config.data), engine=engine)
     assert error.value.errno == errno.ENOSPC
     assert not (small_disk / "s.h5").exists()
     left = sorted(p.name for p in (small_disk / "s.h5.parts").iterdir())

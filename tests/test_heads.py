@@ -46,16 +46,17 @@ def test_pooling_by_hand() -> None:
 
 
 def test_difference_by_hand() -> None:
-    plain, both = pooled((3, 5), False), pooled((3, 5), True)
-    np.testing.assert_array_equal(both[..., : plain.shape[-1]], plain)
-    change = both[..., plain.shape[-1] :]
-    np.testing.assert_array_equal(change[:, 0], 0)
-    np.testing.assert_allclose(change[:, 1:], plain[:, 1:] - plain[:, :-1], atol=1e-6)
+    plain, both = pooled((1, 1), False), pooled((1, 1), True)
+    np.testing.assert_array_equal(both[..., :16], plain)
+    change = np.abs(MAPS[:, 1:] - MAPS[:, :-1]).mean(axis=(2, 3))
+    np.testing.assert_allclose(both[:, 1:, 16:], change, atol=1e-6)
+    np.testing.assert_array_equal(both[:, 0, 16:], both[:, 1, 16:])
 
 
-def test_one_frame_has_no_change() -> None:
-    model = build((1, 3, 5, 16), Head(units=4, difference=True), 1)
-    assert model(MAPS[:, :1]).shape == (6, 1)
+def test_one_frame_has_no_difference() -> None:
+    assert build((1, 3, 5, 16), Head(units=4), 1)(MAPS[:, :1]).shape == (6, 1)
+    with pytest.raises(ConfigError, match="at least 2 frames"):
+        build((1, 3, 5, 16), Head(units=4, difference=True), 1)
 
 
 def test_flatten_is_time_distributed_flatten() -> None:

@@ -1,0 +1,121 @@
+"""The run's folder: its name, whether the work is done already, and appearing only when whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from features.config import Config, read_config
+from features.errors import ConfigError, DataError
+from features.recipe import canonical
+
+RUNS = Path("runs")
+FILES = ("config.toml", "metrics.json", "history.csv", "predictions.csv", "model.keras", "report.html")
+
+
+def run_path(name: str) -> Path:
+    """`runs/<name>`; what holds a separator is a path already."""
+    return Path(name) if os.sep in name or "/" in name else RUNS / name
+
+
+def default_name(stem: str, config: Config) -> str:
+    """`<config's name>-<target>-<head>`."""
+    target = config.data.target if isinstance(config.data.target, str) else "-".join(config.data.target)
+    return f"{stem}-{target}-{config.head.name}"
+
+
+def settings(config: Config) -> str:
+    """What of a config decides a run, as canonical JSON; where the data lies and how it was decoded is the store's."""
+    value = config.model_dump(mode="json", include={"window", "head", "train"})
+    del value["train"]["memory_gb"]  # decides how, not what
+    return canonical({**value, "columns": config.data.columns})
+
+
+def finished(path: Path, config: Config, origin: dict[str, Any]) -> bool:
+    """Whether a whole, uninterrupted run of the same settings on the same examples lies at `path`.
+
+    Args:
+        origin: what metrics.json says of the store under `store`, its path aside.
+    """
+    if not all((path / name).is_file() for name in FILES):
+        return False
+    try:
+        metrics = read_metrics(path)
+        before = read_config(path / "config.toml")
+    except (ConfigError, DataError):
+        return False
+    stored = metrics.get("store", {})
+    same = all(stored.get(k) == v for k, v in origin.items() if k != "path")
+    return same and not metrics.get("interrupted") and settings(before) == settings(config)
+
+
+def choose(asked: str | None, stem: str, config: Config, origin: dict[str, Any]) -> tuple[Path, bool]:
+    """Where this run belongs, and whether it already lies there.
+
+    A name that was asked for is replaced by the new run. The default name gets a number where another run has it.
+
+    Raises:
+        ConfigError: the folder asked for holds something that is no run.
+    """
+    if asked is not None:
+        path = run_path(asked)
+        if path.exists() and not (path / "metrics.json").is_file() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(f"{path} is there and is no run: it is not replaced", mend="--run ANOTHER_NAME")
+        return path, finished(path, config, origin)
+    name = default_name(stem, config)
+    number = 1
+    while True:
+        path = RUNS / (name if number == 1 else f"{name}-{number}")
+        if finished(path, config, origin):
+            return path, True
+        if not path.exists() or _interrupted(path, config):
+            return path, False
+        number += 1
+
+
+def _interrupted(path: Path, config: Config) -> bool:
+    """Whether a run with these settings was stopped there: it may be replaced by its whole self."""
+    try:
+        return bool(read_metrics(path).get("interrupted")) and settings(read_config(path / "config.toml")) == settings(
+            config
+        )
+    except (ConfigError, DataError):
+        return False
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """A run's metrics.json.
+
+    Raises:
+        DataError: there is none, or it is not JSON.
+    """
+    file = path / "metrics.json"
+    try:
+        value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise DataError(f"{path} is no run: no metrics.json in it", mend="--run NAME, one of runs/") from None
+    except ValueError as e:
+        raise DataError(f"{file}: not JSON: {e}", mend="train anew") from None
+    return value
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """An empty folder of the same name elsewhere in the parent; it takes `path`'s place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    outer = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path.parent))
+    try:
+        inner = outer / path.name
+        inner.mkdir()
+        yield inner
+        if path.exists():
+            path.rename(outer / ".before")
+        inner.rename(path)
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)

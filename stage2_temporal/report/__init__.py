@@ -1,0 +1,30 @@
+"""The report of a run: one self-contained HTML file that any browser opens, offline, with or without JavaScript."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from features.files import replacing
+from stage2_temporal.report.clips import Frames
+from stage2_temporal.report.page import page
+from stage2_temporal.report.results import read_results
+
+__all__ = ["Frames", "write_report"]
+
+
+def write_report(run: Path, store: Frames) -> Path:
+    """Write `report.html` into a run's folder and return its path.
+
+    Args:
+        run: folder with config.toml, metrics.json, history.csv and predictions.csv.
+        store: the open store the run was trained from; it lends the frames of the best and worst clips.
+
+    Raises:
+        DataError: a file of the run is missing or is not as training writes it.
+        StoreError: the store lacks a sequence the run predicted.
+    """
+    html = page(read_results(run), store)
+    path = run / "report.html"
+    with replacing(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return path

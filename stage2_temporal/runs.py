@@ -1,0 +1,190 @@
+"""A run: from a config and a store to a folder with model, metrics, predictions and report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from features.config import Config, read_config
+from features.errors import DataError, StoreError
+from features.files import replacing
+from features.store import Store
+from stage2_temporal import tables
+from stage2_temporal.dataset import Batches, FrameReader
+from stage2_temporal.folder import read_metrics, replacing_folder
+from stage2_temporal.metrics import Scores, as_json, scores, verdict
+from stage2_temporal.model import build, parameters, target_scale, vector_scale
+from stage2_temporal.report import write_report
+from stage2_temporal.splits import STORED_VALIDATION
+from stage2_temporal.task import Task, origin, read_task
+from stage2_temporal.training import Outcome, fit, fix_seeds, predict
+
+Floats = NDArray[np.float64]
+STREAM = "appearance"
+UNITS = {"vx": "m/s", "vy": "m/s", "ego_speed": "m/s", "x": "m", "y": "m"}
+JUDGED = ("test", "validation", STORED_VALIDATION, "train")  # the first of these with labels gets the verdict
+
+
+def train(config: Config, store: Store, wanted: Task, path: Path) -> None:
+    """Train as the config says; the run's folder appears at `path` when it is whole.
+
+    Raises:
+        FramebankError: what the user can mend.
+    """
+    with replacing_folder(path) as folder:
+        metrics = _train(config, store, wanted, folder)
+        _write_json(folder / "metrics.json", metrics)
+        write_report(folder, store)
+    print(f"{tables.table(metrics)}\n{path / 'report.html'}")
+
+
+def evaluate(path: Path, store: Store) -> None:
+    """Predict with a run's saved model anew and rewrite its metrics, predictions and report.
+
+    Raises:
+        DataError: no run there, or its model cannot be loaded.
+        StoreError: the store is of another recipe.
+    """
+    metrics, config = read_metrics(path), read_config(path / "config.toml")
+    if metrics["store"]["fingerprint"] != store.fingerprint:
+        raise StoreError(
+            f"{store.path}: not the recipe {path} was trained on",
+            expected=metrics["store"]["fingerprint"][:12],
+            got=store.fingerprint[:12],
+            mend=f"--store {metrics['store']['path']}",
+        )
+    wanted = read_task(config, store)
+    model = load(path)
+    reader = FrameReader(store, wanted.examples.rows, config.train.memory_gb, STREAM)
+    predicted = predict(model, Batches(reader, wanted.examples.rows, None, config.train.batch))
+    metrics |= _judge(wanted, predicted)
+    metrics["store"] = origin(store, wanted)
+    with replacing(path / "predictions.csv") as temporary:
+        _predictions(temporary, wanted, predicted, store, config)
+    with replacing(path / "metrics.json") as temporary:
+        _write_json(temporary, metrics)
+    write_report(path, store)
+    print(f"{tables.table(metrics)}\n{path / 'report.html'}")
+
+
+def load(path: Path) -> keras.Model:
+    """A run's model.
+
+    Raises:
+        DataError: there is none, or it cannot be loaded safely.
+    """
+    file = path / "model.keras"
+    try:
+        return keras.models.load_model(file, compile=False, safe_mode=True)
+    except (ValueError, OSError, TypeError, KeyError) as e:
+        line = " ".join(str(e).split())[:300]
+        raise DataError(f"{file}: cannot be loaded ({line})", mend="train anew") from None
+
+
+def _train(config: Config, store: Store, wanted: Task, folder: Path) -> dict[str, Any]:
+    """Everything but the report; the metrics, without the store."""
+    fix_seeds(config.train.seed)
+    found, batch = wanted.examples, config.train.batch
+    reader = FrameReader(store, found.rows, config.train.memory_gb, STREAM)
+    chosen, held_out = wanted.known("train"), wanted.known("validation")
+    scale = target_scale(found.targets[chosen]) if config.train.standardise else None
+
+    def vectors(summariser: keras.Model) -> Any:
+        windows = Batches(reader, found.rows[chosen], None, batch)
+        return vector_scale(summariser.predict_on_batch(windows[i][0]) for i in range(len(windows)))
+
+    model = build(
+        (found.rows.shape[1], *store.streams[STREAM].shape),
+        config.head,
+        len(found.columns),
+        top=store.top(),
+        target=scale,
+        vectors=vectors if config.train.standardise_inputs else None,
+    )
+    if len(held_out) == 0:
+        print("no validation examples: the last epoch is kept", file=sys.stderr)
+    outcome = fit(
+        model,
+        Batches(reader, found.rows[chosen], found.targets[chosen], batch, seed=config.train.seed),
+        Batches(reader, found.rows[held_out], found.targets[held_out], batch) if len(held_out) else None,
+        config.train,
+        deviation=scale.deviation if scale else None,
+        logs=folder / "tensorboard" if config.train.tensorboard else None,
+    )
+    if outcome.interrupted:
+        print(
+            f"stopped by Ctrl-C after epoch {len(outcome.history)} of {config.train.epochs}: "
+            f"epoch {outcome.best_epoch} is kept and the run is written",
+            file=sys.stderr,
+        )
+    predicted = predict(model, Batches(reader, found.rows, None, batch))
+    # without the optimiser and our loss, so that it loads anywhere
+    keras.Model(model.inputs, model.outputs, name=model.name).save(folder / "model.keras")
+    (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    tables.write_history(folder / "history.csv", outcome.history)
+    _predictions(folder / "predictions.csv", wanted, predicted, store, config)
+    test = np.flatnonzero(wanted.splits == "test")
+    if config.data.layout == "competition" and found.columns == ("vx", "vy") and len(test):
+        ids = [store.sequences[i].id for i in found.sequence[test]]
+        tables.write_submission(folder / "submission.csv", ids, predicted[test])
+    return {**_facts(config, store, wanted, model, outcome), **_judge(wanted, predicted)}
+
+
+def _facts(config: Config, store: Store, wanted: Task, model: keras.Model, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "target": list(config.data.columns),
+        "unit": _unit(config.data.columns),
+        "head": config.head.name,
+        "backbone": store.recipe.backbone,
+        "weights": store.recipe.weights,
+        "trained_backbone": store.recipe.weights != "random",
+        "parameters": parameters(model, int(store.header.trunk.get("parameters", 0))),
+        "epochs": len(outcome.history),
+        "best_epoch": outcome.best_epoch,
+        "seconds": outcome.seconds,
+        "interrupted": outcome.interrupted,
+        "store": origin(store, wanted),
+    }
+
+
+def _judge(wanted: Task, predicted: Floats) -> dict[str, Any]:
+    """The parts of metrics.json that follow from the predictions."""
+    found, parts = wanted.examples, {}
+    judged: dict[str, Scores] = {}
+    for split in dict.fromkeys(wanted.splits.tolist()):
+        known = wanted.known(split)
+        if len(known) == 0:
+            continue
+        true, position = found.targets[known], found.position[known]
+        constant = np.broadcast_to(wanted.constant, true.shape)
+        judged[split], beside = (
+            scores(true, answer, wanted.constant, found.columns, position) for answer in (predicted[known], constant)
+        )
+        parts[split] = {"examples": len(known), "model": as_json(judged[split]), "constant": as_json(beside)}
+    split = next(name for name in JUDGED if name in judged)
+    sentence, constant_like = verdict(split, judged[split])
+    return {
+        "splits": parts,
+        "verdict": sentence,
+        "no_better_than_constant": constant_like,
+        "dropped": {"window": found.dropped, "unknown": int((~found.known).sum())},
+    }
+
+
+def _predictions(path: Path, wanted: Task, predicted: Floats, store: Store, config: Config) -> None:
+    tables.write_predictions(path, wanted.examples, wanted.splits, predicted, store.sequences, config.window.stride)
+
+
+def _unit(columns: tuple[str, ...]) -> str | None:
+    units = {UNITS.get(c) for c in columns}
+    return units.pop() if len(units) == 1 else None
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

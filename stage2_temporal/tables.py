@@ -1,0 +1,114 @@
+"""What a run writes beside its model: history.csv, predictions.csv, submission.csv, and the table in the terminal."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Listed
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.sequences import Sequence
+from features.windows import Examples
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of history.csv: losses in the units trained on, RMSE in the target's; NaN without validation."""
+
+    epoch: int
+    loss: float
+    rmse: float
+    val_loss: float
+    val_rmse: float
+    seconds: float
+
+
+def write_history(path: Path, history: Iterable[Epoch]) -> None:
+    """One row an epoch."""
+    names = [f.name for f in fields(Epoch)]
+    _write(path, names, ([_cell(v) for v in asdict(row).values()] for row in history))
+
+
+def write_predictions(
+    path: Path,
+    examples: Examples,
+    splits: NDArray[np.str_],
+    predicted: Floats,
+    sequences: Listed[Sequence],
+    stride: int,
+) -> None:
+    """One row an example: where it lies, its targets and predictions in their unit, the vehicle's distance in m."""
+    values = [f"{c}_{kind}" for c in examples.columns for kind in ("true", "pred")]
+    rows = (
+        [
+            splits[i],
+            sequences[examples.sequence[i]].id,
+            examples.label[i],
+            examples.frame[i],
+            examples.start[i],
+            stride,
+            examples.rows.shape[1],
+            *(_cell(v) for pair in zip(examples.targets[i], predicted[i], strict=True) for v in pair),
+            _cell(examples.position[i, 0]),
+        ]
+        for i in range(len(examples))
+    )
+    names = ["split", "sequence", "label", "frame", "first", "stride", "length", *values, "distance"]
+    _write(path, names, rows)
+
+
+def write_submission(path: Path, ids: Listed[str], velocity: Floats) -> None:
+    """The competition's `ID,speed` in numeric order: speed = √(vx² + vy²) of each clip's first prediction.
+
+    Args:
+        ids: n sequence ids that end in the clip's number, `Test/12`.
+        velocity: (n, 2) vx, vy in m/s.
+    """
+    speeds: dict[int, float] = {}
+    for name, (vx, vy) in zip(ids, velocity.tolist(), strict=True):
+        number = re.search(r"(\d+)$", name)
+        if number:
+            speeds.setdefault(int(number[1]), math.hypot(vx, vy))
+    _write(path, ["ID", "speed"], ([k, _cell(v)] for k, v in sorted(speeds.items())))
+
+
+def table(metrics: Mapping[str, Any]) -> str:
+    """The model beside the constant predictor on each split, and the verdict; `metrics` as in metrics.json."""
+    unit = f" [{metrics['unit']}]" if metrics["unit"] else ""
+    head = ["split", "examples", "", f"RMSE{unit}", f"MAE{unit}", "skill", "spread ratio"]
+    rows = [head]
+    for split, part in metrics["splits"].items():
+        for who in ("model", "constant"):
+            figures = [part[who][k] for k in ("rmse", "mae", "skill", "spread_ratio")]
+            lead = [split, f"{part['examples']:,}"] if who == "model" else ["", ""]
+            rows.append([*lead, who, *("–" if v is None else f"{v:.3f}" for v in figures)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    left = (0, 2)
+    lines = (
+        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
+    return "\n".join(["", *(line.rstrip() for line in lines), "", metrics["verdict"]])
+
+
+def _cell(value: float | int | np.floating[Any]) -> str:
+    """A number that reads back to itself; empty where unknown."""
+    if isinstance(value, int):
+        return str(value)
+    return repr(float(value)) if math.isfinite(value) else ""
+
+
+def _write(path: Path, names: Listed[str], rows: Iterable[Listed[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(rows)

@@ -1,0 +1,81 @@
+"""The task: which examples a run trains on and is judged by. No TensorFlow here."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.config import Config
+from features.errors import StoreError
+from features.store import Store
+from features.windows import Examples, examples
+from stage2_temporal.splits import name_splits
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run trains on and is judged by.
+
+    Attributes:
+        examples: all examples, also those without a known target, which are only predicted.
+        splits: (n,) each example's split in this run.
+        constant: (K,) mean of the training targets.
+    """
+
+    examples: Examples
+    splits: NDArray[np.str_]
+    constant: Floats
+
+    def known(self, split: str) -> NDArray[np.int64]:
+        """Indices of a split's examples with known targets."""
+        return np.flatnonzero((self.splits == split) & self.examples.known)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the examples: two runs with the same one saw the same windows, targets and splits."""
+        e = self.examples
+        digest = hashlib.sha256("\n".join([*e.columns, *self.splits.tolist()]).encode())
+        for part in (e.rows, e.targets, e.position):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
+
+
+def read_task(config: Config, store: Store) -> Task:
+    """The examples a config makes of a store.
+
+    Raises:
+        StoreError: the store is not complete.
+        ConfigError: no label has the target, no window fits, or nothing is left to train on.
+    """
+    if not store.complete:
+        missing = f"{len(store.missing)} sequences are missing" if store.missing else "sequences are missing"
+        raise StoreError(f"{store.path}: not complete, {missing}", mend="make features")
+    window = config.window
+    found = examples(
+        store.sequences,
+        store.first,
+        config.data.columns,
+        length=window.length,
+        stride=window.stride,
+        end=window.end,
+    )
+    splits = name_splits(found, config.train.validation_split)
+    train = found.targets[(splits == "train") & found.known]
+    return Task(found, splits, train.mean(axis=0))
+
+
+def origin(store: Store, wanted: Task) -> dict[str, Any]:
+    """What metrics.json says of the store, and what two runs are compared by."""
+    return {
+        "path": str(store.path),
+        "fingerprint": store.fingerprint,
+        "frames": store.frames,
+        "sequences": len(store.sequences),
+        "examples": wanted.digest,
+    }
