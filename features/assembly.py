@@ -186,7 +186,8 @@ def _write_labels(f: Any, sequences: Listed[Sequence]) -> None:
     rows = [(i, label) for i, s in enumerate(sequences) for label in s.labels]
     columns = sorted({c for _, label in rows for c in label.targets})
     # a label that names a column without knowing it differs from one that has nothing to do with it
-    named = np.array([[c in label.targets for c in columns] for _, label in rows], bool).reshape(-1, len(columns))
+    named = np.array([[c in label.targets for c in columns] for _, label in rows], bool)
+    named = named.reshape(len(rows), len(columns))
     targets = [[label.targets.get(c, math.nan) for c in columns] for _, label in rows]
     group = f.create_group("labels")
     group.attrs["columns"] = canonical(columns)
@@ -195,7 +196,7 @@ def _write_labels(f: Any, sequences: Listed[Sequence]) -> None:
         {
             "sequence": np.array([i for i, _ in rows], np.int64),
             "frame": np.array([label.frame for _, label in rows], np.int64),
-            "targets": np.array(targets, np.float64).reshape(-1, len(columns)),
+            "targets": np.array(targets, np.float64).reshape(len(rows), len(columns)),
             "named": named,
             "box": np.array([label.box or (math.nan,) * 4 for _, label in rows], np.float64).reshape(-1, 4),
             "position": np.array([label.position or (math.nan,) * 2 for _, label in rows], np.float64).reshape(-1, 2),

@@ -115,7 +115,7 @@ class Head(Section):
     grid: tuple[int, int] = (1, 1)
     """Rows and columns the map is averaged to (pooled heads)."""
     difference: bool = False
-    """Give the head each frame's change since the one before as well (pooled heads)."""
+    """Give the head how much each cell changed since the frame before as well: own motion (pooled heads)."""
 
 
 class Train(Section):

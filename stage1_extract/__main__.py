@@ -16,12 +16,14 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # before cv2 is imported: our own lines name what is wrong
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 from features.cli import config_from, run
 from features.config import Config
 from features.errors import ConfigError, StoreError
 from features.progress import bar
+from features.quiet import quiet_imports
 from features.store import Store
 
 
@@ -48,7 +50,8 @@ def extract(options: argparse.Namespace, flags: list[str], redo: tuple[int, ...]
     if config.data.layout == "sample":
         _render(config)
     catalogue = scan(config.data)
-    from stage1_extract.extract import extract as bring_up  # loads TensorFlow, which an early fault need not wait for
+    with quiet_imports():  # TensorFlow, which an early fault need not wait for
+        from stage1_extract.extract import extract as bring_up
 
     outcome = bring_up(config, store, catalogue, redo=redo)
     if outcome.extracted:

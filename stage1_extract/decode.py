@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Listed
@@ -34,8 +36,9 @@ class Decoded:
 
 def decode(pieces: Listed[Piece], clips: Mapping[str, Clip], frames: Frames, threads: int) -> Iterator[Decoded]:
     """The pieces' frames in order, `RANGE` at a time. A frame that cannot be decoded gives a fault in its place."""
-    pool = ThreadPoolExecutor(threads, "decode")
-    one = ThreadPoolExecutor(1, "decode-in-order")  # a video must be read in order: one thread, first come first served
+    pool = ThreadPoolExecutor(threads, "decode", initializer=_give_way)
+    # a video must be read in order: one thread, first come first served
+    one = ThreadPoolExecutor(1, "decode-in-order", initializer=_give_way)
     pending: deque[Future[Decoded]] = deque()
     try:
         for i, piece in enumerate(pieces):
@@ -68,6 +71,12 @@ def thumbnail(image: Image, colour: str) -> bytes:
     if colour == "rgb":
         small = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY])[1].tobytes()
+
+
+def _give_way() -> None:
+    """Let this thread run where the network leaves a core idle; on a CPU the two would else get in each other's way."""
+    if hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # of this thread alone, on Linux
 
 
 def _decode(index: int, clip: Clip, start: int, stop: int, frames: Frames) -> Decoded:

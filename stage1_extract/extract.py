@@ -181,20 +181,29 @@ def _shard(
 def _batches(
     decoded: Iterator[Decoded], pieces: list[Piece], size: int, sound: dict[int, bool], faults: dict[str, str]
 ) -> Iterator[tuple[Image, list[bytes]]]:
-    """Decoded frames in batches of `size`; a fault's frames are blank, so that the others keep their places."""
-    frames: list[Image] = []
+    """Decoded frames in batches of `size`, in a buffer that the next batch overwrites.
+
+    A fault's frames are blank, so that the others keep their places.
+    """
+    buffer, count = np.empty(0, np.uint8), 0
     thumbnails: list[bytes] = []
     for part in decoded:
         if part.fault is not None:
             sound[part.piece] = False
             faults.setdefault(pieces[part.piece].sequence, part.fault)
-        frames.extend(part.frames)
+        if not len(buffer):
+            buffer = np.empty((size, *part.frames.shape[1:]), np.uint8)
         thumbnails.extend(part.thumbnails)
-        while len(frames) >= size:
-            yield np.stack(frames[:size]), thumbnails[:size]
-            frames, thumbnails = frames[size:], thumbnails[size:]
-    if frames:
-        yield np.stack(frames), thumbnails
+        left = part.frames
+        while len(left):
+            taken = min(size - count, len(left))
+            buffer[count : count + taken] = left[:taken]
+            left, count = left[taken:], count + taken
+            if count == size:
+                yield buffer, thumbnails[:size]
+                thumbnails, count = thumbnails[size:], 0
+    if count:
+        yield buffer[:count], thumbnails
 
 
 def _stored(store: Path, trunk: Trunk, redo: Listed[int]) -> list[Held]:

@@ -17,9 +17,9 @@ from types import ModuleType
 
 from features.cli import config_from, run
 from features.errors import ConfigError
+from features.quiet import quiet_imports
 from features.store import Store
 from stage2_temporal.folder import choose, read_metrics, run_path
-from stage2_temporal.quiet import load_tensorflow
 from stage2_temporal.tables import table
 from stage2_temporal.task import origin, read_task
 
@@ -87,16 +87,16 @@ def _run_and_store(options: argparse.Namespace, flags: list[str]) -> tuple[Path,
 
 def _runs() -> ModuleType:
     """The module that loads TensorFlow, which an early fault need not wait for."""
-    load_tensorflow()
-    from stage2_temporal import runs
+    with quiet_imports():
+        from stage2_temporal import runs
 
     return runs
 
 
 def _help() -> None:
     """What tyro does not know of: our own options and the heads."""
-    load_tensorflow()
-    from stage2_temporal.heads import HEADS
+    with quiet_imports():
+        from stage2_temporal.heads import HEADS
 
     print(__doc__)
     print("heads:")

@@ -72,6 +72,12 @@ def test_round_trip(dtype: str, tmp_path: Path) -> None:
         assert store.top() is None
 
 
+def test_a_store_without_any_label(tmp_path: Path) -> None:
+    bare = [Sequence("a", "test", 8, 20.0, (4, 3), "d")]
+    with Store(write_store(tmp_path / "s.h5", bare, {"appearance": maps(8)})) as store:
+        assert same(store.sequences, bare)
+
+
 def test_top_and_trunk_come_back(made: tuple[Path, np.ndarray]) -> None:
     with Store(made[0]) as store:
         top = store.top()
