@@ -17,6 +17,13 @@ class _Lines(tqdm):  # type: ignore[type-arg]
         """Print the state as a line."""
         print(msg if msg is not None else str(self), file=self.fp, flush=True)
 
+    def close(self) -> None:
+        """Print the last state, and no empty line after it."""
+        if not self.disable:
+            self.display()
+            self.disable = True
+            self._decr_instances(self)  # type: ignore[attr-defined]  # its stubs leave this out
+
 
 def bar(total: int, what: str, unit: str, *, initial: int = 0) -> tqdm[Any]:
     """A progress bar on stderr for `total` units of work; use it in a `with` block and `update` it."""
