@@ -3,6 +3,7 @@
     python -m stage2_temporal train    --config F [--store S] [--run NAME] [--section.field value …]
     python -m stage2_temporal evaluate --run NAME [--store S]     predict with the saved model anew
     python -m stage2_temporal report   --run NAME [--store S]     write report.html anew
+    python -m stage2_temporal fuse     --run NAME [--store S]     one model from frames to the target
 
 A run is a folder under runs/ with config, metrics, history, predictions, model and report. Without --run its name is
 made of config, target and head, and what is trained already is not trained again. `train --help` lists every setting.
@@ -74,6 +75,21 @@ def report(options: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+def fuse(options: argparse.Namespace, flags: list[str]) -> int:
+    """Make one model of backbone, top and head, checked against the two stages."""
+    folder, path = _run_and_store(options, flags)
+    with quiet_imports():
+        from stage2_temporal import fuse as fusion
+    with Store(path) as store:
+        fused, equality = fusion.fuse(folder, store)
+    print(
+        f"{fusion.write(folder, fused, equality)}: largest difference from the two stages "
+        f"{equality.output.absolute:.2g} ({equality.output.relative:.2g} of the largest value) over "
+        f"{equality.windows} windows; storing the maps accounts for {equality.rounding:.2g}"
+    )
+    return 0
+
+
 def _run_and_store(options: argparse.Namespace, flags: list[str]) -> tuple[Path, Path]:
     """A run's folder, and the store it was trained from unless another was named."""
     if flags:
@@ -105,7 +121,7 @@ def _help() -> None:
     print()
 
 
-COMMANDS = {"train": train, "evaluate": evaluate, "report": report}
+COMMANDS = {"train": train, "evaluate": evaluate, "report": report, "fuse": fuse}
 
 if __name__ == "__main__":
     sys.exit(main())

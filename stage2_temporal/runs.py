@@ -125,7 +125,7 @@ def _train(config: Config, store: Store, wanted: Task, folder: Path) -> dict[str
         )
     predicted = predict(model, Batches(reader, found.rows, None, batch))
     # without the optimiser and our loss, so that it loads anywhere
-    keras.Model(model.inputs, model.outputs, name=model.name).save(folder / "model.keras")
+    keras.Model(model.input, model.output, name=model.name).save(folder / "model.keras")
     (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     tables.write_history(folder / "history.csv", outcome.history)
     _predictions(folder / "predictions.csv", wanted, predicted, store, config)
