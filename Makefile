@@ -9,10 +9,13 @@ PYTHON ?= python3
 
 PY    := .venv/bin/python
 READY := .venv/.ready
-TASK   = --config $(CONFIG) --store $(STORE) $(if $(DATA),--data.path $(DATA)) $(ARGS)
+TASK   = --config '$(CONFIG)' --store '$(STORE)' $(if $(DATA),--data.path '$(DATA)') $(ARGS)
+
+# for recipes that work on a run
+NEEDS_RUN = @test -n '$(RUN)' || { echo 'which run? Mend: make $@ RUN=NAME, one of:' $$(ls runs 2>/dev/null); exit 2; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sample features train report info verify test soak check bench lock clean
+.PHONY: help setup sample features train finetune predict export report info verify test soak check bench lock clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -31,22 +34,35 @@ $(READY): requirements.lock
 	@touch $@
 
 sample: $(READY)  ## render the sample set (320 clips)
-	@$(PY) -m stage1_extract sample --config $(CONFIG) $(if $(DATA),--data.path $(DATA)) $(ARGS)
+	@$(PY) -m stage1_extract sample --config '$(CONFIG)' $(if $(DATA),--data.path '$(DATA)') $(ARGS)
 
 features: $(READY)  ## run the frozen trunk over every new frame, into STORE
 	@$(PY) -m stage1_extract extract $(TASK)
 
 train: features  ## train from STORE, write a run with its report
-	@$(PY) -m stage2_temporal train $(TASK) $(if $(RUN),--run $(RUN))
+	@$(PY) -m stage2_temporal train $(TASK) $(if $(RUN),--run '$(RUN)')
+
+finetune: $(READY)  ## train RUN's top layers on from the images
+	$(NEEDS_RUN)
+	@$(PY) -m stage2_temporal finetune --run '$(RUN)' $(if $(DATA),--data.path '$(DATA)') $(ARGS)
+
+predict: $(READY)  ## predict with RUN on DATA: a video, a folder of frames, a data set
+	$(NEEDS_RUN)
+	@$(PY) -m stage2_temporal predict --run '$(RUN)' $(if $(DATA),--input '$(DATA)') $(ARGS)
+
+export: $(READY)  ## RUN as SavedModel, ONNX and LiteRT, each checked in its own runtime
+	$(NEEDS_RUN)
+	@$(PY) -m stage2_temporal export --run '$(RUN)' $(if $(DATA),--data.path '$(DATA)') $(ARGS)
 
 report: $(READY)  ## write the report of RUN again
-	@$(PY) -m stage2_temporal report --run $(RUN)
+	$(NEEDS_RUN)
+	@$(PY) -m stage2_temporal report --run '$(RUN)'
 
 info: $(READY)  ## what STORE holds
-	@$(PY) -m stage1_extract info --store $(STORE)
+	@$(PY) -m stage1_extract info --store '$(STORE)'
 
 verify: $(READY)  ## read every chunk of STORE
-	@$(PY) -m stage1_extract verify --store $(STORE)
+	@$(PY) -m stage1_extract verify --store '$(STORE)'
 
 test: $(READY)  ## every test but the slow ones
 	@$(PY) -m pytest -m "not soak"
@@ -63,7 +79,7 @@ bench: $(READY)  ## measure; prints ratios taken within one run
 	@$(PY) -m benchmarks
 
 lock: $(READY)  ## pin the newest of everything pyproject.toml admits
-	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev --upgrade \
+	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev --extra export --upgrade \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.lock
 
 clean:  ## remove .venv and caches; data/, stores/ and runs/ stay

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from features.files import replacing
 from features.hdf5 import (
     FORMAT,
+    TABLE_FAULTS,
     VERSION,
     Disk,
     ThumbnailWriter,
@@ -73,15 +74,25 @@ class ShardWriter:
         write_columns(self._file.create_group("pieces"), columns)
         self.abandon()
         self._disk.check()
-        with reading(self.path), open_file(self.path) as f:
-            for data in f["frames"].values():
-                for row in range(data.shape[0]):
-                    data[row]
+        check_shard(self.path)
 
     def abandon(self) -> None:
         """Close the file as it is."""
         self._file.close()
         self._disk.close()
+
+
+def check_shard(path: Path) -> None:
+    """Read every chunk of a shard.
+
+    Raises:
+        StoreError: one that cannot be read.
+    """
+    with open_file(path) as f, reading(path, TABLE_FAULTS):
+        for data in f["frames"].values():
+            for row in range(data.shape[0]):
+                data[row]
+        f["thumbnails/data"][:], f["pieces/row"][:]
 
 
 def shard_pieces(path: Path, fingerprint: str) -> list[Held]:

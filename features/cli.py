@@ -21,6 +21,7 @@ def config_from(path: Path | str | None, flags: list[str], *, prog: str | None =
         ConfigError: the file or a flag is not as it should be. `--help` prints every flag and exits.
     """
     default = Config() if path is None else read_config(path)
+    flags = [flag.capitalize() if flag in ("true", "false") else flag for flag in flags]  # as TOML writes them
     try:
         chosen = tyro.cli(Config, args=flags, default=default, prog=prog, config=(tyro.conf.FlagConversionOff,))
         return Config.model_validate(chosen.model_dump())
@@ -55,6 +56,8 @@ def refused(error: OSError) -> str | None:
         errno.ENOSPC: "the disk is full; finished work is kept. Mend: free some space, then the same command",
         errno.EDQUOT: "the disk quota is used up; finished work is kept. Mend: free some space, then the same command",
         errno.EROFS: "the folder is read-only. Mend: give a path that can be written, e.g. --store",
+        errno.ENOTDIR: "a file stands where a folder is needed. Mend: give another path",
+        errno.EEXIST: "a file stands where a folder is needed. Mend: give another path",
         errno.EACCES: "no permission. Mend: give a path that can be written, or change its permissions",
     }
     return where + reasons[error.errno] if error.errno in reasons else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,7 +27,7 @@ class Data(Section):
     """How the files are laid out."""
     path: str = "data/sample"
     """Folder, .zip (competition) or .csv (manifest) of the data set."""
-    target: str | tuple[str, ...] = "ego_speed"
+    target: str | Annotated[tuple[str, ...], Field(min_length=1)] = "ego_speed"
     """`velocity` (vx, vy of the annotated vehicle), `ego_speed`, or the names of label columns."""
     fps: float = Field(20.0, gt=0)
     """Frames a second, where the files don't say (a video's own rate is read from it)."""
@@ -37,7 +37,7 @@ class Data(Section):
     """Number (from 1) of the frame a clip's label holds for; unset: the clip's last."""
     segment: int | None = Field(None, gt=0)
     """Cut a video into sequences of this many frames, so that splits have something to split."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seed of the rendered sample set."""
 
     @property
@@ -85,7 +85,7 @@ class Extract(Section):
     threads: int = Field(0, ge=0)
     """Decoding threads; 0: one a core."""
     dtype: Literal["float16", "float32"] = "float16"
-    """Type the maps are stored in; half precision halves the file and rounds at 1e-3."""
+    """Type the maps are stored in; half precision halves the file and rounds at 5e-4."""
     shard: int = Field(512, gt=0)
     """Frames a shard: what a kill can cost at most."""
     skip_damaged: bool = False
@@ -137,12 +137,35 @@ class Train(Section):
     """Keep the weights of the epoch with the lowest validation loss; false keeps the last epoch's."""
     patience: int = Field(0, ge=0)
     """Stop after this many epochs without a better validation loss; 0: never."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of weights, order and dropout."""
     memory_gb: float = Field(4.0, gt=0)
     """Hold the features in memory where they take no more than this."""
     tensorboard: bool = False
     """Write TensorBoard logs into the run."""
+
+
+class Finetune(Section):
+    unfreeze: Annotated[int, Field(ge=0)] | str = 9
+    """How much of the backbone trains: its last N layers, a layer's name (it and all after it), or `all`."""
+    epochs: int = Field(2, gt=0)
+    """Passes over the training examples."""
+    batch: int = Field(4, gt=0)
+    """Windows a step, on all devices together."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """Adam's highest step size; it falls to 0 along a cosine."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps over which the step size rises to it."""
+    batch_norm: bool = False
+    """Let unfrozen batch norm use each batch's statistics and update its own; false keeps them."""
+    flip: bool = True
+    """Mirror half of the windows, left for right; vy and y change their sign."""
+    brightness: float = Field(0.1, ge=0, le=1)
+    """Largest change of brightness, as a share of the full range."""
+    contrast: float = Field(0.1, ge=0, lt=1)
+    """Largest change of contrast, as a share of it."""
+    threads: int = Field(0, ge=0)
+    """Decoding threads; 0: one a core."""
 
 
 class Config(Section):
@@ -155,6 +178,7 @@ class Config(Section):
     window: Window = Window()
     head: Head = Head()
     train: Train = Train()
+    finetune: Finetune = Finetune()
 
     def to_toml(self) -> str:
         """TOML that `read_config` reads back to an equal Config; unset keys are left out."""
@@ -172,6 +196,8 @@ def read_config(path: Path | str) -> Config:
         value = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config", mend=f"ls {path.parent or '.'}/*.toml") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: a folder, not a config", mend=f"ls {path}/*.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: not TOML: {e}", mend=f"edit {path}") from None
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+SHOWN = 20  # faults printed at most: the rest would hide the mend
+
 
 class FramebankError(Exception):
     """Something the user can mend; the entry points print it in one line and exit with status 2.
@@ -19,7 +21,8 @@ class FramebankError(Exception):
             parts.append(f"expected {expected}")
         if got is not None:
             parts.append(f"got {got}")
-        line = "; ".join(parts) + "."
+        line = "; ".join(parts)
+        line += "" if line.endswith("?") else "."
         super().__init__(f"{line} Mend: {mend}" if mend else line)
         self.what, self.expected, self.got, self.mend = what, expected, got, mend
 
@@ -46,4 +49,6 @@ class BadInputs(FramebankError):
     def __str__(self) -> str:
         if len(self.faults) == 1:
             return f"{self.faults[0]} Mend: {self.mend}" if self.mend else self.faults[0]
-        return "\n".join([*self.faults, super().__str__()])
+        shown = self.faults[:SHOWN]
+        more = [f"… and {len(self.faults) - SHOWN} more"] if len(self.faults) > SHOWN else []
+        return "\n".join([*shown, *more, super().__str__()])

@@ -100,9 +100,11 @@ def create(disk: Disk) -> Any:
 
 def open_file(path: Path) -> Any:
     """The file, opened for reading, once it is known to be a store of a format we read that stands on its own."""
+    if path.is_dir():
+        raise StoreError(f"{path}: a folder, not a store", mend="--store FILE.h5")
     if not path.is_file():
-        raise StoreError(f"{path}: no such store", mend=f"make features STORE={path}")
-    mend = f"move it away and run make features STORE={path}"
+        raise StoreError(f"{path}: no such store", mend=f"make features CONFIG=… STORE={path}")
+    mend = f"move it away and run make features CONFIG=… STORE={path}"
     try:
         f = h5py.File(path, "r")
     except OSError as e:

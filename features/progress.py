@@ -15,7 +15,8 @@ class _Lines(tqdm):  # type: ignore[type-arg]
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Print the state as a line."""
-        print(msg if msg is not None else str(self), file=self.fp, flush=True)
+        if self.n > self.initial or self.n == self.total:
+            print(msg if msg is not None else str(self), file=self.fp, flush=True)
 
     def close(self) -> None:
         """Print the last state, and no empty line after it."""

@@ -30,11 +30,15 @@ from features.store import Store
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and do what it says; the exit status."""
     parser = argparse.ArgumentParser(
-        "stage1_extract", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
+        "stage1_extract",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
     )
     parser.add_argument("command", nargs="?", choices=["extract", "info", "verify", "repair", "sample"])
-    parser.add_argument("--config", type=Path, help="TOML file of the task")
-    parser.add_argument("--store", type=Path, help="HDF5 file; default: stores/<config's name>.h5")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--store", type=Path)
     options, flags = parser.parse_known_args(argv)
     if options.command is None:
         print(__doc__)
@@ -58,6 +62,10 @@ def extract(options: argparse.Namespace, flags: list[str], redo: tuple[int, ...]
         print(f"{store}: {outcome.extracted:,} frames extracted, {outcome.frames:,} in the store")
     else:
         print(f"{store}: nothing to extract, {outcome.frames:,} frames in the store")
+    if outcome.missing:
+        print(f"{store}: {len(outcome.missing)} faults were left out, make info names them", file=sys.stderr)
+    if config.backbone.weights == "random":
+        print(f"{store}: the backbone's weights are random, UNTRAINED: for tests only", file=sys.stderr)
     return 0
 
 
@@ -123,7 +131,8 @@ def _damaged(path: Path) -> dict[int, str]:
 
 def _store(options: argparse.Namespace) -> Path:
     if options.store is not None:
-        return Path(options.store)
+        # a link is kept, what it points at is replaced
+        return options.store.resolve() if options.store.is_symlink() else Path(options.store)
     if options.config is None:
         raise ConfigError("which store?", mend="--store FILE or --config FILE")
     return Path("stores") / f"{options.config.stem}.h5"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Listed
@@ -20,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from features.assembly import ShardWriter, assemble, shard_pieces
+from features.assembly import ShardWriter, assemble, check_shard, shard_pieces
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
 from features.files import replacing
@@ -84,8 +85,8 @@ def extract(
         if store.exists():
             with Store(store) as s:
                 done = s.header.trunk.get("request") == request and s.complete and not redo
-                if done and same(s.sequences, wanted):
-                    return Outcome(0, s.frames)
+                if done and same(s.sequences, wanted) and set(s.missing.values()) == set(catalogue.faults):
+                    return Outcome(0, s.frames, dict(s.missing))
         engine = engine or Engine(build_trunk(config), config.extract.batch)
         outcome = _extract(config, store, catalogue, request, redo, engine)
     if outcome.missing and not skip:
@@ -105,6 +106,7 @@ def _extract(
     wanted = [clip.sequence for clip in catalogue.clips]
     parts = store.with_name(f"{store.name}.parts")
     _sweep(store, parts)
+    _discard_damaged(parts)
     stored = _stored(store, trunk, redo)
     todo = plan(wanted, stored, _shards(parts, trunk.recipe.fingerprint), config.extract.shard)
     faults: dict[str, str] = {}
@@ -113,6 +115,7 @@ def _extract(
         _run(config, parts, clips, todo, engine, faults)
     ready, held = layout(wanted, [*_shards(parts, trunk.recipe.fingerprint), *stored])
     missing = {s.id: faults.get(s.id, "not extracted") for s in wanted if s not in ready}
+    left_out = {f"fault {i}": fault for i, fault in enumerate(catalogue.faults, 1)}
     header = Header(
         trunk.recipe,
         trunk={
@@ -120,15 +123,16 @@ def _extract(
             "cut": trunk.cut.words,
             "backbone_layers": len(trunk.backbone.model.layers),
             "request": request,
+            "asked": config.backbone.model_dump(include={"unfreeze", "cut", "top"}),
         },
         versions={name: version(name) for name in ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless")},
-        missing=missing,
+        missing={**left_out, **missing},
         complete=not missing or config.extract.skip_damaged,
     )
     if ready:
         assemble(store, header, ready, held, {STREAM: trunk.stream}, trunk.top())
         shutil.rmtree(parts, ignore_errors=True)
-    return Outcome(todo.frames, sum(s.length for s in ready), missing)
+    return Outcome(todo.frames, sum(s.length for s in ready), {**left_out, **missing})
 
 
 def _run(
@@ -222,6 +226,16 @@ def _stored(store: Path, trunk: Trunk, redo: Listed[int]) -> list[Held]:
 
 def _shards(parts: Path, fingerprint: str) -> list[Held]:
     return [held for path in sorted(parts.glob("*.h5")) for held in shard_pieces(path, fingerprint)]
+
+
+def _discard_damaged(parts: Path) -> None:
+    """Throw away shards that cannot be read to the end: extracting them anew is the mend."""
+    for path in sorted(parts.glob("*.h5")):
+        try:
+            check_shard(path)
+        except StoreError as e:
+            print(f"{path}: a damaged shard is extracted anew ({e.what})", file=sys.stderr)
+            path.unlink()
 
 
 def _sweep(store: Path, parts: Path) -> None:

@@ -4,6 +4,10 @@
     python -m stage2_temporal evaluate --run NAME [--store S]     predict with the saved model anew
     python -m stage2_temporal report   --run NAME [--store S]     write report.html anew
     python -m stage2_temporal fuse     --run NAME [--store S]     one model from frames to the target
+    python -m stage2_temporal finetune --run NAME [--store S] [--data.path P] [--finetune.field value …]
+    python -m stage2_temporal predict  --run NAME [--input PATH] [--output FILE.csv] [--overlay FILE.mp4]
+                                       [--stride N] [--fps N]     on a video, a folder of frames or a data set
+    python -m stage2_temporal export   --run NAME [--store S] [--data.path P] [--format NAME …]
 
 A run is a folder under runs/ with config, metrics, history, predictions, model and report. Without --run its name is
 made of config, target and head, and what is trained already is not trained again. `train --help` lists every setting.
@@ -12,17 +16,18 @@ made of config, target and head, and what is trained already is not trained agai
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
 from features.cli import config_from, run
-from features.errors import ConfigError
+from features.errors import BadInputs, ConfigError
 from features.quiet import quiet_imports
 from features.store import Store
 from stage2_temporal.folder import choose, read_metrics, run_path
 from stage2_temporal.tables import table
-from stage2_temporal.task import origin, read_task
+from stage2_temporal.task import check_recipe, origin, read_task
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,6 +53,7 @@ def train(options: argparse.Namespace, flags: list[str]) -> int:
         raise ConfigError("which store?", mend="--config FILE or --store FILE")
     path = options.store or Path("stores") / f"{options.config.stem}.h5"
     with Store(path) as store:
+        check_recipe(config, store)
         task = read_task(config, store)
         folder, done = choose(options.run, (options.config or path).stem, config, origin(store, task))
         if done:
@@ -90,6 +96,54 @@ def fuse(options: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+def predict(options: argparse.Namespace, flags: list[str]) -> int:
+    """Predict on a video, a folder of frames or a data set."""
+    parser = argparse.ArgumentParser("stage2_temporal predict", add_help=False, allow_abbrev=False)
+    for name, kind in (("input", Path), ("output", Path), ("overlay", Path), ("stride", int), ("fps", float)):
+        parser.add_argument(f"--{name}", type=kind)
+    asked, rest = parser.parse_known_args(flags)
+    folder, _ = _run_and_store(options, rest)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # before cv2 is imported: our own lines name what is wrong
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    with quiet_imports():
+        from stage2_temporal import predict as prediction
+    written = prediction.predict(folder, asked.input, asked.output, asked.overlay, stride=asked.stride, fps=asked.fps)
+    print(f"{written.windows:,} windows: {', '.join(map(str, written.files))}")
+    if written.left_out:
+        raise BadInputs(
+            f"{len(written.left_out)} sequences would not decode and are left out",
+            list(written.left_out),
+            mend="replace their files and run the same command",
+        )
+    return 0
+
+
+def finetune(options: argparse.Namespace, flags: list[str]) -> int:
+    """Train a run's fused model end to end on frames."""
+    folder, path = _run_and_store(options, [])
+    config = config_from(folder / "config.toml", flags, prog="stage2_temporal finetune")
+    with quiet_imports():
+        from stage2_temporal import finetune as tuning
+    with Store(path) as store:
+        tuning.finetune(folder, store, config)
+    return 0
+
+
+def export(options: argparse.Namespace, flags: list[str]) -> int:
+    """Write the fused model for serving, each format checked in its own runtime."""
+    parser = argparse.ArgumentParser("stage2_temporal export", add_help=False, allow_abbrev=False)
+    parser.add_argument("--format", action="append", dest="formats")
+    asked, rest = parser.parse_known_args(flags)
+    folder, path = _run_and_store(options, [])
+    config = config_from(folder / "config.toml", rest, prog="stage2_temporal export")
+    with quiet_imports():
+        from stage2_temporal import export as exporting
+    with Store(path) as store:
+        for file, difference in exporting.export_run(folder, store, config, asked.formats):
+            print(f"{file}: largest difference from Keras {difference:.2g} of the largest value")
+    return 0
+
+
 def _run_and_store(options: argparse.Namespace, flags: list[str]) -> tuple[Path, Path]:
     """A run's folder, and the store it was trained from unless another was named."""
     if flags:
@@ -121,7 +175,15 @@ def _help() -> None:
     print()
 
 
-COMMANDS = {"train": train, "evaluate": evaluate, "report": report, "fuse": fuse}
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "report": report,
+    "fuse": fuse,
+    "finetune": finetune,
+    "export": export,
+    "predict": predict,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

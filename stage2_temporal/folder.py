@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,20 +103,41 @@ def read_metrics(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is no run: no metrics.json in it", mend="--run NAME, one of runs/") from None
     except ValueError as e:
         raise DataError(f"{file}: not JSON: {e}", mend="train anew") from None
+    if not isinstance(value, dict) or not {"store", "splits", "verdict"} <= set(value):
+        raise DataError(f"{file}: not what training writes", mend="train anew")
     return value
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """An empty folder of the same name elsewhere in the parent; it takes `path`'s place when the block ends well."""
+    """An empty folder of the same name elsewhere in the parent; it takes `path`'s place when the block ends well.
+
+    What came to stand at `path` meanwhile is another's finished work and stays: this one then takes the next free name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    before = _identity(path)
     outer = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path.parent))
     try:
         inner = outer / path.name
         inner.mkdir()
         yield inner
-        if path.exists():
+        final, number = path, 1
+        if _identity(path) != before:
+            while final.exists():
+                number += 1
+                final = path.with_name(f"{path.name}-{number}")
+            print(f"{path}: another run took this name meanwhile, this one is {final}", file=sys.stderr)
+        elif path.exists():
             path.rename(outer / ".before")
-        inner.rename(path)
+        inner.rename(final)
     finally:
         shutil.rmtree(outer, ignore_errors=True)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a folder from one that took its place; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

@@ -23,7 +23,7 @@ from features.store import Store
 from features.windows import Examples
 from stage1_extract.clips import Clip
 from stage1_extract.decode import resize
-from stage1_extract.engine import Trunk, build_trunk
+from stage1_extract.engine import build_trunk
 from stage1_extract.layouts import scan
 from stage2_temporal.runs import STREAM, load
 from stage2_temporal.task import read_task
@@ -115,14 +115,17 @@ def compare(fused: keras.Model, reference: keras.Model, frames: NDArray[np.uint8
     )
 
 
-def fuse(run: Path, store: Store) -> tuple[keras.Model, Equality]:
+def fuse(run: Path, store: Store, config: Config | None = None) -> tuple[keras.Model, Equality]:
     """A run's fused model, checked against the two stages.
+
+    Args:
+        config: the run's own, but for `data.path`; default: the run's own.
 
     Raises:
         StoreError: the store or the backbone is not the one the run was trained on, or the models differ.
         DataError: the images are not there, or there is no sound run.
     """
-    config = read_config(run / "config.toml")
+    config = config or read_config(run / "config.toml")
     trunk = build_trunk(config)
     if trunk.recipe.fingerprint != store.fingerprint:
         raise StoreError(
@@ -131,7 +134,7 @@ def fuse(run: Path, store: Store) -> tuple[keras.Model, Equality]:
             mend="--store STORE, the one the run was trained on",
         )
     fused = assemble(trunk.model, load(run))
-    frames, maps = stored_windows(config, store, trunk)
+    frames, maps = stored_windows(config, store)
     equality = compare(fused, load(run), frames, maps)
     fault = equality.fault(store.recipe.dtype)
     if fault is not None:
@@ -161,7 +164,7 @@ def write(run: Path, fused: keras.Model, equality: Equality) -> Path:
     return path
 
 
-def stored_windows(config: Config, store: Store, trunk: Trunk) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+def stored_windows(config: Config, store: Store) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """Up to `WINDOWS` windows spread over the store: their images, resized, and their stored maps.
 
     Raises:

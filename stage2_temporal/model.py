@@ -106,9 +106,9 @@ def build(
     x = head.summarise(x, config)
     if head.standardise and vectors is not None:
         scale = vectors(keras.Model(maps, x))
-        x = keras.layers.Normalization(
-            mean=scale.mean.tolist(), variance=(scale.deviation**2).tolist(), name="standardise"
-        )(x)
+        # a Rescaling: Keras' Normalization makes its constants inputs of the exported ONNX graph (3.15)
+        factor = 1 / scale.deviation
+        x = keras.layers.Rescaling(factor.tolist(), (-scale.mean * factor).tolist(), name="standardise")(x)
     x = head.regress(x, config, targets)
     if target is not None:
         x = keras.layers.Rescaling(target.deviation.tolist(), target.mean.tolist(), name="unit")(x)

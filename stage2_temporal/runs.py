@@ -28,6 +28,7 @@ from stage2_temporal.training import Outcome, fit, fix_seeds, predict
 Floats = NDArray[np.float64]
 STREAM = "appearance"
 UNITS = {"vx": "m/s", "vy": "m/s", "ego_speed": "m/s", "x": "m", "y": "m"}
+FEW = 10  # test sequences below which a verdict comes with a warning
 JUDGED = ("test", "validation", STORED_VALIDATION, "train")  # the first of these with labels gets the verdict
 
 
@@ -41,6 +42,8 @@ def train(config: Config, store: Store, wanted: Task, path: Path) -> None:
         metrics = _train(config, store, wanted, folder)
         _write_json(folder / "metrics.json", metrics)
         write_report(folder, store)
+    if not metrics["trained_backbone"]:
+        print("the backbone's weights are random, UNTRAINED: for tests only", file=sys.stderr)
     print(f"{tables.table(metrics)}\n{path / 'report.html'}")
 
 
@@ -60,6 +63,11 @@ def evaluate(path: Path, store: Store) -> None:
             mend=f"--store {metrics['store']['path']}",
         )
     wanted = read_task(config, store)
+    if metrics["store"].get("examples") != wanted.digest:
+        raise StoreError(
+            f"{store.path}: not the examples {path} was trained on; its own figures are not replaced by others'",
+            mend=f"--store {metrics['store']['path']}, or train anew where its labels changed",
+        )
     model = load(path)
     reader = FrameReader(store, wanted.examples.rows, config.train.memory_gb, STREAM)
     predicted = predict(model, Batches(reader, wanted.examples.rows, None, config.train.batch))
@@ -73,13 +81,13 @@ def evaluate(path: Path, store: Store) -> None:
     print(f"{tables.table(metrics)}\n{path / 'report.html'}")
 
 
-def load(path: Path) -> keras.Model:
-    """A run's model.
+def load(path: Path, name: str = "model.keras") -> keras.Model:
+    """A model in a run's folder.
 
     Raises:
         DataError: there is none, or it cannot be loaded safely.
     """
-    file = path / "model.keras"
+    file = path / name
     try:
         return keras.models.load_model(file, compile=False, safe_mode=True)
     except (ValueError, OSError, TypeError, KeyError) as e:
@@ -169,6 +177,9 @@ def _judge(wanted: Task, predicted: Floats) -> dict[str, Any]:
         parts[split] = {"examples": len(known), "model": as_json(judged[split]), "constant": as_json(beside)}
     split = next(name for name in JUDGED if name in judged)
     sentence, constant_like = verdict(split, judged[split])
+    sequences = len(np.unique(found.sequence[wanted.known(split)]))
+    if sequences < FEW:
+        sentence += f" Judged by {sequences} sequences only: few enough for luck."
     return {
         "splits": parts,
         "verdict": sentence,

@@ -52,7 +52,7 @@ def split_at(sequence: NDArray[np.int64], validation_split: float) -> int:
     borders = np.flatnonzero(np.diff(sequence)) + 1
     if len(borders) == 0:
         raise ConfigError(
-            "train.validation_split cannot split one sequence: its windows overlap",
-            mend="--data.segment FRAMES (then make features), or --train.validation_split 0",
+            "train.validation_split cannot split one sequence: nothing of it may stand on both sides",
+            mend="more sequences (a video: --data.segment FRAMES, then make features), or --train.validation_split 0",
         )
     return int(borders[np.abs(borders - wanted).argmin()])

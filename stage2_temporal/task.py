@@ -70,6 +70,38 @@ def read_task(config: Config, store: Store) -> Task:
     return Task(found, splits, train.mean(axis=0))
 
 
+def check_recipe(config: Config, store: Store) -> None:
+    """Refuse a config that speaks of other features than the store holds: the run would lie about itself.
+
+    Raises:
+        StoreError: names each setting with both values.
+    """
+    recipe, cut = store.recipe, store.header.trunk.get("asked", {})
+    stored = {
+        "frames": {
+            "width": recipe.size[0],
+            "height": recipe.size[1],
+            "interpolation": recipe.interpolation,
+            "colour": recipe.colour,
+        },
+        "backbone": {"name": recipe.backbone, "preprocess": recipe.preprocess != "none", **cut},
+        "extract": {"dtype": recipe.dtype},
+    }
+    asked = config.model_dump()
+    differ = [
+        f"{section}.{key} {value!r} in the store, {asked[section][key]!r} asked for"
+        for section, values in stored.items()
+        for key, value in values.items()
+        if asked[section][key] != value
+    ]
+    if differ:
+        raise StoreError(
+            f"{store.path}: holds other features than the config asks for",
+            got="; ".join(differ),
+            mend="make features with a STORE of its own, or leave these settings as they are in the store",
+        )
+
+
 def origin(store: Store, wanted: Task) -> dict[str, Any]:
     """What metrics.json says of the store, and what two runs are compared by."""
     return {

@@ -79,7 +79,7 @@ def fit(
         else keras.optimizers.Adam(config.learning_rate)
     )
     rmse = keras.metrics.RootMeanSquaredError(name="rmse")
-    model.compile(optimiser, loss=_loss(deviation), metrics=[rmse])
+    model.compile(optimiser, loss=loss_function(deviation), metrics=[rmse])
     keeper = _Keeper(config, validation is not None)
     callbacks = [keeper, *([_tensorboard(logs)] if logs else [])]
     started, interrupted = time.monotonic(), False
@@ -117,7 +117,7 @@ def predict(model: keras.Model, batches: Batches) -> Floats:
     return predicted.astype(np.float64)
 
 
-def _loss(deviation: Floats | None) -> str | Callable[[Any, Any], Any]:
+def loss_function(deviation: Floats | None) -> str | Callable[[Any, Any], Any]:
     """Mean squared error, each component in units of its deviation where given."""
     if deviation is None:
         return "mean_squared_error"

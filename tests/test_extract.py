@@ -380,3 +380,52 @@ def test_odd_pictures_are_resized_as_cv2_does() -> None:
     for name, flag in (("cubic", cv2.INTER_CUBIC), ("area", cv2.INTER_AREA)):
         frames = settings(Path("x")).frames.model_copy(update={"interpolation": name, "colour": "bgr"})
         np.testing.assert_array_equal(decode.resize(image, frames), cv2.resize(image, (32, 32), interpolation=flag))
+
+
+def test_a_damaged_shard_is_extracted_anew(
+    bring_up: Callable[..., Outcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bring_up("fresh.h5")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "assemble", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            bring_up()
+    truncated, flipped, *_ = sorted((tmp_path / "s.h5.parts").iterdir())
+    os.truncate(truncated, 1000)
+    flip(flipped, "appearance", 3)
+    assert bring_up().extracted == 40
+    assert capsys.readouterr().err.count("extracted anew") == 2
+    assert content(tmp_path / "s.h5") == content(tmp_path / "fresh.h5")
+
+
+def test_a_file_that_changes_after_the_scan_is_not_taken_for_the_scanned_one(
+    clips: Path, tmp_path: Path, engine: Engine
+) -> None:
+    config = settings(clips)
+    catalogue = scan(config.data)
+    shutil.copy(clips / "Train/Train/1/imgs/001.jpg", clips / "Train/Train/5/imgs/004.jpg")
+    with pytest.raises(BadInputs, match=r"Train/5/imgs/004\.jpg: changed since"):
+        extract(config, tmp_path / "s.h5", catalogue, engine=engine)
+    assert extract(config, tmp_path / "s.h5", scan(config.data), engine=engine).extracted == 8
+
+
+def test_what_was_skipped_is_said_each_time(clips: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (clips / "Train/Train/1/imgs/003.jpg").unlink()
+    (tmp_path / "c.toml").write_text(CONFIG.format(data=clips))
+    where = ["--config", str(tmp_path / "c.toml"), "--store", str(tmp_path / "s.h5")]
+    for _ in range(2):
+        assert main(["extract", *where, "--extract.skip-damaged", "true"]) == 0
+        assert "1 faults were left out" in capfd.readouterr().err
+    assert main(["info", *where]) == 0
+    assert "imgs/003.jpg" in capfd.readouterr().out
+
+
+def test_a_link_to_a_store_stays_a_link(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(CONFIG.format(data=clips))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "s.h5").symlink_to(tmp_path / "elsewhere" / "s.h5")
+    assert main(["extract", "--config", str(tmp_path / "c.toml"), "--store", str(tmp_path / "s.h5")]) == 0
+    assert (tmp_path / "s.h5").is_symlink() and (tmp_path / "elsewhere" / "s.h5").is_file()

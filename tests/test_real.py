@@ -152,5 +152,5 @@ def test_a_store_alone_in_an_empty_folder_trains(real: Path, tmp_path: Path) -> 
     shutil.move(tmp_path / "s.h5", home / "s.h5")
     where = ["--config", str(CONFIGS / "competition.toml"), "--store", str(home / "s.h5"), "--run", str(home / "run")]
     small = ["--head.units", "4", "--train.epochs", "1", "--head.name", "pooled_lstm"]
-    assert stage2(["train", *where, *small]) == 0
+    assert stage2(["train", *where, *FLAGS["competition"], *small]) == 0
     assert (home / "run/report.html").is_file() and (home / "run/model.keras").is_file()

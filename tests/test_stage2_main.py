@@ -24,6 +24,18 @@ CONFIG = """
 layout = "competition"
 target = "velocity"
 
+[frames]
+width = 32
+height = 18
+
+[backbone]
+name = "Tiny"
+weights = "random"
+preprocess = false
+
+[extract]
+dtype = "float32"
+
 [window]
 length = 4
 
@@ -73,7 +85,8 @@ def stage2(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_train_evaluate_report(folder: Path) -> None:
     first = stage2(folder, "train", "--config", "task.toml", "--head.dropout", "0.1")
     assert first.returncode == 0, first.stderr
-    lines = first.stderr.splitlines()
+    *lines, warning = first.stderr.splitlines()
+    assert "UNTRAINED" in warning  # the store's recipe says that the backbone's weights are random
     assert len(lines) == 2, first.stderr  # one an epoch, and nothing of TensorFlow's
     assert all(line.startswith("train: epoch ") for line in lines)
     run = folder / "runs" / "task-velocity-pooled_lstm"
@@ -167,3 +180,14 @@ def test_faults_need_no_tensorflow(folder: Path) -> None:
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True, capture_output=True)
+
+
+def test_a_config_of_other_features_than_the_stores_is_refused(folder: Path) -> None:
+    ended = stage2(folder, "train", "--config", "task.toml", "--frames.width", "640")
+    assert ended.returncode == 2
+    assert "frames.width 32 in the store, 640 asked for" in ended.stderr
+
+
+@pytest.mark.parametrize("flags", [["--train.seed", "-5"], ["--train.seed", str(2**32)], ["--data.target"]])
+def test_values_out_of_range_end_with_status_2(flags: list[str], folder: Path) -> None:
+    assert stage2(folder, "train", "--config", "task.toml", *flags).returncode == 2

@@ -318,3 +318,13 @@ def test_a_failing_run_leaves_the_old_one(tmp_path: Path) -> None:
         assert inner.name == "r"
         (inner / "new").write_text("new")
     assert [p.name for p in (tmp_path / "r").iterdir()] == ["new"]
+
+
+def test_a_run_that_finished_meanwhile_keeps_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "r"
+    with folders.replacing_folder(path) as slow:
+        (slow / "who").write_text("slow")
+        with folders.replacing_folder(path) as quick:
+            (quick / "who").write_text("quick")
+    assert [(tmp_path / name / "who").read_text() for name in ("r", "r-2")] == ["quick", "slow"]
+    assert "this one is" in capsys.readouterr().err

@@ -153,6 +153,8 @@ def read(place: Place) -> bytes:
         raise DataError(f"{place}: no such file") from None
     except OSError as e:
         raise DataError(f"{place}: cannot be read", got=e.strerror or e) from None
+    except ValueError as e:  # a NUL byte in its name
+        raise DataError(f"{place}: no path", got=e) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as e:
         # a wrong checksum, a cut or an encrypted entry, an unknown compression
         raise DataError(f"{place}: damaged or unreadable zip entry", got=e) from None

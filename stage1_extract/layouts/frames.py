@@ -39,25 +39,24 @@ class FrameFiles:
 
     Attributes:
         files: one a frame, in order.
-        size: width, height in pixels that every one of them must have.
+        digests: SHA-256 of each file as it was scanned.
     """
 
     files: tuple[Place, ...]
-    size: Size
+    digests: tuple[bytes, ...]
     parallel: bool = True
 
     def read(self, start: int, stop: int) -> Iterator[Image]:
         """Frames start … stop − 1, uint8 BGR of shape (height, width, 3).
 
         Raises:
-            DataError: a file that is gone, damaged, or of another size than when it was scanned.
+            DataError: a file that is gone, damaged, or not what it was when it was scanned.
         """
-        for file in self.files[start:stop]:
-            image = decode(read(file), str(file))
-            height, width = image.shape[:2]
-            if (width, height) != self.size:
-                raise DataError(f"{file}: frame of another size", expected=_text(self.size), got=_text((width, height)))
-            yield image
+        for file, digest in zip(self.files[start:stop], self.digests[start:stop], strict=True):
+            data = read(file)
+            if hashlib.sha256(data).digest() != digest:
+                raise DataError(f"{file}: changed since it was scanned")
+            yield decode(data, str(file))
 
 
 @dataclass
@@ -94,7 +93,7 @@ def inspect(drafts: list[Draft], threads: int) -> Catalogue:
             digest = hashlib.sha256(b"".join(d for _, _, d in sound)).hexdigest()
             length = len(draft.files)
             sequence = Sequence(draft.id, draft.split, length, draft.fps, size, digest, draft.labels)
-            clips.append(Clip(sequence, FrameFiles(draft.files, size)))
+            clips.append(Clip(sequence, FrameFiles(draft.files, tuple(d for _, _, d in sound))))
     return Catalogue(tuple(clips), tuple(faults))
 
 

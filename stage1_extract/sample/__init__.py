@@ -97,7 +97,8 @@ def _stands(out: Path, wanted: dict[str, int]) -> bool:
         f"{out}: not the sample set that was asked for",
         expected=wanted,
         got=got,
-        mend=f"rm -r {out}, or choose another folder with --data.path",
+        mend="if these are your own clips, say how they lie: --data.layout competition (or tusimple, video, manifest); "
+        "for a rendered set choose a new folder: --data.path FOLDER",
     )
 
 

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from stage2_temporal.report.clips import Frames, clip, pick
 from stage2_temporal.report.draw import figure, svg
-from stage2_temporal.report.plots import Plot, curves, scatters, timeline
+from stage2_temporal.report.plots import Plot, curves, scatters, timeline, tuning
 from stage2_temporal.report.results import Results
 
 WORST, BEST = 8, 3
@@ -48,6 +48,7 @@ def page(results: Results, store: Frames) -> str:
         return drawn[-1]
 
     learning = [panel(plot, 2) for plot in curves(results)]
+    fine_tuning = [panel(plot, 2) for plot in tuning(results)]
     components = []
     for k, column in enumerate(results.metrics.target):
         panels = [panel(plot, 3) for plot in scatters(results, k)]
@@ -62,6 +63,8 @@ def page(results: Results, store: Frames) -> str:
         splits=results.splits,
         constant=results.constant,
         learning=learning,
+        tuned=results.tuned,
+        fine_tuning=fine_tuning,
         components=components,
         drawings=[p.figure for p in drawn],
         worst=[clip(e, store) for e in worst],

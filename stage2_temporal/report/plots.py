@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from stage2_temporal.report.clips import Frames
-from stage2_temporal.report.results import Example, Results
+from stage2_temporal.report.results import Epoch, Example, Results
 
 Kind = Literal["line", "dashed", "points", "ring", "bars", "steps"]
 Role = Literal["model", "train", "true", "constant", "guide"]
@@ -49,7 +49,19 @@ class Plot:
 
 def curves(results: Results) -> list[Plot]:
     """Loss and RMSE over the epochs, with the constant predictor's RMSE."""
-    history, metrics = results.history, results.metrics
+    return _curves(results, results.history, results.metrics.best_epoch, results.metrics.epochs)
+
+
+def tuning(results: Results) -> list[Plot]:
+    """The same over the epochs of fine-tuning, where there are any; epoch 0 is the two stages' own result."""
+    if results.tuned is None:
+        return []
+    drawn = _curves(results, results.tuning, results.tuned.best_epoch, results.tuned.epochs)
+    return [replace(plot, note=f"Epoch 0: the two stages. {plot.note}") for plot in drawn]
+
+
+def _curves(results: Results, history: tuple[Epoch, ...], kept: int, count: int) -> list[Plot]:
+    metrics = results.metrics
     if not history:
         return []
     epochs = [float(row.epoch) for row in history]
@@ -64,7 +76,7 @@ def curves(results: Results) -> list[Plot]:
         series = [Series("training", "line", "train", epochs, train)]
         if any(v is not None for v in validation):
             series.append(Series("validation", "line", "model", epochs, validation))
-        best = [(e, v) for e, v in zip(epochs, series[-1].y, strict=True) if e == metrics.best_epoch]
+        best = [(e, v) for e, v in zip(epochs, series[-1].y, strict=True) if e == kept]
         series.append(Series("kept", "ring", "model", [e for e, _ in best], [v for _, v in best]))
         if title == "RMSE" and constant is not None:
             series.append(Series("constant", "dashed", "constant", list(width), [constant] * 2))
@@ -72,7 +84,7 @@ def curves(results: Results) -> list[Plot]:
         if not values:
             continue
         log = min(values) > 0 and max(values) / min(values) > WIDE
-        note = f"Epoch {metrics.best_epoch} of {metrics.epochs} was kept."
+        note = f"Epoch {kept} of {count} was kept."
         if title == "RMSE":
             note += f" Dashed: the constant predictor on the {compared} split."
         span = _span(values, log=log, zero=not log)

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from features.errors import DataError
 from stage2_temporal.splits import STORED_VALIDATION
 
 MEND = "python -m stage2_temporal train"
 Row = TypeVar("Row")
+Read = TypeVar("Read", bound=BaseModel)
 COUNTING = ("test", "validation", STORED_VALIDATION, "train")  # the first of these with labels is the split that counts
 
 
@@ -87,6 +88,22 @@ class Metrics(Part):
     no_better_than_constant: bool
 
 
+class TunedSplit(Part):
+    """A split's figures after fine-tuning."""
+
+    tuned: Scores = Field(alias="fine-tuned")
+
+
+class Tuned(Part):
+    """finetune.json, what of it the report shows."""
+
+    best_epoch: int
+    epochs: int
+    unfrozen: tuple[str, ...]
+    verdict: str
+    splits: dict[str, TunedSplit]
+
+
 @dataclass(frozen=True)
 class Epoch:
     """A row of history.csv; None is unknown. Losses are the training's own, RMSE is in the target's unit."""
@@ -138,6 +155,8 @@ class Results:
     metrics: Metrics
     history: tuple[Epoch, ...]
     examples: tuple[Example, ...]
+    tuned: Tuned | None = None
+    tuning: tuple[Epoch, ...] = ()
 
     @property
     def splits(self) -> list[str]:
@@ -164,20 +183,27 @@ def read_results(run: Path) -> Results:
     Raises:
         DataError: a file is missing or is not as training writes it.
     """
-    path = run / "metrics.json"
-    try:
-        metrics = Metrics.model_validate_json(_text(path))
-    except ValidationError as e:
-        first = e.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the whole"
-        raise DataError(f"{path}: {key}: {first['msg']}", mend=MEND) from None
+    metrics = _parsed(run / "metrics.json", Metrics)
+    fine = (run / "finetune.json").is_file() and (run / "finetune.csv").is_file()
+    columns = ("epoch", "loss", "rmse", "val_loss", "val_rmse")
     return Results(
         run.resolve().name,
         _text(run / "config.toml"),
         metrics,
-        tuple(_rows(run / "history.csv", ("epoch", "loss", "rmse", "val_loss", "val_rmse"), _epoch)),
+        tuple(_rows(run / "history.csv", columns, _epoch)),
         tuple(_examples(run / "predictions.csv", metrics.target)),
+        _parsed(run / "finetune.json", Tuned) if fine else None,
+        tuple(_rows(run / "finetune.csv", columns, _epoch)) if fine else (),
     )
+
+
+def _parsed(path: Path, model: type[Read]) -> Read:
+    try:
+        return model.model_validate_json(_text(path))
+    except ValidationError as e:
+        first = e.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole"
+        raise DataError(f"{path}: {key}: {first['msg']}", mend=MEND) from None
 
 
 def _text(path: Path) -> str:

@@ -1,0 +1,100 @@
+"""Does a sliding window cost its trunk passes and little more? 200 frames, T = 8, stride 1, beside the trunk alone.
+
+python -m benchmarks.prediction
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+from features.config import Backbone, Config, Frames, Head
+from features.quiet import quiet_imports
+
+with quiet_imports():
+    from stage1_extract.engine import Engine, build_trunk
+    from stage2_temporal.fuse import assemble
+    from stage2_temporal.model import build, vector_scale
+    from stage2_temporal.predict import Parts, Slider
+
+FRAMES, TIME = 200, 8
+CASES = {
+    "EfficientNetLite0, pooled_lstm": (Backbone(), Head()),
+    "EfficientNetLite0 at block3b_add, pooled_lstm 3x4": (
+        Backbone(cut="block3b_add", top=False),  # as configs/sample.toml has it
+        Head(units=64, grid=(3, 4), difference=True),
+    ),
+    "InceptionResNetV2, flatten_lstm": (
+        Backbone(name="InceptionResNetV2", weights="random", preprocess=False),  # as configs/competition.toml has it
+        Head(name="flatten_lstm", activation="relu"),
+    ),
+}
+
+
+def measure(name: str, rounds: int = 3) -> dict[str, float | str]:
+    """Sliding over frames in memory against the trunk alone in the same batches; medians over rounds.
+
+    `difference` is the largest from the fused model's answers over a few windows, relative to the largest answer.
+    """
+    backbone, head = CASES[name]
+    config = Config(frames=Frames(), backbone=backbone, head=head)
+    trunk = build_trunk(config)
+    trunk = replace(trunk, recipe=replace(trunk.recipe, dtype="float32"))  # as load_parts has it
+    frames = np.random.default_rng(0).integers(0, 256, (FRAMES, 180, 320, 3), dtype=np.uint8)
+    some = Engine(trunk, TIME)(frames[:TIME])[None]
+    # vectors of deviation 1, as training makes them: an LSTM driven into saturation magnifies rounding
+    stage_two = build(
+        some.shape[1:],
+        head,
+        2,
+        top=trunk.top(),
+        vectors=lambda summarise: vector_scale([summarise.predict_on_batch(some)]),
+    )
+    rows = np.arange(FRAMES - TIME + 1)[:, None] + np.arange(TIME)
+    slider = Slider(Parts(trunk, stage_two, config), rows)
+    engine = slider.engine
+    batches = [frames[at : at + engine.batch] for at in range(0, FRAMES, engine.batch)]
+
+    def slide() -> np.ndarray:
+        return np.concatenate(list(slider.run(batches)))
+
+    def batched() -> None:
+        for batch in batches:
+            engine(batch)
+
+    values, few = slide(), [0, 50, len(rows) - 1]
+    fused = assemble(trunk.model, stage_two)
+    expected = fused.predict(frames[rows[few]], verbose=0)
+    difference = float(np.abs(values[few] - expected).max() / np.abs(expected).max())
+    slide()  # every shape of batch is traced by now
+    times = [(_time(slide), _time(batched)) for _ in range(rounds)]
+    return {
+        "case": name,
+        "frames": FRAMES,
+        "trunk_fps": FRAMES / statistics.median(t for _, t in times),
+        "sliding_fps": FRAMES / statistics.median(s for s, _ in times),
+        "sliding_over_trunk": statistics.median(s / t for s, t in times),
+        "difference": difference,
+    }
+
+
+def _time(work: Callable[[], object]) -> float:
+    begun = time.process_time()  # CPU seconds of all threads: what else runs on the machine does not count
+    work()
+    return time.process_time() - begun
+
+
+if __name__ == "__main__":
+    print(f"sliding over {FRAMES} frames in memory, T = {TIME}, stride 1, frames per CPU second")
+    print(f"{'case':<52}{'trunk':>8}{'sliding':>9}{'ratio':>8}{'difference':>12}")
+    for case in CASES:
+        row = measure(case)
+        line = "{case:<52}{trunk_fps:>8.1f}{sliding_fps:>9.1f}{sliding_over_trunk:>8.3f}{difference:>12.1e}"
+        print(line.format(**row))

@@ -1,0 +1,346 @@
+"""Prediction from images: a data set's examples, or a window that slides over a video or a folder of frames.
+
+Each frame goes through the trunk once, in batches; only as many frames' maps are kept as a window spans. What follows
+frame by frame in stage two (the top) is computed once a frame as well, so that a window costs the head alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Listed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from features.config import Config, read_config
+from features.errors import BadInputs, ConfigError, DataError, StoreError
+from features.files import replacing
+from features.pieces import Piece
+from features.progress import bar
+from features.sequences import Label, Sequence
+from features.windows import asked, examples, offsets
+from stage1_extract.clips import Clip, Image
+from stage1_extract.decode import decode
+from stage1_extract.engine import Engine, Trunk, build_trunk
+from stage1_extract.footage import footage, is_footage
+from stage1_extract.layouts import scan
+from stage2_temporal import overlay, tables
+from stage2_temporal.folder import read_metrics
+from stage2_temporal.runs import UNITS, load
+
+Maps = NDArray[np.float32]
+CLIPS = ("sample", "competition", "tusimple")  # layouts whose sequences are clips of one rate, `data.fps`
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A run's two stages. The trunk's maps are float32 here, whatever the store rounded them to."""
+
+    trunk: Trunk
+    stage_two: keras.Model
+    config: Config
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a prediction wrote: its files, how many windows, and one line for each sequence left out."""
+
+    files: tuple[Path, ...]
+    windows: int
+    left_out: tuple[str, ...] = ()
+
+
+def load_parts(run: Path) -> Parts:
+    """The trunk, the stage-two model and the config of a run.
+
+    Raises:
+        DataError, ConfigError: no sound run.
+        StoreError: the backbone that its config builds is not the one it was trained on.
+    """
+    metrics, config = read_metrics(run), read_config(run / "config.toml")
+    stage_two, trunk = load(run), build_trunk(config)
+    trained = metrics["store"]["fingerprint"]
+    if trunk.recipe.fingerprint != trained:
+        raise StoreError(
+            f"{run}: the backbone its config builds is not the one it was trained on",
+            expected=f"recipe {trained[:12]}",
+            got=trunk.recipe.fingerprint[:12],
+            mend="restore the file of backbone.weights, or train anew",
+        )
+    return Parts(replace(trunk, recipe=replace(trunk.recipe, dtype="float32")), stage_two, config)
+
+
+def predict(
+    run: Path,
+    source: Path | None = None,
+    output: Path | None = None,
+    overlaid: Path | None = None,
+    *,
+    stride: int | None = None,
+    fps: float | None = None,
+) -> Written:
+    """Predict with a run's model and write the CSV, and where asked the video with the values drawn on it.
+
+    Args:
+        source: a video, a folder of frames, or a data set in the config's layout; None: the config's data set.
+        output: the CSV; None: `predicted/<source's stem>.csv` in the run's folder.
+        overlaid: an .mp4, for a video or a folder of frames.
+        stride: take every stride-th frame into the window instead of the run's.
+        fps: frames a second, where the source doesn't say or says it wrong.
+
+    Raises:
+        FramebankError: what the user can mend; nothing is written then.
+    """
+    read_metrics(run)
+    config = read_config(run / "config.toml")
+    for name, value in (("--stride", stride), ("--fps", fps)):
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{name} must be positive", got=value, mend=f"{name} N")
+    config = config.model_copy(
+        update={
+            "data": config.data.model_copy(
+                update={"path": str(source or config.data.path), "fps": fps or config.data.fps}
+            ),
+            "window": config.window.model_copy(update={"stride": stride or config.window.stride}),
+        }
+    )
+    path = Path(config.data.path)
+    sliding = source is not None and is_footage(path)
+    if overlaid and not sliding:
+        raise ConfigError("--overlay draws on one video or one folder of frames", got=path, mend="--input VIDEO")
+    output = output or run / "predicted" / f"{path.stem}.csv"
+    for file in filter(None, (output, overlaid)):
+        _check_output(file, path)
+    if not sliding:
+        return _predict_data_set(run, config, output)
+    clip = footage(path, config.data, fps)
+    rows = windows(clip, config)
+    parts = load_parts(run)
+    _compare_rates(clip, config, parts.config)
+    slider = Slider(parts, rows)
+    values = np.concatenate(list(slider.run(_decoded([clip], range(clip.sequence.length), config, {}))))
+    with replacing(output) as temporary:
+        _write_footage(temporary, rows[:, -1], values, clip.sequence.fps, config.data.columns)
+    if overlaid is None:
+        return Written((output,), len(rows))
+    with replacing(overlaid) as temporary, bar(clip.sequence.length, "overlay", "frames") as progress:
+        images = _counted(clip.source.read(0, clip.sequence.length), progress)
+        labels = [(c, UNITS.get(c, "")) for c in config.data.columns]
+        overlay.write(temporary, images, clip.sequence, int(rows[0, -1]), values, labels)
+    return Written((output, overlaid), len(rows))
+
+
+class Slider:
+    """Runs windows over a stream of frames, each frame once through trunk and top.
+
+    Attributes:
+        engine: counts the trunk's passes.
+        buffer: (frames kept + a batch, …) maps: all that is held of the stream, however long it is.
+    """
+
+    def __init__(self, parts: Parts, rows: NDArray[np.int64]) -> None:
+        """For windows `rows` (n, T): positions in the stream, ascending by the last."""
+        self.rows = rows
+        self.engine = Engine(parts.trunk, parts.config.extract.batch)
+        self._top, head = split(parts.stage_two)
+        self._keep = int((rows[:, -1] - rows[:, 0]).max())
+        shape = (self._top or parts.trunk.model).output.shape[1:]
+        self.buffer = np.zeros((self._keep + self.engine.batch, *shape), np.float32)
+
+        def answer(maps: Any, rows: Any) -> Any:
+            return head(tf.gather(maps, rows), training=False)  # windows overlap: copied by all cores, and only once
+
+        spec = [tf.TensorSpec(self.buffer.shape, tf.float32), tf.TensorSpec((None, rows.shape[1]), tf.int64)]
+        self._answer = tf.function(answer, input_signature=spec, autograph=False)
+
+    def run(self, batches: Iterable[Image]) -> Iterator[Maps]:
+        """Batches of uint8 frames (≤ batch, height, width, 3), in order → values (m, targets), in `rows`' order."""
+        first = held = done = 0  # buffer[:held] are the frames from `first` on
+        for frames in batches:
+            maps = self.engine(frames)
+            if self._top is not None:
+                maps = self._top.predict_on_batch(maps)
+            self.buffer[held : held + len(maps)] = maps
+            held += len(maps)
+            ready = int(np.searchsorted(self.rows[:, -1], first + held))
+            for at in range(done, ready, self.engine.batch):
+                chosen = self.rows[at : min(at + self.engine.batch, ready)] - first
+                values: Maps = self._answer(tf.constant(self.buffer), tf.constant(chosen)).numpy()
+                yield values
+            done = ready
+            drop = max(held - self._keep, 0)
+            self.buffer[: held - drop] = self.buffer[drop:held]
+            first, held = first + drop, held - drop
+
+
+def split(stage_two: keras.Model) -> tuple[keras.Model | None, keras.Model]:
+    """Stage two's top (map → map, a frame at a time; None where there is none), and what follows it."""
+    if "top" not in [layer.name for layer in stage_two.layers]:
+        return None, stage_two
+    top = stage_two.get_layer("top")
+    # one operation follows the top: it unfolds the window's frames from the batch, and there the head begins
+    (unfold,) = (node.operation for node in top._outbound_nodes if node.operation in stage_two.operations)
+    return top, keras.Model(unfold.output, stage_two.output)
+
+
+def windows(clip: Clip, config: Config) -> NDArray[np.int64]:
+    """(n, T) frames of every window of a clip.
+
+    Raises:
+        DataError: the clip is shorter than one.
+    """
+    length, stride = config.window.length, config.window.stride
+    span = (length - 1) * stride + 1
+    if clip.sequence.length < span:
+        raise DataError(
+            f"{config.data.path}: shorter than one window ({length} frames, stride {stride})",
+            expected=f"at least {span} frames",
+            got=clip.sequence.length,
+            mend="--input a longer one" if stride == 1 else "--stride 1, or --input a longer one",
+        )
+    ends = np.arange(span - 1, clip.sequence.length, dtype=np.int64)
+    return ends[:, None] + offsets(length, stride, 0)
+
+
+def _predict_data_set(run: Path, config: Config, output: Path) -> Written:
+    """The examples of a data set: their predictions, and the competition's submission."""
+    catalogue = scan(config.data)
+    if catalogue.faults and not config.extract.skip_damaged:
+        what = f"{len(catalogue.faults)} faults in {config.data.path}, nothing was predicted"
+        raise BadInputs(what, list(catalogue.faults), mend="put them right")
+    if not catalogue.clips:
+        raise BadInputs(f"{config.data.path}: no sound clip", list(catalogue.faults))
+    sequences = [_labelled(clip.sequence, config) for clip in catalogue.clips]
+    first = np.cumsum([0, *(s.length for s in sequences)])
+    window = config.window
+    found = examples(
+        sequences, first[:-1], config.data.columns, length=window.length, stride=window.stride, end=window.end
+    )
+    order = np.argsort(found.rows[:, -1], kind="stable")
+    # frames that no window needs are not even decoded
+    needed, packed = np.unique(found.rows[order], return_inverse=True)
+    slider = Slider(load_parts(run), packed.reshape(found.rows.shape))
+    faults: dict[str, str] = {}
+    values = np.empty((len(found), len(found.columns)))
+    values[order] = np.concatenate(list(slider.run(_decoded(catalogue.clips, needed, config, faults))))
+    sound = np.array([sequences[i].id not in faults for i in found.sequence])
+    if not sound.any():
+        raise BadInputs(
+            f"{config.data.path}: nothing could be decoded", list(faults.values()), mend="replace the files"
+        )
+    found, values = found[sound], values[sound]
+    written = [output]
+    with replacing(output) as temporary:
+        tables.write_predictions(temporary, found, found.split, values, sequences, window.stride)
+    test = np.flatnonzero(found.split == "test")
+    if config.data.layout == "competition" and found.columns == ("vx", "vy") and len(test):
+        written.append(output.with_name("submission.csv"))
+        with replacing(written[-1]) as temporary:
+            ids = [sequences[i].id for i in found.sequence[test]]
+            tables.write_submission(temporary, ids, values[test])
+    return Written(tuple(written), len(found), tuple(faults.values()))
+
+
+def _labelled(sequence: Sequence, config: Config) -> Sequence:
+    """The sequence; where no label is about the target, with unknown ones where a prediction is wanted.
+
+    A clip's is at the frame its label would hold for; a video is predicted at every frame.
+    """
+    columns, data = config.data.columns, config.data
+    if asked(sequence, columns):
+        return sequence
+    last = (data.label_frame or sequence.length) - 1
+    wanted = [last] if data.layout in CLIPS else range(sequence.length)
+    unknown = dict.fromkeys(columns, math.nan)
+    return replace(sequence, labels=(*sequence.labels, *(Label(frame, unknown) for frame in wanted)))
+
+
+def _decoded(
+    clips: Listed[Clip], needed: Iterable[int] | NDArray[np.int64], config: Config, faults: dict[str, str]
+) -> Iterator[Image]:
+    """Batches of the needed frames, numbered through all clips; decoded ahead of the network.
+
+    A data set's damaged sequence is blank and named in `faults`; a single clip's damage is raised.
+    """
+    pieces = _pieces([clip.sequence for clip in clips], np.asarray(needed))
+    named = {clip.sequence.id: clip for clip in clips}
+    waiting: list[Image] = []
+    size = config.extract.batch
+    with bar(sum(map(len, pieces)), "predict", "frames") as progress:
+        for part in decode(pieces, named, config.frames, config.extract.threads or os.cpu_count() or 1):
+            if part.fault is not None:
+                if len(clips) == 1:
+                    raise DataError(part.fault.rstrip("."), mend="--input another video, or convert it")
+                faults.setdefault(pieces[part.piece].sequence, part.fault)
+            waiting.append(part.frames)
+            while sum(map(len, waiting)) >= size:
+                together = np.concatenate(waiting)
+                yield together[:size]
+                progress.update(size)
+                waiting = [together[size:]]
+        rest = np.concatenate(waiting)
+        if len(rest):
+            yield rest
+            progress.update(len(rest))
+
+
+def _pieces(sequences: Listed[Sequence], needed: NDArray[np.int64]) -> list[Piece]:
+    """Runs of needed frames, `needed` numbering the frames of all sequences laid end to end, ascending."""
+    pieces: list[Piece] = []
+    start = 0
+    for s in sequences:
+        own = needed[(needed >= start) & (needed < start + s.length)] - start
+        runs = np.split(own, np.flatnonzero(np.diff(own) != 1) + 1)
+        pieces += [Piece(s.id, s.digest, int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
+        start += s.length
+    return pieces
+
+
+def _compare_rates(clip: Clip, config: Config, trained: Config) -> None:
+    """Say so where the model sees frames of another distance in time than in training."""
+    if trained.data.layout not in CLIPS:
+        return
+    before = trained.window.stride / trained.data.fps
+    now = config.window.stride / clip.sequence.fps
+    if not 0.9 < now / before < 1.1:
+        best = max(1, round(before * clip.sequence.fps))
+        hint = f"; --stride {best} comes nearest" if best != config.window.stride else ""
+        print(f"the run was trained on frames {before:.3g} s apart, these are {now:.3g} s apart{hint}", file=sys.stderr)
+
+
+def _check_output(path: Path, source: Path) -> None:
+    """Refuse before the work what could not be written after it."""
+    mend = "give a file in a folder that can be written"
+    if path.exists() and (path.is_dir() or path.samefile(source)):
+        raise ConfigError(f"{path}: {'a folder' if path.is_dir() else 'the input itself'}, not written to", mend=mend)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be written", got=e.strerror or e, mend=mend) from None
+
+
+def _write_footage(path: Path, frames: NDArray[np.int64], values: Maps, fps: float, columns: tuple[str, ...]) -> None:
+    """`time` [s], `frame` (each window's last, from 0), and the targets; one row a window."""
+    with path.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow(["time", "frame", *columns])
+        for frame, row in zip(frames.tolist(), values.tolist(), strict=True):
+            writer.writerow([f"{frame / fps:.6f}", frame, *row])
+
+
+def _counted(images: Iterable[Image], progress: Any) -> Iterator[Image]:
+    for image in images:
+        yield image
+        progress.update()
