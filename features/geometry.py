@@ -1,0 +1,184 @@
+"""Geometry of a box's path: what it says about distance and velocity on flat ground. Pure numpy.
+
+A pinhole camera that looks along the road shows a vehicle of width W at distance x (forward, m) and y (right, m) with
+width fx·W/x at column cx + fx·y/x, its foot at row horizon + scale/x, where scale = fy · camera height. So the inverse
+of its size changes evenly while its velocity stays the same, and
+
+    vx = x · d(1/size)/dt · size        (time to contact, Lee 1976: x / −vx = size / (d size/dt))
+    vy = d/dt (x · (u − cx) / fx)       (u: the box's middle column)
+
+The rate comes from the size as tracked, not from the box's edges: a nod of the camera moves edges, not sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from features.errors import DataError
+
+Floats = NDArray[np.float64]
+
+FARTHEST = 200.0  # m: feet at the horizon or above it count as this far
+NOISE = 0.02  # 1 − correlation² that even a perfect match has, from the sensor and compression
+HUBER = 1.345  # Huber's constant: 95 % efficient on Gaussian residuals
+FEWEST = 3  # labels that a ground needs
+
+NAMES = (
+    "left", "top", "right", "bottom", "log_width", "log_height",
+    "log_size_rate", "closing", "u_rate", "v_rate",
+    "x_foot", "x_size", "y_foot", "y_size",
+    "vx_foot", "vx_size", "vy_foot", "vy_size",
+    "seen", "confidence", "misfit",
+)  # fmt: skip
+# what a linear regressor should be given: the rest, `seen` above all, has far outliers that lines run away with
+ESTIMATES = ("vx_foot", "vx_size", "vy_foot", "vy_size")
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera's focal length and principal column, px."""
+
+    fx: float
+    cx: float
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Flat ground as a camera sees it, fitted to labels.
+
+    Attributes:
+        horizon: row of what is infinitely far, px.
+        scale: (row − horizon) · distance of a point on the ground, px·m; fy · camera height in theory.
+        span: box width · distance, px·m: its median over the labels; fx · the vehicles' usual width in theory.
+    """
+
+    horizon: float
+    scale: float
+    span: float
+
+    def foot(self, bottom: ArrayLike) -> Floats:
+        """Distance in m from the box's lower edge, at most `FARTHEST`."""
+        below = np.asarray(bottom, np.float64) - self.horizon
+        return np.asarray(self.scale / np.maximum(below, self.scale / FARTHEST))
+
+    def size(self, width: ArrayLike) -> Floats:
+        """Distance in m from the box's width in px, for a vehicle of the usual width, at most `FARTHEST`."""
+        return np.asarray(self.span / np.maximum(np.asarray(width, np.float64), self.span / FARTHEST))
+
+
+def fit_ground(boxes: ArrayLike, positions: ArrayLike) -> Ground:
+    """Horizon and scale from labels: a robust line of the box's lower edge over 1/x.
+
+    The horizon is never the principal row: TuSimple's camera looks down a little, and with cy as the horizon the
+    distance is wrong by a factor of 20. Fitted by iteratively reweighted least squares (Huber, 1964).
+
+    Args:
+        boxes: (n, 4) left, top, right, bottom in px; rows with NaN are left out.
+        positions: (n, 2) x (forward), y (right) in m; rows with NaN or x ≤ 0 are left out.
+
+    Raises:
+        DataError: fewer than 3 labels with box and position, all equally far, or lower edges that don't come down
+            the image as vehicles come near.
+    """
+    box, place = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(positions, np.float64).reshape(-1, 2)
+    known = np.isfinite(box).all(axis=1) & np.isfinite(place).all(axis=1) & (place[:, 0] > 0)
+    box, x = box[known], place[known, 0]
+    if len(x) < FEWEST or np.ptp(x) < 1e-6 * x.max():
+        raise DataError(
+            "the ground can't be estimated",
+            expected=f"at least {FEWEST} labels with box and position, at different distances",
+            got=f"{len(x)}" if len(x) < FEWEST else f"{len(x)}, all at {x[0]:g} m",
+        )
+    weight = np.ones(len(x))
+    for _ in range(20):
+        horizon, scale = line(1 / x, box[:, 3], weight)
+        off = np.abs(box[:, 3] - horizon - scale / x)
+        spread = max(1.4826 * float(np.median(off)), 1e-9)
+        weight = np.minimum(1, HUBER * spread / np.maximum(off, 1e-12))
+    if scale <= 0:
+        raise DataError(
+            "the labels' boxes and positions don't fit flat ground",
+            expected="lower edges further down the image for nearer vehicles",
+            got=f"horizon {horizon:.1f} px, scale {scale:.1f} px·m",
+        )
+    return Ground(horizon, scale, float(np.median((box[:, 2] - box[:, 0]) * x)))
+
+
+def line(t: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
+    """Weighted least squares of y ≈ level + slope · t: (level, slope). The slope is 0 where all t are equal."""
+    total = float(weight.sum())
+    mean_t, mean_y = float((weight * t).sum()) / total, float((weight * y).sum()) / total
+    varies = float((weight * (t - mean_t) ** 2).sum())
+    slope = float((weight * (t - mean_t) * (y - mean_y)).sum()) / varies if varies > 0 else 0.0
+    return mean_y - slope * mean_t, slope
+
+
+def trust(confidence: ArrayLike) -> Floats:
+    """Weights for least squares from correlations: a match's noise power over its signal's is about 1 − c²."""
+    c = np.clip(np.asarray(confidence, np.float64), 0, 1)
+    return np.asarray(1 / (1 + NOISE - c**2))
+
+
+def features(boxes: ArrayLike, confidence: ArrayLike, fps: float, ground: Ground, camera: Camera) -> Floats:
+    """What a window's boxes say about the vehicle at its last frame, as `NAMES` has it.
+
+    Every quantity is that of a weighted straight line through the window, read at the last frame: of the edges and
+    the middle over time, and of 1/size, which is straight at constant velocity. `x_foot` is the mean of
+    (bottom − horizon) / size over the window, times the size at its end: all frames' lower edges, not only the last.
+
+    Args:
+        boxes: (T, 4) left, top, right, bottom in px, NaN where lost.
+        confidence: (T,) 0 to 1, as the tracker gives it; ones for boxes that were supplied.
+        fps: the window's frames a second.
+        ground: fitted on the training labels.
+        camera: of the frames the boxes are in.
+
+    Returns:
+        (len(NAMES),): edges px; sizes log px; rates a second (`log_size_rate`, 1/s; `closing` = vx/x, 1/s;
+        `u_rate`, `v_rate` of the box's middle, px/s); distances m and velocities m/s once with the distance from the
+        foot and once from the width; `seen`, share of frames with a box; `confidence`, their mean; `misfit`, deviation
+        of the relative size from the line. NaN where nothing is known: all but `seen` and `confidence` without any
+        box, and rates, velocities and misfit with a single one.
+    """
+    box, sure = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(confidence, np.float64)
+    there = np.isfinite(box).all(axis=1)
+    seen, mean = float(there.mean()), float(sure[there].mean()) if there.any() else 0.0
+    known = dict.fromkeys(NAMES, math.nan) | {"seen": seen, "confidence": mean}
+    if there.any():
+        t = (np.flatnonzero(there) - (len(box) - 1)) / fps
+        known |= _motion(box[there], trust(sure[there]), t, ground, camera)
+    return np.array([known[name] for name in NAMES])
+
+
+def _motion(box: Floats, weight: Floats, t: Floats, ground: Ground, camera: Camera) -> dict[str, float]:
+    """The features of `features` for the n frames with a box, at times t ≤ 0 in seconds from the window's end."""
+    wide, high = box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]
+    size = np.sqrt(wide * high)
+    level, slope = line(t, 1 / size, weight)
+    level = max(level, 0.25 / float(size[-1]))  # a wild line must not put it behind infinity
+    closing = slope / level  # vx / x at the end
+    relative = size * level  # size relative to that at the end, as seen
+    u, v = (box[:, 0] + box[:, 2]) / 2, (box[:, 1] + box[:, 3]) / 2
+    (u0, du), (v0, dv) = line(t, u, weight), line(t, v, weight)
+    shape = math.exp(float(np.log(wide / high).mean()) / 2)
+    width, height = shape / level, 1 / (shape * level)
+    below = float((weight * (box[:, 3] - ground.horizon) / relative).sum() / weight.sum())
+    distance = {"foot": float(ground.foot(ground.horizon + below)), "size": float(ground.size(width))}
+    side, sideways = line(t, (u - camera.cx) / (camera.fx * relative), weight)  # y/x at the end, and its rate
+    found = {
+        "left": u0 - width / 2, "top": v0 - height / 2, "right": u0 + width / 2, "bottom": v0 + height / 2,
+        "log_width": math.log(width), "log_height": math.log(height),
+    }  # fmt: skip
+    found |= {f"x_{k}": x for k, x in distance.items()} | {f"y_{k}": x * side for k, x in distance.items()}
+    if len(t) < 2:
+        return found
+    found |= {"log_size_rate": -closing, "closing": closing, "u_rate": du, "v_rate": dv}
+    found |= {f"vx_{k}": x * closing for k, x in distance.items()}
+    found |= {f"vy_{k}": x * sideways for k, x in distance.items()}
+    # relative to the fitted size, not to that at the end
+    found["misfit"] = float(np.sqrt((weight * (relative * (1 + closing * t) - 1) ** 2).sum() / weight.sum()))
+    return found

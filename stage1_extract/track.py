@@ -1,0 +1,75 @@
+"""A box followed through a sequence from the one frame it is known for, to sub-pixel accuracy in place and scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import DataError
+from features.sequences import Box
+from stage1_extract.tracking.align import Image, Pose
+from stage1_extract.tracking.follow import CONTRAST, Found, Look, follow, overlap
+
+
+@dataclass(frozen=True)
+class Track:
+    """A box's path.
+
+    Attributes:
+        boxes: (T, 4) left, top, right, bottom in full-resolution px; NaN where lost. All have the known box's
+            proportions.
+        confidence: (T,) correlation with the vehicle as known, 0 to 1; 1 at the known frame, 0 where lost.
+    """
+
+    boxes: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+
+
+def track(frames: Sequence[Image], box: Box, at: int) -> Track:
+    """Follow a box backwards and forwards from frame `at`.
+
+    The box is lost, and NaN, where nothing like it is near where it is expected, where more than half of it is outside
+    the image, and where a side is under 6 px; three such frames in a row it may come back from, not more. A box
+    without contrast can't be followed: all frames but `at` are NaN. A box over the whole image follows the scene.
+
+    Args:
+        frames: images in order at full resolution, uint8, grey (height, width) or BGR (height, width, 3). Each is read
+            once (the one at `at` first), so they may be decoded on demand.
+        box: left, top, right, bottom in px, the centre of the first pixel at (0, 0), known at frame `at`; may reach
+            out of the image.
+        at: 0-based index into `frames`.
+
+    Raises:
+        DataError: `at` is not among the frames, or the box is not finite, has no size or lies outside its image.
+    """
+    if not 0 <= at < len(frames):
+        raise DataError("the box's frame is not among those given", expected=f"0 to {len(frames) - 1}", got=at)
+    frame = frames[at]
+    _check(box, frame)
+    left, top, right, bottom = box
+    size = right - left, bottom - top
+    home = Pose(1.0, (left + right) / 2, (top + bottom) / 2)
+    found: dict[int, Found] = {}
+    look = Look.of(frame, home, size)
+    if look.contrast >= CONTRAST:
+        for way in (range(at - 1, -1, -1), range(at + 1, len(frames))):
+            found |= follow(frames, way, home, look)
+    boxes, confidence = np.full((len(frames), 4), np.nan), np.zeros(len(frames))
+    for i, seen in found.items():
+        w, h = (s * seen.pose.scale / 2 for s in size)
+        boxes[i] = seen.pose.x - w, seen.pose.y - h, seen.pose.x + w, seen.pose.y + h
+        confidence[i] = seen.like
+    boxes[at], confidence[at] = box, 1.0
+    return Track(boxes, confidence)
+
+
+def _check(box: Box, frame: Image) -> None:
+    if not all(map(math.isfinite, box)) or box[2] <= box[0] or box[3] <= box[1]:
+        raise DataError("the box has no size", expected="finite left < right and top < bottom", got=box)
+    height, width = frame.shape[:2]
+    if not (overlap(box[0], box[2], width) and overlap(box[1], box[3], height)):
+        raise DataError("the box lies outside its image", expected=f"some of it within {width}x{height}", got=box)

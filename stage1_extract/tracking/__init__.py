@@ -1,0 +1,1 @@
+"""What `stage1_extract.track` is made of: aligning a patch with a frame, and following it from frame to frame."""

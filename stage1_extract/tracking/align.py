@@ -1,0 +1,192 @@
+"""Aligning a patch with a frame: scale and shift to sub-pixel accuracy, whatever the light.
+
+The rear of a vehicle ahead of a level camera is nearly a plane that faces it, so its picture changes by one scale and
+one shift. These three numbers are better determined on a patch 20 px wide than the six of an affine warp.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Grey = NDArray[np.float32]
+Image = NDArray[np.uint8]
+
+BLUR = 0.6  # Gaussian's deviation in grid steps: as much detail on the patch as in the frame, whatever the scale
+ITERATIONS = 12
+STEP_SCALE, STEP_SHIFT = 0.08, 0.15  # the most one iteration may change the scale by, and the shift in patch sides
+DONE = 2e-5  # in patch sides: a change that no longer counts
+TUKEY = 3.5  # the biweight's constant: 85 % efficient on Gaussian residuals, firm against the background
+FLOOR = 1.0  # grey levels: residuals are never taken for smaller than quantisation and compression leave
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where a patch is in a frame: its scale relative to the patch's own frame, and its centre in pixels."""
+
+    scale: float
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The points at which a patch is compared.
+
+    Attributes:
+        width, height: of the box in its own frame, px.
+        step: distance between points, px of the patch's own frame.
+        u, v: (columns,) and (rows,) places relative to the box's centre, px.
+        weight: (rows, columns) how much each point counts, 0 to 1.
+    """
+
+    width: float
+    height: float
+    step: float
+    u: Grey
+    v: Grey
+    weight: Grey
+
+
+def grid(width: float, height: float, points: int, margin: float) -> Grid:
+    """A grid over a box enlarged by `margin` of its sides on each side, its longer side at most `points` long."""
+    wide, high = width * (1 + 2 * margin), height * (1 + 2 * margin)
+    step = max(1.0, max(wide, high) / points)
+    u, v = (
+        ((np.arange(n) - (n - 1) / 2) * step).astype(np.float32)
+        for n in (max(4, round(wide / step) + 1), max(4, round(high / step) + 1))
+    )
+    # the rim counts less: there the background shows
+    soft = [np.clip(1.5 * (1 - np.abs(a) / (abs(a[0]) + step)) / 0.5, 0, 1) for a in (v, u)]
+    return Grid(width, height, step, u, v, np.outer(*soft).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of a frame, blurred to fit a grid at a scale.
+
+    Attributes:
+        pixels: its grey levels, each the mean of `shrink` x `shrink` of the frame's.
+        left, top: where in the frame the middle of its first pixel is.
+        shrink: how many of the frame's pixels one of its pixels is wide.
+        size: width, height of the whole frame.
+    """
+
+    pixels: Grey
+    left: float
+    top: float
+    shrink: int
+    size: tuple[int, int]
+
+
+def view(frame: Image, pose: Pose, grid: Grid, reach: float) -> View:
+    """The part of a frame round a pose, with `reach` px to spare on each side."""
+    height, width = frame.shape[:2]
+    blur = BLUR * grid.step * pose.scale
+    spare = reach + 3 * blur + 3
+    half = abs(float(grid.u[0])) * pose.scale + spare, abs(float(grid.v[0])) * pose.scale + spare
+    left, right = (int(np.clip(math.floor(pose.x + s), 0, width)) for s in (-half[0], half[0] + 1))
+    top, bottom = (int(np.clip(math.floor(pose.y + s), 0, height)) for s in (-half[1], half[1] + 1))
+    shrink = max(1, int(grid.step * pose.scale / 2))  # a grid this wide needs no finer pixels, and large boxes are slow
+    columns, rows = (right - left) // shrink, (bottom - top) // shrink
+    middle = (shrink - 1) / 2
+    if min(columns, rows) < 4:
+        return View(np.zeros((0, 0), np.float32), left + middle, top + middle, shrink, (width, height))
+    part = frame[top : top + rows * shrink, left : left + columns * shrink]
+    if part.ndim == 3:
+        part = cv2.cvtColor(part, cv2.COLOR_BGR2GRAY)
+    small = cv2.resize(part.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+    rest = math.sqrt(blur**2 - (shrink**2 - 1) / 12) / shrink  # the means have blurred it a little already
+    smooth = cv2.GaussianBlur(small, (0, 0), rest, borderType=cv2.BORDER_REPLICATE)
+    return View(smooth, left + middle, top + middle, shrink, (width, height))
+
+
+def sample(view: View, grid: Grid, pose: Pose) -> tuple[Grey, Grey]:
+    """The view at a grid's points under a pose, and how much each point counts: 0 outside the frame."""
+    if not view.pixels.size:
+        return np.zeros_like(grid.weight), np.zeros_like(grid.weight)
+    k = pose.scale * grid.step
+    x0, y0 = pose.x + pose.scale * float(grid.u[0]), pose.y + pose.scale * float(grid.v[0])
+    matrix = np.array([[k, 0, x0 - view.left], [0, k, y0 - view.top]], np.float64) / view.shrink
+    size = len(grid.u), len(grid.v)
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    values = cv2.warpAffine(view.pixels, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    x, y = x0 + k * np.arange(size[0]), y0 + k * np.arange(size[1])
+    inside = np.outer((y > -0.5) & (y < view.size[1] - 0.5), (x > -0.5) & (x < view.size[0] - 0.5))
+    return values, grid.weight * inside.astype(np.float32)
+
+
+def gradients(values: Grey, step: float) -> tuple[Grey, Grey]:
+    """Derivatives along u and v, per px of the patch's own frame, by central differences."""
+    dv, du = np.gradient(values, np.float32(step))
+    return np.asarray(du, np.float32), np.asarray(dv, np.float32)
+
+
+def align(view: View, grid: Grid, patch: Grey, trust: Grey, pose: Pose, iterations: int = ITERATIONS) -> Pose | None:
+    """The pose under which the view looks like the patch up to gain and bias; None where the search runs away.
+
+    Gauss-Newton on the mean of both pictures' gradients (the efficient second-order method of Benhimane and Malis,
+    2004, whose answer noise doesn't pull to one side), with Tukey's biweight against what isn't the vehicle.
+
+    Args:
+        view: the frame round the pose.
+        grid: the patch's grid.
+        patch: (rows, columns) what the patch looks like.
+        trust: (rows, columns) how much each of its points counts, 0 to 1.
+        pose: where to start.
+    """
+    u, v = grid.u[None, :], grid.v[:, None]
+    side = math.sqrt(grid.width * grid.height)
+    gain, bias, spread = 1.0, 0.0, math.inf
+    start = pose
+    for _ in range(iterations):
+        values, weight = sample(view, grid, pose)
+        weight *= trust
+        total = float(weight.sum())
+        if total < 0.3 * float(trust.sum()) or total <= 0:
+            return None
+        if math.isfinite(spread):
+            weight *= _biweight(np.asarray(values - gain * patch - bias, np.float32), spread)
+        du, dv = gradients(np.asarray((values + gain * patch) / 2, np.float32), grid.step)
+        columns = (u * du + v * dv, du * (1 / pose.scale), dv * (1 / pose.scale), -patch, -np.ones_like(patch))
+        design = np.stack(columns).reshape(5, -1)
+        weighted = design * weight.reshape(-1)
+        normal = (weighted @ design.T).astype(np.float64)
+        normal[np.diag_indices(5)] *= 1 + 1e-6
+        try:
+            solution = np.linalg.solve(normal, -(weighted @ values.reshape(-1)).astype(np.float64))
+        except np.linalg.LinAlgError:
+            return None
+        if not np.isfinite(solution).all():
+            return None
+        grow = float(np.clip(solution[0], -STEP_SCALE, STEP_SCALE))
+        reach = STEP_SHIFT * side * pose.scale
+        dx, dy = (float(np.clip(s, -reach, reach)) for s in solution[1:3])
+        gain, bias = float(solution[3]), float(solution[4])
+        linear = values.reshape(-1) + solution[:3].astype(np.float32) @ design[:3] - gain * patch.reshape(-1) - bias
+        spread = max(FLOOR, 1.4826 * float(np.median(np.abs(linear[trust.reshape(-1) > 0.1]))))
+        pose = Pose(pose.scale * math.exp(grow), pose.x + dx, pose.y + dy)
+        if abs(math.log(pose.scale / start.scale)) > 0.5:
+            return None
+        if abs(grow) < DONE and max(abs(dx), abs(dy)) < DONE * side:
+            break
+    return pose
+
+
+def _biweight(error: Grey, spread: float) -> Grey:
+    """Tukey's weights, 0 to 1, for errors of a robust deviation `spread`."""
+    return np.asarray(np.clip(1 - (error / (TUKEY * spread)) ** 2, 0, None) ** 2, np.float32)
+
+
+def likeness(values: Grey, patch: Grey, weight: Grey) -> float:
+    """Weighted correlation of two patches, −1 to 1; 0 where either has no contrast."""
+    total = float(weight.sum())
+    if total <= 0:
+        return 0.0
+    a, b = (p - float((weight * p).sum()) / total for p in (values, patch))
+    power = float((weight * a * a).sum()) * float((weight * b * b).sum())
+    return float((weight * a * b).sum()) / math.sqrt(power) if power > 1e-6 * total * total else 0.0

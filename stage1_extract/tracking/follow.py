@@ -1,0 +1,172 @@
+"""Following a vehicle away from a frame in which it is known, each frame compared with that one.
+
+Comparing with one frame keeps small errors from adding up, as they do from neighbour to neighbour. Only where the
+vehicle has grown or shrunk by a quarter, so that it shows other detail, is it compared with a newer frame from then on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from stage1_extract.tracking.align import Grey, Grid, Image, Pose, align, grid, likeness, sample, view
+
+POINTS = (24, 64)  # grid points along the longer side, coarse then fine
+MARGIN = 0.0  # of the box's sides on each side: beyond it is background, which moves otherwise
+SEARCH = (20.0, 0.3)  # px, and in box sides: how far from where it was last a vehicle is looked for; cameras shake
+LIKE = 0.7  # correlation under which a vehicle counts as lost
+JUMP = (0.25, 0.07)  # the most the log of its size may differ from what is expected: at first, and once motion is known
+PATIENCE = 3  # frames it may stay lost before it is given up
+RENEW = (1.25, 0.8)  # growth from which on a newer frame is compared with, if it is at least this much alike
+SMALLEST = 6.0  # px: narrower or lower boxes are given up
+VISIBLE = 0.5  # share of the box that must be inside the image
+CONTRAST = 1.5  # grey levels' deviation under which there is nothing to follow
+
+
+@dataclass(frozen=True)
+class Found:
+    """A pose relative to the known box, and the correlation (0 to 1) with what was compared."""
+
+    pose: Pose
+    like: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the vehicle looks like on one grid, and how much each point counts."""
+
+    grid: Grid
+    patch: Grey
+    trust: Grey
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the vehicle looks like in one frame: its scale there relative to the known box; layers, coarse to fine."""
+
+    scale: float
+    layers: tuple[Layer, ...]
+
+    @classmethod
+    def of(cls, frame: Image, pose: Pose, size: tuple[float, float]) -> Look:
+        """The look at a pose of the known box of `size` (width, height in px)."""
+        here = Pose(1.0, pose.x, pose.y)
+        layers = []
+        for points in POINTS:
+            g = grid(size[0] * pose.scale, size[1] * pose.scale, points, MARGIN)
+            layers.append(Layer(g, *sample(view(frame, here, g, 0.0), g, here)))
+        return cls(pose.scale, tuple(layers))
+
+    @property
+    def contrast(self) -> float:
+        """Deviation of the finest layer's grey levels."""
+        layer = self.layers[-1]
+        total = float(layer.trust.sum())
+        if total <= 0:
+            return 0.0
+        mean = float((layer.trust * layer.patch).sum()) / total
+        return math.sqrt(float((layer.trust * (layer.patch - mean) ** 2).sum()) / total)
+
+
+def follow(frames: Sequence[Image], way: range, home: Pose, look: Look) -> dict[int, Found]:
+    """Where the vehicle is in the frames of `way`, which leads away from the frame it is known in.
+
+    Frames where it isn't found are left out; after `PATIENCE` of them in a row it is given up.
+
+    Args:
+        frames: uint8, grey or BGR.
+        way: indices into `frames`, the first one next to the known frame.
+        home: the known pose, scale 1.
+        look: what it looks like there.
+    """
+    found: dict[int, Found] = {}
+    size = look.layers[0].grid.width, look.layers[0].grid.height
+    motion: float | None = None  # of 1/scale, a frame
+    last, missed = home, 0
+    for i in way:
+        frame = frames[i]
+        ahead = _ahead(last, motion, missed + 1)
+        seen = locate(frame, look, ahead)
+        allowed = JUMP[0] if motion is None else JUMP[1]
+        if seen is None or abs(math.log(seen.pose.scale / ahead.scale)) > allowed:
+            missed += 1
+            if missed > PATIENCE:
+                break
+            continue
+        pose = seen.pose
+        new = (1 / pose.scale - 1 / last.scale) / (missed + 1)
+        # halfway to the newest: one noisy frame doesn't throw it off
+        motion = new if motion is None else (motion + new) / 2
+        last, missed = pose, 0
+        found[i] = seen
+        growth = pose.scale / look.scale
+        if max(growth, 1 / growth) > RENEW[0] and seen.like >= RENEW[1]:
+            look = Look.of(frame, pose, size)
+    return found
+
+
+def _ahead(last: Pose, motion: float | None, steps: int) -> Pose:
+    """Where to start looking `steps` frames on: at constant velocity the distance, 1/scale, changes evenly.
+
+    The place is the last one: what a camera's shaking adds to it isn't worth continuing.
+    """
+    inverse = max(1 / last.scale + steps * (motion or 0.0), 0.5 / last.scale)
+    return Pose(1 / inverse, last.x, last.y)
+
+
+def locate(frame: Image, look: Look, ahead: Pose) -> Found | None:
+    """Where the vehicle is in a frame, near where it is expected; None where it isn't."""
+    first, fine = look.layers[0], look.layers[-1]
+    side = math.sqrt(first.grid.width * first.grid.height) * ahead.scale / look.scale
+    # poses relative to the look's own frame from here on
+    start = Pose(ahead.scale / look.scale, ahead.x, ahead.y)
+    if not fits(start, first.grid, frame):
+        return None
+    pose = search(frame, first, start, max(SEARCH[0], SEARCH[1] * side))
+    for layer in look.layers:
+        closer = align(view(frame, pose, layer.grid, 0.2 * side), layer.grid, layer.patch, layer.trust, pose)
+        if closer is None:
+            return None
+        pose = closer
+    if not fits(pose, fine.grid, frame):
+        return None
+    values, weight = sample(view(frame, pose, fine.grid, 2.0), fine.grid, pose)
+    like = likeness(values, fine.patch, weight * fine.trust)
+    return Found(Pose(pose.scale * look.scale, pose.x, pose.y), min(like, 1.0)) if like >= LIKE else None
+
+
+def search(frame: Image, layer: Layer, ahead: Pose, reach: float) -> Pose:
+    """The place of the highest correlation within `reach` px, at the expected scale, to a grid step."""
+    g = layer.grid
+    part = view(frame, ahead, g, reach)
+    if not part.pixels.size:
+        return ahead
+    k = ahead.scale * g.step
+    n = math.ceil(reach / k)
+    size = len(g.u) + 2 * n, len(g.v) + 2 * n
+    x0, y0 = ahead.x - k * (size[0] - 1) / 2, ahead.y - k * (size[1] - 1) / 2
+    matrix = np.array([[k, 0, x0 - part.left], [0, k, y0 - part.top]], np.float64) / part.shrink
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    field = cv2.warpAffine(part.pixels, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    like = cv2.matchTemplate(field, layer.patch, cv2.TM_CCOEFF_NORMED)
+    row, column = np.unravel_index(int(np.argmax(like)), like.shape)
+    return Pose(ahead.scale, ahead.x + k * (int(column) - n), ahead.y + k * (int(row) - n))
+
+
+def fits(pose: Pose, grid: Grid, frame: Image) -> bool:
+    """Whether the box is large enough and enough of it inside the image."""
+    height, width = frame.shape[:2]
+    w, h = grid.width * pose.scale, grid.height * pose.scale
+    if min(w, h) < SMALLEST:
+        return False
+    inside = overlap(pose.x - w / 2, pose.x + w / 2, width) * overlap(pose.y - h / 2, pose.y + h / 2, height)
+    return inside >= VISIBLE * w * h
+
+
+def overlap(low: float, high: float, size: int) -> float:
+    """How much of low … high lies on `size` pixels, the centre of the first at 0."""
+    return max(0.0, min(high, size - 0.5) - max(low, -0.5))

@@ -1,0 +1,192 @@
+"""Geometry features against values worked out by hand, and against a pinhole camera's own boxes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from features.errors import DataError
+from features.geometry import ESTIMATES, FARTHEST, NAMES, Camera, Ground, features, fit_ground, line, trust
+
+Floats = NDArray[np.float64]
+
+CAMERA = Camera(714.0, 675.0)
+GROUND = Ground(340.0, 1000.0, 1400.0)
+
+
+def named(boxes: object, confidence: object = None, fps: float = 10.0, ground: Ground = GROUND) -> dict[str, float]:
+    rows = np.asarray(boxes, float).reshape(-1, 4)
+    sure = np.ones(len(rows)) if confidence is None else confidence
+    return dict(zip(NAMES, map(float, features(rows, sure, fps, ground, CAMERA)), strict=True))
+
+
+def seen_by(camera: Camera, ground: Ground, x: Floats, y: Floats, width: float, height: float) -> Floats:
+    """The boxes of a vehicle of a size in m at x, y: what a pinhole camera sees."""
+    u, foot = camera.cx + camera.fx * y / x, ground.horizon + ground.scale / x
+    w, h = camera.fx * width / x, camera.fx * height / x
+    return np.stack([u - w / 2, foot - h, u + w / 2, foot], axis=1)
+
+
+def test_distances_by_hand() -> None:
+    assert GROUND.foot(390.0) == pytest.approx(20.0)  # 1000 / (390 − 340)
+    assert GROUND.size(70.0) == pytest.approx(20.0)  # 1400 / 70
+    assert GROUND.foot([390.0, 360.0]).tolist() == pytest.approx([20.0, 50.0])
+
+
+@pytest.mark.parametrize("bottom", [340.0, 100.0, 340.001])
+def test_a_foot_at_or_above_the_horizon_is_as_far_as_can_be(bottom: float) -> None:
+    assert GROUND.foot(bottom) == pytest.approx(FARTHEST)
+    assert GROUND.size(0.0) == pytest.approx(FARTHEST)
+
+
+def test_a_line_by_hand() -> None:
+    ones = np.ones(3)
+    # mean t −1, mean y 5; slope (1·2 + 0 + 1·2) / 2 = 2; at t = 0: 5 + 2
+    assert line(np.array([-2.0, -1.0, 0.0]), np.array([3.0, 5.0, 7.0]), ones) == pytest.approx((7.0, 2.0))
+    assert line(np.array([-2.0, -1.0, 0.0]), np.array([3.0, 99.0, 7.0]), np.array([1, 0, 1.0])) == pytest.approx((7, 2))
+    assert line(np.zeros(2), np.array([1.0, 3.0]), ones[:2]) == pytest.approx((2.0, 0.0))
+
+
+def test_trust_by_hand() -> None:
+    assert trust([1.0, 0.0]).tolist() == pytest.approx([50.0, 1 / 1.02])  # 1 / (1.02 − c²)
+
+
+def test_two_boxes_by_hand() -> None:
+    # from 50 px to 40 px square in 0.1 s: 1/size 0.020 to 0.025, so 0.05 a second over 0.025 at the end: 2 a second
+    boxes = [[650, 352.5, 700, 402.5], [675, 350, 715, 390]]
+    got = named(boxes)
+    assert got["closing"] == pytest.approx(2.0)
+    assert got["log_size_rate"] == pytest.approx(-2.0)
+    assert got["x_foot"] == pytest.approx(20.0)  # 62.5 below the horizon at 1.25 times the size, and 50: both 50
+    assert got["x_size"] == pytest.approx(35.0)
+    assert got["vx_foot"] == pytest.approx(40.0)
+    assert got["vx_size"] == pytest.approx(70.0)
+    assert (got["u_rate"], got["v_rate"]) == pytest.approx((200.0, -75.0))
+    assert [got[k] for k in ("left", "top", "right", "bottom")] == pytest.approx([675, 350, 715, 390])
+    # y/x_end: 0 at first, 20 px / 714 at the end: over 0.1 s, times 20 m
+    assert got["y_foot"] == pytest.approx(20 * 20 / 714)
+    assert got["vy_foot"] == pytest.approx(20 * 20 / 714 / 0.1)
+    assert got["log_width"] == pytest.approx(math.log(40))
+    assert (got["seen"], got["confidence"], got["misfit"]) == pytest.approx((1, 1, 0), abs=1e-12)
+
+
+@settings(deadline=None)
+@given(
+    x=st.floats(8, 90),
+    y=st.floats(-6, 6),
+    vx=st.floats(-6.5, 8),
+    vy=st.floats(-1, 1),
+    width=st.floats(1.6, 2.8),
+    height=st.floats(1.3, 3.8),
+    horizon=st.floats(200, 420),
+    fps=st.sampled_from([10.0, 20.0]),
+)
+def test_a_pinhole_cameras_boxes_give_the_velocity_back(
+    x: float, y: float, vx: float, vy: float, width: float, height: float, horizon: float, fps: float
+) -> None:
+    t = np.arange(-7, 1) / fps
+    ground = Ground(horizon, 1270.0, CAMERA.fx * width)
+    boxes = seen_by(CAMERA, ground, x + vx * t, y + vy * t, width, height)
+    got = named(boxes, fps=fps, ground=ground)
+    for how in ("foot", "size"):
+        assert got[f"x_{how}"] == pytest.approx(x, rel=1e-6)
+        assert got[f"y_{how}"] == pytest.approx(y, rel=1e-6, abs=1e-6)
+        assert got[f"vx_{how}"] == pytest.approx(vx, rel=1e-5, abs=1e-6)
+        assert got[f"vy_{how}"] == pytest.approx(vy, rel=1e-5, abs=1e-5)
+    assert got["misfit"] < 1e-6
+
+
+def test_a_nod_of_the_camera_leaves_the_velocity() -> None:
+    t = np.arange(-7, 1) / 10
+    boxes = seen_by(CAMERA, GROUND, 40 + 2 * t, 0 * t, 1400 / 714, 1.5)
+    boxes[:, [1, 3]] += np.array([1, -1, 1, -1, -1, 1, -1, 1])[:, None] * 2.0
+    got = named(boxes)
+    assert got["vx_foot"] == pytest.approx(2.0, rel=0.02)
+    assert got["vx_size"] == pytest.approx(2.0, rel=1e-6)
+    assert got["x_foot"] == pytest.approx(40, rel=0.02)  # at the last frame alone the foot says 37
+
+
+def test_lost_frames_are_left_out() -> None:
+    t = np.arange(-7, 1) / 10
+    boxes = seen_by(CAMERA, GROUND, 30 - 3 * t, 2 + 0.5 * t, 1400 / 714, 1.5)
+    confidence = np.ones(8)
+    boxes[[0, 3, 7]], confidence[[0, 3, 7]] = np.nan, 0
+    got = named(boxes, confidence)
+    assert got["vx_foot"] == pytest.approx(-3, rel=1e-5)  # read at the window's end, though lost there
+    assert got["x_foot"] == pytest.approx(30, rel=1e-6)
+    assert (got["seen"], got["confidence"]) == (5 / 8, 1.0)
+
+
+def test_an_unsure_frame_counts_little() -> None:
+    t = np.arange(-7, 1) / 10
+    boxes = seen_by(CAMERA, GROUND, 30 - 3 * t, 0 * t, 1400 / 714, 1.5)
+    boxes[0, 2] += 8  # 17 % too wide
+    confidence = np.ones(8)
+    confidence[0] = 0.6
+    sure, unsure = named(boxes)["vx_size"], named(boxes, confidence)["vx_size"]
+    assert abs(unsure + 3) < abs(sure + 3) / 10
+
+
+def test_one_box_gives_places_but_no_rates() -> None:
+    got = named([[math.nan] * 4, [640, 350, 710, 390]], [0.0, 1.0])
+    rates = {"log_size_rate", "closing", "u_rate", "v_rate", "vx_foot", "vx_size", "vy_foot", "vy_size", "misfit"}
+    assert {k for k, v in got.items() if math.isnan(v)} == rates
+    assert (got["x_foot"], got["x_size"], got["seen"]) == pytest.approx((20, 20, 0.5))
+
+
+def test_no_box_at_all_says_so() -> None:
+    got = named(np.full((4, 4), np.nan), np.zeros(4))
+    assert {k for k, v in got.items() if not math.isnan(v)} == {"seen", "confidence"}
+    assert got["seen"] == got["confidence"] == 0
+
+
+def test_names_are_those_of_the_vector() -> None:
+    assert len(set(NAMES)) == len(NAMES) == len(features(np.full((2, 4), np.nan), np.zeros(2), 10.0, GROUND, CAMERA))
+    assert set(ESTIMATES) <= set(NAMES)
+
+
+def test_wild_boxes_stay_finite() -> None:
+    shrinking = [[0, 0, 400, 400], [0, 0, 20, 20], [0, 0, 400, 400], [0, 0, 300, 300]]
+    assert np.isfinite(list(named(shrinking).values())).all()
+
+
+def test_the_ground_is_found_among_outliers() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(6, 90, 200)
+    boxes = seen_by(CAMERA, Ground(345.7, 1012.7, 0.0), x, rng.uniform(-5, 5, 200), 2.1, 1.6)
+    boxes[:, 3] += rng.normal(0, 1, 200)
+    boxes[:12, 3] += 60  # wrong boxes
+    got = fit_ground(boxes, np.stack([x, 0 * x], axis=1))
+    assert got.horizon == pytest.approx(345.7, abs=0.5)
+    assert got.scale == pytest.approx(1012.7, rel=0.02)
+    assert got.span == pytest.approx(2.1 * 714, rel=1e-6)
+
+
+def test_labels_without_box_or_position_are_left_out() -> None:
+    x = np.array([10.0, 20.0, 40.0, np.nan, 50.0, -3.0])
+    boxes = seen_by(CAMERA, GROUND, np.abs(np.nan_to_num(x, nan=7.0)), 0 * x, 2, 1.5)
+    boxes[4] = np.nan
+    got = fit_ground(boxes, np.stack([x, np.zeros(6)], axis=1))
+    assert (got.horizon, got.scale) == pytest.approx((340, 1000))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [([10.0, 20.0], "at least 3 labels"), ([20.0] * 5, "all at 20 m"), ([], "at least 3 labels")],
+)
+def test_too_little_for_a_ground(x: list[float], message: str) -> None:
+    far = np.array(x)
+    with pytest.raises(DataError, match=message):
+        fit_ground(seen_by(CAMERA, GROUND, far, 0 * far, 2, 1.5), np.stack([far, 0 * far], axis=1))
+
+
+def test_boxes_that_rise_as_they_near_are_no_ground() -> None:
+    x = np.array([10.0, 20.0, 40.0])
+    boxes = np.stack([0 * x, 0 * x, 0 * x + 10, 300 + x], axis=1)
+    with pytest.raises(DataError, match="flat ground"):
+        fit_ground(boxes, np.stack([x, 0 * x], axis=1))
