@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.config import Backbone, Config, Data, Extract, Frames
+from features.config import Backbone, Config, Data, Frames
 from stage1_extract.clips import Clip
 from stage1_extract.decode import resize
 from stage1_extract.engine import Engine, build_trunk
@@ -33,7 +33,6 @@ def measure(name: str, clips: int = 32, rounds: int = 5) -> dict[str, float | st
             data=Data(layout="sample", path=str(root / "data"), fps=10.0),
             frames=Frames(interpolation="cubic"),
             backbone=Backbone(name=name, weights="random"),
-            extract=Extract(shard=64),
         )
         catalogue = scan(config.data)
         engine = Engine(build_trunk(config), config.extract.batch)
