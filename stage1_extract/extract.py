@@ -114,8 +114,8 @@ def _extract(
         _room(store, todo, trunk.stream)
         _run(config, parts, clips, todo, engine, faults)
     ready, held = layout(wanted, [*_shards(parts, trunk.recipe.fingerprint), *stored])
-    missing = {s.id: faults.get(s.id, "not extracted") for s in wanted if s not in ready}
-    left_out = {f"fault {i}": fault for i, fault in enumerate(catalogue.faults, 1)}
+    missing = {f"fault {i}": fault for i, fault in enumerate(catalogue.faults, 1)}
+    missing |= {s.id: faults.get(s.id, "not extracted") for s in wanted if s not in ready}
     header = Header(
         trunk.recipe,
         trunk={
@@ -126,13 +126,13 @@ def _extract(
             "asked": config.backbone.model_dump(include={"unfreeze", "cut", "top"}),
         },
         versions={name: version(name) for name in ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless")},
-        missing={**left_out, **missing},
+        missing=missing,
         complete=not missing or config.extract.skip_damaged,
     )
     if ready:
         assemble(store, header, ready, held, {STREAM: trunk.stream}, trunk.top())
         shutil.rmtree(parts, ignore_errors=True)
-    return Outcome(todo.frames, sum(s.length for s in ready), {**left_out, **missing})
+    return Outcome(todo.frames, sum(s.length for s in ready), missing)
 
 
 def _run(

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from features.config import Config
 from features.errors import ConfigError, FramebankError
 from features.store import Store
-from stage2_temporal.fuse import TOLERANCE, assemble, fuse, stored_windows
+from stage2_temporal.fuse import assemble, fuse, stored_windows
+from stage2_temporal.model import TOLERANCE
 from stage2_temporal.runs import load
 
 Outputs = Mapping[str, NDArray[np.float32]]

@@ -25,10 +25,10 @@ from stage1_extract.clips import Clip
 from stage1_extract.decode import resize
 from stage1_extract.engine import build_trunk
 from stage1_extract.layouts import scan
+from stage2_temporal.model import TOLERANCE
 from stage2_temporal.runs import STREAM, load
 from stage2_temporal.task import read_task
 
-TOLERANCE = 1e-4  # relative to the largest value, float32
 HALF = 2.0**-11  # what rounding to half precision can do to a value
 WINDOWS = 8
 

@@ -20,6 +20,7 @@ from features.store import TopRecord
 from stage2_temporal import heads
 
 Floats = NDArray[np.float64]
+TOLERANCE = 1e-4  # by which two forms of one model may differ, relative to the largest value, float32
 
 
 @dataclass(frozen=True)

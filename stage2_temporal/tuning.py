@@ -24,7 +24,7 @@ from stage2_temporal import checkpoint
 from stage2_temporal.augment import Augmentation, signs
 from stage2_temporal.checkpoint import State, applied, changes
 from stage2_temporal.frames import Read, Windows
-from stage2_temporal.model import target_scale
+from stage2_temporal.model import TOLERANCE, target_scale
 from stage2_temporal.report.results import read_results
 from stage2_temporal.tables import Epoch
 from stage2_temporal.task import Task
@@ -33,7 +33,6 @@ from stage2_temporal.training import fix_seeds, loss_function
 
 Floats = NDArray[np.float64]
 PARTS, STATE = "finetune.parts", "state.npz"
-TOLERANCE = 1e-4  # relative to the largest value, float32
 TENSOR_CORES = (7, 0)  # compute capability from which half precision is the faster one
 
 
