@@ -99,7 +99,7 @@ def test_a_finished_set_is_left_alone(small: Path) -> None:
 
 def test_another_set_is_not_overwritten(small: Path) -> None:
     before = digests(small)
-    with pytest.raises(DataError, match=r"expected .*'seed': 7.*; got .*'seed': 5.*rm -r"):
+    with pytest.raises(DataError, match=r"expected .*'seed': 7.*; got .*'seed': 5.*--data.path FOLDER"):
         render(small, seed=7, progress=False, **COUNTS)
     assert digests(small) == before
 
