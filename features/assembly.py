@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Listed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from features.hdf5 import (
 )
 from features.pieces import Held, Piece, whole
 from features.recipe import Recipe, canonical
-from features.sequences import Sequence
-from features.store import Header, StreamInfo, TopRecord
+from features.sequences import Camera, Sequence
+from features.store import Header, Store, StreamInfo, TopRecord, read_track, stream_infos, track_index
+from features.tracks import Track
 
 
 class ShardWriter:
@@ -42,10 +44,10 @@ class ShardWriter:
         self._file = create(self._disk)
         _write_header(self._file, Header(recipe))
         for name, info in streams.items():
-            create_stream(self._file, name, self._total, info.shape, info.dtype)
+            _create(self._file, name, self._total, info)
 
     def write(self, maps: Mapping[str, NDArray[Any]], thumbnails: Listed[bytes]) -> None:
-        """Append frames: per stream (n, …) in its dtype, and n JPEGs."""
+        """Append frames: per stream (n, …) in its dtype, and n JPEGs (empty where the store has them already)."""
         count = len(thumbnails)
         for name, values in maps.items():
             self._file["frames"][name][self.at : self.at + count] = values
@@ -53,11 +55,12 @@ class ShardWriter:
         self._thumbnails.extend(thumbnails)
         self.at += count
 
-    def close(self, sound: Listed[int] | None = None) -> None:
+    def close(self, sound: Listed[int] | None = None, tracks: Mapping[str, Track] | None = None) -> None:
         """Finish the file and read all of it back, so that what is renamed into place is known to be sound.
 
         Args:
             sound: indices of the pieces that are good; the rows of the others are never looked at. Default: all.
+            tracks: by their keys, of vehicles in these pieces' sequences.
         """
         if self.at != self._total:
             raise RuntimeError(f"{self.path}: {self.at} of {self._total} frames written")
@@ -72,6 +75,7 @@ class ShardWriter:
             "row": np.array([row for row, _ in kept], np.int64),
         }
         write_columns(self._file.create_group("pieces"), columns)
+        _write_tracks(self._file, tracks or {})
         self.abandon()
         self._disk.check()
         check_shard(self.path)
@@ -100,22 +104,42 @@ def shard_pieces(path: Path, fingerprint: str) -> list[Held]:
     with open_file(path) as f, reading(path):
         if f.attrs["fingerprint"] != fingerprint:
             return []
-        group = f["pieces"]
+        group, streams = f["pieces"], {name: info.fingerprint for name, info in stream_infos(f).items()}
         text = [group[n].asstr()[:].tolist() for n in ("sequence", "digest")]
         numbers = [group[n][:].tolist() for n in ("start", "stop", "row")]
         return [
-            Held(Piece(sequence, digest, start, stop), path, row)
+            Held(Piece(sequence, digest, start, stop), path, row, streams)
             for sequence, digest, start, stop, row in zip(*text, *numbers, strict=True)
         ]
+
+
+def shard_tracks(path: Path) -> dict[str, Track]:
+    """The tracks in a finished shard, by their keys."""
+    with open_file(path) as f, reading(path):
+        return {name: read_track(f, *where) for name, where in track_index(f).items()}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream of a store to be assembled.
+
+    Attributes:
+        parts: per sequence the held pieces that make it up, in order; or
+        batches: all its frames in the store's order, computed as they are written, (n, …) each.
+    """
+
+    info: StreamInfo
+    parts: Listed[Listed[Held]] = ()
+    batches: Iterable[NDArray[Any]] | None = None
 
 
 def assemble(
     path: Path,
     header: Header,
     sequences: Listed[Sequence],
-    parts: Listed[Listed[Held]],
-    streams: Mapping[str, StreamInfo],
+    streams: Mapping[str, Stream],
     top: TopRecord | None,
+    tracks: Mapping[str, Track] | None = None,
 ) -> None:
     """Write a store from pieces that lie in shards or an older store; it takes `path`'s place when whole.
 
@@ -123,11 +147,13 @@ def assemble(
 
     Args:
         sequences: the store's sequences, in order.
-        parts: per sequence the held pieces that make it up, in order.
+        streams: by name; the thumbnails come from where the first one's parts lie.
+        tracks: by their keys, see `features.tracks.key`.
     """
-    for sequence, held in zip(sequences, parts, strict=True):
-        if sum(len(h.piece) for h in held) != sequence.length:
-            raise RuntimeError(f"{sequence.id}: {held} do not make up {whole(sequence)}")
+    for stream in streams.values():
+        for sequence, held in zip(sequences, stream.parts, strict=stream.batches is None):
+            if sum(len(h.piece) for h in held) != sequence.length:
+                raise RuntimeError(f"{sequence.id}: {held} do not make up {whole(sequence)}")
     frames = sum(s.length for s in sequences)
     sources: dict[Path, Any] = {}
     with replacing(path) as temporary:
@@ -137,28 +163,74 @@ def assemble(
                 _write_header(f, header)
                 _write_sequences(f, sequences)
                 _write_labels(f, sequences)
+                _write_tracks(f, tracks or {})
                 if top:
                     _write_top(f, top)
-                targets = {n: create_stream(f, n, frames, info.shape, info.dtype) for n, info in streams.items()}
-                offsets, thumbnails = np.zeros(frames + 1, np.int64), ThumbnailWriter(f)
-                row = 0
-                for h in (h for held in parts for h in held):
-                    if h.path not in sources:
-                        sources[h.path] = open_file(h.path)
-                    source = sources[h.path]
-                    for name, target in targets.items():
-                        copy_chunks(source["frames"][name], target, h.row, row, len(h.piece))
-                    bounds = source["thumbnails/offset"][h.row : h.row + len(h.piece) + 1]
-                    thumbnails.write(source["thumbnails/data"][bounds[0] : bounds[-1]])
-                    offsets[row + 1 : row + 1 + len(h.piece)] = offsets[row] + bounds[1:] - bounds[0]
-                    row += len(h.piece)
-                    disk.check()
-                thumbnails.finish(offsets)
+                _copy_thumbnails(f, next(iter(streams.values())).parts, frames, sources)
+                for name, stream in streams.items():
+                    target = _create(f, name, frames, stream.info)
+                    if stream.batches is not None:
+                        _fill(target, stream.batches, disk)
+                    for row, h in _placed(stream.parts):
+                        copy_chunks(_opened(sources, h.path)["frames"][name], target, h.row, row, len(h.piece))
+                        disk.check()
             disk.check()
         finally:
             disk.close()
             for source in sources.values():
                 source.close()
+
+
+def extend(path: Path, streams: Mapping[str, Stream], tracks: Mapping[str, Track] | None = None) -> None:
+    """Add streams and tracks to a finished store, or put new ones in the place of old ones of the same names.
+
+    What is there is copied chunk by chunk, never opened for writing; the new file takes the old one's place when whole.
+    The caller holds the store's lock.
+    """
+    with Store(path) as store:
+        held = store.held()
+        old = {name: Stream(info, [[h] for h in held]) for name, info in store.streams.items()}
+        assemble(
+            path, store.header, store.sequences, old | dict(streams), store.top(), store.tracks() | dict(tracks or {})
+        )
+
+
+def _placed(parts: Listed[Listed[Held]]) -> Iterator[tuple[int, Held]]:
+    """The pieces in order, each with the row it takes in the new store."""
+    row = 0
+    for h in (h for held in parts for h in held):
+        yield row, h
+        row += len(h.piece)
+
+
+def _opened(sources: dict[Path, Any], path: Path) -> Any:
+    if path not in sources:
+        sources[path] = open_file(path)
+    return sources[path]
+
+
+def _create(f: Any, name: str, frames: int, info: StreamInfo) -> Any:
+    return create_stream(f, name, frames, info.shape, info.dtype, canonical(dict(info.origin)))
+
+
+def _fill(target: Any, batches: Iterable[NDArray[Any]], disk: Disk) -> None:
+    at = 0
+    for batch in batches:
+        target[at : at + len(batch)] = batch
+        at += len(batch)
+        disk.check()
+    if at != len(target):
+        raise RuntimeError(f"{target.name}: {at} of {len(target)} frames were computed")
+
+
+def _copy_thumbnails(f: Any, parts: Listed[Listed[Held]], frames: int, sources: dict[Path, Any]) -> None:
+    offsets, thumbnails = np.zeros(frames + 1, np.int64), ThumbnailWriter(f)
+    for row, h in _placed(parts):
+        source = _opened(sources, h.path)
+        bounds = source["thumbnails/offset"][h.row : h.row + len(h.piece) + 1]
+        thumbnails.write(source["thumbnails/data"][bounds[0] : bounds[-1]])
+        offsets[row + 1 : row + 1 + len(h.piece)] = offsets[row] + bounds[1:] - bounds[0]
+    thumbnails.finish(offsets)
 
 
 def _write_thumbnails(f: Any, thumbnails: Listed[bytes]) -> None:
@@ -189,6 +261,29 @@ def _write_sequences(f: Any, sequences: Listed[Sequence]) -> None:
             "fps": np.array([s.fps for s in sequences], np.float64),
             "width": np.array([s.size[0] for s in sequences], np.int64),
             "height": np.array([s.size[1] for s in sequences], np.int64),
+            "camera": np.array([_camera(s.camera) for s in sequences], np.float64).reshape(-1, 5),
+        },
+    )
+
+
+def _camera(camera: Camera | None) -> list[float]:
+    if camera is None:
+        return [math.nan] * 5
+    return [camera.fx, camera.fy, camera.cx, camera.cy, math.nan if camera.height is None else camera.height]
+
+
+def _write_tracks(f: Any, tracks: Mapping[str, Track]) -> None:
+    if not tracks:
+        return
+    lengths = np.array([len(t.boxes) for t in tracks.values()], np.int64)
+    write_columns(
+        f.create_group("tracks"),
+        {
+            "key": list(tracks),
+            "first": np.cumsum(lengths) - lengths,
+            "length": lengths,
+            "box": np.concatenate([t.boxes for t in tracks.values()]),
+            "confidence": np.concatenate([t.confidence for t in tracks.values()]),
         },
     )
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from features.errors import DataError
+from features.sequences import Camera
 
 Floats = NDArray[np.float64]
 
@@ -36,14 +37,6 @@ NAMES = (
 )  # fmt: skip
 # what a linear regressor should be given: the rest, `seen` above all, has far outliers that lines run away with
 ESTIMATES = ("vx_foot", "vx_size", "vy_foot", "vy_size")
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole camera's focal length and principal column, px."""
-
-    fx: float
-    cx: float
 
 
 @dataclass(frozen=True)

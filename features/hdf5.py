@@ -146,9 +146,9 @@ def _self_contained(group: Any, path: Path) -> None:
             _self_contained(child, path)
 
 
-def create_stream(f: Any, name: str, frames: int, shape: tuple[int, ...], dtype: str) -> Any:
-    """A stream's dataset: first axis = frame, one frame a chunk, checksummed."""
-    return f.create_dataset(
+def create_stream(f: Any, name: str, frames: int, shape: tuple[int, ...], dtype: str, origin: str) -> Any:
+    """A stream's dataset: first axis = frame, one frame a chunk, checksummed; `origin` in JSON."""
+    data = f.create_dataset(
         f"frames/{name}",
         shape=(frames, *shape),
         dtype=dtype,
@@ -156,6 +156,9 @@ def create_stream(f: Any, name: str, frames: int, shape: tuple[int, ...], dtype:
         fletcher32=True,
         track_times=False,
     )
+    if origin != "{}":  # the trunk's stream follows from the recipe alone
+        data.attrs["origin"] = origin
+    return data
 
 
 def copy_chunks(source: Any, target: Any, start: int, at: int, count: int) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from features.sequences import Sequence
@@ -25,11 +25,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Held:
-    """A piece that lies in a file, from its row `row` on."""
+    """A piece that lies in a file, from its row `row` on.
+
+    Attributes:
+        streams: the streams the file holds of it: name → fingerprint.
+    """
 
     piece: Piece
     path: Path
     row: int
+    streams: Mapping[str, str] = field(default_factory=dict)
 
 
 def uncovered(piece: Piece, held: Iterable[Held]) -> list[Piece]:
@@ -53,7 +58,8 @@ def segments(piece: Piece, held: Iterable[Held]) -> list[Held]:
         start, stop = max(at, h.piece.start), min(h.piece.stop, piece.stop)
         if start >= stop:
             continue
-        parts.append(Held(Piece(piece.sequence, piece.digest, start, stop), h.path, h.row + start - h.piece.start))
+        part = Piece(piece.sequence, piece.digest, start, stop)
+        parts.append(replace(h, piece=part, row=h.row + start - h.piece.start))
         at = stop
     return parts
 

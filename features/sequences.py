@@ -30,6 +30,23 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Camera:
+    """A pinhole camera.
+
+    Attributes:
+        fx, fy: focal length, px.
+        cx, cy: principal point, px.
+        height: above the road in metres, where known.
+    """
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    height: float | None = None
+
+
+@dataclass(frozen=True)
 class Sequence:
     """Frames in order from one camera.
 
@@ -41,6 +58,7 @@ class Sequence:
         size: width, height of the source frames in pixels.
         digest: SHA-256 (hex) over the contents of the source files that decide the frames.
         labels: its rows of ground truth, in order.
+        camera: what took the frames, where a calibration says so.
     """
 
     id: str
@@ -50,6 +68,7 @@ class Sequence:
     size: tuple[int, int]
     digest: str
     labels: tuple[Label, ...] = ()
+    camera: Camera | None = None
 
 
 def same(some: Listed[Sequence], others: Listed[Sequence]) -> bool:
@@ -60,4 +79,4 @@ def same(some: Listed[Sequence], others: Listed[Sequence]) -> bool:
 def _key(s: Sequence) -> str:
     # repr, because NaN equals nothing, not even itself
     labels = [(x.frame, sorted(x.targets.items()), x.box, x.position) for x in s.labels]
-    return repr((s.id, s.split, s.length, float(s.fps), s.size, s.digest, labels))
+    return repr((s.id, s.split, s.length, float(s.fps), s.size, s.digest, labels, s.camera))

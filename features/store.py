@@ -2,17 +2,20 @@
 
     attributes             format, version, recipe (JSON), fingerprint, complete, missing (JSON: id -> why),
                            versions (JSON), trunk (JSON: facts about the frozen part)
-    frames/<stream>        (frames, ...) one frame a chunk, fletcher32
+    frames/<stream>        (frames, ...) one frame a chunk, fletcher32; attribute origin (JSON) but for the trunk's
     thumbnails/data        JPEGs end to end, bytes; thumbnails/offset (frames + 1,)
-    sequences/<column>     id, split, first, length, fps, width, height, digest
+    sequences/<column>     id, split, first, length, fps, width, height, digest, camera (fx fy cx cy height)
     labels/<column>        sequence, frame, targets (labels, columns; NaN unknown), box, position
+    tracks/<column>        key, first, length: a path each; box (rows, 4), confidence (rows,): its frames'
     top/weights/<number>   the unfrozen layers' weights; attribute architecture: their Keras JSON
 
-Shards have the same form with `pieces/` in place of `sequences/` and `labels/`. Reading needs numpy and h5py alone.
+Camera and tracks came later, older files have none. Shards have the same form with `pieces/` in place of `sequences/`
+and `labels/`. Reading needs numpy and h5py alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -29,16 +32,28 @@ from numpy.typing import NDArray
 from features.errors import StoreError
 from features.hdf5 import TABLE_FAULTS, open_file, reading
 from features.pieces import Held, Piece
-from features.recipe import Recipe
-from features.sequences import Label, Sequence
+from features.recipe import Recipe, canonical
+from features.sequences import Camera, Label, Sequence
+from features.tracks import Track, key, vehicles
 
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """Shape and dtype of one frame's entry in a stream."""
+    """One frame's entry in a stream.
+
+    Attributes:
+        shape, dtype: of the entry.
+        origin: what decides its numbers; empty for the trunk's stream, which follows from the recipe.
+    """
 
     shape: tuple[int, ...]
     dtype: str
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over shape, dtype and origin."""
+        return hashlib.sha256(canonical([self.shape, self.dtype, self.origin]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -85,11 +100,10 @@ class Store:
                 self.versions, self.missing = self.header.versions, self.header.missing
                 self.fingerprint = str(self._file.attrs["fingerprint"])
                 self.sequences, self.first = _sequences(self._file)
-                self.streams = {
-                    name: StreamInfo(d.shape[1:], d.dtype.name) for name, d in sorted(self._file["frames"].items())
-                }
+                self.streams = stream_infos(self._file)
                 self.frames = int(self._file["thumbnails/offset"].shape[0]) - 1
                 self._offsets: NDArray[np.int64] = self._file["thumbnails/offset"][:]
+                self._paths = track_index(self._file)
             self._index = {s.id: i for i, s in enumerate(self.sequences)}
         except BaseException:
             self._file.close()
@@ -145,14 +159,43 @@ class Store:
             weights = [group["weights"][k][()] for k in sorted(group["weights"], key=int)]
             return TopRecord(str(group.attrs["architecture"]), weights)
 
+    @property
+    def track_keys(self) -> frozenset[str]:
+        """Keys of the tracks that are here, see `features.tracks.key`."""
+        return frozenset(self._paths)
+
+    def tracks(self) -> dict[str, Track]:
+        """Every track by its key."""
+        return {name: self._track(*where) for name, where in self._paths.items()}
+
+    def track(self, sequence: int, label: int) -> Track | None:
+        """The path of the vehicle that a label is about, through its whole sequence; None where there is none.
+
+        Args:
+            sequence: index into `sequences`.
+            label: index into that sequence's labels.
+        """
+        owner = self.sequences[sequence]
+        for vehicle in vehicles(owner):
+            if label in vehicle.labels:
+                where = self._paths.get(key(owner, vehicle))
+                return None if where is None else self._track(*where)
+        return None
+
+    def _track(self, first: int, length: int) -> Track:
+        with reading(self.path):
+            return read_track(self._file, first, length)
+
     def held(self, damaged: Listed[int] = ()) -> list[Held]:
         """Every sequence as pieces in this file, without the `damaged` rows."""
         bad, held = set(damaged), []
+        streams = {name: info.fingerprint for name, info in self.streams.items()}
         for sequence, first in zip(self.sequences, self.first.tolist(), strict=True):
             edges = [-1, *sorted(r - first for r in bad if first <= r < first + sequence.length), sequence.length]
             for a, b in itertools.pairwise(edges):
                 if b > a + 1:
-                    held.append(Held(Piece(sequence.id, sequence.digest, a + 1, b), self.path, first + a + 1))
+                    piece = Piece(sequence.id, sequence.digest, a + 1, b)
+                    held.append(Held(piece, self.path, first + a + 1, streams))
         return held
 
     def damaged(self) -> Iterator[tuple[int, list[str]]]:
@@ -185,6 +228,29 @@ def runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
     return [(int(a), int(rows[a]), int(n)) for a, n in zip(starts, counts, strict=True)]
 
 
+def stream_infos(f: Any) -> dict[str, StreamInfo]:
+    """The streams of an open store or shard, by name."""
+    return {
+        name: StreamInfo(d.shape[1:], d.dtype.name, json.loads(d.attrs.get("origin", "{}")))
+        for name, d in sorted(f["frames"].items())
+    }
+
+
+def track_index(f: Any) -> dict[str, tuple[int, int]]:
+    """Where the tracks of an open store or shard lie: key → first row and number of rows."""
+    if "tracks" not in f:
+        return {}
+    group = f["tracks"]
+    columns = group["key"].asstr()[:].tolist(), group["first"][:].tolist(), group["length"][:].tolist()
+    return {name: (first, length) for name, first, length in zip(*columns, strict=True)}
+
+
+def read_track(f: Any, first: int, length: int) -> Track:
+    """A track of an open store or shard."""
+    rows = np.s_[first : first + length]
+    return Track(f["tracks/box"][rows], f["tracks/confidence"][rows])
+
+
 def _header(f: Any) -> Header:
     extra = {name: json.loads(f.attrs[name]) for name in ("trunk", "versions", "missing")}
     return Header(Recipe.from_json(f.attrs["recipe"]), complete=bool(f.attrs["complete"]), **extra)
@@ -210,8 +276,16 @@ def _sequences(f: Any) -> tuple[tuple[Sequence, ...], NDArray[np.int64]]:
     group = f["sequences"]
     text = [group[n].asstr()[:].tolist() for n in ("id", "split", "digest")]
     numbers = [group[n][:].tolist() for n in ("length", "fps", "width", "height")]
+    cameras = group["camera"][:].tolist() if "camera" in group else [[math.nan] * 5] * len(text[0])
     sequences = tuple(
-        Sequence(name, split, length, fps, (width, height), digest, tuple(labels.get(i, ())))
-        for i, (name, split, digest, length, fps, width, height) in enumerate(zip(*text, *numbers, strict=True))
+        Sequence(name, split, length, fps, (width, height), digest, tuple(labels.get(i, ())), _camera(camera))
+        for i, (name, split, digest, length, fps, width, height, camera) in enumerate(
+            zip(*text, *numbers, cameras, strict=True)
+        )
     )
     return sequences, group["first"][:]
+
+
+def _camera(values: list[float]) -> Camera | None:
+    fx, fy, cx, cy, height = values
+    return None if math.isnan(fx) else Camera(fx, fy, cx, cy, None if math.isnan(height) else height)

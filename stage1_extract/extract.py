@@ -21,10 +21,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from features.assembly import ShardWriter, assemble, check_shard, shard_pieces
+from features.assembly import ShardWriter, Stream, assemble, check_shard, shard_pieces
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
 from features.files import replacing
+from features.lock import only_writer
 from features.pieces import Held, Piece
 from features.progress import bar
 from features.recipe import canonical
@@ -33,7 +34,6 @@ from features.store import Header, Store, StreamInfo
 from stage1_extract.clips import Catalogue, Clip, Image
 from stage1_extract.decode import Decoded, decode
 from stage1_extract.engine import Engine, Trunk, build_trunk
-from stage1_extract.lock import only_writer
 from stage1_extract.plan import Plan, layout, plan
 
 STREAM = "appearance"
@@ -130,7 +130,7 @@ def _extract(
         complete=not missing or config.extract.skip_damaged,
     )
     if ready:
-        assemble(store, header, ready, held, {STREAM: trunk.stream}, trunk.top())
+        assemble(store, header, ready, {STREAM: Stream(trunk.stream, held)}, trunk.top())
         shutil.rmtree(parts, ignore_errors=True)
     return Outcome(todo.frames, sum(s.length for s in ready), missing)
 

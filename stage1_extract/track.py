@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from features.errors import DataError
 from features.sequences import Box
+from features.tracks import Track
 from stage1_extract.tracking.align import Image, Pose
 from stage1_extract.tracking.follow import CONTRAST, Found, Look, follow, overlap
-
-
-@dataclass(frozen=True)
-class Track:
-    """A box's path.
-
-    Attributes:
-        boxes: (T, 4) left, top, right, bottom in full-resolution px; NaN where lost. All have the known box's
-            proportions.
-        confidence: (T,) correlation with the vehicle as known, 0 to 1; 1 at the known frame, 0 where lost.
-    """
-
-    boxes: NDArray[np.float64]
-    confidence: NDArray[np.float64]
 
 
 def track(frames: Sequence[Image], box: Box, at: int) -> Track:

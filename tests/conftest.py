@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from features.assembly import ShardWriter, assemble, shard_pieces
+from features.assembly import ShardWriter, Stream, assemble, shard_pieces
 from features.files import replacing
 from features.pieces import segments, whole
 from features.recipe import Recipe
 from features.sequences import Sequence
 from features.store import Header, StreamInfo, TopRecord
+from features.tracks import Track
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 RECIPE = Recipe("cv2", (32, 18), "area", "rgb", "none", "Tiny", weights="random", dtype="float32")
@@ -52,6 +53,7 @@ def write_store(
     top: TopRecord | None = None,
     trunk: Mapping[str, Any] | None = None,
     complete: bool = True,
+    tracks: Mapping[str, Track] | None = None,
 ) -> Path:
     """A real store of given maps, written as extraction writes one: a shard, then its chunks assembled."""
     streams = {name: StreamInfo(values.shape[1:], values.dtype.name) for name, values in maps.items()}
@@ -62,7 +64,8 @@ def write_store(
         writer.close()
     held = shard_pieces(shard, recipe.fingerprint)
     parts = [segments(whole(s), [h for h in held if h.piece.sequence == s.id]) for s in sequences]
-    assemble(path, Header(recipe, trunk=trunk or {}, complete=complete), sequences, parts, streams, top)
+    header = Header(recipe, trunk=trunk or {}, complete=complete)
+    assemble(path, header, sequences, {name: Stream(info, parts) for name, info in streams.items()}, top, tracks)
     shard.unlink()
     return path
 

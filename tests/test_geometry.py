@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features.errors import DataError
-from features.geometry import ESTIMATES, FARTHEST, NAMES, Camera, Ground, features, fit_ground, line, trust
+from features.geometry import ESTIMATES, FARTHEST, NAMES, Ground, features, fit_ground, line, trust
+from features.sequences import Camera
 
 Floats = NDArray[np.float64]
 
-CAMERA = Camera(714.0, 675.0)
+CAMERA = Camera(714.0, 710.0, 675.0, 376.0)
 GROUND = Ground(340.0, 1000.0, 1400.0)
 
 

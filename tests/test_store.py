@@ -14,7 +14,7 @@ from conftest import RECIPE, jpeg, write_store
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.assembly import ShardWriter, assemble, shard_pieces
+from features.assembly import ShardWriter, Stream, assemble, shard_pieces
 from features.errors import StoreError
 from features.files import replacing
 from features.pieces import segments, whole
@@ -193,7 +193,13 @@ def test_missing_store_names_the_command(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_store_and_no_litter(made: tuple[Path, np.ndarray]) -> None:
     path, before = made[0], made[0].read_bytes()
     with pytest.raises(RuntimeError, match="do not make up"):
-        assemble(path, Header(RECIPE), clips(), [[] for _ in clips()], {}, None)
+        assemble(
+            path,
+            Header(RECIPE),
+            clips(),
+            {"appearance": Stream(StreamInfo((1,), "float16"), [[] for _ in clips()])},
+            None,
+        )
     with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
         temporary.write_bytes(b"half")
         raise ZeroDivisionError
@@ -221,7 +227,7 @@ def test_assembly_keeps_unsound_pieces_out_and_order_free(tmp_path: Path) -> Non
     assert shard_pieces(tmp_path / "a.h5", "another fingerprint") == []
     chosen = [wanted[0], wanted[2]]
     parts = [segments(whole(s), [h for h in held if h.piece.sequence == s.id]) for s in chosen]
-    assemble(tmp_path / "s.h5", Header(RECIPE), chosen, parts, info, None)
+    assemble(tmp_path / "s.h5", Header(RECIPE), chosen, {"appearance": Stream(info["appearance"], parts)}, None)
     with Store(tmp_path / "s.h5") as store:
         np.testing.assert_array_equal(store.read("appearance", range(16)), values[[*range(8), *range(16, 24)]])
         assert store.thumbnail(8) == jpeg(16)

@@ -18,8 +18,8 @@ from joblib import Parallel, cpu_count, delayed
 
 from features.errors import DataError
 from features.files import sync
+from features.lock import only_writer
 from features.progress import bar
-from stage1_extract.lock import only_writer
 from stage1_extract.sample.paint import frames
 from stage1_extract.sample.world import CAMERA, CX, CY, FX, FY, LAST, World, box, draw
 

@@ -1,0 +1,64 @@
+"""Tracks: a vehicle's box in every frame of a sequence, and which labels are about which vehicle."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.recipe import canonical
+from features.sequences import Box, Sequence
+
+TRACKER = 1  # raise it whenever the same frames and box give another track
+
+
+@dataclass(frozen=True)
+class Track:
+    """A box's path.
+
+    Attributes:
+        boxes: (T, 4) left, top, right, bottom in full-resolution px; NaN where lost.
+        confidence: (T,) correlation with the vehicle as known, 0 to 1; 1 where the box was given, 0 where lost.
+    """
+
+    boxes: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Vehicle:
+    """What is known of a vehicle in a sequence.
+
+    Attributes:
+        known: the frames its box was given for, each with the box, in order.
+        labels: indices of the sequence's labels that are about it.
+    """
+
+    known: tuple[tuple[int, Box], ...]
+    labels: tuple[int, ...]
+
+
+def vehicles(sequence: Sequence) -> list[Vehicle]:
+    """The vehicles of a sequence that a label gives a box for, on a frame that is there.
+
+    Where no frame carries two different boxes, all boxes are one vehicle's and every label is about it, those without
+    a box of their own as well; else each box is a vehicle of its own.
+    """
+    boxed = [
+        (label.frame, label.box, i)
+        for i, label in enumerate(sequence.labels)
+        if label.box is not None and 0 <= label.frame < sequence.length
+    ]
+    if not boxed:
+        return []
+    path = {frame: box for frame, box, _ in boxed}
+    if len({(frame, box) for frame, box, _ in boxed}) == len(path):
+        return [Vehicle(tuple(sorted(path.items())), tuple(range(len(sequence.labels))))]
+    return [Vehicle(((frame, box),), (i,)) for frame, box, i in boxed]
+
+
+def key(sequence: Sequence, vehicle: Vehicle) -> str:
+    """SHA-256 (hex) over all that decides a vehicle's track: the frames, the boxes it is known by, the tracker."""
+    return hashlib.sha256(canonical([TRACKER, sequence.digest, vehicle.known]).encode()).hexdigest()
