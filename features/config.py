@@ -29,6 +29,8 @@ class Data(Section):
     """Folder, .zip (competition) or .csv (manifest) of the data set."""
     target: str | Annotated[tuple[str, ...], Field(min_length=1)] = "ego_speed"
     """`velocity` (vx, vy of the annotated vehicle), `ego_speed`, or the names of label columns."""
+    also: tuple[str, ...] = ()
+    """More targets: `train` makes a run for each, unless it is given a run's name or a target of its own."""
     fps: float = Field(20.0, gt=0)
     """Frames a second, where the files don't say (a video's own rate is read from it)."""
     frames: int | None = Field(None, gt=0)
@@ -179,6 +181,10 @@ class Config(Section):
     head: Head = Head()
     train: Train = Train()
     finetune: Finetune = Finetune()
+
+    def with_target(self, target: str | tuple[str, ...]) -> Config:
+        """The same task for one target."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"target": target, "also": ()})})
 
     def to_toml(self) -> str:
         """TOML that `read_config` reads back to an equal Config; unset keys are left out."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 
 from features.cli import config_from, run
+from features.config import Config
 from features.errors import BadInputs, ConfigError
 from features.quiet import quiet_imports
 from features.store import Store
@@ -52,15 +53,23 @@ def train(options: argparse.Namespace, flags: list[str]) -> int:
     if options.store is None and options.config is None:
         raise ConfigError("which store?", mend="--config FILE or --store FILE")
     path = options.store or Path("stores") / f"{options.config.stem}.h5"
+    one = options.run is not None or any(flag.split("=")[0] == "--data.target" for flag in flags)
+    targets = [config.data.target, *(() if one else config.data.also)]
     with Store(path) as store:
         check_recipe(config, store)
-        task = read_task(config, store)
-        folder, done = choose(options.run, (options.config or path).stem, config, origin(store, task))
-        if done:
-            print(f"{folder}: trained already\n{table(read_metrics(folder))}\n{folder / 'report.html'}")
-        else:
-            _runs().train(config, store, task, folder)
+        for target in targets:
+            _train(config.with_target(target), store, options.run, (options.config or path).stem)
     return 0
+
+
+def _train(config: Config, store: Store, name: str | None, stem: str) -> None:
+    """One run, unless it is there already."""
+    task = read_task(config, store)
+    folder, done = choose(name, stem, config, origin(store, task))
+    if done:
+        print(f"{folder}: trained already\n{table(read_metrics(folder))}\n{folder / 'report.html'}")
+    else:
+        _runs().train(config, store, task, folder)
 
 
 def evaluate(options: argparse.Namespace, flags: list[str]) -> int:

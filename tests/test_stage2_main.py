@@ -191,3 +191,16 @@ def test_a_config_of_other_features_than_the_stores_is_refused(folder: Path) -> 
 @pytest.mark.parametrize("flags", [["--train.seed", "-5"], ["--train.seed", str(2**32)], ["--data.target"]])
 def test_values_out_of_range_end_with_status_2(flags: list[str], folder: Path) -> None:
     assert stage2(folder, "train", "--config", "task.toml", *flags).returncode == 2
+
+
+def test_a_run_for_each_target(folder: Path) -> None:
+    (folder / "two.toml").write_text(CONFIG.replace('target = "velocity"', 'target = "velocity"\nalso = ["ego_speed"]'))
+    where = ["train", "--config", "two.toml", "--store", "stores/task.h5"]
+    assert stage2(folder, *where).returncode == 0
+    runs = {p.name: json.loads((p / "metrics.json").read_text()) for p in (folder / "runs").iterdir()}
+    assert {name: run["target"] for name, run in runs.items()} == {
+        "two-velocity-pooled_lstm": ["vx", "vy"],
+        "two-ego_speed-pooled_lstm": ["ego_speed"],
+    }
+    assert stage2(folder, *where, "--data.target", "ego_speed").stdout.count("trained already") == 1
+    assert stage2(folder, *where).stdout.count("trained already") == 2
