@@ -28,7 +28,8 @@ class Data(Section):
     path: str = "data/sample"
     """Folder, .zip (competition) or .csv (manifest) of the data set."""
     target: str | Annotated[tuple[str, ...], Field(min_length=1)] = "ego_speed"
-    """`velocity` (vx, vy of the annotated vehicle), `ego_speed`, or the names of label columns."""
+    """`velocity` (vx, vy of the annotated vehicle), `position` (its x, y), `velocity+position`, `ego_speed`, or the
+    names of label columns."""
     also: tuple[str, ...] = ()
     """More targets: `train` makes a run for each, unless it is given a run's name or a target of its own."""
     fps: float = Field(20.0, gt=0)
@@ -46,9 +47,8 @@ class Data(Section):
     def columns(self) -> tuple[str, ...]:
         """The label columns that `target` names."""
         named = {"velocity": ("vx", "vy"), "position": ("x", "y")}
-        if isinstance(self.target, str):
-            return named.get(self.target, (self.target,))
-        return tuple(self.target)
+        parts = self.target.split("+") if isinstance(self.target, str) else self.target
+        return tuple(dict.fromkeys(c for part in parts for c in named.get(part, (part,))))
 
 
 class Frames(Section):

@@ -77,7 +77,12 @@ def asked(sequence: Sequence, columns: tuple[str, ...]) -> list[int]:
     """Which of a sequence's labels are about `columns`: those that know them, else those that name them."""
     values = [[value(label, c) for c in columns] for label in sequence.labels]
     known = [i for i, row in enumerate(values) if all(math.isfinite(v) for v in row)]
-    return known or [i for i, label in enumerate(sequence.labels) if all(c in label.targets for c in columns)]
+    return known or [i for i, label in enumerate(sequence.labels) if all(_names(label, c) for c in columns)]
+
+
+def _names(label: Label, column: str) -> bool:
+    """Whether a label is about a column, known or not; a position is any vehicle's."""
+    return column in label.targets or (column in ("x", "y") and (label.box is not None or "vx" in label.targets))
 
 
 def examples(

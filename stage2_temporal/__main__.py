@@ -7,6 +7,7 @@
     python -m stage2_temporal finetune --run NAME [--store S] [--data.path P] [--finetune.field value …]
     python -m stage2_temporal predict  --run NAME [--input PATH] [--output FILE.csv] [--overlay FILE.mp4]
                                        [--stride N] [--fps N]     on a video, a folder of frames or a data set
+    python -m stage2_temporal benchmark --predictions submission.json --truth gt.json      TuSimple's EV and EP
     python -m stage2_temporal export   --run NAME [--store S] [--data.path P] [--format NAME …]
 
 A run is a folder under runs/ with config, metrics, history, predictions, model and report. Without --run its name is
@@ -26,6 +27,7 @@ from features.config import Config
 from features.errors import BadInputs, ConfigError
 from features.quiet import quiet_imports
 from features.store import Store
+from stage2_temporal import tusimple
 from stage2_temporal.folder import choose, read_metrics, run_path
 from stage2_temporal.tables import table
 from stage2_temporal.task import check_recipe, origin, read_task
@@ -153,6 +155,19 @@ def export(options: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+def benchmark(options: argparse.Namespace, flags: list[str]) -> int:
+    """TuSimple's EV and EP of predictions in the benchmark's form."""
+    del options
+    parser = argparse.ArgumentParser("stage2_temporal benchmark", add_help=False, allow_abbrev=False)
+    for name in ("predictions", "truth"):
+        parser.add_argument(f"--{name}", type=Path)
+    asked, rest = parser.parse_known_args(flags)
+    if rest or asked.predictions is None or asked.truth is None:
+        raise ConfigError("which files?", mend="benchmark --predictions submission.json --truth gt.json")
+    print(tusimple.table(tusimple.read(asked.predictions), tusimple.read(asked.truth)))
+    return 0
+
+
 def _run_and_store(options: argparse.Namespace, flags: list[str]) -> tuple[Path, Path]:
     """A run's folder, and the store it was trained from unless another was named."""
     if flags:
@@ -192,6 +207,7 @@ COMMANDS = {
     "finetune": finetune,
     "export": export,
     "predict": predict,
+    "benchmark": benchmark,
 }
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stage2_temporal.tusimple import ByDistance, by_distance
+
 Floats = NDArray[np.float64]
 
 HARDLY_VARIES = 0.2  # spread ratio under which predictions count as constant
-EV_EDGES = (20.0, 45.0)  # metres: near, medium and far in TuSimple's velocity benchmark
+UNITS = {"vx": "m/s", "vy": "m/s", "ego_speed": "m/s", "x": "m", "y": "m"}
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,6 @@ class Component:
 
 
 @dataclass(frozen=True)
-class Velocity:
-    """TuSimple's EV, (m/s)²: mean squared error, summed over vx and vy, by distance.
-
-    Attributes:
-        near, medium, far: under 20 m, 20 to 45 m, from 45 m on; NaN where no example is that far.
-        mean: mean of the three; NaN where one of them is.
-    """
-
-    near: float
-    medium: float
-    far: float
-    mean: float
-
-
-@dataclass(frozen=True)
 class Scores:
     """How good predictions are on one split.
 
@@ -55,7 +42,11 @@ class Scores:
             NaN where the constant makes no error.
         spread_ratio: root of the predictions' summed variance over the labels'; NaN where the labels don't vary.
         components: the same for each column by itself.
-        ev: TuSimple's EV; None where the target is not (vx, vy) or no example has a position.
+        ev: TuSimple's EV, (m/s)²; None where vx and vy are not among the columns or no example has a position.
+        ep: its EP, m²; None where x and y are not among the columns.
+
+    Where the columns have different units, skill and spread ratio weigh each by its labels' variance: metres a second
+    and metres can't be summed. RMSE and MAE stay Keras' own and mean little then; a component's mean what they say.
     """
 
     rmse: float
@@ -63,7 +54,8 @@ class Scores:
     skill: float
     spread_ratio: float
     components: dict[str, Component]
-    ev: Velocity | None = None
+    ev: ByDistance | None = None
+    ep: ByDistance | None = None
 
 
 def scores(
@@ -79,6 +71,13 @@ def scores(
         position: (n, 2) x (forward), y (right) of the vehicle in metres, NaN unknown.
     """
     error, baseline = predicted - true, constant - true
+    weight = np.ones(len(columns)) if one_unit(columns) else 1 / np.maximum(true.std(axis=0), 1e-12)
+    place = np.full((len(true), 2), math.nan) if position is None else position
+
+    def by(names: tuple[str, str]) -> ByDistance | None:
+        at = [columns.index(c) for c in names if c in columns]
+        return by_distance(error[:, at], place) if len(at) == 2 else None
+
     components = {
         column: Component(
             rmse=_rms(error[:, k]),
@@ -91,11 +90,17 @@ def scores(
     return Scores(
         rmse=_rms(error),
         mae=float(np.abs(error).mean()),
-        skill=_skill(error, baseline),
-        spread_ratio=_spread(predicted, true),
+        skill=_skill(error * weight, baseline * weight),
+        spread_ratio=_spread(predicted * weight, true * weight),
         components=components,
-        ev=_ev(error, position) if columns == ("vx", "vy") and position is not None else None,
+        ev=by(("vx", "vy")),
+        ep=by(("x", "y")),
     )
+
+
+def one_unit(columns: tuple[str, ...]) -> bool:
+    """Whether all columns are in the same unit, or none is known."""
+    return len({UNITS.get(c) for c in columns}) == 1
 
 
 def _rms(error: Floats) -> float:
@@ -110,17 +115,6 @@ def _skill(error: Floats, baseline: Floats) -> float:
 def _spread(predicted: Floats, true: Floats) -> float:
     varies = float(np.var(true, axis=0).sum())
     return math.sqrt(float(np.var(predicted, axis=0).sum()) / varies) if varies > 0 else math.nan
-
-
-def _ev(error: Floats, position: Floats) -> Velocity | None:
-    forward = position[:, 0]
-    if not np.isfinite(forward).any():
-        return None
-    squared = (error**2).sum(axis=1)
-    near, far = forward < EV_EDGES[0], forward >= EV_EDGES[1]
-    medium = (forward >= EV_EDGES[0]) & ~far
-    parts = [float(squared[mask].mean()) if mask.any() else math.nan for mask in (near, medium, far)]
-    return Velocity(parts[0], parts[1], parts[2], sum(parts) / 3)
 
 
 def verdict(split: str, model: Scores) -> tuple[str, bool]:

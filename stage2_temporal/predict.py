@@ -33,9 +33,10 @@ from stage1_extract.decode import decode
 from stage1_extract.engine import Engine, Trunk, build_trunk
 from stage1_extract.footage import footage, is_footage
 from stage1_extract.layouts import scan
-from stage2_temporal import overlay, tables
+from stage2_temporal import overlay, submission, tables
 from stage2_temporal.folder import read_metrics
-from stage2_temporal.runs import UNITS, load
+from stage2_temporal.metrics import UNITS
+from stage2_temporal.runs import load
 
 Maps = NDArray[np.float32]
 CLIPS = ("sample", "competition", "tusimple")  # layouts whose sequences are clips of one rate, `data.fps`
@@ -238,16 +239,10 @@ def _predict_data_set(run: Path, config: Config, output: Path) -> Written:
             f"{config.data.path}: nothing could be decoded", list(faults.values()), mend="replace the files"
         )
     found, values = found[sound], values[sound]
-    written = [output]
     with replacing(output) as temporary:
         tables.write_predictions(temporary, found, found.split, values, sequences, window.stride)
-    test = np.flatnonzero(found.split == "test")
-    if config.data.layout == "competition" and found.columns == ("vx", "vy") and len(test):
-        written.append(output.with_name("submission.csv"))
-        with replacing(written[-1]) as temporary:
-            ids = [sequences[i].id for i in found.sequence[test]]
-            tables.write_submission(temporary, ids, values[test])
-    return Written(tuple(written), len(found), tuple(faults.values()))
+    submitted = submission.write(output.parent, config.data.layout, found, values, sequences)
+    return Written((output, *submitted), len(found), tuple(faults.values()))
 
 
 def _labelled(sequence: Sequence, config: Config) -> Sequence:

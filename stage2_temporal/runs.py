@@ -15,10 +15,10 @@ from features.config import Config, read_config
 from features.errors import DataError, StoreError
 from features.files import replacing
 from features.store import Store
-from stage2_temporal import tables
+from stage2_temporal import submission, tables
 from stage2_temporal.dataset import Batches, FrameReader
 from stage2_temporal.folder import read_metrics, replacing_folder
-from stage2_temporal.metrics import Scores, as_json, scores, verdict
+from stage2_temporal.metrics import UNITS, Scores, as_json, scores, verdict
 from stage2_temporal.model import build, parameters, target_scale, vector_scale
 from stage2_temporal.report import write_report
 from stage2_temporal.splits import STORED_VALIDATION
@@ -27,7 +27,6 @@ from stage2_temporal.training import Outcome, fit, fix_seeds, predict
 
 Floats = NDArray[np.float64]
 STREAM = "appearance"
-UNITS = {"vx": "m/s", "vy": "m/s", "ego_speed": "m/s", "x": "m", "y": "m"}
 FEW = 10  # test sequences below which a verdict comes with a warning
 JUDGED = ("test", "validation", STORED_VALIDATION, "train")  # the first of these with labels gets the verdict
 
@@ -75,6 +74,7 @@ def evaluate(path: Path, store: Store) -> None:
     metrics["store"] = origin(store, wanted)
     with replacing(path / "predictions.csv") as temporary:
         _predictions(temporary, wanted, predicted, store, config)
+    submission.write(path, config.data.layout, wanted.examples, predicted, store.sequences)
     with replacing(path / "metrics.json") as temporary:
         _write_json(temporary, metrics)
     write_report(path, store)
@@ -137,10 +137,7 @@ def _train(config: Config, store: Store, wanted: Task, folder: Path) -> dict[str
     (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     tables.write_history(folder / "history.csv", outcome.history)
     _predictions(folder / "predictions.csv", wanted, predicted, store, config)
-    test = np.flatnonzero(wanted.splits == "test")
-    if config.data.layout == "competition" and found.columns == ("vx", "vy") and len(test):
-        ids = [store.sequences[i].id for i in found.sequence[test]]
-        tables.write_submission(folder / "submission.csv", ids, predicted[test])
+    submission.write(folder, config.data.layout, found, predicted, store.sequences)
     return {**_facts(config, store, wanted, model, outcome), **_judge(wanted, predicted)}
 
 
@@ -148,6 +145,7 @@ def _facts(config: Config, store: Store, wanted: Task, model: keras.Model, outco
     return {
         "target": list(config.data.columns),
         "unit": _unit(config.data.columns),
+        "units": [UNITS.get(c) for c in config.data.columns],
         "head": config.head.name,
         "backbone": store.recipe.backbone,
         "weights": store.recipe.weights,

@@ -84,13 +84,23 @@ def write_submission(path: Path, ids: Listed[str], velocity: Floats) -> None:
 def table(metrics: Mapping[str, Any]) -> str:
     """The model beside the constant predictor on each split, and the verdict; `metrics` as in metrics.json."""
     unit = f" [{metrics['unit']}]" if metrics["unit"] else ""
+    errors = [k for k in ("ev", "ep") if any(part["model"].get(k) for part in metrics["splits"].values())]
     head = ["split", "examples", "", f"RMSE{unit}", f"MAE{unit}", "skill", "spread ratio"]
+    head += [f"{k.upper()}: near medium far" for k in errors]
     rows = [head]
+    units = metrics.get("units", [])
+    mixed = len(set(units)) > 1
     for split, part in metrics["splits"].items():
         for who in ("model", "constant"):
-            figures = [part[who][k] for k in ("rmse", "mae", "skill", "spread_ratio")]
             lead = [split, f"{part['examples']:,}"] if who == "model" else ["", ""]
-            rows.append([*lead, who, *("–" if v is None else f"{v:.3f}" for v in figures)])
+            # errors of different units have no sum
+            figures = ["–", "–", *_figures(part[who])[2:]] if mixed else _figures(part[who])
+            rows.append([*lead, who, *figures, *(_by_distance(part[who].get(k)) for k in errors)])
+        for column, measure in zip(metrics["target"], units, strict=True) if mixed else ():
+            for who in ("model", "constant"):
+                name = f"  {column} [{measure}]" if measure else f"  {column}"
+                lead = [name if who == "model" else "", ""]
+                rows.append([*lead, who, *_figures(part[who]["components"][column]), *("" for _ in errors)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     left = (0, 2)
     lines = (
@@ -98,6 +108,19 @@ def table(metrics: Mapping[str, Any]) -> str:
         for row in rows
     )
     return "\n".join(["", *(line.rstrip() for line in lines), "", metrics["verdict"]])
+
+
+def _figures(scores: Mapping[str, Any]) -> list[str]:
+    return [_shown(scores[k]) for k in ("rmse", "mae", "skill", "spread_ratio")]
+
+
+def _by_distance(error: Mapping[str, float | None] | None) -> str:
+    """TuSimple's mean, and the three it is the mean of."""
+    return f"{_shown(error['mean'])}: " + " ".join(_shown(error[k]) for k in ("near", "medium", "far")) if error else ""
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _cell(value: float | int | np.floating[Any]) -> str:

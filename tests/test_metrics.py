@@ -7,11 +7,12 @@ import math
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stage2_temporal.metrics import Velocity, as_json, scores, verdict
+from stage2_temporal.metrics import as_json, scores, verdict
+from stage2_temporal.tusimple import ByDistance
 
 TRUE = np.array([[1.0, 0.0], [3.0, 0.0], [5.0, 6.0]])
 PREDICTED = np.array([[2.0, 0.0], [3.0, 1.0], [4.0, 4.0]])
@@ -40,6 +41,7 @@ def test_the_constant_has_no_skill_and_no_spread() -> None:
                                   "(spread ratio 0.00, skill 0.00).", True)  # fmt: skip
 
 
+@settings(deadline=None)
 @given(arrays(np.float64, (7, 2), elements=st.floats(-50, 50)))
 def test_rmse_is_keras(predicted: np.ndarray) -> None:
     true = np.linspace(-3, 9, 14).reshape(7, 2)
@@ -51,9 +53,9 @@ def test_rmse_is_keras(predicted: np.ndarray) -> None:
 
 
 def test_ev_by_hand() -> None:
-    """Squared errors summed over the components: 1, 1, 5 near, medium, far; 20 m is medium, 45 m is far."""
-    s = scores(TRUE, PREDICTED, CONSTANT, COLUMNS, np.array([[19.9, 0], [20.0, 3], [45.0, 1]]))
-    assert s.ev == Velocity(1, 1, 5, pytest.approx(7 / 3))
+    """Squared errors summed over the components: 1, 1, 5 near, medium, far; the distance is the position's length."""
+    s = scores(TRUE, PREDICTED, CONSTANT, COLUMNS, np.array([[19.9, 0], [19.9, 3], [45.0, 0]]))
+    assert s.ev == ByDistance(1, 1, 5, pytest.approx(7 / 3))
     near = scores(TRUE, PREDICTED, CONSTANT, COLUMNS, np.array([[5, 0], [9, 3], [math.nan, math.nan]]))
     assert near.ev is not None
     assert near.ev.near == 1
@@ -64,6 +66,21 @@ def test_ev_needs_positions_and_velocities() -> None:
     nowhere = np.full((3, 2), math.nan)
     assert scores(TRUE, PREDICTED, CONSTANT, COLUMNS, nowhere).ev is None
     assert scores(TRUE[:, :1], PREDICTED[:, :1], CONSTANT[:1], ("ego_speed",), np.ones((3, 2))).ev is None
+
+
+def test_velocity_and_position_by_hand() -> None:
+    """Columns in any order; each counts by its labels' variance, since m/s and m have no sum."""
+    columns = ("x", "vx", "y", "vy")
+    true = np.array([[10.0, 1, 0, 0], [30.0, 3, 2, 0], [50.0, 5, 4, 6]])
+    predicted = true + np.array([[3.0, 1, 4, 0], [0, 0, 0, 1], [2.0, -1, 0, -2]])
+    s = scores(true, predicted, true.mean(axis=0), columns, true[:, [0, 2]])
+    assert s.ev == ByDistance(1, 1, 5, pytest.approx(7 / 3))
+    assert s.ep == ByDistance(25, 0, 4, pytest.approx(29 / 3))
+    # squared errors over summed squares around the mean: x 13 / 800, vx 2 / 8, y 16 / 8, vy 5 / 24
+    assert s.skill == pytest.approx(1 - (13 / 800 + 2 / 8 + 16 / 8 + 5 / 24) / 4)
+    metres = scores(true[:, [0]], predicted[:, [0]], true[:, 0].mean(keepdims=True), ("x",), true[:, [0, 2]])
+    assert (metres.ev, metres.ep) == (None, None)
+    assert metres.skill == pytest.approx(1 - 13 / 800)
 
 
 def test_labels_that_do_not_vary_have_neither_skill_nor_verdict() -> None:

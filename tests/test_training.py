@@ -127,6 +127,22 @@ def test_an_unlearnable_target_is_called_no_better_than_a_constant(path: Path, t
     assert set(metrics["splits"]["test"]["model"]["ev"]) == {"near", "medium", "far", "mean"}
 
 
+def test_velocity_and_position_together(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = run(path, tmp_path / "r", config(target="velocity+position", epochs=1))
+    assert (metrics["target"], metrics["unit"]) == (["vx", "vy", "x", "y"], None)
+    assert metrics["units"] == ["m/s", "m/s", "m", "m"]
+    test = metrics["splits"]["test"]
+    lines = capsys.readouterr().out.splitlines()
+    model = next(line for line in lines if line.startswith("test "))
+    ev, ep = ([f"{test['model'][k][d]:.3f}" for d in ("mean", "near", "medium", "far")] for k in ("ev", "ep"))
+    assert model.split()[3:5] == ["–", "–"]
+    assert model.endswith(f"{ev[0]}: {' '.join(ev[1:])}  {ep[0]}: {' '.join(ep[1:])}")
+    x = lines[lines.index(model) + 6]
+    assert x.split()[:3] == ["x", "[m]", "model"]
+    assert f"{test['model']['components']['x']['rmse']:.3f}" in x
+    assert '<th scope="col">EP near<br>[m²]</th>' in (tmp_path / "r" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("head", [{}, {"name": "flatten_lstm", "dropout": 0.5, "activation": "relu"}])
 def test_same_numbers_twice_and_in_both_modes(path: Path, tmp_path: Path, head: dict[str, Any]) -> None:
     for name, memory in (("a", 4.0), ("b", 4.0), ("streamed", 1e-9)):

@@ -41,6 +41,7 @@ class Scores(Figures):
 
     components: dict[str, Figures] = {}
     ev: dict[str, float | None] | None = None
+    ep: dict[str, float | None] | None = None
 
 
 class Split(Part):
@@ -73,6 +74,7 @@ class Metrics(Part):
 
     target: tuple[str, ...]
     unit: str | None
+    units: tuple[str | None, ...] = ()
     head: str
     backbone: str
     weights: str

@@ -1,0 +1,125 @@
+"""The benchmark's yardstick against a case worked out by hand, and the submission as its own evaluation reads it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from features.errors import DataError
+from features.sequences import Label, Sequence
+from features.windows import examples
+from stage2_temporal import submission, tusimple
+from stage2_temporal.__main__ import main
+from stage2_temporal.tusimple import ByDistance, evaluate
+
+
+def vehicle(left: float, velocity: list[float], position: list[float] | None = None) -> dict[str, Any]:
+    box = {"top": 300.0, "left": left, "bottom": 340.0, "right": left + 50}
+    return {"bbox": box, "velocity": velocity, **({"position": position} if position else {})}
+
+
+# two clips; distances 19.99 (near), √(19² + 8²) = 20.6 (medium), 45 (far), 10 (near), 44 (medium)
+TRUTH = [
+    [vehicle(100, [1, 0], [19.99, 0]), vehicle(200, [2, 1], [19, 8]), vehicle(300, [-3, 0], [45, 0])],
+    [vehicle(100, [0, 0], [0, 10]), vehicle(700, [5, -1], [44, 0])],
+]
+# the same vehicles in other orders, boxes a little off. Errors: near (1, 2) and (0, 2), medium (2, 1) and (1, 0),
+# far (3, 4); of the position near (1, 0) and (0, 0), medium (0, 2) and (3, 4), far (0, 5)
+PREDICTED = [
+    [vehicle(301, [0, 4], [45, 5]), vehicle(99, [2, 2], [20.99, 0]), vehicle(202, [4, 2], [19, 10])],
+    [vehicle(702, [6, -1], [47, 4]), vehicle(100, [0, 2], [0, 10])],
+]
+
+
+def test_values_by_hand() -> None:
+    found = evaluate(PREDICTED, TRUTH)
+    assert found.ev == ByDistance(pytest.approx(4.5), pytest.approx(3), pytest.approx(25), pytest.approx(32.5 / 3))
+    assert found.ep == ByDistance(pytest.approx(0.5), pytest.approx(14.5), pytest.approx(25), pytest.approx(40 / 3))
+
+
+def test_nothing_moves_by_hand() -> None:
+    """Near (1 + 0) / 2, medium (5 + 26) / 2, far 9."""
+    found = evaluate(tusimple.still(TRUTH), TRUTH)
+    assert found.ev == ByDistance(0.5, 15.5, 9.0, pytest.approx(25 / 3))
+    assert found.ep is None
+
+
+def test_a_class_without_vehicles_leaves_the_mean_unknown() -> None:
+    found = evaluate(PREDICTED[1:], TRUTH[1:])
+    assert math.isnan(found.ev.far)
+    assert math.isnan(found.ev.mean)
+    assert found.ev.near == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p[:1], "other clips; expected 2 clips; got 1"),
+        (lambda p: [p[0], p[1][:1]], "clip 1: no prediction for the vehicle .*within 10 px.*got 12"),
+        (lambda p: [[], p[1]], "clip 0: no prediction.*no vehicle"),
+        (lambda p: {"clips": p}, "not in the benchmark's form"),
+        (lambda p: [[{"velocity": [0, 0]}], p[1]], "not in the benchmark's form"),
+        (lambda p: [[{**p[0][0], "bbox": {"left": 3}}], p[1]], "no box"),
+        (lambda p: [p[0], [{**p[1][0], "velocity": [1]}, p[1][1]]], "without velocity"),
+        (lambda p: [p[0], [{k: v for k, v in p[1][0].items() if k != "position"}, p[1][1]]], "without position"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(change: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        evaluate(change(copy.deepcopy(PREDICTED)), TRUTH)
+
+
+def clips() -> list[Sequence]:
+    """Test clips 10 and 2 (in the store's order), a training clip between; clip 3 is too short for a window."""
+
+    def labels(*boxes: float) -> tuple[Label, ...]:
+        nan = math.nan
+        return tuple(Label(3, {"vx": nan, "vy": nan}, (b, 300.0, b + 50, 340.0)) for b in boxes)
+
+    known = Label(3, {"vx": 1.0, "vy": 0.0}, (5.0, 5.0, 9.0, 9.0), (20.0, 0.0))
+    return [
+        Sequence("test/clips/10", "test", 4, 20.0, (1280, 720), "a", labels(700, 100)),
+        Sequence("train/clips/1", "train", 4, 20.0, (1280, 720), "b", (known,)),
+        Sequence("test/clips/2", "test", 4, 20.0, (1280, 720), "c", labels(300)),
+        Sequence("test/clips/3", "test", 2, 20.0, (1280, 720), "d", labels(100)),
+    ]
+
+
+@pytest.mark.parametrize("columns", [("vx", "vy"), ("vx", "vy", "x", "y"), ("y", "vy", "x", "vx")])
+def test_the_submission_holds_what_was_predicted_in_clip_order(columns: tuple[str, ...], tmp_path: Path) -> None:
+    found = examples(clips(), np.arange(4) * 4, columns, length=4)
+    value = {"vx": 1.0, "vy": 2.0, "x": 30.0, "y": 4.0}
+    predicted = np.array([[value[c] + 100 * i for c in columns] for i in range(len(found))])
+    (path,) = submission.write(tmp_path, "tusimple", found, predicted, clips())
+    second, short, tenth = json.loads(path.read_text())  # clips 2, 3 and 10
+    assert short == []
+    assert [v["bbox"]["left"] for v in tenth] == [700, 100]
+    assert second[0]["bbox"] == {"top": 300.0, "left": 300.0, "bottom": 340.0, "right": 350.0}
+    assert [v["velocity"] for v in tenth] == [[1, 2], [101, 102]]  # the training clip is the third example
+    assert second[0]["velocity"] == [301, 302]
+    assert second[0].get("position") == ([330, 304] if "x" in columns else None)
+
+
+def test_a_submission_judged_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.json").write_text(json.dumps(PREDICTED))
+    (tmp_path / "t.json").write_text(json.dumps(TRUTH))
+    files = ["--predictions", str(tmp_path / "p.json"), "--truth", str(tmp_path / "t.json")]
+    assert main(["benchmark", *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[2:] == ["4.500", "3.000", "25.000", "10.833"]
+    assert lines[2].split()[-4:] == ["0.500", "15.500", "9.000", "8.333"]
+    assert lines[3].split()[2:] == ["0.500", "14.500", "25.000", "13.333"]
+    assert main(["benchmark", *files[:2]]) == 2
+    assert main(["benchmark", *files[:3], str(tmp_path / "none.json")]) == 2
+    (tmp_path / "t.json").write_text("{")
+    assert main(["benchmark", *files]) == 2
+    error = capsys.readouterr().err
+    assert "which files?" in error
+    assert "no such file" in error
+    assert "not JSON" in error
