@@ -27,6 +27,7 @@ FARTHEST = 200.0  # m: feet at the horizon or above it count as this far
 NOISE = 0.02  # 1 − correlation² that even a perfect match has, from the sensor and compression
 HUBER = 1.345  # Huber's constant: 95 % efficient on Gaussian residuals
 FEWEST = 3  # labels that a ground needs
+FEWEST_MOVING = 8  # where they have no positions
 
 NAMES = (
     "left", "top", "right", "bottom", "log_width", "log_height",
@@ -67,7 +68,7 @@ def fit_ground(boxes: ArrayLike, positions: ArrayLike) -> Ground:
     """Horizon and scale from labels: a robust line of the box's lower edge over 1/x.
 
     The horizon is never the principal row: TuSimple's camera looks down a little, and with cy as the horizon the
-    distance is wrong by a factor of 20. Fitted by iteratively reweighted least squares (Huber, 1964).
+    distance is wrong by a factor of 20.
 
     Args:
         boxes: (n, 4) left, top, right, bottom in px; rows with NaN are left out.
@@ -86,12 +87,7 @@ def fit_ground(boxes: ArrayLike, positions: ArrayLike) -> Ground:
             expected=f"at least {FEWEST} labels with box and position, at different distances",
             got=f"{len(x)}" if len(x) < FEWEST else f"{len(x)}, all at {x[0]:g} m",
         )
-    weight = np.ones(len(x))
-    for _ in range(20):
-        horizon, scale = line(1 / x, box[:, 3], weight)
-        off = np.abs(box[:, 3] - horizon - scale / x)
-        spread = max(1.4826 * float(np.median(off)), 1e-9)
-        weight = np.minimum(1, HUBER * spread / np.maximum(off, 1e-12))
+    horizon, scale = robust_line(1 / x, box[:, 3])
     if scale <= 0:
         raise DataError(
             "the labels' boxes and positions don't fit flat ground",
@@ -99,6 +95,87 @@ def fit_ground(boxes: ArrayLike, positions: ArrayLike) -> Ground:
             got=f"horizon {horizon:.1f} px, scale {scale:.1f} px·m",
         )
     return Ground(horizon, scale, float(np.median((box[:, 2] - box[:, 0]) * x)))
+
+
+def fit_ground_from_motion(boxes: ArrayLike, closing: ArrayLike, vx: ArrayLike) -> Ground:
+    """Horizon and scale from labels that have no positions: vx = closing · scale / (bottom − horizon).
+
+    For each row that the horizon may lie in, the scale is fitted by least absolute deviations; the row with the
+    smallest sum of them is taken. The horizon lies above all but the highest 2 % of the lower edges, by no more than
+    these span.
+
+    Args:
+        boxes: (n, 4) left, top, right, bottom in px at the labels' frames.
+        closing: (n,) vx / x as the tracks have it, 1/s (`features`).
+        vx: (n,) as labelled, m/s. Rows with NaN anywhere are left out.
+
+    Raises:
+        DataError: fewer than 8 such labels, or velocities that don't go with the tracks.
+    """
+    box = np.asarray(boxes, np.float64).reshape(-1, 4)
+    rate, speed = np.asarray(closing, np.float64), np.asarray(vx, np.float64)
+    known = np.isfinite(box).all(axis=1) & np.isfinite(rate) & np.isfinite(speed) & (rate != 0)
+    box, rate, speed = box[known], rate[known], speed[known]
+    if len(box) < FEWEST_MOVING:
+        raise DataError(
+            "the ground can't be estimated",
+            expected=f"at least {FEWEST} labels with box and position, or {FEWEST_MOVING} with a tracked box and vx",
+            got=f"{len(box)} with a tracked box and vx",
+        )
+    feet = box[:, 3]
+    highest = float(np.quantile(feet, 0.02))
+    best = (math.inf, 0.0, 0.0)
+    for horizon in np.arange(highest - 2, highest - 2 - max(float(np.ptp(feet)), 20.0), -0.5).tolist():
+        per_scale = rate / np.maximum(feet - horizon, 1.0)
+        scale = _weighted_median(speed / per_scale, np.abs(per_scale))
+        best = min(best, (float(np.abs(speed - scale * per_scale).sum()), horizon, scale))
+    off, horizon, scale = best
+    if scale <= 0 or not off < np.abs(speed - np.median(speed)).sum():
+        raise DataError(
+            "the ground can't be estimated: the labels' velocities don't go with the tracks",
+            expected="vehicles that come nearer where vx is negative",
+            got=f"a mean deviation of {off / len(speed):.2g} m/s",
+        )
+    return Ground(horizon, scale, float(np.median((box[:, 2] - box[:, 0]) * scale / np.maximum(feet - horizon, 1.0))))
+
+
+def fit_camera(boxes: ArrayLike, positions: ArrayLike, size: tuple[int, int]) -> Camera:
+    """A camera for frames without calibration: focal length and principal column from where vehicles stand.
+
+    Where fewer than 3 labels have a position, or they are all straight ahead, a camera as wide as TuSimple's: fx is
+    0.56 of the image's width. A regression on lateral features makes up for a wrong fx.
+
+    Args:
+        boxes, positions: as in `fit_ground`.
+        size: width and height of the frames, px.
+    """
+    box, place = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(positions, np.float64).reshape(-1, 2)
+    known = np.isfinite(box).all(axis=1) & np.isfinite(place).all(axis=1) & (place[:, 0] > 0)
+    side, middle = place[known, 1] / place[known, 0], (box[known, 0] + box[known, 2]) / 2
+    width, height = size
+    cx, fx = (width - 1) / 2, 0.56 * width
+    if len(side) >= FEWEST and np.ptp(side) > 0.05:
+        fitted = robust_line(side, middle)
+        if 0.2 * width < fitted[1] < 5 * width:
+            cx, fx = fitted
+    return Camera(fx, fx, cx, (height - 1) / 2)
+
+
+def robust_line(t: Floats, y: Floats) -> tuple[float, float]:
+    """`line` by iteratively reweighted least squares (Huber, 1964): outliers count little."""
+    weight = np.ones(len(t))
+    for _ in range(20):
+        level, slope = line(t, y, weight)
+        off = np.abs(y - level - slope * t)
+        spread = max(1.4826 * float(np.median(off)), 1e-9)
+        weight = np.minimum(1, HUBER * spread / np.maximum(off, 1e-12))
+    return level, slope
+
+
+def _weighted_median(values: Floats, weight: Floats) -> float:
+    order = np.argsort(values)
+    total = np.cumsum(weight[order])
+    return float(values[order][np.searchsorted(total, total[-1] / 2)])
 
 
 def line(t: Floats, y: Floats, weight: Floats) -> tuple[float, float]:

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features.errors import DataError
-from features.geometry import ESTIMATES, FARTHEST, NAMES, Ground, features, fit_ground, line, trust
+from features.geometry import (
+    ESTIMATES,
+    FARTHEST,
+    NAMES,
+    Ground,
+    features,
+    fit_camera,
+    fit_ground,
+    fit_ground_from_motion,
+    line,
+    trust,
+)
 from features.sequences import Camera
 
 Floats = NDArray[np.float64]
@@ -191,3 +202,45 @@ def test_boxes_that_rise_as_they_near_are_no_ground() -> None:
     boxes = np.stack([0 * x, 0 * x, 0 * x + 10, 300 + x], axis=1)
     with pytest.raises(DataError, match="flat ground"):
         fit_ground(boxes, np.stack([x, 0 * x], axis=1))
+
+
+def drawn(count: int, seed: int) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Boxes, positions, velocities and closing rates of vehicles that a camera with its horizon at row 345.7 sees."""
+    rng = np.random.default_rng(seed)
+    x, y, vx = rng.uniform(6, 90, count), rng.uniform(-5, 5, count), rng.normal(0.5, 2.3, count)
+    boxes = seen_by(CAMERA, Ground(345.7, 1012.7, 0.0), x, y, rng.normal(2.1, 0.2, count), 1.6)
+    return boxes, np.stack([x, y], axis=1), vx, vx / x, rng.normal(0, 1, count)
+
+
+def test_the_ground_is_found_from_velocities() -> None:
+    boxes, _, vx, closing, noise = drawn(300, 1)
+    boxes[:, 3] += noise
+    closing = closing + 0.005 * np.random.default_rng(2).normal(size=300)
+    closing[:15] *= -3  # lost tracks
+    vx[20:25] = np.nan
+    got = fit_ground_from_motion(boxes, closing, vx)
+    assert got.horizon == pytest.approx(345.7, abs=3)
+    assert got.scale == pytest.approx(1012.7, rel=0.1)
+    assert got.span == pytest.approx(2.1 * 714, rel=0.1)
+
+
+def test_velocities_that_do_not_go_with_the_tracks_are_no_ground() -> None:
+    boxes, _, vx, closing, _ = drawn(300, 1)
+    with pytest.raises(DataError, match="don't go with the tracks"):
+        fit_ground_from_motion(boxes, -closing, vx)
+    with pytest.raises(DataError, match=r"at least 3 labels with box and position, or 8 .*got 7"):
+        fit_ground_from_motion(boxes[:7], closing[:7], vx[:7])
+
+
+def test_the_camera_is_found_from_where_vehicles_stand() -> None:
+    boxes, place, *_ = drawn(50, 3)
+    boxes[:5] += 90  # wrong boxes
+    got = fit_camera(boxes, place, (1280, 720))
+    assert (got.fx, got.cx) == pytest.approx((714, 675), rel=0.01)
+
+
+def test_a_camera_nothing_is_known_of() -> None:
+    boxes, place, *_ = drawn(50, 3)
+    place[:, 1] = 0  # all straight ahead
+    for known in (place, np.full((50, 2), np.nan)):
+        assert fit_camera(boxes, known, (1280, 720)) == Camera(0.56 * 1280, 0.56 * 1280, 639.5, 359.5)
