@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 
 from features.assembly import ShardWriter, Stream, assemble, shard_pieces
@@ -26,6 +27,9 @@ from features.recipe import Recipe
 from features.sequences import Sequence
 from features.store import Header, StreamInfo, TopRecord
 from features.tracks import Track
+
+settings.register_profile("noisy machines", deadline=None)
+settings.load_profile("noisy machines")
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 RECIPE = Recipe("cv2", (32, 18), "area", "rgb", "none", "Tiny", weights="random", dtype="float32")
