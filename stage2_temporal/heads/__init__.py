@@ -12,13 +12,19 @@ from features.config import Head as Settings
 from features.errors import ConfigError
 from features.store import TopRecord
 from stage2_temporal.heads.base import Head
+from stage2_temporal.heads.kernels import SVR, KernelRidge, Ridge
 from stage2_temporal.heads.recurrent import GRU, FlattenLSTM, PooledLSTM
+from stage2_temporal.heads.trees import Boosting
 from stage2_temporal.model import Scale
 
 HEADS: dict[str, type[Head]] = {
     "flatten_lstm": FlattenLSTM,
     "pooled_lstm": PooledLSTM,
     "gru": GRU,
+    "ridge": Ridge,
+    "kernel_ridge": KernelRidge,
+    "svr": SVR,
+    "boosting": Boosting,
 }
 
 
