@@ -74,4 +74,5 @@ def _same(path: NDArray[np.float64], box: Box) -> bool:
         return False
     left, top, right, bottom = path.tolist()
     common = max(0.0, min(right, box[2]) - max(left, box[0])) * max(0.0, min(bottom, box[3]) - max(top, box[1]))
-    return common >= SAME * ((right - left) * (bottom - top) + (box[2] - box[0]) * (box[3] - box[1]) - common)
+    together = (right - left) * (bottom - top) + (box[2] - box[0]) * (box[3] - box[1]) - common
+    return bool(common >= SAME * together)
