@@ -124,6 +124,10 @@ class Head(Section):
     """How alike two examples are: kernel_ridge and svr."""
     grid: tuple[int, int] = (1, 1)
     """Rows and columns the map is averaged to (pooled heads)."""
+    members: int = Field(5, gt=0)
+    """Networks whose answers are averaged (box_mlp)."""
+    ranges: int = Field(3, gt=0)
+    """Ranges of distance, each with networks of its own (box_mlp)."""
     difference: bool = False
     """Give the head how much each cell changed since the frame before as well: own motion (pooled heads)."""
     lags: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] = (1, 2, 4)

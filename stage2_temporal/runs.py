@@ -69,7 +69,7 @@ def evaluate(path: Path, store: Store) -> None:
             mend=f"--store {metrics['store']['path']}, or train anew where its labels changed",
         )
     X = Inputs(Source(store.path, wanted.examples.rows, config.train.memory_gb), wanted.examples)
-    predicted = find(config.head.name).of(config).restore(load(path), X).predict(X)
+    predicted = find(config.head.name).of(config).restore(load(path), X, path).predict(X)
     metrics |= _judge(wanted, predicted)
     metrics["store"] = origin(store, wanted)
     with replacing(path / "predictions.csv") as temporary:
@@ -118,6 +118,7 @@ def _train(config: Config, store: Store, wanted: Task, folder: Path) -> dict[str
         )
     predicted = head.predict(X)
     head.model_.save(folder / "model.keras")
+    head.keep(folder)
     (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     tables.write_history(folder / "history.csv", outcome.history)
     _predictions(folder / "predictions.csv", wanted, predicted, store, config)

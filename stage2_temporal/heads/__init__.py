@@ -12,6 +12,8 @@ from features.config import Head as Settings
 from features.errors import ConfigError
 from features.store import TopRecord
 from stage2_temporal.heads.base import Head
+from stage2_temporal.heads.box_mlp import BoxMLP
+from stage2_temporal.heads.boxed import BoxRidge
 from stage2_temporal.heads.kernels import SVR, KernelRidge, Ridge
 from stage2_temporal.heads.recurrent import GRU, FlattenLSTM, PooledLSTM
 from stage2_temporal.heads.trees import Boosting
@@ -25,6 +27,8 @@ HEADS: dict[str, type[Head]] = {
     "kernel_ridge": KernelRidge,
     "svr": SVR,
     "boosting": Boosting,
+    "box_ridge": BoxRidge,
+    "box_mlp": BoxMLP,
 }
 
 

@@ -123,8 +123,15 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         predicted = predict(self.model_ if whole else self._tail, self._batches(examples, None, whole=whole))
         return predicted[:, 0] if self._flat else predicted
 
-    def restore(self, model: keras.Model, examples: Windows) -> Self:
-        """Take a saved `model_` instead of training; `examples` say of what shape the streams are."""
+    def keep(self, folder: Path) -> None:
+        """Write what `_prepare` learnt and the graph doesn't hold into a run's folder. Nothing by default."""
+
+    def restore(self, model: keras.Model, examples: Windows, folder: Path | None = None) -> Self:
+        """Take a saved `model_` instead of training; `examples` say of what shape the streams are.
+
+        Args:
+            folder: of the run, see `keep`.
+        """
         self._begin()
         self._flat, self.model_ = False, model
         return self
