@@ -19,9 +19,12 @@ from features.config import Backbone, Config, Frames, Head
 from features.quiet import quiet_imports
 
 with quiet_imports():
+    import keras
+
     from stage1_extract.engine import Engine, build_trunk
     from stage2_temporal.fuse import assemble
-    from stage2_temporal.model import build, vector_scale
+    from stage2_temporal.heads import build
+    from stage2_temporal.model import vector_scale
     from stage2_temporal.predict import Parts, Slider
 
 FRAMES, TIME = 200, 8
@@ -50,13 +53,10 @@ def measure(name: str, rounds: int = 3) -> dict[str, float | str]:
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, 180, 320, 3), dtype=np.uint8)
     some = Engine(trunk, TIME)(frames[:TIME])[None]
     # vectors of deviation 1, as training makes them: an LSTM driven into saturation magnifies rounding
-    stage_two = build(
-        some.shape[1:],
-        head,
-        2,
-        top=trunk.top(),
-        vectors=lambda summarise: vector_scale([summarise.predict_on_batch(some)]),
-    )
+    plain = build(some.shape[1:], head, 2, top=trunk.top())
+    vectors = keras.Model(plain.input, plain.get_layer("lstm").input)
+    scale = vector_scale([vectors.predict_on_batch(some)]) if head.name == "pooled_lstm" else None
+    stage_two = build(some.shape[1:], head, 2, top=trunk.top(), vectors=scale)
     rows = np.arange(FRAMES - TIME + 1)[:, None] + np.arange(TIME)
     slider = Slider(Parts(trunk, stage_two, config), rows)
     engine = slider.engine

@@ -106,18 +106,33 @@ class Window(Section):
 class Head(Section):
     name: str = "pooled_lstm"
     """Which head; `python -m stage2_temporal train --help` lists them."""
+    streams: Annotated[tuple[str, ...], Field(min_length=1)] = ("appearance",)
+    """The store's streams it looks at; several are laid side by side."""
     units: int = Field(256, gt=0)
-    """Units of the recurrent layer."""
+    """How wide it is: units of the recurrent layer, filters of tcn, trees of boosting."""
+    layers: int = Field(2, gt=0)
+    """How deep it is: blocks of tcn and attention, depth of a tree of boosting."""
     dense: int = Field(64, ge=0)
     """Units of the dense layer behind it; 0: none."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Share of activations dropped before the output."""
     activation: Literal["relu", "tanh"] = "tanh"
     """The LSTM's activation; the published head has relu."""
+    alpha: float = Field(1.0, gt=0)
+    """Penalty on large weights: ridge and kernel_ridge; 1 / C of svr."""
+    kernel: Literal["rbf", "linear"] = "rbf"
+    """How alike two examples are: kernel_ridge and svr."""
     grid: tuple[int, int] = (1, 1)
     """Rows and columns the map is averaged to (pooled heads)."""
+    members: int = Field(5, gt=0)
+    """Networks whose answers are averaged (box_mlp)."""
+    ranges: int = Field(3, gt=0)
+    """Ranges of distance, each with networks of its own (box_mlp)."""
     difference: bool = False
     """Give the head how much each cell changed since the frame before as well: own motion (pooled heads)."""
+    lags: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] = (1, 2, 4)
+    """Over how many frames heads that are solved look for change; of two and more the ratios count, in which texture
+    cancels (with difference)."""
 
 
 class Train(Section):

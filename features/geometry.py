@@ -23,6 +23,7 @@ from features.sequences import Camera
 
 Floats = NDArray[np.float64]
 
+PIXEL = 0.05  # px: standard deviation of a well matched box's size
 FARTHEST = 200.0  # m: feet at the horizon or above it count as this far
 NOISE = 0.02  # 1 − correlation² that even a perfect match has, from the sensor and compression
 HUBER = 1.345  # Huber's constant: 95 % efficient on Gaussian residuals
@@ -34,7 +35,7 @@ NAMES = (
     "log_size_rate", "closing", "u_rate", "v_rate",
     "x_foot", "x_size", "y_foot", "y_size",
     "vx_foot", "vx_size", "vy_foot", "vy_size",
-    "seen", "confidence", "misfit",
+    "seen", "confidence", "misfit", "closing_deviation",
 )  # fmt: skip
 # what a linear regressor should be given: the rest, `seen` above all, has far outliers that lines run away with
 ESTIMATES = ("vx_foot", "vx_size", "vy_foot", "vy_size")
@@ -211,8 +212,10 @@ def features(boxes: ArrayLike, confidence: ArrayLike, fps: float, ground: Ground
         (len(NAMES),): edges px; sizes log px; rates a second (`log_size_rate`, 1/s; `closing` = vx/x, 1/s;
         `u_rate`, `v_rate` of the box's middle, px/s); distances m and velocities m/s once with the distance from the
         foot and once from the width; `seen`, share of frames with a box; `confidence`, their mean; `misfit`, deviation
-        of the relative size from the line. NaN where nothing is known: all but `seen` and `confidence` without any
-        box, and rates, velocities and misfit with a single one.
+        of the relative size from the line; `closing_deviation`, standard deviation to expect of `closing`, from the
+        size, number and confidence of the boxes, and their misfit where it is more than that (Birge, 1932). NaN where
+        nothing is known: all but `seen` and `confidence` without any box, and rates, velocities, misfit and deviation
+        with a single one.
     """
     box, sure = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(confidence, np.float64)
     there = np.isfinite(box).all(axis=1)
@@ -250,5 +253,10 @@ def _motion(box: Floats, weight: Floats, t: Floats, ground: Ground, camera: Came
     found |= {f"vx_{k}": x * closing for k, x in distance.items()}
     found |= {f"vy_{k}": x * sideways for k, x in distance.items()}
     # relative to the fitted size, not to that at the end
-    found["misfit"] = float(np.sqrt((weight * (relative * (1 + closing * t) - 1) ** 2).sum() / weight.sum()))
+    off = relative * (1 + closing * t) - 1
+    found["misfit"] = float(np.sqrt((weight * off**2).sum() / weight.sum()))
+    precision = weight * NOISE * (size / PIXEL) ** 2  # 1 / variance of the relative size
+    chi = (precision * off**2).sum() / max(len(t) - 2, 1)
+    middle = (precision * t).sum() / precision.sum()
+    found["closing_deviation"] = math.sqrt(max(1.0, chi) / (precision * (t - middle) ** 2).sum())
     return found

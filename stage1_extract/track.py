@@ -11,7 +11,7 @@ from features.errors import DataError
 from features.sequences import Box
 from features.tracks import Track
 from stage1_extract.tracking.align import Image, Pose
-from stage1_extract.tracking.follow import CONTRAST, Found, Look, follow, overlap
+from stage1_extract.tracking.follow import CONTRAST, Follower, Look, follow, overlap
 
 
 def track(frames: Sequence[Image], box: Box, at: int) -> Track:
@@ -34,22 +34,33 @@ def track(frames: Sequence[Image], box: Box, at: int) -> Track:
     if not 0 <= at < len(frames):
         raise DataError("the box's frame is not among those given", expected=f"0 to {len(frames) - 1}", got=at)
     frame = frames[at]
-    _check(box, frame)
-    left, top, right, bottom = box
-    size = right - left, bottom - top
-    home = Pose(1.0, (left + right) / 2, (top + bottom) / 2)
-    found: dict[int, Found] = {}
-    look = Look.of(frame, home, size)
-    if look.contrast >= CONTRAST:
-        for way in (range(at - 1, -1, -1), range(at + 1, len(frames))):
-            found |= follow(frames, way, home, look)
     boxes, confidence = np.full((len(frames), 4), np.nan), np.zeros(len(frames))
-    for i, seen in found.items():
-        w, h = (s * seen.pose.scale / 2 for s in size)
-        boxes[i] = seen.pose.x - w, seen.pose.y - h, seen.pose.x + w, seen.pose.y + h
-        confidence[i] = seen.like
+    for way in (range(at - 1, -1, -1), range(at + 1, len(frames))):
+        follower = start(frame, box)
+        if follower is not None:
+            for i, seen in follow(frames, way, follower).items():
+                boxes[i], confidence[i] = placed(box, seen.pose), seen.like
     boxes[at], confidence[at] = box, 1.0
     return Track(boxes, confidence)
+
+
+def start(frame: Image, box: Box) -> Follower | None:
+    """What follows a box away from the frame it is known in; None where it has no contrast.
+
+    Raises:
+        DataError: the box is not finite, has no size or lies outside its image.
+    """
+    _check(box, frame)
+    left, top, right, bottom = box
+    home = Pose(1.0, (left + right) / 2, (top + bottom) / 2)
+    look = Look.of(frame, home, (right - left, bottom - top))
+    return Follower(home, look) if look.contrast >= CONTRAST else None
+
+
+def placed(box: Box, pose: Pose) -> Box:
+    """A box of the known one's proportions at a pose."""
+    w, h = (box[2] - box[0]) * pose.scale / 2, (box[3] - box[1]) * pose.scale / 2
+    return pose.x - w, pose.y - h, pose.x + w, pose.y + h
 
 
 def _check(box: Box, frame: Image) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -28,6 +28,7 @@ class FrameReader:
 
     Attributes:
         held: whether the rows are held in memory.
+        held_bytes: what they take there.
         reads: rows read from the store so far.
     """
 
@@ -37,6 +38,7 @@ class FrameReader:
         self._rows = np.unique(rows)
         size = len(self._rows) * int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize
         self.held = size <= memory_gb * 1e9
+        self.held_bytes = size if self.held else 0
         if self.held:
             self._frames = np.empty((len(self._rows), *info.shape), info.dtype)
             for start in range(0, len(self._rows), BLOCK):
@@ -59,12 +61,19 @@ class FrameReader:
         return self.store.read(self.stream, rows)
 
 
+class Reader(Protocol):
+    """Gives what a model takes for some examples."""
+
+    def windows(self, rows: NDArray[np.int64]) -> Any:
+        """An array, or a dictionary of arrays by the model's input names, first axis = `rows`' first."""
+
+
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     """Batches of windows and targets; a thread of Keras' reads ahead.
 
     Args:
         reader: where windows come from.
-        rows: (n, T) the examples' windows.
+        rows: (n, …) what it is asked for, an example each.
         targets: (n, K) their targets; None gives windows alone, to predict.
         batch: examples a batch.
         seed: shuffles anew each epoch; None keeps the order.
@@ -75,7 +84,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __init__(
         self,
-        reader: FrameReader,
+        reader: Reader,
         rows: NDArray[np.int64],
         targets: NDArray[np.float64] | None,
         batch: int,
@@ -90,7 +99,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     def __len__(self) -> int:
         return -(-len(self._rows) // self._batch)
 
-    def __getitem__(self, index: int) -> tuple[NDArray[Any], ...]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         chosen = self._order[index * self._batch : (index + 1) * self._batch]
         try:
             windows = self._reader.windows(self._rows[chosen])

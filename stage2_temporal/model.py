@@ -1,12 +1,8 @@
-"""The stage-two model: the store's top with its pretrained weights, a head, and the way back to the target's unit.
-
-Time is folded into the batch where the top is applied: one call, one batch-norm update a step, the same numbers at
-inference as a TimeDistributed top.
-"""
+"""What stage-two models are made of beside a head: the store's top, and the scales of targets and vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +10,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from features.config import Head as HeadConfig
 from features.errors import StoreError
 from features.store import TopRecord
-from stage2_temporal import heads
 
 Floats = NDArray[np.float64]
 TOLERANCE = 1e-4  # by which two forms of one model may differ, relative to the largest value, float32
@@ -71,49 +65,6 @@ def rebuild_top(record: TopRecord) -> keras.Model:
     for layer in top.layers:
         layer.trainable = True
     return top
-
-
-def build(
-    shape: tuple[int, ...],
-    config: HeadConfig,
-    targets: int,
-    *,
-    top: TopRecord | None = None,
-    target: Scale | None = None,
-    vectors: Callable[[keras.Model], Scale] | None = None,
-) -> keras.Model:
-    """The model from maps `features` (batch, T, h, w, c), float32, to (batch, targets) in the target's unit.
-
-    Args:
-        shape: T, h, w, c.
-        config: the head.
-        targets: how many numbers are predicted.
-        top: the store's unfrozen layers, or None.
-        target: where given, the head works on targets of mean 0 and deviation 1 and its output is scaled back.
-        vectors: where given, called with the model from maps to the head's vectors (batch, T, features), and what it
-            returns standardises these; heads that take no part in this never call it.
-
-    Raises:
-        ConfigError: an unknown head, or settings that do not fit the map.
-        StoreError: a top that cannot be rebuilt.
-    """
-    head = heads.find(config.name)
-    maps = keras.Input(shape, name="features", dtype="float32")
-    x = maps
-    if top is not None:
-        x = keras.ops.reshape(x, (-1, *shape[1:]))
-        x = rebuild_top(top)(x)
-        x = keras.ops.reshape(x, (-1, shape[0], *x.shape[1:]))
-    x = head.summarise(x, config)
-    if head.standardise and vectors is not None:
-        scale = vectors(keras.Model(maps, x))
-        # a Rescaling: Keras' Normalization makes its constants inputs of the exported ONNX graph (3.15)
-        factor = 1 / scale.deviation
-        x = keras.layers.Rescaling(factor.tolist(), (-scale.mean * factor).tolist(), name="standardise")(x)
-    x = head.regress(x, config, targets)
-    if target is not None:
-        x = keras.layers.Rescaling(target.deviation.tolist(), target.mean.tolist(), name="unit")(x)
-    return keras.Model(maps, x, name="framebank")
 
 
 def parameters(model: keras.Model, trunk: int = 0) -> dict[str, int]:

@@ -16,17 +16,18 @@ from features.errors import DataError, StoreError
 from features.files import replacing
 from features.store import Store
 from stage2_temporal import submission, tables
-from stage2_temporal.dataset import Batches, FrameReader
 from stage2_temporal.folder import read_metrics, replacing_folder
+from stage2_temporal.heads import find
+from stage2_temporal.inputs import APPEARANCE, Inputs, Source
 from stage2_temporal.metrics import UNITS, Scores, as_json, scores, verdict
-from stage2_temporal.model import build, parameters, target_scale, vector_scale
+from stage2_temporal.model import parameters
 from stage2_temporal.report import write_report
 from stage2_temporal.splits import STORED_VALIDATION
 from stage2_temporal.task import Task, origin, read_task
-from stage2_temporal.training import Outcome, fit, fix_seeds, predict
+from stage2_temporal.training import Outcome
 
 Floats = NDArray[np.float64]
-STREAM = "appearance"
+STREAM = APPEARANCE
 FEW = 10  # test sequences below which a verdict comes with a warning
 JUDGED = ("test", "validation", STORED_VALIDATION, "train")  # the first of these with labels gets the verdict
 
@@ -67,9 +68,8 @@ def evaluate(path: Path, store: Store) -> None:
             f"{store.path}: not the examples {path} was trained on; its own figures are not replaced by others'",
             mend=f"--store {metrics['store']['path']}, or train anew where its labels changed",
         )
-    model = load(path)
-    reader = FrameReader(store, wanted.examples.rows, config.train.memory_gb, STREAM)
-    predicted = predict(model, Batches(reader, wanted.examples.rows, None, config.train.batch))
+    X = Inputs(Source(store.path, wanted.examples.rows, config.train.memory_gb), wanted.examples)
+    predicted = find(config.head.name).of(config).restore(load(path), X, path).predict(X)
     metrics |= _judge(wanted, predicted)
     metrics["store"] = origin(store, wanted)
     with replacing(path / "predictions.csv") as temporary:
@@ -97,48 +97,33 @@ def load(path: Path, name: str = "model.keras") -> keras.Model:
 
 def _train(config: Config, store: Store, wanted: Task, folder: Path) -> dict[str, Any]:
     """Everything but the report; the metrics, without the store."""
-    fix_seeds(config.train.seed)
-    found, batch = wanted.examples, config.train.batch
-    reader = FrameReader(store, found.rows, config.train.memory_gb, STREAM)
+    found = wanted.examples
+    X = Inputs(Source(store.path, found.rows, config.train.memory_gb), found)
     chosen, held_out = wanted.known("train"), wanted.known("validation")
-    scale = target_scale(found.targets[chosen]) if config.train.standardise else None
-
-    def vectors(summariser: keras.Model) -> Any:
-        windows = Batches(reader, found.rows[chosen], None, batch)
-        return vector_scale(summariser.predict_on_batch(windows[i][0]) for i in range(len(windows)))
-
-    model = build(
-        (found.rows.shape[1], *store.streams[STREAM].shape),
-        config.head,
-        len(found.columns),
-        top=store.top(),
-        target=scale,
-        vectors=vectors if config.train.standardise_inputs else None,
-    )
     if len(held_out) == 0:
         print("no validation examples: the last epoch is kept", file=sys.stderr)
-    outcome = fit(
-        model,
-        Batches(reader, found.rows[chosen], found.targets[chosen], batch, seed=config.train.seed),
-        Batches(reader, found.rows[held_out], found.targets[held_out], batch) if len(held_out) else None,
-        config.train,
-        deviation=scale.deviation if scale else None,
+    head = find(config.head.name).of(config).set_params(validation_split=0.0)  # the task's splits have it in them
+    head.fit(
+        X[chosen],
+        found.targets[chosen],
+        validation=(X[held_out], found.targets[held_out]) if len(held_out) else None,
         logs=folder / "tensorboard" if config.train.tensorboard else None,
     )
+    outcome = head.outcome_
     if outcome.interrupted:
         print(
             f"stopped by Ctrl-C after epoch {len(outcome.history)} of {config.train.epochs}: "
             f"epoch {outcome.best_epoch} is kept and the run is written",
             file=sys.stderr,
         )
-    predicted = predict(model, Batches(reader, found.rows, None, batch))
-    # without the optimiser and our loss, so that it loads anywhere
-    keras.Model(model.input, model.output, name=model.name).save(folder / "model.keras")
+    predicted = head.predict(X)
+    head.model_.save(folder / "model.keras")
+    head.keep(folder)
     (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     tables.write_history(folder / "history.csv", outcome.history)
     _predictions(folder / "predictions.csv", wanted, predicted, store, config)
     submission.write(folder, config.data.layout, found, predicted, store.sequences)
-    return {**_facts(config, store, wanted, model, outcome), **_judge(wanted, predicted)}
+    return {**_facts(config, store, wanted, head.model_, outcome), **_judge(wanted, predicted)}
 
 
 def _facts(config: Config, store: Store, wanted: Task, model: keras.Model, outcome: Outcome) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from stage1_extract.__main__ import main as stage1
 from stage1_extract.engine import Engine, build_trunk
 from stage2_temporal.__main__ import main as stage2
 from stage2_temporal.fuse import Equality, assemble, compare
-from stage2_temporal.model import Scale, build
+from stage2_temporal.heads import build
+from stage2_temporal.model import Scale
 
 BACKBONES = {
     # name: (width, height) its graph allows, small

@@ -146,9 +146,21 @@ def test_an_unsure_frame_counts_little() -> None:
 
 def test_one_box_gives_places_but_no_rates() -> None:
     got = named([[math.nan] * 4, [640, 350, 710, 390]], [0.0, 1.0])
-    rates = {"log_size_rate", "closing", "u_rate", "v_rate", "vx_foot", "vx_size", "vy_foot", "vy_size", "misfit"}
+    rates = {"log_size_rate", "closing", "u_rate", "v_rate", "vx_foot", "vx_size", "vy_foot", "vy_size"}
+    rates |= {"misfit", "closing_deviation"}
     assert {k for k, v in got.items() if math.isnan(v)} == rates
     assert (got["x_foot"], got["x_size"], got["seen"]) == pytest.approx((20, 20, 0.5))
+
+
+def test_the_deviation_to_expect_by_hand() -> None:
+    """Two boxes of 50 px, 0.1 s apart, sure: 0.05 / 50 in each size, so √2 · 0.001 / 0.1 in the rate."""
+    box = [600, 340, 650, 390]
+    assert named([box, box])["closing_deviation"] == pytest.approx(math.sqrt(2) * 0.01)
+    # correlation 0: 1 / (1.02 · 50) of the trust, so the variance of the first is 51 times as large
+    assert named([box, box], [0.0, 1.0])["closing_deviation"] == pytest.approx(math.sqrt(52) * 0.01)
+    # a middle box 2 px too wide is off by 40 times what was to be expected, and so is the rate
+    bent = [box, [599, 339, 651, 391], box]
+    assert named(bent)["closing_deviation"] > 10 * named([box] * 3)["closing_deviation"]
 
 
 def test_no_box_at_all_says_so() -> None:

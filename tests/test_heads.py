@@ -12,8 +12,8 @@ import pytest
 from features.config import Head
 from features.errors import ConfigError, StoreError
 from features.store import TopRecord
-from stage2_temporal.heads import HEADS, find, pool
-from stage2_temporal.model import Scale, build, parameters, rebuild_top, target_scale, vector_scale
+from stage2_temporal.heads import HEADS, build, find
+from stage2_temporal.model import Scale, parameters, rebuild_top, target_scale, vector_scale
 
 SHAPE = (4, 3, 5, 16)
 MAPS = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)
@@ -29,9 +29,8 @@ def tiny_top() -> TopRecord:
 
 
 def pooled(grid: tuple[int, int], difference: bool) -> np.ndarray:
-    maps = keras.Input(SHAPE)
-    model = keras.Model(maps, pool(maps, Head(grid=grid, difference=difference)))
-    return np.asarray(model(MAPS))
+    model = build(SHAPE, Head(grid=grid, difference=difference), 1)
+    return np.asarray(keras.Model(model.input, model.get_layer("lstm").input)(MAPS))
 
 
 def test_pooling_by_hand() -> None:
@@ -60,8 +59,8 @@ def test_one_frame_has_no_difference() -> None:
 
 
 def test_flatten_is_time_distributed_flatten() -> None:
-    maps = keras.Input(SHAPE)
-    ours = keras.Model(maps, find("flatten_lstm").summarise(maps, Head()))
+    model = build(SHAPE, Head(name="flatten_lstm", units=4), 1)
+    ours = keras.Model(model.input, model.get_layer("flatten").output)
     theirs = keras.layers.TimeDistributed(keras.layers.Flatten())(MAPS)
     np.testing.assert_array_equal(np.asarray(ours(MAPS)), np.asarray(theirs))
 
@@ -78,9 +77,7 @@ def test_folded_top_is_the_time_distributed_top() -> None:
 def test_saves_and_loads_safely(name: str, tmp_path: Path) -> None:
     head = Head(name=name, units=4, grid=(2, 2), difference=True)
     scale = Scale(np.array([3.0, -1.0]), np.array([0.5, 7.0]))
-    model = build(
-        SHAPE, head, 2, top=tiny_top(), target=scale, vectors=lambda m: vector_scale([m.predict_on_batch(MAPS)])
-    )
+    model = build(SHAPE, head, 2, top=tiny_top(), target=scale)
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
     np.testing.assert_array_equal(loaded.predict_on_batch(MAPS), model.predict_on_batch(MAPS))
@@ -88,18 +85,11 @@ def test_saves_and_loads_safely(name: str, tmp_path: Path) -> None:
 
 def test_standardised_vectors_have_mean_0_and_deviation_1() -> None:
     maps = (MAPS * 40 + 300).astype(np.float32)
-    model = build(SHAPE, Head(units=4), 1, vectors=lambda m: vector_scale([m.predict_on_batch(maps[:4]), maps_of(m)]))
-
-    def check(values: np.ndarray) -> None:
-        np.testing.assert_allclose(values.mean(axis=(0, 1)), 0, atol=1e-3)
-        np.testing.assert_allclose(values.std(axis=(0, 1)), 1, atol=1e-3)
-
-    check(np.asarray(keras.Model(model.input, model.get_layer("standardise").output)(maps)))
-
-
-def maps_of(summariser: keras.Model) -> np.ndarray:
-    values: np.ndarray = summariser.predict_on_batch((MAPS[4:] * 40 + 300).astype(np.float32))
-    return values
+    head = find("pooled_lstm")(units=4, epochs=1, batch=4).fit(maps, np.arange(6.0))
+    model = head.model_
+    values = np.asarray(keras.Model(model.input, model.get_layer("standardise").output)(maps))
+    np.testing.assert_allclose(values.mean(axis=(0, 1)), 0, atol=1e-3)
+    np.testing.assert_allclose(values.std(axis=(0, 1)), 1, atol=1e-3)
 
 
 def test_vector_scale_in_batches_and_dead_features() -> None:

@@ -72,40 +72,61 @@ class Look:
         return math.sqrt(float((layer.trust * (layer.patch - mean) ** 2).sum()) / total)
 
 
-def follow(frames: Sequence[Image], way: range, home: Pose, look: Look) -> dict[int, Found]:
+class Follower:
+    """Follows a vehicle from frame to frame, away from the one it is known in.
+
+    Attributes:
+        given_up: whether it was lost for more than `PATIENCE` frames in a row; it isn't looked for any more.
+    """
+
+    def __init__(self, home: Pose, look: Look) -> None:
+        """From the known pose, scale 1, and what the vehicle looks like there."""
+        self._size = look.layers[0].grid.width, look.layers[0].grid.height
+        self._look, self._last, self._missed = look, home, 0
+        self._motion: float | None = None  # of 1/scale, a frame
+
+    @property
+    def given_up(self) -> bool:
+        return self._missed > PATIENCE
+
+    def step(self, frame: Image) -> Found | None:
+        """Where the vehicle is in the next frame, uint8, grey or BGR; None where it isn't found."""
+        if self.given_up:
+            return None
+        ahead = _ahead(self._last, self._motion, self._missed + 1)
+        seen = locate(frame, self._look, ahead)
+        allowed = JUMP[0] if self._motion is None else JUMP[1]
+        if seen is None or abs(math.log(seen.pose.scale / ahead.scale)) > allowed:
+            self._missed += 1
+            return None
+        pose = seen.pose
+        new = (1 / pose.scale - 1 / self._last.scale) / (self._missed + 1)
+        # halfway to the newest: one noisy frame doesn't throw it off
+        self._motion = new if self._motion is None else (self._motion + new) / 2
+        self._last, self._missed = pose, 0
+        growth = pose.scale / self._look.scale
+        if max(growth, 1 / growth) > RENEW[0] and seen.like >= RENEW[1]:
+            self._look = Look.of(frame, pose, self._size)
+        return seen
+
+
+def follow(frames: Sequence[Image], way: range, follower: Follower) -> dict[int, Found]:
     """Where the vehicle is in the frames of `way`, which leads away from the frame it is known in.
 
-    Frames where it isn't found are left out; after `PATIENCE` of them in a row it is given up.
+    Frames where it isn't found are left out.
 
     Args:
         frames: uint8, grey or BGR.
         way: indices into `frames`, the first one next to the known frame.
-        home: the known pose, scale 1.
-        look: what it looks like there.
+        follower: as it starts from the known frame.
     """
     found: dict[int, Found] = {}
-    size = look.layers[0].grid.width, look.layers[0].grid.height
-    motion: float | None = None  # of 1/scale, a frame
-    last, missed = home, 0
     for i in way:
-        frame = frames[i]
-        ahead = _ahead(last, motion, missed + 1)
-        seen = locate(frame, look, ahead)
-        allowed = JUMP[0] if motion is None else JUMP[1]
-        if seen is None or abs(math.log(seen.pose.scale / ahead.scale)) > allowed:
-            missed += 1
-            if missed > PATIENCE:
-                break
-            continue
-        pose = seen.pose
-        new = (1 / pose.scale - 1 / last.scale) / (missed + 1)
-        # halfway to the newest: one noisy frame doesn't throw it off
-        motion = new if motion is None else (motion + new) / 2
-        last, missed = pose, 0
-        found[i] = seen
-        growth = pose.scale / look.scale
-        if max(growth, 1 / growth) > RENEW[0] and seen.like >= RENEW[1]:
-            look = Look.of(frame, pose, size)
+        seen = follower.step(frames[i])
+        if seen is not None:
+            found[i] = seen
+        elif follower.given_up:
+            break
     return found
 
 

@@ -1,0 +1,310 @@
+"""What every head is: a scikit-learn estimator whose answer is a Keras model.
+
+A head's graph has four steps, each overridable:
+
+    _base(X)            the arrays that `model_` takes, by input name: the store's streams
+    _summarise(base)    Keras: these → what is trained on, frozen, so that it can be computed once into the store
+    _vectors(arrays)    Keras: → (batch, T, features) or (batch, features); then standardised where wanted
+    _answer(vectors)    Keras: → (batch, K) targets of mean 0 and deviation 1 where standardised, then in their unit
+
+Where `_ready(X)` says that the store has what `_summarise` gives, `_arrays(X)` gives it from there, and only what
+follows is trained. `_prepare(X, y)` may learn from the training examples before any of this.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
+
+from features.config import Config, Train, describe
+from features.config import Head as Settings
+from features.errors import ConfigError
+from features.store import TopRecord
+from stage2_temporal.dataset import Batches
+from stage2_temporal.inputs import APPEARANCE, Inputs, Windows, windows
+from stage2_temporal.model import Scale, rebuild_top, target_scale
+from stage2_temporal.splits import split_at
+from stage2_temporal.training import predict
+
+Tensor = Any  # keras.KerasTensor; keras ships no types
+Named = dict[str, Any]  # tensors or arrays by input name
+Floats = NDArray[np.float64]
+Examples = tuple[Windows, Floats]
+
+NOT_THE_HEADS = ("name", "memory_gb", "tensorboard")  # the class, its Inputs, and its caller decide these
+SETTINGS = {n: f for section in (Settings, Train) for n, f in section.model_fields.items() if n not in NOT_THE_HEADS}
+
+
+class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """A regressor over windows of frames. Its settings are the fields of the config's [head] and [train] sections.
+
+    Attributes:
+        when: one sentence: when to take it.
+        standardised: whether its vectors take part in `standardise_inputs`.
+        model_: keras.Model from the store's streams to (batch, K) in the target's unit. One stream: one input named
+            `features`; several: a dictionary by stream.
+        outcome_: history, kept epoch and seconds of training.
+    """
+
+    when: ClassVar[str] = ""
+    standardised: ClassVar[bool] = True
+
+    def __init__(self, **settings: Any) -> None:
+        unknown = [name for name in settings if name not in SETTINGS]
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no setting {', '.join(unknown)}")
+        for name, field in SETTINGS.items():
+            setattr(self, name, settings.get(name, field.default))
+
+    __init__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what scikit-learn reads settings from
+        [
+            inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+            *(inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=f.default) for n, f in SETTINGS.items()),
+        ]
+    )
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """The head with a config's settings."""
+        return cls(**{n: v for s in (config.head, config.train) for n, v in s if n in SETTINGS})
+
+    def fit(self, X: Any, y: Any, validation: tuple[Any, Any] | None = None, *, logs: Path | None = None) -> Self:
+        """Train.
+
+        Args:
+            X: Inputs, or an array (n, F), (n, T, F) or (n, T, h, w, c).
+            y: (n, K) or (n,) targets, all known.
+            validation: (X, y) that choose the epoch. None: the last part of X where `validation_split` says so, else
+                nothing does and the last epoch is kept.
+            logs: folder for TensorBoard.
+
+        Raises:
+            ConfigError: settings out of range or at odds with X.
+            ValueError: X or y that scikit-learn refuses, unknown targets among them.
+            FramebankError: see `stage2_temporal.training.fit`.
+        """
+        self._begin()
+        examples, targets = self._accepted(X, y)
+        self._flat = targets.ndim == 1
+        targets = targets.reshape(len(examples), -1)
+        held: Examples | None = None
+        if validation is not None:
+            held = windows(validation[0]), _known(validation[1]).reshape(-1, targets.shape[1])
+        elif self._train.validation_split:
+            at = split_at(examples.groups, self._train.validation_split)
+            held = examples[at:], targets[at:]
+            examples, targets = examples[:at], targets[:at]
+        self._prepare(examples, targets)
+        self._plan(
+            {name: tuple(array.shape[1:]) for name, array in self._base(examples[:1]).items()},
+            targets.shape[1],
+            top=examples.top() if APPEARANCE in self._head.streams else None,
+            target=target_scale(targets) if self._train.standardise else None,
+        )
+        self._learn(examples, targets, held, logs)
+        return self
+
+    def predict(self, X: Any) -> Floats:
+        """(n, K) in the target's unit, or (n,) where y was."""
+        check_is_fitted(self, "model_")
+        examples = self._accepted(X)[0]
+        whole = self._tail is None or not self._ready(examples)
+        predicted = predict(self.model_ if whole else self._tail, self._batches(examples, None, whole=whole))
+        return predicted[:, 0] if self._flat else predicted
+
+    def keep(self, folder: Path) -> None:
+        """Write what `_prepare` learnt and the graph doesn't hold into a run's folder. Nothing by default."""
+
+    def restore(self, model: keras.Model, examples: Windows, folder: Path | None = None) -> Self:
+        """Take a saved `model_` instead of training; `examples` say of what shape the streams are.
+
+        Args:
+            folder: of the run, see `keep`.
+        """
+        self._begin()
+        self._flat, self.model_ = False, model
+        return self
+
+    # what heads override
+
+    def _prepare(self, examples: Windows, targets: Floats) -> None:
+        """Learn from the training examples (targets (n, K)) what `_base` or `_arrays` need. Nothing by default."""
+
+    def _base(self, examples: Windows) -> Named:
+        """The arrays that `model_` takes: the streams of these examples, as stored."""
+        return {name: examples.stream(stream) for name, stream in self._inputs.items()}
+
+    def _ready(self, examples: Windows) -> bool:
+        """Whether the store has what `_summarise` gives; never by default."""
+        return False
+
+    def _arrays(self, examples: Windows) -> Named:
+        """What `_summarise` gives, from the store."""
+        raise NotImplementedError
+
+    def _summarise(self, base: Named) -> Named:
+        """Tensors by the names of `_base` → tensors that do not depend on what is trained, but for the top."""
+        return base
+
+    def _vectors(self, arrays: Named) -> Tensor:
+        """What `_summarise` gives → (batch, T, features) or (batch, features)."""
+        return keras.ops.concatenate(list(arrays.values()), axis=-1) if len(arrays) > 1 else sole(arrays)
+
+    @abstractmethod
+    def _answer(self, vectors: Tensor, targets: int) -> Tensor:
+        """Vectors → (batch, targets)."""
+
+    @abstractmethod
+    def _learn(self, examples: Windows, targets: Floats, held: Examples | None, logs: Path | None) -> None:
+        """Set `model_` and `outcome_`."""
+
+    # what they share
+
+    @property
+    def _inputs(self) -> dict[str, str]:
+        """Input name → stream."""
+        streams = self._head.streams
+        return {"features": streams[0]} if len(streams) == 1 else {s: s for s in streams}
+
+    def _begin(self) -> None:
+        """Read the settings, and forget what was trained before."""
+        values = {name: _plain(getattr(self, name)) for name in SETTINGS}
+        parts: list[Any] = []
+        for section in (Settings, Train):
+            try:
+                parts.append(section.model_validate({n: v for n, v in values.items() if n in section.model_fields}))
+            except ValidationError as e:
+                raise ConfigError(f"{type(self).__name__}: {describe(e)}", mend="set_params") from None
+        self._head, self._train = parts
+        self._tail: keras.Model | None = None  # from `_arrays` to the answer, where these are trained on
+
+    def _plan(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        targets: int,
+        *,
+        top: TopRecord | None = None,
+        target: Scale | None = None,
+    ) -> None:
+        """What the graph is built from."""
+        self._shapes, self._targets, self._top, self._target = shapes, targets, top, target
+        self._scale: Scale | None = None
+
+    def _accepted(self, X: Any, y: Any = None) -> tuple[Windows, Floats]:
+        """X and y, checked."""
+        fitting = y is not None
+        if isinstance(X, Inputs):
+            if len(X) == 0:
+                raise ValueError("found 0 examples, at least 1 is needed")
+            targets = _known(y) if fitting else np.empty(0)
+            if fitting:
+                check_consistent_length(X, targets)
+            return X, targets
+        rules = {"allow_nd": True, "dtype": "numeric", "reset": fitting}
+        if not fitting:
+            return windows(validate_data(self, X, **rules)), np.empty(0)
+        X, y = validate_data(self, X, y, **rules, multi_output=True, y_numeric=True)
+        return windows(X), _known(y)
+
+    def _model(self, inputs: Named, *, whole: bool) -> keras.Model:
+        """The model from `_base` (whole) or from `_arrays` to the answer in the target's unit."""
+        x = self._vectors(self._summarise(inputs) if whole else inputs)
+        if self._scale is not None:
+            # a Rescaling: Keras' Normalization makes its constants inputs of the exported ONNX graph (3.15)
+            factor = 1 / self._scale.deviation
+            x = keras.layers.Rescaling(factor.tolist(), (-self._scale.mean * factor).tolist(), name="standardise")(x)
+        x = self._answer(x, self._targets)
+        if self._target is not None:
+            x = keras.layers.Rescaling(self._target.deviation.tolist(), self._target.mean.tolist(), name="unit")(x)
+        return keras.Model(sole(inputs) if len(inputs) == 1 else inputs, x, name="framebank")
+
+    def whole(self) -> keras.Model:
+        """The model from `_base` to the answer, with weights as they are drawn or solved."""
+        inputs = {n: keras.Input(shape, name=n, dtype="float32") for n, shape in self._shapes.items()}
+        return self._model(inputs, whole=True)
+
+    def _begun(self, examples: Windows) -> tuple[Named, bool]:
+        """Inputs of what is trained, and whether it starts from `_base` (whole) or from `_arrays`."""
+        whole = not self._ready(examples)
+        shapes = self._shapes
+        if not whole:
+            shapes = {name: tuple(array.shape[1:]) for name, array in self._arrays(examples[:1]).items()}
+        return {n: keras.Input(shape, name=n, dtype="float32") for n, shape in shapes.items()}, whole
+
+    def _batches(self, examples: Windows, targets: Floats | None, *, whole: bool, seed: int | None = None) -> Batches:
+        """Batches of `_base` (whole) or `_arrays`."""
+        reader = _Reader(examples, self._base if whole else self._arrays)
+        return Batches(reader, np.arange(len(examples)), targets, self._train.batch, seed)
+
+    def _computed(self, examples: Windows, inputs: Named, *, whole: bool) -> Iterator[NDArray[Any]]:
+        """The examples' vectors, batch by batch."""
+        arrays = self._summarise(inputs) if whole else inputs
+        model = keras.Model(sole(inputs) if len(inputs) == 1 else inputs, self._vectors(arrays))
+        batches = self._batches(examples, None, whole=whole)
+        return (model.predict_on_batch(batches[i][0]) for i in range(len(batches)))
+
+    def _kept(self, trained: keras.Model, *, whole: bool) -> None:
+        """Set `model_` from the model that was trained."""
+        # without the optimiser and our loss, so that they load and pickle anywhere
+        plain = keras.Model(trained.input, trained.output, name=trained.name)
+        if whole:
+            self.model_ = plain
+            return
+        self._tail, self.model_ = plain, self.whole()
+        self.model_.set_weights(plain.get_weights())
+
+    def _with_top(self, maps: Tensor, name: str) -> Tensor:
+        """Maps (batch, T, h, w, c) with the store's top applied where the input `name` has one; trainable.
+
+        Time is folded into the batch: one call, one batch-norm update a step, the same numbers at inference as a
+        TimeDistributed top.
+        """
+        if self._top is None or self._inputs[name] != APPEARANCE:
+            return maps
+        _, time, *entry = maps.shape
+        x = rebuild_top(self._top)(keras.ops.reshape(maps, (-1, *entry)))
+        return keras.ops.reshape(x, (-1, time, *x.shape[1:]))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What batches are made of: arrays of some of the examples."""
+
+    examples: Windows
+    make: Callable[[Windows], Named]
+
+    def windows(self, rows: NDArray[np.int64]) -> Any:
+        made = self.make(self.examples[rows])
+        return sole(made) if len(made) == 1 else made
+
+
+def sole(named: Named) -> Any:
+    """The one value of a dictionary."""
+    (value,) = named.values()
+    return value
+
+
+def _known(y: Any) -> Floats:
+    """Targets as float64.
+
+    Raises:
+        ValueError: unknown ones among them.
+    """
+    found: Floats = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A numpy scalar, as grids are made of, as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,58 @@
+"""Recurrent heads: LSTM and GRU over the frames, then dense relu → dropout → linear."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import keras
+
+from stage2_temporal.heads.base import Head, Named, Tensor
+from stage2_temporal.heads.pooled import PooledFrames, as_maps
+from stage2_temporal.heads.trained import Trained
+
+
+class Recurrent(Trained):
+    """A recurrent layer over time and what follows it."""
+
+    layer: ClassVar[str] = "LSTM"
+
+    def _answer(self, vectors: Tensor, targets: int) -> Tensor:
+        make = getattr(keras.layers, self.layer)
+        x = make(self._head.units, activation=self._head.activation, name=self.layer.lower())(vectors)
+        return decide(self, x, targets)
+
+
+class FlattenLSTM(Recurrent):
+    """Every cell and channel of a frame's map as one vector of h·w·c numbers, then the LSTM: the published head."""
+
+    when = "The published head: take it to reproduce, or with thousands of clips; its LSTM has h·w·c inputs."
+    standardised = False
+
+    def _vectors(self, arrays: Named) -> Tensor:
+        flat = []
+        for name, values in arrays.items():
+            maps = self._with_top(as_maps(values), name)
+            label = "flatten" if len(arrays) == 1 else f"flatten_{name}"
+            flat.append(keras.layers.Reshape((maps.shape[1], -1), name=label)(maps))
+        return keras.ops.concatenate(flat, axis=-1) if len(flat) > 1 else flat[0]
+
+
+class PooledLSTM(PooledFrames, Recurrent):
+    """LSTM over pooled maps."""
+
+    when = "Take it first: averaged maps train in seconds; for ego speed with --head.difference True."
+
+
+class GRU(PooledFrames, Recurrent):
+    """GRU over pooled maps."""
+
+    when = "pooled_lstm with three quarters of its weights: take it where examples are few."
+    layer = "GRU"
+
+
+def decide(head: Head, x: Tensor, targets: int) -> Tensor:
+    """Dense relu → dropout → linear, on (batch, features)."""
+    if head._head.dense:
+        x = keras.layers.Dense(head._head.dense, activation="relu", name="dense")(x)
+    x = keras.layers.Dropout(head._head.dropout, name="dropout")(x)
+    return keras.layers.Dense(targets, name="output")(x)

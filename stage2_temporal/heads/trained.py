@@ -1,0 +1,30 @@
+"""Heads that Adam trains, batch by batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stage2_temporal.heads.base import Examples, Floats, Head
+from stage2_temporal.inputs import Windows
+from stage2_temporal.model import vector_scale
+from stage2_temporal.training import fit, fix_seeds
+
+
+class Trained(Head):
+    """A head whose weights are found by gradient descent on the mean squared error."""
+
+    def _learn(self, examples: Windows, targets: Floats, held: Examples | None, logs: Path | None) -> None:
+        fix_seeds(self._train.seed)
+        inputs, whole = self._begun(examples)
+        if self.standardised and self._train.standardise_inputs:
+            self._scale = vector_scale(self._computed(examples, inputs, whole=whole))
+        model = self._model(inputs, whole=whole)
+        self.outcome_ = fit(
+            model,
+            self._batches(examples, targets, whole=whole, seed=self._train.seed),
+            self._batches(*held, whole=whole) if held is not None else None,
+            self._train,
+            deviation=self._target.deviation if self._target else None,
+            logs=logs,
+        )
+        self._kept(model, whole=whole)
