@@ -13,6 +13,7 @@ from collections.abc import Sequence as Listed
 from pathlib import Path
 from typing import Any, Protocol
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,8 +46,17 @@ class Source:
     def store(self) -> Store:
         """The open store."""
         if self._store is None:
-            self._store = Store(self.path)
+            found = self.path.stat()
+            self._store, self._opened = Store(self.path), (found.st_dev, found.st_ino)
         return self._store
+
+    def renew(self) -> bool:
+        """Open the file anew where another one has taken its place since; whether it has."""
+        found = self.path.stat()
+        if (found.st_dev, found.st_ino) == self._opened:
+            return False
+        self.forget()
+        return True
 
     def reader(self, stream: str) -> FrameReader:
         """What reads a stream's windows."""
@@ -64,6 +74,7 @@ class Source:
     def forget(self) -> None:
         """Let go of the file and of all that is held; the next read opens what then lies at the path."""
         self._store: Store | None = None
+        self._opened = (-1, -1)
         self._readers: dict[str, FrameReader] = {}
         self._tracks: dict[tuple[int, int], Track | None] = {}
 
@@ -239,6 +250,14 @@ def windows(X: Any) -> Windows:
     if isinstance(X, Inputs | Arrays):
         return X
     return Arrays(np.asarray(X))
+
+
+def as_maps(values: Any) -> Any:
+    """(batch, T, h, w, c), a tensor's or an array's vectors (batch, T, F) as maps of one cell."""
+    if len(values.shape) == 5:
+        return values
+    _, time, features = values.shape
+    return keras.ops.reshape(values, (-1, time, 1, 1, features))
 
 
 def inputs(

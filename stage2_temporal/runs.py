@@ -69,7 +69,7 @@ def evaluate(path: Path, store: Store) -> None:
             mend=f"--store {metrics['store']['path']}, or train anew where its labels changed",
         )
     X = Inputs(Source(store.path, wanted.examples.rows, config.train.memory_gb), wanted.examples)
-    predicted = find(config.head.name).of(config).restore(load(path), X, path).predict(X)
+    predicted = find(config.head.name).of(config).restore(load(path), path).predict(X)
     metrics |= _judge(wanted, predicted)
     metrics["store"] = origin(store, wanted)
     with replacing(path / "predictions.csv") as temporary:

@@ -11,9 +11,11 @@ from features.config import Config
 from features.config import Head as Settings
 from features.errors import ConfigError
 from features.store import TopRecord
+from stage2_temporal.heads.attention import Attention
 from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.box_mlp import BoxMLP
 from stage2_temporal.heads.boxed import BoxRidge
+from stage2_temporal.heads.convolution import TCN, ConvLSTM, Delta
 from stage2_temporal.heads.kernels import SVR, KernelRidge, Ridge
 from stage2_temporal.heads.recurrent import GRU, FlattenLSTM, PooledLSTM
 from stage2_temporal.heads.trees import Boosting
@@ -23,6 +25,10 @@ HEADS: dict[str, type[Head]] = {
     "flatten_lstm": FlattenLSTM,
     "pooled_lstm": PooledLSTM,
     "gru": GRU,
+    "tcn": TCN,
+    "attention": Attention,
+    "delta": Delta,
+    "conv_lstm": ConvLSTM,
     "ridge": Ridge,
     "kernel_ridge": KernelRidge,
     "svr": SVR,
@@ -73,4 +79,4 @@ def build(
     head._begin()
     head._plan({"features": shape}, targets, top=top, target=target)
     head._scale = vectors
-    return head.whole()
+    return head._finished(head._graph())

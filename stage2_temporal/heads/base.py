@@ -119,15 +119,14 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """(n, K) in the target's unit, or (n,) where y was."""
         check_is_fitted(self, "model_")
         examples = self._accepted(X)[0]
-        whole = self._tail is None or not self._ready(examples)
-        predicted = predict(self.model_ if whole else self._tail, self._batches(examples, None, whole=whole))
+        predicted = self._predicted(examples)
         return predicted[:, 0] if self._flat else predicted
 
     def keep(self, folder: Path) -> None:
         """Write what `_prepare` learnt and the graph doesn't hold into a run's folder. Nothing by default."""
 
-    def restore(self, model: keras.Model, examples: Windows, folder: Path | None = None) -> Self:
-        """Take a saved `model_` instead of training; `examples` say of what shape the streams are.
+    def restore(self, model: keras.Model, folder: Path | None = None) -> Self:
+        """Take a saved `model_` instead of training.
 
         Args:
             folder: of the run, see `keep`.
@@ -159,7 +158,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _vectors(self, arrays: Named) -> Tensor:
         """What `_summarise` gives → (batch, T, features) or (batch, features)."""
-        return keras.ops.concatenate(list(arrays.values()), axis=-1) if len(arrays) > 1 else sole(arrays)
+        return joined(list(arrays.values()))
 
     @abstractmethod
     def _answer(self, vectors: Tensor, targets: int) -> Tensor:
@@ -187,7 +186,6 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             except ValidationError as e:
                 raise ConfigError(f"{type(self).__name__}: {describe(e)}", mend="set_params") from None
         self._head, self._train = parts
-        self._tail: keras.Model | None = None  # from `_arrays` to the answer, where these are trained on
 
     def _plan(
         self,
@@ -217,9 +215,19 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         X, y = validate_data(self, X, y, **rules, multi_output=True, y_numeric=True)
         return windows(X), _known(y)
 
-    def _model(self, inputs: Named, *, whole: bool) -> keras.Model:
-        """The model from `_base` (whole) or from `_arrays` to the answer in the target's unit."""
-        x = self._vectors(self._summarise(inputs) if whole else inputs)
+    def _graph(self) -> Graph:
+        """The graph up to the vectors."""
+        inputs = {n: keras.Input(shape, name=n, dtype="float32") for n, shape in self._shapes.items()}
+        arrays = self._summarise(inputs)
+        if arrays is not inputs:  # marked by name, so that a saved model can be entered there
+            arrays = {n: keras.layers.Identity(name=n)(tensor) for n, tensor in arrays.items()}
+            for name, tensor in arrays.items():
+                tensor.name = name
+        return Graph(inputs, arrays, self._vectors(arrays))
+
+    def _finished(self, graph: Graph) -> keras.Model:
+        """The model from `_base` to the answer in the target's unit."""
+        x = graph.vectors
         if self._scale is not None:
             # a Rescaling: Keras' Normalization makes its constants inputs of the exported ONNX graph (3.15)
             factor = 1 / self._scale.deviation
@@ -227,42 +235,31 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         x = self._answer(x, self._targets)
         if self._target is not None:
             x = keras.layers.Rescaling(self._target.deviation.tolist(), self._target.mean.tolist(), name="unit")(x)
-        return keras.Model(sole(inputs) if len(inputs) == 1 else inputs, x, name="framebank")
+        return keras.Model(fed(graph.inputs), x, name="framebank")
 
-    def whole(self) -> keras.Model:
-        """The model from `_base` to the answer, with weights as they are drawn or solved."""
-        inputs = {n: keras.Input(shape, name=n, dtype="float32") for n, shape in self._shapes.items()}
-        return self._model(inputs, whole=True)
-
-    def _begun(self, examples: Windows) -> tuple[Named, bool]:
-        """Inputs of what is trained, and whether it starts from `_base` (whole) or from `_arrays`."""
-        whole = not self._ready(examples)
-        shapes = self._shapes
-        if not whole:
-            shapes = {name: tuple(array.shape[1:]) for name, array in self._arrays(examples[:1]).items()}
-        return {n: keras.Input(shape, name=n, dtype="float32") for n, shape in shapes.items()}, whole
-
-    def _batches(self, examples: Windows, targets: Floats | None, *, whole: bool, seed: int | None = None) -> Batches:
-        """Batches of `_base` (whole) or `_arrays`."""
-        reader = _Reader(examples, self._base if whole else self._arrays)
-        return Batches(reader, np.arange(len(examples)), targets, self._train.batch, seed)
-
-    def _computed(self, examples: Windows, inputs: Named, *, whole: bool) -> Iterator[NDArray[Any]]:
-        """The examples' vectors, batch by batch."""
-        arrays = self._summarise(inputs) if whole else inputs
-        model = keras.Model(sole(inputs) if len(inputs) == 1 else inputs, self._vectors(arrays))
+    def _computed(self, graph: Graph, examples: Windows, *, whole: bool) -> Iterator[NDArray[Any]]:
+        """The examples' vectors, batch by batch, from `_base` (whole) or from `_arrays`."""
+        model = keras.Model(fed(graph.inputs if whole else graph.arrays), graph.vectors)
         batches = self._batches(examples, None, whole=whole)
         return (model.predict_on_batch(batches[i][0]) for i in range(len(batches)))
 
-    def _kept(self, trained: keras.Model, *, whole: bool) -> None:
-        """Set `model_` from the model that was trained."""
-        # without the optimiser and our loss, so that they load and pickle anywhere
-        plain = keras.Model(trained.input, trained.output, name=trained.name)
-        if whole:
-            self.model_ = plain
-            return
-        self._tail, self.model_ = plain, self.whole()
-        self.model_.set_weights(plain.get_weights())
+    def _batches(self, examples: Windows, targets: Floats | None, *, whole: bool, seed: int | None = None) -> Batches:
+        """Batches of `_base` (whole) or of `_arrays`."""
+        reader = _Reader(examples, self._base if whole else self._arrays)
+        return Batches(reader, np.arange(len(examples)), targets, self._train.batch, seed)
+
+    def _entered(self, model: keras.Model, examples: Windows) -> keras.Model:
+        """The part of a whole model that follows `_arrays`; the same layers and weights."""
+        tensors = {n: model.get_layer(n).output for n in self._arrays(examples[:1])}
+        for name, tensor in tensors.items():
+            tensor.name = name  # what Keras calls the input that stands in for it
+        return keras.Model(fed(tensors), model.output, name=model.name)
+
+    def _predicted(self, examples: Windows) -> Floats:
+        """(n, K), from the store's own summaries where it has them."""
+        whole = not self._ready(examples)
+        model = self.model_ if whole else self._entered(self.model_, examples)
+        return predict(model, self._batches(examples, None, whole=whole))
 
     def _with_top(self, maps: Tensor, name: str) -> Tensor:
         """Maps (batch, T, h, w, c) with the store's top applied where the input `name` has one; trainable.
@@ -278,6 +275,15 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
+class Graph:
+    """A head's graph up to its vectors: tensors by input name, what `_summarise` makes of them, and the vectors."""
+
+    inputs: Named
+    arrays: Named
+    vectors: Tensor
+
+
+@dataclass(frozen=True)
 class _Reader:
     """What batches are made of: arrays of some of the examples."""
 
@@ -285,14 +291,17 @@ class _Reader:
     make: Callable[[Windows], Named]
 
     def windows(self, rows: NDArray[np.int64]) -> Any:
-        made = self.make(self.examples[rows])
-        return sole(made) if len(made) == 1 else made
+        return fed(self.make(self.examples[rows]))
 
 
-def sole(named: Named) -> Any:
-    """The one value of a dictionary."""
-    (value,) = named.values()
-    return value
+def fed(named: Named) -> Any:
+    """What a Keras model is built of or takes: one value itself, several by their names."""
+    return next(iter(named.values())) if len(named) == 1 else named
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Vectors side by side."""
+    return keras.ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
 
 
 def _known(y: Any) -> Floats:

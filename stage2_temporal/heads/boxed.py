@@ -105,9 +105,9 @@ class Boxed(Head):
         if self.scene_ is not None:
             self.scene_.write(folder)
 
-    def restore(self, model: keras.Model, examples: Windows, folder: Path | None = None) -> Self:
+    def restore(self, model: keras.Model, folder: Path | None = None) -> Self:
         self.scene_ = None if folder is None else read_scene(folder)
-        return super().restore(model, examples, folder)
+        return super().restore(model, folder)
 
 
 class BoxRidge(Boxed, Solved):

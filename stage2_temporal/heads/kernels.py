@@ -20,10 +20,8 @@ ALPHA = {"rbf": 1e-3, "linear": 1.0}  # what head.alpha = 1 means: rbf kernels a
 EPSILON = 0.02  # deviations of the target within which SVR calls an answer right
 
 
-class Ridge(Statistics, Solved):
-    """Linear regression with a penalty: scikit-learn's Ridge as one Dense layer."""
-
-    when = "Take it beside every other head: solved in no time, and with --head.difference True the best for ego speed."
+class Linear(Solved):
+    """scikit-learn's Ridge as one Dense layer, on whatever vectors."""
 
     def _solve(self, vectors: Vectors, targets: Floats) -> Any:
         return linear_model.Ridge(alpha=self._head.alpha).fit(vectors.astype(np.float64), targets)
@@ -31,6 +29,12 @@ class Ridge(Statistics, Solved):
     def _answer(self, vectors: Tensor, targets: int) -> Tensor:
         found = self._solution
         return linear(vectors, np.reshape(found.coef_, (targets, -1)).T, np.reshape(found.intercept_, -1))
+
+
+class Ridge(Statistics, Linear):
+    """Linear regression with a penalty on the window's statistics."""
+
+    when = "Take it beside every other head: solved in no time, and with --head.difference True the best for ego speed."
 
 
 class Kernel(Statistics, Solved):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import itertools
 
 import keras
+import numpy as np
+from numpy.typing import NDArray
 
-from stage2_temporal.heads.base import Head, Named, Tensor
+from stage2_temporal.derived import Derived, present, provide
+from stage2_temporal.heads.base import Floats, Head, Named, Tensor, joined
 from stage2_temporal.heads.pooling import average, change, check_grid
+from stage2_temporal.inputs import APPEARANCE, Inputs, Windows, as_maps
 
 FLOOR = 1e-3  # of the window's mean change, added to each cell's
 TINY = 1e-12  # and this where nothing moves at all
@@ -16,8 +20,35 @@ TINY = 1e-12  # and this where nothing moves at all
 class Pooled(Head):
     """A head that sees each map as `grid` cells; with `difference` also how much each cell changed.
 
-    Arrays, by name: `<input>.mean` (n, T, F) and for each lag `<input>.change<lag>` (n, T − lag, F).
+    Arrays, by name: `<input>.mean` (n, T, F) and for each lag `<input>.change<lag>` (n, T − lag, F). Where nothing that
+    is trained lies before them, they are derived into the store once, see `stage2_temporal.derived`.
     """
+
+    def _prepare(self, examples: Windows, targets: Floats) -> None:
+        if isinstance(examples, Inputs) and self._frozen(examples) and not self._ready(examples):
+            provide(examples.source.path, self._wanted(examples))
+
+    def _ready(self, examples: Windows) -> bool:
+        if not isinstance(examples, Inputs) or not self._frozen(examples):
+            return False
+        store, wanted = examples.source.store, self._wanted(examples)
+        if all(present(store, d) for d in wanted):
+            return True
+        # another process, or we ourselves, may have put a new file in its place
+        return examples.source.renew() and all(present(examples.source.store, d) for d in wanted)
+
+    def _arrays(self, examples: Windows) -> Named:
+        assert isinstance(examples, Inputs)
+        rows, found = examples.examples.rows, {}
+        for name, stream in self._inputs.items():
+            found[f"{name}.mean"] = examples.stream(Derived(stream, self._head.grid).name)
+            for lag in self._lags(rows.shape[1]):
+                later, distance = np.maximum(rows[:, lag:], rows[:, :-lag]), _distance(rows, lag)
+                parts = [(d, np.flatnonzero(distance == d)) for d in np.unique(distance).tolist()]
+                values = [examples.read(Derived(stream, self._head.grid, d).name, later[at]) for d, at in parts]
+                back = np.argsort(np.concatenate([at for _, at in parts]), kind="stable")
+                found[f"{name}.change{lag}"] = np.concatenate(values)[back]
+        return found
 
     def _summarise(self, base: Named) -> Named:
         grid, found = self._head.grid, {}
@@ -25,14 +56,30 @@ class Pooled(Head):
             maps = self._with_top(as_maps(values), name)
             check_grid(grid, *maps.shape[2:4])
             found[f"{name}.mean"] = average(maps, grid)
-            for lag in self._lags:
+            for lag in self._lags(maps.shape[1]):
                 found[f"{name}.change{lag}"] = change(maps, grid, lag)
         return found
 
-    @property
-    def _lags(self) -> tuple[int, ...]:
-        """The distances in frames over which change is looked at."""
-        return self._head.lags if self._head.difference else ()
+    def _lags(self, length: int) -> tuple[int, ...]:
+        """The distances in frames over which change is looked at, those that fit into a window.
+
+        Raises:
+            ConfigError: there is no frame before.
+        """
+        if not self._head.difference:
+            return ()
+        return tuple(lag for lag in self._head.lags if lag < length) or (min(self._head.lags),)
+
+    def _wanted(self, examples: Inputs) -> list[Derived]:
+        """The derived streams that `_arrays` reads."""
+        rows, grid = examples.examples.rows, self._head.grid
+        distances = {d for lag in self._lags(rows.shape[1]) for d in _distance(rows, lag).tolist()}
+        return [Derived(s, grid, d) for s in self._inputs.values() for d in (0, *sorted(distances))]
+
+    def _frozen(self, examples: Inputs) -> bool:
+        """Whether no trainable layer lies before the pooling."""
+        top = examples.top() if APPEARANCE in self._head.streams else None
+        return top is None or not top.weights
 
 
 class PooledFrames(Pooled):
@@ -41,8 +88,7 @@ class PooledFrames(Pooled):
     The window's first frame is given the second's change.
     """
 
-    @property
-    def _lags(self) -> tuple[int, ...]:
+    def _lags(self, length: int) -> tuple[int, ...]:
         return (1,) if self._head.difference else ()
 
     def _vectors(self, arrays: Named) -> Tensor:
@@ -50,7 +96,7 @@ class PooledFrames(Pooled):
         for name, values in arrays.items():
             later = name.endswith(".change1")
             parts.append(keras.ops.concatenate([values[:, :1], values], axis=1) if later else values)
-        return keras.ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+        return joined(parts)
 
 
 class Statistics(Pooled):
@@ -75,12 +121,10 @@ class Statistics(Pooled):
                 changes.setdefault(stream, []).append(keras.ops.log(mean + floor))
         for logs in changes.values():
             parts += [a - b for a, b in itertools.pairwise(logs)] if len(logs) > 1 else logs
-        return keras.ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+        return joined(parts)
 
 
-def as_maps(values: Tensor) -> Tensor:
-    """(batch, T, h, w, c), vectors (batch, T, F) as maps of one cell."""
-    if len(values.shape) == 5:
-        return values
-    _, time, features = values.shape
-    return keras.ops.reshape(values, (-1, time, 1, 1, features))
+def _distance(rows: NDArray[np.int64], lag: int) -> NDArray[np.int64]:
+    """(n,) rows between a window's frames that lie `lag` apart in it."""
+    found: NDArray[np.int64] = np.abs(rows[:, lag] - rows[:, 0]) if lag < rows.shape[1] else np.zeros(0, np.int64)
+    return found

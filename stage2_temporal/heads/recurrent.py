@@ -6,9 +6,10 @@ from typing import ClassVar
 
 import keras
 
-from stage2_temporal.heads.base import Head, Named, Tensor
-from stage2_temporal.heads.pooled import PooledFrames, as_maps
+from stage2_temporal.heads.base import Head, Named, Tensor, joined
+from stage2_temporal.heads.pooled import PooledFrames
 from stage2_temporal.heads.trained import Trained
+from stage2_temporal.inputs import as_maps
 
 
 class Recurrent(Trained):
@@ -34,7 +35,7 @@ class FlattenLSTM(Recurrent):
             maps = self._with_top(as_maps(values), name)
             label = "flatten" if len(arrays) == 1 else f"flatten_{name}"
             flat.append(keras.layers.Reshape((maps.shape[1], -1), name=label)(maps))
-        return keras.ops.concatenate(flat, axis=-1) if len(flat) > 1 else flat[0]
+        return joined(flat)
 
 
 class PooledLSTM(PooledFrames, Recurrent):

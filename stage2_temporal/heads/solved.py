@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from pathlib import Path
@@ -15,7 +16,7 @@ from stage2_temporal.heads.base import Examples, Floats, Head, Tensor
 from stage2_temporal.inputs import Windows
 from stage2_temporal.model import Scale, vector_scale
 from stage2_temporal.tables import Epoch
-from stage2_temporal.training import Outcome, predict
+from stage2_temporal.training import Outcome
 
 Vectors = NDArray[np.float32]
 
@@ -29,31 +30,22 @@ class Solved(Head):
 
     def _learn(self, examples: Windows, targets: Floats, held: Examples | None, logs: Path | None) -> None:
         started = time.monotonic()
-        inputs, whole = self._begun(examples)
-        vectors = np.concatenate([*self._computed(examples, inputs, whole=whole)])
+        graph = self._graph()
+        vectors = np.concatenate([*self._computed(graph, examples, whole=not self._ready(examples))])
         if self.standardised and self._train.standardise_inputs:
             self._scale = vector_scale([vectors])
         self._solution = self._solve(scaled(vectors, self._scale), within(targets, self._target))
-        self._kept(self._model(inputs, whole=whole), whole=whole)
+        self.model_ = self._finished(graph)
         del self._solution  # the model has it now
-        self.outcome_ = self._judged(examples, targets, held, started, whole)
-
-    def _judged(
-        self, examples: Windows, targets: Floats, held: Examples | None, started: float, whole: bool
-    ) -> Outcome:
-        """One pass over the examples, told as one epoch."""
-
-        def errors(x: Windows, y: Floats) -> tuple[float, float]:
-            model = self.model_ if whole or self._tail is None else self._tail
-            error = predict(model, self._batches(x, None, whole=whole)) - y
-            weighed = error / self._target.deviation if self._target else error
-            return float(np.mean(weighed**2)), float(np.sqrt(np.mean(error**2)))
-
-        unknown = (float("nan"), float("nan"))
-        loss, rmse = errors(examples, targets)
-        val_loss, val_rmse = errors(*held) if held is not None and len(held[0]) else unknown
+        row = [*self._errors(examples, targets), *(self._errors(*held) if held is not None else (math.nan, math.nan))]
         seconds = time.monotonic() - started
-        return Outcome((Epoch(1, loss, rmse, val_loss, val_rmse, seconds),), 1, seconds, interrupted=False)
+        self.outcome_ = Outcome((Epoch(1, *row, seconds),), 1, seconds, interrupted=False)
+
+    def _errors(self, examples: Windows, targets: Floats) -> tuple[float, float]:
+        """Loss and RMSE, as training by gradient tells them of an epoch."""
+        error = self._predicted(examples) - targets
+        weighed = error / self._target.deviation if self._target else error
+        return float(np.mean(weighed**2)), float(np.sqrt(np.mean(error**2)))
 
 
 def linear(vectors: Tensor, weights: NDArray[Any], bias: NDArray[Any], name: str = "output") -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import keras
+
 from stage2_temporal.heads.base import Examples, Floats, Head
 from stage2_temporal.inputs import Windows
 from stage2_temporal.model import vector_scale
@@ -15,16 +17,17 @@ class Trained(Head):
 
     def _learn(self, examples: Windows, targets: Floats, held: Examples | None, logs: Path | None) -> None:
         fix_seeds(self._train.seed)
-        inputs, whole = self._begun(examples)
+        graph, whole = self._graph(), not (self._ready(examples) and (held is None or self._ready(held[0])))
         if self.standardised and self._train.standardise_inputs:
-            self._scale = vector_scale(self._computed(examples, inputs, whole=whole))
-        model = self._model(inputs, whole=whole)
+            self._scale = vector_scale(self._computed(graph, examples, whole=whole))
+        model = self._finished(graph)
         self.outcome_ = fit(
-            model,
+            model if whole else self._entered(model, examples),
             self._batches(examples, targets, whole=whole, seed=self._train.seed),
             self._batches(*held, whole=whole) if held is not None else None,
             self._train,
             deviation=self._target.deviation if self._target else None,
             logs=logs,
         )
-        self._kept(model, whole=whole)
+        # without the optimiser and our loss, so that it loads and pickles anywhere
+        self.model_ = keras.Model(model.input, model.output, name=model.name)

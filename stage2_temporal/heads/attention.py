@@ -1,0 +1,45 @@
+"""A small transformer encoder over the frames of pooled maps."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from stage2_temporal.heads.base import Tensor
+from stage2_temporal.heads.pooled import PooledFrames
+from stage2_temporal.heads.recurrent import decide
+from stage2_temporal.heads.trained import Trained
+
+HEADS = 4
+
+
+class Attention(PooledFrames, Trained):
+    """Self-attention over the frames, `layers` blocks of `units` numbers a frame, averaged over time at the end.
+
+    After Vaswani et al., "Attention is all you need" (2017), with the norm before each step as is usual since.
+    """
+
+    when = "Take it where frames matter unequally (stops, occlusion) and examples are thousands."
+
+    def _answer(self, vectors: Tensor, targets: int) -> Tensor:
+        head, width = self._head, self._head.units
+        x = keras.layers.Dense(width, name="enter")(vectors) + places(vectors.shape[1], width)
+        for i in range(head.layers):
+            y = keras.layers.LayerNormalization(name=f"norm{i}a")(x)
+            y = keras.layers.MultiHeadAttention(HEADS, max(1, width // HEADS), name=f"attention{i}")(y, y)
+            x = x + keras.layers.Dropout(head.dropout, name=f"dropout{i}a")(y)
+            y = keras.layers.LayerNormalization(name=f"norm{i}b")(x)
+            y = keras.layers.Dense(2 * width, activation="relu", name=f"wide{i}")(y)
+            x = x + keras.layers.Dropout(head.dropout, name=f"dropout{i}b")(
+                keras.layers.Dense(width, name=f"back{i}")(y)
+            )
+        x = keras.layers.LayerNormalization(name="norm")(x)
+        return decide(self, keras.ops.mean(x, axis=1), targets)
+
+
+def places(time: int, width: int) -> NDArray[np.float32]:
+    """(time, width) sines and cosines that tell the frames apart."""
+    rate = 10000.0 ** (-2 * (np.arange(width) // 2) / width)
+    angle = np.arange(time)[:, None] * rate
+    return np.where(np.arange(width) % 2, np.cos(angle), np.sin(angle)).astype(np.float32)

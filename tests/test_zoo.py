@@ -1,0 +1,122 @@
+"""The zoo: every head fits, answers, saves, loads and exports; what scikit-learn solved equals scikit-learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from sklearn.base import clone
+
+from features.config import Config, Head, Train
+from features.errors import ConfigError
+from stage2_temporal.heads import HEADS, find
+from stage2_temporal.heads.solved import Solved, scaled
+from stage2_temporal.model import vector_scale
+
+SHAPE = (5, 4, 6, 8)
+RNG = np.random.default_rng(0)
+MAPS = RNG.normal(size=(30, *SHAPE)).astype(np.float16)
+Y = np.stack([MAPS[:, :, 0].mean(axis=(1, 2, 3)), RNG.normal(size=30)], axis=1).astype(float) * 10 + 3
+SMALL: dict[str, Any] = {"units": 8, "dense": 4, "grid": (2, 2), "difference": True, "epochs": 1, "batch": 10}
+SOLVED = [name for name, head in HEADS.items() if issubclass(head, Solved)]
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def fitted(request: pytest.FixtureRequest) -> Any:
+    return find(request.param)(**SMALL).fit(MAPS, Y)
+
+
+def test_it_answers_in_the_targets_shape(fitted: Any) -> None:
+    assert fitted.predict(MAPS).shape == (30, 2)
+    assert fitted.outcome_.history[0].loss > 0
+    assert np.isfinite(fitted.score(MAPS, Y))
+    assert type(fitted).when.endswith(".")
+
+
+def test_its_model_is_a_model_of_keras_alone(fitted: Any, tmp_path: Path) -> None:
+    fitted.model_.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
+    assert loaded.input.shape == (None, *SHAPE)
+    assert loaded.input.name == "features"
+    np.testing.assert_allclose(loaded.predict(MAPS, verbose=0), fitted.predict(MAPS), rtol=1e-6, atol=1e-6)
+    again = clone(fitted).restore(loaded)
+    np.testing.assert_allclose(again.predict(MAPS), fitted.predict(MAPS), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, {"difference": False}, {"kernel": "linear", "lags": (2,)}])
+@pytest.mark.parametrize("name", SOLVED)
+def test_what_scikit_learn_solved_is_what_keras_answers(name: str, settings: dict[str, Any]) -> None:
+    """Beside the regressor itself on the same vectors, to rounding in single precision."""
+    kept: dict[str, Any] = {}
+
+    class Kept(find(name)):  # type: ignore[misc]
+        def _solve(self, vectors: Any, targets: Any) -> Any:
+            kept["vectors"], kept["solution"] = vectors, super()._solve(vectors, targets)
+            return kept["solution"]
+
+    head = Kept(**{**SMALL, **settings, "standardise": False}).fit(MAPS, Y)
+    vectors, solution = kept["vectors"], kept["solution"]
+    if name == "ridge":
+        expected = solution.predict(vectors)
+    elif name == "boosting":
+        expected = np.stack([machine.predict(vectors) for machine in solution], axis=1)
+    else:
+        from sklearn import kernel_ridge, svm
+
+        kernel, gamma, alpha = head.kernel, 0.1 / vectors.shape[1], 1e-3 if head.kernel == "rbf" else 1.0
+        if name == "svr":
+            machines = [svm.SVR(C=1 / alpha, kernel=kernel, gamma=gamma, epsilon=0.02).fit(vectors, y) for y in Y.T]
+            expected = np.stack([machine.predict(vectors) for machine in machines], axis=1)
+        else:
+            machine = kernel_ridge.KernelRidge(alpha=alpha, kernel=kernel, gamma=gamma).fit(vectors, Y)
+            expected = machine.predict(vectors)
+    np.testing.assert_allclose(head.predict(MAPS), expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_scaled_is_the_standardise_layer() -> None:
+    vectors = RNG.normal(3, 2, (50, 4)).astype(np.float32)
+    scale = vector_scale([vectors])
+    np.testing.assert_allclose(scaled(vectors, scale).mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(scaled(vectors, scale).std(axis=0), 1, atol=1e-5)
+    np.testing.assert_array_equal(scaled(vectors, None), vectors)
+
+
+def test_settings_are_the_configs_fields() -> None:
+    head = find("ridge").of(Config(head=Head(alpha=3.0, grid=(2, 1)), train=Train(seed=7)))
+    assert (head.alpha, head.grid, head.seed) == (3.0, (2, 1), 7)
+    fields = {*Head.model_fields, *Train.model_fields} - {"name", "memory_gb", "tensorboard"}
+    assert set(head.get_params()) == fields
+    with pytest.raises(TypeError, match="no setting colour"):
+        find("ridge")(colour=1)
+    with pytest.raises(ConfigError, match=r"Ridge: alpha: .*got -1"):
+        find("ridge")(alpha=-1).fit(MAPS, Y)
+
+
+def test_unknown_targets_are_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        find("ridge")().fit(MAPS, np.where(Y > 3, Y, np.nan))
+
+
+def test_vectors_of_every_rank_are_taken() -> None:
+    for shape in ((30, 6), (30, 4, 6), (30, 4, 2, 2, 6)):
+        values = RNG.normal(size=shape)
+        assert find("ridge")().fit(values, Y[:, 0]).predict(values).shape == (30,)
+        assert find("pooled_lstm")(units=2, epochs=1).fit(values, Y).predict(values).shape == (30, 2)
+
+
+def test_lags_beyond_the_window_are_left_out_and_none_is_refused() -> None:
+    values = RNG.normal(size=(30, 3, 6))
+    long, short = (find("ridge")(difference=True, lags=lags).fit(values, Y) for lags in ((1, 2, 9), (1, 2)))
+    np.testing.assert_array_equal(long.predict(values), short.predict(values))
+    with pytest.raises(ConfigError, match="at least 2 frames"):
+        find("ridge")(difference=True).fit(values[:, :1], Y)
+
+
+def test_the_last_part_is_held_out_when_asked() -> None:
+    head = find("pooled_lstm")(**SMALL | {"validation_split": 0.2, "epochs": 3}).fit(MAPS, Y)
+    apart = find("pooled_lstm")(**SMALL | {"epochs": 3}).fit(MAPS[:24], Y[:24], validation=(MAPS[24:], Y[24:]))
+    np.testing.assert_array_equal(head.predict(MAPS), apart.predict(MAPS))
+    assert np.isfinite(head.outcome_.history[0].val_loss)
