@@ -78,6 +78,7 @@ def fit(
     """
     twin = accelerate(model, config.precision)
     optimiser = Adam(config.learning_rate, weight_decay=config.weight_decay or None)
+    optimiser.build(twin.trainable_variables)  # left to the first step, it would be traced twice
     rmse = keras.metrics.RootMeanSquaredError(name="rmse")
     twin.compile(optimiser, loss=loss_function(deviation), metrics=[rmse])
     keeper = _Keeper(config, validation is not None)
