@@ -19,8 +19,11 @@ from tqdm import tqdm
 
 from features.config import Train
 from features.errors import FramebankError
+from stage2_temporal.adam import Adam
+from stage2_temporal.ahead import Ahead
 from stage2_temporal.dataset import Batches
 from stage2_temporal.tables import Epoch
+from stage2_temporal.twin import accelerate
 
 Floats = NDArray[np.float64]
 
@@ -73,19 +76,22 @@ def fit(
         FramebankError: the loss is no number any more, or a frame cannot be read.
         KeyboardInterrupt: Ctrl-C before the first epoch ended: there is nothing to keep.
     """
-    optimiser = (
-        keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay)
-        if config.weight_decay
-        else keras.optimizers.Adam(config.learning_rate)
-    )
+    twin = accelerate(model, config.precision)
+    optimiser = Adam(config.learning_rate, weight_decay=config.weight_decay or None)
+    optimiser.build(twin.trainable_variables)  # left to the first step, it would be traced twice
     rmse = keras.metrics.RootMeanSquaredError(name="rmse")
-    model.compile(optimiser, loss=loss_function(deviation), metrics=[rmse])
+    twin.compile(optimiser, loss=loss_function(deviation), metrics=[rmse])
     keeper = _Keeper(config, validation is not None)
     callbacks = [keeper, *([_tensorboard(logs)] if logs else [])]
     started, interrupted = time.monotonic(), False
     try:
-        model.fit(
-            train, validation_data=validation, epochs=config.epochs, shuffle=False, verbose=0, callbacks=callbacks
+        twin.fit(
+            Ahead(train),
+            validation_data=None if validation is None else Ahead(validation),
+            epochs=config.epochs,
+            shuffle=False,
+            verbose=0,
+            callbacks=callbacks,
         )
     except KeyboardInterrupt:
         if keeper.weights is None:
@@ -109,7 +115,7 @@ def predict(model: keras.Model, batches: Batches) -> Floats:
         StoreError: a frame that cannot be read.
     """
     try:
-        predicted: NDArray[np.float32] = model.predict(batches, verbose=0)
+        predicted: NDArray[np.float32] = accelerate(model).predict(Ahead(batches), verbose=0)
     except tf.errors.OpError:
         if batches.fault is None:
             raise
