@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -33,28 +33,61 @@ def track(frames: Sequence[Image], box: Box, at: int) -> Track:
     """
     if not 0 <= at < len(frames):
         raise DataError("the box's frame is not among those given", expected=f"0 to {len(frames) - 1}", got=at)
-    frame = frames[at]
-    _check(box, frame)
-    left, top, right, bottom = box
-    size = right - left, bottom - top
-    home = Pose(1.0, (left + right) / 2, (top + bottom) / 2)
-    found: dict[int, Found] = {}
-    look = Look.of(frame, home, size)
-    if look.contrast >= CONTRAST:
-        for way in (range(at - 1, -1, -1), range(at + 1, len(frames))):
-            found |= follow(frames, way, home, look)
+    _check(box, frames[at])
+    return trace(frames, {at: box})
+
+
+def trace(frames: Sequence[Image], known: Mapping[int, Box]) -> Track:
+    """Follow a vehicle whose box is known in one or several frames; the others are followed from the nearest of them.
+
+    A known box is kept as it is, with confidence 1. One that can't be followed (without contrast, outside its image)
+    leaves its neighbours lost, and one that is no box at all (not finite, no size) is lost itself.
+
+    Args:
+        frames: as for `track`; frames between known neighbours are never looked at.
+        known: 0-based index into `frames` → box.
+    """
     boxes, confidence = np.full((len(frames), 4), np.nan), np.zeros(len(frames))
-    for i, seen in found.items():
-        w, h = (s * seen.pose.scale / 2 for s in size)
-        boxes[i] = seen.pose.x - w, seen.pose.y - h, seen.pose.x + w, seen.pose.y + h
-        confidence[i] = seen.like
-    boxes[at], confidence[at] = box, 1.0
+    at = sorted(known)
+    for i, (before, here, after) in enumerate(zip([-1, *at], at, [*at[1:], len(frames)], strict=False)):
+        box = known[here]
+        if not _is_box(box):
+            continue
+        first = 0 if i == 0 else (before + here) // 2 + 1
+        last = len(frames) if i == len(at) - 1 else (here + after) // 2 + 1
+        ways = [way for way in (range(here - 1, first - 1, -1), range(here + 1, last)) if way]
+        for j, seen in (_followed(frames, box, here, ways) if ways else {}).items():
+            w, h = ((box[k + 2] - box[k]) * seen.pose.scale / 2 for k in (0, 1))
+            boxes[j] = seen.pose.x - w, seen.pose.y - h, seen.pose.x + w, seen.pose.y + h
+            confidence[j] = seen.like
+        boxes[here], confidence[here] = box, 1.0
     return Track(boxes, confidence)
 
 
-def _check(box: Box, frame: Image) -> None:
-    if not all(map(math.isfinite, box)) or box[2] <= box[0] or box[3] <= box[1]:
-        raise DataError("the box has no size", expected="finite left < right and top < bottom", got=box)
+def _followed(frames: Sequence[Image], box: Box, at: int, ways: list[range]) -> dict[int, Found]:
+    left, top, right, bottom = box
+    size = right - left, bottom - top
+    home = Pose(1.0, (left + right) / 2, (top + bottom) / 2)
+    frame = frames[at]
+    found: dict[int, Found] = {}
+    if _inside(box, frame) and (look := Look.of(frame, home, size)).contrast >= CONTRAST:
+        for way in ways:
+            found |= follow(frames, way, home, look)
+    return found
+
+
+def _is_box(box: Box) -> bool:
+    return all(map(math.isfinite, box)) and box[2] > box[0] and box[3] > box[1]
+
+
+def _inside(box: Box, frame: Image) -> bool:
     height, width = frame.shape[:2]
-    if not (overlap(box[0], box[2], width) and overlap(box[1], box[3], height)):
+    return overlap(box[0], box[2], width) > 0 and overlap(box[1], box[3], height) > 0
+
+
+def _check(box: Box, frame: Image) -> None:
+    if not _is_box(box):
+        raise DataError("the box has no size", expected="finite left < right and top < bottom", got=box)
+    if not _inside(box, frame):
+        height, width = frame.shape[:2]
         raise DataError("the box lies outside its image", expected=f"some of it within {width}x{height}", got=box)
