@@ -49,6 +49,7 @@ arguments = {{alpha = 0.25}}
 [extract]
 batch = 8
 shard = 20
+motion = true
 """
 
 
@@ -72,7 +73,7 @@ def clips(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bring_up(clips: Path, tmp_path: Path, engine: Engine) -> Callable[..., Outcome]:
-    def run(store: str = "s.h5", redo: tuple[int, ...] = (), **extract_settings: object) -> Outcome:
+    def run(store: str = "s.h5", redo: dict[int, list[str]] | None = None, **extract_settings: object) -> Outcome:
         config = settings(clips, **extract_settings)
         return extract(config, tmp_path / store, scan(config.data), redo=redo, engine=engine)
 
@@ -185,8 +186,8 @@ def test_a_failure_between_shards_loses_none(
         bring_up()
     assert not (tmp_path / "s.h5").exists()
     done = len(list((tmp_path / "s.h5.parts").iterdir()))
-    assert done == 2
-    assert bring_up().extracted == 80 - 20 * done
+    assert done == 3
+    assert bring_up().extracted == 80 - 16 * done
     assert content(tmp_path / "s.h5") == content(tmp_path / "fresh.h5")
 
 
@@ -396,7 +397,7 @@ def test_a_damaged_shard_is_extracted_anew(
     truncated, flipped, *_ = sorted((tmp_path / "s.h5.parts").iterdir())
     os.truncate(truncated, 1000)
     flip(flipped, "appearance", 3)
-    assert bring_up().extracted == 40
+    assert bring_up().extracted == 32
     assert capsys.readouterr().err.count("extracted anew") == 2
     assert content(tmp_path / "s.h5") == content(tmp_path / "fresh.h5")
 
