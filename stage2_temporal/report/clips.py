@@ -1,17 +1,20 @@
-"""Which clips the report shows, and their frames."""
+"""Which clips the report shows, and what is known of each of their frames."""
 
 from __future__ import annotations
 
-import base64
+import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass
 from typing import Protocol
 
-from features.sequences import Box, Sequence
+from features.sequences import Sequence
+from features.tracks import Track
 from stage2_temporal.report.results import Example
 
 STRIP = 8  # frames a filmstrip shows at most
+WIDTH = 160  # units across a frame in every drawing on it
+Place = tuple[float, float, float, float]
 
 
 class Rows(Protocol):
@@ -37,29 +40,34 @@ class Frames(Protocol):
     def thumbnail(self, row: int) -> bytes:
         """A frame's small JPEG."""
 
-
-@dataclass(frozen=True)
-class Picture:
-    """One frame of a filmstrip.
-
-    Attributes:
-        frame: 0-based in its sequence.
-        uri: the JPEG as a data URI.
-        box: left, top, width, height of the labelled vehicle in per cent of the frame, where it is known there.
-    """
-
-    frame: int
-    uri: str
-    box: Box | None
+    def track(self, sequence: int, label: int) -> Track | None:
+        """The path of the vehicle that a sequence's label is about, where it is known."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """An example with its frames; `labels` is how many its sequence has."""
+    """An example as the report shows it.
+
+    Attributes:
+        labels: how many its sequence has.
+        rows: its frames' rows in the store, every one of its window's.
+        boxes: left, top, width, height of the labelled vehicle in each of them, `WIDTH` units being the frame's
+            width; None where it is not known.
+        height: the frame's, in these units.
+        seconds: between two of its frames.
+    """
 
     example: Example
     labels: int
-    pictures: tuple[Picture, ...]
+    rows: tuple[int, ...]
+    boxes: tuple[Place | None, ...]
+    height: float
+    seconds: float
+
+    @property
+    def strip(self) -> list[int]:
+        """Positions of the frames its filmstrip shows: at most `STRIP`, evenly spread, first and last among them."""
+        return spread(len(self.rows), STRIP)
 
 
 def pick(examples: Iterable[Example], count: int, *, worst: bool) -> list[Example]:
@@ -77,27 +85,41 @@ def pick(examples: Iterable[Example], count: int, *, worst: bool) -> list[Exampl
     return chosen
 
 
-def strip(frames: Listed[int]) -> list[int]:
-    """At most `STRIP` of the frames, evenly spread, first and last among them."""
-    if len(frames) <= STRIP:
-        return list(frames)
-    return [frames[round(i * (len(frames) - 1) / (STRIP - 1))] for i in range(STRIP)]
+def spread(length: int, count: int) -> list[int]:
+    """At most `count` of `length` positions, evenly spread, the last among them and, of two or more, the first."""
+    if length <= count:
+        return list(range(length))
+    return [round(i * (length - 1) / (count - 1)) for i in range(count)] if count > 1 else [length - 1]
 
 
 def clip(example: Example, store: Frames) -> Clip:
-    """An example with its frames from the store's thumbnails."""
+    """An example with what the store knows of its frames.
+
+    Raises:
+        StoreError: the store lacks its sequence.
+    """
     index = store.index(example.sequence)
     first, sequence = int(store.first[index]), store.sequences[index]
-    pictures = []
-    for frame in strip(example.frames):
-        uri = "data:image/jpeg;base64," + base64.b64encode(store.thumbnail(first + frame)).decode()
-        pictures.append(Picture(frame, uri, _box(sequence, example.label) if frame == example.frame else None))
-    return Clip(example, len(sequence.labels), tuple(pictures))
+    return Clip(
+        example,
+        len(sequence.labels),
+        tuple(first + frame for frame in example.frames),
+        tuple(_boxes(store, index, example)),
+        WIDTH * sequence.size[1] / sequence.size[0],
+        example.stride / sequence.fps,
+    )
 
 
-def _box(sequence: Sequence, label: int) -> Box | None:
-    box = sequence.labels[label].box
-    if box is None:
-        return None
-    (left, top, right, bottom), (width, height) = box, sequence.size
-    return 100 * left / width, 100 * top / height, 100 * (right - left) / width, 100 * (bottom - top) / height
+def _boxes(store: Frames, index: int, example: Example) -> Iterable[Place | None]:
+    """The tracked box in each frame; without a track the label's own, on its frame."""
+    sequence, track = store.sequences[index], store.track(index, example.label)
+    given = sequence.labels[example.label].box
+    for frame in example.frames:
+        box: Listed[float] | None = given if frame == example.frame else None
+        if track is not None:
+            box = track.boxes[frame].tolist()
+        if box is None or not all(map(math.isfinite, box)):
+            yield None
+        else:
+            left, top, right, bottom = (WIDTH * v / sequence.size[0] for v in box)
+            yield round(left, 1), round(top, 1), round(right - left, 1), round(bottom - top, 1)

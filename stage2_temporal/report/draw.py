@@ -1,63 +1,25 @@
-"""Two drawings of one plot: a plotly figure, and a small SVG that needs no JavaScript.
+"""A plot as an SVG that needs no JavaScript; `report.js` finds its points, bars and scales in it.
 
-Neither names a colour: series carry their role, and the page's style sheet says which colour that is in which scheme.
+It names no colour: series carry their role, and the page's style sheet says which colour that is in which scheme.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
-from collections.abc import Callable
-from html import escape
-from typing import Any
+from collections.abc import Callable, Iterator
 
-import plotly.graph_objects as go
 from markupsafe import Markup
 
 from stage2_temporal.report.plots import Plot, Range, Series, nice
 
 PAGE, HEIGHT = 1100, 300
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 40
-
-
-def figure(plot: Plot) -> dict[str, Any]:
-    """A plotly figure as JSON values; every trace's `meta` is its role."""
-    drawn = go.Figure()
-    for series in plot.series:
-        common = {"name": series.name, "meta": series.role, "x": series.x, "y": series.y}
-        if series.kind == "bars":
-            drawn.add_bar(**common, hovertemplate="%{y} examples at %{x:.3g}")
-            continue
-        look: dict[str, Any] = {"mode": "lines", "hovertemplate": "%{y:.4g}"}
-        if series.kind == "points":
-            # plotly reads a little HTML in texts, and a sequence's id is data
-            look = {"mode": "markers", "text": [escape(t) for t in series.text or []]}
-            look["hovertemplate"] = "%{text}<br>%{x:.3f} → %{y:.3f}<extra></extra>"
-            look["marker"] = {"size": 5, "opacity": 0.6 if len(series.x) < 500 else 0.3}
-        elif series.kind == "ring":
-            look = {"mode": "markers", "marker": {"size": 10, "symbol": "circle-open", "line": {"width": 2}}}
-            look["hovertemplate"] = "%{y:.4g}"
-        elif series.kind == "steps":
-            look |= {"line": {"shape": "hvh", "width": 1.5}, "hovertemplate": "%{y} examples"}
-        else:
-            dash = "dash" if series.kind == "dashed" else "solid"
-            look["line"] = {"width": 1 if series.role == "guide" else 2, "dash": dash}
-        drawn.add_scatter(**common, **look)
-    x_axis = {"title": {"text": plot.x}, "range": plot.x_range, "zeroline": False}
-    y_axis: dict[str, Any] = {"title": {"text": plot.y}, "range": plot.y_range, "zeroline": False}
-    if plot.log:
-        y_axis |= {"type": "log", "range": [math.log10(v) for v in plot.y_range], "dtick": "D1"}
-    drawn.update_layout(
-        template=None, xaxis=x_axis, yaxis=y_axis, showlegend=False, bargap=0.06,
-        margin={"l": 52, "r": 8, "t": 8, "b": 42}, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-    )  # fmt: skip
-    value: dict[str, Any] = json.loads(drawn.to_json())
-    value["layout"].pop("template", None)  # 7 kB of defaults a figure
-    return value
+LEFT, RIGHT, TOP, BOTTOM = 52, 8, 8, 40
+COLUMNS = 200  # places of a plot at most that say their values
 
 
 def svg(plot: Plot, across_the_page: int = 3) -> Markup:
-    """The same plot as an SVG; its colours are the classes `role-…` of the page's style sheet.
+    """A plot; its colours are the classes `role-…` of the page's style sheet.
 
     Args:
         across_the_page: how many such plots stand side by side, which decides its width.
@@ -65,7 +27,11 @@ def svg(plot: Plot, across_the_page: int = 3) -> Markup:
     width = PAGE // across_the_page
     across = _scale(plot.x_range, LEFT, width - RIGHT)
     up = _scale(plot.y_range, HEIGHT - BOTTOM, TOP, log=plot.log)
-    parts = [Markup('<svg viewBox="0 0 {} {}" aria-hidden="true">').format(width, HEIGHT)]
+    parts = [Markup('<svg viewBox="0 0 {} {}" aria-hidden="true"').format(width, HEIGHT)]
+    if plot.component is not None and not plot.log:  # where the values 0 and 1 lie
+        scales = Markup(' data-component="{}" data-across="{:.4f} {:.4f}" data-up="{:.4f} {:.4f}"')
+        parts.append(scales.format(plot.component, across(0.0), across(1.0), up(0.0), up(1.0)))
+    parts.append(Markup(">"))
     for value in ticks(plot.x_range, width // 60):
         at = across(value)
         parts.append(Markup('<path class="grid" d="M{:.1f} {}V{}"/>').format(at, TOP, HEIGHT - BOTTOM))
@@ -75,11 +41,38 @@ def svg(plot: Plot, across_the_page: int = 3) -> Markup:
         parts.append(Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(LEFT, at, width - RIGHT))
         parts.append(Markup('<text x="{}" y="{:.1f}" class="end">{}</text>').format(LEFT - 6, at + 4, _short(value)))
     parts += [_mark(series, across, up) for series in plot.series]
+    parts += [
+        Markup('<rect class="column" x="{:.1f}" y="{}" width="{:.1f}" height="{}"><title>{}</title></rect>').format(
+            across(left), TOP, across(right) - across(left), HEIGHT - BOTTOM - TOP, text
+        )
+        for left, right, text in _columns(plot)
+    ]
     middle = (HEIGHT - BOTTOM + TOP) / 2
     parts.append(Markup('<text x="{}" y="{}" class="middle">{}</text>').format((width + LEFT) / 2, HEIGHT - 6, plot.x))
     turned = Markup('<text transform="translate(11 {}) rotate(-90)" class="middle">{}</text></svg>')
     parts.append(turned.format(middle, plot.y))
     return Markup("").join(parts)
+
+
+def _columns(plot: Plot) -> Iterator[tuple[float, float, str]]:
+    """From where to where on the x axis which values hold, for plots whose series share their x."""
+    def short(value: float) -> str:
+        return _short(value, 4)
+
+    drawn = [s for s in plot.series if s.kind in ("line", "bars", "steps") and s.role != "guide"]
+    if not drawn or any(s.kind == "points" for s in plot.series):
+        return
+    x = drawn[0].x
+    edges = [plot.x_range[0], *((a + b) / 2 for a, b in itertools.pairwise(x)), plot.x_range[1]]
+    flat = [f"{s.name} {short(s.y[0])}" for s in plot.series if s.kind == "dashed" and s.y[0] is not None]
+    kept = range(0, len(x), -(-len(x) // COLUMNS))
+    for i, after in zip(kept, [*kept[1:], len(x)], strict=True):
+        if drawn[0].kind == "bars":
+            at = f"{short(edges[i])} to {short(edges[i + 1])}"
+        else:
+            at = f"{plot.x.split(' [')[0]} {short(x[i])}"
+        values = [f"{s.name} {short(y)}" for s in drawn if (y := s.y[i]) is not None]
+        yield edges[i], edges[after], f"{at}: {', '.join([*values, *flat])}"
 
 
 def _mark(series: Series, across: Callable[[float], float], up: Callable[[float], float]) -> Markup:
@@ -125,5 +118,5 @@ def ticks(values: Range, count: int, *, log: bool = False) -> list[float]:
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _short(value: float) -> str:
-    return f"{value:.6g}".replace("-", "−")
+def _short(value: float, digits: int = 6) -> str:
+    return f"{value:.{digits}g}".replace("-", "−")

@@ -5,28 +5,28 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from stage2_temporal.report.clips import Frames, clip, pick
-from stage2_temporal.report.draw import figure, svg
-from stage2_temporal.report.plots import Plot, curves, scatters, timeline, tuning
+from stage2_temporal.report.clips import WIDTH, Frames, clip, pick
+from stage2_temporal.report.draw import svg
+from stage2_temporal.report.glyphs import arrows, bars
+from stage2_temporal.report.pictures import Pictures, by_turns
+from stage2_temporal.report.plots import Plot, curves, scatters, thin, timeline, tuning
 from stage2_temporal.report.results import Results
+from stage2_temporal.report.viewer import data
 
 WORST, BEST = 8, 3
 UNKNOWN = "–"
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot in both drawings, numbered through the page."""
+    """A plot and its drawing; a wide one fills the page's width."""
 
-    number: int
     plot: Plot
-    figure: dict[str, Any]
     svg: Markup
     wide: bool
 
@@ -34,43 +34,56 @@ class Panel:
 def page(results: Results, store: Frames) -> str:
     """The whole report as HTML: no part of it is fetched from anywhere."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": number, "signed": signed, "duration": duration}
-    drawn: list[Panel] = []
-
-    def panel(plot: Plot, across_the_page: int) -> Panel:
-        drawn.append(Panel(len(drawn), plot, figure(plot), svg(plot, across_the_page), across_the_page == 1))
-        return drawn[-1]
-
-    learning = [panel(plot, 2) for plot in curves(results)]
-    fine_tuning = [panel(plot, 2) for plot in tuning(results)]
+    counted, target = results.counted, results.metrics.target
     components = []
-    for k, column in enumerate(results.metrics.target):
+    for k, column in enumerate(target):
         panels = [panel(plot, 3) for plot in scatters(results, k)]
         if over_time := timeline(results, store, k):
             panels.append(panel(over_time, 1))
         components.append((column, panels))
-    worst = pick(results.counted, WORST, worst=True)
-    rest = [e for e in results.counted if e not in worst]
+
+    worst = [clip(e, store) for e in pick(counted, WORST, worst=True)]
+    rest = [e for e in counted if e not in [c.example for c in worst]]
+    best = [clip(e, store) for e in pick(rest, BEST, worst=False)]
+    listed = [*worst, *best]
+    drawn = [clip(counted[i], store) for i in thin(len(counted))]
+    clips = [*drawn, *(c for c in listed if c not in drawn)]
+
+    pictures = Pictures(store)
+    strips = [c.rows[position] for c in listed for position in c.strip]
+    pictures.add(strips)
+    pictures.add(row for c in listed for row in c.rows)
+    pictures.add(by_turns(clips))
+
+    scale = arrows(target, [c.example for c in clips])
     return environment.get_template("page.html.jinja").render(
         results=results,
         metrics=results.metrics,
         splits=results.splits,
         constant=results.constant,
-        learning=learning,
+        learning=[panel(plot, 2) for plot in curves(results)],
         tuned=results.tuned,
-        fine_tuning=fine_tuning,
+        fine_tuning=[panel(plot, 2) for plot in tuning(results)],
         components=components,
-        drawings=[p.figure for p in drawn],
-        worst=[clip(e, store) for e in worst],
-        best=[clip(e, store) for e in pick(rest, BEST, worst=False)],
-        plotly=Markup(get_plotlyjs()),
+        worst=worst,
+        best=best,
+        number_of=clips.index,
+        pictures=pictures,
+        width=WIDTH,
+        arrows=scale,
+        bars=[bars([c.example for c in clips], k) for k in range(len(target))],
+        farthest=max((e.distance for e in counted if math.isfinite(e.distance)), default=None),
+        data=data(results, clips, len(drawn), scale, pictures, set(strips)),
+        script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
     )
+
+
+def panel(plot: Plot, across_the_page: int) -> Panel:
+    """A plot drawn as wide as its share of the page."""
+    return Panel(plot, svg(plot, across_the_page), across_the_page == 1)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""What the report plots: decided here once, drawn twice (`draw.py`)."""
+"""What the report plots: decided here, drawn by `draw.py`."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ class Series:
     role: Role
     x: list[float]
     y: list[float | None]
-    text: list[str] | None = None
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One panel."""
+    """One panel; `component` is the target's column it is about, where it is about one."""
 
     title: str
     note: str
@@ -45,6 +44,7 @@ class Plot:
     x_range: Range
     y_range: Range
     log: bool = False
+    component: int | None = None
 
 
 def curves(results: Results) -> list[Plot]:
@@ -105,18 +105,18 @@ def scatters(results: Results, component: int) -> list[Plot]:
     predicted = np.array([e.predicted[component] for e in examples])
     residual = predicted - true
     shown = thin(len(examples))
-    x, text = [float(true[i]) for i in shown], [label(examples[i]) for i in shown]
+    x = [float(true[i]) for i in shown]
     note = "" if len(shown) == len(examples) else f" {len(shown):,} of {len(examples):,} examples are drawn."
 
     ends = _span([*true, *predicted, *([] if constant is None else [constant])])
     against = [
         Series("perfect", "line", "guide", list(ends), list(ends)),
-        Series("model", "points", "model", x, [float(predicted[i]) for i in shown], text),
+        Series("model", "points", "model", x, [float(predicted[i]) for i in shown]),
     ]
     left = _span(true)
     residuals = [
         Series("perfect", "line", "guide", list(left), [0.0, 0.0]),
-        Series("model", "points", "model", x, [float(residual[i]) for i in shown], text),
+        Series("model", "points", "model", x, [float(residual[i]) for i in shown]),
     ]
     bounds = list(residual)
     if constant is not None:
@@ -135,15 +135,16 @@ def scatters(results: Results, component: int) -> list[Plot]:
         Plot(
             "Predicted against true",
             f"On the thin line a prediction is perfect; the dashed one is the constant predictor.{note}",
-            _named("true", unit), _named("predicted", unit), tuple(against), ends, ends,
+            _named("true", unit), _named("predicted", unit), tuple(against), ends, ends, component=component,
         ),
         Plot(
             "Residuals", "Filled: the model. Outlined: the constant predictor.", error, "examples",
-            tuple(histogram), (float(edges[0]), float(edges[-1])), (0.0, 1.08 * tallest),
+            tuple(histogram), (float(edges[0]), float(edges[-1])), (0.0, 1.08 * tallest), component=component,
         ),
         Plot(
             "Residual against true", f"A cloud along the dashed line answers as the constant does.{note}",
             _named("true", unit), error, tuple(residuals), left, _span([*bounds, 0.0]),
+            component=component,
         ),
     ]  # fmt: skip
 
@@ -169,12 +170,6 @@ def timeline(results: Results, store: Frames, component: int) -> Plot | None:
     unit = _named(results.metrics.target[component], results.metrics.unit)
     note = f"{name}, the sequence with the most labels."
     return Plot("Over time", note, "time [s]", unit, tuple(series), (x[0], x[-1]), _span(values))
-
-
-def label(example: Example) -> str:
-    """An example in a few words."""
-    frames = example.frames
-    return f"{example.sequence}, frames {frames[0]}–{frames[-1]}"
 
 
 def thin(count: int) -> list[int]:

@@ -40,8 +40,8 @@ class Scores(Figures):
     """A predictor's figures on a split, over all components and for each."""
 
     components: dict[str, Figures] = {}
-    ev: dict[str, float | None] | None = None
-    ep: dict[str, float | None] | None = None
+    ev: dict[str, float | None] | None = None  # TuSimple's, of the velocity, by distance
+    ep: dict[str, float | None] | None = None  # and of the position
 
 
 class Split(Part):
