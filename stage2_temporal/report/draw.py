@@ -56,6 +56,7 @@ def svg(plot: Plot, across_the_page: int = 3) -> Markup:
 
 def _columns(plot: Plot) -> Iterator[tuple[float, float, str]]:
     """From where to where on the x axis which values hold, for plots whose series share their x."""
+
     def short(value: float) -> str:
         return _short(value, 4)
 
@@ -79,7 +80,9 @@ def _mark(series: Series, across: Callable[[float], float], up: Callable[[float]
     known = [(across(x), None if y is None else up(y)) for x, y in zip(series.x, series.y, strict=True)]
     points = [(x, y) for x, y in known if y is not None]
     style = f"{series.kind} role-{series.role}"
-    if series.kind in ("points", "ring"):
+    if series.kind == "ring":
+        path = "".join(f"M{x - 4.5:.1f} {y:.1f}a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0" for x, y in points)
+    elif series.kind == "points":
         # a dot is a line of no length with round ends: one path for the whole cloud
         path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
     elif series.kind in ("bars", "steps"):

@@ -91,4 +91,4 @@ def bars(examples: Sequence[Example], column: int) -> Bars:
     values = [0.0, *(v for e in examples for v in (e.true[column], e.predicted[column]))]
     low, high = min(values), max(values)
     scale = LONG / ((high - low) or 1.0)
-    return Bars(-low * scale, scale)
+    return Bars(abs(low) * scale, scale)

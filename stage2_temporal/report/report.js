@@ -226,7 +226,7 @@
     const c = clips[i];
     positions = [...Array(c.length).keys()].filter((p) => embedded.has(c.row + p * c.stride));
     one("h4", viewer).textContent = c.name;
-    one(".about .where", viewer).textContent = `${frames(c)}, ${c.label}${away(c)}`;
+    one("h4 + .where", viewer).textContent = `${frames(c)}, ${c.label}${away(c)}`;
     all("tbody tr", viewer).forEach((row, k) => {
       const values = [number(c.true[k]), number(c.predicted[k]), signed(c.predicted[k] - c.true[k])];
       if (data.constant) values.push(signed(data.constant[k] - c.true[k]));
