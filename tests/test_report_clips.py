@@ -81,6 +81,8 @@ def test_arrows_point_where_velocities_do() -> None:
     assert drawn.predicted(fast).startswith("M3.0 0.0L3.0 26.0L")  # backwards, down
     assert drawn.true(fast, (100.0, 40.0, 20.0, 10.0)).startswith("M98.5 45.0L111.5 45.0L")
     assert arrows(("ego_speed",), [fast]) is None
+    more = Example("test", "a", 0, 7, 0, 1, 8, (50.0, 13.0, 0.0), (60.0, 0.0, -26.0), math.nan)
+    assert arrows(("x", "vy", "vx"), [more]).true(more) == drawn.true(fast)
 
 
 def test_bars_start_at_zero() -> None:

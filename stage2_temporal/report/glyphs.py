@@ -23,24 +23,26 @@ class Arrows:
     """Velocities seen from above: x, forward, is up; y, right, is right.
 
     Attributes:
+        columns: which of the target's columns are vx and vy.
         scale: units a m/s.
         ring: m/s of the ring that shows the scale.
     """
 
+    columns: tuple[int, int]
     scale: float
     ring: float
 
     def true(self, example: Example, box: Place | None = None) -> str:
         """The true velocity's arrow: from the left of a box, or of the middle."""
-        return self.path(example.true, *beside(box, -1))
+        return self._path(example.true, *beside(box, -1))
 
     def predicted(self, example: Example, box: Place | None = None) -> str:
         """The predicted velocity's arrow: from the right."""
-        return self.path(example.predicted, *beside(box, 1))
+        return self._path(example.predicted, *beside(box, 1))
 
-    def path(self, velocity: Sequence[float], x: float, y: float) -> str:
-        """An arrow from (x, y) on, as an SVG path."""
-        right, down = velocity[1] * self.scale, -velocity[0] * self.scale
+    def _path(self, values: Sequence[float], x: float, y: float) -> str:
+        vx, vy = (values[k] for k in self.columns)
+        right, down = vy * self.scale, -vx * self.scale
         length = math.hypot(right, down)
         head, turn = min(4.0, 0.6 * length), math.atan2(down, right)
         barbs = [
@@ -79,11 +81,12 @@ def beside(box: Place | None, side: int) -> tuple[float, float]:
 
 
 def arrows(target: Sequence[str], examples: Iterable[Example]) -> Arrows | None:
-    """The arrows' common scale; None where the target is no velocity."""
-    speeds = [math.hypot(*v) for e in examples for v in (e.true, e.predicted)]
-    if tuple(target) != VELOCITY or not speeds or max(speeds) == 0:
+    """The arrows' common scale; None where the target has no velocity."""
+    if not set(VELOCITY) <= set(target):
         return None
-    return Arrows(REACH / max(speeds), nice(max(speeds) / 4))
+    columns = target.index("vx"), target.index("vy")
+    fastest = max((math.hypot(*(v[k] for k in columns)) for e in examples for v in (e.true, e.predicted)), default=0.0)
+    return Arrows(columns, REACH / fastest, nice(fastest / 4)) if fastest > 0 else None
 
 
 def bars(examples: Sequence[Example], column: int) -> Bars:

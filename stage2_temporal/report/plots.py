@@ -97,7 +97,7 @@ def scatters(results: Results, component: int) -> list[Plot]:
 
     The constant predictor stands in each: its answer, its residuals' histogram, its residuals.
     """
-    examples, unit = results.counted, results.metrics.unit
+    examples, unit = results.counted, results.metrics.unit_of(component)
     if not examples:
         return []
     constant = results.constant[component] if results.constant else None
@@ -167,7 +167,7 @@ def timeline(results: Results, store: Frames, component: int) -> Plot | None:
     if results.constant:
         values.append(results.constant[component])
         series.append(Series("constant", "dashed", "constant", [x[0], x[-1]], [values[-1]] * 2))
-    unit = _named(results.metrics.target[component], results.metrics.unit)
+    unit = _named(results.metrics.target[component], results.metrics.unit_of(component))
     note = f"{name}, the sequence with the most labels."
     return Plot("Over time", note, "time [s]", unit, tuple(series), (x[0], x[-1]), _span(values))
 

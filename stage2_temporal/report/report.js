@@ -110,9 +110,11 @@
   const away = (c) => (c.distance === null ? "" : `, ${number(c.distance, 1)} m away`);
   const frames = (c) => `frames ${c.first}–${frame(c, c.length - 1)}${c.stride > 1 ? `, every ${c.stride}` : ""}`;
   function about(i) {
-    const c = clips[i], unit = data.unit ? ` ${data.unit}` : "";
-    const values = data.target.map((name, k) =>
-      `${name}: true ${number(c.true[k])}, predicted ${number(c.predicted[k])}${unit} (${signed(c.predicted[k] - c.true[k])})`);
+    const c = clips[i];
+    const values = data.target.map((name, k) => {
+      const [unit, error] = [data.units[k] ? ` ${data.units[k]}` : "", signed(c.predicted[k] - c.true[k])];
+      return `${name}: true ${number(c.true[k])}, predicted ${number(c.predicted[k])}${unit} (${error})`;
+    });
     return [c.name, frames(c) + away(c), ...values].join("\n");
   }
 
@@ -192,8 +194,9 @@
   for (const still of all(".strip img")) embedded.set(Number(still.dataset.row), still.src);
   let current = null, positions = [], timer = 0;
 
-  function arrow(velocity, x, y) {  // as glyphs.py draws it
-    const right = velocity[1] * data.arrow, down = -velocity[0] * data.arrow;
+  function arrow(values, x, y) {  // as glyphs.py draws it
+    const [vx, vy] = data.arrow.columns.map((k) => values[k] * data.arrow.scale);
+    const right = vy, down = -vx;
     const length = Math.hypot(right, down), head = Math.min(4, 0.6 * length), turn = Math.atan2(down, right);
     const [a, b] = [-0.6, 0.6].map((side) =>
       `L${x + right - head * Math.cos(turn + side)} ${y + down - head * Math.sin(turn + side)}`);
@@ -201,10 +204,10 @@
   }
 
   function arrows(drawing, c, box) {
-    [["true", c.true, -1], ["model", c.predicted, 1]].forEach(([kind, velocity, side]) => {
+    [["true", c.true, -1], ["model", c.predicted, 1]].forEach(([kind, values, side]) => {
       const [left, top, width, height] = box ?? [0, 0, 0, 0];
       const x = left + width / 2 + side * Math.max(width / 2 + 1.5, 3);
-      one(`.${kind}`, drawing)?.setAttribute("d", box ? arrow(velocity, x, top + height / 2) : "");
+      one(`.${kind}`, drawing)?.setAttribute("d", box ? arrow(values, x, top + height / 2) : "");
     });
   }
 

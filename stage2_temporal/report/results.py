@@ -89,6 +89,10 @@ class Metrics(Part):
     verdict: str
     no_better_than_constant: bool
 
+    def unit_of(self, column: int) -> str | None:
+        """A target column's own unit, which `unit` is where all have the same."""
+        return self.units[column] if self.units else self.unit
+
 
 class TunedSplit(Part):
     """A split's figures after fine-tuning."""

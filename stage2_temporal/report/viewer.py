@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container
 from collections.abc import Sequence as Listed
+from dataclasses import asdict
 from typing import Any
 
 from stage2_temporal.report.clips import Clip
@@ -28,10 +29,10 @@ def data(
     """
     return {
         "target": list(results.metrics.target),
-        "unit": results.metrics.unit,
+        "units": [results.metrics.unit_of(k) for k in range(len(results.metrics.target))],
         "constant": results.constant and [_short(v) for v in results.constant],
         "drawn": drawn,
-        "arrow": arrows and arrows.scale,
+        "arrow": arrows and asdict(arrows),
         "clips": [_clip(c) for c in clips],
         "pictures": {row: uri.partition(",")[2] for row, uri in pictures.held.items() if row not in shown},
     }
