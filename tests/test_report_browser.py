@@ -263,6 +263,8 @@ def test_clips_are_stepped_through_with_keys_slider_and_play(
     viewer = second.locator("#viewer")
     assert viewer.locator("h4").inner_text() == worst[1].sequence
     slider, image = viewer.get_by_label("Frame", exact=True), viewer.locator("img")
+    size = image.bounding_box()
+    assert size is not None and size["width"] > 500
     box, arrow = viewer.locator(".over .box"), viewer.locator(".over .true")
 
     def state() -> tuple[str, str | None, str | None, str | None]:
