@@ -55,6 +55,10 @@ class Stored:
         targets = self.sequences[at].labels[0].targets
         return road(row - int(self.first[at]), targets.get("ego_speed", 14.0), 12 + 7 * (at % 6))
 
+    @property
+    def track_keys(self) -> list[str]:
+        return [name for name, _ in self.tracks]
+
     def track(self, sequence: int, label: int) -> Track | None:
         return self.tracks.get((self.sequences[sequence].id, label))
 
