@@ -105,6 +105,7 @@ class Store:
                 self._offsets: NDArray[np.int64] = self._file["thumbnails/offset"][:]
                 self._paths = track_index(self._file)
             self._index = {s.id: i for i, s in enumerate(self.sequences)}
+            self._vehicles: dict[int, dict[int, str]] = {}  # per sequence: label → key of its vehicle's track
         except BaseException:
             self._file.close()
             raise
@@ -175,12 +176,11 @@ class Store:
             sequence: index into `sequences`.
             label: index into that sequence's labels.
         """
-        owner = self.sequences[sequence]
-        for vehicle in vehicles(owner):
-            if label in vehicle.labels:
-                where = self._paths.get(key(owner, vehicle))
-                return None if where is None else self._track(*where)
-        return None
+        if sequence not in self._vehicles:
+            owner = self.sequences[sequence]
+            self._vehicles[sequence] = {i: key(owner, v) for v in vehicles(owner) for i in v.labels}
+        where = self._paths.get(self._vehicles[sequence].get(label, ""))
+        return None if where is None else self._track(*where)
 
     def _track(self, first: int, length: int) -> Track:
         with reading(self.path):
