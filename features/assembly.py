@@ -32,6 +32,8 @@ from features.sequences import Camera, Sequence
 from features.store import Header, Store, StreamInfo, TopRecord, read_track, stream_infos, track_index
 from features.tracks import Track
 
+OPEN = 4  # files read from at a time
+
 
 class ShardWriter:
     """Writes pieces, frame after frame, into a file of its own; use it inside `replacing`."""
@@ -205,8 +207,10 @@ def _placed(parts: Listed[Listed[Held]]) -> Iterator[tuple[int, Held]]:
 
 
 def _opened(sources: dict[Path, Any], path: Path) -> Any:
-    if path not in sources:
-        sources[path] = open_file(path)
+    """A file, opened; the one used longest ago makes room, for each open file keeps its caches in memory."""
+    if path not in sources and len(sources) >= OPEN:
+        sources.pop(next(iter(sources))).close()
+    sources[path] = sources.pop(path, None) or open_file(path)
     return sources[path]
 
 
