@@ -40,7 +40,7 @@ with quiet_imports():
     from stage1_extract.sample import render
     from stage2_temporal import fuse, runs, training
     from stage2_temporal.dataset import Batches, FrameReader
-    from stage2_temporal.model import build
+    from stage2_temporal.heads import build
     from stage2_temporal.task import read_task
 
 CLIPS, HELD_OUT, LENGTH = 365, 91, 8

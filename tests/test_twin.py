@@ -22,7 +22,7 @@ from features.store import Store
 from stage2_temporal import adam, lstm
 from stage2_temporal.ahead import Ahead
 from stage2_temporal.dataset import Batches, FrameReader
-from stage2_temporal.model import build
+from stage2_temporal.heads import build
 from stage2_temporal.training import fit, predict
 from stage2_temporal.twin import accelerate
 
