@@ -10,7 +10,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from benchmarks import extraction, prediction
+from benchmarks import extraction, prediction, training
 
 
 def main() -> int:
@@ -28,8 +28,11 @@ def main() -> int:
     print(f"{'case':<52}{'trunk':>8}{'sliding':>9}{'sliding/trunk':>15}")
     for row in slides:
         print("{case:<52}{trunk_fps:>8.1f}{sliding_fps:>9.1f}{sliding_over_trunk:>15.3f}".format(**row))
+    epochs = training.measure()
+    print("\ntraining: the published model's heads from the store, beside plain model.fit and end to end")
+    training.show(epochs)
     Path("benchmarks/results.json").write_text(
-        json.dumps({"machine": machine, "extraction": rows, "prediction": slides}, indent=1)
+        json.dumps({"machine": machine, "extraction": rows, "prediction": slides, "training": epochs}, indent=1)
     )
     return 0
 
