@@ -95,7 +95,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             FramebankError: see `stage2_temporal.training.fit`.
         """
         self._begin()
-        examples, targets = self._accepted(X, y)
+        examples, targets = self._accepted(X, y, fitting=True)
         self._flat = targets.ndim == 1
         targets = targets.reshape(len(examples), -1)
         held: Examples | None = None
@@ -118,7 +118,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def predict(self, X: Any) -> Floats:
         """(n, K) in the target's unit, or (n,) where y was."""
         check_is_fitted(self, "model_")
-        examples = self._accepted(X)[0]
+        examples = self._accepted(X, None, fitting=False)[0]
         predicted = self._predicted(examples)
         return predicted[:, 0] if self._flat else predicted
 
@@ -199,9 +199,15 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self._shapes, self._targets, self._top, self._target = shapes, targets, top, target
         self._scale: Scale | None = None
 
-    def _accepted(self, X: Any, y: Any = None) -> tuple[Windows, Floats]:
-        """X and y, checked."""
-        fitting = y is not None
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        tags.input_tags.three_d_array = True
+        tags.regressor_tags.poor_score = True  # on the dozens of rows of scikit-learn's checks
+        return tags
+
+    def _accepted(self, X: Any, y: Any, *, fitting: bool) -> tuple[Windows, Floats]:
+        """X and y, checked; y alone matters in fitting."""
         if isinstance(X, Inputs):
             if len(X) == 0:
                 raise ValueError("found 0 examples, at least 1 is needed")
@@ -223,7 +229,10 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             arrays = {n: keras.layers.Identity(name=n)(tensor) for n, tensor in arrays.items()}
             for name, tensor in arrays.items():
                 tensor.name = name
-        return Graph(inputs, arrays, self._vectors(arrays))
+        vectors = self._vectors(arrays)
+        if any(vectors is tensor for tensor in arrays.values()):
+            vectors = keras.layers.Identity(name="vectors")(vectors)  # Keras makes no model of no step
+        return Graph(inputs, arrays, vectors)
 
     def _finished(self, graph: Graph) -> keras.Model:
         """The model from `_base` to the answer in the target's unit."""
@@ -240,8 +249,11 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def _computed(self, graph: Graph, examples: Windows, *, whole: bool) -> Iterator[NDArray[Any]]:
         """The examples' vectors, batch by batch, from `_base` (whole) or from `_arrays`."""
         model = keras.Model(fed(graph.inputs if whole else graph.arrays), graph.vectors)
-        batches = self._batches(examples, None, whole=whole)
-        return (model.predict_on_batch(batches[i][0]) for i in range(len(batches)))
+        return self._called(model, self._batches(examples, None, whole=whole))
+
+    def _called(self, model: keras.Model, batches: Batches) -> Iterator[NDArray[Any]]:
+        """A model's answers, batch by batch, without the graph that `predict` would trace first."""
+        return (np.asarray(model(batches[i][0], training=False)) for i in range(len(batches)))
 
     def _batches(self, examples: Windows, targets: Floats | None, *, whole: bool, seed: int | None = None) -> Batches:
         """Batches of `_base` (whole) or of `_arrays`."""

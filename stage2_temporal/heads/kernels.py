@@ -95,5 +95,5 @@ class SVR(Kernel):
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 machine.fit(vectors, targets[:, k])
             weights[machine.support_, k], bias[k] = machine.dual_coef_[0], machine.intercept_[0]
-        used = np.flatnonzero(weights.any(axis=1))
+        used = np.flatnonzero(weights.any(axis=1) | (np.arange(len(weights)) == 0))  # at least one
         return weights[used], bias, used

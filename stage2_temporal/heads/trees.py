@@ -35,7 +35,7 @@ class Boosting(Statistics, Solved):
                 n_estimators=self._head.units,
                 max_depth=self._head.layers,
                 learning_rate=RATE,
-                subsample=SUBSAMPLE,
+                subsample=SUBSAMPLE if len(vectors) > 1 else 1.0,
                 max_features=features,
                 random_state=self._train.seed,
             ).fit(vectors, targets[:, k])
