@@ -25,7 +25,7 @@ with quiet_imports():
     from stage2_temporal.fuse import assemble
     from stage2_temporal.heads import build
     from stage2_temporal.model import vector_scale
-    from stage2_temporal.predict import Parts, Slider
+    from stage2_temporal.slider import Parts, Slider
 
 FRAMES, TIME = 200, 8
 CASES = {

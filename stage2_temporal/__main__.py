@@ -7,6 +7,7 @@
     python -m stage2_temporal finetune --run NAME [--store S] [--data.path P] [--finetune.field value …]
     python -m stage2_temporal predict  --run NAME [--input PATH] [--output FILE.csv] [--overlay FILE.mp4]
                                        [--stride N] [--fps N]     on a video, a folder of frames or a data set
+                                       [--boxes FILE.csv]         of the vehicles in a video that are asked about
     python -m stage2_temporal benchmark --predictions submission.json --truth gt.json      TuSimple's EV and EP
     python -m stage2_temporal export   --run NAME [--store S] [--data.path P] [--format NAME …]
 
@@ -110,7 +111,7 @@ def fuse(options: argparse.Namespace, flags: list[str]) -> int:
 def predict(options: argparse.Namespace, flags: list[str]) -> int:
     """Predict on a video, a folder of frames or a data set."""
     parser = argparse.ArgumentParser("stage2_temporal predict", add_help=False, allow_abbrev=False)
-    for name, kind in (("input", Path), ("output", Path), ("overlay", Path), ("stride", int), ("fps", float)):
+    for name, kind in PREDICT:
         parser.add_argument(f"--{name}", type=kind)
     asked, rest = parser.parse_known_args(flags)
     folder, _ = _run_and_store(options, rest)
@@ -118,7 +119,8 @@ def predict(options: argparse.Namespace, flags: list[str]) -> int:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     with quiet_imports():
         from stage2_temporal import predict as prediction
-    written = prediction.predict(folder, asked.input, asked.output, asked.overlay, stride=asked.stride, fps=asked.fps)
+    where = (asked.input, asked.output, asked.overlay)
+    written = prediction.predict(folder, *where, stride=asked.stride, fps=asked.fps, boxes=asked.boxes)
     print(f"{written.windows:,} windows: {', '.join(map(str, written.files))}")
     if written.left_out:
         raise BadInputs(
@@ -198,6 +200,15 @@ def _help() -> None:
         print(f"  {name:<14}{head.when}")
     print()
 
+
+PREDICT = (
+    ("input", Path),
+    ("output", Path),
+    ("overlay", Path),
+    ("boxes", Path),
+    ("stride", int),
+    ("fps", float),
+)
 
 COMMANDS = {
     "train": train,

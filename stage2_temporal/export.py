@@ -2,7 +2,8 @@
 
 The recurrent layers are unrolled, since LiteRT and OpenVINO stumble over the loop of a Keras LSTM; the weights and the
 numbers are the same. Every format takes `frames`, uint8 (batch, T, height, width, 3), and gives one output a target
-column, float32 (batch,).
+column, float32 (batch,). A head that is told which vehicle sees no frames: its model takes `geometry`, float32
+(batch, F), what `features.geometry` makes of a track.
 """
 
 from __future__ import annotations
@@ -21,11 +22,18 @@ from numpy.typing import NDArray
 from features.config import Config
 from features.errors import ConfigError, FramebankError
 from features.store import Store
-from stage2_temporal.fuse import assemble, fuse, stored_windows
+from stage2_temporal.fuse import WINDOWS, assemble, fuse, stored_windows
+from stage2_temporal.heads import find
+from stage2_temporal.heads.boxed import GEOMETRY, Boxed, paths
+from stage2_temporal.inputs import Inputs as Windows
+from stage2_temporal.inputs import Source
 from stage2_temporal.model import TOLERANCE
 from stage2_temporal.runs import load
+from stage2_temporal.scene import read_scene
+from stage2_temporal.task import read_task
 
 Outputs = Mapping[str, NDArray[np.float32]]
+Inputs = Mapping[str, NDArray[Any]]
 
 
 def export_run(
@@ -41,13 +49,18 @@ def export_run(
         raise ConfigError(
             "no such format", expected=f"one of {', '.join(FORMATS)}", got=unknown[0], mend="--format NAME"
         )
+    if issubclass(find(config.head.name), Boxed):
+        vectors = _vectors(run, store, config)
+        for name in formats or DEFAULT:
+            yield export(_named(load(run), config.data.columns), run / "export", name, {GEOMETRY: vectors})
+        return
     fused, _ = fuse(run, store, config)
     if (run / "finetuned.keras").is_file():
         fused.set_weights(load(run, "finetuned.keras").get_weights())
     model = servable(fused, config.data.columns)
     frames, _ = stored_windows(config, store)
     for name in formats or DEFAULT:
-        yield export(model, run / "export", name, frames)
+        yield export(model, run / "export", name, {"frames": frames})
 
 
 def servable(fused: keras.Model, columns: tuple[str, ...]) -> keras.Model:
@@ -55,12 +68,22 @@ def servable(fused: keras.Model, columns: tuple[str, ...]) -> keras.Model:
     stage_two = fused.get_layer("framebank")
     unrolled = keras.models.clone_model(stage_two, clone_function=_unrolled)
     unrolled.set_weights(stage_two.get_weights())
-    model = assemble(fused.get_layer("trunk"), unrolled)
+    return _named(assemble(fused.get_layer("trunk"), unrolled), columns)
+
+
+def _named(model: keras.Model, columns: tuple[str, ...]) -> keras.Model:
     return keras.Model(model.input, {c: model.output[:, i] for i, c in enumerate(columns)}, name="framebank")
 
 
-def export(model: keras.Model, folder: Path, name: str, frames: NDArray[np.uint8]) -> tuple[Path, float]:
-    """Write one format into `folder`; its path and the largest relative difference from Keras on `frames`.
+def _vectors(run: Path, store: Store, config: Config) -> NDArray[np.float32]:
+    """Up to `WINDOWS` geometry vectors, spread over the store."""
+    found = read_task(config, store).examples
+    chosen = found[np.unique(np.linspace(0, len(found) - 1, WINDOWS).astype(int))]
+    return read_scene(run).vectors(paths(Windows(Source(store.path, chosen.rows), chosen)))
+
+
+def export(model: keras.Model, folder: Path, name: str, inputs: Inputs) -> tuple[Path, float]:
+    """Write one format into `folder`; its path and the largest relative difference from Keras on `inputs`, by name.
 
     Raises:
         ConfigError: its packages are not installed.
@@ -73,12 +96,13 @@ def export(model: keras.Model, folder: Path, name: str, frames: NDArray[np.uint8
     folder.mkdir(parents=True, exist_ok=True)
     unfinished, path = folder / f".unfinished{ending}", folder / f"model{ending}"
     _remove(unfinished)
-    expected = model.predict(frames, verbose=0)  # before the export, which needs a model that was called once
+    (array,) = inputs.values()
+    expected = model.predict(array, verbose=0)  # before the export, which needs a model that was called once
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of Keras' own converter (3.15)
             model.export(str(unfinished), format=keras_name, verbose=False)
-        difference = _difference(run(unfinished, frames), expected)
+        difference = _difference(run(unfinished, inputs), expected)
         if not difference <= TOLERANCE:
             raise FramebankError(
                 f"{path}: {name} does not compute what Keras does",
@@ -102,39 +126,42 @@ def _unrolled(layer: keras.Layer) -> keras.Layer:
     return layer.__class__.from_config(config)
 
 
-def _saved_model(path: Path, frames: NDArray[np.uint8]) -> Outputs:
+def _saved_model(path: Path, inputs: Inputs) -> Outputs:
     import tensorflow as tf
 
-    found = tf.saved_model.load(str(path)).signatures["serving_default"](frames=tf.constant(frames))
+    found = tf.saved_model.load(str(path)).signatures["serving_default"](
+        **{n: tf.constant(a) for n, a in inputs.items()}
+    )
     return {name: value.numpy() for name, value in found.items()}
 
 
-def _onnx(path: Path, frames: NDArray[np.uint8]) -> Outputs:
+def _onnx(path: Path, inputs: Inputs) -> Outputs:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"frames": frames}), strict=True))
+    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
-def _litert(path: Path, frames: NDArray[np.uint8]) -> Outputs:
+def _litert(path: Path, inputs: Inputs) -> Outputs:
     from ai_edge_litert.interpreter import Interpreter
 
     run = Interpreter(str(path)).get_signature_runner("serving_default")
-    windows = [run(frames=window[None]) for window in frames]
+    ((entry, array),) = inputs.items()
+    windows = [run(**{entry: window[None]}) for window in array]
     return {name: np.concatenate([w[name] for w in windows]) for name in windows[0]}
 
 
-def _openvino(path: Path, frames: NDArray[np.uint8]) -> Outputs:
+def _openvino(path: Path, inputs: Inputs) -> Outputs:
     import openvino
 
     compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = compiled({"frames": frames})
+    found = compiled(dict(inputs))
     return {output.any_name: found[output] for output in compiled.outputs}
 
 
 # name: Keras' name for it, the file's ending, packages it needs, its own runtime
-FORMATS: dict[str, tuple[str, str, tuple[str, ...], Callable[[Path, NDArray[np.uint8]], Outputs]]] = {
+FORMATS: dict[str, tuple[str, str, tuple[str, ...], Callable[[Path, Inputs], Outputs]]] = {
     "saved_model": ("tf_saved_model", "", (), _saved_model),
     "onnx": ("onnx", ".onnx", ("tf2onnx", "onnxruntime"), _onnx),
     "litert": ("litert", ".tflite", ("ai_edge_litert",), _litert),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Listed
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import DataError
-from features.sequences import Sequence
+from features.sequences import Box, Sequence
 
 Image = NDArray[np.uint8]
 Values = NDArray[np.float32]
@@ -44,21 +45,32 @@ def write(
     Raises:
         DataError: cv2 cannot write it, or an image cannot be read.
     """
-    whole = path.with_suffix(".mp4")  # cv2 goes by the ending
-    size = (sequence.size[0] & ~1, sequence.size[1] & ~1)
     span = max(2, round(SECONDS * sequence.fps))
     limits = (min(0.0, float(values.min())), max(0.0, float(values.max())))
+    with writing(path, sequence) as write_frame:
+        for i, image in enumerate(images):
+            frame = image.copy()
+            now = i - first + 1
+            draw(frame, values[max(0, now - span) : max(0, now)], span, columns, limits)
+            write_frame(frame)
+
+
+@contextmanager
+def writing(path: Path, sequence: Sequence) -> Iterator[Callable[[Image], object]]:
+    """What takes the frames of an MP4, one after the other; `path` appears when all are written.
+
+    Raises:
+        DataError: cv2 cannot write it.
+    """
+    whole = path.with_suffix(".mp4")  # cv2 goes by the ending
+    size = (sequence.size[0] & ~1, sequence.size[1] & ~1)
     try:
         fourcc = cv2.VideoWriter.fourcc(*"mp4v")
         writer = cv2.VideoWriter(str(whole), cv2.CAP_FFMPEG, fourcc, sequence.fps, size)
         if not writer.isOpened():
             raise DataError(f"{path.parent}: cv2 cannot write an MP4 there", got=f"{size[0]}x{size[1]}")
         try:
-            for i, image in enumerate(images):
-                frame = np.ascontiguousarray(image[: size[1], : size[0]])
-                now = i - first + 1
-                draw(frame, values[max(0, now - span) : max(0, now)], span, columns, limits)
-                writer.write(frame)
+            yield lambda frame: writer.write(np.ascontiguousarray(frame[: size[1], : size[0]]))
         finally:
             writer.release()
         _verify(whole, sequence.length)  # cv2 says nothing of a full disk
@@ -109,6 +121,22 @@ def draw(
         points = np.stack([x, place(recent[:, k])], axis=1).round().astype(np.int32)
         if len(points):
             cv2.polylines(image, [points], False, COLOURS[k % len(COLOURS)], thick, cv2.LINE_AA)
+
+
+def draw_box(image: Image, box: Box, texts: Listed[str], number: int) -> None:
+    """Draw a vehicle's box with lines of text under it (above it, where there is no room) on an image, in place."""
+    height, width = image.shape[:2]
+    scale = max(0.3, min(height / 720, width / 1280) * 0.8)
+    thick, line, colour = max(1, round(2 * scale)), round(30 * scale), COLOURS[number % len(COLOURS)]
+    left, top, right, bottom = (round(side) for side in box)
+    cv2.rectangle(image, (left, top), (right, bottom), colour, thick)
+    below = bottom + len(texts) * line < height
+    for k, text in enumerate(texts):
+        y = bottom + (k + 1) * line if below else top - (len(texts) - 1 - k) * line - line // 3
+        wide = cv2.getTextSize(text, FONT, scale, thick)[0][0]
+        x = min(max(0, left), max(0, width - wide))
+        cv2.putText(image, text, (x, y), FONT, scale, (0, 0, 0), 3 * thick, cv2.LINE_AA)
+        cv2.putText(image, text, (x, y), FONT, scale, colour, thick, cv2.LINE_AA)
 
 
 def _verify(path: Path, length: int) -> None:

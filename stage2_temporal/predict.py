@@ -12,17 +12,16 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Listed
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from features.config import Config, read_config
-from features.errors import BadInputs, ConfigError, DataError, StoreError
+from features.errors import BadInputs, ConfigError, DataError
 from features.files import replacing
 from features.pieces import Piece
 from features.progress import bar
@@ -30,25 +29,15 @@ from features.sequences import Label, Sequence
 from features.windows import asked, examples, offsets
 from stage1_extract.clips import Clip, Image
 from stage1_extract.decode import decode
-from stage1_extract.engine import Engine, Trunk, build_trunk
 from stage1_extract.footage import footage, is_footage
 from stage1_extract.layouts import scan
-from stage2_temporal import overlay, submission, tables
+from stage2_temporal import overlay, predict_boxes, submission, tables
+from stage2_temporal.boxes import SIDES, Given, read_boxes
 from stage2_temporal.folder import read_metrics
 from stage2_temporal.metrics import UNITS
-from stage2_temporal.runs import load
+from stage2_temporal.slider import Maps, Slider, load_parts
 
-Maps = NDArray[np.float32]
 CLIPS = ("sample", "competition", "tusimple")  # layouts whose sequences are clips of one rate, `data.fps`
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A run's two stages. The trunk's maps are float32 here, whatever the store rounded them to."""
-
-    trunk: Trunk
-    stage_two: keras.Model
-    config: Config
 
 
 @dataclass(frozen=True)
@@ -60,26 +49,6 @@ class Written:
     left_out: tuple[str, ...] = ()
 
 
-def load_parts(run: Path) -> Parts:
-    """The trunk, the stage-two model and the config of a run.
-
-    Raises:
-        DataError, ConfigError: no sound run.
-        StoreError: the backbone that its config builds is not the one it was trained on.
-    """
-    metrics, config = read_metrics(run), read_config(run / "config.toml")
-    stage_two, trunk = load(run), build_trunk(config)
-    trained = metrics["store"]["fingerprint"]
-    if trunk.recipe.fingerprint != trained:
-        raise StoreError(
-            f"{run}: the backbone its config builds is not the one it was trained on",
-            expected=f"recipe {trained[:12]}",
-            got=trunk.recipe.fingerprint[:12],
-            mend="restore the file of backbone.weights, or train anew",
-        )
-    return Parts(replace(trunk, recipe=replace(trunk.recipe, dtype="float32")), stage_two, config)
-
-
 def predict(
     run: Path,
     source: Path | None = None,
@@ -88,6 +57,7 @@ def predict(
     *,
     stride: int | None = None,
     fps: float | None = None,
+    boxes: Path | None = None,
 ) -> Written:
     """Predict with a run's model and write the CSV, and where asked the video with the values drawn on it.
 
@@ -97,6 +67,7 @@ def predict(
         overlaid: an .mp4, for a video or a folder of frames.
         stride: take every stride-th frame into the window instead of the run's.
         fps: frames a second, where the source doesn't say or says it wrong.
+        boxes: where the vehicles are, see `read_boxes`; for a head that is told which.
 
     Raises:
         FramebankError: what the user can mend; nothing is written then.
@@ -116,6 +87,12 @@ def predict(
     )
     path = Path(config.data.path)
     sliding = source is not None and is_footage(path)
+    boxed = predict_boxes.is_boxed(config)
+    if boxes is not None and not (boxed and sliding):
+        why = f"{config.head.name} asks for no box" if sliding else "a data set's boxes are its labels'"
+        raise ConfigError(f"--boxes: {why}", mend="leave it out")
+    if boxed and sliding and boxes is None:
+        raise ConfigError(f"{config.head.name} answers for a vehicle in a box", mend=predict_boxes.BOXES)
     if overlaid and not sliding:
         raise ConfigError("--overlay draws on one video or one folder of frames", got=path, mend="--input VIDEO")
     output = output or run / "predicted" / f"{path.stem}.csv"
@@ -125,6 +102,9 @@ def predict(
         return _predict_data_set(run, config, output)
     clip = footage(path, config.data, fps)
     rows = windows(clip, config)
+    if boxes is not None:
+        _compare_rates(clip, config, read_config(run / "config.toml"))
+        return _predict_vehicles(run, clip, read_boxes(boxes, clip.sequence), config, output, overlaid)
     parts = load_parts(run)
     _compare_rates(clip, config, parts.config)
     slider = Slider(parts, rows)
@@ -138,59 +118,6 @@ def predict(
         labels = [(c, UNITS.get(c, "")) for c in config.data.columns]
         overlay.write(temporary, images, clip.sequence, int(rows[0, -1]), values, labels)
     return Written((output, overlaid), len(rows))
-
-
-class Slider:
-    """Runs windows over a stream of frames, each frame once through trunk and top.
-
-    Attributes:
-        engine: counts the trunk's passes.
-        buffer: (frames kept + a batch, …) maps: all that is held of the stream, however long it is.
-    """
-
-    def __init__(self, parts: Parts, rows: NDArray[np.int64]) -> None:
-        """For windows `rows` (n, T): positions in the stream, ascending by the last."""
-        self.rows = rows
-        self.engine = Engine(parts.trunk, parts.config.extract.batch)
-        self._top, head = split(parts.stage_two)
-        self._keep = int((rows[:, -1] - rows[:, 0]).max())
-        shape = (self._top or parts.trunk.model).output.shape[1:]
-        self.buffer = np.zeros((self._keep + self.engine.batch, *shape), np.float32)
-
-        def answer(maps: Any, rows: Any) -> Any:
-            return head(tf.gather(maps, rows), training=False)  # windows overlap: copied by all cores, and only once
-
-        spec = [tf.TensorSpec(self.buffer.shape, tf.float32), tf.TensorSpec((None, rows.shape[1]), tf.int64)]
-        self._answer = tf.function(answer, input_signature=spec, autograph=False)
-
-    def run(self, batches: Iterable[Image]) -> Iterator[Maps]:
-        """Batches of uint8 frames (≤ batch, height, width, 3), in order → values (m, targets), in `rows`' order."""
-        first = held = done = 0  # buffer[:held] are the frames from `first` on
-        for frames in batches:
-            maps = self.engine(frames)
-            if self._top is not None:
-                maps = self._top.predict_on_batch(maps)
-            self.buffer[held : held + len(maps)] = maps
-            held += len(maps)
-            ready = int(np.searchsorted(self.rows[:, -1], first + held))
-            for at in range(done, ready, self.engine.batch):
-                chosen = self.rows[at : min(at + self.engine.batch, ready)] - first
-                values: Maps = self._answer(tf.constant(self.buffer), tf.constant(chosen)).numpy()
-                yield values
-            done = ready
-            drop = max(held - self._keep, 0)
-            self.buffer[: held - drop] = self.buffer[drop:held]
-            first, held = first + drop, held - drop
-
-
-def split(stage_two: keras.Model) -> tuple[keras.Model | None, keras.Model]:
-    """Stage two's top (map → map, a frame at a time; None where there is none), and what follows it."""
-    if "top" not in [layer.name for layer in stage_two.layers]:
-        return None, stage_two
-    top = stage_two.get_layer("top")
-    # one operation follows the top: it unfolds the window's frames from the batch, and there the head begins
-    (unfold,) = (node.operation for node in top._outbound_nodes if node.operation in stage_two.operations)
-    return top, keras.Model(unfold.output, stage_two.output)
 
 
 def windows(clip: Clip, config: Config) -> NDArray[np.int64]:
@@ -212,6 +139,32 @@ def windows(clip: Clip, config: Config) -> NDArray[np.int64]:
     return ends[:, None] + offsets(length, stride, 0)
 
 
+def _predict_vehicles(
+    run: Path, clip: Clip, given: Given, config: Config, output: Path, overlaid: Path | None
+) -> Written:
+    """The vehicles in given boxes along a video: one row a window and vehicle."""
+    columns, fps, count = config.data.columns, clip.sequence.fps, 0
+    names = sorted({name for boxes in given.values() for name in boxes})
+    with ExitStack() as stack:
+        table = stack.enter_context(replacing(output))
+        draw = None
+        if overlaid is not None:
+            draw = stack.enter_context(overlay.writing(stack.enter_context(replacing(overlaid)), clip.sequence))
+        writer = csv.writer(stack.enter_context(table.open("w", newline="", encoding="utf-8")), lineterminator="\n")
+        writer.writerow(["time", "frame", "vehicle", *SIDES, *columns])
+        for image, sights in predict_boxes.follow(run, clip, given, config):
+            for s in sights:
+                writer.writerow([f"{s.frame / fps:.6f}", s.frame, s.vehicle, *s.box, *s.values])
+                texts = [f"{c} {v:+.1f} {UNITS.get(c, '')}" for c, v in zip(columns, s.values, strict=True)]
+                if draw is not None:
+                    overlay.draw_box(image, s.box, texts, names.index(s.vehicle))
+            if draw is not None:
+                draw(image)
+            count += len(sights)
+        predict_boxes.check_seen(count, Path(config.data.path))
+    return Written((output, *([overlaid] if overlaid else [])), count)
+
+
 def _predict_data_set(run: Path, config: Config, output: Path) -> Written:
     """The examples of a data set: their predictions, and the competition's submission."""
     catalogue = scan(config.data)
@@ -226,13 +179,16 @@ def _predict_data_set(run: Path, config: Config, output: Path) -> Written:
     found = examples(
         sequences, first[:-1], config.data.columns, length=window.length, stride=window.stride, end=window.end
     )
-    order = np.argsort(found.rows[:, -1], kind="stable")
-    # frames that no window needs are not even decoded
-    needed, packed = np.unique(found.rows[order], return_inverse=True)
-    slider = Slider(load_parts(run), packed.reshape(found.rows.shape))
     faults: dict[str, str] = {}
-    values = np.empty((len(found), len(found.columns)))
-    values[order] = np.concatenate(list(slider.run(_decoded(catalogue.clips, needed, config, faults))))
+    if predict_boxes.is_boxed(config):
+        values = predict_boxes.predict_examples(run, catalogue.clips, found, first, config, faults)
+    else:
+        order = np.argsort(found.rows[:, -1], kind="stable")
+        # frames that no window needs are not even decoded
+        needed, packed = np.unique(found.rows[order], return_inverse=True)
+        slider = Slider(load_parts(run), packed.reshape(found.rows.shape))
+        values = np.empty((len(found), len(found.columns)))
+        values[order] = np.concatenate(list(slider.run(_decoded(catalogue.clips, needed, config, faults))))
     sound = np.array([sequences[i].id not in faults for i in found.sequence])
     if not sound.any():
         raise BadInputs(

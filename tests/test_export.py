@@ -35,7 +35,7 @@ def test_unrolled_and_named_it_is_the_same_model(fused: tuple[keras.Model, np.nd
 @pytest.mark.parametrize("name", ["saved_model", "onnx", "litert"])
 def test_each_format_equals_keras(name: str, fused: tuple[keras.Model, np.ndarray], tmp_path: Path) -> None:
     model, frames = fused
-    path, difference = export(servable(model, COLUMNS), tmp_path, name, frames)
+    path, difference = export(servable(model, COLUMNS), tmp_path, name, {"frames": frames})
     assert difference <= 1e-4
     own = FORMATS[name][3](path, frames)  # once more, from what lies under the final name
     plain = model.predict(frames, verbose=0)
@@ -54,7 +54,7 @@ def test_a_format_that_computes_something_else_is_refused(
 
     monkeypatch.setitem(FORMATS, "saved_model", (keras_name, ending, packages, worse))
     with pytest.raises(FramebankError, match="does not compute what Keras does"):
-        export(servable(fused[0], COLUMNS), tmp_path, "saved_model", fused[1])
+        export(servable(fused[0], COLUMNS), tmp_path, "saved_model", {"frames": fused[1]})
     assert not list(tmp_path.iterdir())
 
 
@@ -63,7 +63,7 @@ def test_what_is_not_installed_is_named(
 ) -> None:
     monkeypatch.setitem(FORMATS, "onnx", ("onnx", ".onnx", ("no_such_package",), FORMATS["onnx"][3]))
     with pytest.raises(ConfigError, match="pip install no_such_package"):
-        export(servable(fused[0], COLUMNS), tmp_path, "onnx", fused[1])
+        export(servable(fused[0], COLUMNS), tmp_path, "onnx", {"frames": fused[1]})
 
 
 def test_the_command_exports_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,8 @@ from stage1_extract.packets import check_size, readable_rate
 from stage2_temporal import predict as module
 from stage2_temporal.__main__ import main
 from stage2_temporal.fuse import assemble
-from stage2_temporal.predict import Parts, Slider, load_parts, predict, windows
+from stage2_temporal.predict import predict, windows
+from stage2_temporal.slider import Parts, Slider, load_parts
 
 LENGTH, STRIDE, BATCH = 3, 2, 8
 SPAN = (LENGTH - 1) * STRIDE + 1

@@ -52,6 +52,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     Attributes:
         when: one sentence: when to take it.
         standardised: whether its vectors take part in `standardise_inputs`.
+        gaps: whether plain arrays may have NaN in them.
         model_: keras.Model from the store's streams to (batch, K) in the target's unit. One stream: one input named
             `features`; several: a dictionary by stream.
         outcome_: history, kept epoch and seconds of training.
@@ -59,6 +60,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     when: ClassVar[str] = ""
     standardised: ClassVar[bool] = True
+    gaps: ClassVar[bool] = False
 
     def __init__(self, **settings: Any) -> None:
         unknown = [name for name in settings if name not in SETTINGS]
@@ -216,6 +218,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 check_consistent_length(X, targets)
             return X, targets
         rules = {"allow_nd": True, "dtype": "numeric", "reset": fitting}
+        rules["ensure_all_finite"] = "allow-nan" if self.gaps else True
         if not fitting:
             return windows(validate_data(self, X, **rules)), np.empty(0)
         X, y = validate_data(self, X, y, **rules, multi_output=True, y_numeric=True)

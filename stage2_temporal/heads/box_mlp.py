@@ -14,7 +14,7 @@ import numpy as np
 
 from stage2_temporal.dataset import Batches
 from stage2_temporal.estimates import pick
-from stage2_temporal.heads.base import Examples, Floats, Named, Tensor
+from stage2_temporal.heads.base import Examples, Floats, Named, Tensor, fed
 from stage2_temporal.heads.boxed import GEOMETRY, Boxed, Seen
 from stage2_temporal.heads.trained import Trained
 from stage2_temporal.inputs import Windows
@@ -80,25 +80,21 @@ class BoxMLP(Boxed, Trained):
     def _learn(self, examples: Windows, targets: Floats, held: Examples | None, logs: Path | None) -> None:
         """Each network is judged by its own error: judged by their mean they would lean on one another."""
         fix_seeds(self._train.seed)
-        members, seen = self._head.members, self._seen(examples)
-        inputs, whole = self._begun(seen)
-        vectors = self._vectors(inputs)
-        each = keras.layers.Flatten(name="members")(self._in_unit(self._members(vectors, self._targets)))
-        model = keras.Model(inputs[GEOMETRY], each)
+        members, seen, graph = self._head.members, self._seen(examples), self._graph()
+        answers = self._in_unit(self._members(graph.vectors, self._targets))
 
         def batches(x: Seen, y: Floats, seed: int | None = None) -> Batches:
-            return self._batches(x, np.tile(y, members), whole=whole, seed=seed)
+            return self._batches(x, np.tile(y, members), whole=True, seed=seed)
 
         self.outcome_ = fit(
-            model,
+            keras.Model(fed(graph.inputs), keras.layers.Flatten(name="members")(answers)),
             batches(seen, targets, self._train.seed),
             None if held is None else batches(self._seen(held[0]), held[1]),
             self._train,
             deviation=np.tile(self._target.deviation, members) if self._target else None,
             logs=logs,
         )
-        self.model_ = self.whole()
-        self.model_.set_weights(model.get_weights())
+        self.model_ = keras.Model(fed(graph.inputs), keras.ops.mean(answers, axis=1), name="framebank")
 
     def _in_unit(self, answer: Tensor) -> Tensor:
         if self._target is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -67,7 +67,7 @@ class Boxed(Head):
         scene_: what was learnt of ground and camera; None where it was given geometry vectors.
     """
 
-    boxed: ClassVar[bool] = True
+    gaps = True
 
     def _prepare(self, examples: Windows, targets: Floats) -> None:
         if isinstance(examples, Inputs):
