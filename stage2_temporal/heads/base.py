@@ -42,7 +42,7 @@ Named = dict[str, Any]  # tensors or arrays by input name
 Floats = NDArray[np.float64]
 Examples = tuple[Windows, Floats]
 
-NOT_THE_HEADS = ("name", "memory_gb", "tensorboard")  # the class, its Inputs, and its caller decide these
+NOT_THE_HEADS = ("name", "folds", "fold", "memory_gb", "tensorboard")  # the class, its Inputs, and its caller decide these
 SETTINGS = {n: f for section in (Settings, Train) for n, f in section.model_fields.items() if n not in NOT_THE_HEADS}
 
 
