@@ -145,11 +145,15 @@ def boards(runs: Iterable[Run], target: str | None = None) -> list[Board]:
 
 
 def best_line(runs: Iterable[Run]) -> str:
-    """The best setting beside the constant predictor, on the split to choose by; empty where there is none."""
+    """The best setting beside the constant predictor, on the split to choose by; empty where there is none.
+
+    Settings with as many folds and seeds as any count: a single lucky fold is not the best.
+    """
     board = next(iter(boards(runs)), None)
-    best = board and next((row for row in board.rows if row.rank == 1), None)
-    if board is None or best is None:
+    if board is None:
         return ""
+    most = max(len(row.runs) for row in board.rows)
+    best = next(row for row in board.rows if row.rank and len(row.runs) == most)
     rmse, constant = (row.figures["rmse"][0] for row in (best, board.constant))
     return f"best skill {best.skill:.3f}, RMSE {rmse:.3f} beside the constant's {constant:.3f} ({label(best)})"
 
