@@ -19,11 +19,13 @@ from pydantic import ValidationError
 from features.config import Config, read_config
 from features.errors import ConfigError, DataError
 from stage2_temporal.folder import FILES, read_metrics
+from stage2_temporal.metrics import UNITS
 from stage2_temporal.report.results import Metrics, Scores
 from stage2_temporal.splits import STORED_VALIDATION
 
 SPLITS = ("validation", "test", STORED_VALIDATION, "train")  # the first is for choosing, the second for believing
-FIGURES = ("rmse", "mae", "skill", "spread_ratio")
+IN_UNIT = ("rmse", "mae")  # not to be had where the target's columns differ in unit: those have no sum
+FIGURES = (*IN_UNIT, "skill", "spread_ratio")
 CONSTANT = "constant"
 REPEATS = {"train.seed", "train.folds", "train.fold"}
 UNSEEN = REPEATS | {"train.memory_gb", "train.tensorboard", "head.name"}  # no setting to tell rows apart by
@@ -56,7 +58,7 @@ class Row:
         rank: from 1; None for the constant predictor and where there is no skill.
         head: the head's name, `constant` for the constant predictor.
         settings: what tells it from the board's other rows, by its shortest unambiguous name.
-        figures: by name, `ev` where positions are known; unknown ones are left out.
+        figures: by name, TuSimple's `ev` and `ep` where positions are known; unknown ones are left out.
         parameters: trained weights.
         seconds: of training, mean of its runs.
         runs: the folders, none for the constant predictor.
@@ -154,8 +156,11 @@ def best_line(runs: Iterable[Run]) -> str:
         return ""
     most = max(len(row.runs) for row in board.rows)
     best = next(row for row in board.rows if row.rank and len(row.runs) == most)
-    rmse, constant = (row.figures["rmse"][0] for row in (best, board.constant))
-    return f"best skill {best.skill:.3f}, RMSE {rmse:.3f} beside the constant's {constant:.3f} ({label(best)})"
+    beside = ""
+    if "rmse" in best.figures:
+        rmse, constant = (row.figures["rmse"][0] for row in (best, board.constant))
+        beside = f", RMSE {rmse:.3f} beside the constant's {constant:.3f}"
+    return f"best skill {best.skill:.3f}{beside} ({label(best)})"
 
 
 def label(row: Row) -> str:
@@ -184,7 +189,8 @@ def _board(split: str, runs: list[Run]) -> Board:
     groups = _groups(runs)
     differing = _differing([members[0].setting for members in groups])
     judged = {run.config.train.fold: run.metrics.splits[split] for run in runs}  # the constant's are all alike
-    rows = [Row(None, CONSTANT, {}, _figures([part.constant for part in judged.values()]))]
+    mixed = len({UNITS.get(column) for column in runs[0].metrics.target}) > 1
+    rows = [Row(None, CONSTANT, {}, _figures([part.constant for part in judged.values()], mixed))]
     for members in groups:
         first = members[0]
         rows.append(
@@ -192,7 +198,7 @@ def _board(split: str, runs: list[Run]) -> Board:
                 None,
                 first.metrics.head,
                 {short: first.setting.get(key) for key, short in differing.items()},
-                _figures([run.metrics.splits[split].model for run in members]),
+                _figures([run.metrics.splits[split].model for run in members], mixed),
                 first.metrics.parameters.trainable,
                 fmean(run.metrics.seconds for run in members),
                 tuple(run.path for run in members),
@@ -221,9 +227,11 @@ def _groups(runs: list[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def _figures(scores: list[Scores]) -> dict[str, Value]:
-    values = {name: [getattr(s, name) for s in scores] for name in FIGURES}
-    values["ev"] = [s.ev.get("mean") if s.ev else None for s in scores]
+def _figures(scores: list[Scores], mixed: bool) -> dict[str, Value]:
+    names = [name for name in FIGURES if not (mixed and name in IN_UNIT)]
+    values = {name: [getattr(s, name) for s in scores] for name in names}
+    for name, errors in (("ev", [s.ev for s in scores]), ("ep", [s.ep for s in scores])):
+        values[name] = [error.get("mean") if error else None for error in errors]
     return {
         name: (fmean(known), stdev(known) if len(known) > 1 else None)
         for name, column in values.items()

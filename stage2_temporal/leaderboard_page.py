@@ -11,12 +11,12 @@ from urllib.parse import quote
 
 from features.files import replacing
 from stage2_temporal.folder import REPORT
-from stage2_temporal.leaderboard import CONSTANT, Board, Row, Value, word
+from stage2_temporal.leaderboard import CONSTANT, IN_UNIT, Board, Row, Value, word
 from stage2_temporal.report.page import duration, environment, number
 from stage2_temporal.tables import aligned, cell, write_csv
 
-COLUMNS = {"rmse": "RMSE", "mae": "MAE", "skill": "skill", "spread_ratio": "spread ratio", "ev": "EV"}
-IN_UNIT = ("rmse", "mae")
+COLUMNS = {"rmse": "RMSE", "mae": "MAE", "skill": "skill", "spread_ratio": "spread ratio", "ev": "EV", "ep": "EP"}
+ALWAYS = ("skill", "spread_ratio")
 WIDEST = 60  # characters of settings in the terminal
 
 
@@ -89,8 +89,12 @@ def _cells(board: Board, row: Row, root: Path) -> tuple[Cell, ...]:
         Cell(_settings(row), key=_settings(row), kind="name settings"),
         Cell("" if constant else str(len(row.runs)), key="" if constant else str(len(row.runs))),
         *(_figure(row.figures.get(name)) for name in _figures_of(board)),
-        Cell("" if row.parameters is None else f"{row.parameters:,}", key=cell(row.parameters or 0) if row.runs else ""),
-        Cell("" if row.seconds is None else duration(row.seconds), key="" if row.seconds is None else cell(row.seconds)),
+        Cell(
+            "" if row.parameters is None else f"{row.parameters:,}", key=cell(row.parameters or 0) if row.runs else ""
+        ),
+        Cell(
+            "" if row.seconds is None else duration(row.seconds), key="" if row.seconds is None else cell(row.seconds)
+        ),
         Cell(folder, key=folder, link=report, kind="name"),
     )
 
@@ -99,15 +103,15 @@ def _figure(value: Value | None) -> Cell:
     if value is None:
         return Cell("–")
     mean, deviation = value
-    return Cell(number(mean), "" if deviation is None else f" ± {number(deviation)}", cell(mean))
+    return Cell(number(mean), f" ± {number(deviation)}" if deviation else "", cell(mean))
 
 
 def _figures_of(board: Board) -> list[str]:
-    return [name for name in COLUMNS if name != "ev" or any(name in row.figures for row in board.rows)]
+    return [name for name in COLUMNS if name in ALWAYS or any(name in row.figures for row in board.rows)]
 
 
 def _figure_names(board: Board) -> list[str]:
-    units = {"ev": " [(m/s)²]"} | dict.fromkeys(IN_UNIT, f" [{board.unit}]" if board.unit else "")
+    units = {"ev": " [(m/s)²]", "ep": " [m²]"} | dict.fromkeys(IN_UNIT, f" [{board.unit}]" if board.unit else "")
     return [COLUMNS[name] + units.get(name, "") for name in _figures_of(board)]
 
 

@@ -1,16 +1,16 @@
 """A sweep: from its TOML to the runs it asks for. Nothing is trained here.
 
-    [sweep]
-    name = "heads"                                  # runs/heads/…
-    folds = 3
-    [[entries]]                                     # each a grid: the product of its lists
-    "head.name" = ["pooled_lstm", "flatten_lstm"]
-    "head.dense" = 32                               # one value holds throughout
-    "head.grid" = [[1, 1], [3, 4]]                  # where a setting is a list itself: a list of lists
-    [[entries]]                                     # with a distribution it is drawn from instead
-    draws = 20
-    "head.units" = { low = 16, high = 256, log = true }             # between whole numbers: whole
-    "train.learning_rate" = { low = 1e-4, high = 1e-2, log = true }
+[sweep]
+name = "heads"                                  # runs/heads/…
+folds = 3
+[[entries]]                                     # each a grid: the product of its lists
+"head.name" = ["pooled_lstm", "flatten_lstm"]
+"head.dense" = 32                               # one value holds throughout
+"head.grid" = [[1, 1], [3, 4]]                  # where a setting is a list itself: a list of lists
+[[entries]]                                     # with a distribution it is drawn from instead
+draws = 20
+"head.units" = { low = 16, high = 256, log = true }             # between whole numbers: whole
+"train.learning_rate" = { low = 1e-4, high = 1e-2, log = true }
 """
 
 from __future__ import annotations

@@ -24,8 +24,10 @@ from features.lock import only_writer
 from features.progress import bar
 from features.store import Store
 from stage2_temporal import leaderboard as board
+from stage2_temporal.derived import Derived, provide
 from stage2_temporal.folder import RUNS, finished
 from stage2_temporal.heads import find
+from stage2_temporal.inputs import Inputs, Source
 from stage2_temporal.report import write_report
 from stage2_temporal.sweep import Entry, Plan
 from stage2_temporal.sweep_worker import line, prepare, work
@@ -68,10 +70,12 @@ def carry_out(plan: Plan, wanted: tuple[Entry, ...], path: Path, runs: Path = RU
     folder = runs / plan.name
     with only_writer(folder / "sweep"), Store(path) as store:
         check_recipe(wanted[0].config, store)  # entries differ in nothing that it looks at
-        done = _finished(wanted, store, folder)
+        done, streams = _examine(wanted, store, folder)
         for rest in folder.glob(".unfinished-*"):  # of a sweep that was killed: no other writes here
             shutil.rmtree(rest, ignore_errors=True)
         todo = [entry for entry in wanted if entry.name not in done]
+        if streams:
+            provide(path, streams)  # all in one go, before workers come for them one by one
         failed, begun = _train(plan, todo, path, folder, done)
         names = tuple(entry.name for entry in wanted if entry.name in done)
         for run in _best(folder, names, plan.reports):
@@ -80,29 +84,37 @@ def carry_out(plan: Plan, wanted: tuple[Entry, ...], path: Path, runs: Path = RU
     return Done(folder, names, tuple(failed), len(todo) - begun)
 
 
-def _finished(wanted: Iterable[Entry], store: Store, folder: Path) -> set[str]:
-    """Names of the entries that are there already; all faults that the store and the task show, in one pass."""
+def _examine(wanted: Iterable[Entry], store: Store, folder: Path) -> tuple[set[str], list[Derived]]:
+    """Names of the entries that are there already, and the derived streams that the others read.
+
+    Raises:
+        BadInputs: all faults that the store, the task and the heads' names and grids show, in one pass.
+    """
 
     @functools.cache
-    def seen(value: str) -> dict[str, Any]:
+    def inputs(value: str) -> tuple[Inputs, dict[str, Any]]:
         config = Config.model_validate_json(value)
-        return origin(store, read_task(config, store))
+        task = read_task(config, store)
+        source = Source(store.path, task.examples.rows, config.train.memory_gb)
+        return Inputs(source, task.examples), origin(store, task)
 
-    done, faults = set(), []
+    done, streams, faults = set(), {}, []
     for entry in wanted:
-        train = {"folds", "fold", "validation_split"}
-        decides = entry.config.model_dump_json(include={"data": True, "window": True, "train": train})
         try:
-            find(entry.config.head.name)
-            if finished(folder / entry.name, entry.config, seen(decides), report=False):
+            head = find(entry.config.head.name).of(entry.config)
+            train = {"folds", "fold", "validation_split", "memory_gb"}
+            X, seen = inputs(entry.config.model_dump_json(include={"data": True, "window": True, "train": train}))
+            if finished(folder / entry.name, entry.config, seen, report=False):
                 done.add(entry.name)
+                continue
+            for stream in head.derived(X):
+                stream.info(store)
+                streams[stream] = True
         except FramebankError as e:
             faults.append(line(e))
     if faults:
-        raise BadInputs(
-            f"{len(faults)} entries do not fit the store", list(dict.fromkeys(faults)), mend="edit the sweep"
-        )
-    return done
+        raise BadInputs("the sweep does not fit the store", list(dict.fromkeys(faults)), mend="edit the sweep")
+    return done, list(streams)
 
 
 def _train(plan: Plan, todo: list[Entry], store: Path, folder: Path, done: set[str]) -> tuple[list[str], int]:

