@@ -18,7 +18,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import keras
 import numpy as np
@@ -32,13 +32,11 @@ from features.config import Head as Settings
 from features.errors import ConfigError
 from features.store import TopRecord
 from stage2_temporal.dataset import Batches
+from stage2_temporal.derived import Derived
 from stage2_temporal.inputs import APPEARANCE, Inputs, Windows, windows
 from stage2_temporal.model import Scale, rebuild_top, target_scale
 from stage2_temporal.splits import split_at
 from stage2_temporal.training import predict
-
-if TYPE_CHECKING:
-    from stage2_temporal.derived import Derived  # made of the heads' pooling
 
 Tensor = Any  # keras.KerasTensor; keras ships no types
 Named = dict[str, Any]  # tensors or arrays by input name

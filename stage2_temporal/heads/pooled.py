@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from stage2_temporal.derived import Derived, present, provide
 from stage2_temporal.heads.base import Floats, Head, Named, Tensor, joined
-from stage2_temporal.heads.pooling import average, change, check_grid
 from stage2_temporal.inputs import APPEARANCE, Inputs, Windows, as_maps
+from stage2_temporal.pooling import average, change, check_grid
 
 FLOOR = 1e-3  # of the window's mean change, added to each cell's
 TINY = 1e-12  # and this where nothing moves at all
