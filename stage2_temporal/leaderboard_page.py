@@ -17,6 +17,7 @@ from stage2_temporal.tables import aligned, cell, write_csv
 
 COLUMNS = {"rmse": "RMSE", "mae": "MAE", "skill": "skill", "spread_ratio": "spread ratio", "ev": "EV", "ep": "EP"}
 ALWAYS = ("skill", "spread_ratio")
+NOISE = 1e-9  # a smaller deviation is rounding
 WIDEST = 60  # characters of settings in the terminal
 
 
@@ -103,7 +104,7 @@ def _figure(value: Value | None) -> Cell:
     if value is None:
         return Cell("–")
     mean, deviation = value
-    return Cell(number(mean), f" ± {number(deviation)}" if deviation else "", cell(mean))
+    return Cell(number(mean), f" ± {number(deviation)}" if deviation and deviation > NOISE else "", cell(mean))
 
 
 def _figures_of(board: Board) -> list[str]:

@@ -180,7 +180,7 @@ def expand(table: dict[str, Any], seed: int) -> Iterator[Setting]:
                 raise ConfigError(f"{key}: an empty list leaves nothing to try")
     lists = all(isinstance(value, list) for value in choices.values())
     if not lists and not draws:
-        raise ConfigError("a distribution is drawn from, but not how often", mend="draws = 20")
+        raise ConfigError("a distribution is drawn from, but not how often", expected="draws = N beside it")
     grid = ParameterGrid(choices) if lists else None
     if grid is not None and (not draws or draws >= len(grid)):
         yield from grid
@@ -200,13 +200,13 @@ def _flat(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _check(key: str) -> None:
     if key in OWN:
-        raise ConfigError(f"{key} is not an entry's to say", mend=f"{OWN[key]} under [sweep]")
+        raise ConfigError(f"{key} is not an entry's to say", expected=f"{OWN[key]} under [sweep]")
     section, _, field = key.partition(".")
     if key != "data.target" and (section not in SECTIONS or not field):
         raise ConfigError(
             f"{key} cannot vary within a sweep",
-            expected=", ".join(f"{s}.…" for s in SECTIONS) + " or data.target",
-            mend="other features are another store, with a sweep of its own",
+            expected=", ".join(f"{s}.…" for s in SECTIONS)
+            + " or data.target; other features are another store's sweep",
         )
 
 

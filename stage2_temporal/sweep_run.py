@@ -30,7 +30,7 @@ from stage2_temporal.heads import find
 from stage2_temporal.inputs import Inputs, Source
 from stage2_temporal.report import write_report
 from stage2_temporal.sweep import Entry, Plan
-from stage2_temporal.sweep_worker import line, prepare, work
+from stage2_temporal.sweep_worker import prepare, work
 from stage2_temporal.task import check_recipe, origin, read_task
 
 
@@ -111,7 +111,7 @@ def _examine(wanted: Iterable[Entry], store: Store, folder: Path) -> tuple[set[s
                 stream.info(store)
                 streams[stream] = True
         except FramebankError as e:
-            faults.append(line(e))
+            faults.append(str(FramebankError(e.what, expected=e.expected, got=e.got)))  # its mend is a flag's
     if faults:
         raise BadInputs("the sweep does not fit the store", list(dict.fromkeys(faults)), mend="edit the sweep")
     return done, list(streams)

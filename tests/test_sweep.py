@@ -107,7 +107,7 @@ def test_every_fault_is_found_in_one_pass() -> None:
         "entry 1: unknown key head.unit, known are name, ",
         "entry 2: head.units: input should be a valid integer",
         "entry 3: head.grid",
-        "entry 4: train.seed is not an entry's to say. Mend: seeds under [sweep]",
+        "entry 4: train.seed is not an entry's to say; expected seeds under [sweep]",
         "entry 5: backbone.name cannot vary within a sweep",
         "low must be below high",
         "entry 7: a distribution is drawn from, but not how often",

@@ -250,7 +250,8 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _computed(self, graph: Graph, examples: Windows, *, whole: bool) -> Iterator[NDArray[Any]]:
         """The examples' vectors, batch by batch, from `_base` (whole) or from `_arrays`."""
-        model = keras.Model(fed(graph.inputs if whole else graph.arrays), graph.vectors)
+        # a model whose output is its very input is refused, as where the arrays are the vectors
+        model = keras.Model(fed(graph.inputs if whole else graph.arrays), keras.layers.Identity()(graph.vectors))
         batches = self._batches(examples, None, whole=whole)
         return (model.predict_on_batch(batches[i][0]) for i in range(len(batches)))
 
