@@ -33,6 +33,7 @@ class Panel:
 
 def page(results: Results, store: Frames) -> str:
     """The whole report as HTML: no part of it is fetched from anywhere."""
+    template = environment().get_template("page.html.jinja")
     counted, target = results.counted, results.metrics.target
     components = []
     for k, column in enumerate(target):
@@ -55,48 +56,40 @@ def page(results: Results, store: Frames) -> str:
     pictures.add(by_turns(clips))
 
     scale = arrows(target, [c.example for c in clips])
-    return (
-        environment()
-        .get_template("page.html.jinja")
-        .render(
-            results=results,
-            metrics=results.metrics,
-            splits=results.splits,
-            constant=results.constant,
-            learning=[panel(plot, 2) for plot in curves(results)],
-            tuned=results.tuned,
-            fine_tuning=[panel(plot, 2) for plot in tuning(results)],
-            components=components,
-            worst=worst,
-            best=best,
-            number_of=clips.index,
-            pictures=pictures,
-            width=WIDTH,
-            arrows=scale,
-            bars=[bars([c.example for c in clips], k) for k in range(len(target))],
-            farthest=max((e.distance for e in counted if math.isfinite(e.distance)), default=None),
-            data=data(results, clips, len(drawn), scale, pictures, set(strips)),
-            script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
-        )
+    return template.render(
+        results=results,
+        metrics=results.metrics,
+        splits=results.splits,
+        constant=results.constant,
+        learning=[panel(plot, 2) for plot in curves(results)],
+        tuned=results.tuned,
+        fine_tuning=[panel(plot, 2) for plot in tuning(results)],
+        components=components,
+        worst=worst,
+        best=best,
+        number_of=clips.index,
+        pictures=pictures,
+        width=WIDTH,
+        arrows=scale,
+        bars=[bars([c.example for c in clips], k) for k in range(len(target))],
+        farthest=max((e.distance for e in counted if math.isfinite(e.distance)), default=None),
+        data=data(results, clips, len(drawn), scale, pictures, set(strips)),
+        script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
     )
+
+
+def environment() -> Environment:
+    """The templates beside this file: every value is escaped, and one that is missing is an error."""
+    made = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters |= {"number": number, "signed": signed, "duration": duration}
+    return made
 
 
 def panel(plot: Plot, across_the_page: int) -> Panel:
     """A plot drawn as wide as its share of the page."""
     return Panel(plot, svg(plot, across_the_page), across_the_page == 1)
-
-
-def environment() -> Environment:
-    """The templates beside this file; every value is escaped, an unknown one is an error."""
-    found = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    found.filters |= {"number": number, "signed": signed, "duration": duration}
-    return found
 
 
 def number(value: float | None, digits: int = 3) -> str:
