@@ -4,6 +4,7 @@ CONFIG ?= configs/sample.toml
 STORE  ?= stores/$(basename $(notdir $(CONFIG))).h5
 DATA   ?=
 RUN    ?=
+SWEEP  ?= configs/sweep.toml
 ARGS   ?=
 PYTHON ?= python3
 
@@ -15,12 +16,12 @@ TASK   = --config '$(CONFIG)' --store '$(STORE)' $(if $(DATA),--data.path '$(DAT
 NEEDS_RUN = @test -n '$(RUN)' || { echo 'which run? Mend: make $@ RUN=NAME, one of:' $$(ls runs 2>/dev/null); exit 2; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sample features train finetune predict export report info verify test soak check bench lock clean
+.PHONY: help setup sample features train sweep leaderboard finetune predict export report info verify test soak check bench lock clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 	@echo
-	@echo '  CONFIG=$(CONFIG)  DATA=folder, .zip or .csv  STORE=$(STORE)  RUN=runs/name'
+	@echo '  CONFIG=$(CONFIG)  DATA=folder, .zip or .csv  STORE=$(STORE)  RUN=runs/name  SWEEP=$(SWEEP)'
 	@echo '  ARGS="--train.epochs 3" overrides any setting; python -m stage1_extract extract --help lists them'
 
 setup: $(READY)  ## build .venv from requirements.lock
@@ -41,6 +42,12 @@ features: $(READY)  ## run the frozen trunk over every new frame, into STORE
 
 train: features  ## train from STORE, write a run with its report
 	@$(PY) -m stage2_temporal train $(TASK) $(if $(RUN),--run '$(RUN)')
+
+sweep: features  ## train what SWEEP asks for from STORE, several runs at a time, and show the best
+	@$(PY) -m stage2_temporal sweep $(TASK) --sweep '$(SWEEP)'
+
+leaderboard: $(READY)  ## every run beside the constant predictor, in runs/leaderboard.html
+	@$(PY) -m stage2_temporal leaderboard $(ARGS)
 
 finetune: $(READY)  ## train RUN's top layers on from the images
 	$(NEEDS_RUN)

@@ -152,6 +152,10 @@ class Train(Section):
     """Decoupled weight decay; 0: plain Adam."""
     validation_split: float = Field(0.0, ge=0, lt=1)
     """The last part of the training split, unshuffled, as Keras has it; 0: the store's validation split."""
+    folds: int = Field(0, ge=0)
+    """Cross-validate: training and validation examples in this many parts by sequence; 0: no."""
+    fold: int = Field(0, ge=0)
+    """Which of these parts, from 0, is this run's validation split."""
     standardise: bool = True
     """Train on targets of mean 0 and deviation 1; the saved model still answers in the target's unit."""
     standardise_inputs: bool = True
@@ -235,14 +239,18 @@ def read_config(path: Path | str) -> Config:
         raise ConfigError(f"{path}: {describe(e)}", mend=f"edit {path}") from None
 
 
-def describe(error: ValidationError) -> str:
-    """One clause a fault: the key's full name, what is wrong, and what was given."""
+def describe(error: ValidationError, model: type[Section] = Config) -> str:
+    """One clause a fault: the key's full name, what is wrong, and what was given.
+
+    Args:
+        error: what was wrong with a `model`.
+    """
     clauses = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            section = Config.model_fields.get(str(fault["loc"][0]))
-            known = section.annotation.model_fields if section and len(fault["loc"]) > 1 else Config.model_fields  # type: ignore[union-attr]
+            section = model.model_fields.get(str(fault["loc"][0]))
+            known = section.annotation.model_fields if section and len(fault["loc"]) > 1 else model.model_fields  # type: ignore[union-attr]
             clauses.append(f"unknown key {key}, known are {', '.join(known)}")
         else:
             clauses.append(f"{key}: {fault['msg'].lower()}, got {fault['input']!r}")

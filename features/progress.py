@@ -38,8 +38,8 @@ def bar(total: int, what: str, unit: str, *, initial: int = 0) -> tqdm[Any]:
         smoothing=0.05,
         mininterval=0.2 if terminal else LINE_EVERY,
         maxinterval=10 if terminal else LINE_EVERY,
-        bar_format="{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}]"
-        if terminal
-        else "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}]",
+        bar_format="{desc}: {percentage:3.0f}% "
+        + ("|{bar}| " if terminal else "")
+        + "{n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
         file=sys.stderr,
     )

@@ -1,6 +1,9 @@
 """Stage two: store in, models out.
 
     python -m stage2_temporal train    --config F [--store S] [--run NAME] [--section.field value …]
+    python -m stage2_temporal sweep    --config F [--store S] --sweep F [--section.field value …]
+                                       train many settings, cross-validated, several at a time
+    python -m stage2_temporal leaderboard [--runs FOLDER] [--target T]
     python -m stage2_temporal evaluate --run NAME [--store S]     predict with the saved model anew
     python -m stage2_temporal report   --run NAME [--store S]     write report.html anew
     python -m stage2_temporal fuse     --run NAME [--store S]     one model from frames to the target
@@ -25,11 +28,12 @@ from types import ModuleType
 
 from features.cli import config_from, run
 from features.config import Config
-from features.errors import BadInputs, ConfigError
+from features.errors import BadInputs, ConfigError, DataError
 from features.quiet import quiet_imports
 from features.store import Store
 from stage2_temporal import tusimple
-from stage2_temporal.folder import choose, read_metrics, run_path
+from stage2_temporal.folder import RUNS, choose, read_metrics, run_path
+from stage2_temporal.leaderboard import Run, boards, find_runs, read_run
 from stage2_temporal.tables import table
 from stage2_temporal.task import check_recipe, origin, read_task
 
@@ -50,12 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(options: argparse.Namespace, flags: list[str]) -> int:
     """Train a head on a store."""
-    if {"-h", "--help"} & set(flags):
-        _help()
-    config = config_from(options.config, flags, prog="stage2_temporal train")
-    if options.store is None and options.config is None:
-        raise ConfigError("which store?", mend="--config FILE or --store FILE")
-    path = options.store or Path("stores") / f"{options.config.stem}.h5"
+    config, path = _task(options, flags, "train")
     one = options.run is not None or any(flag.split("=")[0] == "--data.target" for flag in flags)
     targets = [config.data.target, *(() if one else config.data.also)]
     with Store(path) as store:
@@ -63,6 +62,71 @@ def train(options: argparse.Namespace, flags: list[str]) -> int:
         for target in targets:
             _train(config.with_target(target), store, options.run, (options.config or path).stem)
     return 0
+
+
+def sweep(options: argparse.Namespace, flags: list[str]) -> int:
+    """Train what a sweep's file asks for, and show the leaderboard of it."""
+    parser = argparse.ArgumentParser("stage2_temporal sweep", add_help=False, allow_abbrev=False)
+    parser.add_argument("--sweep", type=Path)
+    asked, rest = parser.parse_known_args(flags)
+    config, path = _task(options, rest, "sweep")
+    if asked.sweep is None:
+        raise ConfigError("which sweep?", mend="--sweep configs/sweep.toml")
+    from stage2_temporal.sweep import entries, read_sweep
+
+    wanted = read_sweep(asked.sweep)
+    runs = entries(wanted, config)
+    with quiet_imports():
+        from stage2_temporal import sweep_run
+    done = sweep_run.carry_out(wanted.sweep, runs, path)
+    _show([read_run(done.folder / name) for name in done.names], done.folder)
+    if done.left:
+        print(f"time is over, {done.left} runs were not begun: the same command goes on", file=sys.stderr)
+    if done.failed:
+        raise BadInputs(
+            f"{len(done.failed)} of {len(runs)} runs failed; each folder's error.json says more",
+            list(done.failed),
+            mend="edit the sweep, or mend the cause; the same command tries them again",
+        )
+    return 0
+
+
+def leaderboard(options: argparse.Namespace, flags: list[str]) -> int:
+    """Every run beside the constant predictor."""
+    parser = argparse.ArgumentParser("stage2_temporal leaderboard", add_help=False, allow_abbrev=False)
+    parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--target")
+    asked, rest = parser.parse_known_args(flags)
+    if rest:
+        raise ConfigError("unknown flags", got=" ".join(rest), mend="python -m stage2_temporal --help")
+    found, faults = find_runs(asked.runs)
+    for fault in faults:
+        print(f"left out: {fault}", file=sys.stderr)
+    if not found:
+        raise DataError(f"{asked.runs}: no finished run in it", mend="make train, or make sweep")
+    _show(found, asked.runs, asked.target)
+    return 0
+
+
+def _show(found: list[Run], folder: Path, target: str | None = None) -> None:
+    """Print the leaderboard and write its page and table."""
+    from stage2_temporal import leaderboard_page
+
+    made = boards(found, target)
+    if not made and target is not None:
+        known = sorted({", ".join(run.metrics.target) for run in found})
+        raise ConfigError(f"no run has the target {target}", expected=f"one of {'; '.join(known)}", mend="--target T")
+    print(f"{leaderboard_page.text(made)}\n{leaderboard_page.write(made, folder)}")
+
+
+def _task(options: argparse.Namespace, flags: list[str], command: str) -> tuple[Config, Path]:
+    """The config with its flags, and the store."""
+    if {"-h", "--help"} & set(flags):
+        _help()
+    config = config_from(options.config, flags, prog=f"stage2_temporal {command}")
+    if options.store is None and options.config is None:
+        raise ConfigError("which store?", mend="--config FILE or --store FILE")
+    return config, options.store or Path("stores") / f"{options.config.stem}.h5"
 
 
 def _train(config: Config, store: Store, name: str | None, stem: str) -> None:
@@ -212,6 +276,8 @@ PREDICT = (
 
 COMMANDS = {
     "train": train,
+    "sweep": sweep,
+    "leaderboard": leaderboard,
     "evaluate": evaluate,
     "report": report,
     "fuse": fuse,

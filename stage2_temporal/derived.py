@@ -25,8 +25,8 @@ from features.assembly import Stream, extend
 from features.errors import ConfigError, StoreError
 from features.lock import only_writer
 from features.store import Store, StreamInfo
-from stage2_temporal.heads.pooling import average, change, check_grid
 from stage2_temporal.inputs import APPEARANCE, as_maps
+from stage2_temporal.pooling import average, change, check_grid
 
 VERSION = 1  # raise it whenever the same stream gives other numbers
 BLOCK = 64  # frames computed at a time

@@ -17,7 +17,8 @@ from features.errors import ConfigError, DataError
 from features.recipe import canonical
 
 RUNS = Path("runs")
-FILES = ("config.toml", "metrics.json", "history.csv", "predictions.csv", "model.keras", "report.html")
+REPORT = "report.html"
+FILES = ("config.toml", "metrics.json", "history.csv", "predictions.csv", "model.keras", REPORT)
 
 
 def run_path(name: str) -> Path:
@@ -38,13 +39,14 @@ def settings(config: Config) -> str:
     return canonical({**value, "columns": config.data.columns})
 
 
-def finished(path: Path, config: Config, origin: dict[str, Any]) -> bool:
+def finished(path: Path, config: Config, origin: dict[str, Any], *, report: bool = True) -> bool:
     """Whether a whole, uninterrupted run of the same settings on the same examples lies at `path`.
 
     Args:
         origin: what metrics.json says of the store under `store`, its path aside.
+        report: whether it is whole only with its report.
     """
-    if not all((path / name).is_file() for name in FILES):
+    if not all((path / name).is_file() for name in FILES if report or name != REPORT):
         return False
     try:
         metrics = read_metrics(path)

@@ -38,13 +38,27 @@ def train(config: Config, store: Store, wanted: Task, path: Path) -> None:
     Raises:
         FramebankError: what the user can mend.
     """
-    with replacing_folder(path) as folder:
-        metrics = _train(config, store, wanted, folder)
-        _write_json(folder / "metrics.json", metrics)
-        write_report(folder, store)
+    metrics = write_run(config, store, wanted, path)
     if not metrics["trained_backbone"]:
         print("the backbone's weights are random, UNTRAINED: for tests only", file=sys.stderr)
     print(f"{tables.table(metrics)}\n{path / 'report.html'}")
+
+
+def write_run(config: Config, store: Store, wanted: Task, path: Path, *, report: bool = True) -> dict[str, Any]:
+    """What `train` does, without its closing words; the metrics.
+
+    Args:
+        report: also write the report, which is larger than all the rest.
+
+    Raises:
+        FramebankError: what the user can mend.
+    """
+    with replacing_folder(path) as folder:
+        metrics = _train(config, store, wanted, folder)
+        _write_json(folder / "metrics.json", metrics)
+        if report:
+            write_report(folder, store)
+    return metrics
 
 
 def evaluate(path: Path, store: Store) -> None:
@@ -141,6 +155,7 @@ def _facts(config: Config, store: Store, wanted: Task, model: keras.Model, outco
         "seconds": outcome.seconds,
         "interrupted": outcome.interrupted,
         "store": origin(store, wanted),
+        "labels": wanted.labels,
     }
 
 

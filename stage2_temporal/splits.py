@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.model_selection import GroupKFold
 
 from features.errors import ConfigError
 from features.windows import Examples
@@ -34,6 +35,39 @@ def name_splits(examples: Examples, validation_split: float) -> NDArray[np.str_]
         at = split_at(examples.sequence[train], validation_split)
         names[names == "validation"] = STORED_VALIDATION
         names[train[at:]] = "validation"
+    return names
+
+
+def fold_splits(examples: Examples, folds: int, fold: int) -> NDArray[np.str_]:
+    """(n,) each example's split in one fold of a cross-validation.
+
+    The store's training and validation examples are divided by sequence into `folds` parts of nearly equal size; part
+    `fold` is `validation`, the others are `train`. Test examples stay what they are.
+
+    Raises:
+        ConfigError: fewer than two folds, no such fold, or more folds than sequences with a known target.
+    """
+    names = examples.split.astype("U32")
+    pool = np.isin(names, ("train", "validation"))
+    labelled = np.flatnonzero(pool & examples.known)
+    sequence = examples.sequence[labelled]
+    most = len(np.unique(sequence))
+    if not 2 <= folds <= most:
+        raise ConfigError(
+            "train.folds does not fit the data",
+            expected=f"2 to {most}, the sequences with a known {', '.join(examples.columns)}"
+            if most > 1
+            else f"2 or more sequences with a known {', '.join(examples.columns)} in the train and validation splits",
+            got=folds if most > 1 else most,
+            mend="--train.folds N",
+        )
+    if not 0 <= fold < folds:
+        raise ConfigError(
+            "train.fold is none of the folds", expected=f"0 to {folds - 1}", got=fold, mend="--train.fold N"
+        )
+    parts = list(GroupKFold(folds).split(labelled, groups=sequence))
+    names[pool] = "train"
+    names[pool & np.isin(examples.sequence, sequence[parts[fold][1]])] = "validation"
     return names
 
 

@@ -35,7 +35,7 @@ class Epoch:
 def write_history(path: Path, history: Iterable[Epoch]) -> None:
     """One row an epoch."""
     names = [f.name for f in fields(Epoch)]
-    _write(path, names, ([_cell(v) for v in asdict(row).values()] for row in history))
+    write_csv(path, names, ([cell(v) for v in asdict(row).values()] for row in history))
 
 
 def write_predictions(
@@ -57,13 +57,13 @@ def write_predictions(
             examples.start[i],
             stride,
             examples.rows.shape[1],
-            *(_cell(v) for pair in zip(examples.targets[i], predicted[i], strict=True) for v in pair),
-            _cell(examples.position[i, 0]),
+            *(cell(v) for pair in zip(examples.targets[i], predicted[i], strict=True) for v in pair),
+            cell(examples.position[i, 0]),
         ]
         for i in range(len(examples))
     )
     names = ["split", "sequence", "label", "frame", "first", "stride", "length", *values, "distance"]
-    _write(path, names, rows)
+    write_csv(path, names, rows)
 
 
 def write_submission(path: Path, ids: Listed[str], velocity: Floats) -> None:
@@ -78,7 +78,7 @@ def write_submission(path: Path, ids: Listed[str], velocity: Floats) -> None:
         number = re.search(r"(\d+)$", name)
         if number:
             speeds.setdefault(int(number[1]), math.hypot(vx, vy))
-    _write(path, ["ID", "speed"], ([k, _cell(v)] for k, v in sorted(speeds.items())))
+    write_csv(path, ["ID", "speed"], ([k, cell(v)] for k, v in sorted(speeds.items())))
 
 
 def table(metrics: Mapping[str, Any]) -> str:
@@ -101,13 +101,18 @@ def table(metrics: Mapping[str, Any]) -> str:
                 name = f"  {column} [{measure}]" if measure else f"  {column}"
                 lead = [name if who == "model" else "", ""]
                 rows.append([*lead, who, *_figures(part[who]["components"][column]), *("" for _ in errors)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    left = (0, 2)
+    return "\n".join(["", aligned(rows, left=(0, 2)), "", metrics["verdict"]])
+
+
+def aligned(rows: Listed[Listed[str]], left: Iterable[int]) -> str:
+    """Rows of cells as lines with straight columns, those in `left` to the left, the others to the right."""
+    left = tuple(left)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     )
-    return "\n".join(["", *(line.rstrip() for line in lines), "", metrics["verdict"]])
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _figures(scores: Mapping[str, Any]) -> list[str]:
@@ -123,14 +128,15 @@ def _shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _cell(value: float | int | np.floating[Any]) -> str:
+def cell(value: float | int | np.floating[Any]) -> str:
     """A number that reads back to itself; empty where unknown."""
     if isinstance(value, int):
         return str(value)
     return repr(float(value)) if math.isfinite(value) else ""
 
 
-def _write(path: Path, names: Listed[str], rows: Iterable[Listed[Any]]) -> None:
+def write_csv(path: Path, names: Listed[str], rows: Iterable[Listed[Any]]) -> None:
+    """A CSV with a header."""
     with path.open("w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(names)

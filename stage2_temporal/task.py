@@ -13,7 +13,7 @@ from features.config import Config
 from features.errors import StoreError
 from features.store import Store
 from features.windows import Examples, examples
-from stage2_temporal.splits import name_splits
+from stage2_temporal.splits import fold_splits, name_splits
 
 Floats = NDArray[np.float64]
 
@@ -35,6 +35,15 @@ class Task:
     def known(self, split: str) -> NDArray[np.int64]:
         """Indices of a split's examples with known targets."""
         return np.flatnonzero((self.splits == split) & self.examples.known)
+
+    @property
+    def labels(self) -> str:
+        """SHA-256 over what is to be predicted: runs with the same one are comparable, whatever they saw of it."""
+        e = self.examples[self.examples.known]
+        digest = hashlib.sha256("\n".join([*e.columns, *e.split.tolist()]).encode())
+        for part in (e.targets, e.sequence, e.frame):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
 
     @property
     def digest(self) -> str:
@@ -65,7 +74,11 @@ def read_task(config: Config, store: Store) -> Task:
         stride=window.stride,
         end=window.end,
     )
-    splits = name_splits(found, config.train.validation_split)
+    chosen = config.train
+    if chosen.folds:
+        splits = fold_splits(found, chosen.folds, chosen.fold)
+    else:
+        splits = name_splits(found, chosen.validation_split)
     train = found.targets[(splits == "train") & found.known]
     return Task(found, splits, train.mean(axis=0))
 

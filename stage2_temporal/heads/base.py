@@ -32,6 +32,7 @@ from features.config import Head as Settings
 from features.errors import ConfigError
 from features.store import TopRecord
 from stage2_temporal.dataset import Batches
+from stage2_temporal.derived import Derived
 from stage2_temporal.inputs import APPEARANCE, Inputs, Windows, windows
 from stage2_temporal.model import Scale, rebuild_top, target_scale
 from stage2_temporal.splits import split_at
@@ -42,7 +43,13 @@ Named = dict[str, Any]  # tensors or arrays by input name
 Floats = NDArray[np.float64]
 Examples = tuple[Windows, Floats]
 
-NOT_THE_HEADS = ("name", "memory_gb", "tensorboard")  # the class, its Inputs, and its caller decide these
+NOT_THE_HEADS = (
+    "name",
+    "folds",
+    "fold",
+    "memory_gb",
+    "tensorboard",
+)  # the class, its Inputs, and its caller decide these
 SETTINGS = {n: f for section in (Settings, Train) for n, f in section.model_fields.items() if n not in NOT_THE_HEADS}
 
 
@@ -136,6 +143,10 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self._begin()
         self._flat, self.model_ = False, model
         return self
+
+    def derived(self, examples: Inputs) -> list[Derived]:
+        """The derived streams that training would put into the store, were they lacking."""
+        return []
 
     # what heads override
 
@@ -251,7 +262,8 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _computed(self, graph: Graph, examples: Windows, *, whole: bool) -> Iterator[NDArray[Any]]:
         """The examples' vectors, batch by batch, from `_base` (whole) or from `_arrays`."""
-        model = keras.Model(fed(graph.inputs if whole else graph.arrays), graph.vectors)
+        # a model whose output is its very input is refused, as where the arrays are the vectors
+        model = keras.Model(fed(graph.inputs if whole else graph.arrays), keras.layers.Identity()(graph.vectors))
         return self._called(model, self._batches(examples, None, whole=whole))
 
     def _called(self, model: keras.Model, batches: Batches) -> Iterator[NDArray[Any]]:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from stage2_temporal.derived import Derived, present, provide
 from stage2_temporal.heads.base import Floats, Head, Named, Tensor, joined
-from stage2_temporal.heads.pooling import average, change, check_grid
 from stage2_temporal.inputs import APPEARANCE, Inputs, Windows, as_maps
+from stage2_temporal.pooling import average, change, check_grid
 
 FLOOR = 1e-3  # of the window's mean change, added to each cell's
 TINY = 1e-12  # and this where nothing moves at all
@@ -23,6 +23,15 @@ class Pooled(Head):
     Arrays, by name: `<input>.mean` (n, T, F) and for each lag `<input>.change<lag>` (n, T − lag, F). Where nothing that
     is trained lies before them, they are derived into the store once, see `stage2_temporal.derived`.
     """
+
+    def derived(self, examples: Inputs) -> list[Derived]:
+        """The derived streams that training would put into the store, were they lacking.
+
+        Raises:
+            ConfigError: settings out of range, or a difference of one frame.
+        """
+        self._begin()
+        return self._wanted(examples) if self._frozen(examples) else []
 
     def _prepare(self, examples: Windows, targets: Floats) -> None:
         if isinstance(examples, Inputs) and self._frozen(examples) and not self._ready(examples):

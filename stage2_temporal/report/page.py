@@ -33,10 +33,7 @@ class Panel:
 
 def page(results: Results, store: Frames) -> str:
     """The whole report as HTML: no part of it is fetched from anywhere."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number, "signed": signed, "duration": duration}
+    template = environment().get_template("page.html.jinja")
     counted, target = results.counted, results.metrics.target
     components = []
     for k, column in enumerate(target):
@@ -59,7 +56,7 @@ def page(results: Results, store: Frames) -> str:
     pictures.add(by_turns(clips))
 
     scale = arrows(target, [c.example for c in clips])
-    return environment.get_template("page.html.jinja").render(
+    return template.render(
         results=results,
         metrics=results.metrics,
         splits=results.splits,
@@ -79,6 +76,15 @@ def page(results: Results, store: Frames) -> str:
         data=data(results, clips, len(drawn), scale, pictures, set(strips)),
         script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
     )
+
+
+def environment() -> Environment:
+    """The templates beside this file: every value is escaped, and one that is missing is an error."""
+    made = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters |= {"number": number, "signed": signed, "duration": duration}
+    return made
 
 
 def panel(plot: Plot, across_the_page: int) -> Panel:
