@@ -43,6 +43,7 @@ class ShardWriter:
         self._disk = Disk(path)
         self._file = create(self._disk)
         _write_header(self._file, Header(recipe))
+        self._file.create_group("frames")  # a shard may hold tracks alone
         for name, info in streams.items():
             _create(self._file, name, self._total, info)
 

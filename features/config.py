@@ -40,6 +40,8 @@ class Data(Section):
     """Number (from 1) of the frame a clip's label holds for; unset: the clip's last."""
     segment: int | None = Field(None, gt=0)
     """Cut a video into sequences of this many frames, so that splits have something to split."""
+    calibration: str | None = None
+    """File with the camera's matrix, as the competition's calibration.txt; unset: the one beside the clips, if any."""
     seed: int = Field(0, ge=0)
     """Seed of the rendered sample set."""
 
@@ -90,6 +92,10 @@ class Extract(Section):
     """Type the maps are stored in; half precision halves the file and rounds at 5e-4."""
     shard: int = Field(512, gt=0)
     """Frames a shard: what a kill can cost at most."""
+    motion: bool = False
+    """Store optical flow from frame to frame as well (stream `motion`): the car's own speed, at 4 ms a frame."""
+    tracks: bool = True
+    """Follow every vehicle that a label has a box for through its sequence, at 2 ms a frame."""
     skip_damaged: bool = False
     """Leave damaged sequences out and call the store complete without them."""
 

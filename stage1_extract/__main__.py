@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     return run(lambda: COMMANDS[options.command](options, flags))
 
 
-def extract(options: argparse.Namespace, flags: list[str], redo: tuple[int, ...] = ()) -> int:
+def extract(options: argparse.Namespace, flags: list[str], redo: dict[int, list[str]] | None = None) -> int:
     """Bring the store to what the config and the data set want."""
     config, store = config_from(options.config, flags, prog="stage1_extract extract"), _store(options)
     from stage1_extract.layouts import scan
@@ -58,10 +58,11 @@ def extract(options: argparse.Namespace, flags: list[str], redo: tuple[int, ...]
         from stage1_extract.extract import extract as bring_up
 
     outcome = bring_up(config, store, catalogue, redo=redo)
-    if outcome.extracted:
-        print(f"{store}: {outcome.extracted:,} frames extracted, {outcome.frames:,} in the store")
-    else:
-        print(f"{store}: nothing to extract, {outcome.frames:,} frames in the store")
+    counts = {"frames extracted": outcome.extracted, "frames' flow": outcome.flows, "vehicles": outcome.tracks}
+    done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing to extract"
+    print(f"{store}: {done}, {outcome.frames:,} frames in the store")
+    for note in outcome.notes:
+        print(note, file=sys.stderr)
     if outcome.missing:
         print(f"{store}: {len(outcome.missing)} faults were left out, make info names them", file=sys.stderr)
     if config.backbone.weights == "random":
@@ -87,7 +88,7 @@ def verify(options: argparse.Namespace, flags: list[str]) -> int:
     if not bad:
         print(f"{path}: sound, every frame read")
         return 0
-    lines = "\n".join(bad.values())
+    lines = "\n".join(_lines(path, bad))
     raise StoreError(
         f"{lines}\n{path}: {len(bad)} frames are damaged",
         mend=f"python -m stage1_extract repair --config F --store {path}",
@@ -100,7 +101,7 @@ def repair(options: argparse.Namespace, flags: list[str]) -> int:
     if not bad:
         print(f"{_store(options)}: sound, nothing to repair")
         return 0
-    return extract(options, flags, tuple(bad))
+    return extract(options, flags, bad)
 
 
 def sample(options: argparse.Namespace, flags: list[str]) -> int:
@@ -117,16 +118,25 @@ def _render(config: Config) -> None:
     render(Path(config.data.path), seed=config.data.seed)
 
 
-def _damaged(path: Path) -> dict[int, str]:
-    bad: dict[int, str] = {}
+def _damaged(path: Path) -> dict[int, list[str]]:
+    """Rows of the store with the streams that are damaged there."""
+    bad: dict[int, list[str]] = {}
     with Store(path) as store, bar(store.frames, "verify", "frames") as progress:
         for row, streams in store.damaged():
             if streams:
-                at = int(store.first.searchsorted(row, "right")) - 1
-                frame = row - int(store.first[at])
-                bad[row] = f"{path}: {store.sequences[at].id} frame {frame}: {', '.join(streams)} damaged"
+                bad[row] = streams
             progress.update()
+        store.tracks()
     return bad
+
+
+def _lines(path: Path, bad: dict[int, list[str]]) -> list[str]:
+    with Store(path) as store:
+        owners = [int(store.first.searchsorted(row, "right")) - 1 for row in bad]
+        return [
+            f"{path}: {store.sequences[at].id} frame {row - int(store.first[at])}: {', '.join(streams)} damaged"
+            for at, (row, streams) in zip(owners, bad.items(), strict=True)
+        ]
 
 
 def _store(options: argparse.Namespace) -> Path:

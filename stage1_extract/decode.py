@@ -1,4 +1,7 @@
-"""Frames decoded and resized in threads, ahead of the network, in order and within bounded memory."""
+"""Frames decoded in threads, ahead of the network, in order and within bounded memory; all that needs their pixels.
+
+A frame is decoded once: resized for the trunk, its thumbnail, its flow and its vehicles' boxes come from the same pass.
+"""
 
 from __future__ import annotations
 
@@ -8,49 +11,94 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Listed
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from features.config import Frames
 from features.errors import DataError
 from features.pieces import Piece
+from features.tracks import Track, Vehicle
+from stage1_extract import motion
 from stage1_extract.clips import Clip, Image
+from stage1_extract.vehicles import SHORT, grey, tracks_of
 
 RANGE = 8  # frames a job: long enough to keep the threads busy, short enough to keep memory flat
-AHEAD = 4  # jobs a thread in flight
+AHEAD = 4  # ranges a thread in flight
 THUMBNAIL_WIDTH, THUMBNAIL_QUALITY = 160, 80
 INTERPOLATION = {"cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
+
+Strip = Future[Image | None]  # what flow is computed from, of a job's last frame; None where it could not be decoded
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Some frames of a piece, (n, height, width, 3) uint8, with their thumbnails; blank where there is a fault."""
+    """Some frames of a piece, (n, height, width, 3) uint8, with their thumbnails; blank where there is a fault.
+
+    Attributes:
+        motion: (n, …) entries of the motion stream, where asked for.
+        tracks: of the vehicles asked for, by their keys.
+    """
 
     piece: int
     frames: Image
     thumbnails: list[bytes]
     fault: str | None = None
+    motion: NDArray[Any] | None = None
+    tracks: dict[str, Track] = field(default_factory=dict)
 
 
-def decode(pieces: Listed[Piece], clips: Mapping[str, Clip], frames: Frames, threads: int) -> Iterator[Decoded]:
+@dataclass
+class Extras:
+    """What is wanted of frames besides their resized pixels.
+
+    Attributes:
+        motion: entries of the motion stream.
+        vehicles: by sequence id; followed where a piece is a whole sequence of at most `SHORT` frames.
+        strips: by sequence id, the frame after the last one decoded and the strip of that: pieces of one sequence
+            may follow each other over several calls of `decode`, and no frame need be decoded again.
+    """
+
+    motion: bool = False
+    vehicles: Mapping[str, tuple[Vehicle, ...]] = field(default_factory=dict)
+    strips: dict[str, tuple[int, Strip]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Frames start … stop − 1 of a piece's clip, and all that is to be made of them."""
+
+    piece: int
+    clip: Clip
+    start: int
+    stop: int
+    frames: Frames
+    motion: bool
+    vehicles: tuple[Vehicle, ...]
+    before: Strip | None  # of the frame before `start`, from the job before this one
+    last: Strip = field(default_factory=Future)
+
+
+def decode(
+    pieces: Listed[Piece], clips: Mapping[str, Clip], frames: Frames, threads: int, extras: Extras | None = None
+) -> Iterator[Decoded]:
     """The pieces' frames in order, `RANGE` at a time. A frame that cannot be decoded gives a fault in its place."""
     pool = ThreadPoolExecutor(threads, "decode", initializer=_give_way)
     # a video must be read in order: one thread, first come first served
     one = ThreadPoolExecutor(1, "decode-in-order", initializer=_give_way)
-    pending: deque[Future[Decoded]] = deque()
+    pending: deque[tuple[int, Future[Decoded]]] = deque()
     try:
-        for i, piece in enumerate(pieces):
-            source = clips[piece.sequence].source
-            for start in range(piece.start, piece.stop, RANGE):
-                if len(pending) >= AHEAD * threads:
-                    yield pending.popleft().result()
-                stop = min(start + RANGE, piece.stop)
-                executor = pool if source.parallel else one
-                pending.append(executor.submit(_decode, i, clips[piece.sequence], start, stop, frames))
+        for job in _jobs(pieces, clips, frames, extras or Extras()):
+            count = job.stop - job.start
+            while len(pending) >= threads and sum(n for n, _ in pending) + count > AHEAD * threads * RANGE:
+                yield pending.popleft()[1].result()
+            executor = pool if job.clip.source.parallel else one
+            pending.append((count, executor.submit(_decode, job)))
         while pending:
-            yield pending.popleft().result()
+            yield pending.popleft()[1].result()
     finally:
         for executor in (pool, one):
             executor.shutdown(wait=True, cancel_futures=True)
@@ -73,17 +121,74 @@ def thumbnail(image: Image, colour: str) -> bytes:
     return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY])[1].tobytes()
 
 
+def _jobs(pieces: Listed[Piece], clips: Mapping[str, Clip], frames: Frames, extras: Extras) -> Iterator[Job]:
+    for i, piece in enumerate(pieces):
+        clip = clips[piece.sequence]
+        followed = extras.vehicles.get(piece.sequence, ())
+        together = bool(followed) and len(piece) == clip.sequence.length <= SHORT
+        step = len(piece) if together else RANGE
+        for start in range(piece.start, piece.stop, step):
+            at, before = extras.strips.get(piece.sequence, (0, None))
+            job = Job(
+                i, clip, start, min(start + step, piece.stop), frames, extras.motion,
+                followed if together else (), before if at == start else None,
+            )  # fmt: skip
+            extras.strips.pop(piece.sequence, None)
+            if job.stop < clip.sequence.length:
+                extras.strips[piece.sequence] = job.stop, job.last
+            yield job
+
+
 def _give_way() -> None:
     """Let this thread run where the network leaves a core idle; on a CPU the two would else get in each other's way."""
     if hasattr(os, "setpriority"):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # of this thread alone, on Linux
 
 
-def _decode(index: int, clip: Clip, start: int, stop: int, frames: Frames) -> Decoded:
-    out = np.zeros((stop - start, frames.height, frames.width, 3), np.uint8)
+def _decode(job: Job) -> Decoded:
+    out = np.zeros((job.stop - job.start, job.frames.height, job.frames.width, 3), np.uint8)
     try:
-        for i, image in enumerate(clip.source.read(start, stop)):
-            out[i] = resize(image, frames)
+        strips, greys = _read(job, out)
     except DataError as e:
-        return Decoded(index, np.zeros_like(out), [b""] * len(out), str(e))
-    return Decoded(index, out, [thumbnail(image, frames.colour) for image in out])
+        return _blank(job, str(e))
+    finally:
+        if not job.last.done():
+            job.last.set_result(None)
+    flow = None
+    if job.motion:
+        if job.before is not None:
+            # the job before began before this one did, and sets it whatever happens
+            strip = job.before.result()
+            if strip is None:
+                return _blank(job, f"{job.clip.sequence.id}: the frame before frame {job.start} could not be decoded")
+            strips.insert(0, strip)
+        flow = motion.entries(strips, begins=job.start == 0)[: len(out)]
+    thumbnails = [thumbnail(image, job.frames.colour) for image in out]
+    tracks = tracks_of(job.clip.sequence, job.vehicles, greys) if job.vehicles else {}
+    return Decoded(job.piece, out, thumbnails, None, flow, tracks)
+
+
+def _read(job: Job, out: Image) -> tuple[list[Image], list[Image]]:
+    """Fill `out`; the strips for the flow of its frames as far as they are here, and grey frames to follow boxes in."""
+    first, stop = job.start, job.stop
+    if job.motion and job.start > 0 and job.before is None:
+        first -= 1
+    if job.motion and job.stop == 1:  # the first frame has the second's flow
+        stop = min(2, job.clip.sequence.length)
+    strips, greys = [], []
+    for i, image in enumerate(job.clip.source.read(first, stop), first):
+        if job.start <= i < job.stop:
+            out[i - job.start] = resize(image, job.frames)
+        if job.motion:
+            strips.append(motion.strip(image))
+            if i == job.stop - 1:
+                job.last.set_result(strips[-1])
+        if job.vehicles:
+            greys.append(grey(image))
+    return strips, greys
+
+
+def _blank(job: Job, fault: str) -> Decoded:
+    shape = (job.stop - job.start, job.frames.height, job.frames.width, 3)
+    flow = np.zeros((shape[0], *motion.INFO.shape), motion.INFO.dtype) if job.motion else None
+    return Decoded(job.piece, np.zeros(shape, np.uint8), [b""] * shape[0], fault, flow)

@@ -8,7 +8,9 @@ import numpy as np
 
 from features.sequences import SPLITS
 from features.store import Store
+from features.tracks import key, vehicles
 from features.windows import value
+from stage1_extract.vehicles import boxes_elsewhere, seen, unfollowed
 
 
 def describe(store: Store) -> str:
@@ -28,6 +30,8 @@ def describe(store: Store) -> str:
         one = int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize
         shape = "x".join(map(str, info.shape))
         lines.append(f"stream       {name}: {shape} {info.dtype}, {one / 1e3:,.1f} kB a frame")
+        lines += [f"               {k}: {_words(v)}" for k, v in sorted(info.origin.items())]
+    lines += _tracks(store)
     top = store.top()
     if top is None:
         lines.append("top          none: the map at the cut is the feature")
@@ -44,6 +48,24 @@ def describe(store: Store) -> str:
     lines.append("frame rate   " + ", ".join(f"{fps:g} fps ({n} sequences)" for fps, n in rates.most_common(4)))
     lines += [f"missing      {why}" for why in store.missing.values()]
     return "\n".join(lines)
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _tracks(store: Store) -> list[str]:
+    tracks = store.tracks()
+    wanted = {key(s, v) for s in store.sequences for v in vehicles(s)}
+    if not wanted and not tracks:
+        return ["tracks       none: no label has a box on a frame that is there", *boxes_elsewhere(store.sequences)]
+    share = [seen(t).mean() for t in tracks.values()]
+    mean = f", found in {np.mean(share):.1%} of their frames on average" if share else ""
+    lines = [f"tracks       {len(tracks):,} of {len(wanted):,} vehicles followed{mean}"]
+    return [
+        *lines,
+        *(f"             {n}" for n in (*unfollowed(store.sequences, tracks), *boxes_elsewhere(store.sequences))),
+    ]
 
 
 def _targets(store: Store) -> list[str]:

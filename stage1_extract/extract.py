@@ -11,32 +11,36 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Listed
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from features.assembly import ShardWriter, Stream, assemble, check_shard, shard_pieces
+from features.assembly import Stream, assemble, check_shard
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
-from features.files import replacing
 from features.lock import only_writer
-from features.pieces import Held, Piece
+from features.pieces import Piece
 from features.progress import bar
 from features.recipe import canonical
 from features.sequences import same
 from features.store import Header, Store, StreamInfo
-from stage1_extract.clips import Catalogue, Clip, Image
-from stage1_extract.decode import Decoded, decode
-from stage1_extract.engine import Engine, Trunk, build_trunk
-from stage1_extract.plan import Plan, layout, plan
+from features.tracks import Track, Vehicle, key, vehicles
+from stage1_extract import motion
+from stage1_extract.clips import Catalogue, Clip
+from stage1_extract.decode import RANGE, Decoded, Extras, Strip, decode
+from stage1_extract.engine import Engine, build_trunk
+from stage1_extract.plan import Plan, layout, plan, untracked
+from stage1_extract.shards import Shards, batches, noted
+from stage1_extract.standing import STREAM, Frozen, Redo, Standing, having
+from stage1_extract.vehicles import boxes_elsewhere, tracked, unfollowed
 
-STREAM = "appearance"
 WRITES_AHEAD = 4
 
 
@@ -48,21 +52,27 @@ class Outcome:
         extracted: frames that went through the trunk.
         frames: frames in the store now.
         missing: sequence id → why it is not in the store.
+        flows: frames whose flow was computed.
+        tracks: vehicles that were followed.
+        notes: what else the user should know, a line each.
     """
 
     extracted: int = 0
     frames: int = 0
     missing: dict[str, str] = field(default_factory=dict)
+    flows: int = 0
+    tracks: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 def extract(
-    config: Config, store: Path, catalogue: Catalogue, *, redo: Listed[int] = (), engine: Engine | None = None
+    config: Config, store: Path, catalogue: Catalogue, *, redo: Redo | None = None, engine: Engine | None = None
 ) -> Outcome:
     """Bring `store` to what the catalogue and the config want.
 
     Args:
         catalogue: what the layout found.
-        redo: rows of the store to extract anew although they are there (damaged ones).
+        redo: rows of the store and which of their streams to extract anew although they are there (damaged ones).
         engine: one already built from the same config.
 
     Raises:
@@ -85,10 +95,10 @@ def extract(
         if store.exists():
             with Store(store) as s:
                 done = s.header.trunk.get("request") == request and s.complete and not redo
-                if done and same(s.sequences, wanted) and set(s.missing.values()) == set(catalogue.faults):
+                done = done and same(s.sequences, wanted) and set(s.missing.values()) == set(catalogue.faults)
+                if done and _has_extras(s, config):
                     return Outcome(0, s.frames, dict(s.missing))
-        engine = engine or Engine(build_trunk(config), config.extract.batch)
-        outcome = _extract(config, store, catalogue, request, redo, engine)
+        outcome = _extract(config, store, catalogue, request, redo or {}, engine)
     if outcome.missing and not skip:
         raise BadInputs(
             f"{store}: {len(outcome.missing)} of {len(wanted)} sequences would not decode and are left out",
@@ -99,133 +109,160 @@ def extract(
 
 
 def _extract(
-    config: Config, store: Path, catalogue: Catalogue, request: str, redo: Listed[int], engine: Engine
+    config: Config, store: Path, catalogue: Catalogue, request: str, redo: Redo, engine: Engine | None
 ) -> Outcome:
-    trunk = engine.trunk
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     wanted = [clip.sequence for clip in catalogue.clips]
     parts = store.with_name(f"{store.name}.parts")
     _sweep(store, parts)
     _discard_damaged(parts)
-    stored = _stored(store, trunk, redo)
-    todo = plan(wanted, stored, _shards(parts, trunk.recipe.fingerprint), config.extract.shard)
+    old = Standing.of(store, redo)
+    frozen = Frozen.kept(old, request, wanted)
+    if frozen is None:
+        engine = engine or Engine(build_trunk(config), config.extract.batch)
+        frozen = Frozen.of(engine.trunk, config, request)
+    _same_recipe(store, old, frozen)
+    streams = {STREAM: frozen.stream} | ({motion.NAME: motion.INFO} if config.extract.motion else {})
+    shards = Shards(parts, frozen.recipe)
+    todo = plan(wanted, having(old.held, streams), shards.held(streams), config.extract.shard)
     faults: dict[str, str] = {}
-    if todo.frames:
-        _room(store, todo, trunk.stream)
-        _run(config, parts, clips, todo, engine, faults)
-    ready, held = layout(wanted, [*_shards(parts, trunk.recipe.fingerprint), *stored])
+    lost = untracked(wanted, old.tracks.keys() | shards.tracks().keys()) if config.extract.tracks else {}
+    if todo.frames or lost:
+        _room(store, todo, streams)
+        parts.mkdir(parents=True, exist_ok=True)
+        _run(config, shards, clips, todo, streams, engine, lost, faults)
+        _track(config, shards, clips, lost, faults)
+    held = shards.held(streams)
+    ready, laid = layout(wanted, {n: [*held[n], *own] for n, own in having(old.held, streams).items()})
+    tracks = dict(old.tracks) | shards.tracks()
     missing = {f"fault {i}": fault for i, fault in enumerate(catalogue.faults, 1)}
     missing |= {s.id: faults.get(s.id, "not extracted") for s in wanted if s not in ready}
+    missing |= {f"tracks of {s.id}": faults[s.id] for s in ready if s.id in faults}
     header = Header(
-        trunk.recipe,
-        trunk={
-            "parameters": trunk.model.count_params(),
-            "cut": trunk.cut.words,
-            "backbone_layers": len(trunk.backbone.model.layers),
-            "request": request,
-            "asked": config.backbone.model_dump(include={"unfreeze", "cut", "top"}),
-        },
+        frozen.recipe,
+        trunk=frozen.facts,
         versions={name: version(name) for name in ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless")},
         missing=missing,
         complete=not missing or config.extract.skip_damaged,
     )
+    notes = unfollowed([s for s in ready if s.id in lost], tracks) + boxes_elsewhere(ready if lost else [])
     if ready:
-        assemble(store, header, ready, {STREAM: Stream(trunk.stream, held)}, trunk.top())
+        derived, dropped = old.derived(ready, streams)
+        notes += [f"stream {name} was dropped: it lacks new or changed frames, make it anew" for name in dropped]
+        kept = {name: Stream(info, laid[name]) for name, info in streams.items()}
+        kept |= {name: Stream(old.streams[name], own) for name, own in derived.items()}
+        named = [key(s, v) for s in ready for v in vehicles(s)]
+        assemble(store, header, ready, kept, frozen.top, {name: tracks[name] for name in named if name in tracks})
         shutil.rmtree(parts, ignore_errors=True)
-    return Outcome(todo.frames, sum(s.length for s in ready), missing)
+    return Outcome(
+        todo.lacking(STREAM), sum(s.length for s in ready), missing, todo.lacking(motion.NAME),
+        sum(len(own) for own in lost.values()), [f"{store}: {note}" for note in notes],
+    )  # fmt: skip
 
 
 def _run(
-    config: Config, parts: Path, clips: dict[str, Clip], todo: Plan, engine: Engine, faults: dict[str, str]
+    config: Config,
+    shards: Shards,
+    clips: dict[str, Clip],
+    todo: Plan,
+    streams: Mapping[str, StreamInfo],
+    engine: Engine | None,
+    lost: Mapping[str, tuple[Vehicle, ...]],
+    faults: dict[str, str],
 ) -> None:
     """Extract every group of a plan into a shard of its own; note the sequences that would not decode."""
-    parts.mkdir(parents=True, exist_ok=True)
     threads = config.extract.threads or len(os.sched_getaffinity(0))
     cv2.setNumThreads(1)  # the frames are what runs in parallel
-    with bar(todo.wanted, "features", "frames", initial=todo.wanted - todo.frames) as progress:
+    strips: dict[str, tuple[int, Strip]] = {}
+    with bar(todo.wanted, "features", "frames", initial=max(0, todo.wanted - todo.frames)) as progress:
         for group in todo.groups:
-            pieces = [p for p in group if p.sequence not in faults]
+            pieces = [p for p in group.pieces if p.sequence not in faults]
             if pieces:
-                decoded = decode(pieces, clips, config.frames, threads)
-                _shard(parts, pieces, decoded, engine, faults, progress.update)
+                extras = Extras(motion.NAME in group.streams, lost, strips)
+                decoded = decode(pieces, clips, config.frames, threads, extras)
+                own = {name: streams[name] for name in group.streams}
+                _shard(shards, pieces, own, decoded, engine, faults, progress.update)
 
 
 def _shard(
-    parts: Path,
+    shards: Shards,
     pieces: list[Piece],
+    streams: Mapping[str, StreamInfo],
     decoded: Iterator[Decoded],
-    engine: Engine,
+    engine: Engine | None,
     faults: dict[str, str],
     step: Callable[[int], object],
 ) -> None:
     """Run one group through the trunk and into a shard; the writer works beside the network."""
-    name = hashlib.sha256(canonical([[p.sequence, p.digest, p.start, p.stop] for p in pieces]).encode()).hexdigest()
     sound = dict.fromkeys(range(len(pieces)), True)
-    with replacing(parts / f"{name[:24]}.h5") as temporary, ThreadPoolExecutor(1, "write") as pool:
-        writer = ShardWriter(temporary, engine.trunk.recipe, pieces, {STREAM: engine.trunk.stream})
-        try:
-            pending: deque[Future[None]] = deque()
-            for frames, thumbnails in _batches(decoded, pieces, engine.batch, sound, faults):
-                maps = engine(frames)
-                if maps.dtype == np.float16 and not np.isfinite(maps).all():
+    tracks: dict[str, Track] = {}
+    with shards.writing(pieces, streams) as writer, ThreadPoolExecutor(1, "write") as pool:
+        pending: deque[Future[None]] = deque()
+        size = engine.batch if engine is not None else RANGE
+        for batch in batches(noted(decoded, pieces, sound, tracks, faults), size):
+            maps: dict[str, NDArray[Any]] = {} if batch.motion is None else {motion.NAME: batch.motion}
+            if STREAM in streams:
+                assert engine is not None
+                maps[STREAM] = engine(batch.frames)
+                if maps[STREAM].dtype == np.float16 and not np.isfinite(maps[STREAM]).all():
                     raise DataError(
                         "the map at the cut does not fit half precision (over 65504)", mend="--extract.dtype float32"
                     )
-                pending.append(pool.submit(writer.write, {STREAM: maps}, thumbnails))
-                while len(pending) > WRITES_AHEAD or (pending and pending[0].done()):
-                    pending.popleft().result()
-                step(len(frames))
-            while pending:
+            thumbnails = batch.thumbnails if STREAM in streams else [b""] * len(batch.frames)
+            pending.append(pool.submit(writer.write, maps, thumbnails))
+            while len(pending) > WRITES_AHEAD or (pending and pending[0].done()):
                 pending.popleft().result()
-            writer.close([i for i, well in sound.items() if well])
-        finally:
-            writer.abandon()
+            step(len(batch.frames))
+        while pending:
+            pending.popleft().result()
+        writer.close([i for i, well in sound.items() if well], tracks)
 
 
-def _batches(
-    decoded: Iterator[Decoded], pieces: list[Piece], size: int, sound: dict[int, bool], faults: dict[str, str]
-) -> Iterator[tuple[Image, list[bytes]]]:
-    """Decoded frames in batches of `size`, in a buffer that the next batch overwrites.
-
-    A fault's frames are blank, so that the others keep their places.
-    """
-    buffer, count = np.empty(0, np.uint8), 0
-    thumbnails: list[bytes] = []
-    for part in decoded:
-        if part.fault is not None:
-            sound[part.piece] = False
-            faults.setdefault(pieces[part.piece].sequence, part.fault)
-        if not len(buffer):
-            buffer = np.empty((size, *part.frames.shape[1:]), np.uint8)
-        thumbnails.extend(part.thumbnails)
-        left = part.frames
-        while len(left):
-            taken = min(size - count, len(left))
-            buffer[count : count + taken] = left[:taken]
-            left, count = left[taken:], count + taken
-            if count == size:
-                yield buffer, thumbnails[:size]
-                thumbnails, count = thumbnails[size:], 0
-    if count:
-        yield buffer[:count], thumbnails
-
-
-def _stored(store: Path, trunk: Trunk, redo: Listed[int]) -> list[Held]:
-    """What the store holds; refused where it was made by another recipe."""
-    if not store.exists():
-        return []
-    with Store(store) as s:
-        if s.fingerprint != trunk.recipe.fingerprint:
-            raise StoreError(
-                f"{store}: made by another recipe",
-                got="; ".join(trunk.recipe.differences(s.recipe)),
-                mend=f"give this recipe a store of its own, --store OTHER.h5, or move {store} away",
-            )
-        return s.held(redo)
+def _track(
+    config: Config,
+    shards: Shards,
+    clips: dict[str, Clip],
+    lost: Mapping[str, tuple[Vehicle, ...]],
+    faults: dict[str, str],
+) -> None:
+    """Follow the vehicles that were not followed beside the network: of long sequences, or in frames long decoded."""
+    there = shards.tracks()
+    rest = untracked([clips[name].sequence for name in lost if name not in faults], there)
+    rest = {name: own for name in rest if (own := tuple(v for v in rest[name] if v in lost[name]))}
+    if not rest:
+        return
+    threads = config.extract.threads or len(os.sched_getaffinity(0))
+    cv2.setNumThreads(1)
+    found: dict[str, Track] = {}
+    with bar(sum(map(len, rest.values())), "tracks", "vehicles") as progress:
+        for name, tracks in tracked(clips, rest, threads):
+            if isinstance(tracks, str):
+                faults[name] = tracks
+            else:
+                found |= tracks
+            progress.update(len(rest[name]))
+            if sum(len(t.boxes) for t in found.values()) >= config.extract.shard:
+                shards.write_tracks(found)
+                found = {}
+    if found:
+        shards.write_tracks(found)
 
 
-def _shards(parts: Path, fingerprint: str) -> list[Held]:
-    return [held for path in sorted(parts.glob("*.h5")) for held in shard_pieces(path, fingerprint)]
+def _has_extras(store: Store, config: Config) -> bool:
+    """Whether a store has flow and tracks as far as they are asked for."""
+    there = store.streams.get(motion.NAME)
+    flows = not config.extract.motion or (there is not None and there.fingerprint == motion.INFO.fingerprint)
+    return flows and not (config.extract.tracks and untracked(store.sequences, store.track_keys))
+
+
+def _same_recipe(store: Path, old: Standing, frozen: Frozen) -> None:
+    """Refuse a store that was made by another recipe."""
+    if old.header is not None and old.header.recipe.fingerprint != frozen.recipe.fingerprint:
+        raise StoreError(
+            f"{store}: made by another recipe",
+            got="; ".join(frozen.recipe.differences(old.header.recipe)),
+            mend=f"give this recipe a store of its own, --store OTHER.h5, or move {store} away",
+        )
 
 
 def _discard_damaged(parts: Path) -> None:
@@ -244,10 +281,11 @@ def _sweep(store: Path, parts: Path) -> None:
         left.unlink()
 
 
-def _room(store: Path, todo: Plan, stream: StreamInfo) -> None:
+def _room(store: Path, todo: Plan, streams: Mapping[str, StreamInfo]) -> None:
     """Refuse before hours of work what the disk cannot hold: shards and store stand side by side at the end."""
-    frame = int(np.prod(stream.shape)) * np.dtype(stream.dtype).itemsize
-    needed = (todo.frames + todo.wanted) * frame
+    each = {n: int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize for n, info in streams.items()}
+    frame = sum(each.values())
+    needed = sum(todo.lacking(n) * size for n, size in each.items()) + todo.wanted * frame
     free = shutil.disk_usage(store.parent).free
     if needed > free:
         raise DataError(

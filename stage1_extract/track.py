@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -33,14 +33,33 @@ def track(frames: Sequence[Image], box: Box, at: int) -> Track:
     """
     if not 0 <= at < len(frames):
         raise DataError("the box's frame is not among those given", expected=f"0 to {len(frames) - 1}", got=at)
-    frame = frames[at]
+    _check(box, frames[at])
+    return trace(frames, {at: box})
+
+
+def trace(frames: Sequence[Image], known: Mapping[int, Box]) -> Track:
+    """Follow a vehicle whose box is known in one or several frames; the others are followed from the nearest of them.
+
+    A known box is kept as it is, with confidence 1. One that can't be followed (without contrast, outside its image)
+    leaves its neighbours lost, and one that is no box at all (not finite, no size) is lost itself.
+
+    Args:
+        frames: as for `track`; frames between known neighbours are never looked at.
+        known: 0-based index into `frames` → box.
+    """
     boxes, confidence = np.full((len(frames), 4), np.nan), np.zeros(len(frames))
-    for way in (range(at - 1, -1, -1), range(at + 1, len(frames))):
-        follower = start(frame, box)
-        if follower is not None:
-            for i, seen in follow(frames, way, follower).items():
-                boxes[i], confidence[i] = placed(box, seen.pose), seen.like
-    boxes[at], confidence[at] = box, 1.0
+    at = sorted(known)
+    for before, here, after in zip([None, *at], at, [*at[1:], None], strict=False):
+        box = known[here]
+        if not _is_box(box):
+            continue
+        first = 0 if before is None else (before + here) // 2 + 1
+        last = len(frames) if after is None else (here + after) // 2 + 1
+        for way in (range(here - 1, first - 1, -1), range(here + 1, last)):
+            if way and _inside(box, frames[here]) and (follower := start(frames[here], box)) is not None:
+                for i, seen in follow(frames, way, follower).items():
+                    boxes[i], confidence[i] = placed(box, seen.pose), seen.like
+        boxes[here], confidence[here] = box, 1.0
     return Track(boxes, confidence)
 
 
@@ -63,9 +82,18 @@ def placed(box: Box, pose: Pose) -> Box:
     return pose.x - w, pose.y - h, pose.x + w, pose.y + h
 
 
-def _check(box: Box, frame: Image) -> None:
-    if not all(map(math.isfinite, box)) or box[2] <= box[0] or box[3] <= box[1]:
-        raise DataError("the box has no size", expected="finite left < right and top < bottom", got=box)
+def _is_box(box: Box) -> bool:
+    return all(map(math.isfinite, box)) and box[2] > box[0] and box[3] > box[1]
+
+
+def _inside(box: Box, frame: Image) -> bool:
     height, width = frame.shape[:2]
-    if not (overlap(box[0], box[2], width) and overlap(box[1], box[3], height)):
+    return overlap(box[0], box[2], width) > 0 and overlap(box[1], box[3], height) > 0
+
+
+def _check(box: Box, frame: Image) -> None:
+    if not _is_box(box):
+        raise DataError("the box has no size", expected="finite left < right and top < bottom", got=box)
+    if not _inside(box, frame):
+        height, width = frame.shape[:2]
         raise DataError("the box lies outside its image", expected=f"some of it within {width}x{height}", got=box)

@@ -72,7 +72,7 @@ def clips(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bring_up(clips: Path, tmp_path: Path, engine: Engine) -> Callable[..., Outcome]:
-    def run(store: str = "s.h5", redo: tuple[int, ...] = (), **extract_settings: object) -> Outcome:
+    def run(store: str = "s.h5", redo: dict[int, list[str]] | None = None, **extract_settings: object) -> Outcome:
         config = settings(clips, **extract_settings)
         return extract(config, tmp_path / store, scan(config.data), redo=redo, engine=engine)
 

@@ -1,0 +1,123 @@
+"""Shards: what a run has finished so far, each a file of its own beside the store; and frames in batches for them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Listed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.assembly import ShardWriter, shard_pieces, shard_tracks
+from features.files import replacing
+from features.pieces import Held, Piece
+from features.recipe import Recipe, canonical
+from features.store import StreamInfo
+from features.tracks import Track
+from stage1_extract.clips import Image
+from stage1_extract.decode import Decoded
+from stage1_extract.plan import StreamsHeld
+from stage1_extract.standing import having
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The finished shards in a folder that were made by a recipe."""
+
+    folder: Path
+    recipe: Recipe
+
+    def held(self, streams: Mapping[str, StreamInfo]) -> StreamsHeld:
+        """Per wanted stream the pieces that lie in them."""
+        every = [held for path in self._files() for held in shard_pieces(path, self.recipe.fingerprint)]
+        table: dict[str, list[Held]] = {name: [h for h in every if name in h.streams] for name in streams}
+        return having(table, streams)
+
+    def tracks(self) -> dict[str, Track]:
+        """Every track in them, by its key; the keys name the frames, so that no recipe need be compared."""
+        found: dict[str, Track] = {}
+        for path in self._files():
+            found |= shard_tracks(path)
+        return found
+
+    @contextmanager
+    def writing(self, pieces: Listed[Piece], streams: Mapping[str, StreamInfo]) -> Iterator[ShardWriter]:
+        """A writer of a new shard, which appears when the block ends well."""
+        names = [[p.sequence, p.digest, p.start, p.stop] for p in pieces]
+        with replacing(self._path([sorted(streams), names])) as temporary:
+            writer = ShardWriter(temporary, self.recipe, pieces, streams)
+            try:
+                yield writer
+            finally:
+                writer.abandon()
+
+    def write_tracks(self, tracks: Mapping[str, Track]) -> None:
+        """A shard that holds tracks alone."""
+        with replacing(self._path(sorted(tracks))) as temporary:
+            writer = ShardWriter(temporary, self.recipe, [], {})
+            try:
+                writer.close(tracks=tracks)
+            finally:
+                writer.abandon()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.h5"))
+
+    def _path(self, content: object) -> Path:
+        return self.folder / f"{hashlib.sha256(canonical(content).encode()).hexdigest()[:24]}.h5"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Frames, (n, height, width, 3), and what belongs to them; the next batch overwrites the frames."""
+
+    frames: Image
+    thumbnails: list[bytes]
+    motion: NDArray[Any] | None
+
+
+def noted(
+    decoded: Iterator[Decoded],
+    pieces: Listed[Piece],
+    sound: dict[int, bool],
+    tracks: dict[str, Track],
+    faults: dict[str, str],
+) -> Iterator[Decoded]:
+    """Pass decoded frames on; note their tracks, and which pieces have a fault.
+
+    A fault's frames are blank, so that the others keep their places.
+    """
+    for part in decoded:
+        if part.fault is not None:
+            sound[part.piece] = False
+            faults.setdefault(pieces[part.piece].sequence, part.fault)
+        tracks |= part.tracks
+        yield part
+
+
+def batches(decoded: Iterator[Decoded], size: int) -> Iterator[Batch]:
+    """Decoded frames in batches of `size`, in a buffer that the next batch overwrites."""
+    buffer, count = np.empty(0, np.uint8), 0
+    thumbnails: list[bytes] = []
+    flows: list[NDArray[Any]] = []
+    for part in decoded:
+        if not len(buffer):
+            buffer = np.empty((size, *part.frames.shape[1:]), np.uint8)
+        thumbnails.extend(part.thumbnails)
+        if part.motion is not None:
+            flows.extend(part.motion)
+        left = part.frames
+        while len(left):
+            taken = min(size - count, len(left))
+            buffer[count : count + taken] = left[:taken]
+            left, count = left[taken:], count + taken
+            if count == size:
+                yield Batch(buffer, thumbnails[:size], np.stack(flows[:size]) if flows else None)
+                thumbnails, flows, count = thumbnails[size:], flows[size:], 0
+    if count:
+        yield Batch(buffer[:count], thumbnails, np.stack(flows) if flows else None)
