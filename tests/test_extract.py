@@ -49,6 +49,7 @@ arguments = {{alpha = 0.25}}
 [extract]
 batch = 8
 shard = 20
+motion = true
 """
 
 
@@ -185,8 +186,8 @@ def test_a_failure_between_shards_loses_none(
         bring_up()
     assert not (tmp_path / "s.h5").exists()
     done = len(list((tmp_path / "s.h5.parts").iterdir()))
-    assert done == 2
-    assert bring_up().extracted == 80 - 20 * done
+    assert done == 3
+    assert bring_up().extracted == 80 - 16 * done
     assert content(tmp_path / "s.h5") == content(tmp_path / "fresh.h5")
 
 
@@ -396,7 +397,7 @@ def test_a_damaged_shard_is_extracted_anew(
     truncated, flipped, *_ = sorted((tmp_path / "s.h5.parts").iterdir())
     os.truncate(truncated, 1000)
     flip(flipped, "appearance", 3)
-    assert bring_up().extracted == 40
+    assert bring_up().extracted == 32
     assert capsys.readouterr().err.count("extracted anew") == 2
     assert content(tmp_path / "s.h5") == content(tmp_path / "fresh.h5")
 
