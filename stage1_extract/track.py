@@ -41,18 +41,16 @@ def trace(frames: Sequence[Image], known: Mapping[int, Box]) -> Track:
     """Follow a vehicle whose box is known in one or several frames; the others are followed from the nearest of them.
 
     A known box is kept as it is, with confidence 1. One that can't be followed (without contrast, outside its image)
-    leaves its neighbours lost, and one that is no box at all (not finite, no size) is lost itself.
+    leaves its neighbours lost, and one that is no box at all (not finite, no size) is passed over.
 
     Args:
         frames: as for `track`; frames between known neighbours are never looked at.
         known: 0-based index into `frames` → box.
     """
     boxes, confidence = np.full((len(frames), 4), np.nan), np.zeros(len(frames))
-    at = sorted(known)
+    at = sorted(i for i, box in known.items() if _is_box(box))
     for before, here, after in zip([None, *at], at, [*at[1:], None], strict=False):
         box = known[here]
-        if not _is_box(box):
-            continue
         first = 0 if before is None else (before + here) // 2 + 1
         last = len(frames) if after is None else (here + after) // 2 + 1
         for way in (range(here - 1, first - 1, -1), range(here + 1, last)):
