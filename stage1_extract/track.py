@@ -45,20 +45,18 @@ def trace(frames: Sequence[Image], known: Mapping[int, Box]) -> Track:
     """Follow a vehicle whose box is known in one or several frames; the others are followed from the nearest of them.
 
     A known box is kept as it is, with confidence 1. One that can't be followed (without contrast, outside its image)
-    leaves its neighbours lost, and one that is no box at all (not finite, no size) is lost itself.
+    leaves its neighbours lost, and one that is no box at all (not finite, no size) is passed over.
 
     Args:
         frames: as for `track`; frames between known neighbours are never looked at.
         known: 0-based index into `frames` → box.
     """
     found = Track(np.full((len(frames), 4), np.nan), np.zeros(len(frames)))
-    at = sorted(known)
-    for i, (before, here, after) in enumerate(zip([-1, *at], at, [*at[1:], len(frames)], strict=False)):
+    at = sorted(i for i, box in known.items() if _is_box(box))
+    for before, here, after in zip([None, *at], at, [*at[1:], None], strict=False):
         box = known[here]
-        if not _is_box(box):
-            continue
-        first = 0 if i == 0 else (before + here) // 2 + 1
-        last = len(frames) if i == len(at) - 1 else (here + after) // 2 + 1
+        first = 0 if before is None else (before + here) // 2 + 1
+        last = len(frames) if after is None else (here + after) // 2 + 1
         ways = [way for way in (range(here - 1, first - 1, -1), range(here + 1, last)) if way]
         if ways and _inside(box, frame := frames[here]):
             _follow_both(frames, frame, box, ways, found)

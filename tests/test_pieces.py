@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 from hypothesis import given
@@ -12,6 +13,7 @@ from features.sequences import Sequence
 from stage1_extract.plan import layout, plan
 
 FILE = Path("some.h5")
+NOTHING: dict[str, list[Held]] = {"a": [], "b": []}
 ranges = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 10)), max_size=6)
 
 
@@ -39,10 +41,15 @@ def test_uncovered_and_segments_share_the_frames_between_them(spans: list[tuple[
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(1, 16))
 def test_groups_hold_every_frame_once_in_order(lengths: list[int], size: int) -> None:
     wanted = [sequence(str(i), n) for i, n in enumerate(lengths)]
-    todo = plan(wanted, [], [], size)
-    frames = [(p.sequence, f) for g in todo.groups for p in g for f in range(p.start, p.stop)]
+    todo = plan(wanted, NOTHING, {}, size)
+    frames = [(p.sequence, f) for g in todo.groups for p in g.pieces for f in range(p.start, p.stop)]
     assert frames == [(s.id, f) for s in wanted for f in range(s.length)]
-    assert all(sum(map(len, g)) == size for g in todo.groups[:-1])
+    assert all(len(g) <= size and g.streams == ("a", "b") for g in todo.groups)
+    for group, following in pairwise(todo.groups):  # full, unless what comes next is short and would have to be cut
+        first = following.pieces[0]
+        assert len(group) == size or (first.start == 0 and len(first) > size - len(group))
+    whole_ones = [whole(s) for s in wanted if s.length <= size]
+    assert [p for g in todo.groups for p in g.pieces if p in whole_ones] == whole_ones
     assert todo.frames == todo.wanted == sum(lengths)
 
 
@@ -51,18 +58,38 @@ def test_a_resumed_run_has_the_groups_of_an_uninterrupted_one(
     lengths: list[int], size: int, data: st.DataObject
 ) -> None:
     wanted = [sequence(str(i), n) for i, n in enumerate(lengths)]
-    full = plan(wanted, [], [], size).groups
+    full = plan(wanted, NOTHING, {}, size).groups
     done = data.draw(st.sets(st.sampled_from(range(len(full)))))
-    shards = [Held(p, FILE, 0) for i in done for p in full[i]]
-    assert plan(wanted, [], shards, size).groups == tuple(g for i, g in enumerate(full) if i not in done)
+    shards = [Held(p, FILE, 0) for i in done for p in full[i].pieces]
+    resumed = plan(wanted, NOTHING, {"a": shards, "b": shards}, size)
+    assert resumed.groups == tuple(g for i, g in enumerate(full) if i not in done)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(1, 16), ranges, ranges, ranges)
+def test_every_stream_gets_just_what_it_lacks(
+    lengths: list[int], size: int, of_a: list[tuple[int, int]], of_b: list[tuple[int, int]], done: list[tuple[int, int]]
+) -> None:
+    wanted = [sequence(str(i), n) for i, n in enumerate(lengths)]
+    stored = {"a": held(of_a, "0"), "b": held(of_b, "0")}
+    todo = plan(wanted, stored, {"a": held(done, "0")}, size)
+    for name, spans in (("a", [*of_a, *done]), ("b", of_b)):
+        have = {("0", f) for start, n in spans for f in range(start, start + n)}
+        lacking = [(s.id, f) for s in wanted for f in range(s.length) if (s.id, f) not in have]
+        extracted = [
+            (p.sequence, f) for g in todo.groups if name in g.streams for p in g.pieces for f in range(p.start, p.stop)
+        ]
+        assert sorted(extracted) == sorted(lacking)
+        assert todo.lacking(name) == len(lacking)
 
 
 def test_only_new_and_changed_sequences_are_extracted() -> None:
     old, new = sequence("old", 8), sequence("new", 8)
     changed = Sequence("changed", "train", 8, 20.0, (4, 3), "other digest")
     stored = [Held(whole(old), FILE, 0), Held(Piece("changed", "d", 0, 8), FILE, 8)]
-    todo = plan([old, changed, new], stored, [], 100)
-    assert [p for g in todo.groups for p in g] == [whole(changed), whole(new)]
-    ready, parts = layout([old, changed, new], stored)
+    todo = plan([old, changed, new], {"a": stored}, {}, 100)
+    assert [p for g in todo.groups for p in g.pieces] == [whole(changed), whole(new)]
+    ready, parts = layout([old, changed, new], {"a": stored})
     assert ready == [old]
-    assert parts == [[stored[0]]]
+    assert parts == {"a": [[stored[0]]]}
+    ready, _ = layout([old], {"a": stored, "b": []})
+    assert ready == []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from features.config import Data
 from features.errors import DataError
 from stage1_extract.clips import Catalogue
-from stage1_extract.layouts import competition, manifest, tusimple, video
+from stage1_extract.layouts import calibration, competition, manifest, tusimple, video
 from stage1_extract.layouts.frames import inspect
 
 __all__ = ["scan"]
@@ -19,7 +22,8 @@ def scan(data: Data, *, threads: int = 0) -> Catalogue:
         threads: that read and hash files; 0: one a core.
 
     Raises:
-        DataError: what makes the scan impossible: nothing at the path, no zip, a manifest without a column, no clip.
+        DataError: what makes the scan impossible: nothing at the path, no zip, a manifest without a column, no clip;
+            or `data.calibration` names no file, or a malformed one.
     """
     try:
         catalogue = _catalogue(data, threads)
@@ -33,7 +37,14 @@ def scan(data: Data, *, threads: int = 0) -> Catalogue:
             got="none",
             mend="check data.path and data.layout",
         )
-    return catalogue
+    if data.calibration is None:
+        return catalogue
+    try:
+        camera = calibration.camera(Path(data.calibration))
+    except DataError as e:
+        raise DataError(e.what, expected=e.expected, got=e.got, mend="--data.calibration FILE") from None
+    clips = tuple(replace(clip, sequence=replace(clip.sequence, camera=camera)) for clip in catalogue.clips)
+    return replace(catalogue, clips=clips)
 
 
 def _catalogue(data: Data, threads: int) -> Catalogue:
@@ -41,8 +52,9 @@ def _catalogue(data: Data, threads: int) -> Catalogue:
         return video.catalogue(data, threads)
     if data.layout == "manifest":
         drafts, faults = manifest.drafts(data)
-        found = inspect(drafts, threads)
-        return Catalogue(found.clips, (*faults, *found.faults))
-    if data.layout == "tusimple":
-        return inspect(tusimple.drafts(data), threads)
-    return inspect(competition.drafts(data), threads)
+    elif data.layout == "tusimple":
+        drafts, faults = tusimple.drafts(data)
+    else:
+        drafts, faults = competition.drafts(data)
+    found = inspect(drafts, threads)
+    return Catalogue(found.clips, (*faults, *found.faults))

@@ -6,7 +6,7 @@ import re
 
 from features.config import Data
 from features.errors import DataError
-from features.sequences import Label
+from features.sequences import Camera, Label
 from stage1_extract.layouts import annotation
 from stage1_extract.layouts.files import Place, children, folder
 from stage1_extract.layouts.frames import Draft, fault, line
@@ -19,7 +19,7 @@ def clip_folders(split: Place) -> list[Place]:
     return [p for p in children(split) if p.is_dir() and (p.name.isdecimal() or folder(p, "imgs"))]
 
 
-def draft(clip: Place, id: str, split: str, data: Data, *, every: bool) -> Draft:
+def draft(clip: Place, id: str, split: str, data: Data, camera: Camera | None, *, every: bool) -> Draft:
     """What a clip's folder says before its frames are read.
 
     Args:
@@ -27,6 +27,7 @@ def draft(clip: Place, id: str, split: str, data: Data, *, every: bool) -> Draft
         id: of its sequence.
         split: one of `features.sequences.SPLITS`; in `test` the annotation or its velocity may be missing.
         data: `frames`, `label_frame` and `fps` count.
+        camera: that took the clip, where known.
         every: label every vehicle, or the first only.
     """
     faults: list[str] = []
@@ -41,7 +42,7 @@ def draft(clip: Place, id: str, split: str, data: Data, *, every: bool) -> Draft
         labels += _ego_labels(clip, frame, faults)
     except DataError as e:
         faults.append(line(e))
-    return Draft(id, split, data.fps, files, labels, faults)
+    return Draft(id, split, data.fps, files, labels, camera, faults)
 
 
 def numbered_frames(clip: Place, wanted: int | None, faults: list[str]) -> tuple[Place, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from features.config import Data
 from features.errors import DataError
+from stage1_extract.layouts import calibration
 from stage1_extract.layouts.clip_folder import clip_folders, draft
 from stage1_extract.layouts.files import Place, children, folder, open_place
 from stage1_extract.layouts.frames import Draft
@@ -14,23 +15,25 @@ from stage1_extract.layouts.frames import Draft
 FOLDERS = {"Train": "train", "Validation": "validation", "Test": "test"}
 
 
-def drafts(data: Data) -> list[Draft]:
-    """A draft for each clip, splits and clips in order; ids are `Train/12`.
+def drafts(data: Data) -> tuple[list[Draft], list[str]]:
+    """A draft for each clip, splits and clips in order, and faults that belong to none; ids are `Train/12`.
 
     Raises:
         DataError: nothing at `data.path`, no zip, or no folder Train, Validation or Test in it.
     """
     mend = "make sample" if data.layout == "sample" else "set data.path to the folder or .zip of the data set"
     root = _root(open_place(data.path, mend=mend), mend)
+    faults: list[str] = []
+    camera = None if data.calibration else calibration.beside(root, faults)
     found = []
     for name, split in FOLDERS.items():
         if outer := folder(root, name):
             inner = folder(outer, name) or outer  # Train/Train/1 as published, or Train/1
             found += [
-                draft(clip, f"{name}/{clip.name}", split, data, every=data.layout == "sample")
+                draft(clip, f"{name}/{clip.name}", split, data, camera, every=data.layout == "sample")
                 for clip in clip_folders(inner)
             ]
-    return found
+    return found, faults
 
 
 def _root(place: Place, mend: str) -> Place:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from features.errors import DataError
-from features.sequences import Label, Sequence
+from features.sequences import Camera, Label, Sequence
 from stage1_extract.clips import Catalogue, Clip, Image
 from stage1_extract.images import decode, probe
 from stage1_extract.layouts.files import Place, read
@@ -68,6 +68,7 @@ class Draft:
     fps: float
     files: tuple[Place, ...] = ()
     labels: tuple[Label, ...] = ()
+    camera: Camera | None = None
     faults: list[str] = field(default_factory=list)
 
 
@@ -92,7 +93,7 @@ def inspect(drafts: list[Draft], threads: int) -> Catalogue:
         if not draft.faults and sound:
             digest = hashlib.sha256(b"".join(d for _, _, d in sound)).hexdigest()
             length = len(draft.files)
-            sequence = Sequence(draft.id, draft.split, length, draft.fps, size, digest, draft.labels)
+            sequence = Sequence(draft.id, draft.split, length, draft.fps, size, digest, draft.labels, draft.camera)
             clips.append(Clip(sequence, FrameFiles(draft.files, tuple(d for _, _, d in sound))))
     return Catalogue(tuple(clips), tuple(faults))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from features.config import Data
 from features.errors import DataError
 from features.sequences import Label
-from stage1_extract.layouts import annotation
+from stage1_extract.layouts import annotation, calibration
 from stage1_extract.layouts.clip_folder import clip_folders, draft
 from stage1_extract.layouts.files import Place, children, folder, open_place
 from stage1_extract.layouts.frames import Draft, fault, line
@@ -28,22 +28,31 @@ ANSWERS = ("gt.json", "test_label.json")
 _TOLERANCE = 10.0  # pixels over a box's four sides: how far the benchmark's own evaluation matches boxes
 
 
-def drafts(data: Data) -> list[Draft]:
-    """A draft for each clip; ids are `clips/1`, or `test/clips/1` where split folders hold the clips.
+def drafts(data: Data) -> tuple[list[Draft], list[str]]:
+    """A draft for each clip, and faults that belong to none.
+
+    Ids are `clips/1`, or `test/clips/1` where split folders hold the clips.
 
     Raises:
         DataError: nothing at `data.path`, or no folder `clips` in it.
     """
     mend = "set data.path to the folder that holds clips, or train/clips and test/clips"
     root = open_place(data.path, mend=mend)
+    faults: list[str] = []
+    common = None if data.calibration else calibration.beside(root, faults)
     found = []
     for prefix, split, home, clips in _splits(root, mend):
-        part = [draft(clip, f"{prefix}clips/{clip.name}", split, data, every=True) for clip in clip_folders(clips)]
+        camera = common
+        if prefix and not data.calibration:
+            camera = calibration.beside(home, faults) or common
+        part = [
+            draft(clip, f"{prefix}clips/{clip.name}", split, data, camera, every=True) for clip in clip_folders(clips)
+        ]
         answers = next((f for f in map(home.joinpath, ANSWERS) if f.is_file()), None)
         if answers is not None and split == "test":
             _answer(part, answers)
         found += part
-    return found
+    return found, faults
 
 
 def _splits(root: Place, mend: str) -> Iterator[tuple[str, str, Place, Place]]:
