@@ -86,7 +86,7 @@ bench: $(READY)  ## measure; prints ratios taken within one run
 	@$(PY) -m benchmarks
 
 lock: $(READY)  ## pin the newest of everything pyproject.toml admits
-	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev --extra export --upgrade \
+	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev --extra export --extra cpu --upgrade \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.lock
 
 clean:  ## remove .venv and caches; data/, stores/ and runs/ stay

@@ -62,6 +62,14 @@ class Frames(Section):
     """cv2's INTER_CUBIC (the published one) or INTER_AREA (no aliasing when shrinking)."""
     colour: Literal["rgb", "bgr"] = "rgb"
     """Order of the channels that enter the backbone."""
+    decode: Literal["full", "fast"] = "full"
+    """`fast` lets JPEG's own decoder shrink by 2, 4 or 8 where that suffices: close pixels at a fifth of the cost. PNGs
+    and videos are decoded in full; where box tracks or flow are made, full frames are decoded besides (no gain)."""
+
+    @property
+    def enough(self) -> tuple[int, int] | None:
+        """Width and height that decoding may shrink a frame to; None: decode in full."""
+        return (self.width, self.height) if self.decode == "fast" else None
 
 
 class Backbone(Section):
@@ -82,10 +90,12 @@ class Backbone(Section):
 
 
 class Extract(Section):
-    engine: Literal["auto", "tensorflow"] = "auto"
-    """What runs the trunk."""
-    batch: int = Field(32, gt=0)
-    """Frames a pass of the trunk."""
+    engine: Literal["auto", "tensorflow", "openvino"] = "auto"
+    """What runs the trunk; auto: OpenVINO where it is installed and there is no GPU, else TensorFlow."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the trunk computes in: bfloat16 (1e-2 off) for CPUs and GPUs that have it, float16 for older GPUs."""
+    batch: int = Field(0, ge=0)
+    """Frames a pass of the trunk; 0: what suits the engine, on a GPU as many as its memory holds."""
     threads: int = Field(0, ge=0)
     """Decoding threads; 0: one a core."""
     dtype: Literal["float16", "float32"] = "float16"

@@ -22,8 +22,11 @@ class Source(Protocol):
         """Whether ranges may be read by several threads at once, in any order (files can, a video can't)."""
         ...
 
-    def read(self, start: int, stop: int) -> Iterator[Image]:
-        """Frames start … stop − 1 at full resolution, uint8 BGR of shape (height, width, 3).
+    def read(self, start: int, stop: int, enough: tuple[int, int] | None = None) -> Iterator[Image]:
+        """Frames start … stop − 1, uint8 BGR of shape (height, width, 3), at full resolution.
+
+        Args:
+            enough: width and height; frames may be smaller than full, by a power of two, where that is at least this.
 
         Raises:
             DataError: a frame that cannot be decoded or has another size, named with its path.

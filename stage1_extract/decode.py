@@ -176,8 +176,14 @@ def _read(job: Job, out: Image) -> tuple[list[Image], list[Image]]:
     if job.motion and job.stop == 1:  # the first frame has the second's flow
         stop = min(2, job.clip.sequence.length)
     strips, greys = [], []
-    for i, image in enumerate(job.clip.source.read(first, stop), first):
-        if job.start <= i < job.stop:
+    source, enough, small = job.clip.source, job.frames.enough, False
+    if job.motion or job.vehicles:
+        # what is decoded must not depend on what else is wanted of it; a video is decoded in full in any case
+        if small := enough is not None and source.parallel:
+            out[:] = [resize(image, job.frames) for image in source.read(job.start, job.stop, enough)]
+        enough = None
+    for i, image in enumerate(source.read(first, stop, enough), first):
+        if job.start <= i < job.stop and not small:
             out[i - job.start] = resize(image, job.frames)
         if job.motion:
             strips.append(motion.strip(image))

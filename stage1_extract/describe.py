@@ -22,7 +22,8 @@ def describe(store: Store) -> str:
         f"backbone     {r.backbone}, weights {r.weights} ({r.weights_digest[:12]})"
         + (", UNTRAINED" if r.weights == "random" else ""),
         f"cut          {store.header.trunk.get('cut', '?')}, {r.top_layers} layers above",
-        f"frames seen  {r.size[0]}x{r.size[1]} {r.colour}, {r.interpolation}, preprocessing {r.preprocess}",
+        f"frames seen  {r.size[0]}x{r.size[1]} {r.colour}, {r.interpolation}, {r.decode}, preprocessing {r.preprocess}",
+        f"computed in  {r.precision}{_engines(store)}",
         f"written by   {', '.join(f'{name} {v}' for name, v in sorted(store.versions.items()))}",
         "",
     ]
@@ -66,6 +67,11 @@ def _tracks(store: Store) -> list[str]:
         *lines,
         *(f"             {n}" for n in (*unfollowed(store.sequences, tracks), *boxes_elsewhere(store.sequences))),
     ]
+
+
+def _engines(store: Store) -> str:
+    errors = store.header.trunk.get("relative_error", {})
+    return "".join(f", {name} (relative error {error:.1e})" for name, error in sorted(errors.items()))
 
 
 def _targets(store: Store) -> list[str]:

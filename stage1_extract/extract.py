@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -41,7 +42,7 @@ from stage1_extract.shards import Shards, batches, noted
 from stage1_extract.standing import STREAM, Frozen, Redo, Standing, having
 from stage1_extract.vehicles import boxes_elsewhere, tracked, unfollowed
 
-WRITES_AHEAD = 4
+WRITES_AHEAD = 2
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Outcome:
         flows: frames whose flow was computed.
         tracks: vehicles that were followed.
         notes: what else the user should know, a line each.
+        engine: what the frames went through, and how far its maps are from TensorFlow's in float32.
     """
 
     extracted: int = 0
@@ -63,6 +65,7 @@ class Outcome:
     flows: int = 0
     tracks: int = 0
     notes: list[str] = field(default_factory=list)
+    engine: str = ""
 
 
 def extract(
@@ -119,7 +122,7 @@ def _extract(
     old = Standing.of(store, redo)
     frozen = Frozen.kept(old, request, wanted)
     if frozen is None:
-        engine = engine or Engine(build_trunk(config), config.extract.batch)
+        engine = engine or Engine(build_trunk(config), config.extract.batch, config.extract.engine)
         frozen = Frozen.of(engine.trunk, config, request)
     _same_recipe(store, old, frozen)
     streams = {STREAM: frozen.stream} | ({motion.NAME: motion.INFO} if config.extract.motion else {})
@@ -140,7 +143,7 @@ def _extract(
     missing |= {f"tracks of {s.id}": faults[s.id] for s in ready if s.id in faults}
     header = Header(
         frozen.recipe,
-        trunk=frozen.facts,
+        trunk={**frozen.facts, "relative_error": old.relative_errors(engine)},
         versions={name: version(name) for name in ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless")},
         missing=missing,
         complete=not missing or config.extract.skip_damaged,
@@ -157,6 +160,7 @@ def _extract(
     return Outcome(
         todo.lacking(STREAM), sum(s.length for s in ready), missing, todo.lacking(motion.NAME),
         sum(len(own) for own in lost.values()), [f"{store}: {note}" for note in notes],
+        str(engine),
     )  # fmt: skip
 
 
@@ -174,14 +178,23 @@ def _run(
     threads = config.extract.threads or len(os.sched_getaffinity(0))
     cv2.setNumThreads(1)  # the frames are what runs in parallel
     strips: dict[str, tuple[int, Strip]] = {}
-    with bar(todo.wanted, "features", "frames", initial=max(0, todo.wanted - todo.frames)) as progress:
+    with (
+        bar(todo.wanted, "features", "frames", initial=max(0, todo.wanted - todo.frames)) as progress,
+        ThreadPoolExecutor(1, "finish") as pool,
+    ):
+        finishing: Future[None] | None = None
         for group in todo.groups:
             pieces = [p for p in group.pieces if p.sequence not in faults]
             if pieces:
                 extras = Extras(motion.NAME in group.streams, lost, strips)
                 decoded = decode(pieces, clips, config.frames, threads, extras)
                 own = {name: streams[name] for name in group.streams}
-                _shard(shards, pieces, own, decoded, engine, faults, progress.update)
+                finish = _shard(shards, pieces, own, decoded, engine, faults, progress.update)
+                before, finishing = finishing, pool.submit(finish)  # beside the next group's frames
+                if before:
+                    before.result()
+        if finishing:
+            finishing.result()
 
 
 def _shard(
@@ -192,30 +205,47 @@ def _shard(
     engine: Engine | None,
     faults: dict[str, str],
     step: Callable[[int], object],
-) -> None:
-    """Run one group through the trunk and into a shard; the writer works beside the network."""
+) -> Callable[[], None]:
+    """Run one group through the trunk into a shard, which the returned function waits for, checks and renames."""
     sound = dict.fromkeys(range(len(pieces)), True)
     tracks: dict[str, Track] = {}
-    with shards.writing(pieces, streams) as writer, ThreadPoolExecutor(1, "write") as pool:
-        pending: deque[Future[None]] = deque()
-        size = engine.batch if engine is not None else RANGE
+    pending: deque[Future[None]] = deque()
+    with ExitStack() as begun:
+        writer = begun.enter_context(shards.writing(pieces, streams))
+        pool = begun.enter_context(ThreadPoolExecutor(1, "write"))
+        size, ahead = (engine.batch, engine.lanes + WRITES_AHEAD) if engine is not None else (RANGE, WRITES_AHEAD)
         for batch in batches(noted(decoded, pieces, sound, tracks, faults), size):
-            maps: dict[str, NDArray[Any]] = {} if batch.motion is None else {motion.NAME: batch.motion}
+            maps: Future[NDArray[Any]] | None = None
             if STREAM in streams:
                 assert engine is not None
-                maps[STREAM] = engine(batch.frames)
-                if maps[STREAM].dtype == np.float16 and not np.isfinite(maps[STREAM]).all():
-                    raise DataError(
-                        "the map at the cut does not fit half precision (over 65504)", mend="--extract.dtype float32"
-                    )
-            thumbnails = batch.thumbnails if STREAM in streams else [b""] * len(batch.frames)
-            pending.append(pool.submit(writer.write, maps, thumbnails))
-            while len(pending) > WRITES_AHEAD or (pending and pending[0].done()):
+                maps = engine.submit(batch.frames)
+            pending.append(pool.submit(_write, writer, maps, batch.motion, batch.thumbnails))
+            while len(pending) > ahead or (pending and pending[0].done()):
                 pending.popleft().result()
             step(len(batch.frames))
-        while pending:
-            pending.popleft().result()
-        writer.close([i for i, well in sound.items() if well], tracks)
+        rest = begun.pop_all()
+
+    def finish() -> None:
+        with rest:
+            while pending:
+                pending.popleft().result()
+            writer.close([i for i, well in sound.items() if well], tracks)
+
+    return finish
+
+
+def _write(
+    writer: ShardWriter, maps: Future[NDArray[Any]] | None, flow: NDArray[Any] | None, thumbnails: list[bytes]
+) -> None:
+    entries = {} if flow is None else {motion.NAME: flow}
+    if maps is not None:
+        entries[STREAM] = values = maps.result()
+        if values.dtype == np.float16 and not np.isfinite(values).all():
+            raise DataError(
+                "the map at the cut does not fit half precision (over 65504)", mend="--extract.dtype float32"
+            )
+    # thumbnails come with the trunk's stream
+    writer.write(entries, thumbnails if maps is not None else [b""] * len(thumbnails))
 
 
 def _track(
@@ -302,4 +332,5 @@ def _request(config: Config) -> str:
     content = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else config.backbone.weights
     asked = config.model_dump(mode="json", include={"frames", "backbone"})
     asked["backbone"]["weights"] = content
-    return hashlib.sha256(canonical([asked, config.extract.dtype, version("keras")]).encode()).hexdigest()
+    stored = [config.extract.precision, config.extract.dtype]
+    return hashlib.sha256(canonical([asked, *stored, version("keras")]).encode()).hexdigest()

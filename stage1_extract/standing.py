@@ -14,7 +14,7 @@ from features.recipe import Recipe
 from features.sequences import Sequence
 from features.store import Header, Store, StreamInfo, TopRecord
 from features.tracks import Track
-from stage1_extract.engine import Trunk
+from stage1_extract.engine import Engine, Trunk
 from stage1_extract.plan import StreamsHeld, layout
 
 STREAM = "appearance"
@@ -48,6 +48,13 @@ class Standing:
             }
             held = {name: s.held(rows[name]) for name in s.streams}
             return cls(s.header, s.streams, held, s.top(), s.tracks())
+
+    def relative_errors(self, engine: Engine | None) -> dict[str, float]:
+        """The largest relative error measured of each engine that has a part in it, this run's among them."""
+        errors: dict[str, float] = {**self.header.trunk.get("relative_error", {})} if self.header else {}
+        if engine is not None and engine.relative_error is not None:
+            errors[engine.name] = max(engine.relative_error, errors.get(engine.name, 0.0))
+        return errors
 
     def derived(
         self, ready: Listed[Sequence], own: Mapping[str, StreamInfo]

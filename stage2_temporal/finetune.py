@@ -110,7 +110,7 @@ def reader(store: Store, wanted: Task, config: Config) -> Read:
         s = found.sequence[index]
         source, images = clips[store.sequences[s].id].source, []
         for frame in (found.rows[index] - store.first[s]).tolist():
-            images += [resize(image, frames) for image in source.read(frame, frame + 1)]
+            images += [resize(image, frames) for image in source.read(frame, frame + 1, frames.enough)]
         return np.stack(images)
 
     return read

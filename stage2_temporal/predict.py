@@ -108,7 +108,8 @@ def predict(
     parts = load_parts(run)
     _compare_rates(clip, config, parts.config)
     slider = Slider(parts, rows)
-    values = np.concatenate(list(slider.run(_decoded([clip], range(clip.sequence.length), config, {}))))
+    batches = _decoded([clip], range(clip.sequence.length), config, slider.step, {})
+    values = np.concatenate(list(slider.run(batches)))
     with replacing(output) as temporary:
         _write_footage(temporary, rows[:, -1], values, clip.sequence.fps, config.data.columns)
     if overlaid is None:
@@ -188,7 +189,8 @@ def _predict_data_set(run: Path, config: Config, output: Path) -> Written:
         needed, packed = np.unique(found.rows[order], return_inverse=True)
         slider = Slider(load_parts(run), packed.reshape(found.rows.shape))
         values = np.empty((len(found), len(found.columns)))
-        values[order] = np.concatenate(list(slider.run(_decoded(catalogue.clips, needed, config, faults))))
+        batches = _decoded(catalogue.clips, needed, config, slider.step, faults)
+        values[order] = np.concatenate(list(slider.run(batches)))
     sound = np.array([sequences[i].id not in faults for i in found.sequence])
     if not sound.any():
         raise BadInputs(
@@ -216,16 +218,19 @@ def _labelled(sequence: Sequence, config: Config) -> Sequence:
 
 
 def _decoded(
-    clips: Listed[Clip], needed: Iterable[int] | NDArray[np.int64], config: Config, faults: dict[str, str]
+    clips: Listed[Clip],
+    needed: Iterable[int] | NDArray[np.int64],
+    config: Config,
+    size: int,
+    faults: dict[str, str],
 ) -> Iterator[Image]:
-    """Batches of the needed frames, numbered through all clips; decoded ahead of the network.
+    """Batches of `size` of the needed frames, numbered through all clips; decoded ahead of the network.
 
     A data set's damaged sequence is blank and named in `faults`; a single clip's damage is raised.
     """
     pieces = _pieces([clip.sequence for clip in clips], np.asarray(needed))
     named = {clip.sequence.id: clip for clip in clips}
     waiting: list[Image] = []
-    size = config.extract.batch
     with bar(sum(map(len, pieces)), "predict", "frames") as progress:
         for part in decode(pieces, named, config.frames, config.extract.threads or os.cpu_count() or 1):
             if part.fault is not None:

@@ -24,6 +24,7 @@ from stage2_temporal.folder import read_metrics
 from stage2_temporal.runs import load
 
 Maps = NDArray[np.float32]
+STEP = 32
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,19 @@ class Slider:
 
     Attributes:
         engine: counts the trunk's passes.
-        buffer: (frames kept + a batch, …) maps: all that is held of the stream, however long it is.
+        step: frames a batch at most; where none was asked for, more than an engine's pass, for top and head's sake.
+        buffer: (frames kept + a step, …) maps: all that is held of the stream, however long it is.
     """
 
     def __init__(self, parts: Parts, rows: NDArray[np.int64]) -> None:
         """For windows `rows` (n, T): positions in the stream, ascending by the last."""
         self.rows = rows
-        self.engine = Engine(parts.trunk, parts.config.extract.batch)
+        self.engine = Engine(parts.trunk, parts.config.extract.batch, parts.config.extract.engine)
+        self.step = parts.config.extract.batch or max(STEP, self.engine.batch)
         self._top, head = split(parts.stage_two)
         self._keep = int((rows[:, -1] - rows[:, 0]).max())
         shape = (self._top or parts.trunk.model).output.shape[1:]
-        self.buffer = np.zeros((self._keep + self.engine.batch, *shape), np.float32)
+        self.buffer = np.zeros((self._keep + self.step, *shape), np.float32)
 
         def answer(maps: Any, rows: Any) -> Any:
             return head(tf.gather(maps, rows), training=False)  # windows overlap: copied by all cores, and only once
@@ -79,7 +82,7 @@ class Slider:
         self._answer = tf.function(answer, input_signature=spec, autograph=False)
 
     def run(self, batches: Iterable[Image]) -> Iterator[Maps]:
-        """Batches of uint8 frames (≤ batch, height, width, 3), in order → values (m, targets), in `rows`' order."""
+        """Batches of uint8 frames (≤ step, height, width, 3), in order → values (m, targets), in `rows`' order."""
         first = held = done = 0  # buffer[:held] are the frames from `first` on
         for frames in batches:
             maps = self.engine(frames)
@@ -88,8 +91,8 @@ class Slider:
             self.buffer[held : held + len(maps)] = maps
             held += len(maps)
             ready = int(np.searchsorted(self.rows[:, -1], first + held))
-            for at in range(done, ready, self.engine.batch):
-                chosen = self.rows[at : min(at + self.engine.batch, ready)] - first
+            for at in range(done, ready, self.step):
+                chosen = self.rows[at : min(at + self.step, ready)] - first
                 values: Maps = self._answer(tf.constant(self.buffer), tf.constant(chosen)).numpy()
                 yield values
             done = ready

@@ -46,8 +46,8 @@ class FrameFiles:
     digests: tuple[bytes, ...]
     parallel: bool = True
 
-    def read(self, start: int, stop: int) -> Iterator[Image]:
-        """Frames start … stop − 1, uint8 BGR of shape (height, width, 3).
+    def read(self, start: int, stop: int, enough: tuple[int, int] | None = None) -> Iterator[Image]:
+        """Frames start … stop − 1, uint8 BGR of shape (height, width, 3); JPEGs shrunk as far as is `enough`.
 
         Raises:
             DataError: a file that is gone, damaged, or not what it was when it was scanned.
@@ -56,7 +56,7 @@ class FrameFiles:
             data = read(file)
             if hashlib.sha256(data).digest() != digest:
                 raise DataError(f"{file}: changed since it was scanned")
-            yield decode(data, str(file))
+            yield decode(data, str(file), enough)
 
 
 @dataclass

@@ -113,8 +113,8 @@ class VideoFrames:
     first: int = 0
     parallel: bool = False
 
-    def read(self, start: int, stop: int) -> Iterator[Image]:
-        """Frames start … stop − 1, uint8 BGR of shape (height, width, 3).
+    def read(self, start: int, stop: int, enough: tuple[int, int] | None = None) -> Iterator[Image]:
+        """Frames start … stop − 1, uint8 BGR of shape (height, width, 3), always at full resolution.
 
         Raises:
             DataError: the video ends early, or its size changes.
