@@ -1,6 +1,7 @@
-"""The pictures of reports in this folder: `python docs/screenshots.py runs/A runs/B`.
+"""The pictures of reports in this folder: `python docs/screenshots.py runs/A runs/B runs/heads`.
 
-`report.png` is the upper part of run A's report, `report-clips.png` run B's plots and one of its clips, stepped into.
+`report.png` is the upper part of run A's report, `report-clips.png` run B's plots and one of its clips, stepped into,
+`leaderboard.png` the best settings of the sweep under runs/heads.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 HERE = Path(__file__).parent
+ROWS = 14  # of the leaderboard
 
 
-def main(first: Path, second: Path) -> None:
-    """Write both pictures."""
+def main(first: Path, second: Path, sweep: Path) -> None:
+    """Write the pictures."""
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1240, "height": 900}, color_scheme="light")
@@ -37,10 +39,21 @@ def main(first: Path, second: Path) -> None:
         height = end["y"] + end["height"] - start["y"] + 32
         area = {"x": 0, "y": start["y"] + above - 16, "width": 1240, "height": height}
         page.screenshot(path=HERE / "report-clips.png", full_page=True, clip=area)
+
+        leaderboard(browser.new_page(viewport={"width": 1240, "height": 900}, color_scheme="light"), sweep)
         browser.close()
-    for name in ("report.png", "report-clips.png"):  # 256 colours are a third of the bytes
+    for name in ("report.png", "report-clips.png", "leaderboard.png"):  # 256 colours are a third of the bytes
         picture = Image.open(HERE / name).convert("RGB")
         picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(HERE / name, optimize=True)
+
+
+def leaderboard(page: Page, sweep: Path) -> None:
+    """The page down to the first table's first rows."""
+    page.goto((sweep / "leaderboard.html").resolve().as_uri())
+    last = page.locator(".board").first.locator("tbody tr").nth(ROWS - 1).bounding_box()
+    assert last is not None
+    area = {"x": 0, "y": 0, "width": 1240, "height": last["y"] + last["height"] + 8}
+    page.screenshot(path=HERE / "leaderboard.png", full_page=True, clip=area)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,15 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(boards(find_runs(root)[0]), root)
 
 
+def visited(browser: sync_api.Browser, page: Path, *, width: int, scheme: str = "light", script: bool = True) -> Visit:
+    """The page, opened."""
+    visit = Visit(browser, script=script)
+    visit.page.emulate_media(color_scheme=scheme)
+    visit.page.set_viewport_size({"width": width, "height": 900})
+    visit.open(page)
+    return visit
+
+
 def column(visit: Visit, name: str, board: int = 0) -> list[str]:
     """A column's cells from top to bottom."""
     script = """([board, name]) => {
@@ -32,11 +41,10 @@ def column(visit: Visit, name: str, board: int = 0) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_headers_sort_by_mouse_and_keyboard(browser: sync_api.Browser, page_file: Path, scheme: str) -> None:
-    visit = Visit(browser, page_file, scheme=scheme, script=True, width=1440)
+    visit = visited(browser, page_file, scheme=scheme, width=1440)
     table = visit.page.locator(".board").first
     assert column(visit, "rank") == ["1", "2", "–", "3"]
     assert table.locator("[aria-sort]").all_inner_texts() == ["rank"]
-    visit.picture(f"leaderboard-{scheme}")
 
     table.get_by_role("button", name="MAE").click()
     assert column(visit, "MAE [m/s]") == sorted(column(visit, "MAE [m/s]"), key=float)
@@ -63,11 +71,11 @@ def test_headers_sort_by_mouse_and_keyboard(browser: sync_api.Browser, page_file
     assert visit.faults == []
     assert {url.split(":")[0] for url in visit.requests} <= {"file", "data"}
     assert [url for url in visit.requests if url.startswith("file")] == [page_file.as_uri()]
-    visit.close()
+    visit.context.close()
 
 
 def test_without_javascript_it_is_all_there(browser: sync_api.Browser, page_file: Path) -> None:
-    visit = Visit(browser, page_file, scheme="light", script=False, width=1240)
+    visit = visited(browser, page_file, script=False, width=1240)
     page = visit.page
     assert page.locator(".board").count() == 6
     assert page.locator(".board tbody tr").count() == 2 * (4 + 4 + 2)
@@ -77,12 +85,11 @@ def test_without_javascript_it_is_all_there(browser: sync_api.Browser, page_file
     page.get_by_role("link", name="good").first.click()
     assert page.title() == "report"
     assert visit.faults == []
-    visit.close()
+    visit.context.close()
 
 
 def test_a_narrow_window_scrolls_the_table_not_the_page(browser: sync_api.Browser, page_file: Path) -> None:
-    visit = Visit(browser, page_file, scheme="light", script=True, width=390)
-    visit.picture("leaderboard-narrow")
+    visit = visited(browser, page_file, width=390)
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
     assert visit.faults == []
-    visit.close()
+    visit.context.close()

@@ -19,6 +19,9 @@ from test_training import LENGTH, maps_and_clips
 from features.config import Config
 from features.errors import BadInputs, StoreError
 from features.lock import only_writer
+from features.store import Store
+from stage2_temporal.folder import read_metrics
+from stage2_temporal.runs import evaluate
 from stage2_temporal.sweep import Sweep, entries
 from stage2_temporal.sweep_run import Done, carry_out
 
@@ -165,6 +168,20 @@ def test_a_time_budget_begins_nothing_more_and_the_rest_comes_later(
     assert not list((folder / "runs").glob("s/*/report.html"))
     done = carried(folder, monkeypatch, seeds=[7], reports=2)
     assert len(list((folder / "runs").glob("s/*/report.html"))) == 2
+
+
+def test_a_fold_is_an_ordinary_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = carried(folder, monkeypatch, folds=2, limit=1, reports=0)
+    path = done.folder / done.names[1]
+    metrics = read_metrics(path)
+    assert metrics["splits"]["validation"]["examples"] == metrics["splits"]["train"]["examples"] == 10
+    assert metrics["splits"]["test"]["examples"] == 6
+    with Store("stores/task.h5") as store:
+        evaluate(path, store)
+    again = read_metrics(path)
+    assert again["splits"] == metrics["splits"] and again["labels"] == metrics["labels"]
+    assert (path / "report.html").is_file()
+    assert read_metrics(done.folder / done.names[0])["labels"] == metrics["labels"]
 
 
 def test_what_does_not_fit_the_store_is_found_before_any_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
