@@ -10,6 +10,7 @@ its path again.
 from __future__ import annotations
 
 from collections.abc import Sequence as Listed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,13 +18,14 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from features.config import Config
+from features.config import Config, Train
 from features.errors import ConfigError
 from features.sequences import Camera
 from features.store import Store, StreamInfo, TopRecord
 from features.tracks import Track
 from features.windows import Examples
 from stage2_temporal.dataset import FrameReader
+from stage2_temporal.retime import retime
 from stage2_temporal.task import read_task
 
 APPEARANCE = "appearance"
@@ -64,6 +66,11 @@ class Source:
             held = sum(r.held_bytes for r in self._readers.values())
             self._readers[stream] = FrameReader(self.store, self.rows, self.memory_gb - held / 1e9, stream)
         return self._readers[stream]
+
+    def cover(self, rows: NDArray[np.int64]) -> None:
+        """Take more rows in among those that windows will ask for."""
+        if not np.isin(rows, self.rows).all():
+            self.rows, self._readers = np.union1d(self.rows, rows), {}
 
     def track(self, sequence: int, label: int) -> Track | None:
         """The path of the vehicle a label is about."""
@@ -192,6 +199,23 @@ class Inputs:
         """Entries of a stream for rows (n, m) that occur in the source's windows: (n, m, …) in the stored type."""
         self.info(name)
         return self.source.reader(name).windows(rows)
+
+    def retimed(self, options: Train) -> tuple[Inputs, NDArray[np.int64], Floats]:
+        """These windows and all that `[train] reverse`, `shift` and `strides` make of them.
+
+        Returns:
+            Inputs; which example each was made of; what its targets (·, K) are multiplied by.
+
+        Raises:
+            ConfigError: a target of which it is not known what then becomes of it.
+        """
+        found, store = self.examples, self.source.store
+        first = store.first[found.sequence]
+        last = first + np.array([store.sequences[s].length for s in found.sequence.tolist()], np.int64) - 1
+        made = retime(found.rows, first, last, found.columns, options)
+        self.source.cover(made.rows)
+        examples = replace(found[made.of], rows=made.rows, start=made.rows[:, 0] - first[made.of])
+        return Inputs(self.source, examples), made.of, made.factor
 
     def top(self) -> TopRecord | None:
         """The unfrozen layers above the stream `appearance`."""

@@ -68,6 +68,7 @@ class Boxed(Head):
     """
 
     boxed: ClassVar[bool] = True
+    clocked = True
 
     def _prepare(self, examples: Windows, targets: Floats) -> None:
         if isinstance(examples, Inputs):
