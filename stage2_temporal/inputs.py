@@ -44,6 +44,11 @@ class Source:
         self.path, self.rows, self.memory_gb = Path(path).absolute(), np.unique(rows), memory_gb
         self.forget()
 
+    _store: Store | None
+    _opened: tuple[int, int]
+    _readers: dict[str, FrameReader]
+    _tracks: dict[tuple[int, int], Track | None]
+
     @property
     def store(self) -> Store:
         """The open store."""
@@ -80,10 +85,7 @@ class Source:
 
     def forget(self) -> None:
         """Let go of the file and of all that is held; the next read opens what then lies at the path."""
-        self._store: Store | None = None
-        self._opened = (-1, -1)
-        self._readers: dict[str, FrameReader] = {}
-        self._tracks: dict[tuple[int, int], Track | None] = {}
+        self._store, self._opened, self._readers, self._tracks = None, (-1, -1), {}, {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "rows": self.rows, "memory_gb": self.memory_gb}
