@@ -174,6 +174,12 @@ class Train(Section):
     """Keep the weights of the epoch with the lowest validation loss; false keeps the last epoch's."""
     patience: int = Field(0, ge=0)
     """Stop after this many epochs without a better validation loss; 0: never."""
+    reverse: bool = False
+    """Train on every window backwards too, with vx and vy of the other sign (no other target allows it)."""
+    shift: int = Field(0, ge=0)
+    """Train on windows that end up to this many frames earlier too; speeds are taken as constant over a clip."""
+    strides: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    """Train on windows of these strides too: the same scene, speeds larger in proportion."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of weights, order and dropout."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -14,6 +14,9 @@
     python -m stage2_temporal benchmark --predictions submission.json --truth gt.json      TuSimple's EV and EP
     python -m stage2_temporal export   --run NAME [--store S] [--data.path P] [--format NAME …]
 
+    python -m stage2_temporal derive   --store S --stream NAME …  what pooled heads look at, once into the store:
+                                       pooled, grid3x4, change3x4, change3x4lag2, motion.grid3x4
+
 A run is a folder under runs/ with config, metrics, history, predictions, model and report. Without --run its name is
 made of config, target and head, and what is trained already is not trained again. `train --help` lists every setting.
 """
@@ -234,6 +237,23 @@ def benchmark(options: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+def derive(options: argparse.Namespace, flags: list[str]) -> int:
+    """Compute streams from those of a store, once, into it."""
+    parser = argparse.ArgumentParser("stage2_temporal derive", add_help=False, allow_abbrev=False)
+    parser.add_argument("--stream", action="append", nargs="+", default=[], dest="streams")
+    asked, rest = parser.parse_known_args(flags)
+    names = [name for group in asked.streams for name in group]
+    if rest:
+        raise ConfigError("unknown flags", got=" ".join(rest), mend="python -m stage2_temporal --help")
+    if options.store is None or not names:
+        raise ConfigError("which streams of which store?", mend="--store FILE --stream grid3x4 change3x4")
+    with quiet_imports():
+        from stage2_temporal import derived
+    made = derived.derive(options.store, [derived.Derived.named(name) for name in names])
+    print(f"{options.store}: {', '.join(made) + ' derived' if made else 'they are there already'}")
+    return 0
+
+
 def _run_and_store(options: argparse.Namespace, flags: list[str]) -> tuple[Path, Path]:
     """A run's folder, and the store it was trained from unless another was named."""
     if flags:
@@ -284,6 +304,7 @@ COMMANDS = {
     "finetune": finetune,
     "export": export,
     "predict": predict,
+    "derive": derive,
     "benchmark": benchmark,
 }
 

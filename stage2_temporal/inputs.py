@@ -10,6 +10,7 @@ its path again.
 from __future__ import annotations
 
 from collections.abc import Sequence as Listed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,13 +18,14 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from features.config import Config
+from features.config import Config, Train
 from features.errors import ConfigError
 from features.sequences import Camera
 from features.store import Store, StreamInfo, TopRecord
 from features.tracks import Track
 from features.windows import Examples
 from stage2_temporal.dataset import FrameReader
+from stage2_temporal.retime import retime
 from stage2_temporal.task import read_task
 
 APPEARANCE = "appearance"
@@ -41,6 +43,11 @@ class Source:
     def __init__(self, path: Path | str, rows: NDArray[np.int64], memory_gb: float = 4.0) -> None:
         self.path, self.rows, self.memory_gb = Path(path).absolute(), np.unique(rows), memory_gb
         self.forget()
+
+    _store: Store | None
+    _opened: tuple[int, int]
+    _readers: dict[str, FrameReader]
+    _tracks: dict[tuple[int, int], Track | None]
 
     @property
     def store(self) -> Store:
@@ -65,6 +72,11 @@ class Source:
             self._readers[stream] = FrameReader(self.store, self.rows, self.memory_gb - held / 1e9, stream)
         return self._readers[stream]
 
+    def cover(self, rows: NDArray[np.int64]) -> None:
+        """Take more rows in among those that windows will ask for."""
+        if not np.isin(rows, self.rows).all():
+            self.rows, self._readers = np.union1d(self.rows, rows), {}
+
     def track(self, sequence: int, label: int) -> Track | None:
         """The path of the vehicle a label is about."""
         if (sequence, label) not in self._tracks:
@@ -73,10 +85,7 @@ class Source:
 
     def forget(self) -> None:
         """Let go of the file and of all that is held; the next read opens what then lies at the path."""
-        self._store: Store | None = None
-        self._opened = (-1, -1)
-        self._readers: dict[str, FrameReader] = {}
-        self._tracks: dict[tuple[int, int], Track | None] = {}
+        self._store, self._opened, self._readers, self._tracks = None, (-1, -1), {}, {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "rows": self.rows, "memory_gb": self.memory_gb}
@@ -192,6 +201,23 @@ class Inputs:
         """Entries of a stream for rows (n, m) that occur in the source's windows: (n, m, …) in the stored type."""
         self.info(name)
         return self.source.reader(name).windows(rows)
+
+    def retimed(self, options: Train) -> tuple[Inputs, NDArray[np.int64], Floats]:
+        """These windows and all that `[train] reverse`, `shift` and `strides` make of them.
+
+        Returns:
+            Inputs; which example each was made of; what its targets (·, K) are multiplied by.
+
+        Raises:
+            ConfigError: a target of which it is not known what then becomes of it.
+        """
+        found, store = self.examples, self.source.store
+        first = store.first[found.sequence]
+        last = first + np.array([store.sequences[s].length for s in found.sequence.tolist()], np.int64) - 1
+        made = retime(found.rows, first, last, found.columns, options)
+        self.source.cover(made.rows)
+        examples = replace(found[made.of], rows=made.rows, start=made.rows[:, 0] - first[made.of])
+        return Inputs(self.source, examples), made.of, made.factor
 
     def top(self) -> TopRecord | None:
         """The unfrozen layers above the stream `appearance`."""

@@ -45,7 +45,7 @@ def test_scikit_learns_checks_of_gradient_trained_heads(estimator: Any, check: A
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three clips a camera position, so that groups matter: one sequence, three labels."""
-    maps, clips = maps_and_clips({"train": 20, "test": 4})
+    maps, clips = maps_and_clips({"train": 24, "test": 4}, noise=0.005)
     sequences = []
     for clip in clips:
         speed = clip.labels[0].targets["ego_speed"]
@@ -59,15 +59,15 @@ def examples(path: Path) -> tuple[Inputs, Any, Any]:
     return inputs(path, chosen.model_copy(update={"window": chosen.window.model_copy(update={"length": 3})}))
 
 
-RIDGE = {"difference": True, "lags": (1, 2)}
+RIDGE = {"difference": True, "lags": (1,), "alpha": 0.1}
 
 
 def test_scores_across_folds_and_processes_are_the_same(path: Path) -> None:
     X, y, groups = examples(path)
-    assert len(X) == 60 and X.shape == (60,) and len(np.unique(groups)) == 20
+    assert len(X) == 72 and X.shape == (72,) and len(np.unique(groups)) == 24
     head = find("ridge")(**RIDGE)
     alone = cross_val_score(head, X, y, groups=groups, cv=GroupKFold(4))
-    assert alone.min() > 0.5
+    assert alone.min() > 0.3
     np.testing.assert_allclose(cross_val_score(head, X, y, groups=groups, cv=GroupKFold(4), n_jobs=2), alone)
 
 
@@ -86,7 +86,7 @@ def test_learning_curves_and_pipelines(path: Path) -> None:
     X, y, groups = examples(path)
     pipeline = Pipeline([("head", find("kernel_ridge")(**RIDGE))])
     sizes, train, test = learning_curve(pipeline, X, y, groups=groups, cv=GroupKFold(3), train_sizes=[0.3, 1.0])
-    assert sizes.tolist() == [12, 40]
+    assert sizes.tolist() == [14, 48]
     assert test[1].mean() > test[0].mean()
     assert train.shape == (2, 3)
 
@@ -100,7 +100,7 @@ def test_a_gradient_trained_head_is_searched_too(path: Path) -> None:
 
 def test_a_fitted_head_is_pickled_and_cloned(path: Path) -> None:
     X, y, _ = examples(path)
-    head = find("ridge")(alpha=2.0, **RIDGE).fit(X, y)
+    head = find("ridge")(**RIDGE).fit(X, y)
     again = pickle.loads(pickle.dumps(head))
     np.testing.assert_allclose(again.predict(X), head.predict(X), rtol=1e-6)
     assert clone(head).get_params() == head.get_params()

@@ -35,6 +35,7 @@ from stage2_temporal.dataset import Batches
 from stage2_temporal.derived import Derived
 from stage2_temporal.inputs import APPEARANCE, Inputs, Windows, windows
 from stage2_temporal.model import Scale, rebuild_top, target_scale
+from stage2_temporal.retime import wanted
 from stage2_temporal.splits import split_at
 from stage2_temporal.training import predict
 
@@ -60,6 +61,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         when: one sentence: when to take it.
         standardised: whether its vectors take part in `standardise_inputs`.
         gaps: whether plain arrays may have NaN in them.
+        clocked: whether it is told how much time lies between the frames.
         model_: keras.Model from the store's streams to (batch, K) in the target's unit. One stream: one input named
             `features`; several: a dictionary by stream.
         outcome_: history, kept epoch and seconds of training.
@@ -68,6 +70,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     when: ClassVar[str] = ""
     standardised: ClassVar[bool] = True
     gaps: ClassVar[bool] = False
+    clocked: ClassVar[bool] = False
 
     def __init__(self, **settings: Any) -> None:
         unknown = [name for name in settings if name not in SETTINGS]
@@ -114,6 +117,8 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             at = split_at(examples.groups, self._train.validation_split)
             held = examples[at:], targets[at:]
             examples, targets = examples[:at], targets[:at]
+        if wanted(self._train):
+            examples, targets = self._retimed(examples, targets)
         self._prepare(examples, targets)
         self._plan(
             {name: tuple(array.shape[1:]) for name, array in self._base(examples[:1]).items()},
@@ -235,6 +240,21 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         X, y = validate_data(self, X, y, **rules, multi_output=True, y_numeric=True)
         return windows(X), _known(y)
 
+    def _retimed(self, examples: Windows, targets: Floats) -> Examples:
+        """The examples with what `reverse`, `shift` and `strides` make of them.
+
+        Raises:
+            ConfigError: a plain array, whose targets have no names, or a head that is told the time.
+        """
+        if not isinstance(examples, Inputs) or self.clocked:
+            raise ConfigError(
+                "train.reverse, shift and strides need windows of a store and a head that is not told the time",
+                got=type(self).__name__ if self.clocked else "a plain array",
+                mend="leave them out",
+            )
+        more, of, factor = examples.retimed(self._train)
+        return more, targets[of] * factor
+
     def _graph(self) -> Graph:
         """The graph up to the vectors."""
         inputs = {n: keras.Input(shape, name=n, dtype="float32") for n, shape in self._shapes.items()}
@@ -280,7 +300,10 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         tensors = {n: model.get_layer(n).output for n in self._arrays(examples[:1])}
         for name, tensor in tensors.items():
             tensor.name = name  # what Keras calls the input that stands in for it
-        return keras.Model(fed(tensors), model.output, name=model.name)
+        entered = keras.Model(fed(tensors), model.output, name=model.name)
+        for tensor in entered.inputs:
+            tensor.name = tensor.name.removesuffix("CLONE")  # else a clone of it would not know its inputs (3.15)
+        return entered
 
     def _predicted(self, examples: Windows) -> Floats:
         """(n, K), from the store's own summaries where it has them."""

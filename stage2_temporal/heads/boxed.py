@@ -68,6 +68,7 @@ class Boxed(Head):
     """
 
     gaps = True
+    clocked = True
 
     def _prepare(self, examples: Windows, targets: Floats) -> None:
         if isinstance(examples, Inputs):

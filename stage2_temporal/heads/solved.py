@@ -37,9 +37,11 @@ class Solved(Head):
         self._solution = self._solve(scaled(vectors, self._scale), within(targets, self._target))
         self.model_ = self._finished(graph)
         del self._solution  # the model has it now
-        row = [*self._errors(examples, targets), *(self._errors(*held) if held is not None else (math.nan, math.nan))]
+        loss, rmse = self._errors(examples, targets)
+        val_loss, val_rmse = self._errors(*held) if held is not None else (math.nan, math.nan)
         seconds = time.monotonic() - started
-        self.outcome_ = Outcome((Epoch(1, *row, seconds),), 1, seconds, interrupted=False)
+        epoch = Epoch(1, loss, rmse, val_loss, val_rmse, seconds)
+        self.outcome_ = Outcome((epoch,), 1, seconds, interrupted=False)
 
     def _predicted(self, examples: Windows) -> Floats:
         whole = not self._ready(examples)
