@@ -16,6 +16,7 @@ from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.box_mlp import BoxMLP
 from stage2_temporal.heads.boxed import BoxRidge
 from stage2_temporal.heads.convolution import TCN, ConvLSTM, Delta
+from stage2_temporal.heads.fusion import Fusion
 from stage2_temporal.heads.kernels import SVR, KernelRidge, Ridge
 from stage2_temporal.heads.recurrent import GRU, FlattenLSTM, PooledLSTM
 from stage2_temporal.heads.trees import Boosting
@@ -35,6 +36,7 @@ HEADS: dict[str, type[Head]] = {
     "boosting": Boosting,
     "box_ridge": BoxRidge,
     "box_mlp": BoxMLP,
+    "fusion": Fusion,
 }
 
 

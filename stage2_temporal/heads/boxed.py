@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import keras
 import numpy as np
@@ -64,10 +64,12 @@ class Boxed(Head):
     """A head with the input `geometry` (batch, F), `features.geometry.NAMES`; plain arrays are such vectors.
 
     Attributes:
+        alone: whether the track is all it sees.
         scene_: what was learnt of ground and camera; None where it was given geometry vectors.
     """
 
     gaps = True
+    alone: ClassVar[bool] = True
 
     def _prepare(self, examples: Windows, targets: Floats) -> None:
         if isinstance(examples, Inputs):
