@@ -17,7 +17,7 @@ from sklearn.linear_model import RidgeCV
 
 from stage2_temporal.dataset import Batches
 from stage2_temporal.heads.base import Examples, Floats, Graph, Head, Named, Tensor, joined
-from stage2_temporal.heads.boxed import GEOMETRY, Boxed, paths
+from stage2_temporal.heads.boxed import GEOMETRY, Boxed, about_vehicles
 from stage2_temporal.heads.solved import scaled, within
 from stage2_temporal.inputs import Inputs, Windows, as_maps
 from stage2_temporal.model import vector_scale
@@ -38,7 +38,7 @@ class Fusion(Boxed):
 
     def _prepare(self, examples: Windows, targets: Floats) -> None:
         self.scene_ = None
-        if isinstance(examples, Inputs) and np.isfinite(paths(examples).boxes).any():
+        if isinstance(examples, Inputs) and about_vehicles(examples):
             super()._prepare(examples, targets)
 
     @property
