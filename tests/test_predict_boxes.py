@@ -24,6 +24,7 @@ from stage1_extract.vehicles import tracked
 from stage2_temporal.__main__ import main
 from stage2_temporal.boxes import read_boxes
 from stage2_temporal.export import export_run
+from stage2_temporal.heads import check_sees_frames
 from stage2_temporal.predict import predict
 from stage2_temporal.predict_boxes import Predictor, follow
 from stage2_temporal.runs import train
@@ -228,6 +229,15 @@ def test_there_is_nothing_to_fuse(here: Path, capsys: pytest.CaptureFixture[str]
     for command in ("fuse", "finetune"):
         assert main([command, "--run", "boxes", "--store", "s.h5"]) == 2
         assert "no frames: there is no backbone" in capsys.readouterr().err
+
+
+def test_a_head_that_sees_flow_answers_from_a_store_alone(here: Path) -> None:
+    seen = CONFIG.model_copy(update={"head": CONFIG.head.model_copy(update={"name": "ridge", "streams": ("motion",)})})
+    with pytest.raises(ConfigError, match=r"more than the trunk's maps.*got motion.*evaluate"):
+        check_sees_frames(Path("r"), seen)
+    both = CONFIG.model_copy(update={"head": CONFIG.head.model_copy(update={"name": "fusion"})})
+    with pytest.raises(ConfigError, match=r"got appearance, tracks"):
+        check_sees_frames(Path("r"), both)
 
 
 @pytest.mark.parametrize("name", ["saved_model", "onnx", "litert"])
