@@ -23,8 +23,8 @@ from features.config import Config
 from features.errors import ConfigError, FramebankError
 from features.store import Store
 from stage2_temporal.fuse import WINDOWS, assemble, fuse, stored_windows
-from stage2_temporal.heads import find
-from stage2_temporal.heads.boxed import GEOMETRY, Boxed, paths
+from stage2_temporal.heads import sees_boxes
+from stage2_temporal.heads.boxed import GEOMETRY, paths
 from stage2_temporal.inputs import Inputs as Windows
 from stage2_temporal.inputs import Source
 from stage2_temporal.model import TOLERANCE
@@ -49,7 +49,7 @@ def export_run(
         raise ConfigError(
             "no such format", expected=f"one of {', '.join(FORMATS)}", got=unknown[0], mend="--format NAME"
         )
-    if issubclass(find(config.head.name), Boxed):
+    if sees_boxes(config):
         vectors = _vectors(run, store, config)
         for name in formats or DEFAULT:
             yield export(_named(load(run), config.data.columns), run / "export", name, {GEOMETRY: vectors})

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.config import Config, read_config
-from features.errors import ConfigError, DataError, StoreError
+from features.errors import DataError, StoreError
 from features.files import replacing
 from features.store import Store
 from features.windows import Examples
@@ -25,8 +25,7 @@ from stage1_extract.clips import Clip
 from stage1_extract.decode import resize
 from stage1_extract.engine import build_trunk
 from stage1_extract.layouts import scan
-from stage2_temporal.heads import find
-from stage2_temporal.heads.boxed import Boxed
+from stage2_temporal.heads import check_sees_frames
 from stage2_temporal.model import TOLERANCE
 from stage2_temporal.runs import STREAM, load
 from stage2_temporal.task import read_task
@@ -134,17 +133,12 @@ def fuse(run: Path, store: Store, config: Config | None = None) -> tuple[keras.M
         config: the run's own, but for `data.path`; default: the run's own.
 
     Raises:
-        ConfigError: a head that sees no frames.
+        ConfigError: a head that sees something else than the frames.
         StoreError: the store or the backbone is not the one the run was trained on, or the models differ.
         DataError: the images are not there, or there is no sound run.
     """
     config = config or read_config(run / "config.toml")
-    if issubclass(find(config.head.name), Boxed):
-        raise ConfigError(
-            f"{run}: {config.head.name} sees a vehicle's track and no frames: there is no backbone to fuse it with",
-            mend="predict, with --boxes for a video; export writes its model as it is; to fine-tune, a run whose head "
-            "sees the frames",
-        )
+    check_sees_frames(run, config)
     trunk = build_trunk(config)
     if trunk.recipe.fingerprint != store.fingerprint:
         raise StoreError(

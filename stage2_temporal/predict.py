@@ -34,6 +34,7 @@ from stage1_extract.layouts import scan
 from stage2_temporal import overlay, predict_boxes, submission, tables
 from stage2_temporal.boxes import SIDES, Given, read_boxes
 from stage2_temporal.folder import read_metrics
+from stage2_temporal.heads import sees_boxes
 from stage2_temporal.metrics import UNITS
 from stage2_temporal.slider import Maps, Slider, load_parts
 
@@ -87,7 +88,7 @@ def predict(
     )
     path = Path(config.data.path)
     sliding = source is not None and is_footage(path)
-    boxed = predict_boxes.is_boxed(config)
+    boxed = sees_boxes(config)
     if boxes is not None and not (boxed and sliding):
         why = f"{config.head.name} asks for no box" if sliding else "a data set's boxes are its labels'"
         raise ConfigError(f"--boxes: {why}", mend="leave it out")
@@ -181,7 +182,7 @@ def _predict_data_set(run: Path, config: Config, output: Path) -> Written:
         sequences, first[:-1], config.data.columns, length=window.length, stride=window.stride, end=window.end
     )
     faults: dict[str, str] = {}
-    if predict_boxes.is_boxed(config):
+    if sees_boxes(config):
         values = predict_boxes.predict_examples(run, catalogue.clips, found, first, config, faults)
     else:
         order = np.argsort(found.rows[:, -1], kind="stable")

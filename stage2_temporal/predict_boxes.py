@@ -26,8 +26,6 @@ from stage1_extract.clips import Clip, Image
 from stage1_extract.trail import Trails
 from stage1_extract.vehicles import grey, tracked
 from stage2_temporal.boxes import Given
-from stage2_temporal.heads import find
-from stage2_temporal.heads.boxed import Boxed
 from stage2_temporal.runs import load
 from stage2_temporal.scene import Paths, Scene, read_scene
 
@@ -75,11 +73,6 @@ class Predictor:
                 "unless it is the same camera's view",
                 file=sys.stderr,
             )
-
-
-def is_boxed(config: Config) -> bool:
-    """Whether a run's head is told which vehicle."""
-    return issubclass(find(config.head.name), Boxed)
 
 
 def predict_examples(

@@ -21,6 +21,7 @@ from features.errors import StoreError
 from stage1_extract.clips import Image
 from stage1_extract.engine import Engine, Trunk, build_trunk
 from stage2_temporal.folder import read_metrics
+from stage2_temporal.heads import check_sees_frames
 from stage2_temporal.runs import load
 
 Maps = NDArray[np.float32]
@@ -44,6 +45,7 @@ def load_parts(run: Path) -> Parts:
         StoreError: the backbone that its config builds is not the one it was trained on.
     """
     metrics, config = read_metrics(run), read_config(run / "config.toml")
+    check_sees_frames(run, config)
     stage_two, trunk = load(run), build_trunk(config)
     trained = metrics["store"]["fingerprint"]
     if trunk.recipe.fingerprint != trained:

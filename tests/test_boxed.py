@@ -202,6 +202,44 @@ def test_a_run_keeps_its_ground_and_is_evaluated_to_the_same(name: str, store: P
         evaluate(tmp_path / "r", opened)
 
 
+def with_flow(path: Path, seed: int = 4) -> Path:
+    """The same clips with a stream `motion` that grows with their own speed, and labels of it."""
+    rng = np.random.default_rng(seed)
+    sequences, flow = [], []
+    for split, count in COUNTS.items():
+        for i in range(count):
+            speed = rng.uniform(5, 30)
+            flow.append(speed / 10 + rng.normal(0, 0.3, (T, 2, 2, 3)))
+            label = Label(T - 1, {"ego_speed": speed})
+            sequences.append(Sequence(f"{split}/{i}", split, T, 10.0, (1280, 720), f"{split}{i}", (label,)))
+    maps = rng.normal(size=(len(flow) * T, 6, 8, 24)).astype(np.float32)
+    return write_store(path, sequences, {"appearance": maps, "motion": np.concatenate(flow).astype(np.float32)})
+
+
+def test_fusion_takes_own_speed_from_flow(tmp_path: Path) -> None:
+    path = with_flow(tmp_path / "s.h5")
+    chosen = config("fusion", "ego_speed", streams=("appearance", "motion"), difference=True)
+    head = fitted(path, chosen)
+    assert sorted(i.name for i in head.model_.inputs) == ["appearance", "motion"]
+    assert r2(head, path, chosen)[0] > 0.97
+    assert head.scene_ is None
+
+
+def test_fusion_takes_a_vehicle_from_its_track(store: Path, tmp_path: Path) -> None:
+    chosen = config("fusion", "velocity+position")
+    with Store(store) as opened:
+        train(chosen, opened, read_task(chosen, opened), tmp_path / "r")
+        figures, before = read_metrics(tmp_path / "r"), (tmp_path / "r" / "predictions.csv").read_text()
+        evaluate(tmp_path / "r", opened)
+    assert sorted(i.name for i in load(tmp_path / "r").inputs) == ["appearance", "geometry"]
+    test = figures["splits"]["test"]
+    assert test["model"]["ev"]["mean"] < test["constant"]["ev"]["mean"] / 5
+    assert test["model"]["ep"]["mean"] < test["constant"]["ep"]["mean"] / 5
+    again = csv.DictReader((tmp_path / "r" / "predictions.csv").read_text().splitlines())
+    for row, old in zip(again, csv.DictReader(before.splitlines()), strict=True):
+        assert float(row["vx_pred"]) == pytest.approx(float(old["vx_pred"]), abs=1e-4)
+
+
 def test_a_store_without_tracks_is_refused(tmp_path: Path) -> None:
     X, y, _ = inputs(make(tmp_path / "s.h5", tracked=False), config())
     with pytest.raises(ConfigError, match=r"no vehicle was tracked.*make features"):

@@ -37,7 +37,7 @@ def test_each_format_equals_keras(name: str, fused: tuple[keras.Model, np.ndarra
     model, frames = fused
     path, difference = export(servable(model, COLUMNS), tmp_path, name, {"frames": frames})
     assert difference <= 1e-4
-    own = FORMATS[name][3](path, frames)  # once more, from what lies under the final name
+    own = FORMATS[name][3](path, {"frames": frames})  # once more, from what lies under the final name
     plain = model.predict(frames, verbose=0)
     for i, column in enumerate(COLUMNS):
         np.testing.assert_allclose(own[column], plain[:, i], atol=1e-4 * np.abs(plain).max())
@@ -49,8 +49,8 @@ def test_a_format_that_computes_something_else_is_refused(
 ) -> None:
     keras_name, ending, packages, run = FORMATS["saved_model"]
 
-    def worse(path: Path, frames: np.ndarray) -> module.Outputs:
-        return {name: value * 1.001 for name, value in run(path, frames).items()}
+    def worse(path: Path, inputs: module.Inputs) -> module.Outputs:
+        return {name: value * 1.001 for name, value in run(path, inputs).items()}
 
     monkeypatch.setitem(FORMATS, "saved_model", (keras_name, ending, packages, worse))
     with pytest.raises(FramebankError, match="does not compute what Keras does"):

@@ -139,6 +139,20 @@ def test_semi_real_clips_train_to_a_report(target: str, semireal: Path, tmp_path
     assert (tmp_path / "run/submission.csv").is_file() == (target == "velocity")
 
 
+def test_semi_real_velocity_from_boxes_known_in_one_frame(semireal: Path, tmp_path: Path) -> None:
+    """Real vehicles, tracked from the pixels; EV of 0.86 is the best published on TuSimple's own."""
+    where = ["--config", str(CONFIGS / "sample.toml"), "--store", str(semireal / "store.h5")]
+    where += ["--data.path", str(semireal), "--data.layout", "competition", "--data.target", "velocity"]
+    assert stage1(["extract", *where]) == 0
+    assert stage2(["train", *where, "--head.name", "box_ridge", "--run", str(tmp_path / "run")]) == 0
+    test = json.loads((tmp_path / "run/metrics.json").read_text())["splits"]["test"]
+    model, constant = test["model"], test["constant"]
+    for band, most in (("near", 0.2), ("medium", 0.5), ("far", 0.86)):
+        assert model["ev"][band] is None or model["ev"][band] <= most
+    assert model["skill"] > 0.9
+    assert model["rmse"] < constant["rmse"] / 3
+
+
 def test_a_store_alone_in_an_empty_folder_trains(real: Path, tmp_path: Path) -> None:
     """The data set is gone; the laptop has the store and nothing else."""
     data, home = tmp_path / "data", tmp_path / "laptop"

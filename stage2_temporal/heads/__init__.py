@@ -5,6 +5,8 @@ Only Keras' own layers and operations occur in their models, so that a saved one
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 
 from features.config import Config
@@ -14,11 +16,13 @@ from features.store import TopRecord
 from stage2_temporal.heads.attention import Attention
 from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.box_mlp import BoxMLP
-from stage2_temporal.heads.boxed import BoxRidge
+from stage2_temporal.heads.boxed import Boxed, BoxRidge
 from stage2_temporal.heads.convolution import TCN, ConvLSTM, Delta
+from stage2_temporal.heads.fusion import Fusion
 from stage2_temporal.heads.kernels import SVR, KernelRidge, Ridge
 from stage2_temporal.heads.recurrent import GRU, FlattenLSTM, PooledLSTM
 from stage2_temporal.heads.trees import Boosting
+from stage2_temporal.inputs import APPEARANCE
 from stage2_temporal.model import Scale
 
 HEADS: dict[str, type[Head]] = {
@@ -35,6 +39,7 @@ HEADS: dict[str, type[Head]] = {
     "boosting": Boosting,
     "box_ridge": BoxRidge,
     "box_mlp": BoxMLP,
+    "fusion": Fusion,
 }
 
 
@@ -50,6 +55,36 @@ def find(name: str) -> type[Head]:
         raise ConfigError(
             "no such head", expected=f"one of {', '.join(HEADS)}", got=name, mend="--head.name NAME"
         ) from None
+
+
+def sees_boxes(config: Config) -> bool:
+    """Whether a run's head sees a vehicle's track and nothing else."""
+    head = find(config.head.name)
+    return issubclass(head, Boxed) and head.alone
+
+
+def check_sees_frames(run: Path, config: Config) -> None:
+    """Refuse what needs a model from frames to the target, where the head sees other things than the trunk's maps.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if sees_boxes(config):
+        raise ConfigError(
+            f"{run}: {config.head.name} sees a vehicle's track and no frames: there is no backbone to fuse it with",
+            mend="predict, with --boxes for a video; export writes its model as it is; to fine-tune, a run whose head "
+            "sees the frames",
+        )
+    others = [stream for stream in config.head.streams if stream != APPEARANCE]
+    if others or issubclass(find(config.head.name), Boxed):
+        seen = ", ".join([*config.head.streams, *(["tracks"] if issubclass(find(config.head.name), Boxed) else [])])
+        raise ConfigError(
+            f"{run}: {config.head.name} sees more than the trunk's maps, and answers from a store alone",
+            expected=f"a head on {APPEARANCE} alone",
+            got=seen,
+            mend="make features of the clips, then evaluate; or train with another --head.name on --head.streams "
+            "appearance",
+        )
 
 
 def build(

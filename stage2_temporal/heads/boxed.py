@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import keras
 import numpy as np
@@ -64,11 +64,13 @@ class Boxed(Head):
     """A head with the input `geometry` (batch, F), `features.geometry.NAMES`; plain arrays are such vectors.
 
     Attributes:
+        alone: whether the track is all it sees.
         scene_: what was learnt of ground and camera; None where it was given geometry vectors.
     """
 
     gaps = True
     clocked = True
+    alone: ClassVar[bool] = True
 
     def _prepare(self, examples: Windows, targets: Floats) -> None:
         if isinstance(examples, Inputs):
@@ -138,6 +140,13 @@ def paths(examples: Inputs) -> Paths:
     return Paths(boxes, confidence, 1 / step, examples.cameras)
 
 
+def about_vehicles(examples: Inputs) -> bool:
+    """Whether examples are about tracked vehicles; a clip's own speed is not, though a vehicle be tracked in it."""
+    found = examples.examples
+    told = np.isfinite(found.box).any() or np.isfinite(found.position).any() or "vx" in found.columns
+    return bool(told and np.isfinite(paths(examples).boxes).any())
+
+
 def scene_of(examples: Inputs) -> Scene:
     """The scene from training examples.
 
@@ -157,4 +166,7 @@ def scene_of(examples: Inputs) -> Scene:
     unknown = np.full(len(found), np.nan)
     vx = found.targets[:, found.columns.index("vx")] if "vx" in found.columns else unknown
     size = examples.source.store.sequences[int(found.sequence[0])].size
-    return fit_scene(known, found.box, found.position, vx, size)
+    # a box known in one frame only is in the others where it was tracked to, if the window ends at the label
+    ends = found.rows[:, -1] - examples.source.store.first[found.sequence] == found.frame
+    boxes = np.where(np.isnan(found.box) & ends[:, None], known.boxes[:, -1], found.box)
+    return fit_scene(known, boxes, found.position, vx, size)
