@@ -18,6 +18,7 @@ from test_store import flip
 
 from features.assembly import Stream, extend
 from features.config import Config
+from features.errors import BadInputs, DataError
 from features.sequences import Box, Label, Sequence
 from features.store import Store, StreamInfo
 from stage1_extract import extract as module
@@ -264,6 +265,22 @@ def test_a_vehicle_that_leaves_the_image_is_lost_from_there_on(tmp_path: Path, e
         lost = np.flatnonzero(np.isnan(track.boxes[:, 0]))
         assert len(lost) and lost.tolist() == list(range(lost[0], 20))
         assert 15 <= lost[0] <= 19
+
+
+def test_frames_that_are_gone_when_tracks_are_asked_for(tmp_path: Path, engine: Engine) -> None:
+    class Gone(Footage):
+        def read(self, start: int, stop: int) -> Iterator[Image]:
+            raise DataError(f"a frame of {start} to {stop}: no such file")
+
+    some = [clip(8, Label(7, {"vx": 1.0}, around(7)), name=name) for name in "ab"]
+    bring_up(tmp_path / "s.h5", engine, *some, tracks=False)
+    with pytest.raises(BadInputs, match="no such file"):
+        bring_up(tmp_path / "s.h5", None, some[0], replace(some[1], source=Gone([])))
+    with Store(tmp_path / "s.h5") as store:
+        assert (store.complete, len(store.sequences), len(store.track_keys)) == (False, 2, 1)
+    assert bring_up(tmp_path / "s.h5", None, *some).tracks == 1
+    bring_up(tmp_path / "fresh.h5", engine, *some)
+    assert content(tmp_path / "s.h5") == content(tmp_path / "fresh.h5")
 
 
 def test_equal_boxes_are_one_vehicle(tmp_path: Path, engine: Engine) -> None:
