@@ -10,7 +10,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from benchmarks import extraction, prediction, training
+from benchmarks import extraction, prediction, streams, training
 
 
 def main() -> int:
@@ -23,6 +23,10 @@ def main() -> int:
         print(
             "{backbone:<20}{decode_fps:>8.0f}{trunk_fps:>8.1f}{whole_fps:>8.1f}{whole_over_parts:>13.3f}".format(**row)
         )
+    added = [streams.measure(case) for case in streams.CASES]
+    print(f"\nextraction with flow and tracks against without, frames/s\n{streams.HEADING}")
+    for row in added:
+        print(streams.ROW.format(**row))
     slides = [prediction.measure(case) for case in prediction.CASES]
     print("\nsliding over 200 frames against their trunk passes alone, frames per CPU second")
     print(f"{'case':<52}{'trunk':>8}{'sliding':>9}{'sliding/trunk':>15}")
@@ -31,9 +35,10 @@ def main() -> int:
     epochs = training.measure()
     print("\ntraining: the published model's heads from the store, beside plain model.fit and end to end")
     training.show(epochs)
-    Path("benchmarks/results.json").write_text(
-        json.dumps({"machine": machine, "extraction": rows, "prediction": slides, "training": epochs}, indent=1)
-    )
+    results = {
+        "machine": machine, "extraction": rows, "streams": added, "prediction": slides, "training": epochs,
+    }  # fmt: skip
+    Path("benchmarks/results.json").write_text(json.dumps(results, indent=1))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +42,7 @@ class Vehicle:
 
 
 def vehicles(sequence: Sequence) -> list[Vehicle]:
-    """The vehicles of a sequence that a label gives a box for, on a frame that is there.
+    """The vehicles of a sequence that a label gives a finite box for, on a frame that is there.
 
     Where no frame carries two different boxes, all boxes are one vehicle's and every label is about it, those without
     a box of their own as well; else each box is a vehicle of its own.
@@ -49,7 +50,7 @@ def vehicles(sequence: Sequence) -> list[Vehicle]:
     boxed = [
         (label.frame, label.box, i)
         for i, label in enumerate(sequence.labels)
-        if label.box is not None and 0 <= label.frame < sequence.length
+        if label.box is not None and all(map(math.isfinite, label.box)) and 0 <= label.frame < sequence.length
     ]
     if not boxed:
         return []

@@ -133,7 +133,8 @@ def _extract(
     if todo.frames or lost:
         _room(store, todo, streams)
         parts.mkdir(parents=True, exist_ok=True)
-        _run(config, shards, clips, todo, streams, engine, lost, faults)
+        if todo.groups:
+            _run(config, shards, clips, todo, streams, engine, lost, faults)
         _track(config, shards, clips, lost, faults)
     held = shards.held(streams)
     ready, laid = layout(wanted, {n: [*held[n], *own] for n, own in having(old.held, streams).items()})

@@ -62,7 +62,7 @@ def entries(strips: Sequence[Image], *, begins: bool = False) -> NDArray[np.floa
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     found = np.zeros((len(strips), *INFO.shape), np.float16)
     for i, (before, after) in enumerate(pairwise(strips), 1):
-        found[i] = pool(np.asarray(flow.calc(before, after, None), np.float32), before)  # type: ignore[call-overload]
+        found[i] = pool(np.asarray(flow.calc(before, after, None), np.float32), before)
     if not begins:
         return found[1:]
     found[0] = found[min(1, len(found) - 1)]

@@ -1,0 +1,109 @@
+"""What do flow and tracks add to extraction? With and without them, in turn in one run, and each of them alone.
+
+python -m benchmarks.streams
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import cv2
+
+from features.config import Backbone, Config, Data, Extract
+from features.quiet import quiet_imports
+from features.tracks import vehicles
+
+with quiet_imports():
+    from stage1_extract import motion
+    from stage1_extract.clips import Image
+    from stage1_extract.engine import Engine, build_trunk
+    from stage1_extract.extract import extract
+    from stage1_extract.layouts import scan
+    from stage1_extract.sample import render
+    from stage1_extract.vehicles import grey, tracks_of
+
+CASES = {
+    "EfficientNetLite0 at block3b_add": Backbone(cut="block3b_add", top=False),  # as configs/sample.toml has it
+    "InceptionResNetV2": Backbone(name="InceptionResNetV2", weights="random"),
+}
+KINDS = {"plain": (False, False), "tracks": (False, True), "both": (True, True)}
+
+
+def measure(case: str, clips: int = 32, rounds: int = 3) -> dict[str, float | str]:
+    """Medians over rounds of whole extractions against those without streams, and rates of each stream alone.
+
+    `track_fps` counts a vehicle's frame as one; `flow_ms` and `track_ms` are CPU time a frame, a frame's vehicles
+    together.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        render(root / "data", seed=1, train=clips, validation=0, test=0, progress=False)
+        config = Config(data=Data(layout="sample", path=str(root / "data"), fps=10.0), backbone=CASES[case])
+        engine = Engine(build_trunk(config), config.extract.batch)
+        catalogue = scan(config.data)
+
+        def whole(flow: bool, tracks: bool) -> None:
+            (root / "store.h5").unlink(missing_ok=True)
+            asked = config.model_copy(update={"extract": Extract(motion=flow, tracks=tracks)})
+            extract(asked, root / "store.h5", scan(config.data), engine=engine)
+
+        whole(True, True)
+        times = [{kind: _time(lambda on=on: whole(*on)) for kind, on in KINDS.items()} for _ in range(rounds)]  # type: ignore[misc]
+        images = [list(clip.source.read(0, clip.sequence.length)) for clip in catalogue.clips]
+    frames = sum(map(len, images))
+    followed = [vehicles(clip.sequence) for clip in catalogue.clips]
+    greys = [[grey(image) for image in own] for own in images]
+
+    def track(i: int) -> None:
+        tracks_of(catalogue.clips[i].sequence, followed[i], greys[i])
+
+    def flow(own: list[Image]) -> None:
+        motion.entries([motion.strip(image) for image in own], begins=True)
+
+    cv2.setNumThreads(1)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        begun = time.process_time()
+        track_s = _time(lambda: list(pool.map(track, range(len(images)))))
+        tracked = time.process_time()
+        list(pool.map(flow, images))
+        flowed = time.process_time()
+    return {
+        "backbone": case,
+        "frames": frames,
+        "plain_fps": frames / statistics.median(t["plain"] for t in times),
+        "both_fps": frames / statistics.median(t["both"] for t in times),
+        "tracks_over_plain": statistics.median(t["tracks"] / t["plain"] for t in times),
+        "both_over_plain": statistics.median(t["both"] / t["plain"] for t in times),
+        "track_fps": sum(len(own) * len(g) for own, g in zip(followed, greys, strict=True)) / track_s,
+        "track_ms": 1e3 * (tracked - begun) / frames,
+        "flow_ms": 1e3 * (flowed - tracked) / frames,
+    }
+
+
+def _time(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+HEADING = (
+    f"{'backbone':<36}{'plain':>8}{'both':>8}{'tracks/plain':>14}{'both/plain':>12}"
+    f"{'vehicles/s':>12}{'track ms':>10}{'flow ms':>9}"
+)
+ROW = (
+    "{backbone:<36}{plain_fps:>8.1f}{both_fps:>8.1f}{tracks_over_plain:>14.3f}{both_over_plain:>12.3f}"
+    "{track_fps:>12.0f}{track_ms:>10.2f}{flow_ms:>9.2f}"
+)
+
+if __name__ == "__main__":
+    print("extraction with flow and tracks against without, frames/s\n" + HEADING)
+    for case in CASES:
+        print(ROW.format(**measure(case)))
