@@ -72,7 +72,8 @@ def test_training(tmp_path: Path) -> None:
         write_store(root / "s.h5", sequences, {"appearance": maps})
         (root / "c.toml").write_text(
             '[frames]\nwidth = 32\nheight = 18\n[backbone]\nname = "Tiny"\nweights = "random"\npreprocess = false\n'
-            '[extract]\ndtype = "float32"\n[train]\nvalidation_split = 0.2\nmemory_gb = 0.001\nepochs = 2\n'
+            '[extract]\ndtype = "float32"\n[head]\nname = "flatten_lstm"\nunits = 8\n'
+            "[train]\nvalidation_split = 0.2\nmemory_gb = 0.001\nepochs = 2\n"
         )
         peaks[clips] = peak(root, "stage2_temporal", "train", "--config", "c.toml", "--store", "s.h5", "--run", "r")
     print(peaks)
