@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from features.assembly import Stream, assemble, check_shard
+from features.assembly import ShardWriter, Stream, assemble, check_shard
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
 from features.lock import only_writer

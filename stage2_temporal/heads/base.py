@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -33,24 +32,18 @@ from features.errors import ConfigError
 from features.store import TopRecord
 from stage2_temporal.dataset import Batches
 from stage2_temporal.derived import Derived
+from stage2_temporal.heads.graph import Graph, Named, Reader, Tensor, fed, joined
 from stage2_temporal.inputs import APPEARANCE, Inputs, Windows, windows
 from stage2_temporal.model import Scale, rebuild_top, target_scale
 from stage2_temporal.retime import wanted
 from stage2_temporal.splits import split_at
 from stage2_temporal.training import predict
 
-Tensor = Any  # keras.KerasTensor; keras ships no types
-Named = dict[str, Any]  # tensors or arrays by input name
 Floats = NDArray[np.float64]
 Examples = tuple[Windows, Floats]
 
-NOT_THE_HEADS = (
-    "name",
-    "folds",
-    "fold",
-    "memory_gb",
-    "tensorboard",
-)  # the class, its Inputs, and its caller decide these
+# the class, its Inputs, and its caller decide these
+NOT_THE_HEADS = ("name", "folds", "fold", "memory_gb", "tensorboard")
 SETTINGS = {n: f for section in (Settings, Train) for n, f in section.model_fields.items() if n not in NOT_THE_HEADS}
 
 
@@ -282,8 +275,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _computed(self, graph: Graph, examples: Windows, *, whole: bool) -> Iterator[NDArray[Any]]:
         """The examples' vectors, batch by batch, from `_base` (whole) or from `_arrays`."""
-        # a model whose output is its very input is refused, as where the arrays are the vectors
-        model = keras.Model(fed(graph.inputs if whole else graph.arrays), keras.layers.Identity()(graph.vectors))
+        model = keras.Model(fed(graph.inputs if whole else graph.arrays), graph.vectors)
         return self._called(model, self._batches(examples, None, whole=whole))
 
     def _called(self, model: keras.Model, batches: Batches) -> Iterator[NDArray[Any]]:
@@ -292,7 +284,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _batches(self, examples: Windows, targets: Floats | None, *, whole: bool, seed: int | None = None) -> Batches:
         """Batches of `_base` (whole) or of `_arrays`."""
-        reader = _Reader(examples, self._base if whole else self._arrays)
+        reader = Reader(examples, self._base if whole else self._arrays)
         return Batches(reader, np.arange(len(examples)), targets, self._train.batch, seed)
 
     def _entered(self, model: keras.Model, examples: Windows) -> keras.Model:
@@ -322,36 +314,6 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         _, time, *entry = maps.shape
         x = rebuild_top(self._top)(keras.ops.reshape(maps, (-1, *entry)))
         return keras.ops.reshape(x, (-1, time, *x.shape[1:]))
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A head's graph up to its vectors: tensors by input name, what `_summarise` makes of them, and the vectors."""
-
-    inputs: Named
-    arrays: Named
-    vectors: Tensor
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """What batches are made of: arrays of some of the examples."""
-
-    examples: Windows
-    make: Callable[[Windows], Named]
-
-    def windows(self, rows: NDArray[np.int64]) -> Any:
-        return fed(self.make(self.examples[rows]))
-
-
-def fed(named: Named) -> Any:
-    """What a Keras model is built of or takes: one value itself, several by their names."""
-    return next(iter(named.values())) if len(named) == 1 else named
-
-
-def joined(parts: list[Tensor]) -> Tensor:
-    """Vectors side by side."""
-    return keras.ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
 
 
 def _known(y: Any) -> Floats:

@@ -14,8 +14,9 @@ import numpy as np
 
 from stage2_temporal.dataset import Batches
 from stage2_temporal.estimates import pick
-from stage2_temporal.heads.base import Examples, Floats, Named, Tensor, fed
+from stage2_temporal.heads.base import Examples, Floats
 from stage2_temporal.heads.boxed import GEOMETRY, Boxed, Seen
+from stage2_temporal.heads.graph import Named, Tensor, fed
 from stage2_temporal.heads.trained import Trained
 from stage2_temporal.inputs import Windows
 from stage2_temporal.model import Scale, vector_scale

@@ -20,7 +20,8 @@ from features.errors import ConfigError
 from features.geometry import NAMES
 from features.store import TopRecord
 from stage2_temporal.estimates import ALPHA, Line, fit_line
-from stage2_temporal.heads.base import Examples, Floats, Head, Named, Tensor
+from stage2_temporal.heads.base import Examples, Floats, Head
+from stage2_temporal.heads.graph import Named, Tensor
 from stage2_temporal.heads.solved import Solved, Vectors, linear, within
 from stage2_temporal.inputs import Inputs, Windows
 from stage2_temporal.model import target_scale

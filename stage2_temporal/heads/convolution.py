@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from stage2_temporal.heads.base import Named, Tensor, joined
+from stage2_temporal.heads.graph import Named, Tensor, joined
 from stage2_temporal.heads.pooled import PooledFrames
 from stage2_temporal.heads.recurrent import decide
 from stage2_temporal.heads.trained import Trained

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
 from stage2_temporal.dataset import Batches
-from stage2_temporal.heads.base import Examples, Floats, Graph, Head, Named, Tensor, joined
+from stage2_temporal.heads.base import Examples, Floats, Head
 from stage2_temporal.heads.boxed import GEOMETRY, Boxed, about_vehicles
+from stage2_temporal.heads.graph import Graph, Named, Tensor, joined
 from stage2_temporal.heads.solved import scaled, within
 from stage2_temporal.inputs import Inputs, Windows, as_maps
 from stage2_temporal.model import vector_scale

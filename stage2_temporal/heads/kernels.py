@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from sklearn import kernel_ridge, linear_model, svm
 from sklearn.exceptions import ConvergenceWarning
 
-from stage2_temporal.heads.base import Floats, Tensor
+from stage2_temporal.heads.base import Floats
+from stage2_temporal.heads.graph import Tensor
 from stage2_temporal.heads.pooled import Statistics
 from stage2_temporal.heads.solved import Solved, Vectors, linear
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage2_temporal.derived import Derived, present, provide
-from stage2_temporal.heads.base import Floats, Head, Named, Tensor, joined
+from stage2_temporal.heads.base import Floats, Head
+from stage2_temporal.heads.graph import Named, Tensor, joined
 from stage2_temporal.inputs import APPEARANCE, Inputs, Windows, as_maps
 from stage2_temporal.pooling import average, change, check_grid
 

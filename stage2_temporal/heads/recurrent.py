@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import keras
 
-from stage2_temporal.heads.base import Head, Named, Tensor, joined
+from stage2_temporal.heads.base import Head
+from stage2_temporal.heads.graph import Named, Tensor, joined
 from stage2_temporal.heads.pooled import PooledFrames
 from stage2_temporal.heads.trained import Trained
 from stage2_temporal.inputs import as_maps

@@ -12,7 +12,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from stage2_temporal.heads.base import Examples, Floats, Head, Tensor
+from stage2_temporal.heads.base import Examples, Floats, Head
+from stage2_temporal.heads.graph import Tensor
 from stage2_temporal.inputs import Windows
 from stage2_temporal.model import Scale, vector_scale
 from stage2_temporal.tables import Epoch

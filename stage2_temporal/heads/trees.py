@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import GradientBoostingRegressor
 
-from stage2_temporal.heads.base import Floats, Tensor
+from stage2_temporal.heads.base import Floats
+from stage2_temporal.heads.graph import Tensor
 from stage2_temporal.heads.pooled import Statistics
 from stage2_temporal.heads.solved import Solved, Vectors
 

@@ -1,0 +1,46 @@
+"""What heads build their models of: tensors and arrays by input name, and the graph up to the vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from stage2_temporal.inputs import Windows
+
+Tensor = Any  # keras.KerasTensor; keras ships no types
+Named = dict[str, Any]  # tensors or arrays by input name
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A head's graph up to its vectors: tensors by input name, what `_summarise` makes of them, and the vectors."""
+
+    inputs: Named
+    arrays: Named
+    vectors: Tensor
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What batches are made of: arrays of some of the examples."""
+
+    examples: Windows
+    make: Callable[[Windows], Named]
+
+    def windows(self, rows: NDArray[np.int64]) -> Any:
+        return fed(self.make(self.examples[rows]))
+
+
+def fed(named: Named) -> Any:
+    """What a Keras model is built of or takes: one value itself, several by their names."""
+    return next(iter(named.values())) if len(named) == 1 else named
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Vectors side by side."""
+    return keras.ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
