@@ -35,6 +35,7 @@ from features.errors import BadInputs, ConfigError, DataError
 from features.quiet import quiet_imports
 from features.store import Store
 from stage2_temporal import tusimple
+from stage2_temporal.auto import resolved
 from stage2_temporal.folder import RUNS, choose, read_metrics, run_path
 from stage2_temporal.leaderboard import Run, boards, find_runs, read_run
 from stage2_temporal.tables import table
@@ -135,6 +136,7 @@ def _task(options: argparse.Namespace, flags: list[str], command: str) -> tuple[
 def _train(config: Config, store: Store, name: str | None, stem: str) -> None:
     """One run, unless it is there already."""
     task = read_task(config, store)
+    config = resolved(config, store, task.examples)
     folder, done = choose(name, stem, config, origin(store, task))
     if done:
         print(f"{folder}: trained already\n{table(read_metrics(folder))}\n{folder / 'report.html'}")

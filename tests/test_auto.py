@@ -1,0 +1,54 @@
+"""Which head `auto` becomes, by target and by what the store holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_store
+
+from features.config import Config, Data, Head
+from features.sequences import Label, Sequence
+from features.store import Store
+from features.tracks import Track, key, vehicles
+from stage2_temporal.auto import resolved
+from stage2_temporal.task import read_task
+
+BOX = (10.0, 10.0, 30.0, 30.0)
+
+
+def store(path: Path, *, motion: bool, tracks: bool) -> Path:
+    labels = (Label(7, {"vx": 1.0, "vy": 0.5}, BOX, (20.0, 1.0)), Label(7, {"ego_speed": 20.0, "yaw": 0.1}))
+    clips = [Sequence(f"Train/{i}", "train", 8, 10.0, (64, 48), f"{i:064x}", labels) for i in range(2)]
+    maps = {"appearance": np.zeros((16, 2, 2, 3), np.float16)}
+    maps |= {"motion": np.zeros((16, 3, 4, 2), np.float16)} if motion else {}
+    box = Track(np.full((8, 4), BOX), np.ones(8))
+    found = {key(c, v): box for c in clips for v in vehicles(c)} if tracks else None
+    return write_store(path / "s.h5", clips, maps, tracks=found)
+
+
+@pytest.mark.parametrize(
+    ("target", "motion", "tracks", "name", "streams"),
+    [
+        ("velocity", True, True, "box_ridge", ("appearance",)),
+        ("velocity+position", False, True, "box_ridge", ("appearance",)),
+        ("velocity", True, False, "pooled_lstm", ("appearance",)),
+        ("ego_speed", True, True, "fusion", ("motion",)),
+        (("ego_speed", "yaw"), True, False, "fusion", ("motion",)),
+        ("ego_speed", False, True, "pooled_lstm", ("appearance",)),
+    ],
+)
+def test_by_target_and_store(
+    target: str | tuple[str, ...], motion: bool, tracks: bool, name: str, streams: tuple[str, ...], tmp_path: Path
+) -> None:
+    config = Config(data=Data(target=target), head=Head(name="auto", units=7))
+    with Store(store(tmp_path, motion=motion, tracks=tracks)) as opened:
+        head = resolved(config, opened, read_task(config, opened).examples).head
+    assert head == Head(name=name, streams=streams, units=7)
+
+
+def test_a_head_that_was_named_stays(tmp_path: Path) -> None:
+    config = Config(data=Data(target="velocity"), head=Head(name="gru"))
+    with Store(store(tmp_path, motion=True, tracks=True)) as opened:
+        assert resolved(config, opened, read_task(config, opened).examples) == config
