@@ -1,4 +1,4 @@
-"""`head.name = "auto"`: which head a target gets, by what the store holds. Pure; the run's config says what it became."""
+"""`head.name = "auto"`: which head a target gets, by what the store holds. The run's config says what it became."""
 
 from __future__ import annotations
 
