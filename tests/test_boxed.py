@@ -30,7 +30,7 @@ from stage2_temporal.scene import read_scene
 from stage2_temporal.task import read_task
 
 T = 8
-COUNTS = {"train": 60, "validation": 20, "test": 30}
+COUNTS = {"train": 50, "validation": 10, "test": 25}
 
 
 def make(
@@ -76,7 +76,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(head: str = "box_ridge", target: str = "velocity", **settings: Any) -> Config:
-    small = {"epochs": 12, "batch": 32, "learning_rate": 3e-3}
+    small = {"epochs": 8, "batch": 32, "learning_rate": 3e-3}
     head_settings = {"name": head, "units": 16, "members": 2, "dropout": 0.0} | settings
     return Config.model_validate({"data": {"target": target}, "head": head_settings, "train": small})
 

@@ -45,7 +45,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        render(Path("data"), seed=3, train=24, validation=0, test=4, workers=1, progress=False)
+        render(Path("data"), seed=3, train=12, validation=0, test=2, workers=1, progress=False)
         clips = scan(CONFIG.data).clips
         named = {c.sequence.id: c for c in clips}
         made = dict(tracked(named, {name: vehicles(c.sequence) for name, c in named.items()}, 1))
