@@ -22,7 +22,9 @@ def replaceable(layer: Any) -> bool:
     """Whether `LSTM` does what this layer does, and faster."""
     return (
         type(layer) is keras.layers.LSTM
-        and 0 < (layer.get_build_config()["input_shape"][1] or 0) <= LONGEST
+        and 1
+        < (layer.get_build_config()["input_shape"][1] or 0)
+        <= LONGEST  # of one frame, the recurrent weights have no gradient
         and not (layer.return_sequences or layer.return_state or layer.stateful or layer.go_backwards)
         and not (layer.dropout or layer.recurrent_dropout)
         and not (layer.activation is keras.activations.tanh and tf.config.list_physical_devices("GPU"))  # cuDNN's own

@@ -85,7 +85,8 @@ def stage2(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_train_evaluate_report(folder: Path) -> None:
     first = stage2(folder, "train", "--config", "task.toml", "--head.dropout", "0.1")
     assert first.returncode == 0, first.stderr
-    *lines, warning = first.stderr.splitlines()
+    derived, *lines, warning = first.stderr.splitlines()
+    assert derived.endswith("task.h5: pooled derived, for this head and others")
     assert "UNTRAINED" in warning  # the store's recipe says that the backbone's weights are random
     assert len(lines) == 2, first.stderr  # one an epoch, and nothing of TensorFlow's
     assert all(line.startswith("train: epoch ") for line in lines)

@@ -13,7 +13,6 @@ follows is trained. `_prepare(X, y)` may learn from the training examples before
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,17 +21,16 @@ from typing import Any, ClassVar, Self
 import keras
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
 
-from features.config import Config, Train, describe
-from features.config import Head as Settings
+from features.config import Config
 from features.errors import ConfigError
 from features.store import TopRecord
 from stage2_temporal.dataset import Batches
 from stage2_temporal.derived import Derived
 from stage2_temporal.heads.graph import Graph, Named, Reader, Tensor, fed, joined
+from stage2_temporal.heads.settings import FIELDS, SIGNATURE, sections
 from stage2_temporal.inputs import APPEARANCE, Inputs, Windows, windows
 from stage2_temporal.model import Scale, rebuild_top, target_scale
 from stage2_temporal.retime import wanted
@@ -41,10 +39,6 @@ from stage2_temporal.training import predict
 
 Floats = NDArray[np.float64]
 Examples = tuple[Windows, Floats]
-
-# the class, its Inputs, and its caller decide these
-NOT_THE_HEADS = ("name", "folds", "fold", "memory_gb", "tensorboard")
-SETTINGS = {n: f for section in (Settings, Train) for n, f in section.model_fields.items() if n not in NOT_THE_HEADS}
 
 
 class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -66,23 +60,18 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     clocked: ClassVar[bool] = False
 
     def __init__(self, **settings: Any) -> None:
-        unknown = [name for name in settings if name not in SETTINGS]
+        unknown = [name for name in settings if name not in FIELDS]
         if unknown:
             raise TypeError(f"{type(self).__name__} has no setting {', '.join(unknown)}")
-        for name, field in SETTINGS.items():
+        for name, field in FIELDS.items():
             setattr(self, name, settings.get(name, field.default))
 
-    __init__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what scikit-learn reads settings from
-        [
-            inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD),
-            *(inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=f.default) for n, f in SETTINGS.items()),
-        ]
-    )
+    __init__.__signature__ = SIGNATURE  # type: ignore[attr-defined]
 
     @classmethod
     def of(cls, config: Config) -> Self:
         """The head with a config's settings."""
-        return cls(**{n: v for s in (config.head, config.train) for n, v in s if n in SETTINGS})
+        return cls(**{n: v for s in (config.head, config.train) for n, v in s if n in FIELDS})
 
     def fit(self, X: Any, y: Any, validation: tuple[Any, Any] | None = None, *, logs: Path | None = None) -> Self:
         """Train.
@@ -189,14 +178,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _begin(self) -> None:
         """Read the settings, and forget what was trained before."""
-        values = {name: _plain(getattr(self, name)) for name in SETTINGS}
-        parts: list[Any] = []
-        for section in (Settings, Train):
-            try:
-                parts.append(section.model_validate({n: v for n, v in values.items() if n in section.model_fields}))
-            except ValidationError as e:
-                raise ConfigError(f"{type(self).__name__}: {describe(e)}", mend="set_params") from None
-        self._head, self._train = parts
+        self._head, self._train = sections(self)
 
     def _plan(
         self,
@@ -324,8 +306,3 @@ def _known(y: Any) -> Floats:
     """
     found: Floats = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
     return found
-
-
-def _plain(value: Any) -> Any:
-    """A numpy scalar, as grids are made of, as Python's own."""
-    return value.item() if isinstance(value, np.generic) else value
