@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Footage:
         self.restarts = 0
         self._next = 0
 
-    def read(self, start: int, stop: int) -> Iterator[Image]:
+    def read(self, start: int, stop: int, enough: tuple[int, int] | None = None) -> Iterator[Image]:
         for i in range(start, stop):
             self.restarts += i < self._next and not self.parallel
             self._next = i + 1
@@ -163,8 +164,8 @@ def test_only_the_damaged_streams_frame_is_made_anew(
     with Store(path) as store:
         redo = {r: names for r, names in store.damaged() if names}
     assert redo == {row: [stream]}
-    passes, call = [], Engine.__call__
-    monkeypatch.setattr(Engine, "__call__", lambda self, frames: passes.append(len(frames)) or call(self, frames))
+    passes, call = [], Engine.submit
+    monkeypatch.setattr(Engine, "submit", lambda self, frames: passes.append(len(frames)) or call(self, frames))
     outcome = extract(
         config, path, Catalogue((clip(8, Label(7, {"vx": 1.0}, around(7))), clip(50, name="long"))),
         redo=redo, engine=engine,
@@ -181,15 +182,15 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
         return [clip(70, boxed, name="long"), clip(45, name="video", parallel=False), clip(8, replace(boxed, frame=3))]
 
     bring_up(tmp_path / "fresh.h5", engine, *clips())
-    passes, call = [], Engine.__call__
+    passes, call = [], Engine.submit
 
-    def run(self: Engine, frames: NDArray[np.uint8]) -> NDArray[np.float16]:
+    def run(self: Engine, frames: NDArray[np.uint8]) -> Future[NDArray[np.float16]]:
         passes.append(len(frames))
         if len(passes) % 8 == 0:
             raise KeyboardInterrupt
         return call(self, frames)
 
-    monkeypatch.setattr(Engine, "__call__", run)
+    monkeypatch.setattr(Engine, "submit", run)
     runs = 0
     while not (tmp_path / "s.h5").exists():
         runs += 1
@@ -269,7 +270,7 @@ def test_a_vehicle_that_leaves_the_image_is_lost_from_there_on(tmp_path: Path, e
 
 def test_frames_that_are_gone_when_tracks_are_asked_for(tmp_path: Path, engine: Engine) -> None:
     class Gone(Footage):
-        def read(self, start: int, stop: int) -> Iterator[Image]:
+        def read(self, start: int, stop: int, enough: tuple[int, int] | None = None) -> Iterator[Image]:
             raise DataError(f"a frame of {start} to {stop}: no such file")
 
     some = [clip(8, Label(7, {"vx": 1.0}, around(7)), name=name) for name in "ab"]
