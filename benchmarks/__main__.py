@@ -15,14 +15,12 @@ from benchmarks import extraction, prediction, streams, training
 
 def main() -> int:
     """Run every benchmark; results to the terminal and to benchmarks/results.json."""
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    rows = [extraction.measure(name) for name in ("EfficientNetLite0", "InceptionResNetV2")]
-    print(f"{machine}\n\nextraction, 1280x720 JPEG to a finished store, frames/s")
-    print(f"{'backbone':<20}{'decode':>8}{'trunk':>8}{'whole':>8}{'whole/parts':>13}")
-    for row in rows:
-        print(
-            "{backbone:<20}{decode_fps:>8.0f}{trunk_fps:>8.1f}{whole_fps:>8.1f}{whole_over_parts:>13.3f}".format(**row)
-        )
+    machine = f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    print(f"{machine}\n\nextraction, 1280x720 JPEGs to a finished store; parts: trunk and decoding, each alone")
+    rows = []
+    for name in extraction.CASES:
+        rows.append(extraction.measure(name))
+        print(f"\n{extraction.table(rows[-1])}")
     added = [streams.measure(case) for case in streams.CASES]
     print(f"\nextraction with flow and tracks against without, frames/s\n{streams.HEADING}")
     for row in added:
@@ -40,6 +38,13 @@ def main() -> int:
     }  # fmt: skip
     Path("benchmarks/results.json").write_text(json.dumps(results, indent=1))
     return 0
+
+
+def _processor() -> str:
+    """The processor's model name where the system says it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def measure(name: str, rounds: int = 5) -> dict[str, object]:
             data=Data(layout="sample", path=str(root / "data"), fps=10.0),
             frames=Frames(interpolation="cubic"),
             backbone=Backbone(name=name, weights="random"),
+            extract=Extract(tracks=False),
         )
         works = _works(config, root)
         times: dict[str, list[tuple[float, float]]] = {label: [] for label in works}
@@ -124,7 +125,7 @@ def _works(config: Config, root: Path) -> dict[str, Work]:
         if engine == "openvino" and not engine_openvino.installed():
             continue
         asked = (fast if decode == "fast" else config).model_copy(
-            update={"extract": Extract(engine=engine, precision=precision)}  # type: ignore[arg-type]
+            update={"extract": Extract(engine=engine, precision=precision, tracks=False)}  # type: ignore[arg-type]
         )
         runner = Engine(build_trunk(asked), 0, engine)
         if decode == "full":

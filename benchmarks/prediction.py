@@ -60,7 +60,7 @@ def measure(name: str, rounds: int = 3) -> dict[str, float | str]:
     rows = np.arange(FRAMES - TIME + 1)[:, None] + np.arange(TIME)
     slider = Slider(Parts(trunk, stage_two, config), rows)
     engine = slider.engine
-    batches = [frames[at : at + engine.batch] for at in range(0, FRAMES, engine.batch)]
+    batches = [frames[at : at + slider.step] for at in range(0, FRAMES, slider.step)]
 
     def slide() -> np.ndarray:
         return np.concatenate(list(slider.run(batches)))

@@ -58,11 +58,8 @@ def extract(options: argparse.Namespace, flags: list[str], redo: dict[int, list[
         from stage1_extract.extract import extract as bring_up
 
     outcome = bring_up(config, store, catalogue, redo=redo)
-    counts = {
-        f"frames extracted by {outcome.engine}": outcome.extracted,
-        "frames' flow": outcome.flows,
-        "vehicles": outcome.tracks,
-    }
+    extracted = f"frames extracted by {outcome.engine}"
+    counts = {extracted: outcome.extracted, "frames' flow": outcome.flows, "vehicles": outcome.tracks}
     done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing to extract"
     print(f"{store}: {done}, {outcome.frames:,} frames in the store")
     for note in outcome.notes:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import keras
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from features.errors import ConfigError
 from features.store import Store
 from stage1_extract import engine_openvino
 from stage1_extract.__main__ import main
+from stage1_extract.decode import resize
 from stage1_extract.engine import Engine, build_trunk, choose, relative_error
 from stage1_extract.engine_tensorflow import TensorFlowRunner, largest
 from stage1_extract.extract import extract
@@ -252,3 +254,18 @@ def test_the_command_says_what_ran(tmp_path: Path, name: str, capsys: pytest.Cap
     where = ["--config", str(tmp_path / "c.toml"), "--store", str(tmp_path / "s.h5")]
     assert main(["extract", *where, "--extract.engine", name]) == 0
     assert f"16 frames extracted by {name} in float32 (relative error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("extras", [False, True])
+def test_fast_decoding_is_another_recipe_whatever_else_is_wanted_of_the_frames(extras: bool, tmp_path: Path) -> None:
+    clips = write_clips(tmp_path / "data", {"Train": 2}, size=(256, 128))
+    full = settings(clips, tracks=extras, motion=extras)
+    fast = full.model_copy(update={"frames": full.frames.model_copy(update={"decode": "fast"})})
+    catalogue, engine = scan(fast.data), Engine(build_trunk(fast), 8)
+    assert build_trunk(fast).recipe.differences(build_trunk(full).recipe) == ["decode: cv2 against cv2-reduced"]
+    extract(fast, tmp_path / "s.h5", catalogue, engine=engine)
+    image = cv2.imread(str(clips / "Train/Train/1/imgs/003.jpg"), cv2.IMREAD_REDUCED_COLOR_4)
+    assert image.shape == (32, 64, 3)
+    with Store(tmp_path / "s.h5") as store:
+        assert ("motion" in store.streams) == extras
+        np.testing.assert_array_equal(store.read("appearance", [2]), engine(resize(image, fast.frames)[None]))

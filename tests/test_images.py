@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.errors import DataError
-from stage1_extract.images import decode, probe
+from stage1_extract.images import decode, probe, reduction
 
 
 def encoded(suffix: str, *options: int, grey: bool = False) -> bytes:
@@ -49,6 +49,39 @@ def test_orientation_is_ignored() -> None:
     assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (52, 30, 3)
     assert probe(turned, "a") == (52, 30)
     assert np.array_equal(decode(turned, "a"), decode(JPEG, "a"))
+
+
+@pytest.mark.parametrize(
+    ("size", "enough", "by"),
+    [
+        ((1280, 720), (320, 180), 4),
+        ((1280, 720), (321, 180), 2),
+        ((1280, 720), (160, 90), 8),
+        ((1280, 720), (10, 10), 8),
+        ((1280, 720), (1280, 720), 1),
+        ((1242, 375), (310, 93), 4),  # a size that does not divide is rounded up: 311x94
+        ((1242, 375), (311, 95), 2),
+        ((100, 70), (320, 180), 1),
+    ],
+)
+def test_a_jpeg_is_shrunk_as_far_as_is_enough(size: tuple[int, int], enough: tuple[int, int], by: int) -> None:
+    assert reduction(size, enough) == by
+    pixels = np.random.default_rng(2).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = decode(bytes(cv2.imencode(".jpg", pixels)[1]), "a", enough)
+    assert image.shape == (-(-size[1] // by), -(-size[0] // by), 3)
+
+
+def test_what_is_shrunk_in_decoding_is_close_to_averaging() -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    smooth = cv2.resize(noise, (640, 480), interpolation=cv2.INTER_CUBIC)
+    data = bytes(cv2.imencode(".jpg", smooth, [cv2.IMWRITE_JPEG_QUALITY, 95])[1])
+    averaged = cv2.resize(decode(data, "a"), (160, 120), interpolation=cv2.INTER_AREA)
+    assert np.abs(decode(data, "a", (160, 120)).astype(int) - averaged).mean() < 1
+    assert np.array_equal(decode(with_exif(data, 6), "a", (160, 120)), decode(data, "a", (160, 120)))
+
+
+def test_a_png_is_decoded_in_full() -> None:
+    assert np.array_equal(decode(PNG, "a", (13, 7)), decode(PNG, "a"))
 
 
 def test_bytes_after_the_end_are_fine() -> None:
