@@ -184,7 +184,7 @@ class Train(Section):
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of weights, order and dropout."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 rounds the factors of large products to 8 bits: for processors that multiply it (avx512_bf16, amx)."""
+    """bfloat16 rounds large products to 8 bits: for processors that multiply it (avx512_bf16, amx)."""
     memory_gb: float = Field(4.0, gt=0)
     """Hold the features in memory where they take no more than this."""
     tensorboard: bool = False

@@ -1,7 +1,7 @@
 """Keras' Adam with TensorFlow's own kernel for the update: a parameter is read and written once a step, not ten times.
 
-Keras composes the update from elementwise operations; on the published head's 54 million parameters they take as long
-as a third of the rest of the step. Same equations, same variables (D. Kingma, J. Ba, Adam, 2015, section 2).
+Keras composes the update from elementwise operations, each of which goes through memory: 0.11 s in place of 0.02 s for
+the published head's largest kernel. Same equations, same variables (D. Kingma, J. Ba, Adam, 2015, section 2).
 """
 
 from __future__ import annotations
