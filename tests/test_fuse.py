@@ -76,7 +76,10 @@ def test_fused_equals_two_stage(name: str, head: str) -> None:
 
 def test_half_precision_differs_by_its_rounding_alone() -> None:
     fused, reference, frames, maps = parts("EfficientNetLite0", "pooled_lstm", "float16")
-    equality = compare(fused, reference, frames, maps)
+    assert compare(fused, reference, frames, maps).fault("float16") is None
+    # the engine's own batches may round the other way where a value lies between two halves: here the very same passes
+    seen = np.stack([fused.get_layer("trunk").predict(window, verbose=0) for window in frames])
+    equality = compare(fused, reference, frames, seen.astype(np.float16))
     assert 0 < equality.output.relative <= equality.rounding + 1e-6
     assert equality.fault("float16") is None
 
