@@ -51,6 +51,7 @@ def parts(name: str, head: str, dtype: str = "float32") -> tuple[keras.Model, ke
     maps = np.concatenate([engine(flat[i : i + 8]) for i in range(0, len(flat), 8)])
     maps = maps.reshape(WINDOWS, TIME, *maps.shape[1:])
     scale = Scale(np.array([0.5, -0.1]), np.array([2.3, 0.3]))
+    keras.utils.set_random_seed(0)  # the same head whichever test comes before
     stage_two = build(maps.shape[1:], HEADS[head], 2, top=trunk.top(), target=scale)
     return assemble(trunk.model, stage_two), copy(stage_two), frames, maps
 
@@ -75,7 +76,10 @@ def test_fused_equals_two_stage(name: str, head: str) -> None:
 
 def test_half_precision_differs_by_its_rounding_alone() -> None:
     fused, reference, frames, maps = parts("EfficientNetLite0", "pooled_lstm", "float16")
-    equality = compare(fused, reference, frames, maps)
+    assert compare(fused, reference, frames, maps).fault("float16") is None
+    # the engine's own batches may round the other way where a value lies between two halves: here the very same passes
+    seen = np.stack([fused.get_layer("trunk").predict(window, verbose=0) for window in frames])
+    equality = compare(fused, reference, frames, seen.astype(np.float16))
     assert 0 < equality.output.relative <= equality.rounding + 1e-6
     assert equality.fault("float16") is None
 
