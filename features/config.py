@@ -103,7 +103,7 @@ class Extract(Section):
     shard: int = Field(512, gt=0)
     """Frames a shard: what a kill can cost at most."""
     motion: bool = False
-    """Store optical flow from frame to frame as well (stream `motion`): the car's own speed, at 4 ms a frame."""
+    """Store optical flow from frame to frame as well (stream `motion`): the car's own speed, at 5 ms a frame."""
     tracks: bool = True
     """Follow every vehicle that a label has a box for through its sequence, at 2 ms a frame."""
     skip_damaged: bool = False

@@ -185,12 +185,14 @@ def _read(job: Job, out: Image) -> tuple[list[Image], list[Image]]:
     for i, image in enumerate(source.read(first, stop, enough), first):
         if job.start <= i < job.stop and not small:
             out[i - job.start] = resize(image, job.frames)
+        if job.motion or job.vehicles:
+            image = grey(image)
         if job.motion:
             strips.append(motion.strip(image))
             if i == job.stop - 1:
                 job.last.set_result(strips[-1])
         if job.vehicles:
-            greys.append(grey(image))
+            greys.append(image)
     return strips, greys
 
 
