@@ -60,10 +60,11 @@ def measure(name: str, rounds: int = 3) -> dict[str, float | str]:
     rows = np.arange(FRAMES - TIME + 1)[:, None] + np.arange(TIME)
     slider = Slider(Parts(trunk, stage_two, config), rows)
     engine = slider.engine
+    assert engine is not None
     batches = [frames[at : at + slider.step] for at in range(0, FRAMES, slider.step)]
 
     def slide() -> np.ndarray:
-        return np.concatenate(list(slider.run(batches)))
+        return np.concatenate(list(slider.run({"appearance": batch} for batch in batches)))
 
     def batched() -> None:
         for batch in batches:

@@ -1,7 +1,7 @@
 """Prediction from images: a data set's examples, or a window that slides over a video or a folder of frames.
 
-Each frame goes through the trunk once, in batches; only as many frames' maps are kept as a window spans. What follows
-frame by frame in stage two (the top) is computed once a frame as well, so that a window costs the head alone.
+Each frame is decoded once, and what the head looks at, the trunk's maps or the flow, is computed once of it, in
+batches; only as many frames' are kept as a window spans. `slider` runs the windows, `stream` decodes.
 """
 
 from __future__ import annotations
@@ -11,32 +11,31 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as Listed
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from features.config import Config, read_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.files import replacing
-from features.pieces import Piece
 from features.progress import bar
 from features.sequences import Label, Sequence
 from features.windows import asked, examples, offsets
 from stage1_extract.clips import Clip, Image
-from stage1_extract.decode import decode
 from stage1_extract.footage import footage, is_footage
 from stage1_extract.layouts import scan
 from stage2_temporal import overlay, predict_boxes, submission, tables
 from stage2_temporal.boxes import SIDES, Given, read_boxes
 from stage2_temporal.folder import read_metrics
-from stage2_temporal.heads import sees_boxes
+from stage2_temporal.heads import is_told
 from stage2_temporal.metrics import UNITS
-from stage2_temporal.slider import Maps, Slider, load_parts
+from stage2_temporal.slider import Maps, Parts, Slider, load_parts
+from stage2_temporal.stream import Stream
 
 CLIPS = ("sample", "competition", "tusimple")  # layouts whose sequences are clips of one rate, `data.fps`
 
@@ -73,6 +72,7 @@ def predict(
     Raises:
         FramebankError: what the user can mend; nothing is written then.
     """
+    cv2.setNumThreads(1)  # frames are what runs in parallel; and flow depends on it
     read_metrics(run)
     config = read_config(run / "config.toml")
     for name, value in (("--stride", stride), ("--fps", fps)):
@@ -88,7 +88,7 @@ def predict(
     )
     path = Path(config.data.path)
     sliding = source is not None and is_footage(path)
-    boxed = sees_boxes(config)
+    boxed = is_told(run, config)
     if boxes is not None and not (boxed and sliding):
         why = f"{config.head.name} asks for no box" if sliding else "a data set's boxes are its labels'"
         raise ConfigError(f"--boxes: {why}", mend="leave it out")
@@ -103,14 +103,14 @@ def predict(
         return _predict_data_set(run, config, output)
     clip = footage(path, config.data, fps)
     rows = windows(clip, config)
-    if boxes is not None:
-        _compare_rates(clip, config, read_config(run / "config.toml"))
-        return _predict_vehicles(run, clip, read_boxes(boxes, clip.sequence), config, output, overlaid)
+    given = None if boxes is None else read_boxes(boxes, clip.sequence)
     parts = load_parts(run)
     _compare_rates(clip, config, parts.config)
+    if given is not None:
+        return _predict_vehicles(parts, clip, given, rows, config, output, overlaid)
     slider = Slider(parts, rows)
-    batches = _decoded([clip], range(clip.sequence.length), config, slider.step, {})
-    values = np.concatenate(list(slider.run(batches)))
+    stream = Stream([clip], np.arange(clip.sequence.length), config, list(parts.streams))
+    values = np.concatenate(list(slider.run(stream.batches(slider.step))))
     with replacing(output) as temporary:
         _write_footage(temporary, rows[:, -1], values, clip.sequence.fps, config.data.columns)
     if overlaid is None:
@@ -142,7 +142,13 @@ def windows(clip: Clip, config: Config) -> NDArray[np.int64]:
 
 
 def _predict_vehicles(
-    run: Path, clip: Clip, given: Given, config: Config, output: Path, overlaid: Path | None
+    parts: Parts,
+    clip: Clip,
+    given: Given,
+    rows: NDArray[np.int64],
+    config: Config,
+    output: Path,
+    overlaid: Path | None,
 ) -> Written:
     """The vehicles in given boxes along a video: one row a window and vehicle."""
     columns, fps, count = config.data.columns, clip.sequence.fps, 0
@@ -154,7 +160,7 @@ def _predict_vehicles(
             draw = stack.enter_context(overlay.writing(stack.enter_context(replacing(overlaid)), clip.sequence))
         writer = csv.writer(stack.enter_context(table.open("w", newline="", encoding="utf-8")), lineterminator="\n")
         writer.writerow(["time", "frame", "vehicle", *SIDES, *columns])
-        for image, sights in predict_boxes.follow(run, clip, given, config):
+        for image, sights in predict_boxes.follow(parts, clip, given, rows, config):
             for s in sights:
                 writer.writerow([f"{s.frame / fps:.6f}", s.frame, s.vehicle, *s.box, *s.values])
                 texts = [f"{c} {v:+.1f} {UNITS.get(c, '')}" for c, v in zip(columns, s.values, strict=True)]
@@ -181,17 +187,21 @@ def _predict_data_set(run: Path, config: Config, output: Path) -> Written:
     found = examples(
         sequences, first[:-1], config.data.columns, length=window.length, stride=window.stride, end=window.end
     )
-    faults: dict[str, str] = {}
-    if sees_boxes(config):
-        values = predict_boxes.predict_examples(run, catalogue.clips, found, first, config, faults)
+    parts = load_parts(run)
+    told = predict_boxes.told(parts, catalogue.clips, found, first, config)
+    order = np.argsort(found.rows[:, -1], kind="stable")
+    needed = np.unique(found.rows)  # frames that no window needs are not even decoded
+    slider = Slider(parts, np.searchsorted(needed, found.rows[order]))
+    faults = {} if told is None else told.faults
+    if parts.streams:
+        followed, tracks = ({}, {}) if told is None else (told.followed, told.tracks)
+        stream = Stream(catalogue.clips, needed, config, list(parts.streams), followed, tracks, faults)
+        answers = slider.run(stream.batches(slider.step), None if told is None else lambda w: told.vectors(order[w]))
     else:
-        order = np.argsort(found.rows[:, -1], kind="stable")
-        # frames that no window needs are not even decoded
-        needed, packed = np.unique(found.rows[order], return_inverse=True)
-        slider = Slider(load_parts(run), packed.reshape(found.rows.shape))
-        values = np.empty((len(found), len(found.columns)))
-        batches = _decoded(catalogue.clips, needed, config, slider.step, faults)
-        values[order] = np.concatenate(list(slider.run(batches)))
+        assert told is not None
+        answers = iter([slider.answer(slider.rows, told.vectors(order))])
+    values = np.empty((len(found), len(found.columns)))
+    values[order] = np.concatenate(list(answers))
     sound = np.array([sequences[i].id not in faults for i in found.sequence])
     if not sound.any():
         raise BadInputs(
@@ -216,50 +226,6 @@ def _labelled(sequence: Sequence, config: Config) -> Sequence:
     wanted = [last] if data.layout in CLIPS else range(sequence.length)
     unknown = dict.fromkeys(columns, math.nan)
     return replace(sequence, labels=(*sequence.labels, *(Label(frame, unknown) for frame in wanted)))
-
-
-def _decoded(
-    clips: Listed[Clip],
-    needed: Iterable[int] | NDArray[np.int64],
-    config: Config,
-    size: int,
-    faults: dict[str, str],
-) -> Iterator[Image]:
-    """Batches of `size` of the needed frames, numbered through all clips; decoded ahead of the network.
-
-    A data set's damaged sequence is blank and named in `faults`; a single clip's damage is raised.
-    """
-    pieces = _pieces([clip.sequence for clip in clips], np.asarray(needed))
-    named = {clip.sequence.id: clip for clip in clips}
-    waiting: list[Image] = []
-    with bar(sum(map(len, pieces)), "predict", "frames") as progress:
-        for part in decode(pieces, named, config.frames, config.extract.threads or os.cpu_count() or 1):
-            if part.fault is not None:
-                if len(clips) == 1:
-                    raise DataError(part.fault.rstrip("."), mend="--input another video, or convert it")
-                faults.setdefault(pieces[part.piece].sequence, part.fault)
-            waiting.append(part.frames)
-            while sum(map(len, waiting)) >= size:
-                together = np.concatenate(waiting)
-                yield together[:size]
-                progress.update(size)
-                waiting = [together[size:]]
-        rest = np.concatenate(waiting)
-        if len(rest):
-            yield rest
-            progress.update(len(rest))
-
-
-def _pieces(sequences: Listed[Sequence], needed: NDArray[np.int64]) -> list[Piece]:
-    """Runs of needed frames, `needed` numbering the frames of all sequences laid end to end, ascending."""
-    pieces: list[Piece] = []
-    start = 0
-    for s in sequences:
-        own = needed[(needed >= start) & (needed < start + s.length)] - start
-        runs = np.split(own, np.flatnonzero(np.diff(own) != 1) + 1)
-        pieces += [Piece(s.id, s.digest, int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
-        start += s.length
-    return pieces
 
 
 def _compare_rates(clip: Clip, config: Config, trained: Config) -> None:

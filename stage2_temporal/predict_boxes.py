@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,16 +21,18 @@ from features.config import Config
 from features.errors import ConfigError, DataError
 from features.progress import bar
 from features.sequences import Box, Sequence
-from features.tracks import Track, key, vehicles
+from features.tracks import Track, Vehicle, key, vehicles
 from features.windows import Examples
+from stage1_extract import motion
 from stage1_extract.clips import Clip, Image
+from stage1_extract.decode import RANGE, resize
 from stage1_extract.trail import Trails
-from stage1_extract.vehicles import grey, tracked
+from stage1_extract.vehicles import SHORT, grey, tracked
 from stage2_temporal.boxes import Given
-from stage2_temporal.runs import load
-from stage2_temporal.scene import Paths, Scene, read_scene
+from stage2_temporal.inputs import APPEARANCE
+from stage2_temporal.scene import Paths, Scene
+from stage2_temporal.slider import Parts, Slider
 
-Floats = NDArray[np.float64]
 BOXES = "--boxes FILE.csv with frame,left,top,right,bottom: where the vehicle is in one frame"
 
 
@@ -43,51 +46,68 @@ class Sight:
     values: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Predictor:
-    """A run's scene and model."""
+class Told:
+    """The vehicles that a data set's labels are about: followed once, and the geometry vectors of their windows.
 
-    scene: Scene
-    model: keras.Model
+    Attributes:
+        followed: by sequence id, vehicles still to be followed, by who decodes the frames for other ends as well.
+        tracks: by the vehicles' keys.
+        faults: a line for each sequence that would not decode.
+    """
 
-    @classmethod
-    def of(cls, run: Path) -> Predictor:
-        """From a run's folder.
+    def __init__(
+        self, scene: Scene, clips: Listed[Clip], found: Examples, first: NDArray[np.int64], config: Config
+    ) -> None:
+        """For examples whose rows count the frames of all clips end to end; `first` (S,) is each clip's first."""
+        self._scene, self._found, self._first, self._stride = scene, found, first, config.window.stride
+        self._sequences = [clip.sequence for clip in clips]
+        self._keys: dict[int, dict[int, str]] = {}
+        self.followed: dict[str, tuple[Vehicle, ...]] = {}
+        self.tracks: dict[str, Track] = {}
+        self.faults: dict[str, str] = {}
 
-        Raises:
-            DataError: it has no ground or no model.
-        """
-        return cls(read_scene(run), load(run))
+    def follow(self, clips: Mapping[str, Clip], config: Config) -> None:
+        """Follow the vehicles of some clips, whose frames are read on demand."""
+        lost = {name: vehicles(clip.sequence) for name, clip in clips.items()}
+        with bar(len(clips), "track", "clips") as progress:
+            for name, made in tracked(clips, lost, config.extract.threads or os.cpu_count() or 1):
+                progress.update(1)
+                if isinstance(made, str):
+                    self.faults[name] = made
+                else:
+                    self.tracks |= made
 
-    def __call__(self, paths: Paths) -> NDArray[np.float32]:
-        """(n, K) of n windows."""
-        values: NDArray[np.float32] = self.model.predict_on_batch(self.scene.vectors(paths))
-        return values
+    def vectors(self, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(n, F) of the chosen examples; a vehicle that has no track is lost in all frames."""
+        found = self._found[chosen]
+        boxes, confidence = np.full((*found.rows.shape, 4), np.nan), np.zeros(found.rows.shape)
+        for i, (owner, label) in enumerate(zip(found.sequence.tolist(), found.label.tolist(), strict=True)):
+            track = self.tracks.get(self._known(owner).get(label, ""))
+            if track is not None:
+                frames = found.rows[i] - self._first[owner]
+                boxes[i], confidence[i] = track.boxes[frames], track.confidence[frames]
+        sequences = [self._sequences[i] for i in found.sequence.tolist()]
+        fps = np.array([s.fps for s in sequences]) / self._stride
+        return self._scene.vectors(Paths(boxes, confidence, fps, [s.camera for s in sequences]))
 
-    def check(self, sequence: Sequence) -> None:
-        """Say so where frames are of another size than the ground was learnt on."""
-        if sequence.size != self.scene.size:
-            (w, h), (w0, h0) = sequence.size, self.scene.size
-            print(
-                f"{sequence.id}: {w}x{h} frames, but the run's ground was learnt on {w0}x{h0}: distances are wrong "
-                "unless it is the same camera's view",
-                file=sys.stderr,
-            )
+    def _known(self, owner: int) -> dict[int, str]:
+        """A sequence's labels → the key of the vehicle each is about."""
+        if owner not in self._keys:
+            sequence = self._sequences[owner]
+            self._keys[owner] = {label: key(sequence, v) for v in vehicles(sequence) for label in v.labels}
+        return self._keys[owner]
 
 
-def predict_examples(
-    run: Path, clips: Listed[Clip], found: Examples, first: NDArray[np.int64], config: Config, faults: dict[str, str]
-) -> Floats:
-    """(n, K) of a data set's examples; a vehicle without a box is answered with the usual, and counted.
+def told(parts: Parts, clips: Listed[Clip], found: Examples, first: NDArray[np.int64], config: Config) -> Told | None:
+    """What is told of the vehicles in a data set; None where the head isn't. A label without a box is counted.
 
-    Args:
-        found: examples whose rows count the frames of all clips end to end.
-        first: (S,) each clip's first row.
-        faults: a line for each clip that would not decode is put here.
+    Vehicles are followed here, but for those of short clips whose frames are decoded for a stream in any case.
 
     Raises:
         ConfigError: no example has a box.
     """
+    if parts.scene is None:
+        return None
     boxed = np.isfinite(found.box).all(axis=1)
     if not boxed.any():
         raise ConfigError(
@@ -97,62 +117,102 @@ def predict_examples(
     if not boxed.all():
         missing = int((~boxed).sum())
         print(f"{missing} of {len(found)} labels have no box: answered with the usual values", file=sys.stderr)
-    predictor = Predictor.of(run)
+    made = Told(parts.scene, clips, found, first, config)
     named = {clips[i].sequence.id: clips[i] for i in np.unique(found.sequence).tolist()}
-    at = {name: i for i, name in enumerate(c.sequence.id for c in clips)}
     for clip in named.values():
-        predictor.check(clip.sequence)
-    boxes, confidence = np.full((*found.rows.shape, 4), np.nan), np.zeros(found.rows.shape)
-    lost = {name: vehicles(clip.sequence) for name, clip in named.items()}
-    with bar(len(named), "track", "clips") as progress:
-        for name, made in tracked(named, lost, config.extract.threads or os.cpu_count() or 1):
-            progress.update(1)
-            if isinstance(made, str):
-                faults[name] = made
-                continue
-            owner = at[name]
-            # tracks come in the order of their boxes, as the vehicles are known
-            for i in np.flatnonzero(found.sequence == owner).tolist():
-                track = _track_of(clips[owner].sequence, int(found.label[i]), made)
-                if track is not None:
-                    frames = found.rows[i] - first[owner]
-                    boxes[i], confidence[i] = track.boxes[frames], track.confidence[frames]
-    sequences = [clips[i].sequence for i in found.sequence.tolist()]
-    fps = np.array([s.fps for s in sequences]) / config.window.stride
-    return predictor(Paths(boxes, confidence, fps, [s.camera for s in sequences])).astype(np.float64)
+        check_size(parts.scene, clip.sequence)
+    if parts.streams:
+        short = {name: tuple(vehicles(c.sequence)) for name, c in named.items() if c.sequence.length <= SHORT}
+        made.followed = {name: own for name, own in short.items() if own}
+        named = {name: clip for name, clip in named.items() if name not in short}
+    made.follow(named, config)
+    return made
 
 
-def _track_of(sequence: Sequence, label: int, tracks: dict[str, Track]) -> Track | None:
-    return next((tracks.get(key(sequence, v)) for v in vehicles(sequence) if label in v.labels), None)
+def check_size(scene: Scene, sequence: Sequence) -> None:
+    """Say so where frames are of another size than the ground was learnt on."""
+    if sequence.size != scene.size:
+        (w, h), (w0, h0) = sequence.size, scene.size
+        print(
+            f"{sequence.id}: {w}x{h} frames, but the run's ground was learnt on {w0}x{h0}: distances are wrong "
+            "unless it is the same camera's view",
+            file=sys.stderr,
+        )
 
 
-def follow(run: Path, clip: Clip, given: Given, config: Config) -> Iterator[tuple[Image, list[Sight]]]:
+def follow(
+    parts: Parts, clip: Clip, given: Given, rows: NDArray[np.int64], config: Config
+) -> Iterator[tuple[Image, list[Sight]]]:
     """Each frame of a video, full size, with the vehicles whose window is full there, in the order they came.
+
+    Args:
+        given: the boxes.
+        rows: (n, T) the frames of all windows.
 
     Raises:
         DataError: a frame that cannot be decoded.
     """
-    predictor, sequence = Predictor.of(run), clip.sequence
-    predictor.check(sequence)
-    length, stride = config.window.length, config.window.stride
-    trails = Trails((length - 1) * stride + 1)
-    fps = sequence.fps / stride
+    scene, sequence, stride = parts.scene, clip.sequence, config.window.stride
+    assert scene is not None
+    check_size(scene, sequence)
+    slider, flow = Slider(parts, rows, RANGE), Flow()
+    span = int(rows[0, -1] - rows[0, 0]) + 1
+    trails, fps = Trails(span), sequence.fps / stride
     with bar(sequence.length, "predict", "frames") as progress:
-        for i, image in enumerate(clip.source.read(0, sequence.length)):
-            trails.step(grey(image), given.get(i, {}))
-            names = [n for n, path in trails.boxes.items() if np.isfinite(path[-1]).all()]
-            if i + 1 < trails.length:
-                names = []
-            sights = []
-            if names:
+        for start, images in _ranges(clip):
+            batch: dict[str, NDArray[Any]] = {}
+            if APPEARANCE in parts.streams:
+                batch[APPEARANCE] = _pixels(clip, start, images, config)
+            if motion.NAME in parts.streams:
+                batch[motion.NAME] = flow(images)
+            slider.take(batch)
+            places, vectors = [], []
+            for i, image in enumerate(images, start):
+                trails.step(grey(image), given.get(i, {}))
+                names = [n for n, path in trails.boxes.items() if np.isfinite(path[-1]).all()]
+                if i + 1 < span or not names:
+                    continue
                 boxes = np.stack([trails.boxes[n][::stride] for n in names])
                 confidence = np.stack([trails.confidence[n][::stride] for n in names])
                 count = len(names)
-                values = predictor(Paths(boxes, confidence, np.full(count, fps), [sequence.camera] * count))
-                for name, box, row in zip(names, boxes[:, -1].tolist(), values.tolist(), strict=True):
-                    sights.append(Sight(i, name, tuple(box), tuple(row)))
-            yield image, sights
-            progress.update(1)
+                vectors.append(scene.vectors(Paths(boxes, confidence, np.full(count, fps), [sequence.camera] * count)))
+                places += [(i, n, tuple(box)) for n, box in zip(names, boxes[:, -1].tolist(), strict=True)]
+            sights: dict[int, list[Sight]] = {}
+            if places:
+                windows = rows[[i + 1 - span for i, _, _ in places]]
+                values = slider.answer(windows, np.concatenate(vectors)).tolist()
+                for (i, name, box), row in zip(places, values, strict=True):
+                    sights.setdefault(i, []).append(Sight(i, name, box, tuple(row)))
+            for i, image in enumerate(images, start):
+                yield image, sights.get(i, [])
+                progress.update(1)
+
+
+class Flow:
+    """The motion stream's entries of frames as they come, in ranges of at least two."""
+
+    def __init__(self) -> None:
+        self._last: list[Image] = []
+
+    def __call__(self, images: Listed[Image]) -> NDArray[np.float16]:
+        """(n, …) of the next n full-size frames."""
+        strips = [*self._last, *map(motion.strip, images)]
+        begins, self._last = not self._last, strips[-1:]
+        return motion.entries(strips, begins=begins)
+
+
+def _ranges(clip: Clip) -> Iterator[tuple[int, list[Image]]]:
+    """`RANGE` full-size frames at a time, and the number of the first."""
+    frames = enumerate(clip.source.read(0, clip.sequence.length))
+    while some := list(islice(frames, RANGE)):
+        yield some[0][0], [image for _, image in some]
+
+
+def _pixels(clip: Clip, start: int, images: Listed[Image], config: Config) -> Image:
+    """Frames as the trunk sees them; where extraction decodes them smaller, they are here as well."""
+    enough = config.frames.enough if clip.source.parallel else None
+    seen = images if enough is None else clip.source.read(start, start + len(images), enough)
+    return np.stack([resize(image, config.frames) for image in seen])
 
 
 def check_seen(count: int, path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FUSED = {"fuse.py", "finetune.py", "predict.py", "predict_boxes.py", "slider.py", "export.py"}
+FUSED = {"fuse.py", "finetune.py", "predict.py", "predict_boxes.py", "slider.py", "stream.py", "export.py"}
 
 
 def imports(path: Path) -> set[str]:

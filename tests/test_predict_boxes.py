@@ -24,10 +24,12 @@ from stage1_extract.vehicles import tracked
 from stage2_temporal.__main__ import main
 from stage2_temporal.boxes import read_boxes
 from stage2_temporal.export import export_run
-from stage2_temporal.heads import check_sees_frames
-from stage2_temporal.predict import predict
-from stage2_temporal.predict_boxes import Predictor, follow
+from stage2_temporal.heads import check_streams
+from stage2_temporal.predict import predict, windows
+from stage2_temporal.predict_boxes import check_size, follow
 from stage2_temporal.runs import train
+from stage2_temporal.scene import read_scene
+from stage2_temporal.slider import load_parts
 from stage2_temporal.task import read_task
 
 CONFIG = Config.model_validate(
@@ -129,7 +131,8 @@ def test_a_window_slides_and_each_frame_is_read_once(here: Path) -> None:
     source = Counted(back)
     clip = Clip(Sequence("drive", "test", 15, 10.0, (1280, 720), ""), source)
     box = tuple(box_of(1))
-    seen = list(follow(here / "runs/boxes", clip, {7: {"a": box}}, CONFIG))
+    parts, rows = load_parts(here / "runs/boxes"), windows(clip, CONFIG)
+    seen = list(follow(parts, clip, {7: {"a": box}}, rows, CONFIG))
     assert source.read_of == [1] * 15
     assert [len(sights) for _, sights in seen] == [0] * 7 + [1] * 8  # from the box's frame on
     values = [sights[0].values[0] for _, sights in seen[7:]]
@@ -203,7 +206,7 @@ def test_a_box_where_none_is_asked_for_and_none_where_one_is(here: Path) -> None
 
 
 def test_frames_of_another_size_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Predictor.of(here / "runs/boxes").check(Sequence("drive", "test", 8, 10.0, (640, 360), ""))
+    check_size(read_scene(here / "runs/boxes"), Sequence("drive", "test", 8, 10.0, (640, 360), ""))
     assert "640x360 frames, but the run's ground was learnt on 1280x720" in capsys.readouterr().err
 
 
@@ -231,13 +234,10 @@ def test_there_is_nothing_to_fuse(here: Path, capsys: pytest.CaptureFixture[str]
         assert "no frames: there is no backbone" in capsys.readouterr().err
 
 
-def test_a_head_that_sees_flow_answers_from_a_store_alone(here: Path) -> None:
-    seen = CONFIG.model_copy(update={"head": CONFIG.head.model_copy(update={"name": "ridge", "streams": ("motion",)})})
-    with pytest.raises(ConfigError, match=r"more than the trunk's maps.*got motion.*evaluate"):
-        check_sees_frames(Path("r"), seen)
-    both = CONFIG.model_copy(update={"head": CONFIG.head.model_copy(update={"name": "fusion"})})
-    with pytest.raises(ConfigError, match=r"got appearance, tracks"):
-        check_sees_frames(Path("r"), both)
+def test_a_head_on_a_derived_stream_answers_from_a_store_alone(here: Path) -> None:
+    seen = CONFIG.head.model_copy(update={"name": "ridge", "streams": ("motion", "pooled")})
+    with pytest.raises(ConfigError, match=r"derived in a store.*got pooled.*evaluate"):
+        check_streams(Path("r"), CONFIG.model_copy(update={"head": seen}))
 
 
 @pytest.mark.parametrize("name", ["saved_model", "onnx", "litert"])

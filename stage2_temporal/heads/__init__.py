@@ -13,6 +13,7 @@ from features.config import Config
 from features.config import Head as Settings
 from features.errors import ConfigError
 from features.store import TopRecord
+from stage2_temporal.auto import MOTION
 from stage2_temporal.heads.attention import Attention
 from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.box_mlp import BoxMLP
@@ -24,6 +25,7 @@ from stage2_temporal.heads.recurrent import GRU, FlattenLSTM, PooledLSTM
 from stage2_temporal.heads.trees import Boosting
 from stage2_temporal.inputs import APPEARANCE
 from stage2_temporal.model import Scale
+from stage2_temporal.scene import FILE
 
 HEADS: dict[str, type[Head]] = {
     "flatten_lstm": FlattenLSTM,
@@ -63,27 +65,40 @@ def sees_boxes(config: Config) -> bool:
     return issubclass(head, Boxed) and head.alone
 
 
-def check_sees_frames(run: Path, config: Config) -> None:
-    """Refuse what needs a model from frames to the target, where the head sees other things than the trunk's maps.
+def is_told(run: Path, config: Config) -> bool:
+    """Whether a run's head is told of a vehicle by its box, be it alone or beside frames."""
+    return sees_boxes(config) or (issubclass(find(config.head.name), Boxed) and (run / FILE).is_file())
+
+
+def check_streams(run: Path, config: Config) -> None:
+    """Refuse to predict from images where the head looks at a stream that is made from a store alone.
 
     Raises:
         ConfigError: it does.
     """
-    if sees_boxes(config):
+    others = [stream for stream in config.head.streams if stream not in (APPEARANCE, MOTION)]
+    if others and not sees_boxes(config):
         raise ConfigError(
-            f"{run}: {config.head.name} sees a vehicle's track and no frames: there is no backbone to fuse it with",
-            mend="predict, with --boxes for a video; export writes its model as it is; to fine-tune, a run whose head "
-            "sees the frames",
+            f"{run}: {config.head.name} looks at a stream that is derived in a store, and answers from a store alone",
+            expected=f"{APPEARANCE}, {MOTION} or both",
+            got=", ".join(others),
+            mend=f"make features of the clips, then evaluate; or train anew with --head.streams {APPEARANCE}",
         )
-    others = [stream for stream in config.head.streams if stream != APPEARANCE]
-    if others or issubclass(find(config.head.name), Boxed):
-        seen = ", ".join([*config.head.streams, *(["tracks"] if issubclass(find(config.head.name), Boxed) else [])])
+
+
+def check_sees_frames(run: Path, config: Config) -> None:
+    """Refuse what needs a backbone in the model, where the head doesn't look at the trunk's maps.
+
+    Raises:
+        ConfigError: it doesn't.
+    """
+    check_streams(run, config)
+    if sees_boxes(config) or APPEARANCE not in config.head.streams:
+        seen = "a vehicle's track" if sees_boxes(config) else "optical flow"
         raise ConfigError(
-            f"{run}: {config.head.name} sees more than the trunk's maps, and answers from a store alone",
-            expected=f"a head on {APPEARANCE} alone",
-            got=seen,
-            mend="make features of the clips, then evaluate; or train with another --head.name on --head.streams "
-            "appearance",
+            f"{run}: {config.head.name} sees {seen} and no frames: there is no backbone to fuse it with",
+            mend="nothing: predict works as it is, and export writes the model with its named inputs; to fine-tune, "
+            f"train anew with --head.streams {APPEARANCE}",
         )
 
 
