@@ -7,13 +7,17 @@ order is as deterministic as none.
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import keras
 
 
 class Ahead(keras.utils.PyDataset):  # type: ignore[misc]
-    """The same batches as `batches`, each read while the one before is in use.
+    """The same batches as `batches`, each read while the one before is in use; use it in a `with` block.
+
+    TensorFlow keeps what it was fed from for as long as the process lives (2.21), so that the block's end lets go of
+    the batches: a sweep's worker would else hold the maps of every run it has made.
 
     Args:
         batches: what is read; one thread reads all of it, in the order asked for.
@@ -21,8 +25,16 @@ class Ahead(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __init__(self, batches: keras.utils.PyDataset) -> None:
         super().__init__()
-        self._batches, self._thread = batches, ThreadPoolExecutor(1)
+        self._batches: Any = batches
+        self._thread = ThreadPoolExecutor(1)
         self._begun, self._next = False, dict[int, Future[Any]]()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        self._batches, self._next = None, {}
 
     def __len__(self) -> int:
         return len(self._batches)

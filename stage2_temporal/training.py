@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,14 +86,9 @@ def fit(
     callbacks = [keeper, *([_tensorboard(logs)] if logs else [])]
     started, interrupted = time.monotonic(), False
     try:
-        twin.fit(
-            Ahead(train),
-            validation_data=None if validation is None else Ahead(validation),
-            epochs=config.epochs,
-            shuffle=False,
-            verbose=0,
-            callbacks=callbacks,
-        )
+        with ExitStack() as reading:
+            ahead, held = (batches and reading.enter_context(Ahead(batches)) for batches in (train, validation))
+            twin.fit(ahead, validation_data=held, epochs=config.epochs, shuffle=False, verbose=0, callbacks=callbacks)
     except KeyboardInterrupt:
         if keeper.weights is None:
             raise
@@ -115,7 +111,8 @@ def predict(model: keras.Model, batches: Batches) -> Floats:
         StoreError: a frame that cannot be read.
     """
     try:
-        predicted: NDArray[np.float32] = accelerate(model).predict(Ahead(batches), verbose=0)
+        with Ahead(batches) as ahead:
+            predicted: NDArray[np.float32] = accelerate(model).predict(ahead, verbose=0)
     except tf.errors.OpError:
         if batches.fault is None:
             raise

@@ -103,7 +103,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             examples, targets = self._retimed(examples, targets)
         self._prepare(examples, targets)
         self._plan(
-            {name: tuple(array.shape[1:]) for name, array in self._base(examples[:1]).items()},
+            self._entries(examples),
             targets.shape[1],
             top=examples.top() if APPEARANCE in self._head.streams else None,
             target=target_scale(targets) if self._train.standardise else None,
@@ -139,6 +139,10 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _prepare(self, examples: Windows, targets: Floats) -> None:
         """Learn from the training examples (targets (n, K)) what `_base` or `_arrays` need. Nothing by default."""
+
+    def _entries(self, examples: Windows) -> dict[str, tuple[int, ...]]:
+        """Shape of one example in each array of `_base`, without reading any."""
+        return {name: examples.window(stream) for name, stream in self._inputs.items()}
 
     def _base(self, examples: Windows) -> Named:
         """The arrays that `model_` takes: the streams of these examples, as stored."""

@@ -83,6 +83,9 @@ class Boxed(Head):
         alpha = ALPHA * self._head.alpha
         self._line: Line = fit_line(geometry.astype(np.float64), within(targets, scale), alpha)
 
+    def _entries(self, examples: Windows) -> dict[str, tuple[int, ...]]:
+        return {GEOMETRY: (len(NAMES),)}
+
     def _base(self, examples: Windows) -> Named:
         return {GEOMETRY: self._geometry(examples)}
 

@@ -46,6 +46,9 @@ class Fusion(Boxed):
     def _inputs(self) -> dict[str, str]:
         return {stream: stream for stream in self._head.streams}
 
+    def _entries(self, examples: Windows) -> dict[str, tuple[int, ...]]:
+        return Head._entries(self, examples) | ({} if self.scene_ is None else super()._entries(examples))
+
     def _base(self, examples: Windows) -> Named:
         found = Head._base(self, examples)
         return found if self.scene_ is None else found | {GEOMETRY: self._geometry(examples)}
