@@ -57,7 +57,8 @@ class Row:
     Attributes:
         rank: from 1; None for the constant predictor and where there is no skill.
         head: the head's name, `constant` for the constant predictor.
-        settings: what tells it from the board's other rows, by its shortest unambiguous name.
+        settings: what tells it from the board's other rows of the same head, by its shortest unambiguous name: another
+            head's settings may mean nothing to it.
         figures: by name, TuSimple's `ev` and `ep` where positions are known; unknown ones are left out.
         parameters: trained weights.
         seconds: of training, mean of its runs.
@@ -187,7 +188,10 @@ def _same(run: Run, split: str) -> tuple[Any, ...]:
 
 def _board(split: str, runs: list[Run]) -> Board:
     groups = _groups(runs)
-    differing = _differing([members[0].setting for members in groups])
+    heads: dict[str, list[dict[str, Any]]] = {}
+    for members in groups:
+        heads.setdefault(members[0].metrics.head, []).append(members[0].setting)
+    differing = {head: _differing(settings) for head, settings in heads.items()}
     judged = {run.config.train.fold: run.metrics.splits[split] for run in runs}  # the constant's are all alike
     mixed = len({UNITS.get(column) for column in runs[0].metrics.target}) > 1
     rows = [Row(None, CONSTANT, {}, _figures([part.constant for part in judged.values()], mixed))]
@@ -197,7 +201,7 @@ def _board(split: str, runs: list[Run]) -> Board:
             Row(
                 None,
                 first.metrics.head,
-                {short: first.setting.get(key) for key, short in differing.items()},
+                {short: first.setting.get(key) for key, short in differing[first.metrics.head].items()},
                 _figures([run.metrics.splits[split].model for run in members], mixed),
                 first.metrics.parameters.trainable,
                 fmean(run.metrics.seconds for run in members),

@@ -104,7 +104,7 @@ def test_rows_are_ranked_with_the_constant_among_them(tmp_path: Path) -> None:
         (3, "pooled_lstm", -0.3),
     ]
     assert board.constant.figures["rmse"] == (4.0, None)
-    assert [row.settings for row in board.rows if row.rank] == [{"units": 256}, {"units": 256}, {"units": 8}]
+    assert [row.settings for row in board.rows if row.rank] == [{"units": 256}, {}, {"units": 8}]
 
 
 def test_folds_are_one_row_with_mean_and_deviation(tmp_path: Path) -> None:
