@@ -2,8 +2,9 @@
 
 The recurrent layers are unrolled, since LiteRT and OpenVINO stumble over the loop of a Keras LSTM; the weights and the
 numbers are the same. Every format takes `frames`, uint8 (batch, T, height, width, 3), and gives one output a target
-column, float32 (batch,). A head that is told which vehicle sees no frames: its model takes `geometry`, float32
-(batch, F), what `features.geometry` makes of a track.
+column, float32 (batch,). What a head sees besides or instead of frames its model takes by name: `geometry`, float32
+(batch, F), what `features.geometry` makes of a track, and flow as it is stored, float32 (batch, T, …): `motion`, or
+`features` where a head other than fusion sees nothing else.
 """
 
 from __future__ import annotations
@@ -22,15 +23,12 @@ from numpy.typing import NDArray
 from features.config import Config
 from features.errors import ConfigError, FramebankError
 from features.store import Store
-from stage2_temporal.fuse import WINDOWS, assemble, fuse, stored_windows
+from stage2_temporal.fuse import FRAMES, assemble, fuse, images, stored_inputs, stored_windows
 from stage2_temporal.heads import sees_boxes
-from stage2_temporal.heads.boxed import GEOMETRY, paths
-from stage2_temporal.inputs import Inputs as Windows
-from stage2_temporal.inputs import Source
+from stage2_temporal.heads.graph import fed
+from stage2_temporal.inputs import APPEARANCE
 from stage2_temporal.model import TOLERANCE
 from stage2_temporal.runs import load
-from stage2_temporal.scene import read_scene
-from stage2_temporal.task import read_task
 
 Outputs = Mapping[str, NDArray[np.float32]]
 Inputs = Mapping[str, NDArray[Any]]
@@ -49,37 +47,36 @@ def export_run(
         raise ConfigError(
             "no such format", expected=f"one of {', '.join(FORMATS)}", got=unknown[0], mend="--format NAME"
         )
-    if sees_boxes(config):
-        vectors = _vectors(run, store, config)
-        for name in formats or DEFAULT:
-            yield export(_named(load(run), config.data.columns), run / "export", name, {GEOMETRY: vectors})
-        return
-    fused, _ = fuse(run, store, config)
-    if (run / "finetuned.keras").is_file():
-        fused.set_weights(load(run, "finetuned.keras").get_weights())
-    model = servable(fused, config.data.columns)
-    frames, _ = stored_windows(config, store)
+    chosen = stored_windows(config, store)
+    inputs = stored_inputs(run, config, store, chosen)
+    if APPEARANCE in config.head.streams and not sees_boxes(config):
+        fused, _ = fuse(run, store, config)
+        if (run / "finetuned.keras").is_file():
+            fused.set_weights(load(run, "finetuned.keras").get_weights())
+        model = servable(fused, config.data.columns)
+        others = {name: values for name, values in inputs.items() if name in [t.name for t in model.inputs]}
+        inputs = {FRAMES: images(config, store, chosen)} | others
+    else:
+        model = _named(unrolled(load(run)), config.data.columns)
+    inputs = {n: a if a.dtype == np.uint8 else a.astype(np.float32) for n, a in inputs.items()}
     for name in formats or DEFAULT:
-        yield export(model, run / "export", name, {"frames": frames})
+        yield export(model, run / "export", name, inputs)
 
 
 def servable(fused: keras.Model, columns: tuple[str, ...]) -> keras.Model:
     """The fused model with unrolled recurrent layers and one named output a target column."""
-    stage_two = fused.get_layer("framebank")
-    unrolled = keras.models.clone_model(stage_two, clone_function=_unrolled)
-    unrolled.set_weights(stage_two.get_weights())
-    return _named(assemble(fused.get_layer("trunk"), unrolled), columns)
+    return _named(assemble(fused.get_layer("trunk"), unrolled(fused.get_layer("framebank"))), columns)
+
+
+def unrolled(stage_two: keras.Model) -> keras.Model:
+    """The same model without a loop in it."""
+    made = keras.models.clone_model(stage_two, clone_function=_unrolled)
+    made.set_weights(stage_two.get_weights())
+    return made
 
 
 def _named(model: keras.Model, columns: tuple[str, ...]) -> keras.Model:
     return keras.Model(model.input, {c: model.output[:, i] for i, c in enumerate(columns)}, name="framebank")
-
-
-def _vectors(run: Path, store: Store, config: Config) -> NDArray[np.float32]:
-    """Up to `WINDOWS` geometry vectors, spread over the store."""
-    found = read_task(config, store).examples
-    chosen = found[np.unique(np.linspace(0, len(found) - 1, WINDOWS).astype(int))]
-    return read_scene(run).vectors(paths(Windows(Source(store.path, chosen.rows), chosen)))
 
 
 def export(model: keras.Model, folder: Path, name: str, inputs: Inputs) -> tuple[Path, float]:
@@ -96,8 +93,9 @@ def export(model: keras.Model, folder: Path, name: str, inputs: Inputs) -> tuple
     folder.mkdir(parents=True, exist_ok=True)
     unfinished, path = folder / f".unfinished{ending}", folder / f"model{ending}"
     _remove(unfinished)
-    (array,) = inputs.values()
-    expected = model.predict(array, verbose=0)  # before the export, which needs a model that was called once
+    expected = model.predict(
+        fed(dict(inputs)), verbose=0
+    )  # before the export, which needs a model that was called once
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of Keras' own converter (3.15)
@@ -147,8 +145,8 @@ def _litert(path: Path, inputs: Inputs) -> Outputs:
     from ai_edge_litert.interpreter import Interpreter
 
     run = Interpreter(str(path)).get_signature_runner("serving_default")
-    ((entry, array),) = inputs.items()
-    windows = [run(**{entry: window[None]}) for window in array]
+    count = len(next(iter(inputs.values())))
+    windows = [run(**{entry: array[[i]] for entry, array in inputs.items()}) for i in range(count)]
     return {name: np.concatenate([w[name] for w in windows]) for name in windows[0]}
 
 

@@ -29,6 +29,7 @@ from stage2_temporal.checkpoint import State, applied
 from stage2_temporal.folder import read_metrics
 from stage2_temporal.frames import Read
 from stage2_temporal.fuse import fuse
+from stage2_temporal.heads import check_sees_frames_alone
 from stage2_temporal.metrics import as_json, scores
 from stage2_temporal.model import parameters
 from stage2_temporal.report import write_report
@@ -52,6 +53,7 @@ def finetune(run: Path, store: Store, config: Config) -> None:
         FramebankError: what the user can mend.
     """
     _same_run(config, read_config(run / "config.toml"))
+    check_sees_frames_alone(run, config)
     metrics, wanted = read_metrics(run), read_task(config, store)
     if metrics["store"]["fingerprint"] != store.fingerprint or metrics["store"]["examples"] != wanted.digest:
         raise StoreError(

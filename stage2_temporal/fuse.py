@@ -1,5 +1,7 @@
 """The fused model: backbone, trained top and head as one Keras model from uint8 frames to the target.
 
+What the head sees besides the trunk's maps, `motion` and `geometry`, it takes by name beside `frames`.
+
 Before it is let out, it predicts a few stored windows from their images and from the store; where the two differ by
 more than rounding, it is refused and the part that differs is named.
 """
@@ -25,14 +27,17 @@ from stage1_extract.clips import Clip
 from stage1_extract.decode import resize
 from stage1_extract.engine import build_trunk
 from stage1_extract.layouts import scan
-from stage2_temporal.heads import check_sees_frames
+from stage2_temporal.heads import check_sees_frames, find
+from stage2_temporal.heads.graph import Tensor, fed
+from stage2_temporal.inputs import APPEARANCE, Inputs, Source
 from stage2_temporal.model import TOLERANCE
-from stage2_temporal.runs import STREAM, load
+from stage2_temporal.runs import load
 from stage2_temporal.task import read_task
 
 HALF = 2.0**-11  # what rounding to half precision can do to a value
 LOWER = 0.05  # what computing in bfloat16 or float16 does to a map's largest value: 0.01 to 0.02, and room
 WINDOWS = 8
+FRAMES = "frames"
 
 
 @dataclass(frozen=True)
@@ -84,13 +89,22 @@ def assemble(trunk: keras.Model, stage_two: keras.Model) -> keras.Model:
 
     Args:
         trunk: uint8 (batch, height, width, 3) → map.
-        stage_two: maps (batch, T, h, w, c) → (batch, targets).
+        stage_two: maps (batch, T, h, w, c) → (batch, targets); what else it takes, the fused model takes by its name
+            beside `frames`.
     """
-    time = stage_two.input.shape[1]
-    frames = keras.Input((time, *trunk.input.shape[1:]), dtype="uint8", name="frames")
+    entry = maps_entry(stage_two)
+    others = {t.name: keras.Input(t.shape[1:], dtype=t.dtype, name=t.name) for t in stage_two.inputs if t is not entry}
+    time = entry.shape[1]
+    frames = keras.Input((time, *trunk.input.shape[1:]), dtype="uint8", name=FRAMES)
     maps = trunk(keras.ops.reshape(frames, (-1, *trunk.input.shape[1:])), training=False)
     maps = keras.ops.reshape(maps, (-1, time, *trunk.output.shape[1:]))
-    return keras.Model(frames, stage_two(maps), name="fused")
+    return keras.Model(fed({FRAMES: frames} | others), stage_two(fed({entry.name: maps} | others)), name="fused")
+
+
+def maps_entry(stage_two: keras.Model) -> Tensor:
+    """The input that takes the trunk's maps: the only one, or the one of that name."""
+    entries = stage_two.inputs
+    return entries[0] if len(entries) == 1 else next(t for t in entries if t.name == APPEARANCE)
 
 
 def compare(
@@ -99,6 +113,7 @@ def compare(
     frames: NDArray[np.uint8],
     maps: NDArray[Any],
     precision: str = "float32",
+    others: Mapping[str, NDArray[Any]] | None = None,
 ) -> Equality:
     """Compare the fused model with the two stages, part by part.
 
@@ -108,21 +123,28 @@ def compare(
         frames: (n, T, height, width, 3) images of some windows.
         maps: (n, T, h, w, c) what the store holds of them, in its type.
         precision: what they were computed in; the fused model computes in float32.
+        others: (n, …) what the models take of the windows besides, by input name.
     """
+    entry, others = maps_entry(reference).name, dict(others or {})
+
+    def answer(model: keras.Model, maps: NDArray[Any]) -> NDArray[np.float32]:
+        return np.asarray(model.predict(fed({entry: maps} | others), verbose=0))
+
+    one_by_one = [{FRAMES: frames[[i]]} | {n: values[[i]] for n, values in others.items()} for i in range(len(frames))]
     trunk, stage_two = fused.get_layer("trunk"), fused.get_layer(reference.name)
     stored = maps.astype(np.float32)
     flat = stored.reshape(-1, *stored.shape[2:])
     seen = np.concatenate([trunk.predict(window, verbose=0) for window in frames]).reshape(stored.shape)
-    expected = reference.predict(stored, verbose=0)
+    expected = answer(reference, stored)
     lossy = seen.astype(maps.dtype).astype(np.float32) if precision == "float32" else stored
-    rounded = stage_two.predict(lossy, verbose=0)
+    rounded = answer(stage_two, lossy)
     return Equality(
         windows=len(frames),
         trunk=_difference(seen, stored),
         top=_difference(*(_top(model, flat) for model in (stage_two, reference))),
-        head=_difference(stage_two.predict(stored, verbose=0), expected),
-        output=_difference(np.concatenate([fused.predict(w[None], verbose=0) for w in frames]), expected),
-        rounding=_difference(rounded, stage_two.predict(seen, verbose=0)).relative,
+        head=_difference(answer(stage_two, stored), expected),
+        output=_difference(np.concatenate([fused.predict(fed(window), verbose=0) for window in one_by_one]), expected),
+        rounding=_difference(rounded, answer(stage_two, seen)).relative,
     )
 
 
@@ -146,9 +168,11 @@ def fuse(run: Path, store: Store, config: Config | None = None) -> tuple[keras.M
             got="; ".join(trunk.recipe.differences(store.recipe)),
             mend="--store STORE, the one the run was trained on",
         )
-    fused = assemble(trunk.model, load(run))
-    frames, maps = stored_windows(config, store)
-    equality = compare(fused, load(run), frames, maps, store.recipe.precision)
+    fused, reference = assemble(trunk.model, load(run)), load(run)
+    chosen = stored_windows(config, store)
+    others = stored_inputs(run, config, store, chosen)
+    maps = others.pop(maps_entry(reference).name)
+    equality = compare(fused, reference, images(config, store, chosen), maps, store.recipe.precision, others)
     fault = equality.fault(store.recipe.dtype, store.recipe.precision)
     if fault is not None:
         part, relative, limit = fault
@@ -177,18 +201,26 @@ def write(run: Path, fused: keras.Model, equality: Equality) -> Path:
     return path
 
 
-def stored_windows(config: Config, store: Store) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """Up to `WINDOWS` windows spread over the store: their images, resized, and their stored maps.
+def stored_windows(config: Config, store: Store) -> Examples:
+    """Up to `WINDOWS` windows spread over the store."""
+    found = read_task(config, store).examples
+    return found[np.unique(np.linspace(0, len(found) - 1, WINDOWS).astype(int))]
+
+
+def stored_inputs(run: Path, config: Config, store: Store, chosen: Examples) -> dict[str, NDArray[Any]]:
+    """What a run's stage-two model takes of some windows, by input name, as stored."""
+    head = find(config.head.name).of(config).restore(load(run), run)
+    return head.taken(Inputs(Source(store.path, chosen.rows), chosen))
+
+
+def images(config: Config, store: Store, chosen: Examples) -> NDArray[np.uint8]:
+    """(n, T, height, width, 3) the resized images of some windows.
 
     Raises:
         DataError: their clips are not where the config says, or not those the store was made of.
     """
-    found = read_task(config, store).examples
-    chosen = found[np.unique(np.linspace(0, len(found) - 1, WINDOWS).astype(int))]
     clips = {clip.sequence.id: clip for clip in scan(config.data).clips}
-    frames = np.stack([_window(chosen, i, store, clips, config) for i in range(len(chosen))])
-    maps = store.read(STREAM, chosen.rows.ravel())
-    return frames, maps.reshape(*chosen.rows.shape, *maps.shape[1:])
+    return np.stack([_window(chosen, i, store, clips, config) for i in range(len(chosen))])
 
 
 def _window(found: Examples, index: int, store: Store, clips: Mapping[str, Clip], config: Config) -> NDArray[np.uint8]:

@@ -102,6 +102,24 @@ def check_sees_frames(run: Path, config: Config) -> None:
         )
 
 
+def check_sees_frames_alone(run: Path, config: Config) -> None:
+    """Refuse what trains on frames, where the head looks at other things or at other things besides.
+
+    Raises:
+        ConfigError: it does.
+    """
+    check_sees_frames(run, config)
+    if len(config.head.streams) > 1 or is_told(run, config):
+        seen = [*config.head.streams, *(["a vehicle's track"] if is_told(run, config) else [])]
+        raise ConfigError(
+            f"{run}: fine-tuning trains on frames, and {config.head.name} sees more than these",
+            expected=f"a head on {APPEARANCE} alone",
+            got=", ".join(seen),
+            mend="fuse, predict and export take it as it is; to fine-tune, train anew with --head.name pooled_lstm "
+            f"--head.streams {APPEARANCE}",
+        )
+
+
 def build(
     shape: tuple[int, ...],
     settings: Settings,

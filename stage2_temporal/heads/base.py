@@ -131,6 +131,10 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self._flat, self.model_ = False, model
         return self
 
+    def taken(self, examples: Inputs) -> Named:
+        """What `model_` takes of examples, by input name, as stored."""
+        return self._base(examples)
+
     def derived(self, examples: Inputs) -> list[Derived]:
         """The derived streams that training would put into the store, were they lacking."""
         return []
