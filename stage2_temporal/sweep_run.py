@@ -24,6 +24,7 @@ from features.lock import only_writer
 from features.progress import bar
 from features.store import Store
 from stage2_temporal import leaderboard as board
+from stage2_temporal.auto import resolved
 from stage2_temporal.derived import Derived, provide
 from stage2_temporal.folder import RUNS, finished
 from stage2_temporal.heads import find
@@ -70,7 +71,7 @@ def carry_out(plan: Plan, wanted: tuple[Entry, ...], path: Path, runs: Path = RU
     folder = runs / plan.name
     with only_writer(folder / "sweep"), Store(path) as store:
         check_recipe(wanted[0].config, store)  # entries differ in nothing that it looks at
-        done, streams = _examine(wanted, store, folder)
+        wanted, done, streams = _examine(wanted, store, folder)
         for rest in folder.glob(".unfinished-*"):  # of a sweep that was killed: no other writes here
             shutil.rmtree(rest, ignore_errors=True)
         todo = [entry for entry in wanted if entry.name not in done]
@@ -84,8 +85,9 @@ def carry_out(plan: Plan, wanted: tuple[Entry, ...], path: Path, runs: Path = RU
     return Done(folder, names, tuple(failed), len(todo) - begun)
 
 
-def _examine(wanted: Iterable[Entry], store: Store, folder: Path) -> tuple[set[str], list[Derived]]:
-    """Names of the entries that are there already, and the derived streams that the others read.
+def _examine(wanted: Iterable[Entry], store: Store, folder: Path) -> tuple[tuple[Entry, ...], set[str], list[Derived]]:
+    """The entries with a head in the place of `auto`, the names of those that are there already, and the derived
+    streams that the others read.
 
     Raises:
         BadInputs: all faults that the store, the task and the heads' names and grids show, in one pass.
@@ -98,13 +100,16 @@ def _examine(wanted: Iterable[Entry], store: Store, folder: Path) -> tuple[set[s
         source = Source(store.path, task.examples.rows, config.train.memory_gb)
         return Inputs(source, task.examples), origin(store, task)
 
+    known: list[Entry] = []
     done, streams, faults = set(), {}, []
     for entry in wanted:
         try:
-            head = find(entry.config.head.name).of(entry.config)
             train = {"folds", "fold", "validation_split", "memory_gb"}
             X, seen = inputs(entry.config.model_dump_json(include={"data": True, "window": True, "train": train}))
-            if finished(folder / entry.name, entry.config, seen, report=False):
+            config = resolved(entry.config, store, X.examples)
+            known.append(Entry(entry.name, config))
+            head = find(config.head.name).of(config)
+            if finished(folder / entry.name, config, seen, report=False):
                 done.add(entry.name)
                 continue
             for stream in head.derived(X):
@@ -114,7 +119,7 @@ def _examine(wanted: Iterable[Entry], store: Store, folder: Path) -> tuple[set[s
             faults.append(str(FramebankError(e.what, expected=e.expected, got=e.got)))  # its mend is a flag's
     if faults:
         raise BadInputs("the sweep does not fit the store", list(dict.fromkeys(faults)), mend="edit the sweep")
-    return done, list(streams)
+    return tuple(known), done, list(streams)
 
 
 def _train(plan: Plan, todo: list[Entry], store: Path, folder: Path, done: set[str]) -> tuple[list[str], int]:

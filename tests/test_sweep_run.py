@@ -142,12 +142,13 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(folder: Path, monkeypatch: 
     assert runs(folder) == there
 
 
-def carried(folder: Path, monkeypatch: pytest.MonkeyPatch, **plan: object) -> Done:
+def carried(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, entry: dict[str, object] | None = None, **plan: object
+) -> Done:
     """A sweep in this process."""
     monkeypatch.chdir(folder)
-    wanted = Sweep.model_validate(
-        {"sweep": {"name": "s", "jobs": 1, **plan}, "entries": [{"head.units": [4, 5, 6], "train.epochs": 1}]}
-    )
+    units = {"head.name": "pooled_lstm", "head.units": [4, 5, 6], "train.epochs": 1}
+    wanted = Sweep.model_validate({"sweep": {"name": "s", "jobs": 1, **plan}, "entries": [entry or units]})
     base = Config.model_validate(
         {"window": {"length": LENGTH}, "frames": {"width": 32, "height": 18}, "extract": {"dtype": "float32"}}
         | {"backbone": {"name": "Tiny", "preprocess": False}}
@@ -171,6 +172,15 @@ def test_a_time_budget_begins_nothing_more_and_the_rest_comes_later(
     assert not list((folder / "runs").glob("s/*/report.html"))
     done = carried(folder, monkeypatch, seeds=[7], reports=2)
     assert len(list((folder / "runs").glob("s/*/report.html"))) == 2
+
+
+def test_auto_becomes_a_head(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = carried(folder, monkeypatch, {"head.name": "auto", "train.epochs": 1}, reports=0)
+    assert done.names[0].startswith("auto-")
+    assert read_config(done.folder / done.names[0] / "config.toml").head.name == "pooled_lstm"
+    there = runs(folder)
+    assert carried(folder, monkeypatch, {"head.name": "auto", "train.epochs": 1}, reports=0) == done
+    assert runs(folder) == there
 
 
 def test_a_fold_is_an_ordinary_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
