@@ -218,9 +218,13 @@ def test_a_video_and_its_overlay(name: str, here: Path, flows: list[int], monkey
     assert len(read_video(here / "d.mp4")) == 15
 
 
-def test_a_folder_of_frames(here: Path) -> None:
-    """The clip as the data set has it: the last window's value is the run's own."""
-    assert main(["predict", "--run", "flow", "--input", "data/Test/Test/1/imgs", "--output", "f.csv"]) == 0
+def test_a_folder_of_frames(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The clip as the data set has it: the last window's value is the run's own. At another rate, flow is named."""
+    asked = ["predict", "--run", "flow", "--input", "data/Test/Test/1/imgs", "--output", "f.csv"]
+    assert main([*asked, "--fps", "20"]) == 0
+    assert "flow between frames 0.1 s apart, these are 0.05 s apart: give 10 frames" in capsys.readouterr().err
+    assert main(asked) == 0
+    assert "apart" not in capsys.readouterr().err
     trained = next(r for r in rows_of(here / "runs/flow/predictions.csv") if r["sequence"] == "Test/1")
     assert float(rows_of(here / "f.csv")[-1]["ego_speed"]) == pytest.approx(float(trained["ego_speed_pred"]), abs=1e-4)
 
