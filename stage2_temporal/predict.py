@@ -30,6 +30,7 @@ from stage1_extract.clips import Clip, Image
 from stage1_extract.footage import footage, is_footage
 from stage1_extract.layouts import scan
 from stage2_temporal import overlay, predict_boxes, submission, tables
+from stage2_temporal.auto import MOTION
 from stage2_temporal.boxes import SIDES, Given, read_boxes
 from stage2_temporal.folder import read_metrics
 from stage2_temporal.heads import is_told
@@ -105,7 +106,7 @@ def predict(
     rows = windows(clip, config)
     given = None if boxes is None else read_boxes(boxes, clip.sequence)
     parts = load_parts(run)
-    _compare_rates(clip, config, parts.config)
+    _compare_rates(clip, config, parts)
     if given is not None:
         return _predict_vehicles(parts, clip, given, rows, config, output, overlaid)
     slider = Slider(parts, rows)
@@ -228,9 +229,17 @@ def _labelled(sequence: Sequence, config: Config) -> Sequence:
     return replace(sequence, labels=(*sequence.labels, *(Label(frame, unknown) for frame in wanted)))
 
 
-def _compare_rates(clip: Clip, config: Config, trained: Config) -> None:
+def _compare_rates(clip: Clip, config: Config, parts: Parts) -> None:
     """Say so where the model sees frames of another distance in time than in training."""
+    trained, streams = parts.config, parts.streams
     if trained.data.layout not in CLIPS:
+        return
+    if MOTION in streams and not 0.9 < trained.data.fps / clip.sequence.fps < 1.1:
+        print(
+            f"the run was trained on flow between frames {1 / trained.data.fps:.3g} s apart, these are "
+            f"{1 / clip.sequence.fps:.3g} s apart: give {trained.data.fps:g} frames a second, no --stride mends it",
+            file=sys.stderr,
+        )
         return
     before = trained.window.stride / trained.data.fps
     now = config.window.stride / clip.sequence.fps
