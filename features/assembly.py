@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Listed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from features.hdf5 import (
     create_stream,
     open_file,
     reading,
+    write_array,
     write_columns,
 )
 from features.pieces import Held, Piece, whole
@@ -129,11 +130,13 @@ class Stream:
     Attributes:
         parts: per sequence the held pieces that make it up, in order; or
         batches: all its frames in the store's order, computed as they are written, (n, …) each.
+        arrays: what it was computed with, kept beside it.
     """
 
     info: StreamInfo
     parts: Listed[Listed[Held]] = ()
     batches: Iterable[NDArray[Any]] | None = None
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def assemble(
@@ -172,6 +175,8 @@ def assemble(
                 _copy_thumbnails(f, next(iter(streams.values())).parts, frames, sources)
                 for name, stream in streams.items():
                     target = _create(f, name, frames, stream.info)
+                    for part, values in stream.arrays.items():
+                        write_array(f, f"bases/{name}/{part}", values)
                     if stream.batches is not None:
                         _fill(target, stream.batches, disk)
                     for row, h in _placed(stream.parts):
@@ -192,7 +197,7 @@ def extend(path: Path, streams: Mapping[str, Stream], tracks: Mapping[str, Track
     """
     with Store(path) as store:
         held = store.held()
-        old = {name: Stream(info, [[h] for h in held]) for name, info in store.streams.items()}
+        old = {n: Stream(info, [[h] for h in held], arrays=store.basis(n)) for n, info in store.streams.items()}
         assemble(
             path, store.header, store.sequences, old | dict(streams), store.top(), store.tracks() | dict(tracks or {})
         )
@@ -320,7 +325,4 @@ def _write_top(f: Any, top: TopRecord) -> None:
     # attributes hold 64 KB at most, an architecture may be longer: HDF5 keeps large ones apart since 1.8 (v110 here)
     group.attrs["architecture"] = top.architecture
     for i, weight in enumerate(top.weights):
-        chunks = weight.shape if weight.ndim and weight.size else None
-        group.create_dataset(
-            f"weights/{i}", data=weight, chunks=chunks, fletcher32=chunks is not None, track_times=False
-        )
+        write_array(group, f"weights/{i}", weight)

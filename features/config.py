@@ -141,6 +141,8 @@ class Head(Section):
     """How alike two examples are: kernel_ridge and svr."""
     grid: tuple[int, int] = (1, 1)
     """Rows and columns the map is averaged to (pooled heads)."""
+    components: int = Field(0, ge=0)
+    """Principal components a frame's map is reduced to in place of its cells' means; 0: cells (pooled heads)."""
     members: int = Field(5, gt=0)
     """Networks whose answers are averaged (box_mlp)."""
     ranges: int = Field(3, gt=0)

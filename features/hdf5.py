@@ -178,6 +178,12 @@ def write_columns(group: Any, columns: Mapping[str, Any]) -> None:
             group.create_dataset(name, data=values, track_times=False)
 
 
+def write_array(group: Any, name: str, values: NDArray[Any]) -> None:
+    """A dataset in one chunk, checksummed; a scalar as it is."""
+    chunks = values.shape if values.ndim and values.size else None
+    group.create_dataset(name, data=values, chunks=chunks, fletcher32=chunks is not None, track_times=False)
+
+
 class ThumbnailWriter:
     """Appends bytes to `thumbnails/data` a block at a time, so that memory stays flat."""
 

@@ -3,14 +3,15 @@
     attributes             format, version, recipe (JSON), fingerprint, complete, missing (JSON: id -> why),
                            versions (JSON), trunk (JSON: facts about the frozen part)
     frames/<stream>        (frames, ...) one frame a chunk, fletcher32; attribute origin (JSON) but for the trunk's
+    bases/<stream>/<array> what a derived stream was computed with: its principal components, and their mean
     thumbnails/data        JPEGs end to end, bytes; thumbnails/offset (frames + 1,)
     sequences/<column>     id, split, first, length, fps, width, height, digest, camera (fx fy cx cy height)
     labels/<column>        sequence, frame, targets (labels, columns; NaN unknown), box, position
     tracks/<column>        key, first, length: a path each; box (rows, 4), confidence (rows,): its frames'
     top/weights/<number>   the unfrozen layers' weights; attribute architecture: their Keras JSON
 
-Camera and tracks came later, older files have none. Shards have the same form with `pieces/` in place of `sequences/`
-and `labels/`. Reading needs numpy and h5py alone.
+Camera, tracks and bases came later, older files have none. Shards have the same form with `pieces/` in place of
+`sequences/` and `labels/`. Reading needs numpy and h5py alone.
 """
 
 from __future__ import annotations
@@ -145,6 +146,17 @@ class Store:
                 data.read_direct(out, np.s_[start : start + count], np.s_[at : at + count])
         return out
 
+    def basis(self, stream: str) -> dict[str, NDArray[Any]]:
+        """What a derived stream was computed with, by name; empty for most.
+
+        Raises:
+            StoreError: an array whose checksum does not fit.
+        """
+        if f"bases/{stream}" not in self._file:
+            return {}
+        with reading(self.path, TABLE_FAULTS):
+            return {name: data[()] for name, data in self._file[f"bases/{stream}"].items()}
+
     def thumbnail(self, row: int) -> bytes:
         """A frame's small JPEG."""
         with reading(self.path):
@@ -205,7 +217,9 @@ class Store:
             for name in self.streams:
                 try:
                     self._file["frames"][name][row]
-                except OSError:
+                    if row == 0:  # with a stream's first frame counts what it was computed with
+                        self.basis(name)
+                except (OSError, StoreError):
                     faults.append(name)
             try:
                 self._file["thumbnails/data"][self._offsets[row] : self._offsets[row + 1]]

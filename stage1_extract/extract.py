@@ -154,7 +154,7 @@ def _extract(
         derived, dropped = old.derived(ready, streams)
         notes += [f"stream {name} was dropped: it lacks new or changed frames, make it anew" for name in dropped]
         kept = {name: Stream(info, laid[name]) for name, info in streams.items()}
-        kept |= {name: Stream(old.streams[name], own) for name, own in derived.items()}
+        kept |= {n: Stream(old.streams[n], own, arrays=old.bases.get(n, {})) for n, own in derived.items()}
         named = [key(s, v) for s in ready for v in vehicles(s)]
         assemble(store, header, ready, kept, frozen.top, {name: tracks[name] for name in named if name in tracks})
         shutil.rmtree(parts, ignore_errors=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from features.config import Config
 from features.pieces import Held
 from features.recipe import Recipe
@@ -27,6 +29,7 @@ class Standing:
 
     Attributes:
         held: per stream the pieces that lie in it, without those to be done anew.
+        bases: per stream what it was computed with, see `Store.basis`.
     """
 
     header: Header | None = None
@@ -34,6 +37,7 @@ class Standing:
     held: Mapping[str, list[Held]] = field(default_factory=dict)
     top: TopRecord | None = None
     tracks: Mapping[str, Track] = field(default_factory=dict)
+    bases: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, store: Path, redo: Redo) -> Standing:
@@ -47,7 +51,8 @@ class Standing:
                 for name in s.streams
             }
             held = {name: s.held(rows[name]) for name in s.streams}
-            return cls(s.header, s.streams, held, s.top(), s.tracks())
+            bases = {name: s.basis(name) for name in s.streams if not rows[name]}  # others are made anew or dropped
+            return cls(s.header, s.streams, held, s.top(), s.tracks(), bases)
 
     def relative_errors(self, engine: Engine | None) -> dict[str, float]:
         """The largest relative error measured of each engine that has a part in it, this run's among them."""

@@ -15,7 +15,7 @@
     python -m stage2_temporal export   --run NAME [--store S] [--data.path P] [--format NAME …]
 
     python -m stage2_temporal derive   --store S --stream NAME …  what pooled heads look at, once into the store:
-                                       pooled, grid3x4, change3x4, change3x4lag2, motion.grid3x4
+                                       pooled, grid3x4, change3x4, change3x4lag2, pca64, motion.grid3x4
 
 A run is a folder under runs/ with config, metrics, history, predictions, model and report. Without --run its name is
 made of config, target and head, and what is trained already is not trained again. `train --help` lists every setting.
@@ -251,7 +251,7 @@ def derive(options: argparse.Namespace, flags: list[str]) -> int:
         raise ConfigError("which streams of which store?", mend="--store FILE --stream grid3x4 change3x4")
     with quiet_imports():
         from stage2_temporal import derived
-    made = derived.derive(options.store, [derived.Derived.named(name) for name in names])
+    made = derived.derive(options.store, [derived.named(name) for name in names])
     print(f"{options.store}: {', '.join(made) + ' derived' if made else 'they are there already'}")
     return 0
 

@@ -49,16 +49,25 @@ def change(maps: Tensor, grid: tuple[int, int], lag: int = 1) -> Tensor:
     cell's average as it is.
 
     Raises:
+        ConfigError: see `moved`.
+    """
+    return average(moved(maps, lag), grid)
+
+
+def moved(values: Tensor, lag: int) -> Tensor:
+    """|value − value `lag` frames before|: (batch, T, …) → (batch, T − lag, …).
+
+    Raises:
         ConfigError: the window has no frame so long before.
     """
-    if maps.shape[1] <= lag:
+    if values.shape[1] <= lag:
         raise ConfigError(
             "head.difference needs the frame before" if lag == 1 else "head.lags reach beyond the window",
             expected=f"a window of at least {lag + 1} frames",
-            got=maps.shape[1],
+            got=values.shape[1],
             mend=("--head.difference False" if lag == 1 else "smaller --head.lags") + ", or a larger --window.length",
         )
-    return average(keras.ops.abs(maps[:, lag:] - maps[:, :-lag]), grid)
+    return keras.ops.abs(values[:, lag:] - values[:, :-lag])
 
 
 def averages(size: int, cells: int) -> NDArray[np.float32]:

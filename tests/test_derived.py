@@ -14,9 +14,10 @@ from test_training import LENGTH, SHAPE, config, maps_and_clips, tiny_top
 
 from features.errors import ConfigError
 from features.store import Store
-from stage2_temporal import derived
+from stage2_temporal import cells, derived
 from stage2_temporal.__main__ import main
-from stage2_temporal.derived import Derived, derive, present
+from stage2_temporal.cells import Cells
+from stage2_temporal.derived import derive, named, present
 from stage2_temporal.heads import find
 from stage2_temporal.inputs import Arrays, inputs
 
@@ -34,19 +35,19 @@ def chosen(length: int = 4, stride: int = 1) -> Any:
 
 @pytest.mark.parametrize("name", ["pooled", "grid3x4", "change2x2", "change1x1lag3", "motion.grid2x2", "motion.pooled"])
 def test_a_name_says_what_it_is(name: str) -> None:
-    assert Derived.named(name).name == name
+    assert named(name).name == name
 
 
 def test_names_by_hand() -> None:
-    assert Derived.named("grid1x1") == Derived.named("pooled") == Derived("appearance", (1, 1))
-    assert Derived.named("motion.change2x4lag3") == Derived("motion", (2, 4), 3)
+    assert named("grid1x1") == named("pooled") == Cells("appearance", (1, 1))
+    assert named("motion.change2x4lag3") == Cells("motion", (2, 4), 3)
     for name in ("grid", "grid2x4lag2", "pca", "a.b.grid2x4"):
         with pytest.raises(ConfigError, match="no stream that can be derived"):
-            Derived.named(name)
+            named(name)
 
 
 def test_numbers_by_hand(path: Path) -> None:
-    derive(path, [Derived.named(n) for n in ("pooled", "change1x1", "change1x1lag2")])
+    derive(path, [named(n) for n in ("pooled", "change1x1", "change1x1lag2")])
     with Store(path) as store:
         rows = np.arange(store.frames)
         maps = store.read("appearance", rows).astype(np.float32).reshape(-1, LENGTH, *SHAPE)
@@ -60,10 +61,10 @@ def test_numbers_by_hand(path: Path) -> None:
 
 
 def test_blocks_do_not_show(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = [Derived.named(n) for n in ("grid2x2", "change2x2", "change2x2lag4")]
+    wanted = [named(n) for n in ("grid2x2", "change2x2", "change2x2lag4")]
     with Store(path) as store:
         whole = [np.concatenate(list(d.batches(store))) for d in wanted]
-        monkeypatch.setattr(derived, "BLOCK", 1)
+        monkeypatch.setattr(cells, "BLOCK", 1)
         for values, d in zip(whole, wanted, strict=True):
             np.testing.assert_allclose(np.concatenate(list(d.batches(store))), values, atol=1e-6)
 
@@ -122,10 +123,10 @@ def test_where_it_cannot_be_written_it_is_computed_and_said(
 
 
 def test_a_stream_of_another_origin_is_made_anew(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = [Derived.named("pooled")]
+    wanted = [named("pooled")]
     assert derive(path, wanted) == ["pooled"]
     assert derive(path, wanted) == []
-    monkeypatch.setattr(derived, "VERSION", 2)
+    monkeypatch.setattr(cells, "VERSION", 2)
     with Store(path) as store:
         assert not present(store, wanted[0])
     assert derive(path, wanted) == ["pooled"]
