@@ -122,7 +122,7 @@ class Window(Section):
 class Head(Section):
     name: str = "pooled_lstm"
     """Which head; `python -m stage2_temporal train --help` lists them. `auto`: box_ridge for a vehicle's velocity or
-    position where vehicles are tracked, fusion for others where the store holds flow, else pooled_lstm."""
+    position where vehicles are tracked; for other targets fusion of the flow, or ridge where the store holds none."""
     streams: Annotated[tuple[str, ...], Field(min_length=1)] = ("appearance",)
     """The store's streams it looks at; several are laid side by side."""
     units: int = Field(256, gt=0)

@@ -87,6 +87,9 @@ class OpenVinoRunner:
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self.lanes):
             self._free.put(compiled.create_infer_request())
+        # OpenVINO's bindings set up their use of NumPy at the first pass: two threads that do so at once wait for each
+        # other for ever, one for the interpreter's lock and one with it (2026.4)
+        self(np.zeros((self.batch, *model.input.shape[1:]), np.uint8))
 
     def __call__(self, frames: Image) -> NDArray[Any]:
         """(batch, height, width, 3) uint8 → (batch, …) float32 maps."""
