@@ -142,7 +142,9 @@ def _jobs(pieces: Listed[Piece], clips: Mapping[str, Clip], frames: Frames, extr
 def _give_way() -> None:
     """Let this thread run where the network leaves a core idle; on a CPU the two would else get in each other's way."""
     if hasattr(os, "setpriority"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # of this thread alone, on Linux
+        thread = threading.get_native_id()  # of this thread alone, on Linux
+        # relative to what the user chose: only root may go back from a nice of 15 to one of 10
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + 10))
 
 
 def _decode(job: Job) -> Decoded:
