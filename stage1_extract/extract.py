@@ -178,6 +178,7 @@ def _run(
     """Extract every group of a plan into a shard of its own; note the sequences that would not decode."""
     threads = config.extract.threads or len(os.sched_getaffinity(0))
     cv2.setNumThreads(1)  # the frames are what runs in parallel
+    yields = engine is not None and engine.name == "tensorflow"
     strips: dict[str, tuple[int, Strip]] = {}
     with (
         bar(todo.wanted, "features", "frames", initial=max(0, todo.wanted - todo.frames)) as progress,
@@ -188,7 +189,7 @@ def _run(
             pieces = [p for p in group.pieces if p.sequence not in faults]
             if pieces:
                 extras = Extras(motion.NAME in group.streams, lost, strips)
-                decoded = decode(pieces, clips, config.frames, threads, extras)
+                decoded = decode(pieces, clips, config.frames, threads, extras, yields=yields)
                 own = {name: streams[name] for name in group.streams}
                 finish = _shard(shards, pieces, own, decoded, engine, faults, progress.update)
                 before, finishing = finishing, pool.submit(finish)  # beside the next group's frames

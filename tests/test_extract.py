@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -433,3 +433,17 @@ def test_a_link_to_a_store_stays_a_link(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "s.h5").symlink_to(tmp_path / "elsewhere" / "s.h5")
     assert main(["extract", "--config", str(tmp_path / "c.toml"), "--store", str(tmp_path / "s.h5")]) == 0
     assert (tmp_path / "s.h5").is_symlink() and (tmp_path / "elsewhere" / "s.h5").is_file()
+
+
+def test_decoding_gives_way_to_the_network_whatever_the_users_own_priority() -> None:
+    def priorities() -> list[int]:
+        thread = threading.get_native_id()
+        found = [os.getpriority(os.PRIO_PROCESS, thread)]
+        for _ in range(2):
+            decode._give_way()
+            found.append(os.getpriority(os.PRIO_PROCESS, thread))
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        own, once, twice = pool.submit(priorities).result()
+    assert (once, twice) == (min(19, own + 10), min(19, own + 20))
