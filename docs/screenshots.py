@@ -14,7 +14,6 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 HERE = Path(__file__).parent
-ROWS = 14  # of the leaderboard
 
 
 def main(first: Path, second: Path, sweep: Path) -> None:
@@ -40,7 +39,7 @@ def main(first: Path, second: Path, sweep: Path) -> None:
         area = {"x": 0, "y": start["y"] + above - 16, "width": 1240, "height": height}
         page.screenshot(path=HERE / "report-clips.png", full_page=True, clip=area)
 
-        leaderboard(browser.new_page(viewport={"width": 1240, "height": 900}, color_scheme="light"), sweep)
+        leaderboard(browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="light"), sweep)
         browser.close()
     for name in ("report.png", "report-clips.png", "leaderboard.png"):  # 256 colours are a third of the bytes
         picture = Image.open(HERE / name).convert("RGB")
@@ -48,11 +47,11 @@ def main(first: Path, second: Path, sweep: Path) -> None:
 
 
 def leaderboard(page: Page, sweep: Path) -> None:
-    """The page down to the first table's first rows."""
+    """The page down to the end of the first table."""
     page.goto((sweep / "leaderboard.html").resolve().as_uri())
-    last = page.locator(".board").first.locator("tbody tr").nth(ROWS - 1).bounding_box()
-    assert last is not None
-    area = {"x": 0, "y": 0, "width": 1240, "height": last["y"] + last["height"] + 8}
+    table = page.locator(".board").first.bounding_box()
+    assert table is not None
+    area = {"x": 0, "y": 0, "width": 1440, "height": table["y"] + table["height"] + 16}
     page.screenshot(path=HERE / "leaderboard.png", full_page=True, clip=area)
 
 

@@ -96,7 +96,7 @@ def _cells(board: Board, row: Row, root: Path) -> tuple[Cell, ...]:
         Cell(
             "" if row.seconds is None else duration(row.seconds), key="" if row.seconds is None else cell(row.seconds)
         ),
-        Cell(folder, key=folder, link=report, kind="name"),
+        Cell(folder, key=folder, link=report, kind="name run"),
     )
 
 

@@ -34,7 +34,7 @@ def column(visit: Visit, name: str, board: int = 0) -> list[str]:
     script = """([board, name]) => {
       const table = document.querySelectorAll('.board')[board];
       const at = [...table.tHead.rows[0].cells].findIndex(cell => cell.textContent === name);
-      return [...table.tBodies[0].rows].map(row => row.cells[at].firstChild?.textContent ?? '');
+      return [...table.tBodies[0].rows].map(row => (row.cells[at].firstElementChild ?? row.cells[at]).textContent);
     }"""
     return list(visit.page.evaluate(script, [board, name]))
 

@@ -51,7 +51,7 @@ folds = 2
 jobs = 2
 reports = 1
 [[entries]]
-"head.units" = [4, 8]
+"head.units" = [4]
 "train.learning_rate" = [0.01]
 [[entries]]
 "head.units" = 5
@@ -109,12 +109,12 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(folder: Path, monkeypatch: 
     assert status == 2, err
     *_, first, second, last = err.splitlines()
     assert "s/pooled_lstm-" in first and "the loss is no number any more" in first and "fold1" in second
-    assert last.startswith("framebank: 2 of 6 runs failed") or "2 of 6 runs failed" in last
-    assert "6/6 run" in err and "best skill" in err and "beside the constant's" in err
+    assert "2 of 4 runs failed" in last
+    assert "4/4 run" in err and "best skill" in err and "beside the constant's" in err
     assert "on the validation split (2 folds, 20 examples)" in out
     assert out.splitlines()[-1] == "runs/s/leaderboard.html"
     there = runs(folder)
-    assert len(there) == 4
+    assert len(there) == 2
     errors = sorted((folder / "runs" / "s").glob("*/error.json"))
     assert len(errors) == 2
     assert "the loss is no number" in json.loads(errors[0].read_text())["error"]
@@ -245,7 +245,7 @@ def test_a_wrong_sweep_needs_no_tensorflow(folder: Path) -> None:
 @pytest.mark.soak
 def test_ctrl_c_keeps_what_is_done(folder: Path) -> None:
     """As a terminal sends it: to the sweep and all its workers."""
-    (folder / "sweep.toml").write_text(GOOD.replace("[4, 8]", "[4, 5, 6, 7, 8]"))
+    (folder / "sweep.toml").write_text(GOOD.replace("[4]", "[4, 5, 6, 7, 8]"))
     process = begin(folder, "sweep", "--config", "task.toml", "--sweep", "sweep.toml")
     while len(runs(folder)) < 3:
         assert process.poll() is None, process.communicate()
@@ -265,7 +265,7 @@ def test_ctrl_c_keeps_what_is_done(folder: Path) -> None:
 @pytest.mark.soak
 def test_killed_five_times_it_ends_with_the_same_leaderboard(folder: Path) -> None:
     """SIGKILL for the sweep alone: its workers see to their own end."""
-    (folder / "sweep.toml").write_text(GOOD.replace("[4, 8]", "[4, 5, 6, 7, 8, 9]"))
+    (folder / "sweep.toml").write_text(GOOD.replace("[4]", "[4, 5, 6, 7, 8, 9]"))
     began = time.monotonic()
     status, _, err = sweep(folder)
     whole = time.monotonic() - began
