@@ -148,6 +148,24 @@ def test_openvino_does_not_report_its_use() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_first_passes_at_once_do_not_wait_for_each_other() -> None:
+    """In a fresh interpreter whose threads change places all the time; it hung in one of two such starts."""
+    pytest.importorskip("openvino")
+    code = """
+import sys; sys.path.insert(0, "tests")
+from test_engine import config, pixels
+from stage1_extract.engine import build_trunk
+from stage1_extract.engine_openvino import OpenVinoRunner
+from concurrent.futures import ThreadPoolExecutor
+trunk = build_trunk(config())
+runner = OpenVinoRunner(trunk.model, 2, "float32")
+sys.setswitchinterval(1e-6)
+with ThreadPoolExecutor(runner.lanes) as pool:
+    list(pool.map(lambda _: runner(pixels(2)), range(2 * runner.lanes)))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
 @pytest.mark.parametrize(("limit", "found"), [(1, 1), (3, 2), (8, 8), (100, 64), (10**6, 512)])
 def test_the_batch_is_as_large_as_memory_admits(limit: int, found: int) -> None:
     assert largest(memory(limit)) == found
