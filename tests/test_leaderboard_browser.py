@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_leaderboard import fill
-from test_report_browser import Visit, browser, pytestmark, sync_api
+from test_report_browser import Visit, browser, pytestmark, reports, sync_api
 
+from docs.screenshots import pictures
 from stage2_temporal.leaderboard import boards, find_runs
 from stage2_temporal.leaderboard_page import write
 
-__all__ = ["browser", "pytestmark"]  # pytest finds both here by name
+__all__ = ["browser", "pytestmark", "reports"]  # pytest finds them here by name
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +95,14 @@ def test_a_narrow_window_scrolls_the_table_not_the_page(browser: sync_api.Browse
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
     assert visit.faults == []
     visit.context.close()
+
+
+def test_the_documentations_pictures(
+    browser: sync_api.Browser, reports: dict[str, Path], page_file: Path, tmp_path: Path
+) -> None:
+    """Taken by the very code that takes those in docs/."""
+    pictures(browser, reports["speed"].parent, reports["velocity"].parent, page_file.parent, tmp_path)
+    for name in ("report.png", "report-clips.png", "leaderboard.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width in (1240, 1440) and picture.height > 300
+            assert len(picture.convert("RGB").getcolors(1 << 16) or []) > 16  # there is something on it
