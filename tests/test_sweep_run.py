@@ -177,7 +177,7 @@ def test_a_time_budget_begins_nothing_more_and_the_rest_comes_later(
 def test_auto_becomes_a_head(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = carried(folder, monkeypatch, {"head.name": "auto", "train.epochs": 1}, reports=0)
     assert done.names[0].startswith("auto-")
-    assert read_config(done.folder / done.names[0] / "config.toml").head.name == "pooled_lstm"
+    assert read_config(done.folder / done.names[0] / "config.toml").head.name == "ridge"
     there = runs(folder)
     assert carried(folder, monkeypatch, {"head.name": "auto", "train.epochs": 1}, reports=0) == done
     assert runs(folder) == there
