@@ -144,7 +144,7 @@ class Slider:
         Args:
             told: the geometry vectors of some of the windows, asked for when all their frames are there.
         """
-        done = 0
+        done = self._first = self._held = 0
         for batch in batches:
             self.take(batch)
             ready = int(np.searchsorted(self.rows[:, -1], self._first + self._held))
