@@ -40,7 +40,7 @@ with quiet_imports():
 
 BASE = "keras predict, batches of 32"
 BATCH, ONE_BY_ONE, WINDOW = 32, 16, 8
-CASES = {"EfficientNetLite0": 32, "InceptionResNetV2": 8}  # and clips of 8 frames
+CASES = {"EfficientNetLite0": 128, "InceptionResNetV2": 24}  # and clips of 8 frames
 Work = tuple[Callable[[], object], int]  # and how many frames it is
 ENGINES = {
     "tensorflow": ("tensorflow", "float32", "full"),

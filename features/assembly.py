@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, field
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from features.store import Header, Store, StreamInfo, TopRecord, read_track, str
 from features.tracks import Track
 
 OPEN = 4  # files read from at a time
+BLOCK = 32  # frames written at a time: HDF5 is asked less often
+RUN = 512  # frames copied at a time
 
 
 class ShardWriter:
@@ -43,6 +46,7 @@ class ShardWriter:
         self.path, self.pieces, self.at = path, pieces, 0
         self._total = sum(len(p) for p in pieces)
         self._thumbnails: list[bytes] = []
+        self._waiting: list[Mapping[str, NDArray[Any]]] = []
         self._disk = Disk(path)
         self._file = create(self._disk)
         _write_header(self._file, Header(recipe))
@@ -51,13 +55,14 @@ class ShardWriter:
             _create(self._file, name, self._total, info)
 
     def write(self, maps: Mapping[str, NDArray[Any]], thumbnails: Listed[bytes]) -> None:
-        """Append frames: per stream (n, …) in its dtype, and n JPEGs (empty where the store has them already)."""
-        count = len(thumbnails)
-        for name, values in maps.items():
-            self._file["frames"][name][self.at : self.at + count] = values
-        self._disk.check()
+        """Append frames: per stream (n, …) in its dtype, and n JPEGs (empty where the store has them already).
+
+        The arrays are kept for a while, and must not change.
+        """
+        self._waiting.append(maps)
         self._thumbnails.extend(thumbnails)
-        self.at += count
+        if len(self._thumbnails) - self.at >= BLOCK:
+            self._flush()
 
     def close(self, sound: Listed[int] | None = None, tracks: Mapping[str, Track] | None = None) -> None:
         """Finish the file and read all of it back, so that what is renamed into place is known to be sound.
@@ -66,6 +71,7 @@ class ShardWriter:
             sound: indices of the pieces that are good; the rows of the others are never looked at. Default: all.
             tracks: by their keys, of vehicles in these pieces' sequences.
         """
+        self._flush()
         if self.at != self._total:
             raise RuntimeError(f"{self.path}: {self.at} of {self._total} frames written")
         rows = np.cumsum([0, *map(len, self.pieces)])
@@ -83,6 +89,13 @@ class ShardWriter:
         self.abandon()
         self._disk.check()
         check_shard(self.path)
+
+    def _flush(self) -> None:
+        for name in self._waiting[0] if self._waiting else ():
+            values = np.concatenate([maps[name] for maps in self._waiting])
+            self._file["frames"][name][self.at : self.at + len(values)] = values
+        self._disk.check()
+        self.at, self._waiting = len(self._thumbnails), []
 
     def abandon(self) -> None:
         """Close the file as it is."""
@@ -179,8 +192,8 @@ def assemble(
                         write_array(f, f"bases/{name}/{part}", values)
                     if stream.batches is not None:
                         _fill(target, stream.batches, disk)
-                    for row, h in _placed(stream.parts):
-                        copy_chunks(_opened(sources, h.path)["frames"][name], target, h.row, row, len(h.piece))
+                    for place, start, row, count in _runs(stream.parts):
+                        copy_chunks(_opened(sources, place)["frames"][name], target, start, row, count)
                         disk.check()
             disk.check()
         finally:
@@ -203,12 +216,16 @@ def extend(path: Path, streams: Mapping[str, Stream], tracks: Mapping[str, Track
         )
 
 
-def _placed(parts: Listed[Listed[Held]]) -> Iterator[tuple[int, Held]]:
-    """The pieces in order, each with the row it takes in the new store."""
-    row = 0
-    for h in (h for held in parts for h in held):
-        yield row, h
-        row += len(h.piece)
+def _runs(parts: Listed[Listed[Held]]) -> Iterator[tuple[Path, int, int, int]]:
+    """Rows that follow each other in one file too, at most `RUN`: file, first row there, first row here, how many."""
+    held = [h for own in parts for h in own]
+    rows = accumulate((len(h.piece) for h in held), initial=0)
+    placed = zip(held, rows, strict=False)
+    for (path, shift), found in groupby(placed, lambda pair: (pair[0].path, pair[0].row - pair[1])):
+        run = list(found)
+        stop = run[-1][1] + len(run[-1][0].piece)
+        for row in range(run[0][1], stop, RUN):
+            yield path, row + shift, row, min(RUN, stop - row)
 
 
 def _opened(sources: dict[Path, Any], path: Path) -> Any:
@@ -235,11 +252,11 @@ def _fill(target: Any, batches: Iterable[NDArray[Any]], disk: Disk) -> None:
 
 def _copy_thumbnails(f: Any, parts: Listed[Listed[Held]], frames: int, sources: dict[Path, Any]) -> None:
     offsets, thumbnails = np.zeros(frames + 1, np.int64), ThumbnailWriter(f)
-    for row, h in _placed(parts):
-        source = _opened(sources, h.path)
-        bounds = source["thumbnails/offset"][h.row : h.row + len(h.piece) + 1]
+    for path, start, row, count in _runs(parts):
+        source = _opened(sources, path)
+        bounds = source["thumbnails/offset"][start : start + count + 1]
         thumbnails.write(source["thumbnails/data"][bounds[0] : bounds[-1]])
-        offsets[row + 1 : row + 1 + len(h.piece)] = offsets[row] + bounds[1:] - bounds[0]
+        offsets[row + 1 : row + 1 + count] = offsets[row] + bounds[1:] - bounds[0]
     thumbnails.finish(offsets)
 
 

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Listed
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from stage1_extract.clips import Clip, Image
 from stage1_extract.vehicles import SHORT, grey, tracks_of
 
 RANGE = 8  # frames a job: long enough to keep the threads busy, short enough to keep memory flat
-AHEAD = 4  # ranges a thread in flight
+AHEAD, TURN = 4, 8  # ranges a thread in flight; where decoding and what follows take turns, ranges a thread and turn
 THUMBNAIL_WIDTH, THUMBNAIL_QUALITY = 160, 80
 INTERPOLATION = {"cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 
@@ -89,31 +89,43 @@ def decode(
     threads: int,
     extras: Extras | None = None,
     *,
-    yields: bool = True,
+    turns: bool = False,
 ) -> Iterator[Decoded]:
     """The pieces' frames in order, `RANGE` at a time. A frame that cannot be decoded gives a fault in its place.
 
     Args:
         threads: that decode.
-        yields: whether they leave the cores to what else computes, see `_give_way`.
+        turns: whether they decode all that may wait before the first is given out, so that decoding and what is done
+            with the frames take turns at the cores and their caches (a video is decoded as it comes all the same).
+            Else the threads leave the cores to what else computes, see `_give_way`.
     """
-    begin = _give_way if yields else None
+    begin = None if turns else _give_way
     pool = ThreadPoolExecutor(threads, "decode", initializer=begin)
     # a video must be read in order: one thread, first come first served
     one = ThreadPoolExecutor(1, "decode-in-order", initializer=begin)
     pending: deque[tuple[int, Future[Decoded]]] = deque()
+    turns = turns and all(clips[piece.sequence].source.parallel for piece in pieces)
+    most = (TURN if turns else AHEAD) * threads * RANGE
     try:
         for job in _jobs(pieces, clips, frames, extras or Extras()):
             count = job.stop - job.start
-            while len(pending) >= threads and sum(n for n, _ in pending) + count > AHEAD * threads * RANGE:
-                yield pending.popleft()[1].result()
+            while len(pending) >= threads and sum(n for n, _ in pending) + count > most:
+                yield from _next(pending, turns)
             executor = pool if job.clip.source.parallel else one
             pending.append((count, executor.submit(_decode, job)))
         while pending:
-            yield pending.popleft()[1].result()
+            yield from _next(pending, turns)
     finally:
         for executor in (pool, one):
             executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _next(pending: deque[tuple[int, Future[Decoded]]], turns: bool) -> Iterator[Decoded]:
+    """The first of those that wait; where they take turns, all of them once the last is there."""
+    if turns:
+        wait([promise for _, promise in pending])
+    for _ in range(len(pending) if turns else 1):
+        yield pending.popleft()[1].result()
 
 
 def resize(image: Image, frames: Frames) -> Image:
@@ -154,8 +166,7 @@ def _jobs(pieces: Listed[Piece], clips: Mapping[str, Clip], frames: Frames, extr
 def _give_way() -> None:
     """Let this thread run where the network leaves a core idle.
 
-    TensorFlow's threads wait for each other within a layer, and one that a decoder displaces holds up all. OpenVINO's
-    streams don't, and there it is 8 % quicker when the two share the cores evenly.
+    TensorFlow's threads wait for each other within a layer, and one that a decoder displaces holds up all.
     """
     if hasattr(os, "setpriority"):
         thread = threading.get_native_id()  # of this thread alone, on Linux

@@ -168,8 +168,8 @@ class Engine:
         Raises:
             ConfigError: by the promise, where maps differ from float32 TensorFlow's by more than `TOLERANCE`.
         """
-        full = np.zeros((self.batch, *frames.shape[1:]), np.uint8)
-        full[: len(frames)] = frames
+        full = np.empty((self.batch, *frames.shape[1:]), np.uint8)
+        full[: len(frames)], full[len(frames) :] = frames, 0
         self.passes += 1
         return self._pool.submit(self._pass, full, len(frames), self.passes == 1)
 
