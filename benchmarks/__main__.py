@@ -26,10 +26,8 @@ def main() -> int:
     for row in added:
         print(streams.ROW.format(**row))
     slides = [prediction.measure(case) for case in prediction.CASES]
-    print("\nsliding over 200 frames against their trunk passes alone, frames per CPU second")
-    print(f"{'case':<52}{'trunk':>8}{'sliding':>9}{'sliding/trunk':>15}")
-    for row in slides:
-        print("{case:<52}{trunk_fps:>8.1f}{sliding_fps:>9.1f}{sliding_over_trunk:>15.3f}".format(**row))
+    print()
+    prediction.show(slides)
     epochs = training.measure()
     print("\ntraining: the published model's heads from the store, beside plain model.fit and end to end")
     training.show(epochs)

@@ -1,7 +1,8 @@
 """Windows that slide over a stream of frames: each frame once through trunk and top, in batches.
 
 Only as many frames' entries are kept as a window spans: the trunk's maps, the flow, whichever the head looks at. What
-follows frame by frame in stage two (the top) is computed once a frame as well, so that a window costs the head alone.
+follows frame by frame in stage two (the top, a pooled head's summaries) is computed once a frame as well, so that a
+window costs what is left of the head alone.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from stage1_extract.engine import Engine, Trunk, build_trunk
 from stage2_temporal.folder import read_metrics
 from stage2_temporal.heads import check_streams
 from stage2_temporal.heads.boxed import GEOMETRY
-from stage2_temporal.heads.graph import Named, fed
+from stage2_temporal.heads.graph import Named, entered, fed
 from stage2_temporal.inputs import APPEARANCE
 from stage2_temporal.runs import load
 from stage2_temporal.scene import Scene, read_scene
+from stage2_temporal.summary import Summary
 
 Maps = NDArray[np.float32]
 Batch = Mapping[str, NDArray[Any]]  # by stream, of the same frames: `appearance` their pixels, `motion` its entries
-STEP = 32
+STEP = 64
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class Slider:
     Attributes:
         engine: counts the trunk's passes; None where there is none.
         step: frames a batch at most; where none was asked for, more than an engine's pass, for top and head's sake.
-        buffers: by input (frames kept + a step, …): all that is held of the stream, however long it is.
+        buffers: by input of what is left of the head, (frames kept + a step, …): all that is held of the stream,
+            however long it is.
     """
 
     def __init__(self, parts: Parts, rows: NDArray[np.int64], step: int = 0) -> None:
@@ -98,16 +101,21 @@ class Slider:
         extract = parts.config.extract
         self.engine = None if parts.trunk is None else Engine(parts.trunk, extract.batch, extract.engine)
         self.step = step or extract.batch or max(STEP, 0 if self.engine is None else self.engine.batch)
-        self._top, head = split(parts.stage_two, self._streams.get(APPEARANCE, ""))
+        top, entries = split(parts.stage_two, self._streams.get(APPEARANCE, ""))
+        # its maps stay tensors until they are summarised: they are the largest of all
+        self._top = None if top is None else tf.function(lambda maps: top(maps, training=False), reduce_retracing=True)
+        self._summary = Summary.of(parts.stage_two, entries, rows)
+        head = self._summary.head if self._summary else entered(entries, parts.stage_two)
+        lags = self._summary.lags if self._summary else dict.fromkeys(self._streams.values(), 0)
         self._keep = int((rows[:, -1] - rows[:, 0]).max())
         shapes = {tensor.name: tensor.shape[1:] for tensor in head.inputs}
         held = self._keep + self.step
-        self.buffers = {n: np.zeros((held, *shapes[n][1:]), np.float32) for n in self._streams.values()}
+        self.buffers = {n: np.zeros((held, *shapes[n][1:]), np.float32) for n in lags}
         self._first = self._held = 0  # a buffer's first `_held` are the frames from `_first` on
 
         def answer(maps: Named, rows: Any, beside: Named) -> Any:
             # windows overlap: copied by all cores, and only once
-            return head(fed({n: tf.gather(m, rows) for n, m in maps.items()} | beside), training=False)
+            return head(fed({n: tf.gather(m, rows[:, lags[n] :]) for n, m in maps.items()} | beside), training=False)
 
         whole = {n: tf.TensorSpec(b.shape, tf.float32) for n, b in self.buffers.items()}
         told = {n: tf.TensorSpec((None, *s), tf.float32) for n, s in shapes.items() if n not in whole}
@@ -120,13 +128,16 @@ class Slider:
         for buffer in self.buffers.values():
             buffer[: self._held - drop] = buffer[drop : self._held]
         self._first, self._held = self._first + drop, self._held - drop
-        count = 0
+        entries: Named = {}
         for stream, name in self._streams.items():
-            values = batch[stream]
+            values: Any = batch[stream]
             if stream == APPEARANCE and self.engine is not None:
                 values = self.engine(values)
                 if self._top is not None:
-                    values = self._top.predict_on_batch(values)
+                    values = self._top(tf.constant(values))
+            entries[name] = values
+        count = 0
+        for name, values in (self._summary(entries) if self._summary else entries).items():
             count = len(values)
             self.buffers[name][self._held : self._held + count] = values
         self._held += count
@@ -154,20 +165,19 @@ class Slider:
             done = ready
 
 
-def split(stage_two: keras.Model, name: str) -> tuple[keras.Model | None, keras.Model]:
-    """Stage two's top (map → map, a frame at a time; None where there is none), and what follows it.
+def split(stage_two: keras.Model, name: str) -> tuple[keras.Model | None, Named]:
+    """Stage two's top (map → map, a frame at a time; None where there is none), and where what follows is entered.
 
     Args:
         name: the input that the top is entered by.
+
+    Returns:
+        The top, and stage two's tensors of whole windows, by input.
     """
+    entries = {tensor.name: tensor for tensor in stage_two.inputs}
     if "top" not in [layer.name for layer in stage_two.layers]:
-        return None, stage_two
+        return None, entries
     top = stage_two.get_layer("top")
     # one operation follows the top: it unfolds the window's frames from the batch, and there the head begins
     (unfold,) = (node.operation for node in top._outbound_nodes if node.operation in stage_two.operations)
-    entries = {tensor.name: tensor for tensor in stage_two.inputs} | {name: unfold.output}
-    unfold.output.name = name  # what Keras calls the input that stands in for it
-    head = keras.Model(fed(entries), stage_two.output)
-    for tensor in head.inputs:
-        tensor.name = tensor.name.removesuffix("CLONE")
-    return top, head
+    return top, entries | {name: unfold.output}

@@ -339,6 +339,7 @@ def kill_at_random(clips: Path, tmp_path: Path, times: int) -> None:
     span = time.monotonic() - begun
     rng, hits = random.Random(times), 0
     while hits < times:
+        begun = time.monotonic()
         process = subprocess.Popen(
             [*command, "--store", str(store)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -353,6 +354,7 @@ def kill_at_random(clips: Path, tmp_path: Path, times: int) -> None:
                 assert not [row for row, faults in s.damaged() if faults]
             if process.returncode == 0 and hits < times:
                 store.unlink()
+                span = min(span, time.monotonic() - begun)  # else an hour on a machine that has grown less busy
     subprocess.run([*command, "--store", str(store)], cwd=ROOT, check=True, capture_output=True)
     assert content(store) == content(tmp_path / "fresh.h5")
     assert not list(tmp_path.glob(".s.h5.*")) and not (tmp_path / "s.h5.parts").exists()
@@ -363,6 +365,7 @@ def test_killed_at_random_moments_the_result_is_the_same(tmp_path: Path) -> None
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_killed_at_twenty_random_moments_the_result_is_the_same(tmp_path: Path) -> None:
     kill_at_random(write_clips(tmp_path / "data", {"Train": 300}), tmp_path, 20)
 

@@ -159,7 +159,7 @@ def test_each_frame_goes_through_the_trunk_once_and_memory_stays_flat(parts: Par
     slider = Slider(parts, first + STRIDE * np.arange(LENGTH))
     got = np.concatenate(list(slider.run({"appearance": frames[i : i + BATCH]} for i in range(0, count, BATCH))))
     assert slider.engine is not None and slider.engine.passes == math.ceil(count / BATCH)
-    assert [len(held) for held in slider.buffers.values()] == [SPAN - 1 + BATCH]  # whatever the count
+    assert {len(held) for held in slider.buffers.values()} == {SPAN - 1 + BATCH}  # whatever the count
     fused = assemble(parts.trunk.model, parts.stage_two)
     np.testing.assert_allclose(got, fused.predict(frames[slider.rows], verbose=0), rtol=0, atol=1e-4)
 

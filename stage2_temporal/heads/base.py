@@ -29,7 +29,7 @@ from features.errors import ConfigError
 from features.store import TopRecord
 from stage2_temporal.dataset import Batches
 from stage2_temporal.derived import Derived
-from stage2_temporal.heads.graph import Graph, Named, Reader, Tensor, fed, joined
+from stage2_temporal.heads.graph import Graph, Named, Reader, Tensor, entered, fed, joined
 from stage2_temporal.heads.settings import FIELDS, SIGNATURE, sections
 from stage2_temporal.inputs import APPEARANCE, Inputs, Windows, windows
 from stage2_temporal.model import Scale, rebuild_top, target_scale
@@ -279,13 +279,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _entered(self, model: keras.Model, examples: Windows) -> keras.Model:
         """The part of a whole model that follows `_arrays`; the same layers and weights."""
-        tensors = {n: model.get_layer(n).output for n in self._arrays(examples[:1])}
-        for name, tensor in tensors.items():
-            tensor.name = name  # what Keras calls the input that stands in for it
-        entered = keras.Model(fed(tensors), model.output, name=model.name)
-        for tensor in entered.inputs:
-            tensor.name = tensor.name.removesuffix("CLONE")  # else a clone of it would not know its inputs (3.15)
-        return entered
+        return entered({n: model.get_layer(n).output for n in self._arrays(examples[:1])}, model)
 
     def _predicted(self, examples: Windows) -> Floats:
         """(n, K), from the store's own summaries where it has them."""

@@ -41,6 +41,16 @@ def fed(named: Named) -> Any:
     return next(iter(named.values())) if len(named) == 1 else named
 
 
+def entered(tensors: Named, model: keras.Model) -> keras.Model:
+    """The part of a model that follows some of its tensors, each by the name that its input is to have."""
+    for name, tensor in tensors.items():
+        tensor.name = name  # what Keras calls the input that stands in for it
+    part = keras.Model(fed(tensors), model.output, name=model.name)
+    for tensor in part.inputs:
+        tensor.name = tensor.name.removesuffix("CLONE")  # else a clone of it would not know its inputs (3.15)
+    return part
+
+
 def joined(parts: list[Tensor]) -> Tensor:
     """Vectors side by side."""
     return keras.ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
