@@ -37,7 +37,7 @@ CASES = {
 KINDS = {"plain": (False, False), "tracks": (False, True), "both": (True, True)}
 
 
-def measure(case: str, clips: int = 32, rounds: int = 3) -> dict[str, float | str]:
+def measure(case: str, clips: int = 64, rounds: int = 5) -> dict[str, float | str]:
     """Medians over rounds of whole extractions against those without streams, and rates of each stream alone.
 
     `track_fps` counts a vehicle's frame as one; `flow_ms` and `track_ms` are CPU time a frame, a frame's vehicles

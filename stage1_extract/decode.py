@@ -31,6 +31,9 @@ AHEAD, TURN = 4, 8  # ranges a thread in flight; where decoding and what follows
 THUMBNAIL_WIDTH, THUMBNAIL_QUALITY = 160, 80
 INTERPOLATION = {"cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 
+# following is many short steps in Python: two threads at it hand its lock to and fro, and take twice the CPU time
+_FOLLOWING = threading.Lock()
+
 Strip = Future[Image | None]  # what flow is computed from, of a job's last frame; None where it could not be decoded
 
 
@@ -193,7 +196,10 @@ def _decode(job: Job) -> Decoded:
             strips.insert(0, strip)
         flow = motion.entries(strips, begins=job.start == 0)[: len(out)]
     thumbnails = [thumbnail(image, job.frames.colour) for image in out]
-    tracks = tracks_of(job.clip.sequence, job.vehicles, greys) if job.vehicles else {}
+    tracks = {}
+    if job.vehicles:
+        with _FOLLOWING:
+            tracks = tracks_of(job.clip.sequence, job.vehicles, greys)
     return Decoded(job.piece, out, thumbnails, None, flow, tracks)
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from stage1_extract.tracking.align import Grey, Grid, Image, Pose, align, grid, likeness, sample, view
+from stage1_extract.tracking.align import DONE, Grey, Grid, Image, Pose, align, grid, likeness, sample, view
 
 POINTS = (24, 64)  # grid points along the longer side, coarse then fine
+ROUGHLY = 2e-3  # in patch sides: what the coarse grid is done at, since the fine one begins there
 MARGIN = 0.0  # of the box's sides on each side: beyond it is background, which moves otherwise
 SEARCH = (20.0, 0.3)  # px, and in box sides: how far from where it was last a vehicle is looked for; cameras shake
 LIKE = 0.7  # correlation under which a vehicle counts as lost
@@ -149,13 +150,15 @@ def locate(frame: Image, look: Look, ahead: Pose) -> Found | None:
         return None
     pose = search(frame, first, start, max(SEARCH[0], SEARCH[1] * side))
     for layer in look.layers:
-        closer = align(view(frame, pose, layer.grid, 0.2 * side), layer.grid, layer.patch, layer.trust, pose)
+        part = view(frame, pose, layer.grid, 0.2 * side)
+        done = DONE if layer is fine else ROUGHLY
+        closer = align(part, layer.grid, layer.patch, layer.trust, pose, done)
         if closer is None:
             return None
         pose = closer
     if not fits(pose, fine.grid, frame):
         return None
-    values, weight = sample(view(frame, pose, fine.grid, 2.0), fine.grid, pose)
+    values, weight = sample(part, fine.grid, pose)
     like = likeness(values, fine.patch, weight * fine.trust)
     return Found(Pose(pose.scale * look.scale, pose.x, pose.y), min(like, 1.0)) if like >= LIKE else None
 
