@@ -29,8 +29,8 @@ SLOW = [head(units=4, dense=4, epochs=2) for head in WHOLE if not issubclass(hea
 
 def unmet(head: Any) -> dict[str, str]:
     """Which of scikit-learn's checks a head does not pass, and why."""
-    single = "answers in single precision: 1e-7 apart by the size of a batch"
-    return {"check_methods_subset_invariance": single}
+    single = "answers in single precision: 1e-7 apart by the size of a batch and a row's place in it, times its weights"
+    return {"check_methods_subset_invariance": single, "check_methods_sample_order_invariance": single}
 
 
 @parametrize_with_checks(QUICK, expected_failed_checks=unmet)
