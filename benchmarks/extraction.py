@@ -24,6 +24,7 @@ import numpy as np
 
 from features.assembly import ShardWriter
 from features.config import Backbone, Config, Data, Extract, Frames
+from features.errors import ConfigError
 from features.files import replacing
 from features.pieces import whole
 from features.quiet import quiet_imports
@@ -36,7 +37,8 @@ from stage1_extract.sample import render
 with quiet_imports():
     from stage1_extract import engine_openvino
     from stage1_extract.engine import Engine, build_trunk
-    from stage1_extract.extract import STREAM, extract
+    from stage1_extract.extract import extract
+    from stage1_extract.standing import STREAM
 
 BASE = "keras predict, batches of 32"
 BATCH, ONE_BY_ONE, WINDOW = 32, 16, 8
@@ -127,7 +129,11 @@ def _works(config: Config, root: Path) -> dict[str, Work]:
         asked = (fast if decode == "fast" else config).model_copy(
             update={"extract": Extract(engine=engine, precision=precision, tracks=False)}  # type: ignore[arg-type]
         )
-        runner = Engine(build_trunk(asked), 0, engine)
+        try:
+            runner = Engine(build_trunk(asked), 0, engine)
+        except ConfigError as e:
+            print(f"left out, {label}: {e}", file=sys.stderr)
+            continue
         if decode == "full":
             works[f"trunk: {label}"] = (lambda runner=runner: runner(frames), count)  # type: ignore[misc]
         store = root / f"{label}.h5"

@@ -62,15 +62,16 @@ def measure(case: str, clips: int = 64, rounds: int = 5) -> dict[str, float | st
     followed = [vehicles(clip.sequence) for clip in catalogue.clips]
     greys = [[grey(image) for image in own] for own in images]
 
-    def track(i: int) -> None:
-        tracks_of(catalogue.clips[i].sequence, followed[i], greys[i])
+    def track() -> None:  # in one thread at a time, as extraction does
+        for clip, own, seen in zip(catalogue.clips, followed, greys, strict=True):
+            tracks_of(clip.sequence, own, seen)
 
     def flow(own: list[Image]) -> None:
         motion.entries([motion.strip(image) for image in own], begins=True)
 
     cv2.setNumThreads(1)
+    track_s, track_cpu = _times(track)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        track_s, track_cpu = _times(lambda: list(pool.map(track, range(len(images)))))
         flow_cpu = _times(lambda: list(pool.map(flow, images)))[1]
     return {
         "backbone": case,

@@ -19,8 +19,9 @@ Image = NDArray[np.uint8]
 BLUR = 0.6  # Gaussian's deviation in grid steps: as much detail on the patch as in the frame, whatever the scale
 ITERATIONS = 12
 STEP_SCALE, STEP_SHIFT = 0.08, 0.15  # the most one iteration may change the scale by, and the shift in patch sides
-DONE = 1e-4  # in patch sides: a change that no longer counts
-SPREAD = 400  # points at most that the residuals' deviation is taken from
+DONE = 3e-4  # in patch sides: a change that no longer counts
+STALE = 3e-3
+SPREAD = 200  # points at most that the residuals' deviation is taken from
 TUKEY = 3.5  # the biweight's constant: 85 % efficient on Gaussian residuals, firm against the background
 FLOOR = 1.0  # grey levels: residuals are never taken for smaller than quantisation and compression leave
 
@@ -124,22 +125,6 @@ def sample(view: View, grid: Grid, pose: Pose) -> tuple[Grey, Grey]:
     return values, grid.weight * inside.astype(np.float32)
 
 
-def gradients(values: Grey, step: float) -> tuple[Grey, Grey]:
-    """Derivatives along u and v, per px of the patch's own frame, by central differences, at the rim by one-sided ones.
-
-    As `numpy.gradient`'s, which takes three times as long on arrays this small.
-    """
-    du, dv = np.empty_like(values), np.empty_like(values)
-    for out, along in ((du.T, values.T), (dv, values)):
-        np.subtract(along[2:], along[:-2], out=out[1:-1])
-        out[1:-1] *= 0.5
-        out[0], out[-1] = along[1] - along[0], along[-1] - along[-2]
-    if step != 1:
-        du /= np.float32(step)
-        dv /= np.float32(step)
-    return du, dv
-
-
 def align(view: View, grid: Grid, patch: Grey, trust: Grey, pose: Pose, done: float = DONE) -> Pose | None:
     """The pose under which the view looks like the patch up to gain and bias; None where the search runs away.
 
@@ -155,49 +140,65 @@ def align(view: View, grid: Grid, patch: Grey, trust: Grey, pose: Pose, done: fl
         done: in patch sides, a change that no longer counts.
     """
     u, v = grid.u[None, :], grid.v[:, None]
+    whole = grid.weight * trust
     side, enough = math.sqrt(grid.width * grid.height), 0.3 * float(trust.sum())
-    own = gradients(patch, grid.step)
-    # rows: growth, shift to the right and down, gain, bias; written to anew in each iteration
+    # rows: growth, shift to the right and down, gain, bias
     design = np.empty((5, *patch.shape), np.float32)
     design[3], design[4] = -patch, -1
     flat = design.reshape(5, -1)
     trusted = np.flatnonzero(trust.reshape(-1) > 0.1)
     some = trusted[:: max(1, len(trusted) // SPREAD)]
-    gain, bias, spread = 1.0, 0.0, math.inf
+    gain, bias, moved = 1.0, 0.0, math.inf
     start = pose
     for _ in range(ITERATIONS):
         values, weight = sample(view, grid, pose)
-        weight = weight * trust
+        weight = whole if weight is grid.weight else weight * trust
         if (total := float(weight.sum())) < enough or total <= 0:
             return None
-        if math.isfinite(spread):
-            weight *= _biweight(values - np.float32(gain) * patch - np.float32(bias), spread)
-        du, dv = (
-            (a + np.float32(gain) * b) * np.float32(0.5) for a, b in zip(gradients(values, grid.step), own, strict=True)
-        )
-        np.add(u * du, v * dv, out=design[0])
-        np.multiply(du, np.float32(1 / pose.scale), out=design[1])
-        np.multiply(dv, np.float32(1 / pose.scale), out=design[2])
+        if math.isfinite(moved):
+            error = np.asarray(cv2.addWeighted(patch, -gain, values, 1.0, -bias), np.float32)
+            weight = weight * _biweight(error, _deviation(error.reshape(-1)[some]))
+        if moved > STALE * side:
+            mean = np.asarray(cv2.addWeighted(patch, gain / 2, values, 0.5, 0.0), np.float32)
+            _differences(mean, design[1], design[2])
+            design[1:3] *= np.float32(0.5 / (grid.step * pose.scale))
+            np.add(u * design[1], v * design[2], out=design[0])
+            design[0] *= np.float32(pose.scale)
         weighted = flat * weight.reshape(-1)
         normal = (weighted @ flat.T).astype(np.float64)
-        normal[np.diag_indices(5)] *= 1 + 1e-6
-        try:
-            solution = np.linalg.solve(normal, -(weighted @ values.reshape(-1)).astype(np.float64)).tolist()
-        except np.linalg.LinAlgError:
-            return None
-        if not all(map(math.isfinite, solution)):
+        normal.flat[::6] *= 1 + 1e-6
+        right = -(weighted @ values.reshape(-1, 1)).astype(np.float64)
+        well, solution = cv2.solve(normal, right, flags=cv2.DECOMP_CHOLESKY)
+        grow, dx, dy, gain, bias = solution.ravel().tolist()
+        if not (well and math.isfinite(grow + dx + dy + gain + bias)):
             return None
         reach = STEP_SHIFT * side * pose.scale
-        grow, dx, dy = (max(-m, min(m, s)) for s, m in zip(solution, (STEP_SCALE, reach, reach), strict=False))
-        gain, bias = solution[3:]
-        left = values.reshape(-1)[some] + np.array(solution, np.float32) @ flat[:, some]
-        spread = max(FLOOR, 1.4826 * float(np.partition(np.abs(left), len(left) // 2)[len(left) // 2]))
+        grow, dx, dy = (max(-m, min(m, s)) for s, m in ((grow, STEP_SCALE), (dx, reach), (dy, reach)))
         pose = Pose(pose.scale * math.exp(grow), pose.x + dx, pose.y + dy)
         if abs(math.log(pose.scale / start.scale)) > 0.5:
             return None
-        if abs(grow) < done and max(abs(dx), abs(dy)) < done * side:
+        moved = max(abs(grow) * side, abs(dx), abs(dy))
+        if moved < done * side:
             break
     return pose
+
+
+def _differences(values: Grey, across: Grey, down: Grey) -> None:
+    """Twice the change from point to point, by central differences, at the rim by one-sided ones.
+
+    As `numpy.gradient`'s or OpenCV's Sobel, which take several times as long on arrays this small.
+    """
+    for out, along in ((across.T, values.T), (down, values)):
+        np.subtract(along[2:], along[:-2], out=out[1:-1])
+        np.subtract(along[1], along[0], out=out[0])
+        np.subtract(along[-1], along[-2], out=out[-1])
+        out[:: len(out) - 1] *= 2
+
+
+def _deviation(error: Grey) -> float:
+    """The robust deviation of errors, by their median."""
+    middle = len(error) // 2
+    return max(FLOOR, 1.4826 * float(np.partition(np.abs(error), middle)[middle]))
 
 
 def _biweight(error: Grey, spread: float) -> Grey:

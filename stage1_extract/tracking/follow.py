@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from stage1_extract.tracking.align import DONE, Grey, Grid, Image, Pose, align, grid, likeness, sample, view
+from stage1_extract.tracking.align import DONE, Grey, Grid, Image, Pose, View, align, grid, likeness, sample, view
 
 POINTS = (24, 64)  # grid points along the longer side, coarse then fine
-ROUGHLY = 2e-3  # in patch sides: what the coarse grid is done at, since the fine one begins there
+ROUGHLY = 2e-2  # in patch sides: what the coarse grid is done at, since the fine one begins there
 MARGIN = 0.0  # of the box's sides on each side: beyond it is background, which moves otherwise
 SEARCH = (20.0, 0.3)  # px, and in box sides: how far from where it was last a vehicle is looked for; cameras shake
 LIKE = 0.7  # correlation under which a vehicle counts as lost
@@ -56,10 +56,11 @@ class Look:
     def of(cls, frame: Image, pose: Pose, size: tuple[float, float]) -> Look:
         """The look at a pose of the known box of `size` (width, height in px)."""
         here = Pose(1.0, pose.x, pose.y)
-        layers = []
+        layers: list[Layer] = []
         for points in POINTS:
             g = grid(size[0] * pose.scale, size[1] * pose.scale, points, MARGIN)
-            layers.append(Layer(g, *sample(view(frame, here, g, 0.0), g, here)))
+            if not layers or g.step < layers[-1].grid.step:  # a small box has one grid, a point a pixel
+                layers.append(Layer(g, *sample(view(frame, here, g, 0.0), g, here)))
         return cls(pose.scale, tuple(layers))
 
     @property
@@ -148,9 +149,12 @@ def locate(frame: Image, look: Look, ahead: Pose) -> Found | None:
     start = Pose(ahead.scale / look.scale, ahead.x, ahead.y)
     if not fits(start, first.grid, frame):
         return None
-    pose = search(frame, first, start, max(SEARCH[0], SEARCH[1] * side))
+    reach = max(SEARCH[0], SEARCH[1] * side)
+    part = view(frame, start, first.grid, reach)
+    pose = search(part, first, start, reach)
     for layer in look.layers:
-        part = view(frame, pose, layer.grid, 0.2 * side)
+        if layer is not first:
+            part = view(frame, pose, layer.grid, 0.2 * side)
         done = DONE if layer is fine else ROUGHLY
         closer = align(part, layer.grid, layer.patch, layer.trust, pose, done)
         if closer is None:
@@ -163,10 +167,9 @@ def locate(frame: Image, look: Look, ahead: Pose) -> Found | None:
     return Found(Pose(pose.scale * look.scale, pose.x, pose.y), min(like, 1.0)) if like >= LIKE else None
 
 
-def search(frame: Image, layer: Layer, ahead: Pose, reach: float) -> Pose:
+def search(part: View, layer: Layer, ahead: Pose, reach: float) -> Pose:
     """The place of the highest correlation within `reach` px, at the expected scale, to a grid step."""
     g = layer.grid
-    part = view(frame, ahead, g, reach)
     if not part.pixels.size:
         return ahead
     k = ahead.scale * g.step
