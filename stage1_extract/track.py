@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from features.errors import DataError
 from features.sequences import Box
 from features.tracks import Track
 from stage1_extract.tracking.align import Image, Pose
-from stage1_extract.tracking.follow import CONTRAST, Follower, Look, follow, overlap
+from stage1_extract.tracking.follow import CONTRAST, Follower, Look, follow, overlap, placed
 
 
 def track(frames: Sequence[Image], box: Box, at: int) -> Track:
@@ -36,12 +37,14 @@ def track(frames: Sequence[Image], box: Box, at: int) -> Track:
     frame = frames[at]
     _check(box, frame)
     found = Track(np.full((len(frames), 4), np.nan), np.zeros(len(frames)))
-    _follow_both(frames, frame, box, (range(at - 1, -1, -1), range(at + 1, len(frames))), found)
+    _follow_both(frames, frame, box, (range(at - 1, -1, -1), range(at + 1, len(frames))), found, {}, at)
     found.boxes[at], found.confidence[at] = box, 1.0
     return found
 
 
-def trace(frames: Sequence[Image], known: Mapping[int, Box]) -> Track:
+def trace(
+    frames: Sequence[Image], known: Mapping[int, Box], others: Mapping[int, Sequence[Box]] = MappingProxyType({})
+) -> Track:
     """Follow a vehicle whose box is known in one or several frames; the others are followed from the nearest of them.
 
     A known box is kept as it is, with confidence 1. One that can't be followed (without contrast, outside its image)
@@ -50,6 +53,7 @@ def trace(frames: Sequence[Image], known: Mapping[int, Box]) -> Track:
     Args:
         frames: as for `track`; frames between known neighbours are never looked at.
         known: 0-based index into `frames` → box.
+        others: index → boxes of other vehicles in that frame, which may hide this one.
     """
     found = Track(np.full((len(frames), 4), np.nan), np.zeros(len(frames)))
     at = sorted(i for i, box in known.items() if _is_box(box))
@@ -59,21 +63,29 @@ def trace(frames: Sequence[Image], known: Mapping[int, Box]) -> Track:
         last = len(frames) if after is None else (here + after) // 2 + 1
         ways = [way for way in (range(here - 1, first - 1, -1), range(here + 1, last)) if way]
         if ways and _inside(box, frame := frames[here]):
-            _follow_both(frames, frame, box, ways, found)
+            _follow_both(frames, frame, box, ways, found, others, here)
         found.boxes[here], found.confidence[here] = box, 1.0
     return found
 
 
-def _follow_both(frames: Sequence[Image], frame: Image, box: Box, ways: Iterable[range], found: Track) -> None:
-    """Note in `found` where a box known in `frame` goes each way from there."""
+def _follow_both(
+    frames: Sequence[Image],
+    frame: Image,
+    box: Box,
+    ways: Iterable[range],
+    found: Track,
+    others: Mapping[int, Sequence[Box]],
+    at: int,
+) -> None:
+    """Note in `found` where a box known in `frame`, the one `at`, goes each way from there."""
     for way in ways:
-        follower = start(frame, box)
-        for i, seen in (follow(frames, way, follower) if follower else {}).items():
-            found.boxes[i], found.confidence[i] = placed(box, seen.pose), seen.like
+        follower = start(frame, box, others.get(at, ()))
+        for i, seen in (follow(frames, way, follower, others) if follower else {}).items():
+            found.boxes[i], found.confidence[i] = placed(seen.pose, _size(box)), seen.like
 
 
-def start(frame: Image, box: Box) -> Follower | None:
-    """What follows a box away from the frame it is known in; None where it has no contrast.
+def start(frame: Image, box: Box, others: Sequence[Box] = ()) -> Follower | None:
+    """What follows a box away from the frame it is known in, beside `others`; None where it has no contrast.
 
     Raises:
         DataError: the box is not finite, has no size or lies outside its image.
@@ -81,14 +93,12 @@ def start(frame: Image, box: Box) -> Follower | None:
     _check(box, frame)
     left, top, right, bottom = box
     home = Pose(1.0, (left + right) / 2, (top + bottom) / 2)
-    look = Look.of(frame, home, (right - left, bottom - top))
+    look = Look.of(frame, home, _size(box), others)
     return Follower(home, look) if look.contrast >= CONTRAST else None
 
 
-def placed(box: Box, pose: Pose) -> Box:
-    """A box of the known one's proportions at a pose."""
-    w, h = (box[2] - box[0]) * pose.scale / 2, (box[3] - box[1]) * pose.scale / 2
-    return pose.x - w, pose.y - h, pose.x + w, pose.y + h
+def _size(box: Box) -> tuple[float, float]:
+    return box[2] - box[0], box[3] - box[1]
 
 
 def _is_box(box: Box) -> bool:

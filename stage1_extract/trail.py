@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 
 from features.sequences import Box
 from stage1_extract.clips import Image
-from stage1_extract.track import placed, start
-from stage1_extract.tracking.follow import Follower
+from stage1_extract.track import start
+from stage1_extract.tracking.follow import Follower, placed
 
 SAME = 0.5  # share of their union that two boxes of one vehicle have in common
 
@@ -22,6 +23,7 @@ class Trails:
     A vehicle's first box is followed backwards through the frames held and forwards from there on. A later one starts
     it anew where it was lost, or where the two have less than half of their union in common; else it changes nothing:
     a path keeps one box's proportions, and what a detector wavers by from frame to frame would hide its growth.
+    The nearer vehicles come first in each frame, and hide of the others what they cover.
 
     Attributes:
         boxes: vehicle → (length, 4) left, top, right, bottom in px, the newest last; NaN where lost or not seen yet.
@@ -42,10 +44,14 @@ class Trails:
             DataError: a box of no size, or outside the image.
         """
         self._frames.append(frame)
-        for name, (follower, box) in self._followers.items():
-            seen = None if follower is None else follower.step(frame)
-            self._push(name, *((None, 0.0) if seen is None else (placed(box, seen.pose), seen.like)))
-        for name, box in known.items():
+        found: list[Box] = []  # in this frame
+        for name in sorted(self._followers, key=lambda n: -np.nan_to_num(self.boxes[n][-1][3], nan=np.inf)):
+            follower, box = self._followers[name]
+            seen = None if follower is None else follower.step(frame, found)
+            here = None if seen is None else placed(seen.pose, (box[2] - box[0], box[3] - box[1]))
+            self._push(name, here, 0.0 if seen is None else seen.like)
+            found += [here] if here else []
+        for name, box in sorted(known.items(), key=lambda item: -item[1][3]):
             if name not in self._followers or not _same(self.boxes[name][-1], box):
                 self._begin(name, box)
         for name in [n for n, path in self.boxes.items() if np.isnan(path).all()]:
@@ -54,14 +60,20 @@ class Trails:
     def _begin(self, name: str, box: Box) -> None:
         frames = list(self._frames)
         boxes, confidence = np.full((self.length, 4), np.nan), np.zeros(self.length)
-        back = start(frames[-1], box)
+        size = box[2] - box[0], box[3] - box[1]
+        back = start(frames[-1], box, self._others(name, 1))
         for i, frame in enumerate(reversed(frames[:-1]), 2):
-            seen = None if back is None else back.step(frame)
+            seen = None if back is None else back.step(frame, self._others(name, i))
             if seen is not None:
-                boxes[-i], confidence[-i] = placed(box, seen.pose), seen.like
+                boxes[-i], confidence[-i] = placed(seen.pose, size), seen.like
         boxes[-1], confidence[-1] = box, 1.0
+        self._followers[name] = start(frames[-1], box, self._others(name, 1)), box
         self.boxes[name], self.confidence[name] = boxes, confidence
-        self._followers[name] = start(frames[-1], box), box
+
+    def _others(self, name: str, back: int) -> list[Box]:
+        """The other vehicles' boxes, `back` frames from the end."""
+        paths = (path[-back].tolist() for n, path in self.boxes.items() if n != name)
+        return [(left, top, right, bottom) for left, top, right, bottom in paths if not math.isnan(left)]
 
     def _push(self, name: str, box: Box | None, confidence: float) -> None:
         for values, new in ((self.boxes[name], np.nan if box is None else box), (self.confidence[name], confidence)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Listed
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import DataError
-from features.sequences import Sequence
+from features.sequences import Box, Sequence
 from features.tracks import Track, Vehicle, key, vehicles
 from stage1_extract.clips import Clip, Image
 from stage1_extract.track import trace
@@ -29,9 +29,18 @@ def grey(image: Image) -> Image:
 
 
 def tracks_of(sequence: Sequence, followed: Listed[Vehicle], frames: Listed[Image]) -> dict[str, Track]:
-    """Each vehicle's track by its key; all of them go through the frames in the order of the boxes."""
-    ordered = sorted(followed, key=lambda v: v.known[0][0])
-    return {key(sequence, v): trace(frames, dict(v.known)) for v in ordered}
+    """Each vehicle's track by its key; all of them go through the frames in the order of the boxes.
+
+    The nearer of two that are known in the same frame comes first, and hides of the other what its track covers.
+    """
+    tracks: dict[str, Track] = {}
+    boxes: defaultdict[int, list[Box]] = defaultdict(list)
+    for vehicle in sorted(followed, key=lambda v: (v.known[0][0], -v.known[0][1][3])):
+        track = tracks[key(sequence, vehicle)] = trace(frames, dict(vehicle.known), boxes)
+        for i in np.flatnonzero(seen(track)).tolist():
+            left, top, right, bottom = track.boxes[i].tolist()
+            boxes[i].append((left, top, right, bottom))
+    return tracks
 
 
 def tracked(

@@ -7,11 +7,14 @@ one shift. These three numbers are better determined on a patch 20 px wide than 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from features.sequences import Box
 
 Grey = NDArray[np.float32]
 Image = NDArray[np.uint8]
@@ -20,6 +23,7 @@ BLUR = 0.6  # Gaussian's deviation in grid steps: as much detail on the patch as
 ITERATIONS = 12
 STEP_SCALE, STEP_SHIFT = 0.08, 0.15  # the most one iteration may change the scale by, and the shift in patch sides
 DONE = 3e-4  # in patch sides: a change that no longer counts
+RIM = 1.5  # grid steps from the edge of what hides the patch at which a point is clear of its blur
 STALE = 3e-3
 SPREAD = 200  # points at most that the residuals' deviation is taken from
 TUKEY = 3.5  # the biweight's constant: 85 % efficient on Gaussian residuals, firm against the background
@@ -107,8 +111,12 @@ def view(frame: Image, pose: Pose, grid: Grid, reach: float) -> View:
     return View(smooth, left + middle, top + middle, shrink, (width, height))
 
 
-def sample(view: View, grid: Grid, pose: Pose) -> tuple[Grey, Grey]:
-    """The view at a grid's points under a pose, and how much each point counts: 0 outside the frame."""
+def sample(view: View, grid: Grid, pose: Pose, hidden: Sequence[Box] = ()) -> tuple[Grey, Grey]:
+    """The view at a grid's points under a pose, and how much each point counts: 0 outside the frame, or where hidden.
+
+    Args:
+        hidden: boxes in the frame, px, of what stands before the patch.
+    """
     if not view.pixels.size:
         return np.zeros_like(grid.weight), np.zeros_like(grid.weight)
     k = pose.scale * grid.step
@@ -118,14 +126,20 @@ def sample(view: View, grid: Grid, pose: Pose) -> tuple[Grey, Grey]:
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
     values = cv2.warpAffine(view.pixels, matrix, (columns, rows), flags=flags, borderMode=cv2.BORDER_REPLICATE)
     right, bottom = view.size[0] - 0.5, view.size[1] - 0.5
-    if x0 > -0.5 and y0 > -0.5 and x0 + k * (columns - 1) < right and y0 + k * (rows - 1) < bottom:
+    whole = x0 > -0.5 and y0 > -0.5 and x0 + k * (columns - 1) < right and y0 + k * (rows - 1) < bottom
+    if whole and not hidden:
         return values, grid.weight
     x, y = x0 + k * np.arange(columns), y0 + k * np.arange(rows)
-    inside = np.outer((y > -0.5) & (y < bottom), (x > -0.5) & (x < right))
-    return values, grid.weight * inside.astype(np.float32)
+    seen = np.outer((y > -0.5) & (y < bottom), (x > -0.5) & (x < right))
+    for box in hidden:
+        across = (x > box[0] - RIM * k) & (x < box[2] + RIM * k)
+        seen &= ~np.outer((y > box[1] - RIM * k) & (y < box[3] + RIM * k), across)
+    return values, grid.weight * seen.astype(np.float32)
 
 
-def align(view: View, grid: Grid, patch: Grey, trust: Grey, pose: Pose, done: float = DONE) -> Pose | None:
+def align(
+    view: View, grid: Grid, patch: Grey, trust: Grey, pose: Pose, done: float = DONE, hidden: Sequence[Box] = ()
+) -> Pose | None:
     """The pose under which the view looks like the patch up to gain and bias; None where the search runs away.
 
     Gauss-Newton on the mean of both pictures' gradients (the efficient second-order method of Benhimane and Malis,
@@ -138,6 +152,7 @@ def align(view: View, grid: Grid, patch: Grey, trust: Grey, pose: Pose, done: fl
         trust: (rows, columns) how much each of its points counts, 0 to 1.
         pose: where to start.
         done: in patch sides, a change that no longer counts.
+        hidden: boxes in the frame, px, of what stands before the patch.
     """
     u, v = grid.u[None, :], grid.v[:, None]
     whole = grid.weight * trust
@@ -151,7 +166,7 @@ def align(view: View, grid: Grid, patch: Grey, trust: Grey, pose: Pose, done: fl
     gain, bias, moved = 1.0, 0.0, math.inf
     start = pose
     for _ in range(ITERATIONS):
-        values, weight = sample(view, grid, pose)
+        values, weight = sample(view, grid, pose, hidden)
         weight = whole if weight is grid.weight else weight * trust
         if (total := float(weight.sum())) < enough or total <= 0:
             return None

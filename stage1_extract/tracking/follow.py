@@ -7,12 +7,13 @@ vehicle has grown or shrunk by a quarter, so that it shows other detail, is it c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from features.sequences import Box
 from stage1_extract.tracking.align import DONE, Grey, Grid, Image, Pose, View, align, grid, likeness, sample, view
 
 POINTS = (24, 64)  # grid points along the longer side, coarse then fine
@@ -25,6 +26,7 @@ PATIENCE = 3  # frames it may stay lost before it is given up
 RENEW = (1.25, 0.8)  # growth from which on a newer frame is compared with, if it is at least this much alike
 SMALLEST = 6.0  # px: narrower or lower boxes are given up
 VISIBLE = 0.5  # share of the box that must be inside the image
+COVERED = 0.85  # share of a box that another may hide; one that hides more is taken for the same vehicle, or the scene
 CONTRAST = 1.5  # grey levels' deviation under which there is nothing to follow
 
 
@@ -47,21 +49,29 @@ class Layer:
 
 @dataclass(frozen=True)
 class Look:
-    """What the vehicle looks like in one frame: its scale there relative to the known box; layers, coarse to fine."""
+    """What the vehicle looks like in one frame.
+
+    Attributes:
+        scale: there, relative to the known box.
+        layers: coarse to fine.
+        partly: whether another vehicle hides some of it.
+    """
 
     scale: float
     layers: tuple[Layer, ...]
+    partly: bool
 
     @classmethod
-    def of(cls, frame: Image, pose: Pose, size: tuple[float, float]) -> Look:
-        """The look at a pose of the known box of `size` (width, height in px)."""
+    def of(cls, frame: Image, pose: Pose, size: tuple[float, float], others: Sequence[Box] = ()) -> Look:
+        """The look at a pose of the known box of `size` (width, height in px), beside the boxes of `others`."""
         here = Pose(1.0, pose.x, pose.y)
+        hidden = before(placed(pose, size), others)
         layers: list[Layer] = []
         for points in POINTS:
             g = grid(size[0] * pose.scale, size[1] * pose.scale, points, MARGIN)
             if not layers or g.step < layers[-1].grid.step:  # a small box has one grid, a point a pixel
-                layers.append(Layer(g, *sample(view(frame, here, g, 0.0), g, here)))
-        return cls(pose.scale, tuple(layers))
+                layers.append(Layer(g, *sample(view(frame, here, g, 0.0), g, here, hidden)))
+        return cls(pose.scale, tuple(layers), bool(hidden))
 
     @property
     def contrast(self) -> float:
@@ -91,12 +101,18 @@ class Follower:
     def given_up(self) -> bool:
         return self._missed > PATIENCE
 
-    def step(self, frame: Image) -> Found | None:
-        """Where the vehicle is in the next frame, uint8, grey or BGR; None where it isn't found."""
+    def step(self, frame: Image, others: Sequence[Box] = ()) -> Found | None:
+        """Where the vehicle is in the next frame; None where it isn't found.
+
+        Args:
+            frame: uint8, grey or BGR.
+            others: boxes of other vehicles in it, px; those that stand before this one hide what they cover.
+        """
         if self.given_up:
             return None
         ahead = _ahead(self._last, self._motion, self._missed + 1)
-        seen = locate(frame, self._look, ahead)
+        hidden = before(placed(ahead, self._size), others)
+        seen = locate(frame, self._look, ahead, hidden)
         allowed = JUMP[0] if self._motion is None else JUMP[1]
         if seen is None or abs(math.log(seen.pose.scale / ahead.scale)) > allowed:
             self._missed += 1
@@ -108,11 +124,13 @@ class Follower:
         self._last, self._missed = pose, 0
         growth = pose.scale / self._look.scale
         if max(growth, 1 / growth) > RENEW[0] and seen.like >= RENEW[1]:
-            self._look = Look.of(frame, pose, self._size)
+            self._look = Look.of(frame, pose, self._size, others)
         return seen
 
 
-def follow(frames: Sequence[Image], way: range, follower: Follower) -> dict[int, Found]:
+def follow(
+    frames: Sequence[Image], way: range, follower: Follower, others: Mapping[int, Sequence[Box]]
+) -> dict[int, Found]:
     """Where the vehicle is in the frames of `way`, which leads away from the frame it is known in.
 
     Frames where it isn't found are left out.
@@ -121,10 +139,11 @@ def follow(frames: Sequence[Image], way: range, follower: Follower) -> dict[int,
         frames: uint8, grey or BGR.
         way: indices into `frames`, the first one next to the known frame.
         follower: as it starts from the known frame.
+        others: index → boxes of other vehicles in that frame.
     """
     found: dict[int, Found] = {}
     for i in way:
-        seen = follower.step(frames[i])
+        seen = follower.step(frames[i], others.get(i, ()))
         if seen is not None:
             found[i] = seen
         elif follower.given_up:
@@ -141,8 +160,12 @@ def _ahead(last: Pose, motion: float | None, steps: int) -> Pose:
     return Pose(1 / inverse, last.x, last.y)
 
 
-def locate(frame: Image, look: Look, ahead: Pose) -> Found | None:
-    """Where the vehicle is in a frame, near where it is expected; None where it isn't."""
+def locate(frame: Image, look: Look, ahead: Pose, hidden: Sequence[Box] = ()) -> Found | None:
+    """Where the vehicle is in a frame, near where it is expected; None where it isn't.
+
+    Args:
+        hidden: boxes in the frame, px, of what stands before it.
+    """
     first, fine = look.layers[0], look.layers[-1]
     side = math.sqrt(first.grid.width * first.grid.height) * ahead.scale / look.scale
     # poses relative to the look's own frame from here on
@@ -151,24 +174,28 @@ def locate(frame: Image, look: Look, ahead: Pose) -> Found | None:
         return None
     reach = max(SEARCH[0], SEARCH[1] * side)
     part = view(frame, start, first.grid, reach)
-    pose = search(part, first, start, reach)
+    pose = search(part, first, start, reach, masked=look.partly)
     for layer in look.layers:
         if layer is not first:
             part = view(frame, pose, layer.grid, 0.2 * side)
         done = DONE if layer is fine else ROUGHLY
-        closer = align(part, layer.grid, layer.patch, layer.trust, pose, done)
+        closer = align(part, layer.grid, layer.patch, layer.trust, pose, done, hidden)
         if closer is None:
             return None
         pose = closer
     if not fits(pose, fine.grid, frame):
         return None
-    values, weight = sample(part, fine.grid, pose)
+    values, weight = sample(part, fine.grid, pose, hidden)
     like = likeness(values, fine.patch, weight * fine.trust)
     return Found(Pose(pose.scale * look.scale, pose.x, pose.y), min(like, 1.0)) if like >= LIKE else None
 
 
-def search(part: View, layer: Layer, ahead: Pose, reach: float) -> Pose:
-    """The place of the highest correlation within `reach` px, at the expected scale, to a grid step."""
+def search(part: View, layer: Layer, ahead: Pose, reach: float, *, masked: bool) -> Pose:
+    """The place of the highest correlation within `reach` px, at the expected scale, to a grid step.
+
+    Args:
+        masked: whether points count by the layer's trust, which takes twice the time.
+    """
     g = layer.grid
     if not part.pixels.size:
         return ahead
@@ -179,9 +206,28 @@ def search(part: View, layer: Layer, ahead: Pose, reach: float) -> Pose:
     matrix = np.array([[k, 0, x0 - part.left], [0, k, y0 - part.top]], np.float64) / part.shrink
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     field = cv2.warpAffine(part.pixels, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    like = cv2.matchTemplate(field, layer.patch, cv2.TM_CCOEFF_NORMED)
+    mask = layer.trust if masked else None
+    like = np.asarray(cv2.matchTemplate(field, layer.patch, cv2.TM_CCOEFF_NORMED, mask=mask))
+    if masked:
+        like[~np.isfinite(like) | (like > 1.001)] = -1  # where there is no contrast under the mask
     row, column = np.unravel_index(int(np.argmax(like)), like.shape)
     return Pose(ahead.scale, ahead.x + k * (int(column) - n), ahead.y + k * (int(row) - n))
+
+
+def placed(pose: Pose, size: tuple[float, float]) -> Box:
+    """The known box of `size` (width, height in px) at a pose."""
+    w, h = size[0] * pose.scale / 2, size[1] * pose.scale / 2
+    return pose.x - w, pose.y - h, pose.x + w, pose.y + h
+
+
+def before(box: Box, others: Sequence[Box]) -> list[Box]:
+    """Those of the others' boxes that hide some of a box: on flat ground, what reaches further down is nearer."""
+    left, top, right, bottom = box
+    most = COVERED * (right - left) * (bottom - top)
+    common = [
+        max(0.0, min(right, o[2]) - max(left, o[0])) * max(0.0, min(bottom, o[3]) - max(top, o[1])) for o in others
+    ]
+    return [o for o, area in zip(others, common, strict=True) if o[3] > bottom and 0 < area < most]
 
 
 def fits(pose: Pose, grid: Grid, frame: Image) -> bool:
