@@ -63,8 +63,8 @@ def measure(case: str, clips: int = 64, rounds: int = 5) -> dict[str, float | st
     greys = [[grey(image) for image in own] for own in images]
 
     def track() -> None:  # in one thread at a time, as extraction does
-        for clip, own, seen in zip(catalogue.clips, followed, greys, strict=True):
-            tracks_of(clip.sequence, own, seen)
+        for clip, own in zip(catalogue.clips, greys, strict=True):
+            tracks_of(clip.sequence, own)
 
     def flow(own: list[Image]) -> None:
         motion.entries([motion.strip(image) for image in own], begins=True)

@@ -167,7 +167,7 @@ def assemble(
     Args:
         sequences: the store's sequences, in order.
         streams: by name; the thumbnails come from where the first one's parts lie.
-        tracks: by their keys, see `features.tracks.key`.
+        tracks: by their keys, see `features.tracks.keys`.
     """
     for stream in streams.values():
         for sequence, held in zip(sequences, stream.parts, strict=stream.batches is None):

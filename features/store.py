@@ -35,7 +35,7 @@ from features.hdf5 import TABLE_FAULTS, open_file, reading
 from features.pieces import Held, Piece
 from features.recipe import Recipe, canonical
 from features.sequences import Camera, Label, Sequence
-from features.tracks import Track, key, vehicles
+from features.tracks import Track, keys, vehicles
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Store:
 
     @property
     def track_keys(self) -> frozenset[str]:
-        """Keys of the tracks that are here, see `features.tracks.key`."""
+        """Keys of the tracks that are here, see `features.tracks.keys`."""
         return frozenset(self._paths)
 
     def tracks(self) -> dict[str, Track]:
@@ -190,7 +190,9 @@ class Store:
         """
         if sequence not in self._vehicles:
             owner = self.sequences[sequence]
-            self._vehicles[sequence] = {i: key(owner, v) for v in vehicles(owner) for i in v.labels}
+            self._vehicles[sequence] = {
+                i: name for name, v in zip(keys(owner), vehicles(owner), strict=True) for i in v.labels
+            }
         where = self._paths.get(self._vehicles[sequence].get(label, ""))
         return None if where is None else self._track(*where)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from features.recipe import canonical
 from features.sequences import Box, Sequence
 
-TRACKER = 1  # raise it whenever the same frames and box give another track
+TRACKER = 2  # raise it whenever the same frames and boxes give another track
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,15 @@ def vehicles(sequence: Sequence) -> list[Vehicle]:
     return [Vehicle(((frame, box),), (i,)) for frame, box, i in boxed]
 
 
-def key(sequence: Sequence, vehicle: Vehicle) -> str:
-    """SHA-256 (hex) over all that decides a vehicle's track: the frames, the boxes it is known by, the tracker."""
-    return hashlib.sha256(canonical([TRACKER, sequence.digest, vehicle.known]).encode()).hexdigest()
+def keys(sequence: Sequence) -> list[str]:
+    """For each of a sequence's vehicles, SHA-256 (hex) over all that decides its track.
+
+    That is the frames, the boxes it is known by, those of the vehicles that may hide it, and the tracker.
+    """
+    known = [vehicle.known for vehicle in vehicles(sequence)]
+    shared = _digest([TRACKER, sequence.digest, sorted(set(known))])
+    return [_digest([shared, own]) for own in known]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()

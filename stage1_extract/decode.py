@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Sequence as Listed
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from features.config import Frames
 from features.errors import DataError
 from features.pieces import Piece
-from features.tracks import Track, Vehicle
+from features.tracks import Track
 from stage1_extract import motion
 from stage1_extract.clips import Clip, Image
 from stage1_extract.vehicles import SHORT, grey, tracks_of
@@ -60,13 +60,13 @@ class Extras:
 
     Attributes:
         motion: entries of the motion stream.
-        vehicles: by sequence id; followed where a piece is a whole sequence of at most `SHORT` frames.
+        followed: ids of sequences whose vehicles are followed where a piece is a whole one of at most `SHORT` frames.
         strips: by sequence id, the frame after the last one decoded and the strip of that: pieces of one sequence
             may follow each other over several calls of `decode`, and no frame need be decoded again.
     """
 
     motion: bool = False
-    vehicles: Mapping[str, tuple[Vehicle, ...]] = field(default_factory=dict)
+    followed: Collection[str] = ()
     strips: dict[str, tuple[int, Strip]] = field(default_factory=dict)
 
 
@@ -80,7 +80,7 @@ class Job:
     stop: int
     frames: Frames
     motion: bool
-    vehicles: tuple[Vehicle, ...]
+    followed: bool
     before: Strip | None  # of the frame before `start`, from the job before this one
     last: Strip = field(default_factory=Future)
 
@@ -151,14 +151,13 @@ def thumbnail(image: Image, colour: str) -> bytes:
 def _jobs(pieces: Listed[Piece], clips: Mapping[str, Clip], frames: Frames, extras: Extras) -> Iterator[Job]:
     for i, piece in enumerate(pieces):
         clip = clips[piece.sequence]
-        followed = extras.vehicles.get(piece.sequence, ())
-        together = bool(followed) and len(piece) == clip.sequence.length <= SHORT
+        together = piece.sequence in extras.followed and len(piece) == clip.sequence.length <= SHORT
         step = len(piece) if together else RANGE
         for start in range(piece.start, piece.stop, step):
             at, before = extras.strips.get(piece.sequence, (0, None))
             job = Job(
                 i, clip, start, min(start + step, piece.stop), frames, extras.motion,
-                followed if together else (), before if at == start else None,
+                together, before if at == start else None,
             )  # fmt: skip
             extras.strips.pop(piece.sequence, None)
             if job.stop < clip.sequence.length:
@@ -197,9 +196,9 @@ def _decode(job: Job) -> Decoded:
         flow = motion.entries(strips, begins=job.start == 0)[: len(out)]
     thumbnails = [thumbnail(image, job.frames.colour) for image in out]
     tracks = {}
-    if job.vehicles:
+    if job.followed:
         with _FOLLOWING:
-            tracks = tracks_of(job.clip.sequence, job.vehicles, greys)
+            tracks = tracks_of(job.clip.sequence, greys)
     return Decoded(job.piece, out, thumbnails, None, flow, tracks)
 
 
@@ -212,7 +211,7 @@ def _read(job: Job, out: Image) -> tuple[list[Image], list[Image]]:
         stop = min(2, job.clip.sequence.length)
     strips, greys = [], []
     source, enough, small = job.clip.source, job.frames.enough, False
-    if job.motion or job.vehicles:
+    if job.motion or job.followed:
         # what is decoded must not depend on what else is wanted of it; a video is decoded in full in any case
         if small := enough is not None and source.parallel:
             out[:] = [resize(image, job.frames) for image in source.read(job.start, job.stop, enough)]
@@ -220,13 +219,13 @@ def _read(job: Job, out: Image) -> tuple[list[Image], list[Image]]:
     for i, image in enumerate(source.read(first, stop, enough), first):
         if job.start <= i < job.stop and not small:
             out[i - job.start] = resize(image, job.frames)
-        if job.motion or job.vehicles:
+        if job.motion or job.followed:
             image = grey(image)
         if job.motion:
             strips.append(motion.strip(image))
             if i == job.stop - 1:
                 job.last.set_result(strips[-1])
-        if job.vehicles:
+        if job.followed:
             greys.append(image)
     return strips, greys
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from features.sequences import SPLITS
 from features.store import Store
-from features.tracks import key, vehicles
+from features.tracks import keys
 from features.windows import value
 from stage1_extract.vehicles import boxes_elsewhere, seen, unfollowed
 
@@ -57,7 +57,7 @@ def _words(value: object) -> str:
 
 def _tracks(store: Store) -> list[str]:
     tracks = store.tracks()
-    wanted = {key(s, v) for s in store.sequences for v in vehicles(s)}
+    wanted = {name for s in store.sequences for name in keys(s)}
     if not wanted and not tracks:
         return ["tracks       none: no label has a box on a frame that is there", *boxes_elsewhere(store.sequences)]
     share = [seen(t).mean() for t in tracks.values()]

@@ -32,7 +32,7 @@ from features.progress import bar
 from features.recipe import canonical
 from features.sequences import same
 from features.store import Header, Store, StreamInfo
-from features.tracks import Track, Vehicle, key, vehicles
+from features.tracks import Track, Vehicle, keys
 from stage1_extract import motion
 from stage1_extract.clips import Catalogue, Clip
 from stage1_extract.decode import RANGE, Decoded, Extras, Strip, decode
@@ -155,7 +155,7 @@ def _extract(
         notes += [f"stream {name} was dropped: it lacks new or changed frames, make it anew" for name in dropped]
         kept = {name: Stream(info, laid[name]) for name, info in streams.items()}
         kept |= {n: Stream(old.streams[n], own, arrays=old.bases.get(n, {})) for n, own in derived.items()}
-        named = [key(s, v) for s in ready for v in vehicles(s)]
+        named = [name for s in ready for name in keys(s)]
         assemble(store, header, ready, kept, frozen.top, {name: tracks[name] for name in named if name in tracks})
         shutil.rmtree(parts, ignore_errors=True)
     return Outcome(
@@ -266,7 +266,6 @@ def _track(
     """Follow the vehicles that were not followed beside the network: of long sequences, or in frames long decoded."""
     there = shards.tracks()
     rest = untracked([clips[name].sequence for name in lost if name not in faults], there)
-    rest = {name: own for name in rest if (own := tuple(v for v in rest[name] if v in lost[name]))}
     if not rest:
         return
     threads = config.extract.threads or len(os.sched_getaffinity(0))

@@ -9,7 +9,7 @@ from itertools import groupby, pairwise
 
 from features.pieces import Held, Piece, by_sequence, segments, uncovered, whole
 from features.sequences import Sequence
-from features.tracks import Vehicle, key, vehicles
+from features.tracks import Vehicle, keys, vehicles
 
 StreamsHeld = Mapping[str, Listed[Held]]  # per wanted stream, the pieces that some file holds of it
 
@@ -79,10 +79,9 @@ def layout(wanted: Listed[Sequence], held: StreamsHeld) -> tuple[list[Sequence],
     return ready, parts
 
 
-def untracked(wanted: Listed[Sequence], keys: Collection[str]) -> dict[str, tuple[Vehicle, ...]]:
-    """Per sequence id the vehicles whose tracks, by their keys, are not there."""
-    lost = {s.id: tuple(v for v in vehicles(s) if key(s, v) not in keys) for s in wanted}
-    return {name: left for name, left in lost.items() if left}
+def untracked(wanted: Listed[Sequence], there: Collection[str]) -> dict[str, tuple[Vehicle, ...]]:
+    """Per sequence id its vehicles, where not all of their tracks, by their keys, are there: one may hide another."""
+    return {s.id: tuple(vehicles(s)) for s in wanted if not all(name in there for name in keys(s))}
 
 
 def _gaps(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Listed
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import overload
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from features.errors import DataError
 from features.sequences import Box, Sequence
-from features.tracks import Track, Vehicle, key, vehicles
+from features.tracks import Track, keys, vehicles
 from stage1_extract.clips import Clip, Image
 from stage1_extract.track import trace
 
@@ -28,15 +28,16 @@ def grey(image: Image) -> Image:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
 
 
-def tracks_of(sequence: Sequence, followed: Listed[Vehicle], frames: Listed[Image]) -> dict[str, Track]:
+def tracks_of(sequence: Sequence, frames: Listed[Image]) -> dict[str, Track]:
     """Each vehicle's track by its key; all of them go through the frames in the order of the boxes.
 
     The nearer of two that are known in the same frame comes first, and hides of the other what its track covers.
     """
     tracks: dict[str, Track] = {}
     boxes: defaultdict[int, list[Box]] = defaultdict(list)
-    for vehicle in sorted(followed, key=lambda v: (v.known[0][0], -v.known[0][1][3])):
-        track = tracks[key(sequence, vehicle)] = trace(frames, dict(vehicle.known), boxes)
+    named = dict(zip(keys(sequence), vehicles(sequence), strict=True))
+    for name, vehicle in sorted(named.items(), key=lambda item: (item[1].known[0][0], -item[1].known[0][1][3])):
+        track = tracks[name] = trace(frames, dict(vehicle.known), boxes)
         for i in np.flatnonzero(seen(track)).tolist():
             left, top, right, bottom = track.boxes[i].tolist()
             boxes[i].append((left, top, right, bottom))
@@ -44,18 +45,18 @@ def tracks_of(sequence: Sequence, followed: Listed[Vehicle], frames: Listed[Imag
 
 
 def tracked(
-    clips: Mapping[str, Clip], lost: Mapping[str, Listed[Vehicle]], threads: int
+    clips: Mapping[str, Clip], lost: Iterable[str], threads: int
 ) -> Iterator[tuple[str, dict[str, Track] | str]]:
     """Per sequence id the tracks of its vehicles, or what could not be decoded, in order; frames are read on demand."""
     pool = ThreadPoolExecutor(threads, "track")
     one = ThreadPoolExecutor(1, "track-in-order")  # a video must be read in order
     pending: deque[tuple[str, Future[dict[str, Track] | str]]] = deque()
     try:
-        for name, own in lost.items():
+        for name in lost:
             if len(pending) > 2 * threads:
                 yield pending[0][0], pending.popleft()[1].result()
             executor = pool if clips[name].source.parallel else one
-            pending.append((name, executor.submit(_tracked, clips[name], own)))
+            pending.append((name, executor.submit(_tracked, clips[name])))
         while pending:
             yield pending[0][0], pending.popleft()[1].result()
     finally:
@@ -63,9 +64,9 @@ def tracked(
             executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _tracked(clip: Clip, own: Listed[Vehicle]) -> dict[str, Track] | str:
+def _tracked(clip: Clip) -> dict[str, Track] | str:
     try:
-        return tracks_of(clip.sequence, own, Reel(clip))
+        return tracks_of(clip.sequence, Reel(clip))
     except DataError as e:
         return str(e)
 
@@ -77,7 +78,8 @@ def seen(track: Track) -> NDArray[np.bool_]:
 
 def unfollowed(sequences: Listed[Sequence], tracks: Mapping[str, Track]) -> list[str]:
     """A line on the vehicles that were found in no frame but those their boxes were given for, if there are any."""
-    every = [(s, v, tracks[key(s, v)]) for s in sequences for v in vehicles(s) if key(s, v) in tracks]
+    named = [(s, v, name) for s in sequences for name, v in zip(keys(s), vehicles(s), strict=True)]
+    every = [(s, v, tracks[name]) for s, v, name in named if name in tracks]
     alone = [(s, v) for s, v, t in every if len(v.known) < s.length and seen(t).sum() <= len(v.known)]
     if not alone:
         return []

@@ -137,7 +137,7 @@ def _train(config: Config, store: Store, name: str | None, stem: str) -> None:
     """One run, unless it is there already."""
     task = read_task(config, store)
     config = resolved(config, store, task.examples)
-    folder, done = choose(name, stem, config, origin(store, task))
+    folder, done = choose(name, stem, config, origin(store, task, config))
     if done:
         print(f"{folder}: trained already\n{table(read_metrics(folder))}\n{folder / 'report.html'}")
     else:

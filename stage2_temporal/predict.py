@@ -195,7 +195,7 @@ def _predict_data_set(run: Path, config: Config, output: Path) -> Written:
     slider = Slider(parts, np.searchsorted(needed, found.rows[order]))
     faults = {} if told is None else told.faults
     if parts.streams:
-        followed, tracks = ({}, {}) if told is None else (told.followed, told.tracks)
+        followed, tracks = (set(), {}) if told is None else (told.followed, told.tracks)
         stream = Stream(catalogue.clips, needed, config, list(parts.streams), followed, tracks, faults)
         answers = slider.run(stream.batches(slider.step), None if told is None else lambda w: told.vectors(order[w]))
     else:

@@ -21,7 +21,7 @@ from features.config import Config
 from features.errors import ConfigError, DataError
 from features.progress import bar
 from features.sequences import Box, Sequence
-from features.tracks import Track, Vehicle, key, vehicles
+from features.tracks import Track, keys, vehicles
 from features.windows import Examples
 from stage1_extract import motion
 from stage1_extract.clips import Clip, Image
@@ -50,7 +50,7 @@ class Told:
     """The vehicles that a data set's labels are about: followed once, and the geometry vectors of their windows.
 
     Attributes:
-        followed: by sequence id, vehicles still to be followed, by who decodes the frames for other ends as well.
+        followed: ids of sequences whose vehicles are still to be followed, by who decodes the frames for other ends.
         tracks: by the vehicles' keys.
         faults: a line for each sequence that would not decode.
     """
@@ -62,15 +62,14 @@ class Told:
         self._scene, self._found, self._first, self._stride = scene, found, first, config.window.stride
         self._sequences = [clip.sequence for clip in clips]
         self._keys: dict[int, dict[int, str]] = {}
-        self.followed: dict[str, tuple[Vehicle, ...]] = {}
+        self.followed: set[str] = set()
         self.tracks: dict[str, Track] = {}
         self.faults: dict[str, str] = {}
 
     def follow(self, clips: Mapping[str, Clip], config: Config) -> None:
         """Follow the vehicles of some clips, whose frames are read on demand."""
-        lost = {name: vehicles(clip.sequence) for name, clip in clips.items()}
         with bar(len(clips), "track", "clips") as progress:
-            for name, made in tracked(clips, lost, config.extract.threads or os.cpu_count() or 1):
+            for name, made in tracked(clips, clips, config.extract.threads or os.cpu_count() or 1):
                 progress.update(1)
                 if isinstance(made, str):
                     self.faults[name] = made
@@ -94,7 +93,9 @@ class Told:
         """A sequence's labels → the key of the vehicle each is about."""
         if owner not in self._keys:
             sequence = self._sequences[owner]
-            self._keys[owner] = {label: key(sequence, v) for v in vehicles(sequence) for label in v.labels}
+            self._keys[owner] = {
+                label: name for name, v in zip(keys(sequence), vehicles(sequence), strict=True) for label in v.labels
+            }
         return self._keys[owner]
 
 
@@ -122,8 +123,8 @@ def told(parts: Parts, clips: Listed[Clip], found: Examples, first: NDArray[np.i
     for clip in named.values():
         check_size(parts.scene, clip.sequence)
     if parts.streams:
-        short = {name: tuple(vehicles(c.sequence)) for name, c in named.items() if c.sequence.length <= SHORT}
-        made.followed = {name: own for name, own in short.items() if own}
+        short = {name for name, c in named.items() if c.sequence.length <= SHORT}
+        made.followed = {name for name in short if vehicles(named[name].sequence)}
         named = {name: clip for name, clip in named.items() if name not in short}
     made.follow(named, config)
     return made

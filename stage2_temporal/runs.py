@@ -85,7 +85,7 @@ def evaluate(path: Path, store: Store) -> None:
     X = Inputs(Source(store.path, wanted.examples.rows, config.train.memory_gb), wanted.examples)
     predicted = find(config.head.name).of(config).restore(load(path), path).predict(X)
     metrics |= _judge(wanted, predicted)
-    metrics["store"] = origin(store, wanted)
+    metrics["store"] = origin(store, wanted, config)
     with replacing(path / "predictions.csv") as temporary:
         _predictions(temporary, wanted, predicted, store, config)
     submission.write(path, config.data.layout, wanted.examples, predicted, store.sequences)
@@ -154,7 +154,7 @@ def _facts(config: Config, store: Store, wanted: Task, model: keras.Model, outco
         "best_epoch": outcome.best_epoch,
         "seconds": outcome.seconds,
         "interrupted": outcome.interrupted,
-        "store": origin(store, wanted),
+        "store": origin(store, wanted, config),
         "labels": wanted.labels,
     }
 

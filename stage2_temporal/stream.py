@@ -6,7 +6,7 @@ What is made of a frame is made by extraction's own code, so that predictions eq
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Listed
 
 import numpy as np
@@ -17,7 +17,7 @@ from features.errors import DataError
 from features.pieces import Piece
 from features.progress import bar
 from features.sequences import Sequence
-from features.tracks import Track, Vehicle
+from features.tracks import Track
 from stage1_extract import motion
 from stage1_extract.clips import Clip
 from stage1_extract.decode import Decoded, Extras, decode
@@ -34,7 +34,7 @@ class Stream:
         clips: a data set's; or one, whose damage is raised.
         needed: (m,) ascending.
         wanted: the streams that the head looks at.
-        followed: by sequence id, vehicles to be followed; sequences of at most `SHORT` frames only.
+        followed: ids of sequences whose vehicles are to be followed, of at most `SHORT` frames each.
         tracks: where their tracks are put, there when their clip's frames are.
         faults: where a line is put for each damaged sequence of a data set, whose frames are blank.
     """
@@ -45,12 +45,12 @@ class Stream:
         needed: Rows,
         config: Config,
         wanted: Listed[str],
-        followed: Mapping[str, tuple[Vehicle, ...]] | None = None,
+        followed: Collection[str] = (),
         tracks: dict[str, Track] | None = None,
         faults: dict[str, str] | None = None,
     ) -> None:
         self._clips, self._needed, self._config, self._wanted = clips, needed, config, wanted
-        self._followed = followed or {}
+        self._followed = followed
         self._tracks = {} if tracks is None else tracks
         self._faults = {} if faults is None else faults
 

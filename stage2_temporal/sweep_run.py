@@ -32,7 +32,7 @@ from stage2_temporal.inputs import Inputs, Source
 from stage2_temporal.report import write_report
 from stage2_temporal.sweep import Entry, Plan
 from stage2_temporal.sweep_worker import prepare, work
-from stage2_temporal.task import check_recipe, origin, read_task
+from stage2_temporal.task import Task, check_recipe, origin, read_task
 
 
 @dataclass(frozen=True)
@@ -94,22 +94,22 @@ def _examine(wanted: Iterable[Entry], store: Store, folder: Path) -> tuple[tuple
     """
 
     @functools.cache
-    def inputs(value: str) -> tuple[Inputs, dict[str, Any]]:
+    def inputs(value: str) -> tuple[Inputs, Task]:
         config = Config.model_validate_json(value)
         task = read_task(config, store)
         source = Source(store.path, task.examples.rows, config.train.memory_gb)
-        return Inputs(source, task.examples), origin(store, task)
+        return Inputs(source, task.examples), task
 
     known: list[Entry] = []
     done, streams, faults = set(), {}, []
     for entry in wanted:
         try:
             train = {"folds", "fold", "validation_split", "memory_gb"}
-            X, seen = inputs(entry.config.model_dump_json(include={"data": True, "window": True, "train": train}))
+            X, task = inputs(entry.config.model_dump_json(include={"data": True, "window": True, "train": train}))
             config = resolved(entry.config, store, X.examples)
             known.append(Entry(entry.name, config))
             head = find(config.head.name).of(config)
-            if finished(folder / entry.name, config, seen, report=False):
+            if finished(folder / entry.name, config, origin(store, task, config), report=False):
                 done.add(entry.name)
                 continue
             for stream in head.derived(X):

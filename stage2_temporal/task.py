@@ -13,6 +13,7 @@ from features.config import Config
 from features.errors import StoreError
 from features.store import Store
 from features.windows import Examples, examples
+from stage2_temporal.auto import VEHICLES
 from stage2_temporal.splits import fold_splits, name_splits
 
 Floats = NDArray[np.float64]
@@ -115,12 +116,19 @@ def check_recipe(config: Config, store: Store) -> None:
         )
 
 
-def origin(store: Store, wanted: Task) -> dict[str, Any]:
-    """What metrics.json says of the store, and what two runs are compared by."""
+def origin(store: Store, wanted: Task, config: Config) -> dict[str, Any]:
+    """What metrics.json says of the store, and what two runs are compared by.
+
+    Flow or tracks made anew by another version are another origin, for a run that looks at them.
+    """
+    looks = {name: info.fingerprint for name, info in store.streams.items() if name in config.head.streams}
+    if VEHICLES.intersection(config.data.columns):
+        looks["tracks"] = hashlib.sha256("".join(sorted(store.track_keys)).encode()).hexdigest()
     return {
         "path": str(store.path),
         "fingerprint": store.fingerprint,
         "frames": store.frames,
         "sequences": len(store.sequences),
         "examples": wanted.digest,
+        "streams": looks,
     }

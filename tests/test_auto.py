@@ -12,7 +12,7 @@ from conftest import write_store
 from features.config import Config, Data, Head
 from features.sequences import Label, Sequence
 from features.store import Store
-from features.tracks import Track, key, vehicles
+from features.tracks import Track, keys
 from stage2_temporal.auto import resolved
 from stage2_temporal.task import read_task
 
@@ -25,7 +25,7 @@ def store(path: Path, *, motion: bool, tracks: bool) -> Path:
     maps = {"appearance": np.zeros((16, 2, 2, 3), np.float16)}
     maps |= {"motion": np.zeros((16, 3, 4, 2), np.float16)} if motion else {}
     box = Track(np.full((8, 4), BOX), np.ones(8))
-    found = {key(c, v): box for c in clips for v in vehicles(c)} if tracks else None
+    found = {name: box for c in clips for name in keys(c)} if tracks else None
     return write_store(path / "s.h5", clips, maps, tracks=found)
 
 

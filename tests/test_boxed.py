@@ -19,7 +19,7 @@ from features.errors import ConfigError, DataError
 from features.geometry import NAMES
 from features.sequences import Camera, Label, Sequence
 from features.store import Store
-from features.tracks import Track, key, vehicles
+from features.tracks import Track, keys
 from stage2_temporal.folder import read_metrics
 from stage2_temporal.heads import find
 from stage2_temporal.heads.box_mlp import BoxMLP
@@ -27,7 +27,7 @@ from stage2_temporal.heads.boxed import BoxRidge, paths
 from stage2_temporal.inputs import inputs
 from stage2_temporal.runs import evaluate, load, train
 from stage2_temporal.scene import read_scene
-from stage2_temporal.task import read_task
+from stage2_temporal.task import origin, read_task
 
 T = 8
 COUNTS = {"train": 50, "validation": 10, "test": 25}
@@ -65,7 +65,7 @@ def make(
                 camera if calibrated else None,
             )  # fmt: skip
             sequences.append(sequence)
-            tracks |= {key(sequence, v): track for v, track in zip(vehicles(sequence), moved, strict=True)}
+            tracks |= dict(zip(keys(sequence), moved, strict=True))
     maps = np.zeros((sum(COUNTS.values()) * T, 1, 2, 3), np.float32)
     return write_store(path, sequences, {"appearance": maps}, tracks=tracks if tracked else None)
 
@@ -102,6 +102,23 @@ def test_velocity_and_position_from_tracks(name: str, store: Path) -> None:
     assert vy > 0.6
     assert x > 0.95
     assert y > 0.95
+
+
+def test_other_tracks_are_another_origin(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vehicle, car = config(), config(target="ego_speed")
+    path = make(tmp_path / "s.h5")
+    assert origins(store, vehicle, car) == origins(path, vehicle, car)
+    monkeypatch.setattr("features.tracks.TRACKER", 99)
+    newer = make(tmp_path / "newer.h5")
+    (was, whose), (now, still) = origins(store, vehicle, car), origins(newer, vehicle, car)
+    assert was != now
+    assert whose == still
+
+
+def origins(path: Path, *configs: Config) -> list[dict[str, Any]]:
+    with Store(path) as store:
+        task = read_task(config(), store)
+        return [{k: v for k, v in origin(store, task, own).items() if k != "path"} for own in configs]
 
 
 @pytest.mark.parametrize("calibrated", [True, False])

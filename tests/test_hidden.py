@@ -9,7 +9,7 @@ import skimage.data
 from numpy.typing import NDArray
 
 from features.sequences import Box, Label, Sequence
-from features.tracks import Track, key, vehicles
+from features.tracks import Track, keys
 from stage1_extract.track import trace
 from stage1_extract.tracking.follow import COVERED, before
 from stage1_extract.trail import Trails
@@ -58,26 +58,25 @@ def test_what_is_left_of_a_vehicle_is_followed(at: int, shift: float) -> None:
     frames, (far, near) = scene(shift), boxes(at, shift)
     labels = tuple(Label(at, {}, box) for box in (far, near))
     sequence = Sequence("s", "train", 8, 10.0, (320, 200), "", labels)
-    own = vehicles(sequence)
-    found = tracks_of(sequence, own, frames)
+    tracks = tracks_of(sequence, frames)
+    found = [tracks[name] for name in keys(sequence)]
     expected = GROWTH ** (np.arange(8.0) - at)
-    beside = scales(found[key(sequence, own[0])], at)
+    beside = scales(found[0], at)
     np.testing.assert_allclose(beside, expected, rtol=0.02)
     alone = scales(trace(frames, {at: far}), at)
     assert not np.abs(alone / expected - 1).max() < 2 * np.abs(beside / expected - 1).max()
     # the one before is followed as if there were no other
-    np.testing.assert_array_equal(found[key(sequence, own[1])].boxes, trace(frames, {at: near}).boxes)
+    np.testing.assert_array_equal(found[1].boxes, trace(frames, {at: near}).boxes)
 
 
 def test_trails_hide_as_tracks_do() -> None:
     frames = scene(7.0)
     sequence = Sequence("s", "train", 8, 10.0, (320, 200), "", tuple(Label(0, {}, box) for box in boxes(0, 7.0)))
-    own, trails = vehicles(sequence), Trails(8)
-    tracks = tracks_of(sequence, own, frames)
+    trails, tracks = Trails(8), tracks_of(sequence, frames)
     for i, frame in enumerate(frames):
         trails.step(frame, dict(zip("ab", boxes(0, 7.0), strict=True)) if i == 0 else {})
-    for name, vehicle in zip("ab", own, strict=True):
-        np.testing.assert_array_equal(trails.boxes[name], tracks[key(sequence, vehicle)].boxes)
+    for name, known in zip("ab", keys(sequence), strict=True):
+        np.testing.assert_array_equal(trails.boxes[name], tracks[known].boxes)
     late = Trails(8)
     for i, frame in enumerate(frames):
         late.step(frame, dict(zip("ab", boxes(7, 7.0), strict=True)) if i == 7 else {})

@@ -16,7 +16,6 @@ from features.config import Config, read_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import Sequence
 from features.store import Store
-from features.tracks import vehicles
 from stage1_extract.clips import Clip, Image
 from stage1_extract.layouts import scan
 from stage1_extract.sample import render
@@ -50,7 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         render(Path("data"), seed=3, train=12, validation=0, test=2, workers=1, progress=False)
         clips = scan(CONFIG.data).clips
         named = {c.sequence.id: c for c in clips}
-        made = dict(tracked(named, {name: vehicles(c.sequence) for name, c in named.items()}, 1))
+        made = dict(tracked(named, named, 1))
         tracks = {k: t for found in made.values() if not isinstance(found, str) for k, t in found.items()}
         maps = np.zeros((8 * len(clips), 1, 1, 1), np.float32)
         path = write_store(folder / "s.h5", [c.sequence for c in clips], {"appearance": maps}, tracks=tracks)

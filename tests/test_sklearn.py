@@ -16,7 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from test_training import LENGTH, SHAPE, config, maps_and_clips
 
 from features.sequences import Label, Sequence
-from features.tracks import Track, key, vehicles
+from features.tracks import Track, keys
 from stage2_temporal.heads import HEADS, find
 from stage2_temporal.heads.boxed import Boxed
 from stage2_temporal.heads.solved import Solved
@@ -127,7 +127,7 @@ def test_tracks_are_those_of_the_windows_frames(tmp_path: Path) -> None:
     clips = [Sequence(c.id, c.split, LENGTH, 10.0, (64, 36), c.digest, (Label(4, {"vx": 1.0}, box),)) for c in clips]
 
     boxes = np.arange(LENGTH * 4.0).reshape(LENGTH, 4)
-    tracks = {key(clips[1], vehicles(clips[1])[0]): Track(boxes, np.linspace(0, 1, LENGTH))}
+    tracks = {keys(clips[1])[0]: Track(boxes, np.linspace(0, 1, LENGTH))}
     store = write_store(tmp_path / "s.h5", clips, {"appearance": maps}, tracks=tracks)
     chosen = config(target="vx").model_copy(update={"window": config().window.model_copy(update={"length": 3})})
     X, _, _ = inputs(store, chosen)

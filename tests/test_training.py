@@ -305,7 +305,7 @@ def test_what_is_trained_already_is_known(path: Path, tmp_path: Path, monkeypatc
     chosen, other = config(epochs=1), config(epochs=2)
     with Store(path) as store:
         task = read_task(chosen, store)
-        seen = origin(store, task)
+        seen = origin(store, task, chosen)
         assert folders.choose(None, "sample", chosen, seen) == (Path("runs/sample-ego_speed-pooled_lstm"), False)
         train(chosen, store, task, Path("runs/sample-ego_speed-pooled_lstm"))
     assert folders.choose(None, "sample", chosen, seen) == (Path("runs/sample-ego_speed-pooled_lstm"), True)

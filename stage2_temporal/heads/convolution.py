@@ -45,7 +45,9 @@ class Delta(Trained):
         for name, values in arrays.items():
             maps = self._with_top(as_maps(values), name)
             _, time, height, width, channels = maps.shape
-            both = keras.ops.concatenate([maps[:, 1:] - maps[:, :-1], maps[:, 1:]], axis=-1)
+            steps = max(time - 1, 1)
+            now, before = maps[:, -steps:], maps[:, :steps]  # one frame alone shows no change
+            both = keras.ops.concatenate([now - before, now], axis=-1)
             x = keras.ops.reshape(both, (-1, height, width, 2 * channels))
             x = keras.layers.BatchNormalization(name=f"{name}_norm")(x)
             for i in range(self._head.layers):
@@ -53,7 +55,7 @@ class Delta(Trained):
                     self._head.units, 3, strides=2, padding="same", activation="relu", name=f"{name}_conv{i}"
                 )(x)
             x = keras.ops.mean(x, axis=(1, 2))
-            parts.append(keras.ops.mean(keras.ops.reshape(x, (-1, time - 1, self._head.units)), axis=1))
+            parts.append(keras.ops.mean(keras.ops.reshape(x, (-1, steps, self._head.units)), axis=1))
         return joined(parts)
 
     def _answer(self, vectors: Tensor, targets: int) -> Tensor:
