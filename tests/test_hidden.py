@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from features.sequences import Box, Label, Sequence
 from features.tracks import Track, keys
 from stage1_extract.track import trace
-from stage1_extract.tracking.follow import COVERED, before
+from stage1_extract.tracking.follow import before
 from stage1_extract.trail import Trails
 from stage1_extract.vehicles import tracks_of
 
@@ -85,15 +85,25 @@ def test_trails_hide_as_tracks_do() -> None:
 
 
 def test_what_stands_before_a_box() -> None:
+    frame = np.zeros((200, 320), np.uint8)
     lower = (140.0, 90.0, 200.0, 140.0)
-    assert before(FAR, [lower]) == [lower]
-    assert before(lower, [FAR]) == []
-    assert before(FAR, [(170.0, 90.0, 200.0, 140.0)]) == []  # beside it
-    assert before(FAR, [FAR]) == []  # the same vehicle twice
-    assert before(FAR, [(0.0, 0.0, 320.0, 200.0)]) == []  # the whole scene
-    width = FAR[2] - FAR[0]
-    assert before(FAR, [(FAR[0] + (1 - COVERED - 0.02) * width, 70.0, 200.0, 140.0)]) == []
-    assert len(before(FAR, [(FAR[0] + (1 - COVERED + 0.02) * width, 70.0, 200.0, 140.0)])) == 1
+    assert before(FAR, [lower], frame) == [lower]
+    assert before(lower, [FAR], frame) == []
+    assert before(FAR, [(170.0, 90.0, 200.0, 140.0)], frame) == []  # beside it
+    assert before(FAR, [FAR, (102.0, 81.0, 163.0, 132.0)], frame) == []  # the same vehicle twice
+    assert before(FAR, [(0.0, 0.0, 320.0, 200.0)], frame) == []  # the whole scene
+    lorry = (60.0, 20.0, 200.0, 150.0)
+    assert before(FAR, [lorry, lower], frame) == [lorry, lower]  # all of it
+
+
+def test_a_vehicle_that_another_hides_entirely_is_not_followed() -> None:
+    frames, (far, near) = scene(), boxes(0)
+    labels = tuple(Label(0, {}, box) for box in (far, (far[0] - 20, *near[1:])))
+    sequence = Sequence("s", "train", 8, 10.0, (320, 200), "", labels)
+    tracks = tracks_of(sequence, frames)
+    hidden, other = (int(np.isfinite(tracks[name].boxes[:, 0]).sum()) for name in keys(sequence))
+    assert hidden == 1
+    assert other > 1
 
 
 def test_a_box_over_everything_hides_nothing() -> None:

@@ -26,7 +26,9 @@ PATIENCE = 3  # frames it may stay lost before it is given up
 RENEW = (1.25, 0.8)  # growth from which on a newer frame is compared with, if it is at least this much alike
 SMALLEST = 6.0  # px: narrower or lower boxes are given up
 VISIBLE = 0.5  # share of the box that must be inside the image
-COVERED = 0.85  # share of a box that another may hide; one that hides more is taken for the same vehicle, or the scene
+SEEN = 0.1  # share of the box that must not be hidden in the frame it is known in
+SAME = 0.5  # share of their union from which on two boxes are taken for one vehicle's
+SCENE = 0.9  # share of the image from which on a box is taken for the scene's
 CONTRAST = 1.5  # grey levels' deviation under which there is nothing to follow
 
 
@@ -65,7 +67,7 @@ class Look:
     def of(cls, frame: Image, pose: Pose, size: tuple[float, float], others: Sequence[Box] = ()) -> Look:
         """The look at a pose of the known box of `size` (width, height in px), beside the boxes of `others`."""
         here = Pose(1.0, pose.x, pose.y)
-        hidden = before(placed(pose, size), others)
+        hidden = before(placed(pose, size), others, frame)
         layers: list[Layer] = []
         for points in POINTS:
             g = grid(size[0] * pose.scale, size[1] * pose.scale, points, MARGIN)
@@ -75,10 +77,10 @@ class Look:
 
     @property
     def contrast(self) -> float:
-        """Deviation of the finest layer's grey levels."""
+        """Deviation of the finest layer's grey levels; 0 where less than `SEEN` of it is there to be seen."""
         layer = self.layers[-1]
         total = float(layer.trust.sum())
-        if total <= 0:
+        if total <= SEEN * float(layer.grid.weight.sum()):
             return 0.0
         mean = float((layer.trust * layer.patch).sum()) / total
         return math.sqrt(float((layer.trust * (layer.patch - mean) ** 2).sum()) / total)
@@ -111,7 +113,7 @@ class Follower:
         if self.given_up:
             return None
         ahead = _ahead(self._last, self._motion, self._missed + 1)
-        hidden = before(placed(ahead, self._size), others)
+        hidden = before(placed(ahead, self._size), others, frame)
         seen = locate(frame, self._look, ahead, hidden)
         allowed = JUMP[0] if self._motion is None else JUMP[1]
         if seen is None or abs(math.log(seen.pose.scale / ahead.scale)) > allowed:
@@ -221,14 +223,22 @@ def placed(pose: Pose, size: tuple[float, float]) -> Box:
     return pose.x - w, pose.y - h, pose.x + w, pose.y + h
 
 
-def before(box: Box, others: Sequence[Box]) -> list[Box]:
-    """Those of the others' boxes that hide some of a box: on flat ground, what reaches further down is nearer."""
-    left, top, right, bottom = box
-    most = COVERED * (right - left) * (bottom - top)
-    common = [
-        max(0.0, min(right, o[2]) - max(left, o[0])) * max(0.0, min(bottom, o[3]) - max(top, o[1])) for o in others
-    ]
-    return [o for o, area in zip(others, common, strict=True) if o[3] > bottom and 0 < area < most]
+def before(box: Box, others: Sequence[Box], frame: Image) -> list[Box]:
+    """Those of the others' boxes that hide some of a box: on flat ground, what reaches further down is nearer.
+
+    One that has more than half of the union in common is taken for the same vehicle's, and one over nearly the whole
+    image for the scene's: these hide nothing.
+    """
+    height, width = frame.shape[:2]
+    area, hiding = (box[2] - box[0]) * (box[3] - box[1]), []
+    for other in others:
+        across, down = (min(box[i + 2], other[i + 2]) - max(box[i], other[i]) for i in (0, 1))
+        if other[3] <= box[3] or across <= 0 or down <= 0:
+            continue
+        whole = (other[2] - other[0]) * (other[3] - other[1])
+        if across * down < SAME * (area + whole - across * down) and whole < SCENE * width * height:
+            hiding.append(other)
+    return hiding
 
 
 def fits(pose: Pose, grid: Grid, frame: Image) -> bool:
