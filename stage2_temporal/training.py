@@ -23,6 +23,7 @@ from features.errors import FramebankError
 from stage2_temporal.adam import Adam
 from stage2_temporal.ahead import Ahead
 from stage2_temporal.dataset import Batches
+from stage2_temporal.stopping import Stop
 from stage2_temporal.tables import Epoch
 from stage2_temporal.twin import accelerate
 
@@ -83,10 +84,11 @@ def fit(
     rmse = keras.metrics.RootMeanSquaredError(name="rmse")
     twin.compile(optimiser, loss=loss_function(deviation), metrics=[rmse])
     keeper = _Keeper(config, validation is not None)
-    callbacks = [keeper, *([_tensorboard(logs)] if logs else [])]
+    stop = Stop()
+    callbacks = [keeper, stop, *([_tensorboard(logs)] if logs else [])]
     started, interrupted = time.monotonic(), False
     try:
-        with ExitStack() as reading:
+        with stop.listening(), ExitStack() as reading:
             ahead, held = (batches and reading.enter_context(Ahead(batches)) for batches in (train, validation))
             twin.fit(ahead, validation_data=held, epochs=config.epochs, shuffle=False, verbose=0, callbacks=callbacks)
     except KeyboardInterrupt:
