@@ -86,7 +86,8 @@ def unfollowed(sequences: Listed[Sequence], tracks: Mapping[str, Track]) -> list
     s, v = alone[0]
     return [
         f"{len(alone)} of {len(every)} vehicles could not be followed, their tracks are empty but for the boxes given: "
-        f"outside the image, under 6 px, or without contrast (the first: {s.id} frame {v.known[0][0]})"
+        "outside the image, under 6 px, without contrast, or hidden by others "
+        f"(the first: {s.id} frame {v.known[0][0]})"
     ]
 
 
