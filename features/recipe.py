@@ -62,7 +62,7 @@ class Recipe:
         """SHA-256 of the canonical JSON, hex."""
         # `weights` is how the user named them; the digest is what decides the numbers
         value = {k: v for k, v in asdict(self).items() if k != "weights"}
-        return hashlib.sha256(canonical(value).encode()).hexdigest()
+        return digest(value)
 
     def differences(self, other: Recipe) -> list[str]:
         """Each field that decides numbers and differs, as `name: ours against theirs`."""
@@ -77,3 +77,8 @@ class Recipe:
 def _short(value: object) -> str:
     text = value if isinstance(value, str) else canonical(value)
     return text[:12] + "…" if len(text) == 64 else text
+
+
+def digest(value: object) -> str:
+    """SHA-256 (hex) over a value as canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()

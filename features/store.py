@@ -16,7 +16,6 @@ Camera, tracks and bases came later, older files have none. Shards have the same
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -33,9 +32,9 @@ from numpy.typing import NDArray
 from features.errors import StoreError
 from features.hdf5 import TABLE_FAULTS, open_file, reading
 from features.pieces import Held, Piece
-from features.recipe import Recipe, canonical
+from features.recipe import Recipe, digest
 from features.sequences import Camera, Label, Sequence
-from features.tracks import Track, keys, vehicles
+from features.tracks import Track, by_label
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class StreamInfo:
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over shape, dtype and origin."""
-        return hashlib.sha256(canonical([self.shape, self.dtype, self.origin]).encode()).hexdigest()
+        return digest([self.shape, self.dtype, self.origin])
 
 
 @dataclass(frozen=True)
@@ -189,10 +188,7 @@ class Store:
             label: index into that sequence's labels.
         """
         if sequence not in self._vehicles:
-            owner = self.sequences[sequence]
-            self._vehicles[sequence] = {
-                i: name for name, v in zip(keys(owner), vehicles(owner), strict=True) for i in v.labels
-            }
+            self._vehicles[sequence] = by_label(self.sequences[sequence])
         where = self._paths.get(self._vehicles[sequence].get(label, ""))
         return None if where is None else self._track(*where)
 

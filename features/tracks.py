@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.recipe import canonical
+from features.recipe import digest
 from features.sequences import Box, Sequence
 
 TRACKER = 2  # raise it whenever the same frames and boxes give another track
@@ -66,9 +65,10 @@ def keys(sequence: Sequence) -> list[str]:
     That is the frames, the boxes it is known by, those of the vehicles that may hide it, and the tracker.
     """
     known = [vehicle.known for vehicle in vehicles(sequence)]
-    shared = _digest([TRACKER, sequence.digest, sorted(set(known))])
-    return [_digest([shared, own]) for own in known]
+    shared = digest([TRACKER, sequence.digest, sorted(set(known))])
+    return [digest([shared, own]) for own in known]
 
 
-def _digest(value: object) -> str:
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
+def by_label(sequence: Sequence) -> dict[int, str]:
+    """The index of each label that is about a vehicle → the key of its track."""
+    return {i: name for name, v in zip(keys(sequence), vehicles(sequence), strict=True) for i in v.labels}

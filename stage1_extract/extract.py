@@ -29,7 +29,7 @@ from features.errors import BadInputs, DataError, StoreError
 from features.lock import only_writer
 from features.pieces import Piece
 from features.progress import bar
-from features.recipe import canonical
+from features.recipe import digest
 from features.sequences import same
 from features.store import Header, Store, StreamInfo
 from features.tracks import Track, Vehicle, keys
@@ -340,4 +340,4 @@ def _request(config: Config) -> str:
     asked = config.model_dump(mode="json", include={"frames", "backbone"})
     asked["backbone"]["weights"] = content
     stored = [config.extract.precision, config.extract.dtype]
-    return hashlib.sha256(canonical([asked, *stored, version("keras")]).encode()).hexdigest()
+    return digest([asked, *stored, version("keras")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Listed
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from features.assembly import ShardWriter, shard_pieces, shard_tracks
 from features.files import replacing
 from features.pieces import Held, Piece
-from features.recipe import Recipe, canonical
+from features.recipe import Recipe, digest
 from features.store import StreamInfo
 from features.tracks import Track
 from stage1_extract.clips import Image
@@ -69,7 +68,7 @@ class Shards:
         return sorted(self.folder.glob("*.h5"))
 
     def _path(self, content: object) -> Path:
-        return self.folder / f"{hashlib.sha256(canonical(content).encode()).hexdigest()[:24]}.h5"
+        return self.folder / f"{digest(content)[:24]}.h5"
 
 
 @dataclass(frozen=True)

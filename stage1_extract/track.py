@@ -12,7 +12,7 @@ from features.errors import DataError
 from features.sequences import Box
 from features.tracks import Track
 from stage1_extract.tracking.align import Image, Pose
-from stage1_extract.tracking.follow import CONTRAST, Follower, Look, follow, overlap, placed
+from stage1_extract.tracking.follow import CONTRAST, Follower, Look, extent, follow, overlap, placed
 
 
 def track(frames: Sequence[Image], box: Box, at: int) -> Track:
@@ -81,7 +81,7 @@ def _follow_both(
     for way in ways:
         follower = start(frame, box, others.get(at, ()))
         for i, seen in (follow(frames, way, follower, others) if follower else {}).items():
-            found.boxes[i], found.confidence[i] = placed(seen.pose, _size(box)), seen.like
+            found.boxes[i], found.confidence[i] = placed(seen.pose, extent(box)), seen.like
 
 
 def start(frame: Image, box: Box, others: Sequence[Box] = ()) -> Follower | None:
@@ -93,12 +93,8 @@ def start(frame: Image, box: Box, others: Sequence[Box] = ()) -> Follower | None
     _check(box, frame)
     left, top, right, bottom = box
     home = Pose(1.0, (left + right) / 2, (top + bottom) / 2)
-    look = Look.of(frame, home, _size(box), others)
+    look = Look.of(frame, home, extent(box), others)
     return Follower(home, look) if look.contrast >= CONTRAST else None
-
-
-def _size(box: Box) -> tuple[float, float]:
-    return box[2] - box[0], box[3] - box[1]
 
 
 def _is_box(box: Box) -> bool:

@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from features.sequences import Box
 from stage1_extract.clips import Image
 from stage1_extract.track import start
-from stage1_extract.tracking.follow import Follower, placed
-
-SAME = 0.5  # share of their union that two boxes of one vehicle have in common
+from stage1_extract.tracking.follow import Follower, alike, extent, placed
 
 
 class Trails:
@@ -48,7 +46,7 @@ class Trails:
         for name in sorted(self._followers, key=lambda n: -np.nan_to_num(self.boxes[n][-1][3], nan=np.inf)):
             follower, box = self._followers[name]
             seen = None if follower is None else follower.step(frame, found)
-            here = None if seen is None else placed(seen.pose, (box[2] - box[0], box[3] - box[1]))
+            here = None if seen is None else placed(seen.pose, extent(box))
             self._push(name, here, 0.0 if seen is None else seen.like)
             found += [here] if here else []
         for name, box in sorted(known.items(), key=lambda item: -item[1][3]):
@@ -60,14 +58,14 @@ class Trails:
     def _begin(self, name: str, box: Box) -> None:
         frames = list(self._frames)
         boxes, confidence = np.full((self.length, 4), np.nan), np.zeros(self.length)
-        size = box[2] - box[0], box[3] - box[1]
-        back = start(frames[-1], box, self._others(name, 1))
+        beside = self._others(name, 1)
+        back = start(frames[-1], box, beside)
         for i, frame in enumerate(reversed(frames[:-1]), 2):
             seen = None if back is None else back.step(frame, self._others(name, i))
             if seen is not None:
-                boxes[-i], confidence[-i] = placed(seen.pose, size), seen.like
+                boxes[-i], confidence[-i] = placed(seen.pose, extent(box)), seen.like
         boxes[-1], confidence[-1] = box, 1.0
-        self._followers[name] = start(frames[-1], box, self._others(name, 1)), box
+        self._followers[name] = start(frames[-1], box, beside), box
         self.boxes[name], self.confidence[name] = boxes, confidence
 
     def _others(self, name: str, back: int) -> list[Box]:
@@ -85,6 +83,4 @@ def _same(path: NDArray[np.float64], box: Box) -> bool:
     if np.isnan(path).any():
         return False
     left, top, right, bottom = path.tolist()
-    common = max(0.0, min(right, box[2]) - max(left, box[0])) * max(0.0, min(bottom, box[3]) - max(top, box[1]))
-    together = (right - left) * (bottom - top) + (box[2] - box[0]) * (box[3] - box[1]) - common
-    return bool(common >= SAME * together)
+    return alike((left, top, right, bottom), box)

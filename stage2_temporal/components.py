@@ -6,7 +6,6 @@ The basis is found by scikit-learn's IncrementalPCA (Ross et al., "Incremental l
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from sklearn.utils import gen_batches
 
 from features.assembly import Stream
 from features.errors import ConfigError
-from features.recipe import canonical
+from features.recipe import digest
 from features.store import Store, StreamInfo
 from stage2_temporal.cells import source_info
 from stage2_temporal.inputs import APPEARANCE
@@ -81,7 +80,7 @@ class Components:
             "derived": VERSION,
             "source": [store.fingerprint, self.source, of.fingerprint],
             "components": self.count,
-            "seen": hashlib.sha256(canonical(seen).encode()).hexdigest(),
+            "seen": digest(seen),
         }
         return StreamInfo((self.count,), "float32", origin)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from features.config import Config, read_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.files import replacing
-from features.recipe import canonical
+from features.recipe import digest
 from features.store import Store
 from stage1_extract.decode import resize
 from stage1_extract.layouts import scan
@@ -140,7 +140,7 @@ def _key(run: Path, store: Store, wanted: Task, config: Config) -> str:
     options = config.finetune.model_dump(mode="json", exclude={"threads"})
     model = hashlib.sha256((run / "model.keras").read_bytes()).hexdigest() if (run / "model.keras").is_file() else ""
     facts = [options, store.fingerprint, wanted.digest, config.train.seed, config.train.standardise, model]
-    return hashlib.sha256(canonical(facts).encode()).hexdigest()
+    return digest(facts)
 
 
 def _result(run: Path) -> dict[str, Any] | None:

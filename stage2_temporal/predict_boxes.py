@@ -21,7 +21,7 @@ from features.config import Config
 from features.errors import ConfigError, DataError
 from features.progress import bar
 from features.sequences import Box, Sequence
-from features.tracks import Track, keys, vehicles
+from features.tracks import Track, by_label, vehicles
 from features.windows import Examples
 from stage1_extract import motion
 from stage1_extract.clips import Clip, Image
@@ -92,10 +92,7 @@ class Told:
     def _known(self, owner: int) -> dict[int, str]:
         """A sequence's labels → the key of the vehicle each is about."""
         if owner not in self._keys:
-            sequence = self._sequences[owner]
-            self._keys[owner] = {
-                label: name for name, v in zip(keys(sequence), vehicles(sequence), strict=True) for label in v.labels
-            }
+            self._keys[owner] = by_label(self._sequences[owner])
         return self._keys[owner]
 
 

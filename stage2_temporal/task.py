@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from features.config import Config
 from features.errors import StoreError
+from features.recipe import digest
 from features.store import Store
 from features.windows import Examples, examples
 from stage2_temporal.auto import VEHICLES
@@ -123,7 +124,7 @@ def origin(store: Store, wanted: Task, config: Config) -> dict[str, Any]:
     """
     looks = {name: info.fingerprint for name, info in store.streams.items() if name in config.head.streams}
     if VEHICLES.intersection(config.data.columns):
-        looks["tracks"] = hashlib.sha256("".join(sorted(store.track_keys)).encode()).hexdigest()
+        looks["tracks"] = digest(sorted(store.track_keys))
     return {
         "path": str(store.path),
         "fingerprint": store.fingerprint,

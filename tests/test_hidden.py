@@ -18,7 +18,7 @@ from stage1_extract.vehicles import tracks_of
 Image = NDArray[np.uint8]
 
 FAR: Box = (100.0, 80.0, 160.0, 130.0)
-GROWTH = 0.98  # of the one behind, a frame; the one before it shrinks instead
+GROWTH = 0.98  # of the one behind, a frame; the one before it grows instead
 
 
 def boxes(frame: int, shift: float = 0.0) -> tuple[Box, Box]:

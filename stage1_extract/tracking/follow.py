@@ -229,16 +229,26 @@ def before(box: Box, others: Sequence[Box], frame: Image) -> list[Box]:
     One that has more than half of the union in common is taken for the same vehicle's, and one over nearly the whole
     image for the scene's: these hide nothing.
     """
-    height, width = frame.shape[:2]
-    area, hiding = (box[2] - box[0]) * (box[3] - box[1]), []
-    for other in others:
-        across, down = (min(box[i + 2], other[i + 2]) - max(box[i], other[i]) for i in (0, 1))
-        if other[3] <= box[3] or across <= 0 or down <= 0:
-            continue
-        whole = (other[2] - other[0]) * (other[3] - other[1])
-        if across * down < SAME * (area + whole - across * down) and whole < SCENE * width * height:
-            hiding.append(other)
-    return hiding
+    (width, height), bottom = frame.shape[1::-1], box[3]
+    lower = [o for o in others if o[3] > bottom and common(box, o) > 0 and not alike(box, o)]
+    return [o for o in lower if (o[2] - o[0]) * (o[3] - o[1]) < SCENE * width * height]
+
+
+def alike(box: Box, other: Box) -> bool:
+    """Whether two boxes have at least half of their union in common, and are taken for one vehicle's."""
+    (w, h), (w0, h0), shared = extent(box), extent(other), common(box, other)
+    return shared >= SAME * (w * h + w0 * h0 - shared)
+
+
+def common(box: Box, other: Box) -> float:
+    """The area that two boxes share, px²."""
+    across, down = (max(0.0, min(box[i + 2], other[i + 2]) - max(box[i], other[i])) for i in (0, 1))
+    return across * down
+
+
+def extent(box: Box) -> tuple[float, float]:
+    """A box's width and height, px."""
+    return box[2] - box[0], box[3] - box[1]
 
 
 def fits(pose: Pose, grid: Grid, frame: Image) -> bool:
