@@ -93,7 +93,7 @@ class Extract(Section):
     engine: Literal["auto", "tensorflow", "openvino"] = "auto"
     """What runs the trunk; auto: OpenVINO where it is installed and there is no GPU, else TensorFlow."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the trunk computes in: bfloat16 (1e-2 off) for CPUs and GPUs that have it, float16 for older GPUs."""
+    """What the trunk computes in: bfloat16 (1e-2 off) for CPUs and GPUs that are fast at it, float16 for older GPUs."""
     batch: int = Field(0, ge=0)
     """Frames a pass of the trunk; 0: what suits the engine, on a GPU as many as its memory holds."""
     threads: int = Field(0, ge=0)

@@ -28,6 +28,7 @@ from stage1_extract.vehicles import SHORT, grey, tracks_of
 
 RANGE = 8  # frames a job: long enough to keep the threads busy, short enough to keep memory flat
 AHEAD, TURN = 4, 8  # ranges a thread in flight; where decoding and what follows take turns, ranges a thread and turn
+COLOUR = 16  # frames: a sequence up to here is held as it was decoded while its vehicles are followed
 THUMBNAIL_WIDTH, THUMBNAIL_QUALITY = 160, 80
 INTERPOLATION = {"cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 
@@ -179,7 +180,7 @@ def _give_way() -> None:
 def _decode(job: Job) -> Decoded:
     out = np.zeros((job.stop - job.start, job.frames.height, job.frames.width, 3), np.uint8)
     try:
-        strips, greys = _read(job, out)
+        strips, held = _read(job, out)
     except DataError as e:
         return _blank(job, str(e))
     finally:
@@ -198,18 +199,18 @@ def _decode(job: Job) -> Decoded:
     tracks = {}
     if job.followed:
         with _FOLLOWING:
-            tracks = tracks_of(job.clip.sequence, greys)
+            tracks = tracks_of(job.clip.sequence, held)
     return Decoded(job.piece, out, thumbnails, None, flow, tracks)
 
 
 def _read(job: Job, out: Image) -> tuple[list[Image], list[Image]]:
-    """Fill `out`; the strips for the flow of its frames as far as they are here, and grey frames to follow boxes in."""
+    """Fill `out`; the strips for the flow of its frames as far as they are here, and frames to follow boxes in."""
     first, stop = job.start, job.stop
     if job.motion and job.start > 0 and job.before is None:
         first -= 1
     if job.motion and job.stop == 1:  # the first frame has the second's flow
         stop = min(2, job.clip.sequence.length)
-    strips, greys = [], []
+    strips, held = [], []
     source, enough, small = job.clip.source, job.frames.enough, False
     if job.motion or job.followed:
         # what is decoded must not depend on what else is wanted of it; a video is decoded in full in any case
@@ -219,15 +220,13 @@ def _read(job: Job, out: Image) -> tuple[list[Image], list[Image]]:
     for i, image in enumerate(source.read(first, stop, enough), first):
         if job.start <= i < job.stop and not small:
             out[i - job.start] = resize(image, job.frames)
-        if job.motion or job.followed:
-            image = grey(image)
         if job.motion:
             strips.append(motion.strip(image))
             if i == job.stop - 1:
                 job.last.set_result(strips[-1])
-        if job.followed:
-            greys.append(image)
-    return strips, greys
+        if job.followed:  # only what is round a vehicle need be grey, but many frames in colour take much memory
+            held.append(image if job.stop - job.start <= COLOUR else grey(image))
+    return strips, held
 
 
 def _blank(job: Job, fault: str) -> Decoded:

@@ -209,7 +209,7 @@ def _shard(
     faults: dict[str, str],
     step: Callable[[int], object],
 ) -> Callable[[], None]:
-    """Run one group through the trunk into a shard, which the returned function waits for, checks and renames."""
+    """Run one group through the trunk into a shard, which the returned function finishes and renames."""
     sound = dict.fromkeys(range(len(pieces)), True)
     tracks: dict[str, Track] = {}
     pending: deque[Future[None]] = deque()
