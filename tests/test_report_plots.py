@@ -51,6 +51,13 @@ def test_wide_losses_get_a_logarithmic_axis(tmp_path: Path) -> None:
     assert ">1000</text>" in svg(loss)
 
 
+def test_one_epoch_makes_no_curve(tmp_path: Path) -> None:
+    folder, store = make_run(tmp_path)
+    (folder / "history.csv").write_text("epoch,loss,rmse,val_loss,val_rmse\n1,5,3,4,3\n")
+    assert curves(read_results(folder)) == []
+    assert "so that there is no curve to draw" in body(folder, store)
+
+
 @pytest.mark.parametrize("log", [False, True])
 def test_ticks_are_round_and_inside(log: bool) -> None:
     found = ticks((0.13, 872.0), 6, log=log)

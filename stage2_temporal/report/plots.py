@@ -48,7 +48,9 @@ class Plot:
 
 
 def curves(results: Results) -> list[Plot]:
-    """Loss and RMSE over the epochs, with the constant predictor's RMSE."""
+    """Loss and RMSE over the epochs, with the constant predictor's RMSE; none where a single one would be a dot."""
+    if len(results.history) < 2:
+        return []
     return _curves(results, results.history, results.metrics.best_epoch, results.metrics.epochs)
 
 
