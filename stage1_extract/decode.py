@@ -220,12 +220,14 @@ def _read(job: Job, out: Image) -> tuple[list[Image], list[Image]]:
     for i, image in enumerate(source.read(first, stop, enough), first):
         if job.start <= i < job.stop and not small:
             out[i - job.start] = resize(image, job.frames)
+        if job.followed:
+            if job.stop - job.start > COLOUR:  # else only what is round a vehicle is made grey, when it is looked at
+                image = grey(image)
+            held.append(image)
         if job.motion:
             strips.append(motion.strip(image))
             if i == job.stop - 1:
                 job.last.set_result(strips[-1])
-        if job.followed:  # only what is round a vehicle need be grey, but many frames in colour take much memory
-            held.append(image if job.stop - job.start <= COLOUR else grey(image))
     return strips, held
 
 

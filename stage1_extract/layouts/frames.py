@@ -22,7 +22,7 @@ Size = tuple[int, int]
 T = TypeVar("T")
 R = TypeVar("R")
 
-TOGETHER = 16  # items a job at most: handing a file to a thread takes a third as long as reading and hashing it
+TOGETHER = 16  # files a job at most: handing a file to a thread takes a third as long as reading and hashing it
 
 
 def fault(what: str, *, expected: object = None, got: object = None) -> str:
@@ -79,7 +79,8 @@ def inspect(drafts: list[Draft], threads: int) -> Catalogue:
 
     The digest is the SHA-256 over the SHA-256 of each file, in order.
     """
-    seen = iter(mapped(_look, [f for d in drafts for f in d.files], threads, unit="file"))
+    files = [file for draft in drafts for file in draft.files]
+    seen = iter(mapped(_look, files, threads, unit="file", together=TOGETHER))
     clips, faults = [], []
     for draft in drafts:
         looks = [next(seen) for _ in draft.files]
@@ -100,10 +101,14 @@ def inspect(drafts: list[Draft], threads: int) -> Catalogue:
     return Catalogue(tuple(clips), tuple(faults))
 
 
-def mapped(work: Callable[[T], R], items: Iterable[T], threads: int, *, unit: str) -> list[R]:
-    """`work` of each item in order, in threads (0: one a core), with a bar where it takes long on a terminal."""
+def mapped(work: Callable[[T], R], items: Iterable[T], threads: int, *, unit: str, together: int = 1) -> list[R]:
+    """`work` of each item in order, in threads (0: one a core), with a bar where it takes long on a terminal.
+
+    Args:
+        together: items a job at most, where the work on one is short.
+    """
     items, threads = list(items), threads or os.cpu_count() or 1
-    step = max(1, min(TOGETHER, len(items) // (4 * threads)))
+    step = max(1, min(together, len(items) // (4 * threads)))
     parts = [items[at : at + step] for at in range(0, len(items), step)]
     bar = tqdm(total=len(items), desc="scanning", unit=unit, delay=2, disable=None)
     with ThreadPoolExecutor(threads) as pool, bar:

@@ -48,9 +48,7 @@ class Plot:
 
 
 def curves(results: Results) -> list[Plot]:
-    """Loss and RMSE over the epochs, with the constant predictor's RMSE; none where a single one would be a dot."""
-    if len(results.history) < 2:
-        return []
+    """Loss and RMSE over the epochs, with the constant predictor's RMSE."""
     return _curves(results, results.history, results.metrics.best_epoch, results.metrics.epochs)
 
 
@@ -64,7 +62,7 @@ def tuning(results: Results) -> list[Plot]:
 
 def _curves(results: Results, history: tuple[Epoch, ...], kept: int, count: int) -> list[Plot]:
     metrics = results.metrics
-    if not history:
+    if len(history) < 2:  # a dot is no curve
         return []
     epochs = [float(row.epoch) for row in history]
     width = epochs[0] - 0.5, epochs[-1] + 0.5
