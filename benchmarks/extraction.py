@@ -131,6 +131,7 @@ def _works(config: Config, root: Path) -> dict[str, Work]:
         )
         try:
             runner = Engine(build_trunk(asked), 0, engine)
+            assert runner.batch  # compiles: only then is it known whether this processor has the precision
         except ConfigError as e:
             print(f"left out, {label}: {e}", file=sys.stderr)
             continue

@@ -223,5 +223,6 @@ def paint_ground(canvas: Image, bands: tuple[Band, ...], world: World, frame: in
             band.texture, to_cell @ half, (WIDTH, 2 * (bottom - top)),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
-        canvas[top:bottom] = cv2.resize(twice, (WIDTH, bottom - top), interpolation=cv2.INTER_AREA)
+        upper, lower = twice.reshape(bottom - top, 2, -1).transpose(1, 0, 2)
+        cv2.addWeighted(upper, 0.5, lower, 0.5, 0, dst=canvas[top:bottom].reshape(bottom - top, -1))
         bottom = top

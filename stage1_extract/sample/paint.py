@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import cv2
@@ -45,8 +45,10 @@ def frames(world: World) -> Iterator[Image]:
     rears = [rear(vehicle) for vehicle in world.vehicles]
     dark = shadow()
     curve = _curve(world.look)
-    # alike in all three colours, as a JPEG would leave it
-    grain = cv2.merge([np.round(_grain() * np.float32(world.look.noise)).astype(np.int16)] * 3)
+    # alike in all three colours, as a JPEG would leave it; what is added and what is taken away are bytes, as the
+    # picture is: OpenCV adds numbers of unequal types ten times as slowly
+    noise = np.round(_grain() * np.float32(world.look.noise))
+    grain = [cv2.merge([np.maximum(part, 0).astype(np.uint8)] * 3) for part in (noise, -noise)]
     for frame in range(FRAMES):
         canvas = _behind(back, world.horizons[frame])
         paint_ground(canvas, ground, world, frame)
@@ -72,14 +74,15 @@ def _backdrop(world: World) -> Image:
     rng = np.random.default_rng([world.look.seed, 3])
     look = world.look
     rows = int(HORIZON) + 40
-    height = np.clip(np.linspace(0, 1, rows) * rows / HORIZON, 0, 1)[:, None, None]
-    sky = np.array(look.sky_top) * (1 - height) + np.array(look.sky_bottom) * height
+    height = np.clip(np.linspace(0, 1, rows) * rows / HORIZON, 0, 1)[:, None]
     clouds = np.zeros((rows, WIDTH), np.float32)
     for cells, strength in ((4, 1.0), (9, 0.6), (24, 0.35), (60, 0.2)):
         noise = rng.standard_normal((cells * 2, cells)).astype(np.float32)
         clouds += strength * cv2.resize(noise, (WIDTH, rows), interpolation=cv2.INTER_CUBIC)
-    sky = sky + (12 + 10 * look.clouds) * np.clip(clouds, -1.5, 2)[..., None] * (1 - height**3)
-    canvas: Image = np.clip(np.broadcast_to(sky, (rows, WIDTH, 3)), 0, 255).astype(np.uint8)
+    light = (12 + 10 * look.clouds) * np.clip(clouds, -1.5, 2) * (1 - height**3)
+    colours = zip(look.sky_top, look.sky_bottom, strict=True)
+    sky = [high * (1 - height) + low * height + light for high, low in colours]
+    canvas = np.asarray(cv2.merge([np.clip(colour, 0, 255).astype(np.uint8) for colour in sky]), np.uint8)
     for tone, low, high in ((0.55, 12, 30), (0.8, 4, 16)):  # hills, then a line of trees
         outline = np.zeros(WIDTH, np.float32)
         for cells, strength in ((5, 1.0), (18, 0.4), (90, 0.25)):
@@ -106,9 +109,9 @@ def _haze_over(canvas: Image, world: World, frame: int) -> None:
     """Haze on the far ground."""
     horizon = world.horizons[frame]
     v = np.arange(int(np.ceil(horizon + 1)), int(horizon + FY * CAMERA / CLEAR) + 1)
-    haze = _haze(world.look, FY * CAMERA / (v - horizon))[:, None, None]
-    part = canvas[v[0] : v[-1] + 1]
-    part[:] = part * (1 - haze) + np.array(world.look.sky_bottom, np.float32) * haze
+    haze = _haze(world.look, FY * CAMERA / (v - horizon))[:, None]
+    part = canvas[v[0] : v[-1] + 1].reshape(len(v), -1)  # rows of numbers: three colours are a short axis, and slow
+    part[:] = part * (1 - haze) + np.tile(np.array(world.look.sky_bottom, np.float32), WIDTH) * haze
 
 
 def _paint_things(canvas: Image, world: World, frame: int, drawings: dict[str, list[Sprite]]) -> None:
@@ -162,7 +165,8 @@ def _grain() -> NDArray[np.float32]:
     return np.random.default_rng(4).standard_normal((HEIGHT + 256, WIDTH + 256)).astype(np.float32)
 
 
-def _sensor(canvas: Image, grain: NDArray[np.int16], rng: np.random.Generator) -> Image:
-    """The picture with the sensor's noise."""
+def _sensor(canvas: Image, grain: Sequence[Image], rng: np.random.Generator) -> Image:
+    """The picture with the sensor's noise: what it adds, and what it takes away."""
     i, j = (int(k) for k in rng.integers(0, 256, 2))
-    return np.asarray(cv2.add(canvas, grain[i : i + HEIGHT, j : j + WIDTH], dtype=cv2.CV_8U), np.uint8)
+    more, less = (part[i : i + HEIGHT, j : j + WIDTH] for part in grain)
+    return np.asarray(cv2.subtract(cv2.add(canvas, more), less), np.uint8)

@@ -23,8 +23,8 @@ TYRE: Colour = (26, 25, 25)
 
 def sprite(colour: NDArray[np.float32] | Image, alpha: Image) -> Sprite:
     """Levels of a drawing: colour of shape (h, w, 3) and alpha (h, w), both from 0 to 255."""
-    a = alpha.astype(np.float32)[..., None] / 255
-    levels = [np.concatenate([colour.astype(np.float32) / 255 * a, a], axis=2)]
+    a = alpha.astype(np.float32) / 255
+    levels = [cv2.merge([*(plane * a for plane in cv2.split(colour.astype(np.float32) / 255)), a])]
     while min(levels[-1].shape[:2]) >= 8:
         h, w = levels[-1].shape[:2]
         levels.append(cv2.resize(levels[-1], (w // 2, h // 2), interpolation=cv2.INTER_AREA))
@@ -60,10 +60,24 @@ def place(canvas: Image, drawing: Sprite, box: Box, haze: float = 0.0, air: Colo
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_CONSTANT,
     )  # fmt: skip
     patch = cv2.resize(fine, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA) if over > 1 else fine
-    alpha = patch[..., 3:]
-    colour = patch[..., :3] * np.float32(255 * (1 - haze)) + alpha * np.float32(np.multiply(air, haze))
-    below = canvas[y0:y1, x0:x1]
-    np.copyto(below, (below * (1 - alpha) + colour + 0.5).astype(np.uint8))
+    _lay_over(canvas[y0:y1, x0:x1], patch, np.float32(255 * (1 - haze)), np.asarray(air, np.float64) * haze)
+
+
+def _lay_over(below: Image, patch: NDArray[np.float32], strength: np.float32, air: NDArray[np.float64]) -> None:
+    """Lay a patch, B, G, R times alpha, and alpha, over a part of a picture; `air` is added where it covers.
+
+    In arrays whose last axis is long: NumPy takes six times as long to spread one number over three colours.
+    """
+    rows, columns = patch.shape[:2]
+    colour = cv2.cvtColor(patch, cv2.COLOR_BGRA2BGR).reshape(rows, -1)
+    alpha = cv2.cvtColor(patch[..., 3], cv2.COLOR_GRAY2BGR).reshape(rows, -1)
+    colour *= strength
+    colour += alpha * np.tile(air.astype(np.float32), columns)
+    np.subtract(1, alpha, out=alpha)
+    alpha *= below.reshape(rows, -1)
+    alpha += colour
+    alpha += 0.5
+    np.copyto(below, alpha.reshape(below.shape), casting="unsafe")
 
 
 class _Easel:
@@ -111,7 +125,8 @@ class _Easel:
         for cells in (10, 28, 80):
             noise = rng.standard_normal((max(2, cells * h // w), cells)).astype(np.float32)
             light += grain * cv2.resize(noise, (w, h), interpolation=cv2.INTER_LINEAR)
-        return sprite(np.clip(self.colour * light[..., None], 0, 255), self.alpha)
+        lit = self.colour * cv2.cvtColor(light, cv2.COLOR_GRAY2BGR)
+        return sprite(np.clip(lit, 0, 255), self.alpha)
 
 
 PAINTS = (  # B, G, R

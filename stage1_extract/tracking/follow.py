@@ -14,10 +14,9 @@ import cv2
 import numpy as np
 
 from features.sequences import Box
-from stage1_extract.tracking.align import DONE, Grey, Grid, Image, Pose, View, align, grid, likeness, sample, view
+from stage1_extract.tracking.align import Grey, Grid, Image, Pose, View, align, grid, likeness, sample, view
 
-POINTS = (24, 64)  # grid points along the longer side, coarse then fine
-ROUGHLY = 2e-2  # in patch sides: what the coarse grid is done at, since the fine one begins there
+POINTS = (24, 64)  # grid points along the longer side, to search on and to align on
 MARGIN = 0.0  # of the box's sides on each side: beyond it is background, which moves otherwise
 SEARCH = (20.0, 0.3)  # px, and in box sides: how far from where it was last a vehicle is looked for; cameras shake
 LIKE = 0.7  # correlation under which a vehicle counts as lost
@@ -55,7 +54,7 @@ class Look:
 
     Attributes:
         scale: there, relative to the known box.
-        layers: coarse to fine.
+        layers: the coarse one it is searched on, and the fine one it is aligned on; one where the box is small.
         partly: whether another vehicle hides some of it.
     """
 
@@ -179,23 +178,17 @@ def locate(frame: Image, look: Look, ahead: Pose, hidden: Sequence[Box] = ()) ->
     # points hidden where it is expected are taken for hidden all round
     mask = first.trust * sample(part, first.grid, start, hidden)[1] if hidden or look.partly else None
     pose = search(part, first, start, reach, mask)
-    for layer in look.layers:
-        if layer is not first:
-            part = view(frame, pose, layer.grid, 0.2 * side)
-        done = DONE if layer is fine else ROUGHLY
-        closer = align(part, layer.grid, layer.patch, layer.trust, pose, done, hidden)
-        if closer is None:
-            return None
-        pose = closer
-    if not fits(pose, fine.grid, frame):
+    part = view(frame, pose, fine.grid, 0.2 * side)
+    closer = align(part, fine.grid, fine.patch, fine.trust, pose, hidden)
+    if closer is None or not fits(closer.pose, fine.grid, frame):
         return None
-    values, weight = sample(part, fine.grid, pose, hidden)
-    like = likeness(values, fine.patch, weight * fine.trust)
-    return Found(Pose(pose.scale * look.scale, pose.x, pose.y), min(like, 1.0)) if like >= LIKE else None
+    like = min(likeness(closer.values, fine.patch, closer.weight), 1.0)
+    pose = Pose(closer.pose.scale * look.scale, closer.pose.x, closer.pose.y)
+    return Found(pose, like) if like >= LIKE else None
 
 
 def search(part: View, layer: Layer, ahead: Pose, reach: float, mask: Grey | None) -> Pose:
-    """The place of the highest correlation within `reach` px, at the expected scale, to a grid step.
+    """The place of the highest correlation within `reach` px, at the expected scale, to a part of a grid step.
 
     Args:
         mask: how much each of the layer's points counts; None: all alike, which takes half the time.
@@ -205,16 +198,28 @@ def search(part: View, layer: Layer, ahead: Pose, reach: float, mask: Grey | Non
         return ahead
     k = ahead.scale * g.step
     n = math.ceil(reach / k)
-    size = len(g.u) + 2 * n, len(g.v) + 2 * n
+    size = len(g.u) - 2 + 2 * n, len(g.v) - 2 + 2 * n
     x0, y0 = ahead.x - k * (size[0] - 1) / 2, ahead.y - k * (size[1] - 1) / 2
     matrix = np.array([[k, 0, x0 - part.left], [0, k, y0 - part.top]], np.float64) / part.shrink
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     field = cv2.warpAffine(part.pixels, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    like = np.asarray(cv2.matchTemplate(field, layer.patch, cv2.TM_CCOEFF_NORMED, mask=mask))
+    inner = np.s_[1:-1, 1:-1]  # without the ring round the box
+    mask = None if mask is None else mask[inner]
+    like = np.asarray(cv2.matchTemplate(field, layer.patch[inner], cv2.TM_CCOEFF_NORMED, mask=mask))
     if mask is not None:
         like[~np.isfinite(like) | (like > 1.001)] = -1  # where there is no contrast under the mask
     row, column = np.unravel_index(int(np.argmax(like)), like.shape)
-    return Pose(ahead.scale, ahead.x + k * (int(column) - n), ahead.y + k * (int(row) - n))
+    dx, dy = (_peak(line, int(at)) for line, at in ((like[row], column), (like[:, column], row)))
+    return Pose(ahead.scale, ahead.x + k * (int(column) - n + dx), ahead.y + k * (int(row) - n + dy))
+
+
+def _peak(line: Grey, at: int) -> float:
+    """How far from a line's highest value its peak is, −0.5 to 0.5, by the parabola through it and its neighbours."""
+    if not 0 < at < len(line) - 1:
+        return 0.0
+    before, here, after = line[at - 1 : at + 2].tolist()
+    bend = before - 2 * here + after
+    return 0.5 * (before - after) / bend if bend < 0 else 0.0
 
 
 def placed(pose: Pose, size: tuple[float, float]) -> Box:
