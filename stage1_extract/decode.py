@@ -26,8 +26,8 @@ from stage1_extract import motion
 from stage1_extract.clips import Clip, Image
 from stage1_extract.vehicles import SHORT, grey, tracks_of
 
-RANGE = 8  # frames a job: long enough to keep the threads busy, short enough to keep memory flat
-AHEAD, TURN = 4, 8  # ranges a thread in flight; where decoding and what follows take turns, ranges a thread and turn
+RANGE = 4  # frames a job: long enough to keep the threads busy, short enough that they end a turn together
+AHEAD, TURN = 8, 16  # ranges a thread in flight; where decoding and what follows take turns, ranges a thread and turn
 COLOUR = 16  # frames: a sequence up to here is held as it was decoded while its vehicles are followed
 THUMBNAIL_WIDTH, THUMBNAIL_QUALITY = 160, 80
 INTERPOLATION = {"cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}

@@ -25,7 +25,7 @@ from features.tracks import Track, by_label, vehicles
 from features.windows import Examples
 from stage1_extract import motion
 from stage1_extract.clips import Clip, Image
-from stage1_extract.decode import RANGE, resize
+from stage1_extract.decode import resize
 from stage1_extract.trail import Trails
 from stage1_extract.vehicles import SHORT, grey, tracked
 from stage2_temporal.boxes import Given
@@ -34,6 +34,7 @@ from stage2_temporal.scene import Paths, Scene
 from stage2_temporal.slider import Parts, Slider
 
 BOXES = "--boxes FILE.csv with frame,left,top,right,bottom: where the vehicle is in one frame"
+TOGETHER = 8  # frames that go through the network at once
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def follow(
     scene, sequence, stride = parts.scene, clip.sequence, config.window.stride
     assert scene is not None
     check_size(scene, sequence)
-    slider, flow = Slider(parts, rows, RANGE), Flow()
+    slider, flow = Slider(parts, rows, TOGETHER), Flow()
     span = int(rows[0, -1] - rows[0, 0]) + 1
     trails, fps = Trails(span), sequence.fps / stride
     with bar(sequence.length, "predict", "frames") as progress:
@@ -200,9 +201,9 @@ class Flow:
 
 
 def _ranges(clip: Clip) -> Iterator[tuple[int, list[Image]]]:
-    """`RANGE` full-size frames at a time, and the number of the first."""
+    """`TOGETHER` full-size frames at a time, and the number of the first."""
     frames = enumerate(clip.source.read(0, clip.sequence.length))
-    while some := list(islice(frames, RANGE)):
+    while some := list(islice(frames, TOGETHER)):
         yield some[0][0], [image for _, image in some]
 
 
