@@ -104,7 +104,9 @@ def pixels(count: int = 6) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, SMALL.height, SMALL.width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("name", ["VGG16", "MobileNetV2", "EfficientNetLite0", "ResNet50V2"])
+@pytest.mark.parametrize(
+    "name", ["VGG16", "MobileNetV2", "EfficientNetLite0", pytest.param("ResNet50V2", marks=pytest.mark.soak)]
+)
 def test_stored_values_are_those_of_an_independent_model(name: str) -> None:
     """Same pixels, preprocessed in numpy, through a Keras model built apart from the trunk's code."""
     layer = {"ResNet50V2": "conv4_block6_out", "EfficientNetLite0": "block5c_add"}.get(name)

@@ -16,7 +16,7 @@ from stage2_temporal.__main__ import main as stage2
 from stage2_temporal.heads import HEADS
 from stage2_temporal.heads.boxed import Boxed
 
-QUICK = ("ridge", "boosting")
+QUICK = ("ridge",)
 WHOLE = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.soak)
     for name, head in HEADS.items()

@@ -18,7 +18,7 @@ COLUMNS = ("vx", "vy")
 __all__ = ["run"]  # a fixture that both files use
 
 
-@pytest.fixture(scope="module", params=["pooled_lstm", "flatten_lstm"])
+@pytest.fixture(scope="module", params=["pooled_lstm", pytest.param("flatten_lstm", marks=pytest.mark.soak)])
 def fused(request: pytest.FixtureRequest) -> tuple[keras.Model, np.ndarray]:
     made, _, frames, _ = parts("EfficientNetLite0", request.param)
     return made, frames[:3]

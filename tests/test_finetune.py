@@ -120,7 +120,7 @@ def same(some: list[Any], others: list[Any]) -> bool:
     return len(some) == len(others) and all(np.array_equal(a, b) for a, b in zip(some, others, strict=True))
 
 
-@pytest.mark.parametrize("folder", ["float32", "float16"], indirect=True)
+@pytest.mark.parametrize("folder", ["float32", pytest.param("float16", marks=pytest.mark.soak)], indirect=True)
 def test_the_whole_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = fused(folder)
     capsys.readouterr()
@@ -276,6 +276,7 @@ def test_a_state_of_other_settings_is_begun_anew(folder: Path, capsys: pytest.Ca
     assert "Mend: rm -r" in capsys.readouterr().err
 
 
+@pytest.mark.soak
 def test_what_does_not_help_is_not_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = fused(folder).get_weights()
     assert main(["finetune", "--run", "r", "--store", "s.h5", "--finetune.learning_rate", "30"]) == 0

@@ -125,6 +125,7 @@ def semireal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.soak  # the clips alone take minutes
 @pytest.mark.parametrize("target", ["ego_speed", "velocity"])
 def test_semi_real_clips_train_to_a_report(target: str, semireal: Path, tmp_path: Path) -> None:
     store = semireal / "store.h5"
@@ -139,6 +140,7 @@ def test_semi_real_clips_train_to_a_report(target: str, semireal: Path, tmp_path
     assert (tmp_path / "run/submission.csv").is_file() == (target == "velocity")
 
 
+@pytest.mark.soak
 def test_semi_real_velocity_from_boxes_known_in_one_frame(semireal: Path, tmp_path: Path) -> None:
     """Real vehicles, tracked from the pixels; EV of 0.86 is the best published on TuSimple's own."""
     where = ["--config", str(CONFIGS / "sample.toml"), "--store", str(semireal / "store.h5")]
