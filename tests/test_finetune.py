@@ -276,7 +276,6 @@ def test_a_state_of_other_settings_is_begun_anew(folder: Path, capsys: pytest.Ca
     assert "Mend: rm -r" in capsys.readouterr().err
 
 
-@pytest.mark.soak
 def test_what_does_not_help_is_not_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = fused(folder).get_weights()
     assert main(["finetune", "--run", "r", "--store", "s.h5", "--finetune.learning_rate", "30"]) == 0

@@ -60,10 +60,10 @@ def place(canvas: Image, drawing: Sprite, box: Box, haze: float = 0.0, air: Colo
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_CONSTANT,
     )  # fmt: skip
     patch = cv2.resize(fine, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA) if over > 1 else fine
-    _lay_over(canvas[y0:y1, x0:x1], patch, np.float32(255 * (1 - haze)), np.asarray(air, np.float64) * haze)
+    _lay_over(canvas[y0:y1, x0:x1], patch, np.float32(255 * (1 - haze)), np.multiply(air, haze).astype(np.float32))
 
 
-def _lay_over(below: Image, patch: NDArray[np.float32], strength: np.float32, air: NDArray[np.float64]) -> None:
+def _lay_over(below: Image, patch: NDArray[np.float32], strength: np.float32, air: NDArray[np.float32]) -> None:
     """Lay a patch, B, G, R times alpha, and alpha, over a part of a picture; `air` is added where it covers.
 
     In arrays whose last axis is long: NumPy takes six times as long to spread one number over three colours.
@@ -72,7 +72,7 @@ def _lay_over(below: Image, patch: NDArray[np.float32], strength: np.float32, ai
     colour = cv2.cvtColor(patch, cv2.COLOR_BGRA2BGR).reshape(rows, -1)
     alpha = cv2.cvtColor(patch[..., 3], cv2.COLOR_GRAY2BGR).reshape(rows, -1)
     colour *= strength
-    colour += alpha * np.tile(air.astype(np.float32), columns)
+    colour += alpha * np.tile(air, columns)
     np.subtract(1, alpha, out=alpha)
     alpha *= below.reshape(rows, -1)
     alpha += colour

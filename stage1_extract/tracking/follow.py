@@ -178,7 +178,8 @@ def locate(frame: Image, look: Look, ahead: Pose, hidden: Sequence[Box] = ()) ->
     # points hidden where it is expected are taken for hidden all round
     mask = first.trust * sample(part, first.grid, start, hidden)[1] if hidden or look.partly else None
     pose = search(part, first, start, reach, mask)
-    part = view(frame, pose, fine.grid, 0.2 * side)
+    if fine is not first:  # else it was blurred for this grid already
+        part = view(frame, pose, fine.grid, 0.2 * side)
     closer = align(part, fine.grid, fine.patch, fine.trust, pose, hidden)
     if closer is None or not fits(closer.pose, fine.grid, frame):
         return None
