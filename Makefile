@@ -72,7 +72,7 @@ verify: $(READY)  ## read every chunk of STORE
 	@$(PY) -m stage1_extract verify --store '$(STORE)'
 
 test: $(READY)  ## every test but the slow ones
-	@$(PY) -m pytest -m "not soak" --numprocesses auto --maxprocesses 4 --dist loadfile
+	@$(PY) -m pytest -m "not soak" --numprocesses auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
 
 soak: $(READY)  ## the slow tests
 	@$(PY) -m pytest -m soak

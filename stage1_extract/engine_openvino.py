@@ -6,6 +6,7 @@ import os
 import queue
 import sys
 from collections.abc import Sequence as Listed
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +29,20 @@ HINT = {"float32": "f32", "bfloat16": "bf16"}
 def installed() -> bool:
     """Whether the optional extra `cpu` is there."""
     return find_spec("openvino") is not None
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's entry, the same for all of this process and never given up.
+
+    Each `Core` puts up a stack for signals and takes it down with itself: when two end in the order they began, what is
+    left is a stack that is gone, and the next signal, Ctrl-C for one, ends the process (2026.4).
+    """
+    # without this it reports its use to its makers over the network
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino.Core()
 
 
 def check(precision: str, able: Listed[str]) -> None:
@@ -64,16 +79,11 @@ class OpenVinoRunner:
     """
 
     def __init__(self, model: keras.Model, batch: int, precision: str) -> None:
-        # without this it reports its use to its makers over the network
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-        import openvino
-
-        core = openvino.Core()
-        check(precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        check(precision, core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         self.batch = batch or BATCH
         with TemporaryDirectory() as folder:
-            network = core.read_model(_frozen(model, (self.batch, *model.input.shape[1:]), Path(folder)))
-        compiled = core.compile_model(
+            network = core().read_model(_frozen(model, (self.batch, *model.input.shape[1:]), Path(folder)))
+        compiled = core().compile_model(
             network,
             "CPU",
             {

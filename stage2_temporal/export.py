@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from features.config import Config
 from features.errors import ConfigError, FramebankError
 from features.store import Store
+from stage1_extract.engine_openvino import core
 from stage2_temporal.fuse import FRAMES, assemble, fuse, images, stored_inputs, stored_windows
 from stage2_temporal.heads import sees_boxes
 from stage2_temporal.heads.graph import fed
@@ -151,9 +152,7 @@ def _litert(path: Path, inputs: Inputs) -> Outputs:
 
 
 def _openvino(path: Path, inputs: Inputs) -> Outputs:
-    import openvino
-
-    compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled(dict(inputs))
     return {output.any_name: found[output] for output in compiled.outputs}
 

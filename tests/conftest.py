@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -30,6 +31,7 @@ from features.tracks import Track
 
 settings.register_profile("noisy machines", deadline=None)
 settings.load_profile("noisy machines")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to Ctrl-C
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 RECIPE = Recipe("cv2", (32, 18), "area", "rgb", "none", "Tiny", weights="random", dtype="float32")

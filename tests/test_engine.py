@@ -148,6 +148,26 @@ def test_openvino_does_not_report_its_use() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_a_signal_is_heard_when_engines_have_ended() -> None:
+    """In a fresh interpreter: OpenVINO's own way with the stack for signals ended the process at Ctrl-C."""
+    pytest.importorskip("openvino")
+    code = """
+import gc, os, signal, sys; sys.path.insert(0, "tests")
+from test_engine import config
+from stage1_extract.engine import build_trunk
+from stage1_extract.engine_openvino import OpenVinoRunner
+model = build_trunk(config()).model
+first, second = (OpenVinoRunner(model, 1, "float32") for _ in range(2))
+del first; gc.collect()
+del second; gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    sys.exit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 7
+
+
 def test_first_passes_at_once_do_not_wait_for_each_other() -> None:
     """In a fresh interpreter whose threads change places all the time; it hung in one of two such starts."""
     pytest.importorskip("openvino")

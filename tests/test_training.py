@@ -253,7 +253,7 @@ def test_ctrl_c_keeps_the_best_so_far(
             time.sleep(0.005)
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=interrupt)
+    thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     metrics = run(path, tmp_path / "r", config(epochs=5000))
     thread.join()
