@@ -13,7 +13,7 @@ from features.config import Head
 from features.errors import ConfigError, StoreError
 from features.store import TopRecord
 from stage2_temporal.heads import build, find
-from stage2_temporal.model import Scale, parameters, rebuild_top, target_scale, vector_scale
+from stage2_temporal.model import Scale, rebuild_top, target_scale, vector_scale
 
 SHAPE = (4, 3, 5, 16)
 MAPS = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)
@@ -115,25 +115,6 @@ def test_output_is_scaled_back() -> None:
     scaled.set_weights(plain.get_weights())
     expected = plain.predict_on_batch(MAPS) * [0.5, 7] + [3, -1]
     np.testing.assert_allclose(scaled.predict_on_batch(MAPS), expected, atol=1e-5)
-
-
-def test_published_parameter_counts() -> None:
-    """Stage two on InceptionResNetV2's cut: 104,948,130 in all, 53,807,810 trainable, 51,140,320 not."""
-    whole = keras.applications.InceptionResNetV2(include_top=False, weights=None, input_shape=(180, 320, 3))
-    top = keras.Model(whole.get_layer("conv_7b").input, whole.output)
-    assert top.input.shape[1:] == (4, 8, 2080)
-    trunk = keras.Model(whole.input, whole.get_layer("conv_7b").input).count_params()
-    assert trunk == 51_137_248
-    model = build(
-        (8, 4, 8, 2080),
-        Head(name="flatten_lstm", units=256, activation="relu", dense=64),
-        2,
-        top=TopRecord(top.to_json(), top.get_weights()),
-    )
-    assert model.count_params() == 104_948_130 - 51_137_248
-    assert parameters(model, trunk) == {"total": 104_948_130, "trainable": 53_807_810, "frozen": 51_140_320}
-    assert model.get_layer("lstm").count_params() == 50_594_816
-    assert [w.shape for w in model.get_layer("dense").get_weights()] == [(256, 64), (64,)]
 
 
 def test_top_is_trainable_whatever_it_was_saved_as() -> None:
