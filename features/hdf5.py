@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from features.errors import StoreError
 
 FORMAT, VERSION = "framebank", 1
 THUMBNAIL_BLOCK = 1 << 16
+WRITE_BACK = 1 << 22  # bytes: the disk begins with them while more is written, so that the wait at the end is short
 # fixed-array chunk indices, which stay quick at millions of frames, and readable by every HDF5 since 1.10
 LIBVER = ("v110", "v110")
 
@@ -32,7 +34,7 @@ class Disk(io.RawIOBase):
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("x+b", buffering=0)
-        self._path, self._at, self._end = path, 0, 0
+        self._path, self._at, self._end, self._begun = path, 0, 0, 0
         self._refusal: OSError | None = None
 
     def check(self) -> None:
@@ -77,7 +79,15 @@ class Disk(io.RawIOBase):
             self._refusal = e
         self._at += len(view)
         self._end = max(self._end, self._at)
+        if self._end - self._begun >= WRITE_BACK:
+            self._begin()
         return len(view)
+
+    def _begin(self) -> None:
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):  # advice; Linux begins to write what is dirty, and drops only what is written
+                os.posix_fadvise(self._file.fileno(), self._begun, self._end - self._begun, os.POSIX_FADV_DONTNEED)
+        self._begun = self._end
 
     def truncate(self, size: int | None = None) -> int:
         """Set the file's length."""
