@@ -123,11 +123,11 @@ def _examine(wanted: Iterable[Entry], store: Store, folder: Path) -> tuple[tuple
 
 
 def _train(plan: Plan, todo: list[Entry], store: Path, folder: Path, done: set[str]) -> tuple[list[str], int]:
-    """Train `todo`, adding to `done`; a line for each that failed, and how many were begun."""
+    """Train `todo`, adding to `done`; a line for each that failed, in `todo`'s order, and how many were begun."""
     cores = cpu_count()
     jobs = plan.jobs or cores
     begun: list[Entry] = []
-    failed: list[str] = []
+    failed: dict[str, str] = {}
     ends = time.monotonic() + 60 * plan.minutes if plan.minutes else None
 
     def calls() -> Iterator[Any]:
@@ -138,7 +138,7 @@ def _train(plan: Plan, todo: list[Entry], store: Path, folder: Path, done: set[s
             yield delayed(_work)(entry, store, folder)
 
     if not todo:
-        return failed, 0
+        return [], 0
     process = {"backend": "loky", "initializer": prepare, "initargs": (os.getpid(), max(1, cores // jobs))}
     workers = Parallel(
         jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1, **(process if jobs > 1 else {})
@@ -148,7 +148,7 @@ def _train(plan: Plan, todo: list[Entry], store: Path, folder: Path, done: set[s
         try:
             for name, error in workers(calls()):
                 if error:
-                    failed.append(f"{folder / name}: {error}")
+                    failed[name] = error
                 else:
                     done.add(name)
                 progress.set_postfix_str(best([] if error else [name]), refresh=False)
@@ -158,7 +158,7 @@ def _train(plan: Plan, todo: list[Entry], store: Path, folder: Path, done: set[s
                 f"{folder}: a worker was killed, most likely for want of memory; what was finished is kept",
                 mend="fewer jobs under [sweep], then the same command",
             ) from None
-    return failed, len(begun)
+    return [f"{folder / e.name}: {failed[e.name]}" for e in begun if e.name in failed], len(begun)
 
 
 def _work(entry: Entry, store: Path, folder: Path) -> tuple[str, str | None]:
