@@ -73,7 +73,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class Batch:
-    """Frames, (n, height, width, 3), and what belongs to them; the next batch overwrites the frames."""
+    """Frames, (n, height, width, 3), and what belongs to them."""
 
     frames: Image
     thumbnails: list[bytes]
@@ -100,20 +100,23 @@ def noted(
 
 
 def batches(decoded: Iterator[Decoded], size: int) -> Iterator[Batch]:
-    """Decoded frames in batches of `size`, in a buffer that the next batch overwrites."""
+    """Decoded frames in batches of `size`; those that come in as many already are passed on without a copy."""
     buffer, count = np.empty(0, np.uint8), 0
     thumbnails: list[bytes] = []
     flows: list[NDArray[Any]] = []
     for part in decoded:
-        if not len(buffer):
-            buffer = np.empty((size, *part.frames.shape[1:]), np.uint8)
         thumbnails.extend(part.thumbnails)
         if part.motion is not None:
             flows.extend(part.motion)
         left = part.frames
         while len(left):
             taken = min(size - count, len(left))
-            buffer[count : count + taken] = left[:taken]
+            if taken == size:
+                buffer = left[:size]
+            else:
+                if not count:  # the batch before may still be on its way through the network
+                    buffer = np.empty((size, *left.shape[1:]), np.uint8)
+                buffer[count : count + taken] = left[:taken]
             left, count = left[taken:], count + taken
             if count == size:
                 yield Batch(buffer, thumbnails[:size], np.stack(flows[:size]) if flows else None)
