@@ -109,9 +109,11 @@ def decode(
     one = ThreadPoolExecutor(1, "decode-in-order", initializer=begin)
     pending: deque[tuple[int, Future[Decoded]]] = deque()
     turns = turns and all(clips[piece.sequence].source.parallel for piece in pieces)
-    most = (TURN if turns else AHEAD) * threads * RANGE
+    extras = extras or Extras()
+    # where vehicles are followed a job is a whole clip, and its end is waited for longer: half as many ends
+    most = (TURN * (2 if extras.followed else 1) if turns else AHEAD) * threads * RANGE
     try:
-        for job in _jobs(pieces, clips, frames, extras or Extras()):
+        for job in _jobs(pieces, clips, frames, extras):
             count = job.stop - job.start
             while len(pending) >= threads and sum(n for n, _ in pending) + count > most:
                 yield from _next(pending, turns)
