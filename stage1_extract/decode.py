@@ -28,6 +28,7 @@ from stage1_extract.vehicles import SHORT, grey, tracks_of
 
 RANGE = 4  # frames a job: long enough to keep the threads busy, short enough that they end a turn together
 AHEAD, TURN = 8, 16  # ranges a thread in flight; where decoding and what follows take turns, ranges a thread and turn
+TURN_FOLLOWING = 32  # where vehicles are followed a job is a whole clip, and a turn's end is waited for longer
 COLOUR = 16  # frames: a sequence up to here is held as it was decoded while its vehicles are followed
 THUMBNAIL_WIDTH, THUMBNAIL_QUALITY = 160, 80
 INTERPOLATION = {"cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
@@ -110,8 +111,8 @@ def decode(
     pending: deque[tuple[int, Future[Decoded]]] = deque()
     turns = turns and all(clips[piece.sequence].source.parallel for piece in pieces)
     extras = extras or Extras()
-    # where vehicles are followed a job is a whole clip, and its end is waited for longer: half as many ends
-    most = (TURN * (2 if extras.followed else 1) if turns else AHEAD) * threads * RANGE
+    turn = TURN_FOLLOWING if extras.followed else TURN
+    most = (turn if turns else AHEAD) * threads * RANGE
     try:
         for job in _jobs(pieces, clips, frames, extras):
             count = job.stop - job.start

@@ -12,7 +12,7 @@ from conftest import write_clips
 from features.config import Data, Frames
 from features.pieces import whole
 from stage1_extract.clips import Clip, Image, Source
-from stage1_extract.decode import AHEAD, RANGE, TURN, decode
+from stage1_extract.decode import AHEAD, RANGE, TURN, TURN_FOLLOWING, Extras, decode
 from stage1_extract.layouts import scan
 
 FRAMES = Frames(width=32, height=24)
@@ -39,11 +39,14 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, ...]:
     return scan(Data(layout="competition", path=str(root), fps=10.0)).clips
 
 
-def read_at_each(clips: tuple[Clip, ...], *, turns: bool, parallel: bool = True) -> list[int]:
+def read_at_each(
+    clips: tuple[Clip, ...], *, turns: bool, parallel: bool = True, extras: Extras | None = None
+) -> list[int]:
     """How many frames had been read when each part of `RANGE` was given out; all parts are checked."""
     Counted.read_of_all = 0
     own = [replace(clip, source=Counted(clip.source, parallel)) for clip in clips]
-    parts = decode([whole(c.sequence) for c in own], {c.sequence.id: c for c in own}, FRAMES, THREADS, turns=turns)
+    pieces, named = [whole(c.sequence) for c in own], {c.sequence.id: c for c in own}
+    parts = decode(pieces, named, FRAMES, THREADS, extras, turns=turns)
     read = []
     for i, part in enumerate(parts):
         read.append(Counted.read_of_all)
@@ -54,10 +57,14 @@ def read_at_each(clips: tuple[Clip, ...], *, turns: bool, parallel: bool = True)
     return read
 
 
-def test_in_turns_nothing_is_decoded_while_frames_are_given_out(clips: tuple[Clip, ...]) -> None:
-    turn = THREADS * TURN
+@pytest.mark.parametrize(("follow", "ranges"), [(False, TURN), (True, TURN_FOLLOWING)])
+def test_in_turns_nothing_is_decoded_while_frames_are_given_out(
+    clips: tuple[Clip, ...], follow: bool, ranges: int
+) -> None:
+    turn = THREADS * ranges
     ends = [min((i // turn + 1) * turn, CLIPS) * RANGE for i in range(CLIPS)]
-    assert read_at_each(clips, turns=True) == ends
+    extras = Extras(followed={c.sequence.id for c in clips} if follow else ())
+    assert read_at_each(clips, turns=True, extras=extras) == ends
 
 
 def test_else_no_more_is_decoded_than_may_wait(clips: tuple[Clip, ...]) -> None:
