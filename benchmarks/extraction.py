@@ -22,23 +22,23 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from features.assembly import ShardWriter
+from features._common.atomic import replacing
+from features._common.quiet_imports import quiet_imports
 from features.config import Backbone, Config, Data, Extract, Frames
 from features.errors import ConfigError
-from features.files import replacing
-from features.pieces import whole
-from features.quiet import quiet_imports
+from features.frame_ranges import whole
 from features.store import Store
-from stage1_extract.clips import Clip
-from stage1_extract.decode import resize
-from stage1_extract.layouts import scan
+from features.store_writer import ShardWriter
+from stage1_extract.datasets import scan
+from stage1_extract.datasets.clip import Clip
+from stage1_extract.frame_loader import resize
 from stage1_extract.sample import render
 
 with quiet_imports():
-    from stage1_extract import engine_openvino
-    from stage1_extract.engine import Engine, build_trunk
+    from stage1_extract.engines import openvino
+    from stage1_extract.engines.engine import Engine, build_trunk
+    from stage1_extract.existing_store import STREAM
     from stage1_extract.extract import extract
-    from stage1_extract.standing import STREAM
 
 BASE = "keras predict, batches of 32"
 BATCH, ONE_BY_ONE, WINDOW = 32, 16, 8
@@ -127,7 +127,7 @@ def _works(config: Config, root: Path) -> dict[str, Work]:
     )
     works[BASE] = (lambda: model.predict(frames, batch_size=BATCH, verbose=0), count)
     for label, (engine, precision, decode) in ENGINES.items():
-        if engine == "openvino" and not engine_openvino.installed():
+        if engine == "openvino" and not openvino.installed():
             continue
         asked = (fast if decode == "fast" else config).model_copy(
             update={"extract": Extract(engine=engine, precision=precision, tracks=False)}  # type: ignore[arg-type]

@@ -15,17 +15,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
+from features._common.quiet_imports import quiet_imports
 from features.config import Backbone, Config, Frames, Head
-from features.quiet import quiet_imports
 
 with quiet_imports():
     import keras
 
-    from stage1_extract.engine import Engine, build_trunk
-    from stage2_temporal.fuse import assemble
+    from stage1_extract.engines.engine import Engine, build_trunk
+    from stage2_temporal.fused.fuse import assemble
     from stage2_temporal.heads import build
-    from stage2_temporal.model import vector_scale
-    from stage2_temporal.slider import Parts, Slider
+    from stage2_temporal.sliding.sliding_window import Parts, Slider
+    from stage2_temporal.training.scaling import vector_scale
 
 FRAMES, TIME = 200, 8
 CASES = {

@@ -17,18 +17,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import cv2
 
+from features._common.quiet_imports import quiet_imports
 from features.config import Backbone, Config, Data, Extract
-from features.quiet import quiet_imports
 from features.tracks import vehicles
 
 with quiet_imports():
-    from stage1_extract import motion
-    from stage1_extract.clips import Image
-    from stage1_extract.engine import Engine, build_trunk
+    from stage1_extract import optical_flow
+    from stage1_extract.datasets import scan
+    from stage1_extract.datasets.clip import Image
+    from stage1_extract.engines.engine import Engine, build_trunk
     from stage1_extract.extract import extract
-    from stage1_extract.layouts import scan
     from stage1_extract.sample import render
-    from stage1_extract.vehicles import tracks_of
+    from stage1_extract.tracking.sequence_tracks import tracks_of
 
 CASES = {
     "EfficientNetLite0 at block3b_add": Backbone(cut="block3b_add", top=False),  # as configs/sample.toml has it
@@ -66,7 +66,7 @@ def measure(case: str, clips: int = 64, rounds: int = 5) -> dict[str, float | st
             tracks_of(clip.sequence, own)
 
     def flow(own: list[Image]) -> None:
-        motion.entries([motion.strip(image) for image in own], begins=True)
+        optical_flow.entries([optical_flow.strip(image) for image in own], begins=True)
 
     cv2.setNumThreads(1)
     track_s, track_cpu = _times(track)

@@ -25,23 +25,25 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import cv2
 import numpy as np
 
-from features.assembly import Stream, assemble
+from features._common.quiet_imports import quiet_imports
 from features.config import Config, Data, Head, Train, read_config
-from features.quiet import quiet_imports
 from features.sequences import Label, Sequence
 from features.store import Header, Store, StreamInfo
+from features.store_writer import Stream, assemble
 
 with quiet_imports():
     import keras
 
-    from stage1_extract.engine import Trunk, build_trunk
+    from stage1_extract.datasets import scan
+    from stage1_extract.engines.engine import Trunk, build_trunk
     from stage1_extract.extract import extract
-    from stage1_extract.layouts import scan
     from stage1_extract.sample import render
-    from stage2_temporal import fuse, runs, training
-    from stage2_temporal.dataset import Batches, FrameReader
+    from stage2_temporal import train
+    from stage2_temporal.data.batches import Batches, FrameReader
+    from stage2_temporal.data.task import read_task
+    from stage2_temporal.fused import fuse
     from stage2_temporal.heads import build
-    from stage2_temporal.task import read_task
+    from stage2_temporal.training import loop
 
 CLIPS, HELD_OUT, LENGTH = 365, 91, 8
 FEW, SOME = 2, 38  # clips that extraction is timed on: what it costs by the clip is the difference
@@ -101,7 +103,7 @@ def epochs(store: Store, trunk: Trunk, config: Config, rounds: int) -> Numbers:
         batches = Batches(FrameReader(store, rows, 4.0, stream), rows, targets, config.train.batch, seed=0)
         asked = config.train.model_copy(update={"epochs": count, "precision": precision})
         # the first epoch traces
-        return lambda: statistics.median(e.seconds for e in training.fit(model, batches, None, asked).history[1:])
+        return lambda: statistics.median(e.seconds for e in loop.fit(model, batches, None, asked).history[1:])
 
     plain = build(shape, config.head, 2, top=top)
     plain.compile(keras.optimizers.Adam(), loss="mean_squared_error", metrics=["root_mean_squared_error"])
@@ -167,7 +169,7 @@ def whole(root: Path, config: Config, found: Numbers) -> Numbers:
     features = extraction[FEW] + by_clip * (clips - FEW)
     chosen = config.model_copy(update={"train": config.train.model_copy(update={"validation_split": 0.0})})
     with Store(root / "store.h5") as store:
-        experiment = seconds(lambda: runs.train(chosen, store, read_task(chosen, store), root / "run"))
+        experiment = seconds(lambda: train.train(chosen, store, read_task(chosen, store), root / "run"))
     ten = config.train.epochs * (found["end_to_end_epoch"] + found["end_to_end_validation"])
     notebook = seconds(load) * clips / SOME + ten
     return {

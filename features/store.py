@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import StoreError
+from features.frame_ranges import Held, Piece
 from features.hdf5 import TABLE_FAULTS, open_file, reading
-from features.pieces import Held, Piece
 from features.recipe import Recipe, digest
 from features.sequences import Camera, Label, Sequence
 from features.tracks import Track, by_label

@@ -19,11 +19,11 @@ from pathlib import Path
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # before cv2 is imported: our own lines name what is wrong
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
-from features.cli import config_from, run
+from features._common.cli import config_from, run
+from features._common.progress import bar
+from features._common.quiet_imports import quiet_imports
 from features.config import Config
 from features.errors import ConfigError, StoreError
-from features.progress import bar
-from features.quiet import quiet_imports
 from features.store import Store
 
 
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 def extract(options: argparse.Namespace, flags: list[str], redo: dict[int, list[str]] | None = None) -> int:
     """Bring the store to what the config and the data set want."""
     config, store = config_from(options.config, flags, prog="stage1_extract extract"), _store(options)
-    from stage1_extract.layouts import scan
+    from stage1_extract.datasets import scan
 
     if config.data.layout == "sample":
         _render(config)
@@ -73,7 +73,7 @@ def extract(options: argparse.Namespace, flags: list[str], redo: dict[int, list[
 
 def info(options: argparse.Namespace, flags: list[str]) -> int:
     """Print what the store holds."""
-    from stage1_extract.describe import describe
+    from stage1_extract.info import describe
 
     _no_more(flags)
     with Store(_store(options)) as store:

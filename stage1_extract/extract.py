@@ -23,24 +23,24 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from features.assembly import ShardWriter, Stream, assemble, check_shard
+from features._common.lock import only_writer
+from features._common.progress import bar
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
-from features.lock import only_writer
-from features.pieces import Piece
-from features.progress import bar
+from features.frame_ranges import Piece
 from features.recipe import digest
 from features.sequences import same
 from features.store import Header, Store, StreamInfo
+from features.store_writer import ShardWriter, Stream, assemble, check_shard
 from features.tracks import Track, Vehicle, keys
-from stage1_extract import motion
-from stage1_extract.clips import Catalogue, Clip
-from stage1_extract.decode import RANGE, Decoded, Extras, Strip, decode
-from stage1_extract.engine import Engine, build_trunk
+from stage1_extract import optical_flow
+from stage1_extract.datasets.clip import Catalogue, Clip
+from stage1_extract.engines.engine import Engine, build_trunk
+from stage1_extract.existing_store import STREAM, Frozen, Redo, Standing, having
+from stage1_extract.frame_loader import RANGE, Decoded, Extras, Strip, decode
 from stage1_extract.plan import Plan, layout, plan, untracked
 from stage1_extract.shards import Shards, batches, noted
-from stage1_extract.standing import STREAM, Frozen, Redo, Standing, having
-from stage1_extract.vehicles import boxes_elsewhere, tracked, unfollowed
+from stage1_extract.tracking.sequence_tracks import boxes_elsewhere, tracked, unfollowed
 
 WRITES_AHEAD = 2
 
@@ -125,7 +125,7 @@ def _extract(
         engine = engine or Engine(build_trunk(config), config.extract.batch, config.extract.engine)
         frozen = Frozen.of(engine.trunk, config, request)
     _same_recipe(store, old, frozen)
-    streams = {STREAM: frozen.stream} | ({motion.NAME: motion.INFO} if config.extract.motion else {})
+    streams = {STREAM: frozen.stream} | ({optical_flow.NAME: optical_flow.INFO} if config.extract.motion else {})
     shards = Shards(parts, frozen.recipe)
     todo = plan(wanted, having(old.held, streams), shards.held(streams), config.extract.shard)
     faults: dict[str, str] = {}
@@ -159,7 +159,7 @@ def _extract(
         assemble(store, header, ready, kept, frozen.top, {name: tracks[name] for name in named if name in tracks})
         shutil.rmtree(parts, ignore_errors=True)
     return Outcome(
-        todo.lacking(STREAM), sum(s.length for s in ready), missing, todo.lacking(motion.NAME),
+        todo.lacking(STREAM), sum(s.length for s in ready), missing, todo.lacking(optical_flow.NAME),
         sum(len(own) for own in lost.values()), [f"{store}: {note}" for note in notes],
         str(engine),
     )  # fmt: skip
@@ -189,7 +189,7 @@ def _run(
         for group in todo.groups:
             pieces = [p for p in group.pieces if p.sequence not in faults]
             if pieces:
-                extras = Extras(motion.NAME in group.streams, lost, strips)
+                extras = Extras(optical_flow.NAME in group.streams, lost, strips)
                 decoded = decode(pieces, clips, config.frames, threads, extras, turns=turns)
                 own = {name: streams[name] for name in group.streams}
                 finish = _shard(shards, pieces, own, decoded, engine, faults, progress.update)
@@ -240,7 +240,7 @@ def _shard(
 def _write(
     writer: ShardWriter, maps: Future[NDArray[Any]] | None, flow: NDArray[Any] | None, thumbnails: list[bytes]
 ) -> None:
-    entries = {} if flow is None else {motion.NAME: flow}
+    entries = {} if flow is None else {optical_flow.NAME: flow}
     if maps is not None:
         entries[STREAM] = maps.result()
     # thumbnails come with the trunk's stream
@@ -278,8 +278,8 @@ def _track(
 
 def _has_extras(store: Store, config: Config) -> bool:
     """Whether a store has flow and tracks as far as they are asked for."""
-    there = store.streams.get(motion.NAME)
-    flows = not config.extract.motion or (there is not None and there.fingerprint == motion.INFO.fingerprint)
+    there = store.streams.get(optical_flow.NAME)
+    flows = not config.extract.motion or (there is not None and there.fingerprint == optical_flow.INFO.fingerprint)
     return flows and not (config.extract.tracks and untracked(store.sequences, store.track_keys))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Listed
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from features.pieces import Held, Piece, by_sequence, segments, uncovered, whole
+from features.frame_ranges import Held, Piece, by_sequence, segments, uncovered, whole
 from features.sequences import Sequence
 from features.tracks import Vehicle, keys, vehicles
 

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.assembly import ShardWriter, shard_pieces, shard_tracks
-from features.files import replacing
-from features.pieces import Held, Piece
+from features._common.atomic import replacing
+from features.frame_ranges import Held, Piece
 from features.recipe import Recipe, digest
 from features.store import StreamInfo
+from features.store_writer import ShardWriter, shard_pieces, shard_tracks
 from features.tracks import Track
-from stage1_extract.clips import Image
-from stage1_extract.decode import Decoded
+from stage1_extract.datasets.clip import Image
+from stage1_extract.existing_store import having
+from stage1_extract.frame_loader import Decoded
 from stage1_extract.plan import StreamsHeld
-from stage1_extract.standing import having
 
 
 @dataclass(frozen=True)

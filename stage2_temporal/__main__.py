@@ -29,17 +29,17 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from features.cli import config_from, run
+from features._common.cli import config_from, run
+from features._common.quiet_imports import quiet_imports
 from features.config import Config
 from features.errors import BadInputs, ConfigError, DataError
-from features.quiet import quiet_imports
 from features.store import Store
-from stage2_temporal import tusimple
-from stage2_temporal.auto import resolved
-from stage2_temporal.folder import RUNS, choose, read_metrics, run_path
-from stage2_temporal.leaderboard import Run, boards, find_runs, read_run
-from stage2_temporal.tables import table
-from stage2_temporal.task import check_recipe, origin, read_task
+from stage2_temporal.data.task import check_recipe, origin, read_task
+from stage2_temporal.evaluation import tusimple
+from stage2_temporal.heads.default_head import resolved
+from stage2_temporal.runs.folder import RUNS, choose, read_metrics, run_path
+from stage2_temporal.runs.leaderboard import Run, boards, find_runs, read_run
+from stage2_temporal.runs.tables import table
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,13 +76,13 @@ def sweep(options: argparse.Namespace, flags: list[str]) -> int:
     config, path = _task(options, rest, "sweep")
     if asked.sweep is None:
         raise ConfigError("which sweep?", mend="--sweep configs/sweep.toml")
-    from stage2_temporal.sweep import entries, read_sweep
+    from stage2_temporal.sweep.spec import entries, read_sweep
 
     wanted = read_sweep(asked.sweep)
     runs = entries(wanted, config)
     with quiet_imports():
-        from stage2_temporal import sweep_run
-    done = sweep_run.carry_out(wanted.sweep, runs, path)
+        from stage2_temporal.sweep import runner
+    done = runner.carry_out(wanted.sweep, runs, path)
     _show([read_run(done.folder / name) for name in done.names], done.folder)
     if done.left:
         print(f"time is over, {done.left} runs were not begun: the same command goes on", file=sys.stderr)
@@ -114,7 +114,7 @@ def leaderboard(options: argparse.Namespace, flags: list[str]) -> int:
 
 def _show(found: list[Run], folder: Path, target: str | None = None) -> None:
     """Print the leaderboard and write its page and table."""
-    from stage2_temporal import leaderboard_page
+    from stage2_temporal.report import leaderboard_page
 
     made = boards(found, target)
     if not made and target is not None:
@@ -166,7 +166,7 @@ def fuse(options: argparse.Namespace, flags: list[str]) -> int:
     """Make one model of backbone, top and head, checked against the two stages."""
     folder, path = _run_and_store(options, flags)
     with quiet_imports():
-        from stage2_temporal import fuse as fusion
+        from stage2_temporal.fused import fuse as fusion
     with Store(path) as store:
         fused, equality = fusion.fuse(folder, store)
     print(
@@ -205,7 +205,7 @@ def finetune(options: argparse.Namespace, flags: list[str]) -> int:
     folder, path = _run_and_store(options, [])
     config = config_from(folder / "config.toml", flags, prog="stage2_temporal finetune")
     with quiet_imports():
-        from stage2_temporal import finetune as tuning
+        from stage2_temporal.finetune import finetune as tuning
     with Store(path) as store:
         tuning.finetune(folder, store, config)
     return 0
@@ -219,7 +219,7 @@ def export(options: argparse.Namespace, flags: list[str]) -> int:
     folder, path = _run_and_store(options, [])
     config = config_from(folder / "config.toml", rest, prog="stage2_temporal export")
     with quiet_imports():
-        from stage2_temporal import export as exporting
+        from stage2_temporal.fused import export as exporting
     with Store(path) as store:
         for file, difference in exporting.export_run(folder, store, config, asked.formats):
             print(f"{file}: largest difference from Keras {difference:.2g} of the largest value")
@@ -250,8 +250,8 @@ def derive(options: argparse.Namespace, flags: list[str]) -> int:
     if options.store is None or not names:
         raise ConfigError("which streams of which store?", mend="--store FILE --stream grid3x4 change3x4")
     with quiet_imports():
-        from stage2_temporal import derived
-    made = derived.derive(options.store, [derived.named(name) for name in names])
+        from stage2_temporal.data import derived_streams
+    made = derived_streams.derive(options.store, [derived_streams.named(name) for name in names])
     print(f"{options.store}: {', '.join(made) + ' derived' if made else 'they are there already'}")
     return 0
 
@@ -270,9 +270,9 @@ def _run_and_store(options: argparse.Namespace, flags: list[str]) -> tuple[Path,
 def _runs() -> ModuleType:
     """The module that loads TensorFlow, which an early fault need not wait for."""
     with quiet_imports():
-        from stage2_temporal import runs
+        from stage2_temporal import train as module
 
-    return runs
+    return module
 
 
 def _help() -> None:

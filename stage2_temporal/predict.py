@@ -20,23 +20,24 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.atomic import replacing
+from features._common.progress import bar
 from features.config import Config, read_config
 from features.errors import BadInputs, ConfigError, DataError
-from features.files import replacing
-from features.progress import bar
 from features.sequences import Label, Sequence
 from features.windows import asked, examples, offsets
-from stage1_extract.clips import Clip, Image
-from stage1_extract.footage import footage, is_footage
-from stage1_extract.layouts import scan
-from stage2_temporal import overlay, predict_boxes, submission, tables
-from stage2_temporal.auto import MOTION
-from stage2_temporal.boxes import SIDES, Given, read_boxes
-from stage2_temporal.folder import read_metrics
+from stage1_extract.datasets import scan
+from stage1_extract.datasets.clip import Clip, Image
+from stage1_extract.datasets.single_video import footage, is_footage
+from stage2_temporal.evaluation.metrics import UNITS
 from stage2_temporal.heads import is_told
-from stage2_temporal.metrics import UNITS
-from stage2_temporal.slider import Maps, Parts, Slider, load_parts
-from stage2_temporal.stream import Stream
+from stage2_temporal.heads.default_head import MOTION
+from stage2_temporal.runs import submission, tables
+from stage2_temporal.runs.folder import read_metrics
+from stage2_temporal.sliding import overlay, vehicle_prediction
+from stage2_temporal.sliding.boxes_csv import SIDES, Given, read_boxes
+from stage2_temporal.sliding.frame_stream import Stream
+from stage2_temporal.sliding.sliding_window import Maps, Parts, Slider, load_parts
 
 CLIPS = ("sample", "competition", "tusimple")  # layouts whose sequences are clips of one rate, `data.fps`
 
@@ -94,7 +95,7 @@ def predict(
         why = f"{config.head.name} asks for no box" if sliding else "a data set's boxes are its labels'"
         raise ConfigError(f"--boxes: {why}", mend="leave it out")
     if boxed and sliding and boxes is None:
-        raise ConfigError(f"{config.head.name} answers for a vehicle in a box", mend=predict_boxes.BOXES)
+        raise ConfigError(f"{config.head.name} answers for a vehicle in a box", mend=vehicle_prediction.BOXES)
     if overlaid and not sliding:
         raise ConfigError("--overlay draws on one video or one folder of frames", got=path, mend="--input VIDEO")
     output = output or run / "predicted" / f"{path.stem}.csv"
@@ -161,7 +162,7 @@ def _predict_vehicles(
             draw = stack.enter_context(overlay.writing(stack.enter_context(replacing(overlaid)), clip.sequence))
         writer = csv.writer(stack.enter_context(table.open("w", newline="", encoding="utf-8")), lineterminator="\n")
         writer.writerow(["time", "frame", "vehicle", *SIDES, *columns])
-        for image, sights in predict_boxes.follow(parts, clip, given, rows, config):
+        for image, sights in vehicle_prediction.follow(parts, clip, given, rows, config):
             for s in sights:
                 writer.writerow([f"{s.frame / fps:.6f}", s.frame, s.vehicle, *s.box, *s.values])
                 texts = [f"{c} {v:+.1f} {UNITS.get(c, '')}" for c, v in zip(columns, s.values, strict=True)]
@@ -170,7 +171,7 @@ def _predict_vehicles(
             if draw is not None:
                 draw(image)
             count += len(sights)
-        predict_boxes.check_seen(count, Path(config.data.path))
+        vehicle_prediction.check_seen(count, Path(config.data.path))
     return Written((output, *([overlaid] if overlaid else [])), count)
 
 
@@ -189,7 +190,7 @@ def _predict_data_set(run: Path, config: Config, output: Path) -> Written:
         sequences, first[:-1], config.data.columns, length=window.length, stride=window.stride, end=window.end
     )
     parts = load_parts(run)
-    told = predict_boxes.told(parts, catalogue.clips, found, first, config)
+    told = vehicle_prediction.told(parts, catalogue.clips, found, first, config)
     order = np.argsort(found.rows[:, -1], kind="stable")
     needed = np.unique(found.rows)  # frames that no window needs are not even decoded
     slider = Slider(parts, np.searchsorted(needed, found.rows[order]))

@@ -21,12 +21,12 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from features.assembly import ShardWriter, Stream, assemble, shard_pieces
-from features.files import replacing
-from features.pieces import segments, whole
+from features._common.atomic import replacing
+from features.frame_ranges import segments, whole
 from features.recipe import Recipe
 from features.sequences import Sequence
 from features.store import Header, StreamInfo, TopRecord
+from features.store_writer import ShardWriter, Stream, assemble, shard_pieces
 from features.tracks import Track
 
 settings.register_profile("noisy machines", deadline=None)

@@ -15,7 +15,7 @@ import numpy as np
 from features.config import Config
 from features.sequences import Label, Sequence
 from features.tracks import Track
-from stage2_temporal.metrics import as_json, scores, verdict
+from stage2_temporal.evaluation.metrics import as_json, scores, verdict
 from stage2_temporal.report import write_report
 
 VELOCITY = ("vx", "vy")

@@ -13,8 +13,8 @@ from features.config import Config, Data, Head
 from features.sequences import Label, Sequence
 from features.store import Store
 from features.tracks import Track, keys
-from stage2_temporal.auto import resolved
-from stage2_temporal.task import read_task
+from stage2_temporal.data.task import read_task
+from stage2_temporal.heads.default_head import resolved
 
 BOX = (10.0, 10.0, 30.0, 30.0)
 

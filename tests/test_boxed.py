@@ -16,18 +16,18 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 
 from features.config import Config
 from features.errors import ConfigError, DataError
-from features.geometry import NAMES
 from features.sequences import Camera, Label, Sequence
 from features.store import Store
 from features.tracks import Track, keys
-from stage2_temporal.folder import read_metrics
+from stage2_temporal.data.examples import inputs
+from stage2_temporal.data.task import origin, read_task
 from stage2_temporal.heads import find
-from stage2_temporal.heads.box_mlp import BoxMLP
-from stage2_temporal.heads.boxed import BoxRidge, paths
-from stage2_temporal.inputs import inputs
-from stage2_temporal.runs import evaluate, load, train
-from stage2_temporal.scene import read_scene
-from stage2_temporal.task import origin, read_task
+from stage2_temporal.heads.vehicle import BoxRidge, paths
+from stage2_temporal.heads.vehicle_mlp import BoxMLP
+from stage2_temporal.runs.folder import read_metrics
+from stage2_temporal.train import evaluate, load, train
+from stage2_temporal.vehicle.camera_geometry import read_scene
+from stage2_temporal.vehicle.geometry import NAMES
 
 T = 8
 COUNTS = {"train": 50, "validation": 10, "test": 25}

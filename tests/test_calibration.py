@@ -11,8 +11,8 @@ from conftest import write_clips
 from features.config import Data
 from features.errors import DataError
 from features.sequences import Camera
-from stage1_extract.layouts import scan
-from stage1_extract.layouts.calibration import camera
+from stage1_extract.datasets import scan
+from stage1_extract.datasets.calibration import camera
 from stage1_extract.sample import CALIBRATION
 
 SAMPLE = Camera(714.1526, 710.3725, 675.5754, 376.2563, 1.80)

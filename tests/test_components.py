@@ -16,17 +16,16 @@ from sklearn.decomposition import PCA
 from test_derived import chosen
 from test_training import LENGTH, SHAPE, maps_and_clips, tiny_top
 
-from features.assembly import Stream, extend
 from features.errors import ConfigError
 from features.store import Store, StreamInfo
+from features.store_writer import Stream, extend
 from stage1_extract.__main__ import main as stage1
-from stage1_extract.standing import Standing
-from stage2_temporal import components, derived
+from stage1_extract.existing_store import Standing
 from stage2_temporal.__main__ import main
-from stage2_temporal.components import Basis, Components, fit
-from stage2_temporal.derived import derive, named, present
+from stage2_temporal.data.derived_streams import derive, named, present
+from stage2_temporal.data.examples import inputs
+from stage2_temporal.data.pca_projection import Basis, Components, fit
 from stage2_temporal.heads import find
-from stage2_temporal.inputs import inputs
 
 COUNTS = {"train": 10, "test": 3}
 PCA8 = Components("appearance", 8)
@@ -62,10 +61,10 @@ def test_blocks_find_the_same_and_a_draw_repeats_itself(monkeypatch: pytest.Monk
     maps = (rng.normal(size=(50, 4)) * (8, 4, 2, 1)) @ np.linalg.qr(rng.normal(size=(30, 4)))[0].T + 3
     whole = fit(lambda rows: maps[rows], np.arange(50), 6)
     assert not whole.components[4:].any()  # nothing varies there
-    monkeypatch.setattr(components, "BLOCK", 7)
+    monkeypatch.setattr("stage2_temporal.data.pca_projection.BLOCK", 7)
     parts = fit(lambda rows: maps[rows], np.arange(50), 6)
     np.testing.assert_allclose(np.abs(parts.components), np.abs(whole.components), atol=1e-6)
-    monkeypatch.setattr(components, "FRAMES", 20)
+    monkeypatch.setattr("stage2_temporal.data.pca_projection.FRAMES", 20)
     read: list[int] = []
 
     def reading(rows: Any) -> Any:
@@ -99,7 +98,7 @@ def test_cached_is_uncached(path: Path, name: str, difference: bool, tmp_path: P
 def test_a_store_that_cannot_be_written_and_a_plain_array(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(derived, "PATIENCE", 0.1)
+    monkeypatch.setattr("stage2_temporal.data.derived_streams.PATIENCE", 0.1)
     X, y, _ = inputs(path, chosen(LENGTH))  # every training frame once
     heads = [find("pooled_lstm")(components=8, units=4, dense=0, epochs=1, batch=8) for _ in range(3)]
     with FileLock(path.with_name(f"{path.name}.lock")):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from features.cli import config_from
+from features._common.cli import config_from
 from features.config import Config, read_config
 from features.errors import ConfigError
 

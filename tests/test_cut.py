@@ -11,9 +11,9 @@ import pytest
 from features.config import Backbone, Config, Extract, Frames
 from features.errors import ConfigError, DataError
 from features.recipe import Recipe
-from stage1_extract.backbones import find, load, weights_digest
-from stage1_extract.cut import find_cut, top, trunk
-from stage1_extract.engine import Engine, build_trunk
+from stage1_extract.backbone.cut import find_cut, top, trunk
+from stage1_extract.backbone.registry import find, load, weights_digest
+from stage1_extract.engines.engine import Engine, build_trunk
 
 FRAMES = Frames()  # 320x180, as published
 SMALL = Frames(width=64, height=48)

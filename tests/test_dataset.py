@@ -13,8 +13,8 @@ from features.errors import ConfigError
 from features.sequences import Label, Sequence
 from features.store import Store
 from features.windows import Examples, examples
-from stage2_temporal.dataset import Batches, FrameReader
-from stage2_temporal.splits import STORED_VALIDATION, name_splits, split_at
+from stage2_temporal.data.batches import Batches, FrameReader
+from stage2_temporal.data.splits import STORED_VALIDATION, name_splits, split_at
 
 MAPS = np.random.default_rng(0).normal(size=(40, 2, 3, 4)).astype(np.float16)
 ROWS = np.arange(33)[:, None] + np.arange(8)  # overlapping windows

@@ -10,10 +10,10 @@ import pytest
 from conftest import write_clips
 
 from features.config import Data, Frames
-from features.pieces import whole
-from stage1_extract.clips import Clip, Image, Source
-from stage1_extract.decode import AHEAD, RANGE, TURN, TURN_FOLLOWING, Extras, decode
-from stage1_extract.layouts import scan
+from features.frame_ranges import whole
+from stage1_extract.datasets import scan
+from stage1_extract.datasets.clip import Clip, Image, Source
+from stage1_extract.frame_loader import AHEAD, RANGE, TURN, TURN_FOLLOWING, Extras, decode
 
 FRAMES = Frames(width=32, height=24)
 THREADS, CLIPS = 2, 40

@@ -14,12 +14,11 @@ from test_training import LENGTH, SHAPE, config, maps_and_clips, tiny_top
 
 from features.errors import ConfigError
 from features.store import Store
-from stage2_temporal import cells, derived
 from stage2_temporal.__main__ import main
-from stage2_temporal.cells import Cells
-from stage2_temporal.derived import derive, named, present
+from stage2_temporal.data.derived_streams import derive, named, present
+from stage2_temporal.data.examples import Arrays, inputs
+from stage2_temporal.data.grid_pooling import Cells
 from stage2_temporal.heads import find
-from stage2_temporal.inputs import Arrays, inputs
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def test_blocks_do_not_show(path: Path, tmp_path: Path, monkeypatch: pytest.Monk
     wanted = [named(n) for n in ("grid2x2", "change2x2", "change2x2lag4")]
     with Store(path) as store:
         whole = [np.concatenate(list(d.batches(store))) for d in wanted]
-        monkeypatch.setattr(cells, "BLOCK", 1)
+        monkeypatch.setattr("stage2_temporal.data.grid_pooling.BLOCK", 1)
         for values, d in zip(whole, wanted, strict=True):
             np.testing.assert_allclose(np.concatenate(list(d.batches(store))), values, atol=1e-6)
 
@@ -112,7 +111,7 @@ def test_a_trainable_top_is_never_passed_by(tmp_path: Path) -> None:
 def test_where_it_cannot_be_written_it_is_computed_and_said(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(derived, "PATIENCE", 0.1)
+    monkeypatch.setattr("stage2_temporal.data.derived_streams.PATIENCE", 0.1)
     X, y, _ = inputs(path, chosen())
     with FileLock(path.with_name(f"{path.name}.lock")):
         locked = find("ridge")(difference=True).fit(X, y)
@@ -126,7 +125,7 @@ def test_a_stream_of_another_origin_is_made_anew(path: Path, monkeypatch: pytest
     wanted = [named("pooled")]
     assert derive(path, wanted) == ["pooled"]
     assert derive(path, wanted) == []
-    monkeypatch.setattr(cells, "VERSION", 2)
+    monkeypatch.setattr("stage2_temporal.data.grid_pooling.VERSION", 2)
     with Store(path) as store:
         assert not present(store, wanted[0])
     assert derive(path, wanted) == ["pooled"]

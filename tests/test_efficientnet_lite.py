@@ -15,9 +15,9 @@ import skimage.data
 import tensorflow as tf
 
 from features.errors import ConfigError, DataError
-from stage1_extract import efficientnet_lite
-from stage1_extract.efficientnet_lite import EfficientNetLite0, assign, preprocess_input, weights_path
-from stage1_extract.torch_file import read_tensors
+from stage1_extract.backbone import efficientnet_lite
+from stage1_extract.backbone.efficientnet_lite import EfficientNetLite0, assign, preprocess_input, weights_path
+from stage1_extract.backbone.torch_file import read_tensors
 
 ESPRESSO, CATS, MISSILE, TRIPOD = {967}, set(range(281, 286)), {657}, {872}
 

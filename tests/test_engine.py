@@ -17,18 +17,18 @@ from conftest import write_clips
 from numpy.typing import NDArray
 from test_extract import CONFIG, ROOT, settings
 
-from features.assembly import ShardWriter
 from features.config import Config
 from features.errors import ConfigError
 from features.store import Store
-from stage1_extract import engine_openvino
+from features.store_writer import ShardWriter
 from stage1_extract.__main__ import main
-from stage1_extract.decode import resize
-from stage1_extract.engine import Engine, build_trunk, choose, relative_error
-from stage1_extract.engine_tensorflow import TensorFlowRunner, largest
+from stage1_extract.datasets import image_sequence as files
+from stage1_extract.datasets import scan
+from stage1_extract.engines import openvino
+from stage1_extract.engines.engine import Engine, build_trunk, choose, relative_error
+from stage1_extract.engines.tensorflow import TensorFlowRunner, largest
 from stage1_extract.extract import extract
-from stage1_extract.layouts import frames as files
-from stage1_extract.layouts import scan
+from stage1_extract.frame_loader import resize
 
 BATCH = 4
 
@@ -70,8 +70,8 @@ def test_what_this_machine_has_not_got_is_said() -> None:
     with pytest.raises(ConfigError, match=r"float16.*--extract.precision bfloat16"):
         choose("openvino", "float16", 0, True)
     with pytest.raises(ConfigError, match=r"got FP32, INT8. Mend: --extract.precision float32"):
-        engine_openvino.check("bfloat16", ["INT8", "FP32"])
-    engine_openvino.check("bfloat16", ["BF16", "FP32"])
+        openvino.check("bfloat16", ["INT8", "FP32"])
+    openvino.check("bfloat16", ["BF16", "FP32"])
 
 
 def test_float32_maps_are_those_of_keras(name: str) -> None:
@@ -139,7 +139,7 @@ class Scaled:
 def test_openvino_does_not_report_its_use() -> None:
     pytest.importorskip("openvino")
     code = (
-        "import sys, numpy, keras\nfrom stage1_extract.engine_openvino import OpenVinoRunner\n"
+        "import sys, numpy, keras\nfrom stage1_extract.engines.openvino import OpenVinoRunner\n"
         "x = keras.Input((4, 4, 3), dtype='uint8')\n"
         "m = keras.Model(x, keras.layers.Conv2D(2, 1)(keras.ops.cast(x, 'float32')))\n"
         "OpenVinoRunner(m, 1, 'float32')(numpy.zeros((1, 4, 4, 3), numpy.uint8))\n"

@@ -154,7 +154,7 @@ def test_a_fault_of_ours_keeps_its_traceback(root: Path, run: Run, monkeypatch: 
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("stage1_extract.layouts.scan", broken)
+    monkeypatch.setattr("stage1_extract.datasets.scan", broken)
     with pytest.raises(ZeroDivisionError):
         run("extract")
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from features.geometry import ESTIMATES, NAMES, Ground, features
 from features.sequences import Camera
-from stage2_temporal.estimates import DOUBTS, LOST, Reading, fit_line, pick
+from stage2_temporal.vehicle.geometry import ESTIMATES, NAMES, Ground, features
+from stage2_temporal.vehicle.velocity_estimates import DOUBTS, LOST, Reading, fit_line, pick
 
 Floats = NDArray[np.float64]
 GROUND, CAMERA = Ground(340.0, 1270.0, 1500.0), Camera(714.0, 710.0, 675.0, 376.0)

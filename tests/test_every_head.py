@@ -14,7 +14,7 @@ from conftest import write_clips
 from stage1_extract.__main__ import main as stage1
 from stage2_temporal.__main__ import main as stage2
 from stage2_temporal.heads import HEADS
-from stage2_temporal.heads.boxed import Boxed
+from stage2_temporal.heads.vehicle import Boxed
 
 QUICK = ("ridge",)
 WHOLE = [

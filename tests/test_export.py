@@ -10,9 +10,9 @@ import pytest
 from test_fuse import parts, run
 
 from features.errors import ConfigError, FramebankError
-from stage2_temporal import export as module
 from stage2_temporal.__main__ import main as stage2
-from stage2_temporal.export import FORMATS, export, servable
+from stage2_temporal.fused import export as module
+from stage2_temporal.fused.export import FORMATS, export, servable
 
 COLUMNS = ("vx", "vy")
 __all__ = ["run"]  # a fixture that both files use

@@ -25,12 +25,12 @@ from test_store import flip
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
 from features.store import Store
-from stage1_extract import decode
 from stage1_extract import extract as module
+from stage1_extract import frame_loader
 from stage1_extract.__main__ import main
-from stage1_extract.engine import Engine, build_trunk
+from stage1_extract.datasets import scan
+from stage1_extract.engines.engine import Engine, build_trunk
 from stage1_extract.extract import Outcome, extract
-from stage1_extract.layouts import scan
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -124,9 +124,9 @@ def test_maps_and_labels_are_those_of_the_files(
         assert [dict(label.targets) for label in clip.labels] == [{"vx": 1.5, "vy": -0.3}, {"ego_speed": 8.0}]
         config = settings(tmp_path / "data")
         source = scan(config.data).clips[2].source
-        frames = np.stack([decode.resize(image, config.frames) for image in source.read(0, 8)])
+        frames = np.stack([frame_loader.resize(image, config.frames) for image in source.read(0, 8)])
         np.testing.assert_array_equal(store.read("appearance", range(16, 24)), engine(frames))
-        assert store.thumbnail(16) == decode.thumbnail(frames[0], "rgb")
+        assert store.thumbnail(16) == frame_loader.thumbnail(frames[0], "rgb")
 
 
 def test_only_what_is_new_or_changed_is_extracted(
@@ -154,8 +154,8 @@ def test_every_frame_is_decoded_and_passed_once(
     bring_up: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded, passes = [], []
-    resize, call = decode.resize, Engine.submit
-    monkeypatch.setattr(decode, "resize", lambda *a: decoded.append(1) or resize(*a))
+    resize, call = frame_loader.resize, Engine.submit
+    monkeypatch.setattr("stage1_extract.frame_loader.resize", lambda *a: decoded.append(1) or resize(*a))
     monkeypatch.setattr(Engine, "submit", lambda self, frames: passes.append(len(frames)) or call(self, frames))
     bring_up(shard=80)
     assert (len(decoded), passes) == (80, [8] * 10)
@@ -386,7 +386,9 @@ def test_odd_pictures_are_resized_as_cv2_does() -> None:
     image = picture(3, (100, 70))
     for name, flag in (("cubic", cv2.INTER_CUBIC), ("area", cv2.INTER_AREA)):
         frames = settings(Path("x")).frames.model_copy(update={"interpolation": name, "colour": "bgr"})
-        np.testing.assert_array_equal(decode.resize(image, frames), cv2.resize(image, (32, 32), interpolation=flag))
+        np.testing.assert_array_equal(
+            frame_loader.resize(image, frames), cv2.resize(image, (32, 32), interpolation=flag)
+        )
 
 
 def test_a_damaged_shard_is_extracted_anew(
@@ -443,7 +445,7 @@ def test_decoding_gives_way_to_the_network_whatever_the_users_own_priority() -> 
         thread = threading.get_native_id()
         found = [os.getpriority(os.PRIO_PROCESS, thread)]
         for _ in range(2):
-            decode._give_way()
+            frame_loader._give_way()
             found.append(os.getpriority(os.PRIO_PROCESS, thread))
         return found
 

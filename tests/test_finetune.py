@@ -23,14 +23,14 @@ import stage1_extract.__main__ as stage1
 from features.config import Finetune
 from features.errors import ConfigError
 from features.store import Store
-from stage2_temporal import checkpoint, finetune, tuning
 from stage2_temporal.__main__ import main
-from stage2_temporal.augment import Augmentation, mirror, signs
-from stage2_temporal.checkpoint import State
-from stage2_temporal.frames import AHEAD, Windows
-from stage2_temporal.tables import Epoch
-from stage2_temporal.thaw import backbone, last, thaw
-from stage2_temporal.tuning import Devices, Job, devices, schedule, seed_noise
+from stage2_temporal.finetune import checkpoint, finetune, loop
+from stage2_temporal.finetune.augmentation import Augmentation, mirror, signs
+from stage2_temporal.finetune.checkpoint import State
+from stage2_temporal.finetune.image_batches import AHEAD, Windows
+from stage2_temporal.finetune.loop import Devices, Job, devices, schedule, seed_noise
+from stage2_temporal.finetune.unfreeze import backbone, last, thaw
+from stage2_temporal.runs.tables import Epoch
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -381,10 +381,10 @@ def test_brightness_and_contrast_are_the_same_for_all_frames_and_leave_labels() 
 
 
 def test_unknown_columns_are_not_flipped_and_it_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    drawn = tuning.augmentation(Finetune(), ("distance",))
+    drawn = loop.augmentation(Finetune(), ("distance",))
     assert not drawn.flip and drawn.brightness == 0.1
     assert capsys.readouterr().err == "finetune: no flip, what it does to distance is not known\n"
-    assert tuning.augmentation(Finetune(), ("vx", "vy")).flip
+    assert loop.augmentation(Finetune(), ("vx", "vy")).flip
     assert capsys.readouterr().err == ""
 
 

@@ -15,11 +15,11 @@ from conftest import write_clips
 from features.config import Backbone, Config, Extract, Frames, Head
 from features.store import Store
 from stage1_extract.__main__ import main as stage1
-from stage1_extract.engine import Engine, build_trunk
+from stage1_extract.engines.engine import Engine, build_trunk
 from stage2_temporal.__main__ import main as stage2
-from stage2_temporal.fuse import Equality, assemble, compare
+from stage2_temporal.fused.fuse import Equality, assemble, compare
 from stage2_temporal.heads import build
-from stage2_temporal.model import Scale, parameters
+from stage2_temporal.training.scaling import Scale, parameters
 
 BACKBONES = {
     # name: (width, height) its graph allows, small

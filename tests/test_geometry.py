@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features.errors import DataError
-from features.geometry import (
+from features.sequences import Camera
+from stage2_temporal.vehicle.geometry import (
     ESTIMATES,
     FARTHEST,
     NAMES,
@@ -23,7 +24,6 @@ from features.geometry import (
     line,
     trust,
 )
-from features.sequences import Camera
 
 Floats = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from features.config import Head
 from features.errors import ConfigError, StoreError
 from features.store import TopRecord
 from stage2_temporal.heads import build, find
-from stage2_temporal.model import Scale, rebuild_top, target_scale, vector_scale
+from stage2_temporal.training.scaling import Scale, rebuild_top, target_scale, vector_scale
 
 SHAPE = (4, 3, 5, 16)
 MAPS = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from features.sequences import Box, Label, Sequence
 from features.tracks import Track, keys
-from stage1_extract.track import trace
-from stage1_extract.tracking.follow import before
-from stage1_extract.trail import Trails
-from stage1_extract.vehicles import tracks_of
+from stage1_extract.tracking.follower import before
+from stage1_extract.tracking.online_tracker import Trails
+from stage1_extract.tracking.sequence_tracks import tracks_of
+from stage1_extract.tracking.tracker import trace
 
 Image = NDArray[np.uint8]
 

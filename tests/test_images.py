@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.errors import DataError
-from stage1_extract.images import decode, probe, reduction
+from stage1_extract.datasets.image_file import decode, probe, reduction
 
 
 def encoded(suffix: str, *options: int, grey: bool = False) -> bytes:

@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 
 from features.config import Data
 from features.errors import DataError
-from stage1_extract.clips import Catalogue
-from stage1_extract.layouts import scan
-from stage1_extract.layouts.annotation import vehicles
-from stage1_extract.layouts.files import children, natural, open_place, read
+from stage1_extract.datasets import scan
+from stage1_extract.datasets.annotation_json import vehicles
+from stage1_extract.datasets.archive import children, natural, open_place, read
+from stage1_extract.datasets.clip import Catalogue
 
 VEHICLE = {"velocity": [-1.5, 0.25], "bbox": {"left": 1, "top": 2, "right": 9, "bottom": 7}, "position": [20.0, -1.5]}
 SECOND = {"velocity": [3.0, 0.0], "bbox": {"left": 11, "top": 2, "right": 19, "bottom": 7}}

@@ -14,9 +14,9 @@ import pytest
 
 from features.config import Data
 from features.errors import DataError
-from stage1_extract.clips import Catalogue, Image
-from stage1_extract.layouts import scan
-from stage1_extract.layouts.video import Video, split_of
+from stage1_extract.datasets import scan
+from stage1_extract.datasets.clip import Catalogue, Image
+from stage1_extract.datasets.video import Video, split_of
 
 FORMATS = [("a.avi", "MJPG"), ("a.mp4", "mp4v"), ("a.mkv", "mp4v")]
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from features.config import Config
-from stage2_temporal import leaderboard_page
 from stage2_temporal.__main__ import main
-from stage2_temporal.leaderboard import best_line, boards, find_runs, label
+from stage2_temporal.report import leaderboard_page
+from stage2_temporal.runs.leaderboard import best_line, boards, find_runs, label
 
 
 def write_run(path: Path, skill: float = 0.5, *, labels: str = "a", report: bool = False, **sections: Any) -> Path:

@@ -10,8 +10,8 @@ from test_leaderboard import fill
 from test_report_browser import Visit, browser, pytestmark, reports, sync_api
 
 from docs.screenshots import pictures
-from stage2_temporal.leaderboard import boards, find_runs
-from stage2_temporal.leaderboard_page import write
+from stage2_temporal.report.leaderboard_page import write
+from stage2_temporal.runs.leaderboard import boards, find_runs
 
 __all__ = ["browser", "pytestmark", "reports"]  # pytest finds them here by name
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stage2_temporal.metrics import as_json, scores, verdict
-from stage2_temporal.tusimple import ByDistance
+from stage2_temporal.evaluation.metrics import as_json, scores, verdict
+from stage2_temporal.evaluation.tusimple import ByDistance
 
 TRUE = np.array([[1.0, 0.0], [3.0, 0.0], [5.0, 6.0]])
 PREDICTED = np.array([[2.0, 0.0], [3.0, 1.0], [4.0, 4.0]])

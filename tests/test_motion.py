@@ -15,11 +15,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from features.recipe import canonical
-from stage1_extract import motion
+from stage1_extract import optical_flow
 from stage1_extract.sample import render
 
 Floats = NDArray[np.float64]
-WIDTH, HEIGHT = motion.SIZE
+WIDTH, HEIGHT = optical_flow.SIZE
 
 
 @pytest.fixture(autouse=True)
@@ -31,20 +31,20 @@ def textured(across: float = 0.0, down: float = 0.0, size: tuple[int, int] = (12
     """A random texture, shifted by px of the strip."""
     noise = np.random.default_rng(0).integers(0, 256, (size[1] // 8, size[0] // 8), np.uint8)
     picture = cv2.resize(noise, size, interpolation=cv2.INTER_CUBIC)
-    band = size[1] * (motion.BAND[1] - motion.BAND[0])
+    band = size[1] * (optical_flow.BAND[1] - optical_flow.BAND[0])
     shift = np.array([[1, 0, across * size[0] / WIDTH], [0, 1, down * band / HEIGHT]])
     moved = cv2.warpAffine(picture, shift, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
     return np.asarray(cv2.cvtColor(moved, cv2.COLOR_GRAY2BGR), np.uint8)
 
 
 def channel(entry: Floats, name: str) -> Floats:
-    return entry[..., motion.CHANNELS.index(name)]
+    return entry[..., optical_flow.CHANNELS.index(name)]
 
 
 def test_a_known_shift_in_every_cell() -> None:
-    strips = [motion.strip(textured()), motion.strip(textured(2.0, 3.0))]
-    (entry,) = motion.entries(strips).astype(np.float64)
-    assert entry.shape == motion.INFO.shape
+    strips = [optical_flow.strip(textured()), optical_flow.strip(textured(2.0, 3.0))]
+    (entry,) = optical_flow.entries(strips).astype(np.float64)
+    assert entry.shape == optical_flow.INFO.shape
     np.testing.assert_allclose(channel(entry, "u0.5"), 2.0, atol=0.3)
     np.testing.assert_allclose(channel(entry, "v0.5"), 3.0, atol=0.3)
     assert (channel(entry, "v0.1") <= channel(entry, "v0.9")).all()
@@ -54,30 +54,34 @@ def test_a_known_shift_in_every_cell() -> None:
 def test_cells_without_texture_say_so() -> None:
     image = textured()
     image[:, :640] = 90
-    (entry,) = motion.entries([motion.strip(image), motion.strip(image)])
+    (entry,) = optical_flow.entries([optical_flow.strip(image), optical_flow.strip(image)])
     np.testing.assert_array_equal(channel(entry, "texture")[:, :3], 0)
     assert (channel(entry, "texture")[:, 5:] > 0.5).all()
     np.testing.assert_allclose(entry[..., :6], 0, atol=0.01)
 
 
 def test_the_first_frame_has_the_seconds_entry() -> None:
-    strips = [motion.strip(textured(i * 1.0)) for i in range(4)]
-    begun, later = motion.entries(strips, begins=True), motion.entries(strips)
+    strips = [optical_flow.strip(textured(i * 1.0)) for i in range(4)]
+    begun, later = optical_flow.entries(strips, begins=True), optical_flow.entries(strips)
     np.testing.assert_array_equal(begun[1:], later)
     np.testing.assert_array_equal(begun[0], begun[1])
-    np.testing.assert_array_equal(motion.entries(strips[2:]), later[2:])  # wherever a piece begins
-    np.testing.assert_array_equal(motion.entries(strips[:1], begins=True), np.zeros((1, *motion.INFO.shape)))
+    np.testing.assert_array_equal(optical_flow.entries(strips[2:]), later[2:])  # wherever a piece begins
+    np.testing.assert_array_equal(
+        optical_flow.entries(strips[:1], begins=True), np.zeros((1, *optical_flow.INFO.shape))
+    )
 
 
 def test_any_size_of_frame() -> None:
     for size in ((1226, 370), (320, 180), (64, 48), (3, 2)):
-        assert motion.strip(cv2.resize(textured(), size)).shape == (HEIGHT, WIDTH)
+        assert optical_flow.strip(cv2.resize(textured(), size)).shape == (HEIGHT, WIDTH)
 
 
 def test_the_origin_says_what_decides_the_numbers() -> None:
-    assert json.loads(canonical(dict(motion.ORIGIN)))["grid"] == [12, 8]
-    assert motion.INFO.shape == (*motion.GRID, len(motion.CHANNELS))
-    assert HEIGHT % (2 * motion.GRID[0]) == WIDTH % (2 * motion.GRID[1]) == 0  # cells of a quarter of the flow
+    assert json.loads(canonical(dict(optical_flow.ORIGIN)))["grid"] == [12, 8]
+    assert optical_flow.INFO.shape == (*optical_flow.GRID, len(optical_flow.CHANNELS))
+    assert (
+        HEIGHT % (2 * optical_flow.GRID[0]) == WIDTH % (2 * optical_flow.GRID[1]) == 0
+    )  # cells of a quarter of the flow
 
 
 def skill(x: Floats, y: Floats, train: NDArray[np.bool_], test: NDArray[np.bool_]) -> float:
@@ -90,11 +94,11 @@ def test_real_flow_carries_speed(real: Path) -> None:
     """One drive at 11.5 m/s; leaving out frames makes it two and three times as fast."""
     scene = real / "kitti_odometry"
     rows = list(csv.DictReader((scene / "labels.csv").read_text().splitlines()))
-    strips = [motion.strip(cv2.imread(str(next(scene.rglob(row["frame"]))))) for row in rows]
+    strips = [optical_flow.strip(cv2.imread(str(next(scene.rglob(row["frame"]))))) for row in rows]
     x, y, at = [], [], []
     for step in (1, 2, 3):
         for i in range(len(strips) - step):
-            x.append(motion.entries([strips[i], strips[i + step]]).astype(np.float64).reshape(-1))
+            x.append(optical_flow.entries([strips[i], strips[i + step]]).astype(np.float64).reshape(-1))
             y.append(float(rows[i + step]["ego_speed_mps"]) * step)
             at.append(i)
     block = np.array(at) // 10
@@ -108,8 +112,8 @@ def test_a_line_through_the_flow_gives_the_rendered_cars_speed(tmp_path: Path) -
     x, y = [], []
     clips = [tmp_path / "set" / s / s / str(i) for s, n in (("Train", 200), ("Test", 60)) for i in range(1, n + 1)]
     for clip in clips:
-        strips = [motion.strip(cv2.imread(str(clip / "imgs" / f"{i:03d}.jpg"))) for i in range(1, 9)]
-        x.append(np.median(motion.entries(strips).astype(np.float64), axis=0).reshape(-1))
+        strips = [optical_flow.strip(cv2.imread(str(clip / "imgs" / f"{i:03d}.jpg"))) for i in range(1, 9)]
+        x.append(np.median(optical_flow.entries(strips).astype(np.float64), axis=0).reshape(-1))
         y.append(json.loads((clip / "ego.json").read_text())["speed"])
     train = np.arange(260) < 200
     assert skill(np.array(x), np.array(y), train, ~train) >= 0.97

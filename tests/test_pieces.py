@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.pieces import Held, Piece, segments, uncovered, whole
+from features.frame_ranges import Held, Piece, segments, uncovered, whole
 from features.sequences import Sequence
 from stage1_extract.plan import layout, plan
 

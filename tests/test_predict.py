@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from features.config import Config
 from features.errors import DataError
 from stage1_extract.__main__ import main as stage1
-from stage1_extract.clips import Image
-from stage1_extract.decode import resize
-from stage1_extract.packets import check_size, readable_rate
+from stage1_extract.datasets.clip import Image
+from stage1_extract.datasets.video_metadata import check_size, readable_rate
+from stage1_extract.frame_loader import resize
 from stage2_temporal import predict as module
 from stage2_temporal.__main__ import main
-from stage2_temporal.fuse import assemble
+from stage2_temporal.fused.fuse import assemble
 from stage2_temporal.predict import predict, windows
-from stage2_temporal.slider import Parts, Slider, load_parts
+from stage2_temporal.sliding.sliding_window import Parts, Slider, load_parts
 
 LENGTH, STRIDE, BATCH = 3, 2, 8
 SPAN = (LENGTH - 1) * STRIDE + 1
@@ -383,7 +383,7 @@ def test_a_backbone_that_is_not_the_runs_is_refused(here: Path, capsys: pytest.C
 
 
 def test_windows_are_all_there_are(parts: Parts, here: Path) -> None:
-    from stage1_extract.footage import footage
+    from stage1_extract.datasets.single_video import footage
 
     clip = footage(write_video(here / "drive.avi", images()), parts.config.data, None)
     rows = windows(replace(clip, sequence=replace(clip.sequence, length=SPAN + 1)), parts.config)

@@ -16,20 +16,20 @@ from features.config import Config, read_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import Sequence
 from features.store import Store
-from stage1_extract.clips import Clip, Image
-from stage1_extract.layouts import scan
+from stage1_extract.datasets import scan
+from stage1_extract.datasets.clip import Clip, Image
 from stage1_extract.sample import render
-from stage1_extract.vehicles import tracked
+from stage1_extract.tracking.sequence_tracks import tracked
 from stage2_temporal.__main__ import main
-from stage2_temporal.boxes import read_boxes
-from stage2_temporal.export import export_run
+from stage2_temporal.data.task import read_task
+from stage2_temporal.fused.export import export_run
 from stage2_temporal.heads import check_streams
 from stage2_temporal.predict import predict, windows
-from stage2_temporal.predict_boxes import check_size, follow
-from stage2_temporal.runs import train
-from stage2_temporal.scene import read_scene
-from stage2_temporal.slider import load_parts
-from stage2_temporal.task import read_task
+from stage2_temporal.sliding.boxes_csv import read_boxes
+from stage2_temporal.sliding.sliding_window import load_parts
+from stage2_temporal.sliding.vehicle_prediction import check_size, follow
+from stage2_temporal.train import train
+from stage2_temporal.vehicle.camera_geometry import read_scene
 
 CONFIG = Config.model_validate(
     {

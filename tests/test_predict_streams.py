@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 
 from features.config import Data, read_config
 from features.sequences import Sequence
-from stage1_extract import motion
+from stage1_extract import optical_flow
 from stage1_extract.__main__ import main as stage1
-from stage1_extract.clips import Catalogue, Clip, Image, Source
-from stage1_extract.decode import resize
-from stage1_extract.layouts import scan
+from stage1_extract.datasets import scan
+from stage1_extract.datasets.clip import Catalogue, Clip, Image, Source
+from stage1_extract.frame_loader import resize
 from stage1_extract.sample import render
 from stage2_temporal import predict as module
-from stage2_temporal import predict_boxes, slider
 from stage2_temporal.__main__ import main
-from stage2_temporal.export import export, servable
+from stage2_temporal.fused.export import export, servable
 from stage2_temporal.heads.graph import fed
 from stage2_temporal.predict import windows
-from stage2_temporal.predict_boxes import follow
-from stage2_temporal.slider import load_parts
-from stage2_temporal.stream import Stream
+from stage2_temporal.sliding import sliding_window, vehicle_prediction
+from stage2_temporal.sliding.frame_stream import Stream
+from stage2_temporal.sliding.sliding_window import load_parts
+from stage2_temporal.sliding.vehicle_prediction import follow
 
 CONFIG = """
 [data]
@@ -121,13 +121,13 @@ class Reel:
 @pytest.fixture
 def flows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A 1 for each flow that is computed."""
-    made, pool = [], motion.pool
+    made, pool = [], optical_flow.pool
 
     def counted(flow: NDArray[np.float32], strip: NDArray[np.uint8]) -> NDArray[np.float32]:
         made.append(1)
         return pool(flow, strip)
 
-    monkeypatch.setattr(motion, "pool", counted)
+    monkeypatch.setattr("stage1_extract.optical_flow.pool", counted)
     return made
 
 
@@ -174,7 +174,7 @@ def read_video(path: Path) -> list[Image]:
 
 def entries_of(frames: list[Image]) -> NDArray[np.float16]:
     cv2.setNumThreads(1)
-    return motion.entries([motion.strip(frame) for frame in frames], begins=True)
+    return optical_flow.entries([optical_flow.strip(frame) for frame in frames], begins=True)
 
 
 @pytest.mark.parametrize("name", ["flow", "solved", "vehicle"])
@@ -203,7 +203,7 @@ def test_a_data_set_as_evaluation_has_it_each_frame_once(
 def test_a_video_and_its_overlay(name: str, here: Path, flows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     frames = write_video(here / "drive.avi", there_and_back())
     if name == "flow":
-        monkeypatch.setattr(slider, "build_trunk", lambda _: pytest.fail("a backbone was built for nothing"))
+        monkeypatch.setattr("stage2_temporal.sliding.sliding_window.build_trunk", lambda _: pytest.fail("a backbone was built for nothing"))
     assert main(["predict", "--run", name, "--input", "drive.avi", "--output", "d.csv", "--overlay", "d.mp4"]) == 0
     assert len(flows) == len(frames) - 1
     rows = rows_of(here / "d.csv")
@@ -234,8 +234,8 @@ def test_a_folder_of_frames(here: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_what_is_held_of_the_flow_is_a_window_and_a_step(count: int, home: Path) -> None:
     at = np.arange(count - LENGTH + 1)[:, None] + np.arange(LENGTH)
     parts = load_parts(home / "runs/flow")
-    made = slider.Slider(parts, at)
-    flow = np.random.default_rng(0).normal(size=(count, *motion.INFO.shape)).astype(np.float16)
+    made = sliding_window.Slider(parts, at)
+    flow = np.random.default_rng(0).normal(size=(count, *optical_flow.INFO.shape)).astype(np.float16)
     got = np.concatenate(list(made.run({"motion": flow[i : i + made.step]} for i in range(0, count, made.step))))
     np.testing.assert_allclose(got, parts.stage_two.predict(flow[at], verbose=0), rtol=0, atol=1e-4)
     assert made.engine is None and {len(held) for held in made.buffers.values()} == {LENGTH - 1 + made.step}
@@ -284,7 +284,7 @@ def test_a_vehicles_video_across_ranges_with_its_overlay(here: Path, flows: list
     rows = rows_of(here / "v.csv")
     assert [int(r["frame"]) for r in rows] == list(range(7, 15))
     assert len(read_video(here / "v.mp4")) == 15
-    flow, made = entries_of(frames), predict_boxes.Flow()
+    flow, made = entries_of(frames), vehicle_prediction.Flow()
     np.testing.assert_array_equal(np.concatenate([made(frames[:8]), made(frames[8:])]), flow)
 
 

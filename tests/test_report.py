@@ -13,7 +13,7 @@ from features.errors import DataError
 from features.sequences import Sequence
 from stage2_temporal.report import write_report
 from stage2_temporal.report.plots import curves, scatters
-from stage2_temporal.report.results import read_results
+from stage2_temporal.runs.results import read_results
 
 
 def test_each_split_has_its_row_beside_the_constant_and_test_is_first(tmp_path: Path) -> None:

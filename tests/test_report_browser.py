@@ -13,7 +13,7 @@ from report_runs import VELOCITY, Stored, make_run
 
 from features.tracks import Track
 from stage2_temporal.report import write_report
-from stage2_temporal.report.results import Results, read_results
+from stage2_temporal.runs.results import Results, read_results
 
 sync_api = pytest.importorskip("playwright.sync_api")
 

@@ -15,7 +15,7 @@ from stage2_temporal.report import write_report
 from stage2_temporal.report.clips import clip, pick, spread
 from stage2_temporal.report.glyphs import arrows, bars
 from stage2_temporal.report.pictures import Pictures, by_turns
-from stage2_temporal.report.results import Example, read_results
+from stage2_temporal.runs.results import Example, read_results
 
 
 def test_the_worst_clips_show_their_own_frames(tmp_path: Path) -> None:

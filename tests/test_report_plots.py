@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from report_runs import body, make_run
 
-from stage2_temporal.report.draw import svg, ticks
 from stage2_temporal.report.plots import POINTS, curves, scatters, thin, timeline
-from stage2_temporal.report.results import read_results
+from stage2_temporal.report.svg import svg, ticks
+from stage2_temporal.runs.results import read_results
 
 
 def test_a_long_sequence_is_plotted_over_time(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from conftest import write_store
 from features.config import Config, Data, Train, Window
 from features.errors import ConfigError
 from features.sequences import Label, Sequence
+from stage2_temporal.data.examples import inputs
+from stage2_temporal.data.time_augmentation import retime
 from stage2_temporal.heads import find
-from stage2_temporal.inputs import inputs
-from stage2_temporal.retime import retime
 
 ROWS = np.array([[10, 11, 12], [21, 22, 23]])
 FIRST, LAST = np.array([8, 20]), np.array([14, 25])

@@ -17,9 +17,9 @@ import pytest
 
 from features.errors import DataError
 from stage1_extract.sample import annotation, render, world_of
-from stage1_extract.sample.paint import frames
+from stage1_extract.sample.render import frames
+from stage1_extract.sample.scene import CX, FPS, FRAMES, FX, FY, LAST, World, box, row
 from stage1_extract.sample.sprites import place, rear, sprite
-from stage1_extract.sample.world import CX, FPS, FRAMES, FX, FY, LAST, World, box, row
 
 ROOT = Path(__file__).parents[1]
 COUNTS = {"train": 2, "validation": 1, "test": 1}

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from features.errors import DataError
-from features.geometry import NAMES, Ground, features
 from features.sequences import Camera
-from stage1_extract.track import track
-from stage2_temporal.scene import Paths, Scene, fit_scene, read_scene
+from stage1_extract.tracking.tracker import track
+from stage2_temporal.vehicle.camera_geometry import Paths, Scene, fit_scene, read_scene
+from stage2_temporal.vehicle.geometry import NAMES, Ground, features
 
 SCENE = Scene(Ground(340.0, 1000.0, 1400.0), Camera(714.0, 710.0, 675.0, 376.0), (1280, 720))
 

@@ -17,10 +17,10 @@ from test_training import LENGTH, SHAPE, config, maps_and_clips
 
 from features.sequences import Label, Sequence
 from features.tracks import Track, keys
+from stage2_temporal.data.examples import Inputs, inputs
 from stage2_temporal.heads import HEADS, find
-from stage2_temporal.heads.boxed import Boxed
-from stage2_temporal.heads.solved import Solved
-from stage2_temporal.inputs import Inputs, inputs
+from stage2_temporal.heads.closed_form import Solved
+from stage2_temporal.heads.vehicle import Boxed
 
 WHOLE = [head for head in HEADS.values() if not issubclass(head, Boxed)]  # the others take geometry vectors alone
 QUICK = [head() for head in WHOLE if issubclass(head, Solved)]

@@ -14,12 +14,12 @@ from conftest import RECIPE, jpeg, write_store
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.assembly import ShardWriter, Stream, assemble, shard_pieces
+from features._common.atomic import replacing
 from features.errors import StoreError
-from features.files import replacing
-from features.pieces import segments, whole
+from features.frame_ranges import segments, whole
 from features.sequences import Label, Sequence, same
 from features.store import Header, Store, StreamInfo, TopRecord, runs
+from features.store_writer import ShardWriter, Stream, assemble, shard_pieces
 
 GOLDEN = Path(__file__).parent / "data" / "format1.h5"
 

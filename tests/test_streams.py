@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 from test_extract import content, settings
 from test_store import flip
 
-from features.assembly import Stream, extend
 from features.config import Config
 from features.errors import BadInputs, DataError
 from features.sequences import Box, Label, Sequence
 from features.store import Store, StreamInfo
+from features.store_writer import Stream, extend
 from stage1_extract import extract as module
-from stage1_extract import motion
-from stage1_extract.clips import Catalogue, Clip, Image
-from stage1_extract.describe import describe
-from stage1_extract.engine import Engine, build_trunk
+from stage1_extract import optical_flow
+from stage1_extract.datasets import scan
+from stage1_extract.datasets.clip import Catalogue, Clip, Image
+from stage1_extract.engines.engine import Engine, build_trunk
 from stage1_extract.extract import extract
-from stage1_extract.layouts import scan
-from stage1_extract.track import trace
-from stage1_extract.vehicles import BLOCK, SHORT, Reel, grey
+from stage1_extract.info import describe
+from stage1_extract.tracking.sequence_tracks import BLOCK, SHORT, Reel, grey
+from stage1_extract.tracking.tracker import trace
 
 SIZE = 96, 64
 
@@ -101,9 +101,9 @@ def test_flow_is_that_of_the_whole_sequence_wherever_it_was_cut(tmp_path: Path, 
     bring_up(tmp_path / "s.h5", engine, *many)
     cv2.setNumThreads(1)
     with Store(tmp_path / "s.h5") as store:
-        assert store.streams["motion"].fingerprint == motion.INFO.fingerprint
+        assert store.streams["motion"].fingerprint == optical_flow.INFO.fingerprint
         for each, first in zip(many, store.first.tolist(), strict=True):
-            expected = motion.entries([motion.strip(f) for f in drive(each.sequence.length)], begins=True)
+            expected = optical_flow.entries([optical_flow.strip(f) for f in drive(each.sequence.length)], begins=True)
             np.testing.assert_array_equal(store.read("motion", range(first, first + each.sequence.length)), expected)
 
 
@@ -318,7 +318,7 @@ def test_between_given_boxes_it_is_followed_from_the_nearest() -> None:
 
 
 def test_a_long_video_is_read_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stage1_extract.vehicles.HELD", 4 * BLOCK * SIZE[0] * SIZE[1])
+    monkeypatch.setattr("stage1_extract.tracking.sequence_tracks.HELD", 4 * BLOCK * SIZE[0] * SIZE[1])
     video = clip(10 * BLOCK, parallel=False)
     reel = Reel(video)
     held = []
@@ -345,4 +345,4 @@ def test_tusimples_clip_through_the_store(real: Path, tmp_path: Path, engine: En
         x = note["position"][0] + note["velocity"][0] * (np.arange(40) - 39) / 20
         np.testing.assert_allclose(width / width[39], note["position"][0] / x, rtol=0.03)
         assert store.sequences[0].camera is not None
-        assert store.streams["motion"].shape == motion.INFO.shape
+        assert store.streams["motion"].shape == optical_flow.INFO.shape

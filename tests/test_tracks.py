@@ -11,9 +11,9 @@ import pytest
 from conftest import jpeg, write_store
 from numpy.typing import NDArray
 
-from features.assembly import Stream, extend
 from features.sequences import Box, Camera, Label, Sequence, same
 from features.store import Store, StreamInfo
+from features.store_writer import Stream, extend
 from features.tracks import Track, Vehicle, keys, vehicles
 
 NEAR, FAR = (1.0, 2.0, 30.0, 20.0), (40.0, 5.0, 48.0, 9.0)

@@ -7,12 +7,12 @@ import pytest
 
 from features.errors import DataError
 from features.sequences import Box
-from stage1_extract.clips import Image
+from stage1_extract.datasets.clip import Image
 from stage1_extract.sample import world_of
-from stage1_extract.sample.paint import frames as painted
-from stage1_extract.sample.world import box
-from stage1_extract.track import track
-from stage1_extract.trail import Trails
+from stage1_extract.sample.render import frames as painted
+from stage1_extract.sample.scene import box
+from stage1_extract.tracking.online_tracker import Trails
+from stage1_extract.tracking.tracker import track
 
 Scene = tuple[list[Image], list[list[Box]]]
 

@@ -26,9 +26,9 @@ from features.config import Config
 from features.errors import FramebankError
 from features.sequences import Label, Sequence
 from features.store import Store, TopRecord
-from stage2_temporal import folder as folders
-from stage2_temporal.runs import evaluate, train
-from stage2_temporal.task import origin, read_task
+from stage2_temporal.data.task import origin, read_task
+from stage2_temporal.runs import folder as folders
+from stage2_temporal.train import evaluate, train
 
 LENGTH, SHAPE = 6, (3, 4, 16)
 

@@ -14,9 +14,10 @@ import pytest
 from features.errors import DataError
 from features.sequences import Label, Sequence
 from features.windows import examples
-from stage2_temporal import submission, tusimple
 from stage2_temporal.__main__ import main
-from stage2_temporal.tusimple import ByDistance, evaluate
+from stage2_temporal.evaluation import tusimple
+from stage2_temporal.evaluation.tusimple import ByDistance, evaluate
+from stage2_temporal.runs import submission
 
 
 def vehicle(left: float, velocity: list[float], position: list[float] | None = None) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from test_heads import MAPS, SHAPE, tiny_top
 from features.config import Head, Train
 from features.sequences import Label, Sequence
 from features.store import Store
-from stage2_temporal import adam, lstm
-from stage2_temporal.ahead import Ahead
-from stage2_temporal.dataset import Batches, FrameReader
+from stage2_temporal.data.batches import Batches, FrameReader
 from stage2_temporal.heads import build
-from stage2_temporal.training import fit, predict
-from stage2_temporal.twin import accelerate
+from stage2_temporal.training import adam, lstm
+from stage2_temporal.training.ahead import Ahead
+from stage2_temporal.training.fast_layers import accelerate
+from stage2_temporal.training.loop import fit, predict
 
 TRUE = np.random.default_rng(1).normal(size=(len(MAPS), 2)).astype(np.float32)
 CLIPS = 21

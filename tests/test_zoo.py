@@ -13,9 +13,9 @@ from sklearn.base import clone
 from features.config import Config, Head, Train
 from features.errors import ConfigError
 from stage2_temporal.heads import HEADS, find
-from stage2_temporal.heads.boxed import Boxed
-from stage2_temporal.heads.solved import Solved, scaled
-from stage2_temporal.model import vector_scale
+from stage2_temporal.heads.closed_form import Solved, scaled
+from stage2_temporal.heads.vehicle import Boxed
+from stage2_temporal.training.scaling import vector_scale
 
 SHAPE = (5, 4, 6, 8)
 RNG = np.random.default_rng(0)

@@ -16,12 +16,12 @@ import cv2
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
 
+from features._common.atomic import sync
+from features._common.lock import only_writer
+from features._common.progress import bar
 from features.errors import DataError
-from features.files import sync
-from features.lock import only_writer
-from features.progress import bar
-from stage1_extract.sample.paint import frames
-from stage1_extract.sample.world import CAMERA, CX, CY, FX, FY, LAST, World, box, draw
+from stage1_extract.sample.render import frames
+from stage1_extract.sample.scene import CAMERA, CX, CY, FX, FY, LAST, World, box, draw
 
 RENDERER = 1  # raise it whenever the same seed gives other bytes
 MARKER = "sample.json"

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1_extract.sample.world import CAMERA, CX, FPS, FRAMES, FX, FY, HEIGHT, WIDTH, World
+from stage1_extract.sample.scene import CAMERA, CX, FPS, FRAMES, FX, FY, HEIGHT, WIDTH, World
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.floating[Any]]

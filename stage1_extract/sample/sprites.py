@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.sequences import Box
-from stage1_extract.sample.world import Colour, Vehicle
+from stage1_extract.sample.scene import Colour, Vehicle
 
 Image = NDArray[np.uint8]
 Sprite = tuple[NDArray[np.float32], ...]  # levels, each half as large: B, G, R times alpha, and alpha, from 0 to 1

@@ -1,1 +1,1 @@
-"""What `stage1_extract.track` is made of: aligning a patch with a frame, and following it from frame to frame."""
+"""Following a vehicle's box through a sequence: alignment of a patch with a frame, and tracking from frame to frame."""

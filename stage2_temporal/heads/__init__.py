@@ -13,19 +13,19 @@ from features.config import Config
 from features.config import Head as Settings
 from features.errors import ConfigError
 from features.store import TopRecord
-from stage2_temporal.auto import MOTION
+from stage2_temporal.data.examples import APPEARANCE
 from stage2_temporal.heads.attention import Attention
 from stage2_temporal.heads.base import Head
-from stage2_temporal.heads.box_mlp import BoxMLP
-from stage2_temporal.heads.boxed import Boxed, BoxRidge
-from stage2_temporal.heads.convolution import TCN, ConvLSTM, Delta
+from stage2_temporal.heads.boosting import Boosting
+from stage2_temporal.heads.convolutional import TCN, ConvLSTM, Delta
+from stage2_temporal.heads.default_head import MOTION
 from stage2_temporal.heads.fusion import Fusion
-from stage2_temporal.heads.kernels import SVR, KernelRidge, Ridge
+from stage2_temporal.heads.linear_models import SVR, KernelRidge, Ridge
 from stage2_temporal.heads.recurrent import GRU, FlattenLSTM, PooledLSTM
-from stage2_temporal.heads.trees import Boosting
-from stage2_temporal.inputs import APPEARANCE
-from stage2_temporal.model import Scale
-from stage2_temporal.scene import FILE
+from stage2_temporal.heads.vehicle import Boxed, BoxRidge
+from stage2_temporal.heads.vehicle_mlp import BoxMLP
+from stage2_temporal.training.scaling import Scale
+from stage2_temporal.vehicle.camera_geometry import FILE
 
 HEADS: dict[str, type[Head]] = {
     "flatten_lstm": FlattenLSTM,

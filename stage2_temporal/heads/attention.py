@@ -6,10 +6,10 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from stage2_temporal.heads.gradient import Trained
 from stage2_temporal.heads.graph import Tensor
 from stage2_temporal.heads.pooled import PooledFrames
 from stage2_temporal.heads.recurrent import decide
-from stage2_temporal.heads.trained import Trained
 
 HEADS = 4
 

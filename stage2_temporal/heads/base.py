@@ -27,15 +27,15 @@ from sklearn.utils.validation import check_array, check_consistent_length, check
 from features.config import Config
 from features.errors import ConfigError
 from features.store import TopRecord
-from stage2_temporal.dataset import Batches
-from stage2_temporal.derived import Derived
+from stage2_temporal.data.batches import Batches
+from stage2_temporal.data.derived_streams import Derived
+from stage2_temporal.data.examples import APPEARANCE, Inputs, Windows, windows
+from stage2_temporal.data.splits import split_at
+from stage2_temporal.data.time_augmentation import wanted
 from stage2_temporal.heads.graph import Graph, Named, Reader, Tensor, entered, fed, joined
 from stage2_temporal.heads.settings import FIELDS, SIGNATURE, sections
-from stage2_temporal.inputs import APPEARANCE, Inputs, Windows, windows
-from stage2_temporal.model import Scale, rebuild_top, target_scale
-from stage2_temporal.retime import wanted
-from stage2_temporal.splits import split_at
-from stage2_temporal.training import predict
+from stage2_temporal.training.loop import predict
+from stage2_temporal.training.scaling import Scale, rebuild_top, target_scale
 
 Floats = NDArray[np.float64]
 Examples = tuple[Windows, Floats]
@@ -86,7 +86,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             ConfigError: settings out of range or at odds with X.
             ValueError: X or y that scikit-learn refuses, unknown targets among them.
-            FramebankError: see `stage2_temporal.training.fit`.
+            FramebankError: see `stage2_temporal.training.loop.fit`.
         """
         self._begin()
         examples, targets = self._accepted(X, y, fitting=True)

@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
-from stage2_temporal.dataset import Batches
+from stage2_temporal.data.batches import Batches
+from stage2_temporal.data.examples import Inputs, Windows, as_maps
+from stage2_temporal.data.pooling import average, change, check_grid
 from stage2_temporal.heads.base import Examples, Floats, Head
-from stage2_temporal.heads.boxed import GEOMETRY, Boxed, about_vehicles
+from stage2_temporal.heads.closed_form import scaled, within
 from stage2_temporal.heads.graph import Graph, Named, Tensor, joined
-from stage2_temporal.heads.solved import scaled, within
-from stage2_temporal.inputs import Inputs, Windows, as_maps
-from stage2_temporal.model import vector_scale
-from stage2_temporal.pooling import average, change, check_grid
-from stage2_temporal.scene import FILE
-from stage2_temporal.training import fit, fix_seeds
+from stage2_temporal.heads.vehicle import GEOMETRY, Boxed, about_vehicles
+from stage2_temporal.training.loop import fit, fix_seeds
+from stage2_temporal.training.scaling import vector_scale
+from stage2_temporal.vehicle.camera_geometry import FILE
 
 SMALL = 1024  # numbers an entry up to which a stream is taken whole, not pooled
 PENALTIES = np.logspace(0, 6, 13)  # of the ridge, on features of deviation 1; the best by leaving one out

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from stage2_temporal.inputs import Windows
+from stage2_temporal.data.examples import Windows
 
 Tensor = Any  # keras.KerasTensor; keras ships no types
 Named = dict[str, Any]  # tensors or arrays by input name

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from features.errors import ConfigError
 from features.store import Store
-from stage2_temporal.cells import Cells
-from stage2_temporal.components import Basis, Components, check_count, fit
-from stage2_temporal.derived import Derived, present, provide
+from stage2_temporal.data.derived_streams import Derived, present, provide
+from stage2_temporal.data.examples import APPEARANCE, Inputs, Windows, as_maps
+from stage2_temporal.data.grid_pooling import Cells
+from stage2_temporal.data.pca_projection import Basis, Components, check_count, fit
+from stage2_temporal.data.pooling import average, change, check_grid, moved
 from stage2_temporal.heads.base import Floats, Head
 from stage2_temporal.heads.graph import Named, Tensor, joined
-from stage2_temporal.inputs import APPEARANCE, Inputs, Windows, as_maps
-from stage2_temporal.pooling import average, change, check_grid, moved
 
 FLOOR = 1e-3  # of the window's mean change, added to each cell's
 TINY = 1e-12  # and this where nothing moves at all
@@ -32,7 +32,7 @@ class Pooled(Head):
     basis comes from the store's training split, or from the frames of a plain array, and is part of the model.
 
     Arrays, by name: `<input>.mean` (n, T, F) and for each lag `<input>.change<lag>` (n, T − lag, F). Where nothing that
-    is trained lies before them, they are derived into the store once, see `stage2_temporal.derived`.
+    is trained lies before them, they are derived into the store once, see `stage2_temporal.data.derived_streams`.
     """
 
     _bases: dict[str, list[NDArray[np.float32]]]  # by input name: kernel and bias of the projection

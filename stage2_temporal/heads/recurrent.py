@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import keras
 
+from stage2_temporal.data.examples import as_maps
 from stage2_temporal.heads.base import Head
+from stage2_temporal.heads.gradient import Trained
 from stage2_temporal.heads.graph import Named, Tensor, joined
 from stage2_temporal.heads.pooled import PooledFrames
-from stage2_temporal.heads.trained import Trained
-from stage2_temporal.inputs import as_maps
 
 
 class Recurrent(Trained):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from features.files import replacing
+from features._common.atomic import replacing
 from stage2_temporal.report.clips import Frames
 from stage2_temporal.report.page import page
-from stage2_temporal.report.results import read_results
+from stage2_temporal.runs.results import read_results
 
 __all__ = ["Frames", "write_report"]
 

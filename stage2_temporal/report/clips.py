@@ -10,7 +10,7 @@ from typing import Protocol
 
 from features.sequences import Sequence
 from features.tracks import Track
-from stage2_temporal.report.results import Example
+from stage2_temporal.runs.results import Example
 
 STRIP = 8  # frames a filmstrip shows at most
 WIDTH = 160  # units across a frame in every drawing on it

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from stage2_temporal.report.clips import Place
 from stage2_temporal.report.plots import nice
-from stage2_temporal.report.results import Example
+from stage2_temporal.runs.results import Example
 
 VELOCITY = ("vx", "vy")
 REACH = 26.0  # length of the longest arrow

@@ -10,16 +10,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from stage2_temporal.report.clips import WIDTH, Frames, clip, pick
-from stage2_temporal.report.draw import svg
 from stage2_temporal.report.glyphs import arrows, bars
 from stage2_temporal.report.pictures import Pictures, by_turns
 from stage2_temporal.report.plots import Plot, curves, scatters, thin, timeline, tuning
-from stage2_temporal.report.results import Results
+from stage2_temporal.report.svg import svg
 from stage2_temporal.report.viewer import data
+from stage2_temporal.runs.results import Results
 
 WORST, BEST = 8, 3
 UNKNOWN = "–"
-HERE = Path(__file__).parent
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ def page(results: Results, store: Frames) -> str:
         bars=[bars([c.example for c in clips], k) for k in range(len(target))],
         farthest=max((e.distance for e in counted if math.isfinite(e.distance)), default=None),
         data=data(results, clips, len(drawn), scale, pictures, set(strips)),
-        script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
+        script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
     )
 
 
 def environment() -> Environment:
     """The templates beside this file: every value is escaped, and one that is missing is an error."""
     made = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     made.filters |= {"number": number, "signed": signed, "duration": duration}
     return made

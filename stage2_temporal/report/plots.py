@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from stage2_temporal.report.clips import Frames
-from stage2_temporal.report.results import Epoch, Example, Results
+from stage2_temporal.runs.results import Epoch, Example, Results
 
 Kind = Literal["line", "dashed", "points", "ring", "bars", "steps"]
 Role = Literal["model", "train", "true", "constant", "guide"]

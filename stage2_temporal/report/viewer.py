@@ -11,7 +11,7 @@ from typing import Any
 from stage2_temporal.report.clips import Clip
 from stage2_temporal.report.glyphs import Arrows
 from stage2_temporal.report.pictures import Pictures
-from stage2_temporal.report.results import Results
+from stage2_temporal.runs.results import Results
 
 
 def data(

@@ -1,0 +1,91 @@
+"""What a person wants to know of a store, as text."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from features.sequences import SPLITS
+from features.store import Store
+from features.tracks import keys
+from features.windows import value
+from stage1_extract.tracking.sequence_tracks import boxes_elsewhere, seen, unfollowed
+
+
+def describe(store: Store) -> str:
+    """Several lines: where it comes from, what it holds, what is missing."""
+    r, size = store.recipe, store.path.stat().st_size
+    lines = [
+        f"{store.path}  {size / 1e6:,.1f} MB  {'complete' if store.complete else 'INCOMPLETE'}",
+        f"fingerprint  {store.fingerprint[:16]}",
+        f"backbone     {r.backbone}, weights {r.weights} ({r.weights_digest[:12]})"
+        + (", UNTRAINED" if r.weights == "random" else ""),
+        f"cut          {store.header.trunk.get('cut', '?')}, {r.top_layers} layers above",
+        f"frames seen  {r.size[0]}x{r.size[1]} {r.colour}, {r.interpolation}, {r.decode}, preprocessing {r.preprocess}",
+        f"computed in  {r.precision}{_engines(store)}",
+        f"written by   {', '.join(f'{name} {v}' for name, v in sorted(store.versions.items()))}",
+        "",
+    ]
+    for name, info in store.streams.items():
+        one = int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize
+        shape = "x".join(map(str, info.shape))
+        lines.append(f"stream       {name}: {shape} {info.dtype}, {one / 1e3:,.1f} kB a frame")
+        lines += [f"               {k}: {_words(v)}" for k, v in sorted(info.origin.items())]
+    lines += _tracks(store)
+    top = store.top()
+    if top is None:
+        lines.append("top          none: the map at the cut is the feature")
+    else:
+        lines.append(f"top          {sum(w.size for w in top.weights):,} pretrained weights, unfrozen in stage two")
+    lines += ["", f"{'split':<12}{'sequences':>10}{'frames':>10}{'labels':>10}"]
+    for split in SPLITS:
+        chosen = [s for s in store.sequences if s.split == split]
+        if chosen:
+            frames, labels = sum(s.length for s in chosen), sum(len(s.labels) for s in chosen)
+            lines.append(f"{split:<12}{len(chosen):>10,}{frames:>10,}{labels:>10,}")
+    lines += ["", *_targets(store)]
+    rates = Counter(s.fps for s in store.sequences)
+    lines.append("frame rate   " + ", ".join(f"{fps:g} fps ({n} sequences)" for fps, n in rates.most_common(4)))
+    lines += [f"missing      {why}" for why in store.missing.values()]
+    return "\n".join(lines)
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _tracks(store: Store) -> list[str]:
+    tracks = store.tracks()
+    wanted = {name for s in store.sequences for name in keys(s)}
+    if not wanted and not tracks:
+        return ["tracks       none: no label has a box on a frame that is there", *boxes_elsewhere(store.sequences)]
+    share = [seen(t).mean() for t in tracks.values()]
+    mean = f", found in {np.mean(share):.1%} of their frames on average" if share else ""
+    lines = [f"tracks       {len(tracks):,} of {len(wanted):,} vehicles followed{mean}"]
+    return [
+        *lines,
+        *(f"             {n}" for n in (*unfollowed(store.sequences, tracks), *boxes_elsewhere(store.sequences))),
+    ]
+
+
+def _engines(store: Store) -> str:
+    errors = store.header.trunk.get("relative_error", {})
+    return "".join(f", {name} (relative error {error:.1e})" for name, error in sorted(errors.items()))
+
+
+def _targets(store: Store) -> list[str]:
+    labels = [label for s in store.sequences for label in s.labels]
+    columns = sorted({c for label in labels for c in label.targets})
+    if any(label.position for label in labels):
+        columns += ["x", "y"]
+    lines = []
+    for column in columns:
+        values = np.array([value(label, column) for label in labels])
+        values = values[np.isfinite(values)]
+        if len(values):
+            spread = f"mean {values.mean():.3f}, deviation {values.std():.3f}"
+            lines.append(f"target       {column}: {len(values):,} values, {spread}")
+        else:
+            lines.append(f"target       {column}: no value known")
+    return lines

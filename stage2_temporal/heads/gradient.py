@@ -1,0 +1,33 @@
+"""Heads that Adam trains, batch by batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+
+from stage2_temporal.data.examples import Windows
+from stage2_temporal.heads.base import Examples, Floats, Head
+from stage2_temporal.training.loop import fit, fix_seeds
+from stage2_temporal.training.scaling import vector_scale
+
+
+class Trained(Head):
+    """A head whose weights are found by gradient descent on the mean squared error."""
+
+    def _learn(self, examples: Windows, targets: Floats, held: Examples | None, logs: Path | None) -> None:
+        fix_seeds(self._train.seed)
+        graph, whole = self._graph(), not (self._ready(examples) and (held is None or self._ready(held[0])))
+        if self.standardised and self._train.standardise_inputs:
+            self._scale = vector_scale(self._computed(graph, examples, whole=whole))
+        model = self._finished(graph)
+        self.outcome_ = fit(
+            model if whole else self._entered(model, examples),
+            self._batches(examples, targets, whole=whole, seed=self._train.seed),
+            self._batches(*held, whole=whole) if held is not None else None,
+            self._train,
+            deviation=self._target.deviation if self._target else None,
+            logs=logs,
+        )
+        # without the optimiser and our loss, so that it loads and pickles anywhere
+        self.model_ = keras.Model(model.input, model.output, name=model.name)

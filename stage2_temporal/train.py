@@ -1,0 +1,199 @@
+"""A run: from a config and a store to a folder with model, metrics, predictions and report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from features._common.atomic import replacing
+from features.config import Config, read_config
+from features.errors import DataError, StoreError
+from features.store import Store
+from stage2_temporal.data.examples import APPEARANCE, Inputs, Source
+from stage2_temporal.data.splits import STORED_VALIDATION
+from stage2_temporal.data.task import Task, origin, read_task
+from stage2_temporal.evaluation.metrics import UNITS, Scores, as_json, scores, verdict
+from stage2_temporal.heads import find
+from stage2_temporal.report import write_report
+from stage2_temporal.runs import submission, tables
+from stage2_temporal.runs.folder import read_metrics, replacing_folder
+from stage2_temporal.training.loop import Outcome
+from stage2_temporal.training.scaling import parameters
+
+Floats = NDArray[np.float64]
+STREAM = APPEARANCE
+FEW = 10  # test sequences below which a verdict comes with a warning
+JUDGED = ("test", "validation", STORED_VALIDATION, "train")  # the first of these with labels gets the verdict
+
+
+def train(config: Config, store: Store, wanted: Task, path: Path) -> None:
+    """Train as the config says; the run's folder appears at `path` when it is whole.
+
+    Raises:
+        FramebankError: what the user can mend.
+    """
+    metrics = write_run(config, store, wanted, path)
+    if not metrics["trained_backbone"]:
+        print("the backbone's weights are random, UNTRAINED: for tests only", file=sys.stderr)
+    print(f"{tables.table(metrics)}\n{path / 'report.html'}")
+
+
+def write_run(config: Config, store: Store, wanted: Task, path: Path, *, report: bool = True) -> dict[str, Any]:
+    """What `train` does, without its closing words; the metrics.
+
+    Args:
+        report: also write the report, which is larger than all the rest.
+
+    Raises:
+        FramebankError: what the user can mend.
+    """
+    with replacing_folder(path) as folder:
+        metrics = _train(config, store, wanted, folder)
+        _write_json(folder / "metrics.json", metrics)
+        if report:
+            write_report(folder, store)
+    return metrics
+
+
+def evaluate(path: Path, store: Store) -> None:
+    """Predict with a run's saved model anew and rewrite its metrics, predictions and report.
+
+    Raises:
+        DataError: no run there, or its model cannot be loaded.
+        StoreError: the store is of another recipe.
+    """
+    metrics, config = read_metrics(path), read_config(path / "config.toml")
+    if metrics["store"]["fingerprint"] != store.fingerprint:
+        raise StoreError(
+            f"{store.path}: not the recipe {path} was trained on",
+            expected=metrics["store"]["fingerprint"][:12],
+            got=store.fingerprint[:12],
+            mend=f"--store {metrics['store']['path']}",
+        )
+    wanted = read_task(config, store)
+    if metrics["store"].get("examples") != wanted.digest:
+        raise StoreError(
+            f"{store.path}: not the examples {path} was trained on; its own figures are not replaced by others'",
+            mend=f"--store {metrics['store']['path']}, or train anew where its labels changed",
+        )
+    X = Inputs(Source(store.path, wanted.examples.rows, config.train.memory_gb), wanted.examples)
+    predicted = find(config.head.name).of(config).restore(load(path), path).predict(X)
+    metrics |= _judge(wanted, predicted)
+    metrics["store"] = origin(store, wanted, config)
+    with replacing(path / "predictions.csv") as temporary:
+        _predictions(temporary, wanted, predicted, store, config)
+    submission.write(path, config.data.layout, wanted.examples, predicted, store.sequences)
+    with replacing(path / "metrics.json") as temporary:
+        _write_json(temporary, metrics)
+    write_report(path, store)
+    print(f"{tables.table(metrics)}\n{path / 'report.html'}")
+
+
+def load(path: Path, name: str = "model.keras") -> keras.Model:
+    """A model in a run's folder.
+
+    Raises:
+        DataError: there is none, or it cannot be loaded safely.
+    """
+    file = path / name
+    try:
+        return keras.models.load_model(file, compile=False, safe_mode=True)
+    except (ValueError, OSError, TypeError, KeyError) as e:
+        line = " ".join(str(e).split())[:300]
+        raise DataError(f"{file}: cannot be loaded ({line})", mend="train anew") from None
+
+
+def _train(config: Config, store: Store, wanted: Task, folder: Path) -> dict[str, Any]:
+    """Everything but the report; the metrics, without the store."""
+    found = wanted.examples
+    X = Inputs(Source(store.path, found.rows, config.train.memory_gb), found)
+    chosen, held_out = wanted.known("train"), wanted.known("validation")
+    if len(held_out) == 0:
+        print("no validation examples: the last epoch is kept", file=sys.stderr)
+    head = find(config.head.name).of(config).set_params(validation_split=0.0)  # the task's splits have it in them
+    head.fit(
+        X[chosen],
+        found.targets[chosen],
+        validation=(X[held_out], found.targets[held_out]) if len(held_out) else None,
+        logs=folder / "tensorboard" if config.train.tensorboard else None,
+    )
+    outcome = head.outcome_
+    if outcome.interrupted:
+        print(
+            f"stopped by Ctrl-C after epoch {len(outcome.history)} of {config.train.epochs}: "
+            f"epoch {outcome.best_epoch} is kept and the run is written",
+            file=sys.stderr,
+        )
+    predicted = head.predict(X)
+    head.model_.save(folder / "model.keras")
+    head.keep(folder)
+    (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    tables.write_history(folder / "history.csv", outcome.history)
+    _predictions(folder / "predictions.csv", wanted, predicted, store, config)
+    submission.write(folder, config.data.layout, found, predicted, store.sequences)
+    return {**_facts(config, store, wanted, head.model_, outcome), **_judge(wanted, predicted)}
+
+
+def _facts(config: Config, store: Store, wanted: Task, model: keras.Model, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "target": list(config.data.columns),
+        "unit": _unit(config.data.columns),
+        "units": [UNITS.get(c) for c in config.data.columns],
+        "head": config.head.name,
+        "backbone": store.recipe.backbone,
+        "weights": store.recipe.weights,
+        "trained_backbone": store.recipe.weights != "random",
+        "parameters": parameters(model, int(store.header.trunk.get("parameters", 0))),
+        "epochs": len(outcome.history),
+        "best_epoch": outcome.best_epoch,
+        "seconds": outcome.seconds,
+        "interrupted": outcome.interrupted,
+        "store": origin(store, wanted, config),
+        "labels": wanted.labels,
+    }
+
+
+def _judge(wanted: Task, predicted: Floats) -> dict[str, Any]:
+    """The parts of metrics.json that follow from the predictions."""
+    found, parts = wanted.examples, {}
+    judged: dict[str, Scores] = {}
+    for split in dict.fromkeys(wanted.splits.tolist()):
+        known = wanted.known(split)
+        if len(known) == 0:
+            continue
+        true, position = found.targets[known], found.position[known]
+        constant = np.broadcast_to(wanted.constant, true.shape)
+        judged[split], beside = (
+            scores(true, answer, wanted.constant, found.columns, position) for answer in (predicted[known], constant)
+        )
+        parts[split] = {"examples": len(known), "model": as_json(judged[split]), "constant": as_json(beside)}
+    split = next(name for name in JUDGED if name in judged)
+    sentence, constant_like = verdict(split, judged[split])
+    sequences = len(np.unique(found.sequence[wanted.known(split)]))
+    if sequences < FEW:
+        sentence += f" Judged by {sequences} sequences only: few enough for luck."
+    return {
+        "splits": parts,
+        "verdict": sentence,
+        "no_better_than_constant": constant_like,
+        "dropped": {"window": found.dropped, "unknown": int((~found.known).sum())},
+    }
+
+
+def _predictions(path: Path, wanted: Task, predicted: Floats, store: Store, config: Config) -> None:
+    tables.write_predictions(path, wanted.examples, wanted.splits, predicted, store.sequences, config.window.stride)
+
+
+def _unit(columns: tuple[str, ...]) -> str | None:
+    units = {UNITS.get(c) for c in columns}
+    return units.pop() if len(units) == 1 else None
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
