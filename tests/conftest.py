@@ -1,40 +1,22 @@
-"""Helpers that several test files share."""
+"""What every test needs: TensorFlow's settings before it is loaded, hypothesis' profile, the real material."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import zlib
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Listed
-from pathlib import Path
-from typing import Any
-
-import cv2
-import numpy as np
 import pytest
 from hypothesis import settings
-from numpy.typing import NDArray
 
-from features._common.atomic import replacing
-from features.frame_ranges import segments, whole
-from features.recipe import Recipe
-from features.sequences import Sequence
-from features.store import Header, StreamInfo, TopRecord
-from features.store_writer import ShardWriter, Stream, assemble, shard_pieces
-from features.tracks import Track
+from tests.helpers import REAL
 
 settings.register_profile("noisy machines", deadline=None)
 settings.load_profile("noisy machines")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to Ctrl-C
-
-REAL = Path(__file__).parents[2] / "shared" / "data"
-RECIPE = Recipe("cv2", (32, 18), "area", "rgb", "none", "Tiny", weights="random", dtype="float32")
 
 
 @pytest.fixture
@@ -43,61 +25,3 @@ def real() -> Path:
     if not REAL.is_dir():
         pytest.skip("no ../shared/data beside this checkout")
     return REAL
-
-
-def jpeg(colour: int = 90, size: tuple[int, int] = (160, 90)) -> bytes:
-    """A small real JPEG of one grey."""
-    return bytes(cv2.imencode(".jpg", np.full((size[1], size[0], 3), colour, np.uint8))[1])
-
-
-def write_store(
-    path: Path,
-    sequences: Listed[Sequence],
-    maps: Mapping[str, NDArray[Any]],
-    *,
-    recipe: Recipe = RECIPE,
-    top: TopRecord | None = None,
-    trunk: Mapping[str, Any] | None = None,
-    complete: bool = True,
-    tracks: Mapping[str, Track] | None = None,
-) -> Path:
-    """A real store of given maps, written as extraction writes one: a shard, then its chunks assembled."""
-    streams = {name: StreamInfo(values.shape[1:], values.dtype.name) for name, values in maps.items()}
-    shard = path.with_suffix(".shard")
-    with replacing(shard) as temporary:
-        writer = ShardWriter(temporary, recipe, [whole(s) for s in sequences], streams)
-        writer.write(maps, [jpeg(i % 200) for i in range(sum(s.length for s in sequences))])
-        writer.close()
-    held = shard_pieces(shard, recipe.fingerprint)
-    parts = [segments(whole(s), [h for h in held if h.piece.sequence == s.id]) for s in sequences]
-    header = Header(recipe, trunk=trunk or {}, complete=complete)
-    assemble(path, header, sequences, {name: Stream(info, parts) for name, info in streams.items()}, top, tracks)
-    shard.unlink()
-    return path
-
-
-StoreMaker = Callable[..., Path]
-
-
-def picture(seed: int, size: tuple[int, int] = (64, 48)) -> NDArray[np.uint8]:
-    """A smooth random picture, (height, width, 3) BGR."""
-    noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return np.asarray(cv2.resize(noise, size, interpolation=cv2.INTER_CUBIC), np.uint8)
-
-
-def write_clips(
-    root: Path, counts: Mapping[str, int] | None = None, *, frames: int = 8, size: tuple[int, int] = (64, 48)
-) -> Path:
-    """A small data set of real JPEGs in the competition's layout; velocity and own speed are functions of the clip."""
-    for split, count in (counts or {"Train": 6, "Validation": 2, "Test": 2}).items():
-        for i in range(1, count + 1):
-            folder = root / split / split / str(i)
-            (folder / "imgs").mkdir(parents=True)
-            seed = zlib.crc32(f"{split}{i}".encode())
-            for f in range(1, frames + 1):
-                cv2.imwrite(str(folder / "imgs" / f"{f:03d}.jpg"), picture(seed + f, size))
-            box = {"left": 10.0, "top": 10.0, "right": 30.0, "bottom": 30.0}
-            vehicle = {"velocity": [i / 2, -i / 10], "bbox": box, "position": [10.0 * i, 1.0]}
-            (folder / "annotation.json").write_text(json.dumps([vehicle]))
-            (folder / "ego.json").write_text(json.dumps({"speed": 5.0 + i}))
-    return root

@@ -112,7 +112,7 @@ epochs = 3
 @pytest.fixture(scope="module")
 def semireal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 semi-real clips: real stills with real vehicles, moved by known velocities."""
-    from conftest import REAL
+    from tests.helpers import REAL
 
     tool = REAL.parent / "tools" / "semireal.py"
     if not tool.is_file():

@@ -80,9 +80,8 @@ def page(results: Results, store: Frames) -> str:
 
 def environment() -> Environment:
     """The templates beside this file: every value is escaped, and one that is missing is an error."""
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    loader = FileSystemLoader(TEMPLATES)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"number": number, "signed": signed, "duration": duration}
     return made
 

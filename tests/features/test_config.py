@@ -1,0 +1,81 @@
+"""The config: every shipped file reads, TOML and flags meet in one model, and faults are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from features._common.cli import config_from
+from features.config import Config, read_config
+from features.errors import ConfigError
+
+# sweep.toml is a sweep's, see test_sweep.py
+CONFIGS = sorted(p for p in (Path(__file__).parents[2] / "configs").glob("*.toml") if p.stem != "sweep")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs_read_and_round_trip(path: Path, tmp_path: Path) -> None:
+    config = read_config(path)
+    copy = tmp_path / "copy.toml"
+    copy.write_text(config.to_toml())
+    assert read_config(copy) == config
+
+
+def test_the_promised_configs_are_there() -> None:
+    assert {p.stem for p in CONFIGS} >= {"sample", "competition", "competition-rgb", "tusimple", "video"}
+
+
+def test_flags_override_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('[data]\ntarget = "ego_speed"\n[train]\nepochs = 3\n')
+    config = config_from(path, ["--data.target", "velocity", "--window.end", "-32", "--backbone.cut", "block4_pool"])
+    assert config.data.columns == ("vx", "vy")
+    assert (config.train.epochs, config.window.end, config.backbone.cut) == (3, -32, "block4_pool")
+
+
+def test_several_target_columns(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('[data]\ntarget = ["distance", "rate"]\n')
+    assert config_from(path, []).data.columns == ("distance", "rate")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("[train]\nepoch = 3\n", "unknown key train.epoch"),
+        ("[training]\nepochs = 3\n", "unknown key training"),
+        ("[train]\nepochs = 'three'\n", "train.epochs"),
+        ("[train]\nepochs = 0\n", "train.epochs"),
+        ("[data]\nlayout = 'kitti'\n", "data.layout"),
+        ("[train\n", "not TOML"),
+    ],
+)
+def test_faults_are_named_with_the_file(text: str, names: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=names) as error:
+        read_config(path)
+    assert str(path) in str(error.value)
+
+
+def test_no_such_config() -> None:
+    with pytest.raises(ConfigError, match="no such config"):
+        read_config("nowhere.toml")
+
+
+@pytest.mark.parametrize("flags", [["--train.epoch", "3"], ["--train.epochs", "three"], ["--train.epochs", "0"]])
+def test_a_wrong_flag_ends_with_status_2(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        config_from(None, flags)
+    assert stopped.value.code == 2
+    assert "epoch" in capsys.readouterr().err
+
+
+def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        config_from(None, ["--help"])
+    shown = capsys.readouterr().out
+    for section, model in Config.model_fields.items():
+        for key in model.default.__class__.model_fields:  # type: ignore[union-attr]
+            assert f"--{section}.{key.replace('_', '-')}" in shown

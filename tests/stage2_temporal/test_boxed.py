@@ -1,0 +1,263 @@
+"""Heads that are told which vehicle, on stores whose tracks a pinhole camera gave."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.model_selection import GroupKFold, cross_val_score
+
+from features.config import Config
+from features.errors import ConfigError, DataError
+from features.sequences import Camera, Label, Sequence
+from features.store import Store
+from features.tracks import Track, keys
+from stage2_temporal.data.examples import inputs
+from stage2_temporal.data.task import origin, read_task
+from stage2_temporal.heads import find
+from stage2_temporal.heads.vehicle import BoxRidge, paths
+from stage2_temporal.heads.vehicle_mlp import BoxMLP
+from stage2_temporal.runs.folder import read_metrics
+from stage2_temporal.train import evaluate, load, train
+from stage2_temporal.vehicle.camera_geometry import read_scene
+from stage2_temporal.vehicle.geometry import NAMES
+from tests.helpers import write_store
+
+T = 8
+COUNTS = {"train": 50, "validation": 10, "test": 25}
+
+
+def make(
+    path: Path, *, positions: bool = True, calibrated: bool = True, tracked: bool = True, hidden: int = 0, seed: int = 0
+) -> Path:
+    """Clips of 8 frames at 10 a second with two vehicles each, boxes good to 0.05 px; some tracks lost or wrong."""
+    rng = np.random.default_rng(seed)
+    camera = Camera(714.0, 710.0, 675.0, 376.0)
+    t = np.arange(1 - T, 1) / 10
+    sequences, tracks = [], {}
+    for split, count in COUNTS.items():
+        for i in range(count):
+            labels, moved = [], []
+            for _ in range(2):
+                x, y, vx, vy = rng.uniform(8, 75), rng.uniform(-5, 5), rng.normal(0.5, 2.3), rng.normal(0, 0.3)
+                ahead, wide = x + vx * t, rng.normal(2.1, 0.1)
+                middle, foot = 675 + 714 * (y + vy * t) / ahead, 340 + 1270 / ahead
+                half, high = 357 * wide / ahead, 714 * 1.6 / ahead
+                boxes = np.stack([middle - half, foot - high, middle + half, foot], axis=1)
+                at = tuple(boxes[-1].tolist())
+                boxes = boxes + rng.normal(0, 0.05, (T, 4))
+                boxes[-1] = at
+                confidence = np.append(rng.uniform(0.97, 1, T - 1), 1.0)
+                if len(tracks) + len(moved) < hidden:
+                    boxes[:-1] *= rng.uniform(0.4, 2.0)
+                if rng.random() < 0.05:
+                    boxes[:-1], confidence[:-1] = np.nan, 0
+                labels.append(Label(T - 1, {"vx": vx, "vy": vy}, at, (x, y) if positions else None))
+                moved.append(Track(boxes, confidence))
+            sequence = Sequence(
+                f"{split}/{i}", split, T, 10.0, (1280, 720), f"{split}{i}", tuple(labels),
+                camera if calibrated else None,
+            )  # fmt: skip
+            sequences.append(sequence)
+            tracks |= dict(zip(keys(sequence), moved, strict=True))
+    maps = np.zeros((sum(COUNTS.values()) * T, 1, 2, 3), np.float32)
+    return write_store(path, sequences, {"appearance": maps}, tracks=tracks if tracked else None)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("boxed") / "s.h5")
+
+
+def config(head: str = "box_ridge", target: str = "velocity", **settings: Any) -> Config:
+    small = {"epochs": 8, "batch": 32, "learning_rate": 3e-3}
+    head_settings = {"name": head, "units": 16, "members": 2, "dropout": 0.0} | settings
+    return Config.model_validate({"data": {"target": target}, "head": head_settings, "train": small})
+
+
+def r2(head: Any, path: Path, chosen: Config) -> list[float]:
+    """R² of each target on the test split."""
+    X, y, _ = inputs(path, chosen, ("test",))
+    error = head.predict(X) - y
+    return (1 - (error**2).mean(axis=0) / y.var(axis=0)).tolist()
+
+
+def fitted(path: Path, chosen: Config) -> Any:
+    X, y, _ = inputs(path, chosen)
+    V, v, _ = inputs(path, chosen, ("validation",))
+    return find(chosen.head.name).of(chosen).fit(X, y, validation=(V, v))
+
+
+@pytest.mark.parametrize("name", ["box_ridge", "box_mlp"])
+def test_velocity_and_position_from_tracks(name: str, store: Path) -> None:
+    chosen = config(name, "velocity+position")
+    vx, vy, x, y = r2(fitted(store, chosen), store, chosen)
+    assert vx > 0.9
+    assert vy > 0.6
+    assert x > 0.95
+    assert y > 0.95
+
+
+def test_other_tracks_are_another_origin(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vehicle, car = config(), config(target="ego_speed")
+    path = make(tmp_path / "s.h5")
+    assert origins(store, vehicle, car) == origins(path, vehicle, car)
+    monkeypatch.setattr("features.tracks.TRACKER", 99)
+    newer = make(tmp_path / "newer.h5")
+    (was, whose), (now, still) = origins(store, vehicle, car), origins(newer, vehicle, car)
+    assert was != now
+    assert whose == still
+
+
+def origins(path: Path, *configs: Config) -> list[dict[str, Any]]:
+    with Store(path) as store:
+        task = read_task(config(), store)
+        return [{k: v for k, v in origin(store, task, own).items() if k != "path"} for own in configs]
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_without_positions_the_ground_comes_from_velocities(calibrated: bool, tmp_path: Path) -> None:
+    path = make(tmp_path / "s.h5", positions=False, calibrated=calibrated)
+    head = fitted(path, config())
+    assert head.scene_.ground.horizon == pytest.approx(340, abs=3)
+    vx, vy = r2(head, path, config())
+    assert vx > 0.9
+    assert vy > 0.6
+
+
+def test_without_calibration_the_camera_comes_from_positions(tmp_path: Path) -> None:
+    path = make(tmp_path / "s.h5", calibrated=False)
+    head = fitted(path, config())
+    assert (head.scene_.camera.fx, head.scene_.camera.cx) == pytest.approx((714, 675), rel=0.02)
+    assert r2(head, path, config())[1] > 0.6
+
+
+def test_hidden_vehicles_hardly_move_the_line(store: Path, tmp_path: Path) -> None:
+    before = r2(fitted(store, config()), store, config())
+    hidden = make(tmp_path / "s.h5", hidden=2)
+    after = r2(fitted(hidden, config()), store, config())
+    assert after[0] > before[0] - 0.02
+    assert after[1] > before[1] - 0.05
+
+
+def test_lost_tracks_are_answered_with_the_usual(store: Path) -> None:
+    head = fitted(store, config())
+    X, y, _ = inputs(store, config(), ("test",))
+    lost = np.isnan(paths(X).boxes[:, :-1]).all(axis=(1, 2))
+    assert lost.any()
+    found = head.predict(X)
+    assert np.isfinite(found).all()
+    assert np.abs(found[lost] - np.median(y, axis=0)).max() < 1.5
+    nothing = np.full((2, len(NAMES)), np.nan, np.float32)
+    assert np.isfinite(head.model_.predict(nothing, verbose=0)).all()
+
+
+def test_more_networks_are_trained_apart(store: Path) -> None:
+    """Judged each by its own error, the answers of the members differ; their mean is the head's answer."""
+    chosen = config("box_mlp", members=3, layers=1)
+    X, y, _ = inputs(store, chosen)
+    head = BoxMLP.of(chosen).fit(X, y)
+    assert head.outcome_.history[-1].loss < head.outcome_.history[0].loss
+    geometry = keras.Input((len(NAMES),), name="geometry")
+    members = head._in_unit(head._members(head._vectors({"geometry": geometry}), 2))
+    apart = keras.Model(geometry, members)
+    apart.set_weights(head.model_.get_weights())
+    vectors = head._geometry(X)
+    answers = apart.predict(vectors, verbose=0)
+    assert answers.shape == (len(X), 3, 2)
+    assert np.abs(answers[:, 0] - answers[:, 1]).max() > 1e-3
+    np.testing.assert_allclose(answers.mean(axis=1), head.predict(X), rtol=1e-4, atol=1e-4)
+
+
+def test_ranges_of_distance_overlap_and_sum_to_one(store: Path) -> None:
+    X, y, _ = inputs(store, config("box_mlp"))
+    head = BoxMLP.of(config("box_mlp", ranges=4, units=2, members=1)).set_params(epochs=1).fit(X, y)
+    clean = np.array(head._line.reading.clean(head._geometry(X)))
+    column = NAMES.index("x_foot")
+    near, middle = np.exp(head._centres[0]) / 2, np.exp((head._centres[1] + head._centres[2]) / 2)
+    clean[:3, column] = near, middle, np.exp(head._centres[3])
+    weights = np.asarray(head._weights(clean))
+    np.testing.assert_allclose(weights[:3], [[1, 0, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0, 1]], atol=1e-5)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+
+
+def test_it_is_an_estimator(store: Path) -> None:
+    X, y, groups = inputs(store, config())
+    scores = cross_val_score(BoxRidge(), X, y, groups=groups, cv=GroupKFold(3))
+    assert scores.min() > 0.6
+    head = fitted(store, config())
+    vectors = head._geometry(X)
+    plain = clone(head).fit(vectors, y)  # on geometry vectors alone
+    np.testing.assert_allclose(plain.predict(vectors), head.predict(X), atol=1e-4)
+    with pytest.raises(ValueError, match="geometry vectors"):
+        BoxRidge().fit(np.ones((9, 5)), np.ones(9))
+
+
+@pytest.mark.parametrize("name", ["box_ridge", "box_mlp"])
+def test_a_run_keeps_its_ground_and_is_evaluated_to_the_same(name: str, store: Path, tmp_path: Path) -> None:
+    chosen = config(name)
+    with Store(store) as opened:
+        train(chosen, opened, read_task(chosen, opened), tmp_path / "r")
+    before, figures = (tmp_path / "r" / "predictions.csv").read_text(), read_metrics(tmp_path / "r")
+    assert figures["splits"]["test"]["model"]["ev"]["mean"] < figures["splits"]["test"]["constant"]["ev"]["mean"] / 5
+    assert read_scene(tmp_path / "r").ground.horizon == pytest.approx(340, abs=1)
+    assert [i.name for i in load(tmp_path / "r").inputs] == ["geometry"]
+    (tmp_path / "r" / "predictions.csv").write_text("lost")
+    with Store(store) as opened:
+        evaluate(tmp_path / "r", opened)
+    again = (tmp_path / "r" / "predictions.csv").read_text()
+    for row, old in zip(csv.DictReader(again.splitlines()), csv.DictReader(before.splitlines()), strict=True):
+        assert float(row["vx_pred"]) == pytest.approx(float(old["vx_pred"]), abs=1e-5)
+    (tmp_path / "r" / "ground.json").write_text(json.dumps({"ground": {}}))
+    with Store(store) as opened, pytest.raises(DataError, match=r"ground\.json: no ground.*train anew"):
+        evaluate(tmp_path / "r", opened)
+
+
+def with_flow(path: Path, seed: int = 4) -> Path:
+    """The same clips with a stream `motion` that grows with their own speed, and labels of it."""
+    rng = np.random.default_rng(seed)
+    sequences, flow = [], []
+    for split, count in COUNTS.items():
+        for i in range(count):
+            speed = rng.uniform(5, 30)
+            flow.append(speed / 10 + rng.normal(0, 0.3, (T, 2, 2, 3)))
+            label = Label(T - 1, {"ego_speed": speed})
+            sequences.append(Sequence(f"{split}/{i}", split, T, 10.0, (1280, 720), f"{split}{i}", (label,)))
+    maps = rng.normal(size=(len(flow) * T, 6, 8, 24)).astype(np.float32)
+    return write_store(path, sequences, {"appearance": maps, "motion": np.concatenate(flow).astype(np.float32)})
+
+
+def test_fusion_takes_own_speed_from_flow(tmp_path: Path) -> None:
+    path = with_flow(tmp_path / "s.h5")
+    chosen = config("fusion", "ego_speed", streams=("appearance", "motion"), difference=True)
+    head = fitted(path, chosen)
+    assert sorted(i.name for i in head.model_.inputs) == ["appearance", "motion"]
+    assert r2(head, path, chosen)[0] > 0.97
+    assert head.scene_ is None
+
+
+def test_fusion_takes_a_vehicle_from_its_track(store: Path, tmp_path: Path) -> None:
+    chosen = config("fusion", "velocity+position")
+    with Store(store) as opened:
+        train(chosen, opened, read_task(chosen, opened), tmp_path / "r")
+        figures, before = read_metrics(tmp_path / "r"), (tmp_path / "r" / "predictions.csv").read_text()
+        evaluate(tmp_path / "r", opened)
+    assert sorted(i.name for i in load(tmp_path / "r").inputs) == ["appearance", "geometry"]
+    test = figures["splits"]["test"]
+    assert test["model"]["ev"]["mean"] < test["constant"]["ev"]["mean"] / 5
+    assert test["model"]["ep"]["mean"] < test["constant"]["ep"]["mean"] / 5
+    again = csv.DictReader((tmp_path / "r" / "predictions.csv").read_text().splitlines())
+    for row, old in zip(again, csv.DictReader(before.splitlines()), strict=True):
+        assert float(row["vx_pred"]) == pytest.approx(float(old["vx_pred"]), abs=1e-4)
+
+
+def test_a_store_without_tracks_is_refused(tmp_path: Path) -> None:
+    X, y, _ = inputs(make(tmp_path / "s.h5", tracked=False), config())
+    with pytest.raises(ConfigError, match=r"no vehicle was tracked.*make features"):
+        BoxRidge().fit(X, y)

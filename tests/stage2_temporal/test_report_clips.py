@@ -1,0 +1,132 @@
+"""The report's clips: which, with what frames, boxes and arrows."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.tracks import Track
+from stage2_temporal.report import write_report
+from stage2_temporal.report.clips import clip, pick, spread
+from stage2_temporal.report.glyphs import arrows, bars
+from stage2_temporal.report.pictures import Pictures, by_turns
+from stage2_temporal.runs.results import Example, read_results
+from tests.report_runs import VELOCITY, body, make_run, script_data
+
+
+def test_the_worst_clips_show_their_own_frames(tmp_path: Path) -> None:
+    folder, store = make_run(tmp_path)
+    page = body(folder, store)
+    known = read_results(folder).counted
+    ranked = sorted(known, key=lambda e: -e.error)
+    shown = re.findall(r"<h4>((?:test|train|validation)/.*?)</h4>", page)
+    assert shown == [e.sequence for e in ranked[:8]] + [e.sequence for e in ranked[:-4:-1]]
+    rows = [int(store.first[store.index(e.sequence)]) + f for e in [*ranked[:8], *ranked[:-4:-1]] for f in range(8)]
+    assert store.asked[:88] == rows and len(store.asked) == len(set(store.asked)) == 320
+    assert [int(row) for row in re.findall(r'data-row="(\d+)"', page)] == rows
+    assert page.count("data:image/jpeg;base64,") == 88
+    assert page.count('class="box" x="70.0" y="42.5" width="35.0" height="33.8"') == 11
+    assert f"{ranked[0].true[0]:.2f}" in page and f"{ranked[0].predicted[0]:.2f}" in page
+
+
+def example(sequence: str, first: int, error: float, stride: int = 1) -> Example:
+    return Example("test", sequence, 0, first + 7, first, stride, 8, (0.0,), (error,), math.nan)
+
+
+def test_no_two_worst_clips_share_a_frame() -> None:
+    rows = [example("a", 0, 9.0), example("a", 1, -10.0), example("b", 1, 8.0), example("a", 20, 1.0)]
+    assert pick(rows, 3, worst=True) == [rows[1], rows[2], rows[3]]
+    assert pick(rows, 1, worst=False) == [rows[3]]
+
+
+def test_long_windows_are_thinned_to_a_strip() -> None:
+    assert spread(4, 8) == [0, 1, 2, 3]
+    assert spread(40, 8) == [0, 6, 11, 17, 22, 28, 33, 39]
+    assert spread(40, 1) == [39]
+
+
+def test_a_box_is_the_tracks_and_without_one_the_labels(tmp_path: Path) -> None:
+    folder, store = make_run(tmp_path, VELOCITY)
+    some = read_results(folder).counted[0]
+    labelled = (70.0, 42.5, 35.0, 33.8)
+    assert clip(some, store).boxes == (*[None] * 7, labelled)
+    boxes = np.array([[80.0 * f, 160.0, 80.0 * f + 160, 240.0] for f in range(8)])
+    boxes[2] = np.nan
+    store.tracks[some.sequence, 0] = Track(boxes, np.ones(8))
+    tracked = clip(some, store).boxes
+    assert tracked[2] is None
+    assert tracked[:2] == ((0.0, 20.0, 20.0, 10.0), (10.0, 20.0, 20.0, 10.0))
+    assert tracked[7] == (70.0, 20.0, 20.0, 10.0)
+
+
+def test_every_tracked_frame_of_a_strip_has_box_and_arrows(tmp_path: Path) -> None:
+    folder, store = make_run(tmp_path, VELOCITY)
+    assert body(folder, store).count('class="box" x=') == 11
+    for s in store.sequences:
+        store.tracks[s.id, 0] = Track(np.tile([600.0, 300.0, 680.0, 380.0], (8, 1)), np.ones(8))
+    page = body(folder, store)
+    assert page.count('class="box" x="75.0" y="37.5" width="10.0" height="10.0"') == 88
+    assert page.count('<path class="true" d="M73.5 42.5L') == page.count('<path class="model" d="M86.5 42.5L') == 88
+
+
+def test_arrows_point_where_velocities_do() -> None:
+    fast = Example("test", "a", 0, 7, 0, 1, 8, (0.0, 13.0), (-26.0, 0.0), math.nan)
+    drawn = arrows(VELOCITY, [fast])
+    assert drawn is not None and (drawn.scale, drawn.ring) == (1.0, 10.0)
+    assert drawn.true(fast).startswith("M-3.0 0.0L10.0 0.0L")  # right
+    assert drawn.predicted(fast).startswith("M3.0 0.0L3.0 26.0L")  # backwards, down
+    assert drawn.true(fast, (100.0, 40.0, 20.0, 10.0)).startswith("M98.5 45.0L111.5 45.0L")
+    assert arrows(("ego_speed",), [fast]) is None
+    more = Example("test", "a", 0, 7, 0, 1, 8, (50.0, 13.0, 0.0), (60.0, 0.0, -26.0), math.nan)
+    assert arrows(("x", "vy", "vx"), [more]).true(more) == drawn.true(fast)
+
+
+def test_bars_start_at_zero() -> None:
+    rows = [example("a", 0, 15.0), example("b", 0, -5.0)]
+    drawn = bars(rows, 0)
+    assert (drawn.path(0.0, 0), drawn.path(15.0, 1), drawn.path(-5.0, 0)) == (
+        "M25.0 5H25.0", "M25.0 13H100.0", "M25.0 5H0.0",
+    )  # fmt: skip
+
+
+def test_frames_come_in_by_turns_until_the_budget_is_used_up(tmp_path: Path) -> None:
+    folder, store = make_run(tmp_path)
+    clips = [clip(e, store) for e in read_results(folder).counted[:3]]
+    rows = list(dict.fromkeys(by_turns(clips)))
+    assert rows[:3] == [c.rows[-1] for c in clips] and rows[3:6] == [c.rows[0] for c in clips]
+    assert sorted(rows) == sorted(row for c in clips for row in c.rows)
+    plenty, scarce = Pictures(store), Pictures(store, budget=20_000)
+    for some in (plenty, scarce):
+        some.add(by_turns(clips))
+    assert list(plenty.held) == rows and not plenty.full
+    assert 0 < len(scarce.held) < len(rows) and scarce.full
+    assert list(scarce.held) == rows[: len(scarce.held)]
+    assert sum(map(len, scarce.held.values())) <= 20_000
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_however_many_examples_the_report_stays_small(tmp_path: Path, dense: bool) -> None:
+    folder, store = make_run(tmp_path, VELOCITY, clips=3000, length=40, dense=dense)
+    assert 3_000_000 < write_report(folder, store).stat().st_size < 8_000_000
+    known = script_data(folder)
+    assert known["drawn"] == 2000
+    here = {int(row) for row in known["pictures"]}
+    last = sum(c["row"] + c["stride"] * (c["length"] - 1) in here for c in known["clips"])
+    assert last > (1900 if dense else 300)
+
+
+def test_the_script_knows_each_dot(tmp_path: Path) -> None:
+    folder, store = make_run(tmp_path, VELOCITY)
+    write_report(folder, store)
+    known, counted = script_data(folder), read_results(folder).counted
+    assert [c["name"] for c in known["clips"]] == [e.sequence for e in counted]
+    for shown, example in zip(known["clips"], counted, strict=True):
+        assert shown["predicted"] == pytest.approx(example.predicted, rel=1e-5)
+        assert shown["distance"] == pytest.approx(example.distance, rel=1e-5)
+    strips = set(re.findall(r'data-row="(\d+)"', (folder / "report.html").read_text()))
+    assert len(strips) == 88 and not strips & set(known["pictures"])
+    assert len(strips) + len(known["pictures"]) == 320

@@ -1,0 +1,137 @@
+"""Heads as scikit-learn takes them: its own checks, and its tools on the examples of a real store."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score, learning_curve
+from sklearn.pipeline import Pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from test_training import LENGTH, SHAPE, config, maps_and_clips
+
+from features.sequences import Label, Sequence
+from features.tracks import Track, keys
+from stage2_temporal.data.examples import Inputs, inputs
+from stage2_temporal.heads import HEADS, find
+from stage2_temporal.heads.closed_form import Solved
+from stage2_temporal.heads.vehicle import Boxed
+from tests.helpers import write_store
+
+WHOLE = [head for head in HEADS.values() if not issubclass(head, Boxed)]  # the others take geometry vectors alone
+QUICK = [head() for head in WHOLE if issubclass(head, Solved)]
+SLOW = [head(units=4, dense=4, epochs=2) for head in WHOLE if not issubclass(head, Solved)]
+
+
+def unmet(head: Any) -> dict[str, str]:
+    """Which of scikit-learn's checks a head does not pass, and why."""
+    single = "answers in single precision: 1e-7 apart by the size of a batch and a row's place in it, times its weights"
+    return {"check_methods_subset_invariance": single, "check_methods_sample_order_invariance": single}
+
+
+@parametrize_with_checks(QUICK, expected_failed_checks=unmet)
+def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.mark.soak
+@parametrize_with_checks(SLOW, expected_failed_checks=unmet)
+def test_scikit_learns_checks_of_gradient_trained_heads(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three clips a camera position, so that groups matter: one sequence, three labels."""
+    maps, clips = maps_and_clips({"train": 24, "test": 4}, noise=0.005)
+    sequences = []
+    for clip in clips:
+        speed = clip.labels[0].targets["ego_speed"]
+        labels = tuple(Label(LENGTH - 1 - i, {"ego_speed": speed}) for i in range(3))
+        sequences.append(Sequence(clip.id, clip.split, LENGTH, 10.0, (64, 36), clip.digest, labels))
+    return write_store(tmp_path_factory.mktemp("s") / "s.h5", sequences, {"appearance": maps})
+
+
+def examples(path: Path) -> tuple[Inputs, Any, Any]:
+    chosen = config()
+    return inputs(path, chosen.model_copy(update={"window": chosen.window.model_copy(update={"length": 3})}))
+
+
+RIDGE = {"difference": True, "lags": (1,), "alpha": 0.1}
+
+
+def test_scores_across_folds_and_processes_are_the_same(path: Path) -> None:
+    X, y, groups = examples(path)
+    assert len(X) == 72 and X.shape == (72,) and len(np.unique(groups)) == 24
+    head = find("ridge")(**RIDGE)
+    alone = cross_val_score(head, X, y, groups=groups, cv=GroupKFold(4))
+    assert alone.min() > 0.3
+    np.testing.assert_allclose(cross_val_score(head, X, y, groups=groups, cv=GroupKFold(4), n_jobs=2), alone)
+
+
+def test_a_grid_is_searched_and_groups_stay_together(path: Path) -> None:
+    X, y, groups = examples(path)
+    folds = GroupKFold(4)
+    search = GridSearchCV(find("ridge")(**RIDGE), {"alpha": [1.0, 1e6], "grid": [(1, 1), (2, 2)]}, cv=folds)
+    search.fit(X, y, groups=groups)
+    assert search.best_params_["alpha"] == 1.0
+    assert search.score(X, y) > 0.8
+    for train, held in folds.split(X, y, groups):
+        assert set(X[train].groups).isdisjoint(X[held].groups)
+
+
+def test_learning_curves_and_pipelines(path: Path) -> None:
+    X, y, groups = examples(path)
+    pipeline = Pipeline([("head", find("kernel_ridge")(**RIDGE))])
+    sizes, train, test = learning_curve(pipeline, X, y, groups=groups, cv=GroupKFold(3), train_sizes=[0.3, 1.0])
+    assert sizes.tolist() == [14, 48]
+    assert test[1].mean() > test[0].mean()
+    assert train.shape == (2, 3)
+
+
+def test_a_gradient_trained_head_is_searched_too(path: Path) -> None:
+    X, y, groups = examples(path)
+    head = find("pooled_lstm")(units=4, dense=0, dropout=0.0, difference=True, batch=8, epochs=3)
+    search = GridSearchCV(head, {"learning_rate": [0.03, 1e-6]}, cv=GroupKFold(2)).fit(X, y, groups=groups)
+    assert search.best_params_ == {"learning_rate": 0.03}
+
+
+def test_a_fitted_head_is_pickled_and_cloned(path: Path) -> None:
+    X, y, _ = examples(path)
+    head = find("ridge")(**RIDGE).fit(X, y)
+    again = pickle.loads(pickle.dumps(head))
+    np.testing.assert_allclose(again.predict(X), head.predict(X), rtol=1e-6)
+    assert clone(head).get_params() == head.get_params()
+
+
+def test_slices_masks_and_pickled_copies_are_inputs(path: Path) -> None:
+    X, _, _ = examples(path)
+    mask = X.groups == 3
+    for chosen in (X[mask], X[np.flatnonzero(mask)], X[9:12], pickle.loads(pickle.dumps(X[9:12]))):
+        assert len(chosen) == 3
+        np.testing.assert_array_equal(chosen.stream("appearance"), X.stream("appearance")[9:12])
+    assert X[9:12].source is X.source
+    assert X[:1].window("appearance") == (3, *SHAPE)
+    np.testing.assert_allclose(X[:1].times, [[-0.2, -0.1, 0.0]])
+    with pytest.raises(TypeError, match="one example"):
+        X[0]
+
+
+def test_tracks_are_those_of_the_windows_frames(tmp_path: Path) -> None:
+    maps, clips = maps_and_clips({"train": 2})
+    box = (1.0, 2.0, 3.0, 4.0)
+    clips = [Sequence(c.id, c.split, LENGTH, 10.0, (64, 36), c.digest, (Label(4, {"vx": 1.0}, box),)) for c in clips]
+
+    boxes = np.arange(LENGTH * 4.0).reshape(LENGTH, 4)
+    tracks = {keys(clips[1])[0]: Track(boxes, np.linspace(0, 1, LENGTH))}
+    store = write_store(tmp_path / "s.h5", clips, {"appearance": maps}, tracks=tracks)
+    chosen = config(target="vx").model_copy(update={"window": config().window.model_copy(update={"length": 3})})
+    X, _, _ = inputs(store, chosen)
+    found, confidence = X.tracks()
+    assert np.isnan(found[0]).all() and (confidence[0] == 0).all()
+    np.testing.assert_array_equal(found[1], boxes[2:5])
+    np.testing.assert_allclose(confidence[1], [0.4, 0.6, 0.8])
