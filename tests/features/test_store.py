@@ -19,7 +19,7 @@ from features.frame_ranges import segments, whole
 from features.sequences import Label, Sequence, same
 from features.store import Header, Store, StreamInfo, TopRecord, runs
 from features.store_writer import ShardWriter, Stream, assemble, shard_pieces
-from tests.helpers import RECIPE, jpeg, write_store
+from tests.helpers import RECIPE, flip, jpeg, write_store
 
 GOLDEN = Path(__file__).parent / "data" / "format1.h5"
 
