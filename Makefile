@@ -13,7 +13,7 @@ READY := .venv/.ready
 TASK   = --config '$(CONFIG)' --store '$(STORE)' $(if $(DATA),--data.path '$(DATA)') $(ARGS)
 
 # for recipes that work on a run
-NEEDS_RUN = @test -n '$(RUN)' || { echo 'which run? Mend: make $@ RUN=NAME, one of:' $$(ls runs 2>/dev/null); exit 2; }
+NEEDS_RUN = @test -n '$(RUN)' || { echo 'which run? Try: make $@ RUN=NAME, one of:' $$(ls runs 2>/dev/null); exit 2; }
 
 .DEFAULT_GOAL := help
 .PHONY: help setup sample features train sweep leaderboard finetune predict export report info verify test soak check bench lock clean
@@ -28,7 +28,7 @@ setup: $(READY)  ## build .venv from requirements.lock
 
 $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "framebank: needs Python 3.11 or later, got $$($(PYTHON) --version). Mend: make PYTHON=python3.11 …"; exit 2; }
+	  { echo "framebank: needs Python 3.11 or later, got $$($(PYTHON) --version). Try: make PYTHON=python3.11 …"; exit 2; }
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo "setting up .venv (about 2 GB, a minute or two) …"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock

@@ -22,22 +22,22 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from features._common.atomic import replacing
+from features._common.atomic import atomic_write
 from features._common.quiet_imports import quiet_imports
-from features.config import Backbone, Config, Data, Extract, Frames
+from features.config import BackboneConfig, Config, DataConfig, ExtractConfig, FramesConfig
 from features.errors import ConfigError
-from features.frame_ranges import whole
+from features.frame_ranges import full_range
 from features.store import Store
 from features.store_writer import ShardWriter
+from features.streams import APPEARANCE
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Clip
-from stage1_extract.frame_loader import resize
-from stage1_extract.sample import render
+from stage1_extract.frame_loader import resize_frame
+from stage1_extract.sample import render_sample_set
 
 with quiet_imports():
     from stage1_extract.engines import openvino
     from stage1_extract.engines.engine import Engine, build_trunk
-    from stage1_extract.existing_store import STREAM
     from stage1_extract.extract import extract
 
 BASE = "keras predict, batches of 32"
@@ -60,12 +60,12 @@ def measure(name: str, rounds: int = 5) -> dict[str, object]:
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        render(root / "data", seed=1, train=CASES[name], validation=0, test=0, progress=False)
+        render_sample_set(root / "data", seed=1, train=CASES[name], validation=0, test=0, progress=False)
         config = Config(
-            data=Data(layout="sample", path=str(root / "data"), fps=10.0),
-            frames=Frames(interpolation="cubic"),
-            backbone=Backbone(name=name, weights="random"),
-            extract=Extract(tracks=False),
+            data=DataConfig(layout="sample", path=str(root / "data"), fps=10.0),
+            frames=FramesConfig(interpolation="cubic"),
+            backbone=BackboneConfig(name=name, weights="random"),
+            extract=ExtractConfig(tracks=False),
         )
         works = _works(config, root)
         times: dict[str, list[tuple[float, float]]] = {label: [] for label in works}
@@ -127,10 +127,10 @@ def _works(config: Config, root: Path) -> dict[str, Work]:
     )
     works[BASE] = (lambda: model.predict(frames, batch_size=BATCH, verbose=0), count)
     for label, (engine, precision, decode) in ENGINES.items():
-        if engine == "openvino" and not openvino.installed():
+        if engine == "openvino" and not openvino.openvino_installed():
             continue
         asked = (fast if decode == "fast" else config).model_copy(
-            update={"extract": Extract(engine=engine, precision=precision, tracks=False)}  # type: ignore[arg-type]
+            update={"extract": ExtractConfig(engine=engine, precision=precision, tracks=False)}  # type: ignore[arg-type]
         )
         try:
             runner = Engine(build_trunk(asked), 0, engine)
@@ -154,27 +154,27 @@ def _whole(config: Config, store: Path, engine: Engine) -> None:
 
 def _write(source: Path, target: Path) -> None:
     with Store(source) as store:
-        maps, names = store.read(STREAM, range(store.frames)), [whole(s) for s in store.sequences]
-        with replacing(target) as temporary:
-            writer = ShardWriter(temporary, store.recipe, names, {STREAM: store.streams[STREAM]})
+        maps, names = store.read(APPEARANCE, range(store.frames)), [full_range(s) for s in store.sequences]
+        with atomic_write(target) as temporary:
+            writer = ShardWriter(temporary, store.recipe, names, {APPEARANCE: store.streams[APPEARANCE]})
             for at in range(0, len(maps), BATCH):
                 part = maps[at : at + BATCH]
-                writer.write({STREAM: part}, [b"jpeg"] * len(part))
+                writer.write({APPEARANCE: part}, [b"jpeg"] * len(part))
             writer.close()
 
 
 def _read(path: Path) -> None:
     with Store(path) as store:
         for first in np.random.default_rng(0).permutation(store.frames // WINDOW) * WINDOW:
-            store.read(STREAM, np.arange(first, first + WINDOW))
+            store.read(APPEARANCE, np.arange(first, first + WINDOW))
 
 
-def _decode(clips: tuple[Clip, ...], frames: Frames) -> list[np.ndarray]:
+def _decode(clips: tuple[Clip, ...], frames: FramesConfig) -> list[np.ndarray]:
     """Decoding alone, on all cores: read, decode, resize; no thumbnails, nothing kept but the small frames."""
 
     def one(clip: Clip) -> np.ndarray:
-        images = clip.source.read(0, clip.sequence.length, frames.enough)
-        return np.stack([resize(image, frames) for image in images])
+        images = clip.source.read(0, clip.sequence.length, frames.min_size)
+        return np.stack([resize_frame(image, frames) for image in images])
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(one, clips))

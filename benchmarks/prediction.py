@@ -16,27 +16,29 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 from features._common.quiet_imports import quiet_imports
-from features.config import Backbone, Config, Frames, Head
+from features.config import BackboneConfig, Config, FramesConfig, HeadConfig
 
 with quiet_imports():
     import keras
 
     from stage1_extract.engines.engine import Engine, build_trunk
-    from stage2_temporal.fused.fuse import assemble
-    from stage2_temporal.heads import build
-    from stage2_temporal.sliding.sliding_window import Parts, Slider
+    from stage2_temporal.fused.fuse import build_fused_model
+    from stage2_temporal.heads import build_model
+    from stage2_temporal.sliding.sliding_window import RunModels, SlidingWindow
     from stage2_temporal.training.scaling import vector_scale
 
 FRAMES, TIME = 200, 8
 CASES = {
-    "EfficientNetLite0, pooled_lstm": (Backbone(), Head()),
+    "EfficientNetLite0, pooled_lstm": (BackboneConfig(), HeadConfig()),
     "EfficientNetLite0 at block3b_add, pooled_lstm 3x4": (
-        Backbone(cut="block3b_add", top=False),  # as configs/sample.toml has it
-        Head(units=64, grid=(3, 4), difference=True),
+        BackboneConfig(cut="block3b_add", top=False),  # as configs/sample.toml has it
+        HeadConfig(units=64, grid=(3, 4), difference=True),
     ),
     "InceptionResNetV2, flatten_lstm": (
-        Backbone(name="InceptionResNetV2", weights="random", preprocess=False),  # as configs/competition.toml has it
-        Head(name="flatten_lstm", activation="relu"),
+        BackboneConfig(
+            name="InceptionResNetV2", weights="random", preprocess=False
+        ),  # as configs/competition.toml has it
+        HeadConfig(name="flatten_lstm", activation="relu"),
     ),
 }
 
@@ -49,18 +51,18 @@ def measure(name: str, rounds: int = 7) -> dict[str, float | str]:
     `difference` is the largest from the fused model's answers over a few windows, relative to the largest answer.
     """
     backbone, head = CASES[name]
-    config = Config(frames=Frames(), backbone=backbone, head=head)
+    config = Config(frames=FramesConfig(), backbone=backbone, head=head)
     trunk = build_trunk(config)
     trunk = replace(trunk, recipe=replace(trunk.recipe, dtype="float32"))  # as load_parts has it
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, 180, 320, 3), dtype=np.uint8)
     some = Engine(trunk, TIME)(frames[:TIME])[None]
     # vectors of deviation 1, as training makes them: an LSTM driven into saturation magnifies rounding
-    plain = build(some.shape[1:], head, 2, top=trunk.top())
+    plain = build_model(some.shape[1:], head, 2, top=trunk.top())
     vectors = keras.Model(plain.input, plain.get_layer("lstm").input)
     scale = vector_scale([vectors.predict_on_batch(some)]) if head.name == "pooled_lstm" else None
-    stage_two = build(some.shape[1:], head, 2, top=trunk.top(), vectors=scale)
+    stage_two = build_model(some.shape[1:], head, 2, top=trunk.top(), vectors=scale)
     rows = np.arange(FRAMES - TIME + 1)[:, None] + np.arange(TIME)
-    slider = Slider(Parts(trunk, stage_two, config), rows)
+    slider = SlidingWindow(RunModels(trunk, stage_two, config), rows)
     engine = slider.engine
     assert engine is not None
     batches = [frames[at : at + slider.step] for at in range(0, FRAMES, slider.step)]
@@ -73,7 +75,7 @@ def measure(name: str, rounds: int = 7) -> dict[str, float | str]:
             engine(batch)
 
     values, few = slide(), [0, 50, len(rows) - 1]
-    fused = assemble(trunk.model, stage_two)
+    fused = build_fused_model(trunk.model, stage_two)
     expected = fused.predict(frames[rows[few]], verbose=0)
     difference = float(np.abs(values[few] - expected).max() / np.abs(expected).max())
     slide()  # every shape of batch is traced by now

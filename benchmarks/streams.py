@@ -18,8 +18,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import cv2
 
 from features._common.quiet_imports import quiet_imports
-from features.config import Backbone, Config, Data, Extract
-from features.tracks import vehicles
+from features.config import BackboneConfig, Config, DataConfig, ExtractConfig
+from features.tracks import tracked_vehicles
 
 with quiet_imports():
     from stage1_extract import optical_flow
@@ -27,12 +27,12 @@ with quiet_imports():
     from stage1_extract.datasets.clip import Image
     from stage1_extract.engines.engine import Engine, build_trunk
     from stage1_extract.extract import extract
-    from stage1_extract.sample import render
-    from stage1_extract.tracking.sequence_tracks import tracks_of
+    from stage1_extract.sample import render_sample_set
+    from stage1_extract.tracking.sequence_tracks import track_vehicles
 
 CASES = {
-    "EfficientNetLite0 at block3b_add": Backbone(cut="block3b_add", top=False),  # as configs/sample.toml has it
-    "InceptionResNetV2": Backbone(name="InceptionResNetV2", weights="random"),
+    "EfficientNetLite0 at block3b_add": BackboneConfig(cut="block3b_add", top=False),  # as configs/sample.toml has it
+    "InceptionResNetV2": BackboneConfig(name="InceptionResNetV2", weights="random"),
 }
 KINDS = {"plain": (False, False), "tracks": (False, True), "both": (True, True)}
 
@@ -45,28 +45,28 @@ def measure(case: str, clips: int = 64, rounds: int = 5) -> dict[str, float | st
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        render(root / "data", seed=1, train=clips, validation=0, test=0, progress=False)
-        config = Config(data=Data(layout="sample", path=str(root / "data"), fps=10.0), backbone=CASES[case])
+        render_sample_set(root / "data", seed=1, train=clips, validation=0, test=0, progress=False)
+        config = Config(data=DataConfig(layout="sample", path=str(root / "data"), fps=10.0), backbone=CASES[case])
         engine = Engine(build_trunk(config), config.extract.batch)
         catalogue = scan(config.data)
 
         def whole(flow: bool, tracks: bool) -> None:
             (root / "store.h5").unlink(missing_ok=True)
-            asked = config.model_copy(update={"extract": Extract(motion=flow, tracks=tracks)})
+            asked = config.model_copy(update={"extract": ExtractConfig(motion=flow, tracks=tracks)})
             extract(asked, root / "store.h5", scan(config.data), engine=engine)
 
         whole(True, True)
         rows = [{kind: _times(lambda on=on: whole(*on)) for kind, on in KINDS.items()} for _ in range(rounds)]  # type: ignore[misc]
         images = [list(clip.source.read(0, clip.sequence.length)) for clip in catalogue.clips]
     frames = sum(map(len, images))
-    followed = [vehicles(clip.sequence) for clip in catalogue.clips]
+    followed = [tracked_vehicles(clip.sequence) for clip in catalogue.clips]
 
     def track() -> None:  # in one thread at a time, as extraction does
         for clip, own in zip(catalogue.clips, images, strict=True):
-            tracks_of(clip.sequence, own)
+            track_vehicles(clip.sequence, own)
 
     def flow(own: list[Image]) -> None:
-        optical_flow.entries([optical_flow.strip(image) for image in own], begins=True)
+        optical_flow.flow_entries([optical_flow.flow_strip(image) for image in own], begins=True)
 
     cv2.setNumThreads(1)
     track_s, track_cpu = _times(track)

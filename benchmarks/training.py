@@ -26,10 +26,10 @@ import cv2
 import numpy as np
 
 from features._common.quiet_imports import quiet_imports
-from features.config import Config, Data, Head, Train, read_config
-from features.sequences import Label, Sequence
+from features.config import Config, DataConfig, HeadConfig, TrainConfig, read_config
+from features.sequences import FrameSequence, Label
 from features.store import Header, Store, StreamInfo
-from features.store_writer import Stream, assemble
+from features.store_writer import StreamContent, assemble_store
 
 with quiet_imports():
     import keras
@@ -37,12 +37,12 @@ with quiet_imports():
     from stage1_extract.datasets import scan
     from stage1_extract.engines.engine import Trunk, build_trunk
     from stage1_extract.extract import extract
-    from stage1_extract.sample import render
+    from stage1_extract.sample import render_sample_set
     from stage2_temporal import train
     from stage2_temporal.data.batches import Batches, FrameReader
     from stage2_temporal.data.task import read_task
     from stage2_temporal.fused import fuse
-    from stage2_temporal.heads import build
+    from stage2_temporal.heads import build_model
     from stage2_temporal.training import loop
 
 CLIPS, HELD_OUT, LENGTH = 365, 91, 8
@@ -74,7 +74,7 @@ def write_store(path: Path, trunk: Trunk) -> None:
 
     rng = np.random.default_rng(1)
     sequences = [
-        Sequence(
+        FrameSequence(
             f"Train/{i}", "train" if i < CLIPS else "validation", LENGTH, 20.0, (1280, 720), "d",
             (Label(39, {"vx": rng.normal(0.5, 2.3), "vy": rng.normal(-0.1, 0.3)}),),
         )
@@ -82,33 +82,33 @@ def write_store(path: Path, trunk: Trunk) -> None:
     ]  # fmt: skip
     pooled = StreamInfo((1, 1, trunk.stream.shape[-1]), "float16", {"mean": "appearance"})
     streams = {
-        "appearance": Stream(trunk.stream, batches=maps()),
-        "pooled": Stream(pooled, batches=(m.mean(axis=(1, 2), keepdims=True, dtype=np.float32) for m in maps())),
+        "appearance": StreamContent(trunk.stream, batches=maps()),
+        "pooled": StreamContent(pooled, batches=(m.mean(axis=(1, 2), keepdims=True, dtype=np.float32) for m in maps())),
     }
     header = Header(trunk.recipe, trunk={"parameters": trunk.model.count_params()})
-    assemble(path, header, sequences, streams, trunk.top())
+    assemble_store(path, header, sequences, streams, trunk.top())
 
 
 def epochs(store: Store, trunk: Trunk, config: Config, rounds: int) -> Numbers:
     """An epoch each way, in turn."""
-    wanted = read_task(config.model_copy(update={"train": Train()}), store).examples
+    wanted = read_task(config.model_copy(update={"train": TrainConfig()}), store).examples
     chosen = wanted.split == "train"
     rows, targets = wanted.rows[chosen], wanted.targets[chosen]
     shape, top = (LENGTH, *trunk.stream.shape), store.top()
-    pooled = Head(name="pooled_lstm", units=256)
+    pooled = HeadConfig(name="pooled_lstm", units=256)
 
-    def ours(head: Head, stream: str, count: int, precision: str = "float32") -> Callable[[], float]:
+    def ours(head: HeadConfig, stream: str, count: int, precision: str = "float32") -> Callable[[], float]:
         with_top = top if head.name == config.head.name else None
-        model = build((LENGTH, *store.streams[stream].shape), head, 2, top=with_top)
+        model = build_model((LENGTH, *store.streams[stream].shape), head, 2, top=with_top)
         batches = Batches(FrameReader(store, rows, 4.0, stream), rows, targets, config.train.batch, seed=0)
         asked = config.train.model_copy(update={"epochs": count, "precision": precision})
         # the first epoch traces
-        return lambda: statistics.median(e.seconds for e in loop.fit(model, batches, None, asked).history[1:])
+        return lambda: statistics.median(e.seconds for e in loop.fit_model(model, batches, None, asked).history[1:])
 
-    plain = build(shape, config.head, 2, top=top)
+    plain = build_model(shape, config.head, 2, top=top)
     plain.compile(keras.optimizers.Adam(), loss="mean_squared_error", metrics=["root_mean_squared_error"])
     arrays = store.read("appearance", rows.ravel()).astype(np.float32).reshape(len(rows), *shape), targets
-    whole_model = end_to_end(trunk, build(shape, config.head, 2, top=top))
+    whole_model = end_to_end(trunk, build_model(shape, config.head, 2, top=top))
     batch = config.train.batch
     frames = np.random.default_rng(0).integers(0, 256, (batch, *whole_model.input.shape[1:]), dtype=np.uint8)
 
@@ -142,7 +142,7 @@ def epochs(store: Store, trunk: Trunk, config: Config, rounds: int) -> Numbers:
 def end_to_end(trunk: Trunk, stage_two: keras.Model) -> keras.Model:
     """Frames through the whole network, the same layers trainable as in stage two."""
     trunk.model.trainable = False
-    model = fuse.assemble(trunk.model, stage_two)
+    model = fuse.build_fused_model(trunk.model, stage_two)
     model.compile(keras.optimizers.Adam(), loss="mean_squared_error", metrics=["root_mean_squared_error"])
     return model
 
@@ -150,8 +150,8 @@ def end_to_end(trunk: Trunk, stage_two: keras.Model) -> keras.Model:
 def whole(root: Path, config: Config, found: Numbers) -> Numbers:
     """From JPEGs to ten epochs: the notebook's way, scaled from its parts, beside ours."""
     clips = CLIPS + HELD_OUT
-    render(root / "data", seed=1, train=SOME, validation=0, test=0, progress=False)
-    sample = config.model_copy(update={"data": Data(layout="sample", path=str(root / "data"), fps=10.0)})
+    render_sample_set(root / "data", seed=1, train=SOME, validation=0, test=0, progress=False)
+    sample = config.model_copy(update={"data": DataConfig(layout="sample", path=str(root / "data"), fps=10.0)})
     catalogue = scan(sample.data)
     files = sorted((root / "data").rglob("*.jpg"))
 

@@ -2,8 +2,8 @@
 
 from features.errors import FramebankError, StoreError
 from features.recipe import Recipe
-from features.sequences import Label, Sequence
+from features.sequences import FrameSequence, Label
 from features.store import Store
-from features.windows import Examples, examples
+from features.windows import Examples, make_examples
 
-__all__ = ["Examples", "FramebankError", "Label", "Recipe", "Sequence", "Store", "StoreError", "examples"]
+__all__ = ["Examples", "FrameSequence", "FramebankError", "Label", "Recipe", "Store", "StoreError", "make_examples"]

@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from features.errors import ConfigError
 
 
-class Section(BaseModel):
+class StrictModel(BaseModel):
     """Frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Data(Section):
+class DataConfig(StrictModel):
     layout: Literal["sample", "competition", "tusimple", "video", "manifest"] = "sample"
     """How the files are laid out."""
     path: str = "data/sample"
@@ -53,7 +53,7 @@ class Data(Section):
         return tuple(dict.fromkeys(c for part in parts for c in named.get(part, (part,))))
 
 
-class Frames(Section):
+class FramesConfig(StrictModel):
     width: int = Field(320, gt=0)
     """Width the network sees, in pixels."""
     height: int = Field(180, gt=0)
@@ -67,12 +67,12 @@ class Frames(Section):
     and videos are decoded in full; where box tracks or flow are made, full frames are decoded besides (no gain)."""
 
     @property
-    def enough(self) -> tuple[int, int] | None:
+    def min_size(self) -> tuple[int, int] | None:
         """Width and height that decoding may shrink a frame to; None: decode in full."""
         return (self.width, self.height) if self.decode == "fast" else None
 
 
-class Backbone(Section):
+class BackboneConfig(StrictModel):
     name: str = "EfficientNetLite0"
     """`EfficientNetLite0` (weights from its package, works offline) or any model of keras.applications."""
     weights: str = "imagenet"
@@ -89,7 +89,7 @@ class Backbone(Section):
     """More keyword arguments for the backbone, e.g. alpha = 0.25 for MobileNet."""
 
 
-class Extract(Section):
+class ExtractConfig(StrictModel):
     engine: Literal["auto", "tensorflow", "openvino"] = "auto"
     """What runs the trunk; auto: OpenVINO where it is installed and there is no GPU, else TensorFlow."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -110,7 +110,7 @@ class Extract(Section):
     """Leave damaged sequences out and call the store complete without them."""
 
 
-class Window(Section):
+class WindowConfig(StrictModel):
     length: int = Field(8, gt=0)
     """Frames a window."""
     stride: int = Field(1, gt=0)
@@ -119,7 +119,7 @@ class Window(Section):
     """Where the window ends, in frames from the label's frame: 0 is that frame, −32 is 32 frames earlier."""
 
 
-class Head(Section):
+class HeadConfig(StrictModel):
     name: str = "pooled_lstm"
     """Which head; `python -m stage2_temporal train --help` lists them. `auto`: box_ridge for a vehicle's velocity or
     position where vehicles are tracked; for other targets fusion of the flow, or ridge where the store holds none."""
@@ -154,7 +154,7 @@ class Head(Section):
     cancels (with difference)."""
 
 
-class Train(Section):
+class TrainConfig(StrictModel):
     epochs: int = Field(10, gt=0)
     """Passes over the training examples."""
     batch: int = Field(38, gt=0)
@@ -193,7 +193,7 @@ class Train(Section):
     """Write TensorBoard logs into the run."""
 
 
-class Finetune(Section):
+class FinetuneConfig(StrictModel):
     unfreeze: Annotated[int, Field(ge=0)] | str = 9
     """How much of the backbone trains: its last N layers, a layer's name (it and all after it), or `all`."""
     epochs: int = Field(2, gt=0)
@@ -216,17 +216,17 @@ class Finetune(Section):
     """Decoding threads; 0: one a core."""
 
 
-class Config(Section):
+class Config(StrictModel):
     """One task: what to read, what to store, what to train."""
 
-    data: Data = Data()
-    frames: Frames = Frames()
-    backbone: Backbone = Backbone()
-    extract: Extract = Extract()
-    window: Window = Window()
-    head: Head = Head()
-    train: Train = Train()
-    finetune: Finetune = Finetune()
+    data: DataConfig = DataConfig()
+    frames: FramesConfig = FramesConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    extract: ExtractConfig = ExtractConfig()
+    window: WindowConfig = WindowConfig()
+    head: HeadConfig = HeadConfig()
+    train: TrainConfig = TrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
 
     def with_target(self, target: str | tuple[str, ...]) -> Config:
         """The same task for one target."""
@@ -247,18 +247,18 @@ def read_config(path: Path | str) -> Config:
     try:
         value = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config", mend=f"ls {path.parent or '.'}/*.toml") from None
+        raise ConfigError(f"{path}: no such config", hint=f"ls {path.parent or '.'}/*.toml") from None
     except IsADirectoryError:
-        raise ConfigError(f"{path}: a folder, not a config", mend=f"ls {path}/*.toml") from None
+        raise ConfigError(f"{path}: a folder, not a config", hint=f"ls {path}/*.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: not TOML: {e}", mend=f"edit {path}") from None
+        raise ConfigError(f"{path}: not TOML: {e}", hint=f"edit {path}") from None
     try:
         return Config.model_validate(value)
     except ValidationError as e:
-        raise ConfigError(f"{path}: {describe(e)}", mend=f"edit {path}") from None
+        raise ConfigError(f"{path}: {describe_validation_error(e)}", hint=f"edit {path}") from None
 
 
-def describe(error: ValidationError, model: type[Section] = Config) -> str:
+def describe_validation_error(error: ValidationError, model: type[StrictModel] = Config) -> str:
     """One clause a fault: the key's full name, what is wrong, and what was given.
 
     Args:

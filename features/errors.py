@@ -1,8 +1,8 @@
-"""Errors the user can mend: what, expected, got, and the command or edit that mends it."""
+"""Errors the user can hint: what, expected, got, and the command or edit that mends it."""
 
 from __future__ import annotations
 
-SHOWN = 20  # faults printed at most: the rest would hide the mend
+MAX_SHOWN = 20  # faults printed at most: the rest would hide the hint
 
 
 class FramebankError(Exception):
@@ -12,10 +12,10 @@ class FramebankError(Exception):
         what: the sentence that says what is wrong, with the path where there is one.
         expected: what should have been there.
         got: what was there instead.
-        mend: the command or the edit that puts it right.
+        hint: the command or the edit that puts it right.
     """
 
-    def __init__(self, what: str, *, expected: object = None, got: object = None, mend: str | None = None) -> None:
+    def __init__(self, what: str, *, expected: object = None, got: object = None, hint: str | None = None) -> None:
         parts = [what.rstrip(".")]
         if expected is not None:
             parts.append(f"expected {expected}")
@@ -23,8 +23,8 @@ class FramebankError(Exception):
             parts.append(f"got {got}")
         line = "; ".join(parts)
         line += "" if line.endswith("?") else "."
-        super().__init__(f"{line} Mend: {mend}" if mend else line)
-        self.what, self.expected, self.got, self.mend = what, expected, got, mend
+        super().__init__(f"{line} Try: {hint}" if hint else line)
+        self.what, self.expected, self.got, self.hint = what, expected, got, hint
 
 
 class StoreError(FramebankError):
@@ -42,13 +42,13 @@ class ConfigError(FramebankError):
 class BadInputs(FramebankError):
     """Faults found in one pass: one line each, and the mend."""
 
-    def __init__(self, what: str, faults: list[str], *, mend: str | None = None) -> None:
-        super().__init__(what, mend=mend)
+    def __init__(self, what: str, faults: list[str], *, hint: str | None = None) -> None:
+        super().__init__(what, hint=hint)
         self.faults = faults
 
     def __str__(self) -> str:
         if len(self.faults) == 1:
-            return f"{self.faults[0]} Mend: {self.mend}" if self.mend else self.faults[0]
-        shown = self.faults[:SHOWN]
-        more = [f"… and {len(self.faults) - SHOWN} more"] if len(self.faults) > SHOWN else []
+            return f"{self.faults[0]} Try: {self.hint}" if self.hint else self.faults[0]
+        shown = self.faults[:MAX_SHOWN]
+        more = [f"… and {len(self.faults) - MAX_SHOWN} more"] if len(self.faults) > MAX_SHOWN else []
         return "\n".join([*shown, *more, super().__str__()])

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from features.sequences import Sequence
+from features.sequences import FrameSequence
 
 
 @dataclass(frozen=True)
-class Piece:
+class FrameRange:
     """Frames `start` … `stop` − 1 of a sequence, of the version whose source files have this digest."""
 
     sequence: str
@@ -24,54 +24,54 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredRange:
     """A piece that lies in a file, from its row `row` on.
 
     Attributes:
         streams: the streams the file holds of it: name → fingerprint.
     """
 
-    piece: Piece
+    frame_range: FrameRange
     path: Path
     row: int
     streams: Mapping[str, str] = field(default_factory=dict)
 
 
-def uncovered(piece: Piece, held: Iterable[Held]) -> list[Piece]:
+def missing_ranges(piece: FrameRange, held: Iterable[StoredRange]) -> list[FrameRange]:
     """What of `piece` none of `held` has, in order."""
     gaps, at = [], piece.start
-    for start, stop in sorted((h.piece.start, h.piece.stop) for h in held):
+    for start, stop in sorted((h.frame_range.start, h.frame_range.stop) for h in held):
         if start > at:
-            gaps.append(Piece(piece.sequence, piece.digest, at, min(start, piece.stop)))
+            gaps.append(FrameRange(piece.sequence, piece.digest, at, min(start, piece.stop)))
         at = max(at, stop)
         if at >= piece.stop:
             break
     if at < piece.stop:
-        gaps.append(Piece(piece.sequence, piece.digest, at, piece.stop))
+        gaps.append(FrameRange(piece.sequence, piece.digest, at, piece.stop))
     return [gap for gap in gaps if len(gap) > 0]
 
 
-def segments(piece: Piece, held: Iterable[Held]) -> list[Held]:
+def covering_ranges(piece: FrameRange, held: Iterable[StoredRange]) -> list[StoredRange]:
     """The parts of `held` that make up `piece`, in order and without overlap; what nobody holds is left out."""
     parts, at = [], piece.start
-    for h in sorted(held, key=lambda h: (h.piece.start, -h.piece.stop)):
-        start, stop = max(at, h.piece.start), min(h.piece.stop, piece.stop)
+    for h in sorted(held, key=lambda h: (h.frame_range.start, -h.frame_range.stop)):
+        start, stop = max(at, h.frame_range.start), min(h.frame_range.stop, piece.stop)
         if start >= stop:
             continue
-        part = Piece(piece.sequence, piece.digest, start, stop)
-        parts.append(replace(h, piece=part, row=h.row + start - h.piece.start))
+        part = FrameRange(piece.sequence, piece.digest, start, stop)
+        parts.append(replace(h, frame_range=part, row=h.row + start - h.frame_range.start))
         at = stop
     return parts
 
 
-def whole(sequence: Sequence) -> Piece:
+def full_range(sequence: FrameSequence) -> FrameRange:
     """All frames of a sequence."""
-    return Piece(sequence.id, sequence.digest, 0, sequence.length)
+    return FrameRange(sequence.id, sequence.digest, 0, sequence.length)
 
 
-def by_sequence(held: Iterable[Held]) -> dict[tuple[str, str], list[Held]]:
+def by_sequence(held: Iterable[StoredRange]) -> dict[tuple[str, str], list[StoredRange]]:
     """Held pieces by sequence id and digest."""
-    table: dict[tuple[str, str], list[Held]] = defaultdict(list)
+    table: dict[tuple[str, str], list[StoredRange]] = defaultdict(list)
     for h in held:
-        table[h.piece.sequence, h.piece.digest].append(h)
+        table[h.frame_range.sequence, h.frame_range.digest].append(h)
     return table

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from features.errors import StoreError
 
-FORMAT, VERSION = "framebank", 1
+FORMAT_NAME, FORMAT_VERSION = "framebank", 1
 THUMBNAIL_BLOCK = 1 << 16
 WRITE_BACK = 1 << 22  # bytes: the disk begins with them while more is written, so that the wait at the end is short
 # fixed-array chunk indices, which stay quick at millions of frames, and readable by every HDF5 since 1.10
 LIBVER = ("v110", "v110")
 
 
-class Disk(io.RawIOBase):
+class ErrorTolerantFile(io.RawIOBase):
     """A new file on the disk, as HDF5 sees it: a write the system refuses is remembered instead of passed on.
 
     HDF5 crashes the process when its last flush fails (a full disk); this way it never learns of it, `check` raises
@@ -103,7 +103,7 @@ class Disk(io.RawIOBase):
         """Nothing is held back here."""
 
 
-def create(disk: Disk) -> Any:
+def create_file(disk: ErrorTolerantFile) -> Any:
     """A new HDF5 file on a disk."""
     return h5py.File(disk, "w", libver=LIBVER)
 
@@ -111,35 +111,35 @@ def create(disk: Disk) -> Any:
 def open_file(path: Path) -> Any:
     """The file, opened for reading, once it is known to be a store of a format we read that stands on its own."""
     if path.is_dir():
-        raise StoreError(f"{path}: a folder, not a store", mend="--store FILE.h5")
+        raise StoreError(f"{path}: a folder, not a store", hint="--store FILE.h5")
     if not path.is_file():
-        raise StoreError(f"{path}: no such store", mend=f"make features CONFIG=… STORE={path}")
-    mend = f"move it away and run make features CONFIG=… STORE={path}"
+        raise StoreError(f"{path}: no such store", hint=f"make features CONFIG=… STORE={path}")
+    hint = f"move it away and run make features CONFIG=… STORE={path}"
     try:
         f = h5py.File(path, "r")
     except OSError as e:
         if isinstance(e, PermissionError):
             raise
-        raise StoreError(f"{path}: truncated, or no store at all ({e})", mend=mend) from None
+        raise StoreError(f"{path}: truncated, or no store at all ({e})", hint=hint) from None
     try:
         with reading(path, TABLE_FAULTS):
-            _check(f, path, mend)
+            _check(f, path, hint)
     except BaseException:
         f.close()
         raise
     return f
 
 
-def _check(f: Any, path: Path, mend: str) -> None:
-    if f.attrs.get("format") != FORMAT:
-        raise StoreError(f"{path}: not a store", expected=f"format {FORMAT}", got=f.attrs.get("format"), mend=mend)
+def _check(f: Any, path: Path, hint: str) -> None:
+    if f.attrs.get("format") != FORMAT_NAME:
+        raise StoreError(f"{path}: not a store", expected=f"format {FORMAT_NAME}", got=f.attrs.get("format"), hint=hint)
     version = int(f.attrs["version"])
-    if version > VERSION:
+    if version > FORMAT_VERSION:
         raise StoreError(
             f"{path}: written by a later framebank",
-            expected=f"format {VERSION} or earlier",
+            expected=f"format {FORMAT_VERSION} or earlier",
             got=f"format {version}",
-            mend="update framebank",
+            hint="update framebank",
         )
     _self_contained(f, path)
 
@@ -151,7 +151,7 @@ def _self_contained(group: Any, path: Path) -> None:
         child = group.get(name) if isinstance(kind, h5py.HardLink) else None
         outside = isinstance(child, h5py.Dataset) and (child.external or child.is_virtual)
         if child is None or outside:
-            raise StoreError(f"{path}: {group.name.rstrip('/')}/{name} points outside the file", mend="don't use it")
+            raise StoreError(f"{path}: {group.name.rstrip('/')}/{name} points outside the file", hint="don't use it")
         if isinstance(child, h5py.Group):
             _self_contained(child, path)
 
@@ -236,5 +236,5 @@ def reading(path: Path, faults: tuple[type[Exception], ...] = READ_FAULTS) -> It
         raise
     except faults as e:
         raise StoreError(
-            f"{path}: damaged ({e})", mend=f"python -m stage1_extract verify --store {path}, then repair"
+            f"{path}: damaged ({e})", hint=f"python -m stage1_extract verify --store {path}, then repair"
         ) from None

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
-def canonical(value: object) -> str:
+def canonical_json(value: object) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -48,7 +48,7 @@ class Recipe:
 
     def to_json(self) -> str:
         """Canonical JSON."""
-        return canonical(asdict(self))
+        return canonical_json(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
@@ -62,7 +62,7 @@ class Recipe:
         """SHA-256 of the canonical JSON, hex."""
         # `weights` is how the user named them; the digest is what decides the numbers
         value = {k: v for k, v in asdict(self).items() if k != "weights"}
-        return digest(value)
+        return json_digest(value)
 
     def differences(self, other: Recipe) -> list[str]:
         """Each field that decides numbers and differs, as `name: ours against theirs`."""
@@ -75,10 +75,10 @@ class Recipe:
 
 
 def _short(value: object) -> str:
-    text = value if isinstance(value, str) else canonical(value)
+    text = value if isinstance(value, str) else canonical_json(value)
     return text[:12] + "…" if len(text) == 64 else text
 
 
-def digest(value: object) -> str:
+def json_digest(value: object) -> str:
     """SHA-256 (hex) over a value as canonical JSON."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

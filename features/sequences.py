@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Listed
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 Box = tuple[float, float, float, float]
@@ -47,7 +46,7 @@ class Camera:
 
 
 @dataclass(frozen=True)
-class Sequence:
+class FrameSequence:
     """Frames in order from one camera.
 
     Attributes:
@@ -71,12 +70,12 @@ class Sequence:
     camera: Camera | None = None
 
 
-def same(some: Listed[Sequence], others: Listed[Sequence]) -> bool:
+def same_sequences(some: Sequence[FrameSequence], others: Sequence[FrameSequence]) -> bool:
     """Whether two lists of sequences are equal, unknown values equalling unknown ones."""
     return [_key(s) for s in some] == [_key(s) for s in others]
 
 
-def _key(s: Sequence) -> str:
+def _key(s: FrameSequence) -> str:
     # repr, because NaN equals nothing, not even itself
     labels = [(x.frame, sorted(x.targets.items()), x.box, x.position) for x in s.labels]
     return repr((s.id, s.split, s.length, float(s.fps), s.size, s.digest, labels, s.camera))

@@ -19,8 +19,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Listed
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -30,11 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import StoreError
-from features.frame_ranges import Held, Piece
+from features.frame_ranges import FrameRange, StoredRange
 from features.hdf5 import TABLE_FAULTS, open_file, reading
-from features.recipe import Recipe, digest
-from features.sequences import Camera, Label, Sequence
-from features.tracks import Track, by_label
+from features.recipe import Recipe, json_digest
+from features.sequences import Camera, FrameSequence, Label
+from features.tracks import Track, track_key_by_label
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class StreamInfo:
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over shape, dtype and origin."""
-        return digest([self.shape, self.dtype, self.origin])
+        return json_digest([self.shape, self.dtype, self.origin])
 
 
 @dataclass(frozen=True)
@@ -126,10 +125,10 @@ class Store:
             return self._index[sequence_id]
         except KeyError:
             raise StoreError(
-                f"{self.path}: no sequence {sequence_id!r}", mend="python -m stage1_extract info"
+                f"{self.path}: no sequence {sequence_id!r}", hint="python -m stage1_extract info"
             ) from None
 
-    def read(self, stream: str, rows: NDArray[np.int64] | Listed[int]) -> NDArray[Any]:
+    def read(self, stream: str, rows: NDArray[np.int64] | Sequence[int]) -> NDArray[Any]:
         """Entries of a stream, (len(rows), …) in the stored dtype; any order, repeats allowed.
 
         Cast afterwards: letting HDF5 convert half to single while it reads is 80 times slower.
@@ -141,7 +140,7 @@ class Store:
         wanted = np.asarray(rows, np.int64)
         out = np.empty((len(wanted), *data.shape[1:]), data.dtype)
         with reading(self.path):
-            for at, start, count in runs(wanted):
+            for at, start, count in consecutive_runs(wanted):
                 data.read_direct(out, np.s_[start : start + count], np.s_[at : at + count])
         return out
 
@@ -173,7 +172,7 @@ class Store:
 
     @property
     def track_keys(self) -> frozenset[str]:
-        """Keys of the tracks that are here, see `features.tracks.keys`."""
+        """Keys of the tracks that are here, see `features.tracks.track_keys`."""
         return frozenset(self._paths)
 
     def tracks(self) -> dict[str, Track]:
@@ -188,7 +187,7 @@ class Store:
             label: index into that sequence's labels.
         """
         if sequence not in self._vehicles:
-            self._vehicles[sequence] = by_label(self.sequences[sequence])
+            self._vehicles[sequence] = track_key_by_label(self.sequences[sequence])
         where = self._paths.get(self._vehicles[sequence].get(label, ""))
         return None if where is None else self._track(*where)
 
@@ -196,7 +195,7 @@ class Store:
         with reading(self.path):
             return read_track(self._file, first, length)
 
-    def held(self, damaged: Listed[int] = ()) -> list[Held]:
+    def held(self, damaged: Sequence[int] = ()) -> list[StoredRange]:
         """Every sequence as pieces in this file, without the `damaged` rows."""
         bad, held = set(damaged), []
         streams = {name: info.fingerprint for name, info in self.streams.items()}
@@ -204,8 +203,8 @@ class Store:
             edges = [-1, *sorted(r - first for r in bad if first <= r < first + sequence.length), sequence.length]
             for a, b in itertools.pairwise(edges):
                 if b > a + 1:
-                    piece = Piece(sequence.id, sequence.digest, a + 1, b)
-                    held.append(Held(piece, self.path, first + a + 1, streams))
+                    piece = FrameRange(sequence.id, sequence.digest, a + 1, b)
+                    held.append(StoredRange(piece, self.path, first + a + 1, streams))
         return held
 
     def damaged(self) -> Iterator[tuple[int, list[str]]]:
@@ -231,7 +230,7 @@ class Store:
         return self._file["frames"][name]
 
 
-def runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+def consecutive_runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
     """Runs of consecutive rows as (place in `rows`, first row, count)."""
     if len(rows) == 0:
         return []
@@ -268,7 +267,7 @@ def _header(f: Any) -> Header:
     return Header(Recipe.from_json(f.attrs["recipe"]), complete=bool(f.attrs["complete"]), **extra)
 
 
-def _sequences(f: Any) -> tuple[tuple[Sequence, ...], NDArray[np.int64]]:
+def _sequences(f: Any) -> tuple[tuple[FrameSequence, ...], NDArray[np.int64]]:
     group = f["labels"]
     columns, owner = json.loads(group.attrs["columns"]), group["sequence"][:]
     named = group["named"][:]
@@ -290,7 +289,7 @@ def _sequences(f: Any) -> tuple[tuple[Sequence, ...], NDArray[np.int64]]:
     numbers = [group[n][:].tolist() for n in ("length", "fps", "width", "height")]
     cameras = group["camera"][:].tolist() if "camera" in group else [[math.nan] * 5] * len(text[0])
     sequences = tuple(
-        Sequence(name, split, length, fps, (width, height), digest, tuple(labels.get(i, ())), _camera(camera))
+        FrameSequence(name, split, length, fps, (width, height), digest, tuple(labels.get(i, ())), _camera(camera))
         for i, (name, split, digest, length, fps, width, height, camera) in enumerate(
             zip(*text, *numbers, cameras, strict=True)
         )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from collections.abc import Sequence as Listed
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -13,58 +12,60 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.atomic import replacing
-from features.frame_ranges import Held, Piece, whole
+from features._common.atomic import atomic_write
+from features.frame_ranges import FrameRange, StoredRange, full_range
 from features.hdf5 import (
-    FORMAT,
+    FORMAT_NAME,
+    FORMAT_VERSION,
     TABLE_FAULTS,
-    VERSION,
-    Disk,
+    ErrorTolerantFile,
     ThumbnailWriter,
     copy_chunks,
-    create,
+    create_file,
     create_stream,
     open_file,
     reading,
     write_array,
     write_columns,
 )
-from features.recipe import Recipe, canonical
-from features.sequences import Camera, Sequence
+from features.recipe import Recipe, canonical_json
+from features.sequences import Camera, FrameSequence
 from features.store import Header, Store, StreamInfo, TopRecord, read_track, stream_infos, track_index
 from features.tracks import Track
 
-OPEN = 4  # files read from at a time
-BLOCK = 32  # frames written at a time: HDF5 is asked less often
-RUN = 512  # frames copied at a time
+MAX_OPEN_FILES = 4  # files read from at a time
+FRAMES_PER_WRITE = 32  # frames written at a time: HDF5 is asked less often
+FRAMES_PER_COPY = 512  # frames copied at a time
 
 
 class ShardWriter:
-    """Writes pieces, frame after frame, into a file of its own; use it inside `replacing`."""
+    """Writes pieces, frame after frame, into a file of its own; use it inside `atomic_write`."""
 
-    def __init__(self, path: Path, recipe: Recipe, pieces: Listed[Piece], streams: Mapping[str, StreamInfo]) -> None:
+    def __init__(
+        self, path: Path, recipe: Recipe, pieces: Sequence[FrameRange], streams: Mapping[str, StreamInfo]
+    ) -> None:
         self.path, self.pieces, self.at = path, pieces, 0
         self._total = sum(len(p) for p in pieces)
         self._thumbnails: list[bytes] = []
         self._waiting: list[Mapping[str, NDArray[Any]]] = []
-        self._disk = Disk(path)
-        self._file = create(self._disk)
+        self._disk = ErrorTolerantFile(path)
+        self._file = create_file(self._disk)
         _write_header(self._file, Header(recipe))
         self._file.create_group("frames")  # a shard may hold tracks alone
         for name, info in streams.items():
             _create(self._file, name, self._total, info)
 
-    def write(self, maps: Mapping[str, NDArray[Any]], thumbnails: Listed[bytes]) -> None:
+    def write(self, maps: Mapping[str, NDArray[Any]], thumbnails: Sequence[bytes]) -> None:
         """Append frames: per stream (n, …) in its dtype, and n JPEGs (empty where the store has them already).
 
         The arrays are kept for a while, and must not change.
         """
         self._waiting.append(maps)
         self._thumbnails.extend(thumbnails)
-        if len(self._thumbnails) - self.at >= BLOCK:
+        if len(self._thumbnails) - self.at >= FRAMES_PER_WRITE:
             self._flush()
 
-    def close(self, sound: Listed[int] | None = None, tracks: Mapping[str, Track] | None = None) -> None:
+    def close(self, sound: Sequence[int] | None = None, tracks: Mapping[str, Track] | None = None) -> None:
         """Finish the file.
 
         Args:
@@ -115,7 +116,7 @@ def check_shard(path: Path) -> None:
         f["thumbnails/data"][:], f["pieces/row"][:]
 
 
-def shard_pieces(path: Path, fingerprint: str) -> list[Held]:
+def shard_pieces(path: Path, fingerprint: str) -> list[StoredRange]:
     """What a finished shard holds; nothing where it was written by another recipe."""
     with open_file(path) as f, reading(path):
         if f.attrs["fingerprint"] != fingerprint:
@@ -124,7 +125,7 @@ def shard_pieces(path: Path, fingerprint: str) -> list[Held]:
         text = [group[n].asstr()[:].tolist() for n in ("sequence", "digest")]
         numbers = [group[n][:].tolist() for n in ("start", "stop", "row")]
         return [
-            Held(Piece(sequence, digest, start, stop), path, row, streams)
+            StoredRange(FrameRange(sequence, digest, start, stop), path, row, streams)
             for sequence, digest, start, stop, row in zip(*text, *numbers, strict=True)
         ]
 
@@ -136,7 +137,7 @@ def shard_tracks(path: Path) -> dict[str, Track]:
 
 
 @dataclass(frozen=True)
-class Stream:
+class StreamContent:
     """A stream of a store to be assembled.
 
     Attributes:
@@ -146,16 +147,16 @@ class Stream:
     """
 
     info: StreamInfo
-    parts: Listed[Listed[Held]] = ()
+    parts: Sequence[Sequence[StoredRange]] = ()
     batches: Iterable[NDArray[Any]] | None = None
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
-def assemble(
+def assemble_store(
     path: Path,
     header: Header,
-    sequences: Listed[Sequence],
-    streams: Mapping[str, Stream],
+    sequences: Sequence[FrameSequence],
+    streams: Mapping[str, StreamContent],
     top: TopRecord | None,
     tracks: Mapping[str, Track] | None = None,
 ) -> None:
@@ -166,18 +167,18 @@ def assemble(
     Args:
         sequences: the store's sequences, in order.
         streams: by name; the thumbnails come from where the first one's parts lie.
-        tracks: by their keys, see `features.tracks.keys`.
+        tracks: by their keys, see `features.tracks.track_keys`.
     """
     for stream in streams.values():
         for sequence, held in zip(sequences, stream.parts, strict=stream.batches is None):
-            if sum(len(h.piece) for h in held) != sequence.length:
-                raise RuntimeError(f"{sequence.id}: {held} do not make up {whole(sequence)}")
+            if sum(len(h.frame_range) for h in held) != sequence.length:
+                raise RuntimeError(f"{sequence.id}: {held} do not make up {full_range(sequence)}")
     frames = sum(s.length for s in sequences)
     sources: dict[Path, Any] = {}
-    with replacing(path) as temporary:
-        disk = Disk(temporary)
+    with atomic_write(path) as temporary:
+        disk = ErrorTolerantFile(temporary)
         try:
-            with create(disk) as f:
+            with create_file(disk) as f:
                 _write_header(f, header)
                 _write_sequences(f, sequences)
                 _write_labels(f, sequences)
@@ -201,7 +202,7 @@ def assemble(
                 source.close()
 
 
-def extend(path: Path, streams: Mapping[str, Stream], tracks: Mapping[str, Track] | None = None) -> None:
+def extend_store(path: Path, streams: Mapping[str, StreamContent], tracks: Mapping[str, Track] | None = None) -> None:
     """Add streams and tracks to a finished store, or put new ones in the place of old ones of the same names.
 
     What is there is copied chunk by chunk, never opened for writing; the new file takes the old one's place when whole.
@@ -209,37 +210,37 @@ def extend(path: Path, streams: Mapping[str, Stream], tracks: Mapping[str, Track
     """
     with Store(path) as store:
         held = store.held()
-        old = {n: Stream(info, [[h] for h in held], arrays=store.basis(n)) for n, info in store.streams.items()}
-        assemble(
+        old = {n: StreamContent(info, [[h] for h in held], arrays=store.basis(n)) for n, info in store.streams.items()}
+        assemble_store(
             path, store.header, store.sequences, old | dict(streams), store.top(), store.tracks() | dict(tracks or {})
         )
 
 
-def _runs(parts: Listed[Listed[Held]]) -> Iterator[tuple[Path, int, int, int]]:
-    """Rows that follow each other in one file too, at most `RUN`: file, first row there, first row here, how many."""
+def _runs(parts: Sequence[Sequence[StoredRange]]) -> Iterator[tuple[Path, int, int, int]]:
+    """Rows that follow each other in one file too, at most `FRAMES_PER_COPY`: file, first row there, first row here, how many."""
     held = [h for own in parts for h in own]
-    rows = accumulate((len(h.piece) for h in held), initial=0)
+    rows = accumulate((len(h.frame_range) for h in held), initial=0)
     placed = zip(held, rows, strict=False)
     for (path, shift), found in groupby(placed, lambda pair: (pair[0].path, pair[0].row - pair[1])):
         run = list(found)
-        stop = run[-1][1] + len(run[-1][0].piece)
-        for row in range(run[0][1], stop, RUN):
-            yield path, row + shift, row, min(RUN, stop - row)
+        stop = run[-1][1] + len(run[-1][0].frame_range)
+        for row in range(run[0][1], stop, FRAMES_PER_COPY):
+            yield path, row + shift, row, min(FRAMES_PER_COPY, stop - row)
 
 
 def _opened(sources: dict[Path, Any], path: Path) -> Any:
     """A file, opened; the one used longest ago makes room, for each open file keeps its caches in memory."""
-    if path not in sources and len(sources) >= OPEN:
+    if path not in sources and len(sources) >= MAX_OPEN_FILES:
         sources.pop(next(iter(sources))).close()
     sources[path] = sources.pop(path, None) or open_file(path)
     return sources[path]
 
 
 def _create(f: Any, name: str, frames: int, info: StreamInfo) -> Any:
-    return create_stream(f, name, frames, info.shape, info.dtype, canonical(dict(info.origin)))
+    return create_stream(f, name, frames, info.shape, info.dtype, canonical_json(dict(info.origin)))
 
 
-def _fill(target: Any, batches: Iterable[NDArray[Any]], disk: Disk) -> None:
+def _fill(target: Any, batches: Iterable[NDArray[Any]], disk: ErrorTolerantFile) -> None:
     at = 0
     for batch in batches:
         target[at : at + len(batch)] = batch
@@ -249,7 +250,7 @@ def _fill(target: Any, batches: Iterable[NDArray[Any]], disk: Disk) -> None:
         raise RuntimeError(f"{target.name}: {at} of {len(target)} frames were computed")
 
 
-def _copy_thumbnails(f: Any, parts: Listed[Listed[Held]], frames: int, sources: dict[Path, Any]) -> None:
+def _copy_thumbnails(f: Any, parts: Sequence[Sequence[StoredRange]], frames: int, sources: dict[Path, Any]) -> None:
     offsets, thumbnails = np.zeros(frames + 1, np.int64), ThumbnailWriter(f)
     for path, start, row, count in _runs(parts):
         source = _opened(sources, path)
@@ -259,7 +260,7 @@ def _copy_thumbnails(f: Any, parts: Listed[Listed[Held]], frames: int, sources: 
     thumbnails.finish(offsets)
 
 
-def _write_thumbnails(f: Any, thumbnails: Listed[bytes]) -> None:
+def _write_thumbnails(f: Any, thumbnails: Sequence[bytes]) -> None:
     writer = ThumbnailWriter(f)
     for jpeg in thumbnails:
         writer.write(np.frombuffer(jpeg, np.uint8))
@@ -267,14 +268,14 @@ def _write_thumbnails(f: Any, thumbnails: Listed[bytes]) -> None:
 
 
 def _write_header(f: Any, header: Header) -> None:
-    f.attrs["format"], f.attrs["version"] = FORMAT, VERSION
+    f.attrs["format"], f.attrs["version"] = FORMAT_NAME, FORMAT_VERSION
     f.attrs["recipe"], f.attrs["fingerprint"] = header.recipe.to_json(), header.recipe.fingerprint
     f.attrs["complete"] = header.complete
     for name in ("trunk", "versions", "missing"):
-        f.attrs[name] = canonical(dict(getattr(header, name)))
+        f.attrs[name] = canonical_json(dict(getattr(header, name)))
 
 
-def _write_sequences(f: Any, sequences: Listed[Sequence]) -> None:
+def _write_sequences(f: Any, sequences: Sequence[FrameSequence]) -> None:
     lengths = np.array([s.length for s in sequences], np.int64)
     write_columns(
         f.create_group("sequences"),
@@ -314,7 +315,7 @@ def _write_tracks(f: Any, tracks: Mapping[str, Track]) -> None:
     )
 
 
-def _write_labels(f: Any, sequences: Listed[Sequence]) -> None:
+def _write_labels(f: Any, sequences: Sequence[FrameSequence]) -> None:
     rows = [(i, label) for i, s in enumerate(sequences) for label in s.labels]
     columns = sorted({c for _, label in rows for c in label.targets})
     # a label that names a column without knowing it differs from one that has nothing to do with it
@@ -322,7 +323,7 @@ def _write_labels(f: Any, sequences: Listed[Sequence]) -> None:
     named = named.reshape(len(rows), len(columns))
     targets = [[label.targets.get(c, math.nan) for c in columns] for _, label in rows]
     group = f.create_group("labels")
-    group.attrs["columns"] = canonical(columns)
+    group.attrs["columns"] = canonical_json(columns)
     write_columns(
         group,
         {

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from features.recipe import digest
-from features.sequences import Box, Sequence
+from features.recipe import json_digest
+from features.sequences import Box, FrameSequence
 
-TRACKER = 2  # raise it whenever the same frames and boxes give another track
+TRACKER_VERSION = 2  # raise it whenever the same frames and boxes give another track
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Vehicle:
+class TrackedVehicle:
     """What is known of a vehicle in a sequence.
 
     Attributes:
@@ -40,7 +40,7 @@ class Vehicle:
     labels: tuple[int, ...]
 
 
-def vehicles(sequence: Sequence) -> list[Vehicle]:
+def tracked_vehicles(sequence: FrameSequence) -> list[TrackedVehicle]:
     """The vehicles of a sequence that a label gives a finite box for, on a frame that is there.
 
     Where no frame carries two different boxes, all boxes are one vehicle's and every label is about it, those without
@@ -55,20 +55,20 @@ def vehicles(sequence: Sequence) -> list[Vehicle]:
         return []
     path = {frame: box for frame, box, _ in boxed}
     if len({(frame, box) for frame, box, _ in boxed}) == len(path):
-        return [Vehicle(tuple(sorted(path.items())), tuple(range(len(sequence.labels))))]
-    return [Vehicle(((frame, box),), (i,)) for frame, box, i in boxed]
+        return [TrackedVehicle(tuple(sorted(path.items())), tuple(range(len(sequence.labels))))]
+    return [TrackedVehicle(((frame, box),), (i,)) for frame, box, i in boxed]
 
 
-def keys(sequence: Sequence) -> list[str]:
+def track_keys(sequence: FrameSequence) -> list[str]:
     """For each of a sequence's vehicles, SHA-256 (hex) over all that decides its track.
 
     That is the frames, the boxes it is known by, those of the vehicles that may hide it, and the tracker.
     """
-    known = [vehicle.known for vehicle in vehicles(sequence)]
-    shared = digest([TRACKER, sequence.digest, sorted(set(known))])
-    return [digest([shared, own]) for own in known]
+    known = [vehicle.known for vehicle in tracked_vehicles(sequence)]
+    shared = json_digest([TRACKER_VERSION, sequence.digest, sorted(set(known))])
+    return [json_digest([shared, own]) for own in known]
 
 
-def by_label(sequence: Sequence) -> dict[int, str]:
+def track_key_by_label(sequence: FrameSequence) -> dict[int, str]:
     """The index of each label that is about a vehicle → the key of its track."""
-    return {i: name for name, v in zip(keys(sequence), vehicles(sequence), strict=True) for i in v.labels}
+    return {i: name for name, v in zip(track_keys(sequence), tracked_vehicles(sequence), strict=True) for i in v.labels}

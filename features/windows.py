@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence as Listed
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import ConfigError
-from features.sequences import Label, Sequence
+from features.sequences import FrameSequence, Label
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,21 @@ class Examples:
         return np.asarray(np.isfinite(self.targets).all(axis=1))
 
 
-def offsets(length: int, stride: int, end: int) -> NDArray[np.int64]:
+def window_offsets(length: int, stride: int, end: int) -> NDArray[np.int64]:
     """(length,) a window's frames relative to the label's frame; the last one is `end`."""
     return end - stride * np.arange(length - 1, -1, -1, dtype=np.int64)
 
 
-def value(label: Label, column: str) -> float:
+def target_value(label: Label, column: str) -> float:
     """A label's value for a target column; `x` and `y` are its position. NaN where unknown."""
     if column in ("x", "y") and column not in label.targets:
         return label.position["xy".index(column)] if label.position else math.nan
     return label.targets.get(column, math.nan)
 
 
-def asked(sequence: Sequence, columns: tuple[str, ...]) -> list[int]:
+def labels_with_targets(sequence: FrameSequence, columns: tuple[str, ...]) -> list[int]:
     """Which of a sequence's labels are about `columns`: those that know them, else those that name them."""
-    values = [[value(label, c) for c in columns] for label in sequence.labels]
+    values = [[target_value(label, c) for c in columns] for label in sequence.labels]
     known = [i for i, row in enumerate(values) if all(math.isfinite(v) for v in row)]
     return known or [i for i, label in enumerate(sequence.labels) if all(_names(label, c) for c in columns)]
 
@@ -85,8 +85,8 @@ def _names(label: Label, column: str) -> bool:
     return column in label.targets or (column in ("x", "y") and (label.box is not None or "vx" in label.targets))
 
 
-def examples(
-    sequences: Listed[Sequence],
+def make_examples(
+    sequences: Sequence[FrameSequence],
     first: NDArray[np.int64],
     columns: tuple[str, ...],
     *,
@@ -108,11 +108,11 @@ def examples(
     Raises:
         ConfigError: no label has the columns, or no window fits.
     """
-    relative = offsets(length, stride, end)
-    kept: list[tuple[int, int, Sequence]] = []
+    relative = window_offsets(length, stride, end)
+    kept: list[tuple[int, int, FrameSequence]] = []
     dropped = 0
     for s, sequence in enumerate(sequences):
-        for i in asked(sequence, columns):
+        for i in labels_with_targets(sequence, columns):
             window = sequence.labels[i].frame + relative
             if window[0] >= 0 and window[-1] < sequence.length:
                 kept.append((s, i, sequence))
@@ -126,7 +126,7 @@ def examples(
     nan2, nan4 = (math.nan,) * 2, (math.nan,) * 4
     return Examples(
         rows=np.asarray(first, np.int64)[owner][:, None] + frame[:, None] + relative,
-        targets=np.array([[value(label, c) for c in columns] for label in labels], np.float64),
+        targets=np.array([[target_value(label, c) for c in columns] for label in labels], np.float64),
         split=np.array([sequence.split for _, _, sequence in kept]),
         sequence=owner,
         label=np.array([i for _, i, _ in kept], np.int64),
@@ -140,7 +140,7 @@ def examples(
 
 
 def _nothing(
-    sequences: Listed[Sequence], columns: tuple[str, ...], dropped: int, relative: NDArray[np.int64]
+    sequences: Sequence[FrameSequence], columns: tuple[str, ...], dropped: int, relative: NDArray[np.int64]
 ) -> ConfigError:
     wanted = ", ".join(columns)
     if not dropped:
@@ -151,12 +151,12 @@ def _nothing(
             f"no label has the target {wanted}",
             expected=f"one of {', '.join(names) or '(the store has no labels)'}",
             got=wanted,
-            mend="--data.target COLUMN",
+            hint="--data.target COLUMN",
         )
     shortest = min(s.length for s in sequences)
     return ConfigError(
         f"no window fits: all {dropped} labels of {wanted} would need frames outside their sequence",
         expected=f"frames {relative[0]:+d} to {relative[-1]:+d} from the label's frame",
         got=f"sequences from {shortest} frames on",
-        mend="--window.length, --window.stride or --window.end",
+        hint="--window.length, --window.stride or --window.end",
     )

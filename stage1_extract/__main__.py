@@ -19,8 +19,8 @@ from pathlib import Path
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # before cv2 is imported: our own lines name what is wrong
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
-from features._common.cli import config_from, run
-from features._common.progress import bar
+from features._common.cli import config_with_flags, run_command
+from features._common.progress import progress_bar
 from features._common.quiet_imports import quiet_imports
 from features.config import Config
 from features.errors import ConfigError, StoreError
@@ -43,12 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     if options.command is None:
         print(__doc__)
         return 0 if {"-h", "--help"} & set(flags) else 2
-    return run(lambda: COMMANDS[options.command](options, flags))
+    return run_command(lambda: COMMANDS[options.command](options, flags))
 
 
 def extract(options: argparse.Namespace, flags: list[str], redo: dict[int, list[str]] | None = None) -> int:
     """Bring the store to what the config and the data set want."""
-    config, store = config_from(options.config, flags, prog="stage1_extract extract"), _store(options)
+    config, store = config_with_flags(options.config, flags, prog="stage1_extract extract"), _store(options)
     from stage1_extract.datasets import scan
 
     if config.data.layout == "sample":
@@ -73,11 +73,11 @@ def extract(options: argparse.Namespace, flags: list[str], redo: dict[int, list[
 
 def info(options: argparse.Namespace, flags: list[str]) -> int:
     """Print what the store holds."""
-    from stage1_extract.info import describe
+    from stage1_extract.info import describe_store
 
     _no_more(flags)
     with Store(_store(options)) as store:
-        print(describe(store))
+        print(describe_store(store))
     return 0
 
 
@@ -92,7 +92,7 @@ def verify(options: argparse.Namespace, flags: list[str]) -> int:
     lines = "\n".join(_lines(path, bad))
     raise StoreError(
         f"{lines}\n{path}: {len(bad)} frames are damaged",
-        mend=f"python -m stage1_extract repair --config F --store {path}",
+        hint=f"python -m stage1_extract repair --config F --store {path}",
     )
 
 
@@ -107,22 +107,22 @@ def repair(options: argparse.Namespace, flags: list[str]) -> int:
 
 def sample(options: argparse.Namespace, flags: list[str]) -> int:
     """Render the sample data set."""
-    config = config_from(options.config, flags, prog="stage1_extract sample")
+    config = config_with_flags(options.config, flags, prog="stage1_extract sample")
     _render(config)
     print(f"{config.data.path}: the sample set of seed {config.data.seed}")
     return 0
 
 
 def _render(config: Config) -> None:
-    from stage1_extract.sample import render
+    from stage1_extract.sample import render_sample_set
 
-    render(Path(config.data.path), seed=config.data.seed)
+    render_sample_set(Path(config.data.path), seed=config.data.seed)
 
 
 def _damaged(path: Path) -> dict[int, list[str]]:
     """Rows of the store with the streams that are damaged there."""
     bad: dict[int, list[str]] = {}
-    with Store(path) as store, bar(store.frames, "verify", "frames") as progress:
+    with Store(path) as store, progress_bar(store.frames, "verify", "frames") as progress:
         for row, streams in store.damaged():
             if streams:
                 bad[row] = streams
@@ -145,13 +145,13 @@ def _store(options: argparse.Namespace) -> Path:
         # a link is kept, what it points at is replaced
         return options.store.resolve() if options.store.is_symlink() else Path(options.store)
     if options.config is None:
-        raise ConfigError("which store?", mend="--store FILE or --config FILE")
+        raise ConfigError("which store?", hint="--store FILE or --config FILE")
     return Path("stores") / f"{options.config.stem}.h5"
 
 
 def _no_more(flags: list[str]) -> None:
     if flags:
-        raise ConfigError("unknown flags", got=" ".join(flags), mend="python -m stage1_extract --help")
+        raise ConfigError("unknown flags", got=" ".join(flags), hint="python -m stage1_extract --help")
 
 
 COMMANDS = {"extract": extract, "info": info, "verify": verify, "repair": repair, "sample": sample}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Listed
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,22 @@ from typing import Any
 from numpy.typing import NDArray
 
 from features.config import Config
-from features.frame_ranges import Held
+from features.frame_ranges import StoredRange
 from features.recipe import Recipe
-from features.sequences import Sequence
+from features.sequences import FrameSequence
 from features.store import Header, Store, StreamInfo, TopRecord
+from features.streams import APPEARANCE
 from features.tracks import Track
 from stage1_extract.engines.engine import Engine, Trunk
-from stage1_extract.plan import StreamsHeld, layout
+from stage1_extract.plan import StoredStreams, complete_sequences
 
-STREAM = "appearance"
-Redo = Mapping[int, Listed[str]]  # row of the store → the streams that are damaged there, `thumbnails` among them
+DamagedRows = Mapping[
+    int, Sequence[str]
+]  # row of the store → the streams that are damaged there, `thumbnails` among them
 
 
 @dataclass(frozen=True)
-class Standing:
+class ExistingStore:
     """A store's contents, all empty where there is none.
 
     Attributes:
@@ -34,20 +35,20 @@ class Standing:
 
     header: Header | None = None
     streams: Mapping[str, StreamInfo] = field(default_factory=dict)
-    held: Mapping[str, list[Held]] = field(default_factory=dict)
+    held: Mapping[str, list[StoredRange]] = field(default_factory=dict)
     top: TopRecord | None = None
     tracks: Mapping[str, Track] = field(default_factory=dict)
     bases: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, store: Path, redo: Redo) -> Standing:
+    def of(cls, store: Path, redo: DamagedRows) -> ExistingStore:
         """What stands under a store's name."""
         if not store.exists():
             return cls()
         with Store(store) as s:
             # thumbnails come with the trunk's stream
             rows = {
-                name: [r for r, bad in redo.items() if name in bad or (name == STREAM and "thumbnails" in bad)]
+                name: [r for r, bad in redo.items() if name in bad or (name == APPEARANCE and "thumbnails" in bad)]
                 for name in s.streams
             }
             held = {name: s.held(rows[name]) for name in s.streams}
@@ -62,12 +63,12 @@ class Standing:
         return errors
 
     def derived(
-        self, ready: Listed[Sequence], own: Mapping[str, StreamInfo]
-    ) -> tuple[dict[str, list[list[Held]]], list[str]]:
+        self, ready: Sequence[FrameSequence], own: Mapping[str, StreamInfo]
+    ) -> tuple[dict[str, list[list[StoredRange]]], list[str]]:
         """The streams that extraction doesn't make itself, where they have all of the sequences; and the others."""
         kept, dropped = {}, []
         for name in sorted(set(self.streams) - set(own)):
-            found, parts = layout(ready, {name: self.held[name]})
+            found, parts = complete_sequences(ready, {name: self.held[name]})
             if len(found) == len(ready):
                 kept[name] = parts[name]
             else:
@@ -76,7 +77,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Frozen:
+class TrunkInfo:
     """The trunk as the store keeps it: its recipe, its stream, the layers above the cut, facts for the header."""
 
     recipe: Recipe
@@ -85,7 +86,7 @@ class Frozen:
     facts: Mapping[str, Any]
 
     @classmethod
-    def of(cls, trunk: Trunk, config: Config, request: str) -> Frozen:
+    def of(cls, trunk: Trunk, config: Config, request: str) -> TrunkInfo:
         """That of a trunk at hand."""
         facts = {
             "parameters": trunk.model.count_params(),
@@ -97,17 +98,17 @@ class Frozen:
         return cls(trunk.recipe, trunk.stream, trunk.top(), facts)
 
     @classmethod
-    def kept(cls, old: Standing, request: str, wanted: Listed[Sequence]) -> Frozen | None:
+    def kept(cls, old: ExistingStore, request: str, wanted: Sequence[FrameSequence]) -> TrunkInfo | None:
         """That of the store, where the same was asked for and its trunk has seen every wanted frame."""
         if old.header is None or old.header.trunk.get("request") != request:
             return None
-        ready, _ = layout(wanted, {STREAM: old.held[STREAM]})
+        ready, _ = complete_sequences(wanted, {APPEARANCE: old.held[APPEARANCE]})
         if len(ready) < len(wanted):
             return None
-        return cls(old.header.recipe, old.streams[STREAM], old.top, old.header.trunk)
+        return cls(old.header.recipe, old.streams[APPEARANCE], old.top, old.header.trunk)
 
 
-def having(held: Mapping[str, list[Held]], streams: Mapping[str, StreamInfo]) -> StreamsHeld:
+def with_fingerprint(held: Mapping[str, list[StoredRange]], streams: Mapping[str, StreamInfo]) -> StoredStreams:
     """Per wanted stream the pieces that hold it as it is wanted now, not of another origin, shape or type."""
     return {
         name: [h for h in held.get(name, ()) if h.streams.get(name) == info.fingerprint]

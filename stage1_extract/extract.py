@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,30 +22,32 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.lock import only_writer
-from features._common.progress import bar
+from features._common.lock import exclusive_write_lock
+from features._common.log import logger
+from features._common.progress import progress_bar
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
-from features.frame_ranges import Piece
-from features.recipe import digest
-from features.sequences import same
+from features.frame_ranges import FrameRange
+from features.recipe import json_digest
+from features.sequences import same_sequences
 from features.store import Header, Store, StreamInfo
-from features.store_writer import ShardWriter, Stream, assemble, check_shard
-from features.tracks import Track, Vehicle, keys
+from features.store_writer import ShardWriter, StreamContent, assemble_store, check_shard
+from features.streams import APPEARANCE, MOTION
+from features.tracks import Track, TrackedVehicle, track_keys
 from stage1_extract import optical_flow
 from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.engines.engine import Engine, build_trunk
-from stage1_extract.existing_store import STREAM, Frozen, Redo, Standing, having
-from stage1_extract.frame_loader import RANGE, Decoded, Extras, Strip, decode
-from stage1_extract.plan import Plan, layout, plan, untracked
-from stage1_extract.shards import Shards, batches, noted
-from stage1_extract.tracking.sequence_tracks import boxes_elsewhere, tracked, unfollowed
+from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo, with_fingerprint
+from stage1_extract.frame_loader import FRAMES_PER_JOB, DecodeOptions, FlowStrip, LoadedFrames, load_frames
+from stage1_extract.plan import ExtractionPlan, complete_sequences, plan_extraction, vehicles_without_tracks
+from stage1_extract.shards import Shards, record_faults, regroup_batches
+from stage1_extract.tracking.sequence_tracks import empty_track_notes, missing_frame_notes, track_clips
 
 WRITES_AHEAD = 2
 
 
 @dataclass
-class Outcome:
+class ExtractionResult:
     """What an extraction did.
 
     Attributes:
@@ -69,8 +70,8 @@ class Outcome:
 
 
 def extract(
-    config: Config, store: Path, catalogue: Catalogue, *, redo: Redo | None = None, engine: Engine | None = None
-) -> Outcome:
+    config: Config, store: Path, catalogue: Catalogue, *, redo: DamagedRows | None = None, engine: Engine | None = None
+) -> ExtractionResult:
     """Bring `store` to what the catalogue and the config want.
 
     Args:
@@ -88,48 +89,48 @@ def extract(
         raise BadInputs(
             f"{len(catalogue.faults)} faults in {config.data.path}, nothing was extracted",
             list(catalogue.faults),
-            mend="put them right, or leave these clips out with --extract.skip_damaged true",
+            hint="put them right, or leave these clips out with --extract.skip_damaged true",
         )
     if not catalogue.clips:
         raise BadInputs(f"{config.data.path}: no sound clip", list(catalogue.faults))
-    with only_writer(store):
+    with exclusive_write_lock(store):
         request = _request(config)
         wanted = [clip.sequence for clip in catalogue.clips]
         if store.exists():
             with Store(store) as s:
                 done = s.header.trunk.get("request") == request and s.complete and not redo
-                done = done and same(s.sequences, wanted) and set(s.missing.values()) == set(catalogue.faults)
+                done = done and same_sequences(s.sequences, wanted) and set(s.missing.values()) == set(catalogue.faults)
                 if done and _has_extras(s, config):
-                    return Outcome(0, s.frames, dict(s.missing))
+                    return ExtractionResult(0, s.frames, dict(s.missing))
         outcome = _extract(config, store, catalogue, request, redo or {}, engine)
     if outcome.missing and not skip:
         raise BadInputs(
             f"{store}: {len(outcome.missing)} of {len(wanted)} sequences would not decode and are left out",
             list(outcome.missing.values()),
-            mend="replace their files and run the same command, or do without with --extract.skip_damaged true",
+            hint="replace their files and run the same command, or do without with --extract.skip_damaged true",
         )
     return outcome
 
 
 def _extract(
-    config: Config, store: Path, catalogue: Catalogue, request: str, redo: Redo, engine: Engine | None
-) -> Outcome:
+    config: Config, store: Path, catalogue: Catalogue, request: str, redo: DamagedRows, engine: Engine | None
+) -> ExtractionResult:
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     wanted = [clip.sequence for clip in catalogue.clips]
     parts = store.with_name(f"{store.name}.parts")
     _sweep(store, parts)
     _discard_damaged(parts)
-    old = Standing.of(store, redo)
-    frozen = Frozen.kept(old, request, wanted)
+    old = ExistingStore.of(store, redo)
+    frozen = TrunkInfo.kept(old, request, wanted)
     if frozen is None:
         engine = engine or Engine(build_trunk(config), config.extract.batch, config.extract.engine)
-        frozen = Frozen.of(engine.trunk, config, request)
+        frozen = TrunkInfo.of(engine.trunk, config, request)
     _same_recipe(store, old, frozen)
-    streams = {STREAM: frozen.stream} | ({optical_flow.NAME: optical_flow.INFO} if config.extract.motion else {})
+    streams = {APPEARANCE: frozen.stream} | ({MOTION: optical_flow.FLOW_INFO} if config.extract.motion else {})
     shards = Shards(parts, frozen.recipe)
-    todo = plan(wanted, having(old.held, streams), shards.held(streams), config.extract.shard)
+    todo = plan_extraction(wanted, with_fingerprint(old.held, streams), shards.held(streams), config.extract.shard)
     faults: dict[str, str] = {}
-    lost = untracked(wanted, old.tracks.keys() | shards.tracks().keys()) if config.extract.tracks else {}
+    lost = vehicles_without_tracks(wanted, old.tracks.keys() | shards.tracks().keys()) if config.extract.tracks else {}
     if todo.frames or lost:
         _room(store, todo, streams)
         parts.mkdir(parents=True, exist_ok=True)
@@ -137,7 +138,9 @@ def _extract(
             _run(config, shards, clips, todo, streams, engine, lost, faults)
         _track(config, shards, clips, lost, faults)
     held = shards.held(streams)
-    ready, laid = layout(wanted, {n: [*held[n], *own] for n, own in having(old.held, streams).items()})
+    ready, laid = complete_sequences(
+        wanted, {n: [*held[n], *own] for n, own in with_fingerprint(old.held, streams).items()}
+    )
     tracks = dict(old.tracks) | shards.tracks()
     missing = {f"fault {i}": fault for i, fault in enumerate(catalogue.faults, 1)}
     missing |= {s.id: faults.get(s.id, "not extracted") for s in wanted if s not in ready}
@@ -149,17 +152,17 @@ def _extract(
         missing=missing,
         complete=not missing or config.extract.skip_damaged,
     )
-    notes = unfollowed([s for s in ready if s.id in lost], tracks) + boxes_elsewhere(ready if lost else [])
+    notes = empty_track_notes([s for s in ready if s.id in lost], tracks) + missing_frame_notes(ready if lost else [])
     if ready:
         derived, dropped = old.derived(ready, streams)
         notes += [f"stream {name} was dropped: it lacks new or changed frames, make it anew" for name in dropped]
-        kept = {name: Stream(info, laid[name]) for name, info in streams.items()}
-        kept |= {n: Stream(old.streams[n], own, arrays=old.bases.get(n, {})) for n, own in derived.items()}
-        named = [name for s in ready for name in keys(s)]
-        assemble(store, header, ready, kept, frozen.top, {name: tracks[name] for name in named if name in tracks})
+        kept = {name: StreamContent(info, laid[name]) for name, info in streams.items()}
+        kept |= {n: StreamContent(old.streams[n], own, arrays=old.bases.get(n, {})) for n, own in derived.items()}
+        named = [name for s in ready for name in track_keys(s)]
+        assemble_store(store, header, ready, kept, frozen.top, {name: tracks[name] for name in named if name in tracks})
         shutil.rmtree(parts, ignore_errors=True)
-    return Outcome(
-        todo.lacking(STREAM), sum(s.length for s in ready), missing, todo.lacking(optical_flow.NAME),
+    return ExtractionResult(
+        todo.lacking(APPEARANCE), sum(s.length for s in ready), missing, todo.lacking(MOTION),
         sum(len(own) for own in lost.values()), [f"{store}: {note}" for note in notes],
         str(engine),
     )  # fmt: skip
@@ -169,10 +172,10 @@ def _run(
     config: Config,
     shards: Shards,
     clips: dict[str, Clip],
-    todo: Plan,
+    todo: ExtractionPlan,
     streams: Mapping[str, StreamInfo],
     engine: Engine | None,
-    lost: Mapping[str, tuple[Vehicle, ...]],
+    lost: Mapping[str, tuple[TrackedVehicle, ...]],
     faults: dict[str, str],
 ) -> None:
     """Extract every group of a plan into a shard of its own; note the sequences that would not decode."""
@@ -180,17 +183,17 @@ def _run(
     cv2.setNumThreads(1)  # the frames are what runs in parallel
     # TensorFlow may have a GPU beside the cores that decode, OpenVINO has the same cores
     turns = engine is not None and engine.name == "openvino"
-    strips: dict[str, tuple[int, Strip]] = {}
+    strips: dict[str, tuple[int, FlowStrip]] = {}
     with (
-        bar(todo.wanted, "features", "frames", initial=max(0, todo.wanted - todo.frames)) as progress,
+        progress_bar(todo.wanted, "features", "frames", initial=max(0, todo.wanted - todo.frames)) as progress,
         ThreadPoolExecutor(1, "finish") as pool,
     ):
         finishing: Future[None] | None = None
         for group in todo.groups:
             pieces = [p for p in group.pieces if p.sequence not in faults]
             if pieces:
-                extras = Extras(optical_flow.NAME in group.streams, lost, strips)
-                decoded = decode(pieces, clips, config.frames, threads, extras, turns=turns)
+                extras = DecodeOptions(MOTION in group.streams, lost, strips)
+                decoded = load_frames(pieces, clips, config.frames, threads, extras, turns=turns)
                 own = {name: streams[name] for name in group.streams}
                 finish = _shard(shards, pieces, own, decoded, engine, faults, progress.update)
                 before, finishing = finishing, pool.submit(finish)  # beside the next group's frames
@@ -202,9 +205,9 @@ def _run(
 
 def _shard(
     shards: Shards,
-    pieces: list[Piece],
+    pieces: list[FrameRange],
     streams: Mapping[str, StreamInfo],
-    decoded: Iterator[Decoded],
+    decoded: Iterator[LoadedFrames],
     engine: Engine | None,
     faults: dict[str, str],
     step: Callable[[int], object],
@@ -216,10 +219,12 @@ def _shard(
     with ExitStack() as begun:
         writer = begun.enter_context(shards.writing(pieces, streams))
         pool = begun.enter_context(ThreadPoolExecutor(1, "write"))
-        size, ahead = (engine.batch, engine.lanes + WRITES_AHEAD) if engine is not None else (RANGE, WRITES_AHEAD)
-        for batch in batches(noted(decoded, pieces, sound, tracks, faults), size):
+        size, ahead = (
+            (engine.batch, engine.lanes + WRITES_AHEAD) if engine is not None else (FRAMES_PER_JOB, WRITES_AHEAD)
+        )
+        for batch in regroup_batches(record_faults(decoded, pieces, sound, tracks, faults), size):
             maps: Future[NDArray[Any]] | None = None
-            if STREAM in streams:
+            if APPEARANCE in streams:
                 assert engine is not None
                 maps = engine.submit(batch.frames)
             pending.append(pool.submit(_write, writer, maps, batch.motion, batch.thumbnails))
@@ -240,9 +245,9 @@ def _shard(
 def _write(
     writer: ShardWriter, maps: Future[NDArray[Any]] | None, flow: NDArray[Any] | None, thumbnails: list[bytes]
 ) -> None:
-    entries = {} if flow is None else {optical_flow.NAME: flow}
+    entries = {} if flow is None else {MOTION: flow}
     if maps is not None:
-        entries[STREAM] = maps.result()
+        entries[APPEARANCE] = maps.result()
     # thumbnails come with the trunk's stream
     writer.write(entries, thumbnails if maps is not None else [b""] * len(thumbnails))
 
@@ -251,19 +256,19 @@ def _track(
     config: Config,
     shards: Shards,
     clips: dict[str, Clip],
-    lost: Mapping[str, tuple[Vehicle, ...]],
+    lost: Mapping[str, tuple[TrackedVehicle, ...]],
     faults: dict[str, str],
 ) -> None:
     """Follow the vehicles that were not followed beside the network: of long sequences, or in frames long decoded."""
     there = shards.tracks()
-    rest = untracked([clips[name].sequence for name in lost if name not in faults], there)
+    rest = vehicles_without_tracks([clips[name].sequence for name in lost if name not in faults], there)
     if not rest:
         return
     threads = config.extract.threads or len(os.sched_getaffinity(0))
     cv2.setNumThreads(1)
     found: dict[str, Track] = {}
-    with bar(sum(map(len, rest.values())), "tracks", "vehicles") as progress:
-        for name, tracks in tracked(clips, rest, threads):
+    with progress_bar(sum(map(len, rest.values())), "tracks", "vehicles") as progress:
+        for name, tracks in track_clips(clips, rest, threads):
             if isinstance(tracks, str):
                 faults[name] = tracks
             else:
@@ -278,18 +283,18 @@ def _track(
 
 def _has_extras(store: Store, config: Config) -> bool:
     """Whether a store has flow and tracks as far as they are asked for."""
-    there = store.streams.get(optical_flow.NAME)
-    flows = not config.extract.motion or (there is not None and there.fingerprint == optical_flow.INFO.fingerprint)
-    return flows and not (config.extract.tracks and untracked(store.sequences, store.track_keys))
+    there = store.streams.get(MOTION)
+    flows = not config.extract.motion or (there is not None and there.fingerprint == optical_flow.FLOW_INFO.fingerprint)
+    return flows and not (config.extract.tracks and vehicles_without_tracks(store.sequences, store.track_keys))
 
 
-def _same_recipe(store: Path, old: Standing, frozen: Frozen) -> None:
+def _same_recipe(store: Path, old: ExistingStore, frozen: TrunkInfo) -> None:
     """Refuse a store that was made by another recipe."""
     if old.header is not None and old.header.recipe.fingerprint != frozen.recipe.fingerprint:
         raise StoreError(
             f"{store}: made by another recipe",
             got="; ".join(frozen.recipe.differences(old.header.recipe)),
-            mend=f"give this recipe a store of its own, --store OTHER.h5, or move {store} away",
+            hint=f"give this recipe a store of its own, --store OTHER.h5, or move {store} away",
         )
 
 
@@ -299,7 +304,7 @@ def _discard_damaged(parts: Path) -> None:
         try:
             check_shard(path)
         except StoreError as e:
-            print(f"{path}: a damaged shard is extracted anew ({e.what})", file=sys.stderr)
+            logger.warning(f"{path}: a damaged shard is extracted anew ({e.what})")
             path.unlink()
 
 
@@ -309,7 +314,7 @@ def _sweep(store: Path, parts: Path) -> None:
         left.unlink()
 
 
-def _room(store: Path, todo: Plan, streams: Mapping[str, StreamInfo]) -> None:
+def _room(store: Path, todo: ExtractionPlan, streams: Mapping[str, StreamInfo]) -> None:
     """Refuse before hours of work what the disk cannot hold: shards and store stand side by side at the end."""
     each = {n: int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize for n, info in streams.items()}
     frame = sum(each.values())
@@ -320,7 +325,7 @@ def _room(store: Path, todo: Plan, streams: Mapping[str, StreamInfo]) -> None:
             f"{store}: the disk is too full",
             expected=f"{needed / 1e9:.3g} GB free ({todo.wanted} frames of {frame / 1e3:.0f} kB, shards and store)",
             got=f"{free / 1e9:.3g} GB",
-            mend="free some space, or --extract.dtype float16, or --store on another disk",
+            hint="free some space, or --extract.dtype float16, or --store on another disk",
         )
 
 
@@ -331,4 +336,4 @@ def _request(config: Config) -> str:
     asked = config.model_dump(mode="json", include={"frames", "backbone"})
     asked["backbone"]["weights"] = content
     stored = [config.extract.precision, config.extract.dtype]
-    return digest([asked, *stored, version("keras")])
+    return json_digest([asked, *stored, version("keras")])

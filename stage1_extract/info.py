@@ -8,12 +8,12 @@ import numpy as np
 
 from features.sequences import SPLITS
 from features.store import Store
-from features.tracks import keys
-from features.windows import value
-from stage1_extract.tracking.sequence_tracks import boxes_elsewhere, seen, unfollowed
+from features.tracks import track_keys
+from features.windows import target_value
+from stage1_extract.tracking.sequence_tracks import empty_track_notes, found_in_frame, missing_frame_notes
 
 
-def describe(store: Store) -> str:
+def describe_store(store: Store) -> str:
     """Several lines: where it comes from, what it holds, what is missing."""
     r, size = store.recipe, store.path.stat().st_size
     lines = [
@@ -57,15 +57,18 @@ def _words(value: object) -> str:
 
 def _tracks(store: Store) -> list[str]:
     tracks = store.tracks()
-    wanted = {name for s in store.sequences for name in keys(s)}
+    wanted = {name for s in store.sequences for name in track_keys(s)}
     if not wanted and not tracks:
-        return ["tracks       none: no label has a box on a frame that is there", *boxes_elsewhere(store.sequences)]
-    share = [seen(t).mean() for t in tracks.values()]
+        return ["tracks       none: no label has a box on a frame that is there", *missing_frame_notes(store.sequences)]
+    share = [found_in_frame(t).mean() for t in tracks.values()]
     mean = f", found in {np.mean(share):.1%} of their frames on average" if share else ""
     lines = [f"tracks       {len(tracks):,} of {len(wanted):,} vehicles followed{mean}"]
     return [
         *lines,
-        *(f"             {n}" for n in (*unfollowed(store.sequences, tracks), *boxes_elsewhere(store.sequences))),
+        *(
+            f"             {n}"
+            for n in (*empty_track_notes(store.sequences, tracks), *missing_frame_notes(store.sequences))
+        ),
     ]
 
 
@@ -81,7 +84,7 @@ def _targets(store: Store) -> list[str]:
         columns += ["x", "y"]
     lines = []
     for column in columns:
-        values = np.array([value(label, column) for label in labels])
+        values = np.array([target_value(label, column) for label in labels])
         values = values[np.isfinite(values)]
         if len(values):
             spread = f"mean {values.mean():.3f}, deviation {values.std():.3f}"

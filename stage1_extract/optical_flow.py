@@ -22,7 +22,7 @@ from stage1_extract.datasets.clip import Image
 
 BAND = (0.4, 0.82)  # share of the image's height where the strip begins and ends
 SIZE = (512, 120)  # width, height the strip is resized to, px
-GRID = (12, 8)  # rows and columns of cells
+FLOW_GRID = (12, 8)  # rows and columns of cells
 QUANTILES = (0.1, 0.5, 0.9)
 EDGE = 40  # Sobel gradient, |∂x| + |∂y| in grey levels, from which on a pixel has texture
 CHANNELS = (*(f"u{q}" for q in QUANTILES), *(f"v{q}" for q in QUANTILES), "texture")
@@ -32,15 +32,14 @@ ORIGIN = {
     "method": "DIS medium",
     "band": BAND,
     "size": SIZE,
-    "grid": GRID,
+    "grid": FLOW_GRID,
     "channels": CHANNELS,
     "edge": EDGE,
 }
-NAME = "motion"
-INFO = StreamInfo((*GRID, len(CHANNELS)), "float16", ORIGIN)
+FLOW_INFO = StreamInfo((*FLOW_GRID, len(CHANNELS)), "float16", ORIGIN)
 
 
-def strip(image: Image) -> Image:
+def flow_strip(image: Image) -> Image:
     """The grey strip of a frame of any size, grey or BGR, as flow is computed of it: (height, width) uint8."""
     top, bottom = (round(share * image.shape[0]) for share in BAND)
     part = image[top : max(bottom, top + 1)]
@@ -49,7 +48,7 @@ def strip(image: Image) -> Image:
     return np.asarray(cv2.resize(part, SIZE, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def entries(strips: Sequence[Image], *, begins: bool = False) -> NDArray[np.float16]:
+def flow_entries(strips: Sequence[Image], *, begins: bool = False) -> NDArray[np.float16]:
     """The stream's entries, (n − 1, rows, columns, channels), for all strips but the first; strip px a frame step.
 
     Channels are `CHANNELS`: quantiles of the flow to the right (u) and down (v) over the cell, and which share of its
@@ -62,16 +61,16 @@ def entries(strips: Sequence[Image], *, begins: bool = False) -> NDArray[np.floa
             so that n entries are returned.
     """
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    found = np.zeros((len(strips), *INFO.shape), np.float16)
+    found = np.zeros((len(strips), *FLOW_INFO.shape), np.float16)
     for i, (before, after) in enumerate(pairwise(strips), 1):
-        found[i] = pool(np.asarray(flow.calc(before, after, None), np.float32), before)
+        found[i] = pool_flow(np.asarray(flow.calc(before, after, None), np.float32), before)
     if not begins:
         return found[1:]
     found[0] = found[min(1, len(found) - 1)]
     return found
 
 
-def pool(flow: NDArray[np.float32], strip: Image) -> NDArray[np.float32]:
+def pool_flow(flow: NDArray[np.float32], strip: Image) -> NDArray[np.float32]:
     """Flow (height, width, 2) and the strip it starts from → (rows, columns, channels)."""
     # the flow is smooth over more than 2 px: a quarter of it has the same quantiles
     sides = [np.sort(_cells(flow[::2, ::2, i]), axis=-1) for i in (0, 1)]
@@ -83,6 +82,6 @@ def pool(flow: NDArray[np.float32], strip: Image) -> NDArray[np.float32]:
 
 def _cells(values: NDArray[np.generic]) -> NDArray[np.generic]:
     """(height, width) → (rows, columns, pixels of the cell)."""
-    (rows, columns), (height, width) = GRID, values.shape
+    (rows, columns), (height, width) = FLOW_GRID, values.shape
     cells = values.reshape(rows, height // rows, columns, width // columns)
     return cells.transpose(0, 2, 1, 3).reshape(rows, columns, -1)

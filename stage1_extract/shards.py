@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Listed
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.atomic import replacing
-from features.frame_ranges import Held, Piece
-from features.recipe import Recipe, digest
+from features._common.atomic import atomic_write
+from features.frame_ranges import FrameRange, StoredRange
+from features.recipe import Recipe, json_digest
 from features.store import StreamInfo
 from features.store_writer import ShardWriter, shard_pieces, shard_tracks
 from features.tracks import Track
 from stage1_extract.datasets.clip import Image
-from stage1_extract.existing_store import having
-from stage1_extract.frame_loader import Decoded
-from stage1_extract.plan import StreamsHeld
+from stage1_extract.existing_store import with_fingerprint
+from stage1_extract.frame_loader import LoadedFrames
+from stage1_extract.plan import StoredStreams
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,11 @@ class Shards:
     folder: Path
     recipe: Recipe
 
-    def held(self, streams: Mapping[str, StreamInfo]) -> StreamsHeld:
+    def held(self, streams: Mapping[str, StreamInfo]) -> StoredStreams:
         """Per wanted stream the pieces that lie in them."""
         every = [held for path in self._files() for held in shard_pieces(path, self.recipe.fingerprint)]
-        table: dict[str, list[Held]] = {name: [h for h in every if name in h.streams] for name in streams}
-        return having(table, streams)
+        table: dict[str, list[StoredRange]] = {name: [h for h in every if name in h.streams] for name in streams}
+        return with_fingerprint(table, streams)
 
     def tracks(self) -> dict[str, Track]:
         """Every track in them, by its key; the keys name the frames, so that no recipe need be compared."""
@@ -45,10 +44,10 @@ class Shards:
         return found
 
     @contextmanager
-    def writing(self, pieces: Listed[Piece], streams: Mapping[str, StreamInfo]) -> Iterator[ShardWriter]:
+    def writing(self, pieces: Sequence[FrameRange], streams: Mapping[str, StreamInfo]) -> Iterator[ShardWriter]:
         """A writer of a new shard, which appears when the block ends well."""
         names = [[p.sequence, p.digest, p.start, p.stop] for p in pieces]
-        with replacing(self._path([sorted(streams), names])) as temporary:
+        with atomic_write(self._path([sorted(streams), names])) as temporary:
             writer = ShardWriter(temporary, self.recipe, pieces, streams)
             try:
                 yield writer
@@ -57,7 +56,7 @@ class Shards:
 
     def write_tracks(self, tracks: Mapping[str, Track]) -> None:
         """A shard that holds tracks alone."""
-        with replacing(self._path(sorted(tracks))) as temporary:
+        with atomic_write(self._path(sorted(tracks))) as temporary:
             writer = ShardWriter(temporary, self.recipe, [], {})
             try:
                 writer.close(tracks=tracks)
@@ -68,11 +67,11 @@ class Shards:
         return sorted(self.folder.glob("*.h5"))
 
     def _path(self, content: object) -> Path:
-        return self.folder / f"{digest(content)[:24]}.h5"
+        return self.folder / f"{json_digest(content)[:24]}.h5"
 
 
 @dataclass(frozen=True)
-class Batch:
+class FrameBatch:
     """Frames, (n, height, width, 3), and what belongs to them."""
 
     frames: Image
@@ -80,26 +79,26 @@ class Batch:
     motion: NDArray[Any] | None
 
 
-def noted(
-    decoded: Iterator[Decoded],
-    pieces: Listed[Piece],
+def record_faults(
+    decoded: Iterator[LoadedFrames],
+    pieces: Sequence[FrameRange],
     sound: dict[int, bool],
     tracks: dict[str, Track],
     faults: dict[str, str],
-) -> Iterator[Decoded]:
+) -> Iterator[LoadedFrames]:
     """Pass decoded frames on; note their tracks, and which pieces have a fault.
 
     A fault's frames are blank, so that the others keep their places.
     """
     for part in decoded:
         if part.fault is not None:
-            sound[part.piece] = False
-            faults.setdefault(pieces[part.piece].sequence, part.fault)
+            sound[part.range_index] = False
+            faults.setdefault(pieces[part.range_index].sequence, part.fault)
         tracks |= part.tracks
         yield part
 
 
-def batches(decoded: Iterator[Decoded], size: int) -> Iterator[Batch]:
+def regroup_batches(decoded: Iterator[LoadedFrames], size: int) -> Iterator[FrameBatch]:
     """Decoded frames in batches of `size`; those that come in as many already are passed on without a copy."""
     buffer, count = np.empty(0, np.uint8), 0
     thumbnails: list[bytes] = []
@@ -119,7 +118,7 @@ def batches(decoded: Iterator[Decoded], size: int) -> Iterator[Batch]:
                 buffer[count : count + taken] = left[:taken]
             left, count = left[taken:], count + taken
             if count == size:
-                yield Batch(buffer, thumbnails[:size], np.stack(flows[:size]) if flows else None)
+                yield FrameBatch(buffer, thumbnails[:size], np.stack(flows[:size]) if flows else None)
                 thumbnails, flows, count = thumbnails[size:], flows[size:], 0
     if count:
-        yield Batch(buffer[:count], thumbnails, np.stack(flows) if flows else None)
+        yield FrameBatch(buffer[:count], thumbnails, np.stack(flows) if flows else None)

@@ -29,17 +29,17 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from features._common.cli import config_from, run
+from features._common.cli import config_with_flags, run_command
 from features._common.quiet_imports import quiet_imports
 from features.config import Config
 from features.errors import BadInputs, ConfigError, DataError
 from features.store import Store
-from stage2_temporal.data.task import check_recipe, origin, read_task
+from stage2_temporal.data.task import check_recipe, read_task, store_origin
 from stage2_temporal.evaluation import tusimple
-from stage2_temporal.heads.default_head import resolved
-from stage2_temporal.runs.folder import RUNS, choose, read_metrics, run_path
+from stage2_temporal.heads.default_head import resolve_default_head
+from stage2_temporal.runs.folder import RUNS, choose_run_folder, read_metrics, run_path
 from stage2_temporal.runs.leaderboard import Run, boards, find_runs, read_run
-from stage2_temporal.runs.tables import table
+from stage2_temporal.runs.tables import metrics_table
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.command is None:
         print(__doc__)
         return 0 if {"-h", "--help"} & set(flags) else 2
-    return run(lambda: COMMANDS[options.command](options, flags))
+    return run_command(lambda: COMMANDS[options.command](options, flags))
 
 
 def train(options: argparse.Namespace, flags: list[str]) -> int:
@@ -75,14 +75,14 @@ def sweep(options: argparse.Namespace, flags: list[str]) -> int:
     asked, rest = parser.parse_known_args(flags)
     config, path = _task(options, rest, "sweep")
     if asked.sweep is None:
-        raise ConfigError("which sweep?", mend="--sweep configs/sweep.toml")
-    from stage2_temporal.sweep.spec import entries, read_sweep
+        raise ConfigError("which sweep?", hint="--sweep configs/sweep.toml")
+    from stage2_temporal.sweep.spec import read_sweep, sweep_entries
 
     wanted = read_sweep(asked.sweep)
-    runs = entries(wanted, config)
+    runs = sweep_entries(wanted, config)
     with quiet_imports():
         from stage2_temporal.sweep import runner
-    done = runner.carry_out(wanted.sweep, runs, path)
+    done = runner.run_sweep(wanted.sweep, runs, path)
     _show([read_run(done.folder / name) for name in done.names], done.folder)
     if done.left:
         print(f"time is over, {done.left} runs were not begun: the same command goes on", file=sys.stderr)
@@ -90,7 +90,7 @@ def sweep(options: argparse.Namespace, flags: list[str]) -> int:
         raise BadInputs(
             f"{len(done.failed)} of {len(runs)} runs failed; each folder's error.json says more",
             list(done.failed),
-            mend="edit the sweep, or mend the cause; the same command tries them again",
+            hint="edit the sweep, or mend the cause; the same command tries them again",
         )
     return 0
 
@@ -102,12 +102,12 @@ def leaderboard(options: argparse.Namespace, flags: list[str]) -> int:
     parser.add_argument("--target")
     asked, rest = parser.parse_known_args(flags)
     if rest:
-        raise ConfigError("unknown flags", got=" ".join(rest), mend="python -m stage2_temporal --help")
+        raise ConfigError("unknown flags", got=" ".join(rest), hint="python -m stage2_temporal --help")
     found, faults = find_runs(asked.runs)
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
     if not found:
-        raise DataError(f"{asked.runs}: no finished run in it", mend="make train, or make sweep")
+        raise DataError(f"{asked.runs}: no finished run in it", hint="make train, or make sweep")
     _show(found, asked.runs, asked.target)
     return 0
 
@@ -119,27 +119,27 @@ def _show(found: list[Run], folder: Path, target: str | None = None) -> None:
     made = boards(found, target)
     if not made and target is not None:
         known = sorted({", ".join(run.metrics.target) for run in found})
-        raise ConfigError(f"no run has the target {target}", expected=f"one of {'; '.join(known)}", mend="--target T")
-    print(f"{leaderboard_page.text(made)}\n{leaderboard_page.write(made, folder)}")
+        raise ConfigError(f"no run has the target {target}", expected=f"one of {'; '.join(known)}", hint="--target T")
+    print(f"{leaderboard_page.leaderboard_text(made)}\n{leaderboard_page.write_leaderboard(made, folder)}")
 
 
 def _task(options: argparse.Namespace, flags: list[str], command: str) -> tuple[Config, Path]:
     """The config with its flags, and the store."""
     if {"-h", "--help"} & set(flags):
         _help()
-    config = config_from(options.config, flags, prog=f"stage2_temporal {command}")
+    config = config_with_flags(options.config, flags, prog=f"stage2_temporal {command}")
     if options.store is None and options.config is None:
-        raise ConfigError("which store?", mend="--config FILE or --store FILE")
+        raise ConfigError("which store?", hint="--config FILE or --store FILE")
     return config, options.store or Path("stores") / f"{options.config.stem}.h5"
 
 
 def _train(config: Config, store: Store, name: str | None, stem: str) -> None:
     """One run, unless it is there already."""
     task = read_task(config, store)
-    config = resolved(config, store, task.examples)
-    folder, done = choose(name, stem, config, origin(store, task, config))
+    config = resolve_default_head(config, store, task.examples)
+    folder, done = choose_run_folder(name, stem, config, store_origin(store, task, config))
     if done:
-        print(f"{folder}: trained already\n{table(read_metrics(folder))}\n{folder / 'report.html'}")
+        print(f"{folder}: trained already\n{metrics_table(read_metrics(folder))}\n{folder / 'report.html'}")
     else:
         _runs().train(config, store, task, folder)
 
@@ -168,9 +168,9 @@ def fuse(options: argparse.Namespace, flags: list[str]) -> int:
     with quiet_imports():
         from stage2_temporal.fused import fuse as fusion
     with Store(path) as store:
-        fused, equality = fusion.fuse(folder, store)
+        fused, equality = fusion.fuse_run(folder, store)
     print(
-        f"{fusion.write(folder, fused, equality)}: largest difference from the two stages "
+        f"{fusion.save_fused_model(folder, fused, equality)}: largest difference from the two stages "
         f"{equality.output.absolute:.2g} ({equality.output.relative:.2g} of the largest value) over "
         f"{equality.windows} windows; storing the maps accounts for {equality.rounding:.2g}"
     )
@@ -195,7 +195,7 @@ def predict(options: argparse.Namespace, flags: list[str]) -> int:
         raise BadInputs(
             f"{len(written.left_out)} sequences would not decode and are left out",
             list(written.left_out),
-            mend="replace their files and run the same command",
+            hint="replace their files and run the same command",
         )
     return 0
 
@@ -203,7 +203,7 @@ def predict(options: argparse.Namespace, flags: list[str]) -> int:
 def finetune(options: argparse.Namespace, flags: list[str]) -> int:
     """Train a run's fused model end to end on frames."""
     folder, path = _run_and_store(options, [])
-    config = config_from(folder / "config.toml", flags, prog="stage2_temporal finetune")
+    config = config_with_flags(folder / "config.toml", flags, prog="stage2_temporal finetune")
     with quiet_imports():
         from stage2_temporal.finetune import finetune as tuning
     with Store(path) as store:
@@ -217,7 +217,7 @@ def export(options: argparse.Namespace, flags: list[str]) -> int:
     parser.add_argument("--format", action="append", dest="formats")
     asked, rest = parser.parse_known_args(flags)
     folder, path = _run_and_store(options, [])
-    config = config_from(folder / "config.toml", rest, prog="stage2_temporal export")
+    config = config_with_flags(folder / "config.toml", rest, prog="stage2_temporal export")
     with quiet_imports():
         from stage2_temporal.fused import export as exporting
     with Store(path) as store:
@@ -234,8 +234,12 @@ def benchmark(options: argparse.Namespace, flags: list[str]) -> int:
         parser.add_argument(f"--{name}", type=Path)
     asked, rest = parser.parse_known_args(flags)
     if rest or asked.predictions is None or asked.truth is None:
-        raise ConfigError("which files?", mend="benchmark --predictions submission.json --truth gt.json")
-    print(tusimple.table(tusimple.read(asked.predictions), tusimple.read(asked.truth)))
+        raise ConfigError("which files?", hint="benchmark --predictions submission.json --truth gt.json")
+    print(
+        tusimple.tusimple_table(
+            tusimple.read_tusimple_json(asked.predictions), tusimple.read_tusimple_json(asked.truth)
+        )
+    )
     return 0
 
 
@@ -246,12 +250,12 @@ def derive(options: argparse.Namespace, flags: list[str]) -> int:
     asked, rest = parser.parse_known_args(flags)
     names = [name for group in asked.streams for name in group]
     if rest:
-        raise ConfigError("unknown flags", got=" ".join(rest), mend="python -m stage2_temporal --help")
+        raise ConfigError("unknown flags", got=" ".join(rest), hint="python -m stage2_temporal --help")
     if options.store is None or not names:
-        raise ConfigError("which streams of which store?", mend="--store FILE --stream grid3x4 change3x4")
+        raise ConfigError("which streams of which store?", hint="--store FILE --stream grid3x4 change3x4")
     with quiet_imports():
         from stage2_temporal.data import derived_streams
-    made = derived_streams.derive(options.store, [derived_streams.named(name) for name in names])
+    made = derived_streams.derive_streams(options.store, [derived_streams.parse_stream_name(name) for name in names])
     print(f"{options.store}: {', '.join(made) + ' derived' if made else 'they are there already'}")
     return 0
 
@@ -259,9 +263,9 @@ def derive(options: argparse.Namespace, flags: list[str]) -> int:
 def _run_and_store(options: argparse.Namespace, flags: list[str]) -> tuple[Path, Path]:
     """A run's folder, and the store it was trained from unless another was named."""
     if flags:
-        raise ConfigError("unknown flags", got=" ".join(flags), mend="python -m stage2_temporal --help")
+        raise ConfigError("unknown flags", got=" ".join(flags), hint="python -m stage2_temporal --help")
     if options.run is None:
-        raise ConfigError("which run?", mend="--run NAME, one of runs/")
+        raise ConfigError("which run?", hint="--run NAME, one of runs/")
     folder = run_path(options.run)
     metrics = read_metrics(folder)
     return folder, options.store or Path(metrics["store"]["path"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,24 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.atomic import replacing
+from features._common.atomic import atomic_write
+from features._common.log import logger
 from features.config import Config, read_config
 from features.errors import DataError, StoreError
 from features.store import Store
-from stage2_temporal.data.examples import APPEARANCE, Inputs, Source
+from features.streams import UNITS
+from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.splits import STORED_VALIDATION
-from stage2_temporal.data.task import Task, origin, read_task
-from stage2_temporal.evaluation.metrics import UNITS, Scores, as_json, scores, verdict
-from stage2_temporal.heads import find
+from stage2_temporal.data.task import Task, read_task, store_origin
+from stage2_temporal.evaluation.metrics import Scores, as_json, scores, verdict
+from stage2_temporal.heads import find_head
 from stage2_temporal.report import write_report
 from stage2_temporal.runs import submission, tables
-from stage2_temporal.runs.folder import read_metrics, replacing_folder
-from stage2_temporal.training.loop import Outcome
+from stage2_temporal.runs.folder import atomic_folder, read_metrics
+from stage2_temporal.training.loop import TrainingResult
 from stage2_temporal.training.scaling import parameters
 
 Floats = NDArray[np.float64]
-STREAM = APPEARANCE
 FEW = 10  # test sequences below which a verdict comes with a warning
 JUDGED = ("test", "validation", STORED_VALIDATION, "train")  # the first of these with labels gets the verdict
 
@@ -40,8 +40,8 @@ def train(config: Config, store: Store, wanted: Task, path: Path) -> None:
     """
     metrics = write_run(config, store, wanted, path)
     if not metrics["trained_backbone"]:
-        print("the backbone's weights are random, UNTRAINED: for tests only", file=sys.stderr)
-    print(f"{tables.table(metrics)}\n{path / 'report.html'}")
+        logger.warning("the backbone's weights are random, UNTRAINED: for tests only")
+    print(f"{tables.metrics_table(metrics)}\n{path / 'report.html'}")
 
 
 def write_run(config: Config, store: Store, wanted: Task, path: Path, *, report: bool = True) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def write_run(config: Config, store: Store, wanted: Task, path: Path, *, report:
     Raises:
         FramebankError: what the user can mend.
     """
-    with replacing_folder(path) as folder:
+    with atomic_folder(path) as folder:
         metrics = _train(config, store, wanted, folder)
         _write_json(folder / "metrics.json", metrics)
         if report:
@@ -74,28 +74,28 @@ def evaluate(path: Path, store: Store) -> None:
             f"{store.path}: not the recipe {path} was trained on",
             expected=metrics["store"]["fingerprint"][:12],
             got=store.fingerprint[:12],
-            mend=f"--store {metrics['store']['path']}",
+            hint=f"--store {metrics['store']['path']}",
         )
     wanted = read_task(config, store)
     if metrics["store"].get("examples") != wanted.digest:
         raise StoreError(
             f"{store.path}: not the examples {path} was trained on; its own figures are not replaced by others'",
-            mend=f"--store {metrics['store']['path']}, or train anew where its labels changed",
+            hint=f"--store {metrics['store']['path']}, or train anew where its labels changed",
         )
-    X = Inputs(Source(store.path, wanted.examples.rows, config.train.memory_gb), wanted.examples)
-    predicted = find(config.head.name).of(config).restore(load(path), path).predict(X)
+    X = StoreExamples(StoreSource(store.path, wanted.examples.rows, config.train.memory_gb), wanted.examples)
+    predicted = find_head(config.head.name).of(config).restore(load_model(path), path).predict(X)
     metrics |= _judge(wanted, predicted)
-    metrics["store"] = origin(store, wanted, config)
-    with replacing(path / "predictions.csv") as temporary:
+    metrics["store"] = store_origin(store, wanted, config)
+    with atomic_write(path / "predictions.csv") as temporary:
         _predictions(temporary, wanted, predicted, store, config)
-    submission.write(path, config.data.layout, wanted.examples, predicted, store.sequences)
-    with replacing(path / "metrics.json") as temporary:
+    submission.write_submission_files(path, config.data.layout, wanted.examples, predicted, store.sequences)
+    with atomic_write(path / "metrics.json") as temporary:
         _write_json(temporary, metrics)
     write_report(path, store)
-    print(f"{tables.table(metrics)}\n{path / 'report.html'}")
+    print(f"{tables.metrics_table(metrics)}\n{path / 'report.html'}")
 
 
-def load(path: Path, name: str = "model.keras") -> keras.Model:
+def load_model(path: Path, name: str = "model.keras") -> keras.Model:
     """A model in a run's folder.
 
     Raises:
@@ -106,17 +106,17 @@ def load(path: Path, name: str = "model.keras") -> keras.Model:
         return keras.models.load_model(file, compile=False, safe_mode=True)
     except (ValueError, OSError, TypeError, KeyError) as e:
         line = " ".join(str(e).split())[:300]
-        raise DataError(f"{file}: cannot be loaded ({line})", mend="train anew") from None
+        raise DataError(f"{file}: cannot be loaded ({line})", hint="train anew") from None
 
 
 def _train(config: Config, store: Store, wanted: Task, folder: Path) -> dict[str, Any]:
     """Everything but the report; the metrics, without the store."""
     found = wanted.examples
-    X = Inputs(Source(store.path, found.rows, config.train.memory_gb), found)
+    X = StoreExamples(StoreSource(store.path, found.rows, config.train.memory_gb), found)
     chosen, held_out = wanted.known("train"), wanted.known("validation")
     if len(held_out) == 0:
-        print("no validation examples: the last epoch is kept", file=sys.stderr)
-    head = find(config.head.name).of(config).set_params(validation_split=0.0)  # the task's splits have it in them
+        logger.info("no validation examples: the last epoch is kept")
+    head = find_head(config.head.name).of(config).set_params(validation_split=0.0)  # the task's splits have it in them
     head.fit(
         X[chosen],
         found.targets[chosen],
@@ -125,10 +125,9 @@ def _train(config: Config, store: Store, wanted: Task, folder: Path) -> dict[str
     )
     outcome = head.outcome_
     if outcome.interrupted:
-        print(
+        logger.info(
             f"stopped by Ctrl-C after epoch {len(outcome.history)} of {config.train.epochs}: "
-            f"epoch {outcome.best_epoch} is kept and the run is written",
-            file=sys.stderr,
+            f"epoch {outcome.best_epoch} is kept and the run is written"
         )
     predicted = head.predict(X)
     head.model_.save(folder / "model.keras")
@@ -136,11 +135,11 @@ def _train(config: Config, store: Store, wanted: Task, folder: Path) -> dict[str
     (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     tables.write_history(folder / "history.csv", outcome.history)
     _predictions(folder / "predictions.csv", wanted, predicted, store, config)
-    submission.write(folder, config.data.layout, found, predicted, store.sequences)
+    submission.write_submission_files(folder, config.data.layout, found, predicted, store.sequences)
     return {**_facts(config, store, wanted, head.model_, outcome), **_judge(wanted, predicted)}
 
 
-def _facts(config: Config, store: Store, wanted: Task, model: keras.Model, outcome: Outcome) -> dict[str, Any]:
+def _facts(config: Config, store: Store, wanted: Task, model: keras.Model, outcome: TrainingResult) -> dict[str, Any]:
     return {
         "target": list(config.data.columns),
         "unit": _unit(config.data.columns),
@@ -154,7 +153,7 @@ def _facts(config: Config, store: Store, wanted: Task, model: keras.Model, outco
         "best_epoch": outcome.best_epoch,
         "seconds": outcome.seconds,
         "interrupted": outcome.interrupted,
-        "store": origin(store, wanted, config),
+        "store": store_origin(store, wanted, config),
         "labels": wanted.labels,
     }
 

@@ -12,10 +12,12 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import pytest
 from hypothesis import settings
 
+from features._common.log import log_to_stderr
 from tests.helpers import REAL
 
 settings.register_profile("noisy machines", deadline=None)
 settings.load_profile("noisy machines")
+log_to_stderr()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to Ctrl-C
 
 

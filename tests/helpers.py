@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Listed
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.atomic import replacing
-from features.frame_ranges import segments, whole
+from features._common.atomic import atomic_write
+from features.frame_ranges import covering_ranges, full_range
 from features.recipe import Recipe
-from features.sequences import Sequence
+from features.sequences import FrameSequence
 from features.store import Header, StreamInfo, TopRecord
-from features.store_writer import ShardWriter, Stream, assemble, shard_pieces
+from features.store_writer import ShardWriter, StreamContent, assemble_store, shard_pieces
 from features.tracks import Track
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +33,7 @@ def jpeg(colour: int = 90, size: tuple[int, int] = (160, 90)) -> bytes:
 
 def write_store(
     path: Path,
-    sequences: Listed[Sequence],
+    sequences: Sequence[FrameSequence],
     maps: Mapping[str, NDArray[Any]],
     *,
     recipe: Recipe = RECIPE,
@@ -46,14 +45,16 @@ def write_store(
     """A real store of given maps, written as extraction writes one: a shard, then its chunks assembled."""
     streams = {name: StreamInfo(values.shape[1:], values.dtype.name) for name, values in maps.items()}
     shard = path.with_suffix(".shard")
-    with replacing(shard) as temporary:
-        writer = ShardWriter(temporary, recipe, [whole(s) for s in sequences], streams)
+    with atomic_write(shard) as temporary:
+        writer = ShardWriter(temporary, recipe, [full_range(s) for s in sequences], streams)
         writer.write(maps, [jpeg(i % 200) for i in range(sum(s.length for s in sequences))])
         writer.close()
     held = shard_pieces(shard, recipe.fingerprint)
-    parts = [segments(whole(s), [h for h in held if h.piece.sequence == s.id]) for s in sequences]
+    parts = [covering_ranges(full_range(s), [h for h in held if h.frame_range.sequence == s.id]) for s in sequences]
     header = Header(recipe, trunk=trunk or {}, complete=complete)
-    assemble(path, header, sequences, {name: Stream(info, parts) for name, info in streams.items()}, top, tracks)
+    assemble_store(
+        path, header, sequences, {name: StreamContent(info, parts) for name, info in streams.items()}, top, tracks
+    )
     shard.unlink()
     return path
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from features.config import Config
-from features.sequences import Label, Sequence
+from features.sequences import FrameSequence, Label
 from features.tracks import Track
 from stage2_temporal.evaluation.metrics import as_json, scores, verdict
 from stage2_temporal.report import write_report
@@ -40,7 +40,7 @@ def road(frame: int, speed: float, distance: float) -> bytes:
 class Stored:
     """Sequences and thumbnails as a store holds them, without the file."""
 
-    def __init__(self, sequences: tuple[Sequence, ...]) -> None:
+    def __init__(self, sequences: tuple[FrameSequence, ...]) -> None:
         self.sequences = sequences
         self.tracks: dict[tuple[str, int], Track] = {}
         self.first = np.cumsum([0, *(s.length for s in sequences)])[:-1]
@@ -105,10 +105,10 @@ def make_run(
             Label(length - 1, dict(zip(target, map(float, t), strict=True)), box=(560, 340, 840, 610)) for t in true
         ]
         if dense:
-            sequences.append(Sequence(split, split, count + length, 10.0, (1280, 720), "0" * 64, tuple(labels)))
+            sequences.append(FrameSequence(split, split, count + length, 10.0, (1280, 720), "0" * 64, tuple(labels)))
         else:
             sequences += [
-                Sequence(f"{split}/{i + 1}", split, length, 10.0, (1280, 720), "0" * 64, (v,))
+                FrameSequence(f"{split}/{i + 1}", split, length, 10.0, (1280, 720), "0" * 64, (v,))
                 for i, v in enumerate(labels)
             ]
         model = scores(true, predicted, constant, target, position)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from features.store import Store
-from features.windows import examples
+from features.windows import make_examples
 from stage1_extract.__main__ import main as stage1
 from stage2_temporal.__main__ import main as stage2
 
@@ -36,7 +36,7 @@ def test_competition_clip_1(real: Path, tmp_path: Path) -> None:
     with extracted("competition", real / "competition", tmp_path / "s.h5") as store:
         (clip,) = store.sequences
         assert (clip.id, clip.length, clip.size, clip.fps) == ("Train/1", 8, (1280, 720), 20.0)
-        found = examples(store.sequences, store.first, ("vx", "vy"), length=8, end=-32)
+        found = make_examples(store.sequences, store.first, ("vx", "vy"), length=8, end=-32)
         np.testing.assert_array_equal(found.targets, [[-1.2287469463, -0.0101401592]])
         np.testing.assert_array_equal(found.rows, [np.arange(8)])
         assert cv2.imdecode(np.frombuffer(store.thumbnail(0), np.uint8), cv2.IMREAD_COLOR).shape == (90, 160, 3)
@@ -48,7 +48,7 @@ def test_competition_clip_1(real: Path, tmp_path: Path) -> None:
 def test_tusimple_clip_1(stride: int, rows: list[int], real: Path, tmp_path: Path) -> None:
     with extracted("tusimple", real / "tusimple", tmp_path / "s.h5") as store:
         assert store.frames == 40
-        found = examples(store.sequences, store.first, ("vx", "vy"), length=8, stride=stride)
+        found = make_examples(store.sequences, store.first, ("vx", "vy"), length=8, stride=stride)
         np.testing.assert_array_equal(found.targets, [[-1.2287469463, -0.0101401592]])
         np.testing.assert_array_equal(found.rows, [rows])
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import tyro
 from pydantic import ValidationError
 
-from features.config import Config, describe, read_config
+from features._common.log import log_to_stderr
+from features.config import Config, describe_validation_error, read_config
 from features.errors import ConfigError, FramebankError
 
 
-def config_from(path: Path | str | None, flags: list[str], *, prog: str | None = None) -> Config:
+def config_with_flags(path: Path | str | None, flags: list[str], *, prog: str | None = None) -> Config:
     """The config in a TOML file (the defaults without one), overridden by `--section.field value` flags.
 
     Raises:
@@ -26,11 +27,12 @@ def config_from(path: Path | str | None, flags: list[str], *, prog: str | None =
         chosen = tyro.cli(Config, args=flags, default=default, prog=prog, config=(tyro.conf.FlagConversionOff,))
         return Config.model_validate(chosen.model_dump())
     except ValidationError as e:
-        raise ConfigError(f"flags: {describe(e)}", mend="--help") from None
+        raise ConfigError(f"flags: {describe_validation_error(e)}", hint="--help") from None
 
 
-def run(main: Callable[[], int | None]) -> int:
-    """Call `main` and turn what it raises into an exit status: 2 for what the user can mend, else Python's own 1."""
+def run_command(main: Callable[[], int | None]) -> int:
+    """Call `main` and turn what it raises into an exit status: 2 for what the user can hint, else Python's own 1."""
+    log_to_stderr()
     try:
         return main() or 0
     except FramebankError as e:
@@ -42,22 +44,22 @@ def run(main: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         return 0
     except OSError as e:
-        line = refused(e)
+        line = describe_os_error(e)
         if line is None:
             raise
         print(f"framebank: {line}", file=sys.stderr)
         return 2
 
 
-def refused(error: OSError) -> str | None:
+def describe_os_error(error: OSError) -> str | None:
     """A line for what the operating system refused and the user can mend; None where it is a fault of ours."""
     where = f"{error.filename}: " if error.filename else ""
     reasons = {
-        errno.ENOSPC: "the disk is full; finished work is kept. Mend: free some space, then the same command",
-        errno.EDQUOT: "the disk quota is used up; finished work is kept. Mend: free some space, then the same command",
-        errno.EROFS: "the folder is read-only. Mend: give a path that can be written, e.g. --store",
-        errno.ENOTDIR: "a file stands where a folder is needed. Mend: give another path",
-        errno.EEXIST: "a file stands where a folder is needed. Mend: give another path",
-        errno.EACCES: "no permission. Mend: give a path that can be written, or change its permissions",
+        errno.ENOSPC: "the disk is full; finished work is kept. Try: free some space, then the same command",
+        errno.EDQUOT: "the disk quota is used up; finished work is kept. Try: free some space, then the same command",
+        errno.EROFS: "the folder is read-only. Try: give a path that can be written, e.g. --store",
+        errno.ENOTDIR: "a file stands where a folder is needed. Try: give another path",
+        errno.EEXIST: "a file stands where a folder is needed. Try: give another path",
+        errno.EACCES: "no permission. Try: give a path that can be written, or change its permissions",
     }
     return where + reasons[error.errno] if error.errno in reasons else None

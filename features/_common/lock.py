@@ -15,7 +15,7 @@ from features.errors import StoreError
 
 
 @contextmanager
-def only_writer(store: Path) -> Iterator[None]:
+def exclusive_write_lock(store: Path) -> Iterator[None]:
     """Hold the store's lock; the system lets go of it when the process ends, however it ends.
 
     Raises:
@@ -28,7 +28,7 @@ def only_writer(store: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
-        raise StoreError(f"{store}: being written by {who}", mend="wait until it is done, or stop it") from None
+        raise StoreError(f"{store}: being written by {who}", hint="wait until it is done, or stop it") from None
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8")

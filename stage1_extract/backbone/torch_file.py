@@ -54,7 +54,7 @@ def read_tensors(path: Path | str) -> dict[str, NDArray[Any]]:
             f"{path}: wrong format",
             expected="PyTorch's legacy format",
             got="its zip format",
-            mend="torch.save(state_dict, path, _use_new_zipfile_serialization=False)",
+            hint="torch.save(state_dict, path, _use_new_zipfile_serialization=False)",
         )
     try:
         return _read(path, data)
@@ -62,7 +62,7 @@ def read_tensors(path: Path | str) -> dict[str, NDArray[Any]]:
         raise
     except Exception as e:  # hostile bytes make the unpickler raise nearly anything
         raise DataError(
-            f"{path}: not a sound PyTorch file: {type(e).__name__}: {e}", mend="fetch the file again from its source"
+            f"{path}: not a sound PyTorch file: {type(e).__name__}: {e}", hint="fetch the file again from its source"
         ) from None
 
 
@@ -175,7 +175,7 @@ class StateDictUnpickler(pickle.Unpickler):
         raise DataError(
             f"{self.path}: refused {name}, nothing was run",
             expected="a state dict of tensors only",
-            mend="torch.save(model.state_dict(), path), and only files you trust",
+            hint="torch.save(model.state_dict(), path), and only files you trust",
         )
 
 
@@ -217,7 +217,7 @@ def _storage_offsets(path: Path, data: bytes, keys: object, at: int, storages: d
                 f"{path}: truncated",
                 expected=f"at least {end} bytes",
                 got=f"{len(data)} bytes",
-                mend="fetch the file again",
+                hint="fetch the file again",
             )
         (count,) = struct.unpack_from("<q", data, at)
         if count != storage.elements:

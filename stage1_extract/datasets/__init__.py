@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from features.config import Data
+from features.config import DataConfig
 from features.errors import DataError
 from stage1_extract.datasets import calibration, competition, manifest, tusimple, video
 from stage1_extract.datasets.clip import Catalogue
-from stage1_extract.datasets.image_sequence import inspect
+from stage1_extract.datasets.image_sequence import check_files
 
 __all__ = ["scan"]
 
 
-def scan(data: Data, *, threads: int = 0) -> Catalogue:
+def scan(data: DataConfig, *, threads: int = 0) -> Catalogue:
     """Every sound clip of a data set, and every fault that shows without decoding, in one pass.
 
     Args:
@@ -29,32 +29,32 @@ def scan(data: Data, *, threads: int = 0) -> Catalogue:
         catalogue = _catalogue(data, threads)
     except OSError as e:  # a folder that may not be entered
         what = f"{e.filename or data.path}: cannot be read"
-        raise DataError(what, got=e.strerror or e, mend="check its permissions") from None
+        raise DataError(what, got=e.strerror or e, hint="check its permissions") from None
     if not catalogue.clips and not catalogue.faults:
         raise DataError(
             f"{data.path}: no clips",
             expected=f"layout {data.layout}",
             got="none",
-            mend="check data.path and data.layout",
+            hint="check data.path and data.layout",
         )
     if data.calibration is None:
         return catalogue
     try:
-        camera = calibration.camera(Path(data.calibration))
+        camera = calibration.read_camera(Path(data.calibration))
     except DataError as e:
-        raise DataError(e.what, expected=e.expected, got=e.got, mend="--data.calibration FILE") from None
+        raise DataError(e.what, expected=e.expected, got=e.got, hint="--data.calibration FILE") from None
     clips = tuple(replace(clip, sequence=replace(clip.sequence, camera=camera)) for clip in catalogue.clips)
     return replace(catalogue, clips=clips)
 
 
-def _catalogue(data: Data, threads: int) -> Catalogue:
+def _catalogue(data: DataConfig, threads: int) -> Catalogue:
     if data.layout == "video":
-        return video.catalogue(data, threads)
+        return video.video_clips(data, threads)
     if data.layout == "manifest":
-        drafts, faults = manifest.drafts(data)
+        drafts, faults = manifest.manifest_clips(data)
     elif data.layout == "tusimple":
-        drafts, faults = tusimple.drafts(data)
+        drafts, faults = tusimple.tusimple_clips(data)
     else:
-        drafts, faults = competition.drafts(data)
-    found = inspect(drafts, threads)
+        drafts, faults = competition.competition_clips(data)
+    found = check_files(drafts, threads)
     return Catalogue(found.clips, (*faults, *found.faults))

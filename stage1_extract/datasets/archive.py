@@ -13,7 +13,7 @@ from typing import Protocol
 from features.errors import DataError
 
 
-class Place(Protocol):
+class ReadablePath(Protocol):
     """A file or folder, on disk or in an archive; the part of `importlib.resources.abc.Traversable` we need.
 
     `pathlib.Path` is one. `str()` gives its path, for errors.
@@ -21,14 +21,14 @@ class Place(Protocol):
 
     @property
     def name(self) -> str: ...
-    def iterdir(self) -> Iterable[Place]: ...
-    def joinpath(self, name: str, /) -> Place: ...
+    def iterdir(self) -> Iterable[ReadablePath]: ...
+    def joinpath(self, name: str, /) -> ReadablePath: ...
     def is_dir(self) -> bool: ...
     def is_file(self) -> bool: ...
     def read_bytes(self) -> bytes: ...
 
 
-class ZipPlace:
+class ZipPath:
     """A file or folder in a zip archive, read without unpacking.
 
     Unlike `zipfile.Path` it lists a folder without going through every name, and several threads may read.
@@ -44,11 +44,11 @@ class ZipPlace:
     def name(self) -> str:
         return PurePosixPath(self._at).name or self._archive.path.name
 
-    def iterdir(self) -> Iterator[ZipPlace]:
+    def iterdir(self) -> Iterator[ZipPath]:
         return (self.joinpath(name) for name in self._archive.folders[self._at])
 
-    def joinpath(self, name: str, /) -> ZipPlace:
-        return ZipPlace(self._archive, f"{self._at}/{name}" if self._at else name)
+    def joinpath(self, name: str, /) -> ZipPath:
+        return ZipPath(self._archive, f"{self._at}/{name}" if self._at else name)
 
     def is_dir(self) -> bool:
         return self._at in self._archive.folders
@@ -72,7 +72,7 @@ class _Archive:
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as e:
             raise DataError(
-                f"{path}: not a zip archive, or truncated", expected="a whole .zip", got=e, mend="download it again"
+                f"{path}: not a zip archive, or truncated", expected="a whole .zip", got=e, hint="download it again"
             ) from None
         for info in self._zip.infolist():
             at = self._safe(info)
@@ -113,17 +113,17 @@ class _Archive:
                 f"{self.path}: unsafe entry {name!r}",
                 expected="relative paths with / that stay inside",
                 got="a path that could point outside the archive",
-                mend="do not unpack it; download it again from its source, or repack the folder",
+                hint="do not unpack it; download it again from its source, or repack the folder",
             )
         return "/".join(parts)
 
 
-def open_place(path: Path | str, *, mend: str) -> Place:
+def open_folder_or_zip(path: Path | str, *, hint: str) -> ReadablePath:
     """A folder, or the inside of a .zip.
 
     Args:
         path: the folder or archive.
-        mend: what to do when there is neither.
+        hint: what to do when there is neither.
 
     Raises:
         DataError: nothing there, not a zip, a truncated one, or one with an entry that points outside.
@@ -132,16 +132,16 @@ def open_place(path: Path | str, *, mend: str) -> Place:
     if path.is_dir():
         return path
     if not path.exists():
-        raise DataError(f"{path}: no such folder or .zip", mend=mend)
+        raise DataError(f"{path}: no such folder or .zip", hint=hint)
     try:
-        return ZipPlace(_Archive(path), "")
+        return ZipPath(_Archive(path), "")
     except OSError as e:
         raise DataError(
-            f"{path}: cannot be read", got=e.strerror or e, mend="check the path and its permissions"
+            f"{path}: cannot be read", got=e.strerror or e, hint="check the path and its permissions"
         ) from None
 
 
-def read(place: Place) -> bytes:
+def read_file(place: ReadablePath) -> bytes:
     """The contents of a file.
 
     Raises:
@@ -160,7 +160,7 @@ def read(place: Place) -> bytes:
         raise DataError(f"{place}: damaged or unreadable zip entry", got=e) from None
 
 
-def children(place: Place) -> list[Place]:
+def list_folder(place: ReadablePath) -> list[ReadablePath]:
     """What a folder holds, in natural order; hidden entries and macOS' shadow folders are left out.
 
     Raises:
@@ -169,17 +169,17 @@ def children(place: Place) -> list[Place]:
     try:
         found = [p for p in place.iterdir() if not p.name.startswith((".", "__MACOSX"))]
     except OSError as e:
-        raise DataError(f"{place}: cannot be listed", got=e.strerror or e, mend="check its permissions") from None
-    return sorted(found, key=lambda p: natural(p.name))
+        raise DataError(f"{place}: cannot be listed", got=e.strerror or e, hint="check its permissions") from None
+    return sorted(found, key=lambda p: natural_sort_key(p.name))
 
 
-def folder(place: Place, *names: str) -> Place | None:
+def find_folder(place: ReadablePath, *names: str) -> ReadablePath | None:
     """The first folder of one of these names, case aside."""
     wanted = {n.lower() for n in names}
-    return next((p for p in children(place) if p.name.lower() in wanted and p.is_dir()), None)
+    return next((p for p in list_folder(place) if p.name.lower() in wanted and p.is_dir()), None)
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
+def natural_sort_key(name: str) -> list[tuple[int, int, str]]:
     """A sorting key that puts 2 before 10."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
     return [(0, int(p), p) if p[0] in "0123456789" else (1, 0, p) for p in parts]

@@ -17,36 +17,36 @@ import re
 
 from features.errors import DataError
 from features.sequences import Camera
-from stage1_extract.datasets.archive import Place, read
-from stage1_extract.datasets.image_sequence import line
+from stage1_extract.datasets.archive import ReadablePath, read_file
+from stage1_extract.datasets.image_sequence import as_error_line
 
-NAME = "calibration.txt"
+CALIBRATION_FILE = "calibration.txt"
 _MATRIX = re.compile(r"intrinsic\s+matrix\s*:?(.*?)(?=camera\s+height|\Z)", re.IGNORECASE | re.DOTALL)
 _HEIGHT = re.compile(r"camera\s+height\s*:?\s*(.*)", re.IGNORECASE | re.DOTALL)
 
 
-def beside(clips: Place, faults: list[str]) -> Camera | None:
+def find_calibration(clips: ReadablePath, faults: list[str]) -> Camera | None:
     """The camera that a folder's calibration.txt describes; None where there is none.
 
     Args:
         clips: the folder that the clips lie in.
         faults: one line is appended where the file is malformed.
     """
-    file = clips.joinpath(NAME)
+    file = clips.joinpath(CALIBRATION_FILE)
     try:
-        return camera(file) if file.is_file() else None
+        return read_camera(file) if file.is_file() else None
     except DataError as e:
-        faults.append(line(e))
+        faults.append(as_error_line(e))
         return None
 
 
-def camera(file: Place) -> Camera:
+def read_camera(file: ReadablePath) -> Camera:
     """The camera that a file describes.
 
     Raises:
         DataError: it cannot be read, or is malformed.
     """
-    text = read(file).decode("utf-8-sig", errors="replace")
+    text = read_file(file).decode("utf-8-sig", errors="replace")
     found = _MATRIX.search(text)
     if found is None:
         raise DataError(f"{file}: no camera", expected='a line "Intrinsic matrix:" and three rows', got=_short(text))
@@ -63,7 +63,7 @@ def camera(file: Place) -> Camera:
     return Camera(fx, fy, cx, cy, _height(file, text))
 
 
-def _height(file: Place, text: str) -> float | None:
+def _height(file: ReadablePath, text: str) -> float | None:
     found = _HEIGHT.search(text)
     if found is None:
         return None

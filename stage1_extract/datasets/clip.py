@@ -9,12 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from features.sequences import Sequence
+from features.sequences import FrameSequence
 
 Image = NDArray[np.uint8]
 
 
-class Source(Protocol):
+class FrameSource(Protocol):
     """Where a sequence's frames come from."""
 
     @property
@@ -22,11 +22,11 @@ class Source(Protocol):
         """Whether ranges may be read by several threads at once, in any order (files can, a video can't)."""
         ...
 
-    def read(self, start: int, stop: int, enough: tuple[int, int] | None = None) -> Iterator[Image]:
+    def read(self, start: int, stop: int, min_size: tuple[int, int] | None = None) -> Iterator[Image]:
         """Frames start … stop − 1, uint8 BGR of shape (height, width, 3), at full resolution.
 
         Args:
-            enough: width and height; frames may be smaller than full, by a power of two, where that is at least this.
+            min_size: width and height; frames may be smaller than full, by a power of two, where that is at least this.
 
         Raises:
             DataError: a frame that cannot be decoded or has another size, named with its path.
@@ -38,8 +38,8 @@ class Source(Protocol):
 class Clip:
     """A sequence and the source of its frames."""
 
-    sequence: Sequence
-    source: Source
+    sequence: FrameSequence
+    source: FrameSource
 
 
 @dataclass(frozen=True)

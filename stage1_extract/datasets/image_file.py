@@ -23,7 +23,7 @@ _SOF = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # C4, C8 and CC are tables
 _SOS, _EOI = 0xDA, b"\xff\xd9"
 
 
-def probe(data: bytes, name: str) -> tuple[int, int]:
+def image_size(data: bytes, name: str) -> tuple[int, int]:
     """Width and height in pixels of a JPEG (ITU-T T.81, annex B) or PNG (ISO/IEC 15948), without decoding it.
 
     Args:
@@ -46,7 +46,7 @@ def probe(data: bytes, name: str) -> tuple[int, int]:
     return width, height
 
 
-def decode(data: bytes, name: str, enough: tuple[int, int] | None = None) -> Image:
+def decode_image(data: bytes, name: str, min_size: tuple[int, int] | None = None) -> Image:
     """The pixels of a JPEG or PNG.
 
     A JPEG can be decoded to a half, a quarter or an eighth by leaving out its blocks' high frequencies, which costs
@@ -55,16 +55,16 @@ def decode(data: bytes, name: str, enough: tuple[int, int] | None = None) -> Ima
     Args:
         data: the file's contents.
         name: its path, for the error.
-        enough: width and height that are wanted of a JPEG: it is shrunk as far as it stays at least this large.
+        min_size: width and height that are wanted of a JPEG: it is shrunk as far as it stays at least this large.
 
     Returns:
         uint8 BGR of shape (height, width, 3) as stored: grey becomes three channels, EXIF orientation is ignored.
 
     Raises:
-        DataError: as `probe`, and where cv2 cannot decode what lies between the headers.
+        DataError: as `image_size`, and where cv2 cannot decode what lies between the headers.
     """
-    width, height = probe(data, name)
-    by = reduction((width, height), enough) if enough and data.startswith(_JPEG) else 1
+    width, height = image_size(data, name)
+    by = reduction_factor((width, height), min_size) if min_size and data.startswith(_JPEG) else 1
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[by] | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:  # a size beyond cv2's limit
@@ -74,9 +74,9 @@ def decode(data: bytes, name: str, enough: tuple[int, int] | None = None) -> Ima
     return np.asarray(image, np.uint8)
 
 
-def reduction(size: tuple[int, int], enough: tuple[int, int]) -> int:
-    """By how much, 8, 4, 2 or 1, a size (width, height) can be divided, rounding up, and still be `enough`."""
-    fits = (by for by in (8, 4, 2) if -(-size[0] // by) >= enough[0] and -(-size[1] // by) >= enough[1])
+def reduction_factor(size: tuple[int, int], min_size: tuple[int, int]) -> int:
+    """By how much, 8, 4, 2 or 1, a size (width, height) can be divided, rounding up, and still be `min_size`."""
+    fits = (by for by in (8, 4, 2) if -(-size[0] // by) >= min_size[0] and -(-size[1] // by) >= min_size[1])
     return next(fits, 1)
 
 

@@ -13,30 +13,30 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from features.errors import DataError
-from features.sequences import Camera, Label, Sequence
-from stage1_extract.datasets.archive import Place, read
+from features.sequences import Camera, FrameSequence, Label
+from stage1_extract.datasets.archive import ReadablePath, read_file
 from stage1_extract.datasets.clip import Catalogue, Clip, Image
-from stage1_extract.datasets.image_file import decode, probe
+from stage1_extract.datasets.image_file import decode_image, image_size
 
 Size = tuple[int, int]
 T = TypeVar("T")
 R = TypeVar("R")
 
-TOGETHER = 16  # files a job at most: handing a file to a thread takes a third as long as reading and hashing it
+FILES_PER_JOB = 16  # files a job at most: handing a file to a thread takes a third as long as reading and hashing it
 
 
-def fault(what: str, *, expected: object = None, got: object = None) -> str:
+def error_line(what: str, *, expected: object = None, got: object = None) -> str:
     """One line that names a fault; the mend is the caller's."""
-    return line(DataError(what, expected=expected, got=got))
+    return as_error_line(DataError(what, expected=expected, got=got))
 
 
-def line(error: DataError) -> str:
+def as_error_line(error: DataError) -> str:
     """An error as a fault: on one line, and without a mend."""
     return " ".join(str(DataError(error.what, expected=error.expected, got=error.got)).split())
 
 
 @dataclass(frozen=True)
-class FrameFiles:
+class ImageFiles:
     """Frames in one file each: a `Source` that any number of threads may read.
 
     Attributes:
@@ -44,43 +44,43 @@ class FrameFiles:
         digests: SHA-256 of each file as it was scanned.
     """
 
-    files: tuple[Place, ...]
+    files: tuple[ReadablePath, ...]
     digests: tuple[bytes, ...]
     parallel: bool = True
 
-    def read(self, start: int, stop: int, enough: tuple[int, int] | None = None) -> Iterator[Image]:
-        """Frames start … stop − 1, uint8 BGR of shape (height, width, 3); JPEGs shrunk as far as is `enough`.
+    def read(self, start: int, stop: int, min_size: tuple[int, int] | None = None) -> Iterator[Image]:
+        """Frames start … stop − 1, uint8 BGR of shape (height, width, 3); JPEGs shrunk as far as is `min_size`.
 
         Raises:
             DataError: a file that is gone, damaged, or not what it was when it was scanned.
         """
         for file, digest in zip(self.files[start:stop], self.digests[start:stop], strict=True):
-            data = read(file)
+            data = read_file(file)
             if hashlib.sha256(data).digest() != digest:
                 raise DataError(f"{file}: changed since it was scanned")
-            yield decode(data, str(file), enough)
+            yield decode_image(data, str(file), min_size)
 
 
 @dataclass
-class Draft:
+class ClipSpec:
     """A sequence on its way to become a clip: what is known before its files are read, and the faults found so far."""
 
     id: str
     split: str
     fps: float
-    files: tuple[Place, ...] = ()
+    files: tuple[ReadablePath, ...] = ()
     labels: tuple[Label, ...] = ()
     camera: Camera | None = None
     faults: list[str] = field(default_factory=list)
 
 
-def inspect(drafts: list[Draft], threads: int) -> Catalogue:
+def check_files(drafts: list[ClipSpec], threads: int) -> Catalogue:
     """Read every file once and make clips of the drafts without a fault.
 
     The digest is the SHA-256 over the SHA-256 of each file, in order.
     """
     files = [file for draft in drafts for file in draft.files]
-    seen = iter(mapped(_look, files, threads, unit="file", together=TOGETHER))
+    seen = iter(map_in_threads(_look, files, threads, unit="file", together=FILES_PER_JOB))
     clips, faults = [], []
     for draft in drafts:
         looks = [next(seen) for _ in draft.files]
@@ -88,7 +88,9 @@ def inspect(drafts: list[Draft], threads: int) -> Catalogue:
         sound = [(file, *look) for file, look in zip(draft.files, looks, strict=True) if not isinstance(look, str)]
         size = Counter(size for _, size, _ in sound).most_common(1)[0][0] if sound else (0, 0)
         draft.faults += [
-            fault(f"{file}: frame of another size", expected=f"{_text(size)} as the sequence's others", got=_text(odd))
+            error_line(
+                f"{file}: frame of another size", expected=f"{_text(size)} as the sequence's others", got=_text(odd)
+            )
             for file, odd, _ in sound
             if odd != size
         ]
@@ -96,12 +98,14 @@ def inspect(drafts: list[Draft], threads: int) -> Catalogue:
         if not draft.faults and sound:
             digest = hashlib.sha256(b"".join(d for _, _, d in sound)).hexdigest()
             length = len(draft.files)
-            sequence = Sequence(draft.id, draft.split, length, draft.fps, size, digest, draft.labels, draft.camera)
-            clips.append(Clip(sequence, FrameFiles(draft.files, tuple(d for _, _, d in sound))))
+            sequence = FrameSequence(draft.id, draft.split, length, draft.fps, size, digest, draft.labels, draft.camera)
+            clips.append(Clip(sequence, ImageFiles(draft.files, tuple(d for _, _, d in sound))))
     return Catalogue(tuple(clips), tuple(faults))
 
 
-def mapped(work: Callable[[T], R], items: Iterable[T], threads: int, *, unit: str, together: int = 1) -> list[R]:
+def map_in_threads(
+    work: Callable[[T], R], items: Iterable[T], threads: int, *, unit: str, together: int = 1
+) -> list[R]:
     """`work` of each item in order, in threads (0: one a core), with a bar where it takes long on a terminal.
 
     Args:
@@ -119,12 +123,12 @@ def mapped(work: Callable[[T], R], items: Iterable[T], threads: int, *, unit: st
         return results
 
 
-def _look(file: Place) -> tuple[Size, bytes] | str:
+def _look(file: ReadablePath) -> tuple[Size, bytes] | str:
     try:
-        data = read(file)
-        return probe(data, str(file)), hashlib.sha256(data).digest()
+        data = read_file(file)
+        return image_size(data, str(file)), hashlib.sha256(data).digest()
     except DataError as e:
-        return line(e)
+        return as_error_line(e)
 
 
 def _text(size: Size) -> str:

@@ -10,16 +10,16 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
-from features.config import Data
+from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import SPLITS
-from stage1_extract.datasets.image_sequence import Draft, fault
-from stage1_extract.datasets.label_csv import Row, read_table
+from stage1_extract.datasets.image_sequence import ClipSpec, error_line
+from stage1_extract.datasets.label_csv import LabelRow, read_label_csv
 
 REQUIRED = ("path", "sequence", "frame", "split")
 
 
-def drafts(data: Data) -> tuple[list[Draft], list[str]]:
+def manifest_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
     """A draft for each sequence in the order of its first row, and the faults that belong to none.
 
     Rows of a sequence are ordered by `frame`, which need not be contiguous; several rows of one frame are several
@@ -30,41 +30,41 @@ def drafts(data: Data) -> tuple[list[Draft], list[str]]:
     """
     path = Path(data.path)
     faults: list[str] = []
-    table = read_table(path, faults)
+    table = read_label_csv(path, faults)
     if missing := [c for c in REQUIRED if c not in table.columns]:
         raise DataError(
             f"{path}: no column {', '.join(missing)}",
             expected=f"the columns {', '.join(REQUIRED)}",
             got=", ".join(table.columns),
-            mend=f"add the column to {path}",
+            hint=f"add the column to {path}",
         )
     if not table.rows and not faults:
-        raise DataError(f"{path}: no rows", expected="one row a frame", got="a header only", mend=f"edit {path}")
-    rows: dict[str, list[Row]] = defaultdict(list)
+        raise DataError(f"{path}: no rows", expected="one row a frame", got="a header only", hint=f"edit {path}")
+    rows: dict[str, list[LabelRow]] = defaultdict(list)
     for row in table.rows:
         if row.cells["sequence"]:
             rows[row.cells["sequence"]].append(row)
         else:
-            faults.append(fault(f"{row.where}: no sequence", expected="a name", got="an empty cell"))
+            faults.append(error_line(f"{row.where}: no sequence", expected="a name", got="an empty cell"))
     targets = table.targets(*REQUIRED, "fps")
     return [_draft(id, own, path.parent, targets, data.fps) for id, own in rows.items()], faults
 
 
-def _draft(id: str, rows: list[Row], root: Path, targets: tuple[str, ...], fps: float) -> Draft:
+def _draft(id: str, rows: list[LabelRow], root: Path, targets: tuple[str, ...], fps: float) -> ClipSpec:
     faults: list[str] = []
-    draft = Draft(id, _split(rows, faults), _fps(rows, fps, faults), faults=faults)
-    numbered: list[tuple[float, Row]] = []
-    files: dict[float, Row] = {}
+    draft = ClipSpec(id, _split(rows, faults), _fps(rows, fps, faults), faults=faults)
+    numbered: list[tuple[float, LabelRow]] = []
+    files: dict[float, LabelRow] = {}
     for row in rows:
         number = row.number("frame", draft.faults)
         if not row.cells["frame"] or not row.cells["path"]:
             column = "path" if row.cells["frame"] else "frame"
-            draft.faults.append(fault(f"{row.where}: no {column}", expected=f"a {column}", got="an empty cell"))
+            draft.faults.append(error_line(f"{row.where}: no {column}", expected=f"a {column}", got="an empty cell"))
         elif math.isfinite(number):
             first = files.setdefault(number, row)
             if first.cells["path"] != row.cells["path"]:
                 draft.faults.append(
-                    fault(
+                    error_line(
                         f"{row.where}: frame {row.cells['frame']} of {id} is there twice",
                         expected=first.cells["path"],
                         got=row.cells["path"],
@@ -78,20 +78,20 @@ def _draft(id: str, rows: list[Row], root: Path, targets: tuple[str, ...], fps: 
     return draft
 
 
-def _split(rows: list[Row], faults: list[str]) -> str:
+def _split(rows: list[LabelRow], faults: list[str]) -> str:
     split = rows[0].cells["split"]
     for row in rows:
         if row.cells["split"] not in SPLITS:
             got = repr(row.cells["split"])
-            faults.append(fault(f"{row.where}: unknown split", expected=f"one of {', '.join(SPLITS)}", got=got))
+            faults.append(error_line(f"{row.where}: unknown split", expected=f"one of {', '.join(SPLITS)}", got=got))
         elif row.cells["split"] != split:
             # frames of one sequence on both sides of a split would make every figure too good
             what = f"{row.where}: sequence {row.cells['sequence']} is in two splits"
-            faults.append(fault(what, expected=split, got=row.cells["split"]))
+            faults.append(error_line(what, expected=split, got=row.cells["split"]))
     return split
 
 
-def _fps(rows: list[Row], default: float, faults: list[str]) -> float:
+def _fps(rows: list[LabelRow], default: float, faults: list[str]) -> float:
     given: float | None = None
     for row in rows:
         value = row.number("fps", faults)
@@ -99,5 +99,5 @@ def _fps(rows: list[Row], default: float, faults: list[str]) -> float:
             given = value if given is None else given
             if value <= 0 or value != given:
                 expected = f"{given}, as above" if given > 0 else "more than 0"
-                faults.append(fault(f"{row.where}: wrong fps", expected=expected, got=value))
+                faults.append(error_line(f"{row.where}: wrong fps", expected=expected, got=value))
     return default if given is None else given

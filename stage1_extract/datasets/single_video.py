@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from features.config import Data
+from features.config import DataConfig
 from features.errors import BadInputs, DataError
-from features.sequences import Sequence
-from stage1_extract.datasets.archive import children
+from features.sequences import FrameSequence
+from stage1_extract.datasets.archive import list_folder
 from stage1_extract.datasets.clip import Clip
-from stage1_extract.datasets.image_sequence import Draft, inspect
+from stage1_extract.datasets.image_sequence import ClipSpec, check_files
 from stage1_extract.datasets.video import Video, VideoFrames
-from stage1_extract.datasets.video_metadata import check_size, readable_rate
+from stage1_extract.datasets.video_metadata import check_constant_size, readable_rate
 
 IMAGES = frozenset([".jpg", ".jpeg", ".png"])
 DATA_SETS = frozenset([".zip", ".csv"])
 
 
-def is_footage(path: Path) -> bool:
+def is_single_clip(path: Path) -> bool:
     """Whether a path is one video or a folder of frames, rather than a data set."""
     if path.is_dir():
         entries = [p for p in path.iterdir() if not p.name.startswith(".")]
@@ -25,34 +25,34 @@ def is_footage(path: Path) -> bool:
     return path.suffix.lower() not in DATA_SETS
 
 
-def footage(path: Path, data: Data, fps: float | None) -> Clip:
+def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
     """A video, or a folder of frames in the order of the numbers in their names, as one clip.
 
     Raises:
         DataError, BadInputs: nothing there, damaged, without frames, of changing size, or a video without a rate.
     """
     if path.is_dir():
-        files = [p for p in children(path) if p.name.lower().endswith(tuple(IMAGES))]
+        files = [p for p in list_folder(path) if p.name.lower().endswith(tuple(IMAGES))]
         if not files:
             endings = ", ".join(sorted(IMAGES))
-            raise DataError(f"{path}: no frames", expected=f"files ending in {endings}", got="none", mend="--input")
-        found = inspect([Draft(path.name, "test", data.fps, tuple(path / p.name for p in files))], 0)
+            raise DataError(f"{path}: no frames", expected=f"files ending in {endings}", got="none", hint="--input")
+        found = check_files([ClipSpec(path.name, "test", data.fps, tuple(path / p.name for p in files))], 0)
         if found.faults:
-            raise BadInputs(f"{path}: damaged frames", list(found.faults), mend="replace or remove them")
+            raise BadInputs(f"{path}: damaged frames", list(found.faults), hint="replace or remove them")
         return found.clips[0]
     if not path.exists():
-        raise DataError(f"{path}: no such video or folder", mend="--input VIDEO or --input FOLDER")
+        raise DataError(f"{path}: no such video or folder", hint="--input VIDEO or --input FOLDER")
     try:
         video = Video(path)
-        check_size(path)
+        check_constant_size(path)
     except DataError as e:
-        raise DataError(e.what, expected=e.expected, got=e.got, mend="--input another video, or convert it") from None
+        raise DataError(e.what, expected=e.expected, got=e.got, hint="--input another video, or convert it") from None
     rate = fps or readable_rate(path)
     if rate is None:
         raise DataError(
             f"{path}: no frame rate can be read from it",
             expected="frames a second in its header",
             got="none, or one that no camera has",
-            mend="--fps N",
+            hint="--fps N",
         )
-    return Clip(Sequence(path.stem, "test", video.length, rate, video.size, ""), VideoFrames(video))
+    return Clip(FrameSequence(path.stem, "test", video.length, rate, video.size, ""), VideoFrames(video))

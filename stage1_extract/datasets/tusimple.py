@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from features.config import Data
+from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import Label
 from stage1_extract.datasets import annotation_json, calibration
-from stage1_extract.datasets.archive import Place, children, folder, open_place
-from stage1_extract.datasets.clip_folder import clip_folders, draft
-from stage1_extract.datasets.image_sequence import Draft, fault, line
+from stage1_extract.datasets.archive import ReadablePath, find_folder, list_folder, open_folder_or_zip
+from stage1_extract.datasets.clip_folder import clip_folders, clip_spec
+from stage1_extract.datasets.image_sequence import ClipSpec, as_error_line, error_line
 
-FOLDERS = {
+TUSIMPLE_FOLDERS = {
     "train": "train",
     "validation": "validation",
     "val": "validation",
@@ -28,7 +28,7 @@ ANSWERS = ("gt.json", "test_label.json")
 _TOLERANCE = 10.0  # pixels over a box's four sides: how far the benchmark's own evaluation matches boxes
 
 
-def drafts(data: Data) -> tuple[list[Draft], list[str]]:
+def tusimple_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
     """A draft for each clip, and faults that belong to none.
 
     Ids are `clips/1`, or `test/clips/1` where split folders hold the clips.
@@ -36,17 +36,18 @@ def drafts(data: Data) -> tuple[list[Draft], list[str]]:
     Raises:
         DataError: nothing at `data.path`, or no folder `clips` in it.
     """
-    mend = "set data.path to the folder that holds clips, or train/clips and test/clips"
-    root = open_place(data.path, mend=mend)
+    hint = "set data.path to the folder that holds clips, or train/clips and test/clips"
+    root = open_folder_or_zip(data.path, hint=hint)
     faults: list[str] = []
-    common = None if data.calibration else calibration.beside(root, faults)
+    common = None if data.calibration else calibration.find_calibration(root, faults)
     found = []
-    for prefix, split, home, clips in _splits(root, mend):
+    for prefix, split, home, clips in _splits(root, hint):
         camera = common
         if prefix and not data.calibration:
-            camera = calibration.beside(home, faults) or common
+            camera = calibration.find_calibration(home, faults) or common
         part = [
-            draft(clip, f"{prefix}clips/{clip.name}", split, data, camera, every=True) for clip in clip_folders(clips)
+            clip_spec(clip, f"{prefix}clips/{clip.name}", split, data, camera, every=True)
+            for clip in clip_folders(clips)
         ]
         answers = next((f for f in map(home.joinpath, ANSWERS) if f.is_file()), None)
         if answers is not None and split == "test":
@@ -55,44 +56,46 @@ def drafts(data: Data) -> tuple[list[Draft], list[str]]:
     return found, faults
 
 
-def _splits(root: Place, mend: str) -> Iterator[tuple[str, str, Place, Place]]:
+def _splits(root: ReadablePath, hint: str) -> Iterator[tuple[str, str, ReadablePath, ReadablePath]]:
     """Prefix of the ids, split, the folder beside `clips`, and `clips` itself."""
-    if clips := folder(root, "clips"):
-        yield "", FOLDERS.get(root.name.lower().removesuffix(".zip"), "train"), root, clips
+    if clips := find_folder(root, "clips"):
+        yield "", TUSIMPLE_FOLDERS.get(root.name.lower().removesuffix(".zip"), "train"), root, clips
         return
     none = True
-    for home in children(root):
-        if home.is_dir() and home.name.lower() in FOLDERS and (clips := folder(home, "clips")):
+    for home in list_folder(root):
+        if home.is_dir() and home.name.lower() in TUSIMPLE_FOLDERS and (clips := find_folder(home, "clips")):
             none = False
-            yield f"{home.name}/", FOLDERS[home.name.lower()], home, clips
+            yield f"{home.name}/", TUSIMPLE_FOLDERS[home.name.lower()], home, clips
     if none:
-        names = ", ".join(p.name for p in children(root)[:5]) or "nothing"
+        names = ", ".join(p.name for p in list_folder(root)[:5]) or "nothing"
         raise DataError(
-            f"{root}: no TuSimple data", expected="clips, or train/clips and test/clips", got=names, mend=mend
+            f"{root}: no TuSimple data", expected="clips, or train/clips and test/clips", got=names, hint=hint
         )
 
 
-def _answer(part: list[Draft], file: Place) -> None:
+def _answer(part: list[ClipSpec], file: ReadablePath) -> None:
     """Put the answers' labels in the place of the drafts', where their boxes are the same vehicles'."""
     if not part:
         return
     try:
-        value = annotation_json.load(file)
+        value = annotation_json.load_json(file)
     except DataError as e:
-        part[0].faults.append(line(e))
+        part[0].faults.append(as_error_line(e))
         return
     if not isinstance(value, list) or len(value) != len(part):
         got = len(value) if isinstance(value, list) else type(value).__name__
-        part[0].faults.append(fault(f"{file}: not one entry a clip", expected=f"a list of {len(part)}", got=got))
+        part[0].faults.append(error_line(f"{file}: not one entry a clip", expected=f"a list of {len(part)}", got=got))
         return
     for index, (clip, entry) in enumerate(zip(part, value, strict=True)):
         where = f"{file}: [{index}]"
         frame = clip.labels[0].frame if clip.labels else len(clip.files) - 1
-        labels = annotation_json.vehicles(entry, where, frame, known=True, every=True, faults=clip.faults)
+        labels = annotation_json.vehicle_labels(entry, where, frame, known=True, every=True, faults=clip.faults)
         asked = [label for label in clip.labels if label.box]
         if labels and not all(any(_same(a, b) for b in labels) for a in asked):
             got = f"other boxes than those of {clip.id}"
-            clip.faults.append(fault(f"{where} belongs to another clip", expected=f"the boxes of {clip.id}", got=got))
+            clip.faults.append(
+                error_line(f"{where} belongs to another clip", expected=f"the boxes of {clip.id}", got=got)
+            )
         own = tuple(label for label in clip.labels if "ego_speed" in label.targets)
         clip.labels = labels + own
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from features.config import Data
+from features.config import DataConfig
 from features.errors import DataError
-from features.sequences import Label, Sequence
-from stage1_extract.datasets.archive import children
+from features.sequences import FrameSequence, Label
+from stage1_extract.datasets.archive import list_folder
 from stage1_extract.datasets.clip import Catalogue, Clip, Image
-from stage1_extract.datasets.image_sequence import fault, line, mapped
-from stage1_extract.datasets.label_csv import read_table
+from stage1_extract.datasets.image_sequence import as_error_line, error_line, map_in_threads
+from stage1_extract.datasets.label_csv import read_label_csv
 
 SUFFIXES = frozenset([".avi", ".hevc", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"])
 
@@ -113,7 +113,7 @@ class VideoFrames:
     first: int = 0
     parallel: bool = False
 
-    def read(self, start: int, stop: int, enough: tuple[int, int] | None = None) -> Iterator[Image]:
+    def read(self, start: int, stop: int, min_size: tuple[int, int] | None = None) -> Iterator[Image]:
         """Frames start … stop − 1, uint8 BGR of shape (height, width, 3), always at full resolution.
 
         Raises:
@@ -122,7 +122,7 @@ class VideoFrames:
         return (self.video.frame(self.first + i) for i in range(start, stop))
 
 
-def catalogue(data: Data, threads: int) -> Catalogue:
+def video_clips(data: DataConfig, threads: int) -> Catalogue:
     """The clips of a video file or of a folder of them.
 
     Raises:
@@ -130,22 +130,22 @@ def catalogue(data: Data, threads: int) -> Catalogue:
     """
     path = Path(data.path)
     if not path.exists():
-        raise DataError(f"{path}: no such video or folder", mend="set data.path to a video or a folder of them")
-    files = [path / p.name for p in children(path)] if path.is_dir() else [path]
+        raise DataError(f"{path}: no such video or folder", hint="set data.path to a video or a folder of them")
+    files = [path / p.name for p in list_folder(path)] if path.is_dir() else [path]
     files = [f for f in files if f == path or (f.suffix.lower() in SUFFIXES and f.is_file())]
     if not files:
         expected = f"files ending in {', '.join(sorted(SUFFIXES))}"
-        raise DataError(f"{path}: no videos", expected=expected, got="none", mend="set data.path to a video")
+        raise DataError(f"{path}: no videos", expected=expected, got="none", hint="set data.path to a video")
     clips, faults = [], []
     stems: dict[str, Path] = {}
-    results = mapped(lambda f: _clips(f, data), files, threads, unit="video")
+    results = map_in_threads(lambda f: _clips(f, data), files, threads, unit="video")
     for file, (found, wrong) in zip(files, results, strict=True):
         faults += wrong
         first = stems.setdefault(file.stem, file)
         if first == file:
             clips += found
         else:
-            faults.append(fault(f"{file}: two videos named {file.stem}", expected="one", got=f"{first.name} too"))
+            faults.append(error_line(f"{file}: two videos named {file.stem}", expected="one", got=f"{first.name} too"))
     return Catalogue(tuple(clips), tuple(faults))
 
 
@@ -155,7 +155,7 @@ def split_of(stem: str) -> str:
     return next((split for start, split in starts if stem.lower().startswith(start)), "train")
 
 
-def _clips(file: Path, data: Data) -> tuple[list[Clip], list[str]]:
+def _clips(file: Path, data: DataConfig) -> tuple[list[Clip], list[str]]:
     """The clips of one video, or its faults."""
     faults: list[str] = []
     try:
@@ -164,15 +164,15 @@ def _clips(file: Path, data: Data) -> tuple[list[Clip], list[str]]:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         labels = _labels(file, video.length, faults)
     except DataError as e:
-        return [], [*faults, line(e)]
+        return [], [*faults, as_error_line(e)]
     except OSError as e:
-        return [], [fault(f"{file}: cannot be read", got=e.strerror or e)]
+        return [], [error_line(f"{file}: cannot be read", got=e.strerror or e)]
     if faults:
         return [], faults
     fps = video.fps if math.isfinite(video.fps) else data.fps
     split = split_of(file.stem)
     if data.segment is None:
-        sequence = Sequence(file.stem, split, video.length, fps, video.size, digest, tuple(labels))
+        sequence = FrameSequence(file.stem, split, video.length, fps, video.size, digest, tuple(labels))
         return [Clip(sequence, VideoFrames(video))], []
     clips = []
     for start in range(0, video.length, data.segment):
@@ -180,7 +180,7 @@ def _clips(file: Path, data: Data) -> tuple[list[Clip], list[str]]:
         own = tuple(replace(x, frame=x.frame - start) for x in labels if start <= x.frame < stop)
         name = f"{file.stem}/{start:05d}-{stop - 1:05d}"
         part = hashlib.sha256(f"{digest} {start} {stop}".encode()).hexdigest()
-        sequence = Sequence(name, split, stop - start, fps, video.size, part, own)
+        sequence = FrameSequence(name, split, stop - start, fps, video.size, part, own)
         clips.append(Clip(sequence, VideoFrames(video, start)))
     return clips, []
 
@@ -194,7 +194,9 @@ def _labels(video: Path, length: int, faults: list[str]) -> list[Label]:
     if table.is_file():
         return _table_labels(table, length, faults)
     if split_of(video.stem) != "test":
-        faults.append(fault(f"{video}: no labels", expected=f"{text.name} or {table.name} beside it", got="neither"))
+        faults.append(
+            error_line(f"{video}: no labels", expected=f"{text.name} or {table.name} beside it", got="neither")
+        )
     return []
 
 
@@ -218,7 +220,7 @@ def _text_labels(path: Path, length: int, faults: list[str]) -> list[Label]:
         number, text = wrong[0]
         more = f", and {len(wrong) - 1} more such lines" if len(wrong) > 1 else ""
         what = f"{path}, line {number}: no number"
-        faults.append(fault(what, expected="a finite number", got=repr(text[:60]) + more))
+        faults.append(error_line(what, expected="a finite number", got=repr(text[:60]) + more))
     if len(lines) != length:
         faults.append(_count_fault(path, len(lines), length))
     return labels
@@ -226,7 +228,7 @@ def _text_labels(path: Path, length: int, faults: list[str]) -> list[Label]:
 
 def _table_labels(path: Path, length: int, faults: list[str]) -> list[Label]:
     """One row a frame; with a column `frame` (from 0) any frames, in any order, several rows a frame if need be."""
-    table = read_table(path, faults)
+    table = read_label_csv(path, faults)
     targets = table.targets("frame")
     labels = []
     if "frame" not in table.columns and len(table.rows) != length:
@@ -235,11 +237,11 @@ def _table_labels(path: Path, length: int, faults: list[str]) -> list[Label]:
         number = row.number("frame", faults) if "frame" in table.columns else float(index)
         if "frame" in table.columns and not (number.is_integer() and 0 <= number < length):
             got = repr(row.cells["frame"])
-            faults.append(fault(f"{row.where}: no such frame", expected=f"0 … {length - 1}", got=got))
+            faults.append(error_line(f"{row.where}: no such frame", expected=f"0 … {length - 1}", got=got))
         elif label := row.label(int(number), targets, faults):
             labels.append(label)
     return sorted(labels, key=lambda label: label.frame)
 
 
 def _count_fault(path: Path, rows: int, frames: int) -> str:
-    return fault(f"{path}: {rows} labels for {frames} frames", expected=f"{frames} labels", got=rows)
+    return error_line(f"{path}: {rows} labels for {frames} frames", expected=f"{frames} labels", got=rows)

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 
 from features.errors import DataError
-from stage1_extract.datasets.image_file import probe
+from stage1_extract.datasets.image_file import image_size
 
 Size = tuple[int, int]
 RATES = (1.0, 480.0)  # frames a second: outside lie the time bases that cv2 gives for want of a rate
@@ -35,7 +35,7 @@ _CODECS = {
 }
 
 
-def check_size(path: Path) -> None:
+def check_constant_size(path: Path) -> None:
     """Refuse a video whose frames change their size: Motion JPEG, MPEG-1/2/4, H.264 and HEVC; others pass.
 
     Raises:
@@ -82,7 +82,7 @@ def _sizes(path: Path) -> Iterator[tuple[int, Size]]:
 
 def _jpeg_size(packet: bytes) -> Size | None:
     try:
-        return probe(packet, "")
+        return image_size(packet, "")
     except DataError:  # decoding will say more
         return None
 

@@ -18,13 +18,13 @@ from features.errors import ConfigError, DataError
 from features.recipe import Recipe
 from features.store import StreamInfo, TopRecord
 from stage1_extract.backbone import cut as cuts
-from stage1_extract.backbone.registry import Loaded, load
+from stage1_extract.backbone.registry import LoadedBackbone, load_backbone
 from stage1_extract.datasets.clip import Image
 from stage1_extract.engines import openvino, tensorflow
 
-COMPARED = 8  # frames at most that are computed by TensorFlow as well
+COMPARED_FRAMES = 8  # frames at most that are computed by TensorFlow as well
 # relative error an engine may have: float32 has about 1e-6, float16 1e-3, bfloat16 1e-2, noise or an overflow 1
-TOLERANCE = {"float32": 1e-4, "float16": 0.1, "bfloat16": 0.1}
+MAX_RELATIVE_ERROR = {"float32": 1e-4, "float16": 0.1, "bfloat16": 0.1}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Trunk:
     """
 
     model: keras.Model
-    backbone: Loaded
+    backbone: LoadedBackbone
     cut: cuts.Cut
     recipe: Recipe
     with_top: bool
@@ -52,7 +52,7 @@ class Trunk:
 
     def top(self) -> TopRecord | None:
         """The unfrozen layers as the store keeps them."""
-        part = cuts.top(self.backbone.model, self.cut)
+        part = cuts.top_model(self.backbone.model, self.cut)
         if part is None or not self.with_top:
             return None
         # Keras makes up the input's name; the store's bytes must not depend on it
@@ -64,18 +64,18 @@ def build_trunk(config: Config) -> Trunk:
     """The backbone a config names, cut, with preprocessing in front.
 
     Raises:
-        ConfigError, DataError: see `load` and `find_cut`; or preprocessing of BGR, which no backbone was trained on.
+        ConfigError, DataError: see `load_backbone` and `find_cut`; or preprocessing of BGR, which no backbone was trained on.
     """
     if config.backbone.preprocess and config.frames.colour == "bgr":
         raise ConfigError(
             "preprocess_input takes RGB",
             expected='frames.colour = "rgb", or backbone.preprocess = false for raw 0–255',
             got='"bgr"',
-            mend="--frames.colour rgb",
+            hint="--frames.colour rgb",
         )
-    loaded = load(config.backbone, config.frames)
+    loaded = load_backbone(config.backbone, config.frames)
     cut = cuts.find_cut(loaded.model, config.backbone)
-    frozen = cuts.trunk(loaded.model, cut)
+    frozen = cuts.trunk_model(loaded.model, cut)
     pixels = keras.Input((config.frames.height, config.frames.width, 3), dtype="uint8", name="frames")
     x = keras.ops.cast(pixels, "float32")
     if loaded.preprocess is not None:
@@ -119,7 +119,7 @@ class Engine:
     Args:
         trunk: what to run; its recipe says in which precision.
         batch: frames a pass; 0: what suits the engine.
-        asked: `auto`, `tensorflow` or `openvino`, see `choose`.
+        asked: `auto`, `tensorflow` or `openvino`, see `choose_engine`.
 
     Attributes:
         name: the engine chosen.
@@ -134,7 +134,7 @@ class Engine:
     def __init__(self, trunk: Trunk, batch: int = 0, asked: str = "auto") -> None:
         self.trunk, self.passes = trunk, 0
         gpus = len(tf.config.list_physical_devices("GPU"))
-        self.name = choose(asked, trunk.recipe.precision, gpus, openvino.installed())
+        self.name = choose_engine(asked, trunk.recipe.precision, gpus, openvino.openvino_installed())
         self.relative_error: float | None = None
         self._batch = batch
 
@@ -166,7 +166,7 @@ class Engine:
         The frames must not change before the maps are there: full batches are not copied.
 
         Raises:
-            ConfigError: by the promise, where maps differ from float32 TensorFlow's by more than `TOLERANCE`.
+            ConfigError: by the promise, where maps differ from float32 TensorFlow's by more than `MAX_RELATIVE_ERROR`.
             DataError: by the promise, where maps do not fit the stored type.
         """
         count, full = len(frames), frames
@@ -194,13 +194,13 @@ class Engine:
     def _pass(self, full: Image, count: int, first: bool) -> NDArray[Any]:
         maps = self.runner(full)[:count]
         if first:
-            self._compare(full[: min(count, COMPARED)], maps)
+            self._compare(full[: min(count, COMPARED_FRAMES)], maps)
         if maps.dtype != self.trunk.recipe.dtype:
             # ten times as fast as NumPy's, and what overflows becomes infinite as there
             maps = tf.cast(maps, self.trunk.recipe.dtype).numpy()
         if maps.dtype == np.float16 and _overflown(maps):
             raise DataError(
-                "the map at the cut does not fit half precision (over 65504)", mend="--extract.dtype float32"
+                "the map at the cut does not fit half precision (over 65504)", hint="--extract.dtype float32"
             )
         return maps
 
@@ -209,14 +209,14 @@ class Engine:
         if self.name == "tensorflow" and precision == "float32":
             self.relative_error = 0.0  # by definition
             return
-        expected = tensorflow.reference(self.trunk.model, frames)
-        error, limit = relative_error(maps[: len(frames)], expected), TOLERANCE[precision]
+        expected = tensorflow.reference_maps(self.trunk.model, frames)
+        error, limit = relative_error(maps[: len(frames)], expected), MAX_RELATIVE_ERROR[precision]
         if not error <= limit:  # NaN is an error too
             raise ConfigError(
                 f"{self.name} in {precision}: maps that differ too much from TensorFlow's in float32",
                 expected=f"a relative error of at most {limit:g}",
                 got=f"{error:.2g}",
-                mend="--extract.engine tensorflow" if precision == "float32" else "--extract.precision float32",
+                hint="--extract.engine tensorflow" if precision == "float32" else "--extract.precision float32",
             )
         self.relative_error = error
 
@@ -236,7 +236,7 @@ def _overflown(maps: NDArray[np.float16]) -> bool:
     return bool(maps.view(np.int16).max() >= 0x7C00 or maps.view(np.uint16).max() >= 0xFC00)
 
 
-def choose(asked: str, precision: str, gpus: int, openvino: bool) -> str:
+def choose_engine(asked: str, precision: str, gpus: int, openvino: bool) -> str:
     """Which engine runs: `openvino` where it is installed and there is no GPU, else `tensorflow`.
 
     Args:
@@ -253,12 +253,12 @@ def choose(asked: str, precision: str, gpus: int, openvino: bool) -> str:
     if asked == "openvino" and not openvino:
         raise ConfigError(
             "OpenVINO is not installed",
-            mend="rm .venv/.ready && make setup, or --extract.engine tensorflow where it has no wheel",
+            hint="rm .venv/.ready && make setup, or --extract.engine tensorflow where it has no wheel",
         )
     if asked == "openvino" and precision == "float16":
         raise ConfigError(
             "the openvino engine does not compute in float16",
             expected="float32 or bfloat16",
-            mend="--extract.precision bfloat16",
+            hint="--extract.precision bfloat16",
         )
     return asked

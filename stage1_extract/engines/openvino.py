@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import sys
-from collections.abc import Sequence as Listed
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,13 +26,13 @@ BATCH = 4
 HINT = {"float32": "f32", "bfloat16": "bf16"}
 
 
-def installed() -> bool:
+def openvino_installed() -> bool:
     """Whether the optional extra `cpu` is there."""
     return find_spec("openvino") is not None
 
 
 @cache
-def core() -> Any:
+def openvino_core() -> Any:
     """OpenVINO's entry, the same for all of this process and never given up.
 
     Each `Core` puts up a stack for signals and takes it down with itself: when two end in the order they began, what is
@@ -45,7 +45,7 @@ def core() -> Any:
     return openvino.Core()
 
 
-def check(precision: str, able: Listed[str]) -> None:
+def check_precision(precision: str, able: Sequence[str]) -> None:
     """Refuse bfloat16 on a processor that is not `able` to compute in it; OpenVINO would quietly take float32.
 
     Raises:
@@ -56,7 +56,7 @@ def check(precision: str, able: Listed[str]) -> None:
             "this processor does not compute in bfloat16",
             expected="one with AVX512_BF16 or AMX",
             got=", ".join(sorted(able)),
-            mend="--extract.precision float32",
+            hint="--extract.precision float32",
         )
 
 
@@ -79,11 +79,11 @@ class OpenVinoRunner:
     """
 
     def __init__(self, model: keras.Model, batch: int, precision: str) -> None:
-        check(precision, core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        check_precision(precision, openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         self.batch = batch or BATCH
         with TemporaryDirectory() as folder:
-            network = core().read_model(_frozen(model, (self.batch, *model.input.shape[1:]), Path(folder)))
-        compiled = core().compile_model(
+            network = openvino_core().read_model(_frozen(model, (self.batch, *model.input.shape[1:]), Path(folder)))
+        compiled = openvino_core().compile_model(
             network,
             "CPU",
             {

@@ -50,7 +50,7 @@ class TensorFlowRunner:
         self._free: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         for pair in list(zip(devices, self.replicas, strict=True)) * copies:
             self._free.put(pair)
-        self.batch = batch or (largest(self._fits(model.input.shape[1:])) if graphics else CPU_BATCH)
+        self.batch = batch or (largest_batch(self._fits(model.input.shape[1:])) if graphics else CPU_BATCH)
 
     def __call__(self, frames: Image) -> NDArray[Any]:
         """(n, height, width, 3) uint8 → (n, …) maps."""
@@ -78,7 +78,7 @@ class TensorFlowRunner:
         return attempt
 
 
-def largest(fits: Callable[[int], object]) -> int:
+def largest_batch(fits: Callable[[int], object]) -> int:
     """The largest power of two, up to 512, at which `fits` raises no ResourceExhaustedError.
 
     Raises:
@@ -89,7 +89,7 @@ def largest(fits: Callable[[int], object]) -> int:
         if size == 1:
             raise ConfigError(
                 "the GPU's memory does not hold one frame's pass",
-                mend="--frames.width and --frames.height smaller, or CUDA_VISIBLE_DEVICES= to run on the CPU",
+                hint="--frames.width and --frames.height smaller, or CUDA_VISIBLE_DEVICES= to run on the CPU",
             )
         size //= 2
     while size >= FIRST_TRY and size < LARGEST and _runs(fits, 2 * size):
@@ -105,7 +105,7 @@ def _runs(fits: Callable[[int], object], size: int) -> bool:
     return True
 
 
-def reference(model: keras.Model, frames: Image) -> NDArray[Any]:
+def reference_maps(model: keras.Model, frames: Image) -> NDArray[Any]:
     """The trunk's maps in float32 on the CPU: what every engine is measured against."""
     with tf.device("/CPU:0"):
         maps: NDArray[Any] = tf.function(lambda x: model(x, training=False), autograph=False)(frames).numpy()

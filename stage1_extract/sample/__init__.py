@@ -16,17 +16,17 @@ import cv2
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
 
-from features._common.atomic import sync
-from features._common.lock import only_writer
-from features._common.progress import bar
+from features._common.atomic import fsync_path
+from features._common.lock import exclusive_write_lock
+from features._common.progress import progress_bar
 from features.errors import DataError
-from stage1_extract.sample.render import frames
-from stage1_extract.sample.scene import CAMERA, CX, CY, FX, FY, LAST, World, box, draw
+from stage1_extract.sample.render import render_frames
+from stage1_extract.sample.scene import CAMERA, CX, CY, FX, FY, LAST, Scene, random_scene, vehicle_box
 
 RENDERER = 1  # raise it whenever the same seed gives other bytes
 MARKER = "sample.json"
 QUALITY = 88  # of the JPEGs: about 115 kB a frame
-SPLITS = ("Train", "Validation", "Test")
+SPLIT_FOLDERS = ("Train", "Validation", "Test")
 CALIBRATION = f"""Intrinsic matrix:
 {FX:.4f}    0.      {CX:.4f}
    0.      {FY:.4f}   {CY:.4f}
@@ -38,7 +38,7 @@ Camera Height:
 """  # noqa: W291 — as the competition's own file has it
 
 
-def render(
+def render_sample_set(
     out: Path,
     *,
     seed: int = 0,
@@ -70,14 +70,14 @@ def render(
     try:
         if _stands(out, wanted):
             return
-        with only_writer(out):
+        with exclusive_write_lock(out):
             if _stands(out, wanted):
                 return
             _render(out, wanted, seed, counts, workers, progress)
     except OSError as e:
         raise DataError(
             f"{out}: the sample set cannot be written: {e.strerror or e}",
-            mend="free some space (the set takes 0.3 GB), or choose another folder with --data.path",
+            hint="free some space (the set takes 0.3 GB), or choose another folder with --data.path",
         ) from e
 
 
@@ -97,7 +97,7 @@ def _stands(out: Path, wanted: dict[str, int]) -> bool:
         f"{out}: not the sample set that was asked for",
         expected=wanted,
         got=got,
-        mend="if these are your own clips, say how they lie: --data.layout competition (or tusimple, video, manifest); "
+        hint="if these are your own clips, say how they lie: --data.layout competition (or tusimple, video, manifest); "
         "for a rendered set choose a new folder: --data.path FOLDER",
     )
 
@@ -112,50 +112,50 @@ def _render(
     try:
         temporary.mkdir()
         (temporary / "calibration.txt").write_text(CALIBRATION, encoding="utf-8")
-        for split in SPLITS:
+        for split in SPLIT_FOLDERS:
             (temporary / split / split).mkdir(parents=True)
         parallel = Parallel(n_jobs=workers or cpu_count(), return_as="generator_unordered")
         tasks = (delayed(_write_clip)(temporary, seed, split, number) for split, number in clips)
-        with bar(len(clips), "sample", "clips") if progress else nullcontext() as shown:
+        with progress_bar(len(clips), "sample", "clips") if progress else nullcontext() as shown:
             for _ in parallel(tasks):
                 if shown is not None:
                     shown.update()
         (temporary / MARKER).write_text(json.dumps(wanted) + "\n", encoding="utf-8")
-        sync(temporary / MARKER)
+        fsync_path(temporary / MARKER)
         temporary.replace(out)
-        sync(out.parent)
+        fsync_path(out.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def world_of(seed: int, split: int, number: int) -> World:
+def clip_scene(seed: int, split: int, number: int) -> Scene:
     """What clip `number` (from 1) of a split (0 train, 1 validation, 2 test) shows."""
-    return draw(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split, number))))
+    return random_scene(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split, number))))
 
 
 def _write_clip(root: Path, seed: int, split: int, number: int) -> None:
     """Render one clip into its folder."""
-    world = world_of(seed, split, number)
-    folder = root / SPLITS[split] / SPLITS[split] / str(number)
+    world = clip_scene(seed, split, number)
+    folder = root / SPLIT_FOLDERS[split] / SPLIT_FOLDERS[split] / str(number)
     folder.mkdir()  # not its parents: a worker left over from a killed render must not bring its folder back
     (folder / "imgs").mkdir()
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the processes already fill the cores
     try:
-        for i, frame in enumerate(frames(world), 1):
+        for i, frame in enumerate(render_frames(world), 1):
             jpeg = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
             (folder / "imgs" / f"{i:03d}.jpg").write_bytes(jpeg.tobytes())
     finally:
         cv2.setNumThreads(threads)
-    (folder / "annotation.json").write_text(json.dumps(annotation(world)), encoding="utf-8")
+    (folder / "annotation.json").write_text(json.dumps(clip_annotation(world)), encoding="utf-8")
     (folder / "ego.json").write_text(json.dumps({"speed": world.speed}), encoding="utf-8")
 
 
-def annotation(world: World) -> list[dict[str, object]]:
+def clip_annotation(world: Scene) -> list[dict[str, object]]:
     """One entry a vehicle in TuSimple's form, for the last frame."""
     entries: list[dict[str, object]] = []
     for vehicle in world.vehicles:
-        left, top, right, bottom = box(world, vehicle, LAST)
+        left, top, right, bottom = vehicle_box(world, vehicle, LAST)
         entries.append(
             {
                 "velocity": list(vehicle.velocity),

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1_extract.sample.scene import CAMERA, CX, FPS, FRAMES, FX, FY, HEIGHT, WIDTH, World
+from stage1_extract.sample.scene import CAMERA, CX, FPS, FRAMES, FX, FY, HEIGHT, WIDTH, Scene
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.floating[Any]]
@@ -59,7 +59,7 @@ def noise_tile() -> Floats:
     return np.tile(np.random.default_rng(1).standard_normal((TILE, TILE)).astype(np.float32), TILES)
 
 
-def lay(world: World) -> tuple[Band, ...]:
+def lay_ground(world: Scene) -> tuple[Band, ...]:
     """The bands of a clip's ground, from near to far."""
     rng = np.random.default_rng([world.look.seed, 0])
     travel = world.speed * (FRAMES - 1) / FPS
@@ -70,7 +70,7 @@ def lay(world: World) -> tuple[Band, ...]:
 
 
 def _band(
-    world: World, near: float, far: float, travel: float, offsets: NDArray[np.float64],
+    world: Scene, near: float, far: float, travel: float, offsets: NDArray[np.float64],
     patches: list[tuple[float, float, float, float, float]], cracks: list[NDArray[np.float64]],
 ) -> Band:  # fmt: skip
     over = 1 if near == EDGES[0] else OVERSAMPLING
@@ -112,7 +112,7 @@ def _dashed(places: Places, cell: float, dash: float, period: float, phase: floa
 
 
 def _light(
-    world: World, x: Places, y: Places, dx: float, dy: float, asphalt: Floats,
+    world: Scene, x: Places, y: Places, dx: float, dy: float, asphalt: Floats,
     offsets: NDArray[np.float64],
 ) -> Floats:  # fmt: skip
     """Brightness of each cell about 1: noise of several sizes, and the darker tracks of the wheels."""
@@ -137,7 +137,7 @@ def _light(
     return total
 
 
-def _patches(rng: np.random.Generator, world: World, length: float) -> list[tuple[float, float, float, float, float]]:
+def _patches(rng: np.random.Generator, world: Scene, length: float) -> list[tuple[float, float, float, float, float]]:
     """Mended places: x, y, length, width in m, and tone."""
     road = world.road
     patches = []
@@ -151,7 +151,7 @@ def _patches(rng: np.random.Generator, world: World, length: float) -> list[tupl
     return patches
 
 
-def _cracks(rng: np.random.Generator, world: World, length: float) -> list[NDArray[np.float64]]:
+def _cracks(rng: np.random.Generator, world: Scene, length: float) -> list[NDArray[np.float64]]:
     """Random walks over the asphalt: points (x, y) in m."""
     cracks = []
     x = 0.0
@@ -177,7 +177,7 @@ def _cracked(shape: tuple[int, int], cracks: list[NDArray[np.float64]], near: fl
     return np.asarray(cv2.LUT(mask, (1 - depth * np.arange(256) / 255).astype(np.float32)), np.float32)
 
 
-def _mark(texture: Image, light: Floats, world: World, x: Places, y: Places, dx: float, dy: float) -> None:
+def _mark(texture: Image, light: Floats, world: Scene, x: Places, y: Places, dx: float, dy: float) -> None:
     """Paint the lane lines into the texture."""
     road = world.road
     solid = np.ones(len(x), np.float32)
@@ -194,7 +194,7 @@ def _mark(texture: Image, light: Floats, world: World, x: Places, y: Places, dx:
         texture[:, part] = np.clip(texture[:, part] * (1 - cover) + paint * cover, 0, 255)
 
 
-def paint_ground(canvas: Image, bands: tuple[Band, ...], world: World, frame: int) -> None:
+def paint_ground(canvas: Image, bands: tuple[Band, ...], world: Scene, frame: int) -> None:
     """Draw the ground of a frame into the picture, from the bottom up to the row below the horizon."""
     horizon = world.horizons[frame]
     passed = world.speed * frame / FPS

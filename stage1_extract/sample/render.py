@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1_extract.sample.ground import Floats, Image, Places, lay, paint_ground
+from stage1_extract.sample.ground import Floats, Image, Places, lay_ground, paint_ground
 from stage1_extract.sample.scene import (
     CAMERA,
     CX,
@@ -21,28 +21,28 @@ from stage1_extract.sample.scene import (
     HORIZON,
     WIDTH,
     Colour,
-    Look,
-    Thing,
-    World,
-    box,
-    column,
-    rectangle,
-    row,
+    RoadsideObject,
+    Scene,
+    SceneLook,
+    image_column,
+    image_row,
+    upright_rectangle,
+    vehicle_box,
 )
-from stage1_extract.sample.sprites import DRAWERS, Sprite, place, rear, shadow
+from stage1_extract.sample.sprites import DRAWERS, Sprite, place_sprite, shadow, vehicle_rear
 
 VARIANTS = 3  # drawings of each kind of thing a clip has
 CLEAR = 10.0  # m: haze begins here, so that the near ground needs none
 CLOSEST = 2.5  # m: nearer things are out of the picture
 
 
-def frames(world: World) -> Iterator[Image]:
+def render_frames(world: Scene) -> Iterator[Image]:
     """The clip's frames in order, uint8 BGR of shape (720, 1280, 3)."""
     rng = np.random.default_rng([world.look.seed, 2])
     back = _backdrop(world)
-    ground = lay(world)
+    ground = lay_ground(world)
     things = {kind: [drawer(rng) for _ in range(VARIANTS)] for kind, drawer in DRAWERS.items()}
-    rears = [rear(vehicle) for vehicle in world.vehicles]
+    rears = [vehicle_rear(vehicle) for vehicle in world.vehicles]
     dark = shadow()
     curve = _curve(world.look)
     # alike in all three colours, as a JPEG would leave it; what is added and what is taken away are bytes, as the
@@ -58,18 +58,18 @@ def frames(world: World) -> Iterator[Image]:
         for vehicle, drawing in order:
             x, y = vehicle.at(frame)
             horizon = world.horizons[frame]
-            place(canvas, dark, _shadow_box(horizon, x, y, vehicle.width))
+            place_sprite(canvas, dark, _shadow_box(horizon, x, y, vehicle.width))
             haze = float(_haze(world.look, x))
-            place(canvas, drawing, box(world, vehicle, frame), haze, world.look.sky_bottom)
+            place_sprite(canvas, drawing, vehicle_box(world, vehicle, frame), haze, world.look.sky_bottom)
         yield _sensor(cv2.LUT(canvas, curve), grain, rng)
 
 
-def _haze(look: Look, x: Places | float) -> Floats:
+def _haze(look: SceneLook, x: Places | float) -> Floats:
     """Share of the air's colour at each distance in m."""
     return np.asarray(1 - np.exp(-np.maximum(x - CLEAR, 0) / look.haze), np.float32)
 
 
-def _backdrop(world: World) -> Image:
+def _backdrop(world: Scene) -> Image:
     """Sky, clouds and far hills, with the horizon in row `HORIZON` and room above and below it."""
     rng = np.random.default_rng([world.look.seed, 3])
     look = world.look
@@ -105,7 +105,7 @@ def _behind(back: Image, horizon: float) -> Image:
     return canvas
 
 
-def _haze_over(canvas: Image, world: World, frame: int) -> None:
+def _haze_over(canvas: Image, world: Scene, frame: int) -> None:
     """Haze on the far ground."""
     horizon = world.horizons[frame]
     v = np.arange(int(np.ceil(horizon + 1)), int(horizon + FY * CAMERA / CLEAR) + 1)
@@ -114,17 +114,17 @@ def _haze_over(canvas: Image, world: World, frame: int) -> None:
     part[:] = part * (1 - haze) + np.tile(np.array(world.look.sky_bottom, np.float32), WIDTH) * haze
 
 
-def _paint_things(canvas: Image, world: World, frame: int, drawings: dict[str, list[Sprite]]) -> None:
+def _paint_things(canvas: Image, world: Scene, frame: int, drawings: dict[str, list[Sprite]]) -> None:
     """Trees and the like from far to near, then the guard rails before them."""
     horizon = world.horizons[frame]
     passed = world.speed * frame / FPS
     seen = [(t.x - passed, t) for t in world.things if t.x - passed > CLOSEST]
     seen.sort(key=lambda pair: -pair[0])
 
-    def put(x: float, thing: Thing) -> None:
-        where = rectangle(horizon, x, thing.y, thing.width, thing.height)
+    def put(x: float, thing: RoadsideObject) -> None:
+        where = upright_rectangle(horizon, x, thing.y, thing.width, thing.height)
         haze = float(_haze(world.look, x))
-        place(canvas, drawings[thing.kind][thing.variant], where, haze, world.look.sky_bottom)
+        place_sprite(canvas, drawings[thing.kind][thing.variant], where, haze, world.look.sky_bottom)
 
     for x, thing in seen:
         if thing.kind != "rail_post":
@@ -140,7 +140,10 @@ def _paint_rail(canvas: Image, horizon: float, y: float) -> None:
     near = max(1.5, abs(y) * FX / (CX + 60))  # just outside the picture
 
     def strip(colour: Colour, low: float, high: float) -> None:
-        points = [(column(x, y), row(horizon, x, z)) for x, z in ((near, low), (400, low), (400, high), (near, high))]
+        points = [
+            (image_column(x, y), image_row(horizon, x, z))
+            for x, z in ((near, low), (400, low), (400, high), (near, high))
+        ]
         cv2.fillPoly(canvas, [np.round(np.array(points) * 256).astype(np.int32)], colour, cv2.LINE_AA, 8)
 
     strip((150, 154, 156), 0.45, 0.78)
@@ -149,11 +152,11 @@ def _paint_rail(canvas: Image, horizon: float, y: float) -> None:
 
 def _shadow_box(horizon: float, x: float, y: float, width: float) -> tuple[float, float, float, float]:
     """Where the shadow of a vehicle lies: the ground from under its axle to a little behind its rear."""
-    left, _, right, _ = rectangle(horizon, x, y, width + 0.5, 0.0)
-    return left, row(horizon, x + 2.5), right, row(horizon, x - min(0.45, 0.08 * x))
+    left, _, right, _ = upright_rectangle(horizon, x, y, width + 0.5, 0.0)
+    return left, image_row(horizon, x + 2.5), right, image_row(horizon, x - min(0.45, 0.08 * x))
 
 
-def _curve(look: Look) -> Image:
+def _curve(look: SceneLook) -> Image:
     """The camera's response: 256 grey levels."""
     level = np.linspace(0, 1, 256) ** look.gamma * look.gain
     return np.asarray(np.clip(np.round(level * 255), 0, 255), np.uint8)

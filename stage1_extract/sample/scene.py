@@ -32,7 +32,7 @@ Colour = tuple[float, float, float]  # B, G, R from 0 to 255
 
 
 @dataclass(frozen=True)
-class Vehicle:
+class SceneVehicle:
     """A vehicle ahead, seen from the rear.
 
     Attributes:
@@ -57,7 +57,7 @@ class Vehicle:
 
 
 @dataclass(frozen=True)
-class Thing:
+class RoadsideObject:
     """An upright flat object beside the road.
 
     Attributes:
@@ -101,7 +101,7 @@ class Road:
 
 
 @dataclass(frozen=True)
-class Look:
+class SceneLook:
     """Colours, light and weather of a clip.
 
     Attributes:
@@ -125,7 +125,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class World:
+class Scene:
     """One clip: own speed in m/s, the horizon's row in each frame, and all there is to see.
 
     The first vehicle is the one that is asked about; no other hides it in any frame.
@@ -134,32 +134,37 @@ class World:
     speed: float
     horizons: tuple[float, ...]
     road: Road
-    things: tuple[Thing, ...]
-    vehicles: tuple[Vehicle, ...]
-    look: Look
+    things: tuple[RoadsideObject, ...]
+    vehicles: tuple[SceneVehicle, ...]
+    look: SceneLook
 
 
-def column(x: float, y: float) -> float:
+def image_column(x: float, y: float) -> float:
     """Pixel column u of a point at (x, y)."""
     return CX + FX * y / x
 
 
-def row(horizon: float, x: float, height: float = 0.0) -> float:
+def image_row(horizon: float, x: float, height: float = 0.0) -> float:
     """Pixel row v of a point at distance x and `height` m above the ground."""
     return horizon + FY * (CAMERA - height) / x
 
 
-def rectangle(horizon: float, x: float, y: float, width: float, height: float) -> Box:
+def upright_rectangle(horizon: float, x: float, y: float, width: float, height: float) -> Box:
     """Left, top, right, bottom of an upright rectangle that stands at (x, y), in pixels."""
-    return column(x, y - width / 2), row(horizon, x, height), column(x, y + width / 2), row(horizon, x)
+    return (
+        image_column(x, y - width / 2),
+        image_row(horizon, x, height),
+        image_column(x, y + width / 2),
+        image_row(horizon, x),
+    )
 
 
-def box(world: World, vehicle: Vehicle, frame: int) -> Box:
+def vehicle_box(world: Scene, vehicle: SceneVehicle, frame: int) -> Box:
     """Left, top, right, bottom of a vehicle's rear in a frame (from 0), in pixels."""
-    return rectangle(world.horizons[frame], *vehicle.at(frame), vehicle.width, vehicle.height)
+    return upright_rectangle(world.horizons[frame], *vehicle.at(frame), vehicle.width, vehicle.height)
 
 
-def draw(rng: np.random.Generator) -> World:
+def random_scene(rng: np.random.Generator) -> Scene:
     """A clip drawn at random."""
     speed = float(rng.uniform(*SPEED))
     horizon = HORIZON + rng.uniform(-HORIZON_SPREAD, HORIZON_SPREAD)
@@ -167,7 +172,7 @@ def draw(rng: np.random.Generator) -> World:
     swing = rng.uniform(0, 0.8) * np.sin(rng.uniform(0, 2 * np.pi) + np.arange(FRAMES) / FPS * 2 * np.pi * 1.3)
     horizons = tuple(float(h) for h in horizon + swing)
     road = _road(rng)
-    return World(speed, horizons, road, _things(rng, road), _vehicles(rng, road, speed), _look(rng))
+    return Scene(speed, horizons, road, _things(rng, road), _vehicles(rng, road, speed), _look(rng))
 
 
 def _road(rng: np.random.Generator) -> Road:
@@ -187,7 +192,7 @@ def _road(rng: np.random.Generator) -> Road:
     return Road(lines, *edges, float(dash), float(dash + gap), float(rng.uniform(0, dash + gap)), rails)
 
 
-def _things(rng: np.random.Generator, road: Road) -> tuple[Thing, ...]:
+def _things(rng: np.random.Generator, road: Road) -> tuple[RoadsideObject, ...]:
     """Irregularly spaced, all of them beyond the asphalt and the rails, so that none ever hides a vehicle."""
     things = []
     end = 150.0  # m from the first frame's camera: none comes into being on the way
@@ -205,7 +210,9 @@ def _things(rng: np.random.Generator, road: Road) -> tuple[Thing, ...]:
         def stand(
             kind: str, x: float, gap: float, width: float, height: float, side: int = side, clear: float = clear
         ) -> None:
-            things.append(Thing(kind, x, side * (clear + gap + width / 2), width, height, int(rng.integers(3))))
+            things.append(
+                RoadsideObject(kind, x, side * (clear + gap + width / 2), width, height, int(rng.integers(3)))
+            )
 
         for x in map(float, along(5, 30)):  # dense or sparse: gaps differ sixfold
             height = rng.uniform(4, 12)
@@ -222,7 +229,7 @@ def _things(rng: np.random.Generator, road: Road) -> tuple[Thing, ...]:
         for x in map(float, along(7, 14) if rail else along(14, 34)):
             kind, width, height = ("rail_post", 0.13, 0.85) if rail else ("post", 0.13, 1.05)
             if rail:
-                things.append(Thing(kind, x, rail[0], width, height, 0))
+                things.append(RoadsideObject(kind, x, rail[0], width, height, 0))
             else:
                 stand(kind, x, 0.0, width, height)
     return tuple(things)
@@ -235,10 +242,10 @@ KINDS = {  # share, width from and to, height from and to, m
 }
 
 
-def _vehicles(rng: np.random.Generator, road: Road, speed: float) -> tuple[Vehicle, ...]:
+def _vehicles(rng: np.random.Generator, road: Road, speed: float) -> tuple[SceneVehicle, ...]:
     """One to three, each in a lane of its own and in the picture in every frame; first the one asked about."""
     count = min(int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])), len(road.lanes))
-    vehicles: list[Vehicle] = []
+    vehicles: list[SceneVehicle] = []
     lanes = list(road.lanes)
     while len(vehicles) < count:
         x, vx, vy, kind = _motion(rng, speed)
@@ -246,7 +253,7 @@ def _vehicles(rng: np.random.Generator, road: Road, speed: float) -> tuple[Vehic
         width, height = rng.uniform(narrow, wide), rng.uniform(low, high)
         for i in rng.permutation(len(lanes)):
             y = lanes[i] + np.clip(rng.normal(0, 0.25), -0.5, 0.5)
-            new = Vehicle(kind, width, height, (x, float(y)), (vx, vy), int(rng.integers(2**31)))
+            new = SceneVehicle(kind, width, height, (x, float(y)), (vx, vy), int(rng.integers(2**31)))
             if all(_inside(new, frame) for frame in range(FRAMES)):
                 vehicles.append(new)
                 del lanes[i]
@@ -268,23 +275,25 @@ def _motion(rng: np.random.Generator, speed: float) -> tuple[float, float, float
             return x, vx, vy, kind
 
 
-def _inside(vehicle: Vehicle, frame: int) -> bool:
-    left, top, right, _ = rectangle(HORIZON - HORIZON_SPREAD - 1, *vehicle.at(frame), vehicle.width, vehicle.height)
+def _inside(vehicle: SceneVehicle, frame: int) -> bool:
+    left, top, right, _ = upright_rectangle(
+        HORIZON - HORIZON_SPREAD - 1, *vehicle.at(frame), vehicle.width, vehicle.height
+    )
     return left >= 0 and top >= 0 and right <= WIDTH - 1
 
 
-def _hides(near: Vehicle, far: Vehicle) -> bool:
+def _hides(near: SceneVehicle, far: SceneVehicle) -> bool:
     """Whether `near` covers part of `far` in any frame."""
     for frame in range(FRAMES):
         if near.at(frame)[0] > far.at(frame)[0]:
             continue
-        a, b = (rectangle(HORIZON, *v.at(frame), v.width, v.height) for v in (near, far))
+        a, b = (upright_rectangle(HORIZON, *v.at(frame), v.width, v.height) for v in (near, far))
         if a[0] < b[2] and b[0] < a[2]:  # both stand across the horizon or just below it: columns decide
             return True
     return False
 
 
-def _look(rng: np.random.Generator) -> Look:
+def _look(rng: np.random.Generator) -> SceneLook:
     grey = rng.uniform(0, 1)  # 0: clear sky, 1: overcast
     top = np.array([215, 150, 95]) * (1 - grey) + np.array([165, 160, 155]) * grey
     bottom = np.array([235, 220, 205]) * (1 - grey) + np.array([205, 202, 198]) * grey
@@ -297,7 +306,7 @@ def _look(rng: np.random.Generator) -> Look:
         b, g, r = (float(c) for c in np.clip(value, 0, 255))
         return b, g, r
 
-    return Look(
+    return SceneLook(
         sky_top=bgr(top * rng.uniform(0.8, 1.1)),
         sky_bottom=bgr(bottom * rng.uniform(0.9, 1.1)),
         clouds=float(grey * rng.uniform(0.5, 1.5)),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.sequences import Box
-from stage1_extract.sample.scene import Colour, Vehicle
+from stage1_extract.sample.scene import Colour, SceneVehicle
 
 Image = NDArray[np.uint8]
 Sprite = tuple[NDArray[np.float32], ...]  # levels, each half as large: B, G, R times alpha, and alpha, from 0 to 1
@@ -21,7 +21,7 @@ GLASS: Colour = (48, 42, 36)
 TYRE: Colour = (26, 25, 25)
 
 
-def sprite(colour: NDArray[np.float32] | Image, alpha: Image) -> Sprite:
+def make_sprite(colour: NDArray[np.float32] | Image, alpha: Image) -> Sprite:
     """Levels of a drawing: colour of shape (h, w, 3) and alpha (h, w), both from 0 to 255."""
     a = alpha.astype(np.float32) / 255
     levels = [cv2.merge([*(plane * a for plane in cv2.split(colour.astype(np.float32) / 255)), a])]
@@ -31,7 +31,7 @@ def sprite(colour: NDArray[np.float32] | Image, alpha: Image) -> Sprite:
     return tuple(levels)
 
 
-def place(canvas: Image, drawing: Sprite, box: Box, haze: float = 0.0, air: Colour = (0, 0, 0)) -> None:
+def place_sprite(canvas: Image, drawing: Sprite, box: Box, haze: float = 0.0, air: Colour = (0, 0, 0)) -> None:
     """Draw a sprite so that it fills a box (left, top, right, bottom in pixels, centre of the first pixel at 0).
 
     Args:
@@ -126,7 +126,7 @@ class _Easel:
             noise = rng.standard_normal((max(2, cells * h // w), cells)).astype(np.float32)
             light += grain * cv2.resize(noise, (w, h), interpolation=cv2.INTER_LINEAR)
         lit = self.colour * cv2.cvtColor(light, cv2.COLOR_GRAY2BGR)
-        return sprite(np.clip(lit, 0, 255), self.alpha)
+        return make_sprite(np.clip(lit, 0, 255), self.alpha)
 
 
 PAINTS = (  # B, G, R
@@ -135,7 +135,7 @@ PAINTS = (  # B, G, R
 )  # fmt: skip
 
 
-def rear(vehicle: Vehicle) -> Sprite:
+def vehicle_rear(vehicle: SceneVehicle) -> Sprite:
     """A vehicle's rear: its silhouette touches all four sides of the sprite."""
     rng = np.random.default_rng([vehicle.seed, 1])
     w, h = vehicle.width, vehicle.height
@@ -162,7 +162,7 @@ def _shade(colour: Colour, by: float) -> Colour:
     return b, g, r
 
 
-def _car(easel: _Easel, rng: np.random.Generator, vehicle: Vehicle, paint: Colour, floor: float) -> None:
+def _car(easel: _Easel, rng: np.random.Generator, vehicle: SceneVehicle, paint: Colour, floor: float) -> None:
     w, h = vehicle.width, vehicle.height
     belt = h * (rng.uniform(0.56, 0.62) if vehicle.kind == "car" else rng.uniform(0.48, 0.55))
     inset = rng.uniform(0.16, 0.24) if vehicle.kind == "car" else rng.uniform(0.05, 0.12)
@@ -195,7 +195,7 @@ def _car(easel: _Easel, rng: np.random.Generator, vehicle: Vehicle, paint: Colou
     easel.block(_shade(paint, 0.6), w / 2 - 0.09, belt - 0.2, w / 2 + 0.09, belt - 0.15)
 
 
-def _truck(easel: _Easel, rng: np.random.Generator, vehicle: Vehicle, paint: Colour, floor: float) -> None:
+def _truck(easel: _Easel, rng: np.random.Generator, vehicle: SceneVehicle, paint: Colour, floor: float) -> None:
     w, h = vehicle.width, vehicle.height
     base = floor + 0.45
     easel.block((34, 33, 33), 0.04, floor, w - 0.04, base + 0.02)  # frame and axles
@@ -223,7 +223,7 @@ def shadow() -> Sprite:
     y, x = np.mgrid[-1:1:64j, -1:1:128j]
     edge = np.clip((1 - np.abs(x)) / 0.25, 0, 1) * np.clip((1 - np.abs(y)) / 0.5, 0, 1)
     alpha = (185 * edge * edge * (3 - 2 * edge)).astype(np.uint8)
-    return sprite(np.full((64, 128, 3), 14, np.uint8), alpha)
+    return make_sprite(np.full((64, 128, 3), 14, np.uint8), alpha)
 
 
 def tree(rng: np.random.Generator) -> Sprite:
@@ -254,7 +254,7 @@ def _leaves(rng: np.random.Generator, w: int, h: int, *, trunk: bool) -> Sprite:
         light = 1.25 - 0.7 * centre[1] / foot + rng.normal(0, 0.15)
         cv2.circle(colour, centre, radius, tuple(np.clip(green * light, 0, 255).tolist()), -1, cv2.LINE_AA)
         cv2.circle(alpha, centre, radius, 255, -1, cv2.LINE_AA)
-    return sprite(colour, alpha)
+    return make_sprite(colour, alpha)
 
 
 def sign(rng: np.random.Generator) -> Sprite:

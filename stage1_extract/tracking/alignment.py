@@ -27,7 +27,7 @@ RIM = 1.5  # grid steps from the edge of what hides the patch at which a point i
 STALE = 3e-3  # in patch sides: a change up to which the derivatives are kept
 SPREAD = 200  # points at most that the residuals' deviation is taken from
 TUKEY = 3.5  # the biweight's constant: 85 % efficient on Gaussian residuals, firm against the background
-FLOOR = 1.0  # grey levels: residuals are never taken for smaller than quantisation and compression leave
+MIN_WEIGHT = 1.0  # grey levels: residuals are never taken for smaller than quantisation and compression leave
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Pose:
 
 
 @dataclass(frozen=True)
-class Aligned:
+class AlignedPatch:
     """A pose, what was seen at the patch's points a last small step before it, and how much each of them counts."""
 
     pose: Pose
@@ -49,7 +49,7 @@ class Aligned:
 
 
 @dataclass(frozen=True)
-class Grid:
+class PointGrid:
     """The points at which a patch is compared.
 
     Attributes:
@@ -67,7 +67,7 @@ class Grid:
     weight: Grey
 
 
-def grid(width: float, height: float, points: int, margin: float) -> Grid:
+def make_grid(width: float, height: float, points: int, margin: float) -> PointGrid:
     """A grid over a box enlarged by `margin` of its sides on each side, its longer side at most `points` long."""
     wide, high = width * (1 + 2 * margin), height * (1 + 2 * margin)
     step = max(1.0, max(wide, high) / points)
@@ -78,11 +78,11 @@ def grid(width: float, height: float, points: int, margin: float) -> Grid:
     )
     # the rim counts less: there the background shows
     soft = [np.minimum(3 * (1 - np.abs(a) / abs(a[0])), 1) for a in (v, u)]
-    return Grid(width, height, step, u, v, np.outer(*soft))
+    return PointGrid(width, height, step, u, v, np.outer(*soft))
 
 
 @dataclass(frozen=True)
-class View:
+class FrameCrop:
     """A part of a frame, blurred to fit a grid at a scale.
 
     Attributes:
@@ -99,7 +99,7 @@ class View:
     size: tuple[int, int]
 
 
-def view(frame: Image, pose: Pose, grid: Grid, reach: float) -> View:
+def crop_view(frame: Image, pose: Pose, grid: PointGrid, reach: float) -> FrameCrop:
     """The part of a frame round a pose, with `reach` px to spare on each side."""
     height, width = frame.shape[:2]
     blur = BLUR * grid.step * pose.scale
@@ -111,18 +111,18 @@ def view(frame: Image, pose: Pose, grid: Grid, reach: float) -> View:
     columns, rows = (right - left) // shrink, (bottom - top) // shrink
     middle = (shrink - 1) / 2
     if min(columns, rows) < 4:
-        return View(np.zeros((0, 0), np.float32), left + middle, top + middle, shrink, (width, height))
+        return FrameCrop(np.zeros((0, 0), np.float32), left + middle, top + middle, shrink, (width, height))
     part = frame[top : top + rows * shrink, left : left + columns * shrink]
     if part.ndim == 3:
         part = cv2.cvtColor(part, cv2.COLOR_BGR2GRAY)
     small = cv2.resize(part.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
     rest = math.sqrt(blur**2 - (shrink**2 - 1) / 12) / shrink  # the means have blurred it a little already
     smooth = cv2.GaussianBlur(small, (0, 0), rest, borderType=cv2.BORDER_REPLICATE)
-    return View(smooth, left + middle, top + middle, shrink, (width, height))
+    return FrameCrop(smooth, left + middle, top + middle, shrink, (width, height))
 
 
-def sample(
-    view: View, grid: Grid, pose: Pose, hidden: Sequence[Box] = (), out: Grey | None = None
+def sample_patch(
+    view: FrameCrop, grid: PointGrid, pose: Pose, hidden: Sequence[Box] = (), out: Grey | None = None
 ) -> tuple[Grey, Grey]:
     """The view at a grid's points under a pose, and how much each point counts: 0 outside the frame, or where hidden.
 
@@ -150,7 +150,9 @@ def sample(
     return values, grid.weight * seen.astype(np.float32)
 
 
-def align(view: View, grid: Grid, patch: Grey, trust: Grey, pose: Pose, hidden: Sequence[Box] = ()) -> Aligned | None:
+def align_patch(
+    view: FrameCrop, grid: PointGrid, patch: Grey, trust: Grey, pose: Pose, hidden: Sequence[Box] = ()
+) -> AlignedPatch | None:
     """The pose under which the view looks like the patch up to gain and bias; None where the search runs away.
 
     Gauss-Newton on the mean of both pictures' gradients (the efficient second-order method of Benhimane and Malis,
@@ -178,7 +180,7 @@ def align(view: View, grid: Grid, patch: Grey, trust: Grey, pose: Pose, hidden: 
     gain, bias, moved = 1.0, 0.0, math.inf
     start = pose
     for _ in range(ITERATIONS):
-        values, weight = sample(view, grid, pose, hidden, design[5])
+        values, weight = sample_patch(view, grid, pose, hidden, design[5])
         if weight is grid.weight:  # nearly always: all of it is to be seen
             weight, total = whole, everything
         else:
@@ -213,13 +215,13 @@ def align(view: View, grid: Grid, patch: Grey, trust: Grey, pose: Pose, hidden: 
         moved = max(abs(grow) * side, abs(dx), abs(dy))
         if moved < DONE * side:
             break
-    return Aligned(pose, values, seen)
+    return AlignedPatch(pose, values, seen)
 
 
 def _deviation(error: Grey) -> float:
     """The robust deviation of errors, by their median."""
     middle = len(error) // 2
-    return max(FLOOR, 1.4826 * float(np.partition(np.abs(error), middle)[middle]))
+    return max(MIN_WEIGHT, 1.4826 * float(np.partition(np.abs(error), middle)[middle]))
 
 
 def _biweight(error: Grey, spread: float) -> Grey:
@@ -232,7 +234,7 @@ def _biweight(error: Grey, spread: float) -> Grey:
     return part
 
 
-def likeness(values: Grey, patch: Grey, weight: Grey) -> float:
+def patch_correlation(values: Grey, patch: Grey, weight: Grey) -> float:
     """Weighted correlation of two patches, −1 to 1; 0 where either has no contrast."""
     total = float(weight.sum())
     if total <= 0:

@@ -14,14 +14,25 @@ import cv2
 import numpy as np
 
 from features.sequences import Box
-from stage1_extract.tracking.alignment import Grey, Grid, Image, Pose, View, align, grid, likeness, sample, view
+from stage1_extract.tracking.alignment import (
+    FrameCrop,
+    Grey,
+    Image,
+    PointGrid,
+    Pose,
+    align_patch,
+    crop_view,
+    make_grid,
+    patch_correlation,
+    sample_patch,
+)
 
-POINTS = (24, 64)  # grid points along the longer side, to search on and to align on
+GRID_POINTS = (24, 64)  # grid points along the longer side, to search on and to align on
 MARGIN = 0.0  # of the box's sides on each side: beyond it is background, which moves otherwise
 SEARCH = (20.0, 0.3)  # px, and in box sides: how far from where it was last a vehicle is looked for; cameras shake
-LIKE = 0.7  # correlation under which a vehicle counts as lost
+MIN_CORRELATION = 0.7  # correlation under which a vehicle counts as lost
 JUMP = (0.25, 0.07)  # the most the log of its size may differ from what is expected: at first, and once motion is known
-PATIENCE = 3  # frames it may stay lost before it is given up
+MAX_MISSED_FRAMES = 3  # frames it may stay lost before it is given up
 RENEW = (1.25, 0.8)  # growth from which on a newer frame is compared with, if it is at least this much alike
 SMALLEST = 6.0  # px: narrower or lower boxes are given up
 VISIBLE = 0.5  # share of the box that must be inside the image
@@ -32,24 +43,24 @@ CONTRAST = 1.5  # grey levels' deviation under which there is nothing to follow
 
 
 @dataclass(frozen=True)
-class Found:
+class Match:
     """A pose relative to the known box, and the correlation (0 to 1) with what was compared."""
 
     pose: Pose
-    like: float
+    correlation: float
 
 
 @dataclass(frozen=True)
-class Layer:
+class TemplateLayer:
     """What the vehicle looks like on one grid, and how much each point counts."""
 
-    grid: Grid
+    grid: PointGrid
     patch: Grey
     trust: Grey
 
 
 @dataclass(frozen=True)
-class Look:
+class Template:
     """What the vehicle looks like in one frame.
 
     Attributes:
@@ -59,19 +70,19 @@ class Look:
     """
 
     scale: float
-    layers: tuple[Layer, ...]
+    layers: tuple[TemplateLayer, ...]
     partly: bool
 
     @classmethod
-    def of(cls, frame: Image, pose: Pose, size: tuple[float, float], others: Sequence[Box] = ()) -> Look:
+    def of(cls, frame: Image, pose: Pose, size: tuple[float, float], others: Sequence[Box] = ()) -> Template:
         """The look at a pose of the known box of `size` (width, height in px), beside the boxes of `others`."""
         here = Pose(1.0, pose.x, pose.y)
-        hidden = before(placed(pose, size), others, frame)
-        layers: list[Layer] = []
-        for points in POINTS:
-            g = grid(size[0] * pose.scale, size[1] * pose.scale, points, MARGIN)
+        hidden = occluding_boxes(box_at_pose(pose, size), others, frame)
+        layers: list[TemplateLayer] = []
+        for points in GRID_POINTS:
+            g = make_grid(size[0] * pose.scale, size[1] * pose.scale, points, MARGIN)
             if not layers or g.step < layers[-1].grid.step:  # a small box has one grid, a point a pixel
-                layers.append(Layer(g, *sample(view(frame, here, g, 0.0), g, here, hidden)))
+                layers.append(TemplateLayer(g, *sample_patch(crop_view(frame, here, g, 0.0), g, here, hidden)))
         return cls(pose.scale, tuple(layers), bool(hidden))
 
     @property
@@ -89,10 +100,10 @@ class Follower:
     """Follows a vehicle from frame to frame, away from the one it is known in.
 
     Attributes:
-        given_up: whether it was lost for more than `PATIENCE` frames in a row; it isn't looked for any more.
+        given_up: whether it was lost for more than `MAX_MISSED_FRAMES` frames in a row; it isn't looked for any more.
     """
 
-    def __init__(self, home: Pose, look: Look) -> None:
+    def __init__(self, home: Pose, look: Template) -> None:
         """From the known pose, scale 1, and what the vehicle looks like there."""
         self._size = look.layers[0].grid.width, look.layers[0].grid.height
         self._look, self._last, self._missed = look, home, 0
@@ -100,9 +111,9 @@ class Follower:
 
     @property
     def given_up(self) -> bool:
-        return self._missed > PATIENCE
+        return self._missed > MAX_MISSED_FRAMES
 
-    def step(self, frame: Image, others: Sequence[Box] = ()) -> Found | None:
+    def step(self, frame: Image, others: Sequence[Box] = ()) -> Match | None:
         """Where the vehicle is in the next frame; None where it isn't found.
 
         Args:
@@ -112,8 +123,8 @@ class Follower:
         if self.given_up:
             return None
         ahead = _ahead(self._last, self._motion, self._missed + 1)
-        hidden = before(placed(ahead, self._size), others, frame)
-        seen = locate(frame, self._look, ahead, hidden)
+        hidden = occluding_boxes(box_at_pose(ahead, self._size), others, frame)
+        seen = locate_template(frame, self._look, ahead, hidden)
         allowed = JUMP[0] if self._motion is None else JUMP[1]
         if seen is None or abs(math.log(seen.pose.scale / ahead.scale)) > allowed:
             self._missed += 1
@@ -124,14 +135,14 @@ class Follower:
         self._motion = new if self._motion is None else (self._motion + new) / 2
         self._last, self._missed = pose, 0
         growth = pose.scale / self._look.scale
-        if max(growth, 1 / growth) > RENEW[0] and seen.like >= RENEW[1]:
-            self._look = Look.of(frame, pose, self._size, others)
+        if max(growth, 1 / growth) > RENEW[0] and seen.correlation >= RENEW[1]:
+            self._look = Template.of(frame, pose, self._size, others)
         return seen
 
 
-def follow(
+def follow_frames(
     frames: Sequence[Image], way: range, follower: Follower, others: Mapping[int, Sequence[Box]]
-) -> dict[int, Found]:
+) -> dict[int, Match]:
     """Where the vehicle is in the frames of `way`, which leads away from the frame it is known in.
 
     Frames where it isn't found are left out.
@@ -142,7 +153,7 @@ def follow(
         follower: as it starts from the known frame.
         others: index → boxes of other vehicles in that frame.
     """
-    found: dict[int, Found] = {}
+    found: dict[int, Match] = {}
     for i in way:
         seen = follower.step(frames[i], others.get(i, ()))
         if seen is not None:
@@ -161,7 +172,7 @@ def _ahead(last: Pose, motion: float | None, steps: int) -> Pose:
     return Pose(1 / inverse, last.x, last.y)
 
 
-def locate(frame: Image, look: Look, ahead: Pose, hidden: Sequence[Box] = ()) -> Found | None:
+def locate_template(frame: Image, look: Template, ahead: Pose, hidden: Sequence[Box] = ()) -> Match | None:
     """Where the vehicle is in a frame, near where it is expected; None where it isn't.
 
     Args:
@@ -171,24 +182,24 @@ def locate(frame: Image, look: Look, ahead: Pose, hidden: Sequence[Box] = ()) ->
     side = math.sqrt(first.grid.width * first.grid.height) * ahead.scale / look.scale
     # poses relative to the look's own frame from here on
     start = Pose(ahead.scale / look.scale, ahead.x, ahead.y)
-    if not fits(start, first.grid, frame):
+    if not fits_in_frame(start, first.grid, frame):
         return None
     reach = max(SEARCH[0], SEARCH[1] * side)
-    part = view(frame, start, first.grid, reach)
+    part = crop_view(frame, start, first.grid, reach)
     # points hidden where it is expected are taken for hidden all round
-    mask = first.trust * sample(part, first.grid, start, hidden)[1] if hidden or look.partly else None
-    pose = search(part, first, start, reach, mask)
+    mask = first.trust * sample_patch(part, first.grid, start, hidden)[1] if hidden or look.partly else None
+    pose = search_template(part, first, start, reach, mask)
     if fine is not first:  # else it was blurred for this grid already
-        part = view(frame, pose, fine.grid, 0.2 * side)
-    closer = align(part, fine.grid, fine.patch, fine.trust, pose, hidden)
-    if closer is None or not fits(closer.pose, fine.grid, frame):
+        part = crop_view(frame, pose, fine.grid, 0.2 * side)
+    closer = align_patch(part, fine.grid, fine.patch, fine.trust, pose, hidden)
+    if closer is None or not fits_in_frame(closer.pose, fine.grid, frame):
         return None
-    like = min(likeness(closer.values, fine.patch, closer.weight), 1.0)
+    like = min(patch_correlation(closer.values, fine.patch, closer.weight), 1.0)
     pose = Pose(closer.pose.scale * look.scale, closer.pose.x, closer.pose.y)
-    return Found(pose, like) if like >= LIKE else None
+    return Match(pose, like) if like >= MIN_CORRELATION else None
 
 
-def search(part: View, layer: Layer, ahead: Pose, reach: float, mask: Grey | None) -> Pose:
+def search_template(part: FrameCrop, layer: TemplateLayer, ahead: Pose, reach: float, mask: Grey | None) -> Pose:
     """The place of the highest correlation within `reach` px, at the expected scale, to a part of a grid step.
 
     Args:
@@ -223,41 +234,41 @@ def _peak(line: Grey, at: int) -> float:
     return 0.5 * (before - after) / bend if bend < 0 else 0.0
 
 
-def placed(pose: Pose, size: tuple[float, float]) -> Box:
+def box_at_pose(pose: Pose, size: tuple[float, float]) -> Box:
     """The known box of `size` (width, height in px) at a pose."""
     w, h = size[0] * pose.scale / 2, size[1] * pose.scale / 2
     return pose.x - w, pose.y - h, pose.x + w, pose.y + h
 
 
-def before(box: Box, others: Sequence[Box], frame: Image) -> list[Box]:
+def occluding_boxes(box: Box, others: Sequence[Box], frame: Image) -> list[Box]:
     """Those of the others' boxes that hide some of a box: on flat ground, what reaches further down is nearer.
 
     One that has more than half of the union in common is taken for the same vehicle's, and one over nearly the whole
     image for the scene's: these hide nothing.
     """
     (width, height), bottom = frame.shape[1::-1], box[3]
-    lower = [o for o in others if o[3] > bottom and common(box, o) > 0 and not alike(box, o)]
+    lower = [o for o in others if o[3] > bottom and intersection_area(box, o) > 0 and not same_vehicle(box, o)]
     return [o for o in lower if (o[2] - o[0]) * (o[3] - o[1]) < SCENE * width * height]
 
 
-def alike(box: Box, other: Box) -> bool:
+def same_vehicle(box: Box, other: Box) -> bool:
     """Whether two boxes have at least half of their union in common, and are taken for one vehicle's."""
-    (w, h), (w0, h0), shared = extent(box), extent(other), common(box, other)
+    (w, h), (w0, h0), shared = box_size(box), box_size(other), intersection_area(box, other)
     return shared >= SAME * (w * h + w0 * h0 - shared)
 
 
-def common(box: Box, other: Box) -> float:
+def intersection_area(box: Box, other: Box) -> float:
     """The area that two boxes share, px²."""
     across, down = (max(0.0, min(box[i + 2], other[i + 2]) - max(box[i], other[i])) for i in (0, 1))
     return across * down
 
 
-def extent(box: Box) -> tuple[float, float]:
+def box_size(box: Box) -> tuple[float, float]:
     """A box's width and height, px."""
     return box[2] - box[0], box[3] - box[1]
 
 
-def fits(pose: Pose, grid: Grid, frame: Image) -> bool:
+def fits_in_frame(pose: Pose, grid: PointGrid, frame: Image) -> bool:
     """Whether the box is large enough and enough of it inside the image."""
     height, width = frame.shape[:2]
     w, h = grid.width * pose.scale, grid.height * pose.scale

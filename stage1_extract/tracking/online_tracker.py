@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from features.sequences import Box
 from stage1_extract.datasets.clip import Image
-from stage1_extract.tracking.follower import Follower, alike, extent, placed
-from stage1_extract.tracking.tracker import start
+from stage1_extract.tracking.follower import Follower, box_at_pose, box_size, same_vehicle
+from stage1_extract.tracking.tracker import start_follower
 
 
-class Trails:
+class OnlineTracker:
     """The last `length` boxes of every vehicle, after each frame.
 
     A vehicle's first box is followed backwards through the frames held and forwards from there on. A later one starts
@@ -46,8 +46,8 @@ class Trails:
         for name in sorted(self._followers, key=lambda n: -np.nan_to_num(self.boxes[n][-1][3], nan=np.inf)):
             follower, box = self._followers[name]
             seen = None if follower is None else follower.step(frame, found)
-            here = None if seen is None else placed(seen.pose, extent(box))
-            self._push(name, here, 0.0 if seen is None else seen.like)
+            here = None if seen is None else box_at_pose(seen.pose, box_size(box))
+            self._push(name, here, 0.0 if seen is None else seen.correlation)
             found += [here] if here else []
         for name, box in sorted(known.items(), key=lambda item: -item[1][3]):
             if name not in self._followers or not _same(self.boxes[name][-1], box):
@@ -59,13 +59,13 @@ class Trails:
         frames = list(self._frames)
         boxes, confidence = np.full((self.length, 4), np.nan), np.zeros(self.length)
         beside = self._others(name, 1)
-        back = start(frames[-1], box, beside)
+        back = start_follower(frames[-1], box, beside)
         for i, frame in enumerate(reversed(frames[:-1]), 2):
             seen = None if back is None else back.step(frame, self._others(name, i))
             if seen is not None:
-                boxes[-i], confidence[-i] = placed(seen.pose, extent(box)), seen.like
+                boxes[-i], confidence[-i] = box_at_pose(seen.pose, box_size(box)), seen.correlation
         boxes[-1], confidence[-1] = box, 1.0
-        self._followers[name] = start(frames[-1], box, beside), box
+        self._followers[name] = start_follower(frames[-1], box, beside), box
         self.boxes[name], self.confidence[name] = boxes, confidence
 
     def _others(self, name: str, back: int) -> list[Box]:
@@ -83,4 +83,4 @@ def _same(path: NDArray[np.float64], box: Box) -> bool:
     if np.isnan(path).any():
         return False
     left, top, right, bottom = path.tolist()
-    return alike((left, top, right, bottom), box)
+    return same_vehicle((left, top, right, bottom), box)

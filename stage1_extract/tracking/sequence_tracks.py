@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
-from collections.abc import Sequence as Listed
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import overload
 
@@ -13,38 +12,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import DataError
-from features.sequences import Box, Sequence
-from features.tracks import Track, keys, vehicles
+from features.sequences import Box, FrameSequence
+from features.tracks import Track, track_keys, tracked_vehicles
 from stage1_extract.datasets.clip import Clip, Image
-from stage1_extract.tracking.tracker import trace
+from stage1_extract.tracking.tracker import track_known_boxes
 
-SHORT = 64  # frames: a sequence up to here is held whole while its vehicles are followed
-BLOCK = 32  # frames read at a time from a longer one
-HELD = 256 << 20  # bytes of its grey frames that are held at most
+SHORT_SEQUENCE = 64  # frames: a sequence up to here is held whole while its vehicles are followed
+FRAMES_PER_READ = 32  # frames read at a time from a longer one
+MAX_GREY_BYTES = 256 << 20  # bytes of its grey frames that are held at most
 
 
-def grey(image: Image) -> Image:
+def to_grey(image: Image) -> Image:
     """A BGR frame as the tracker takes it."""
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
 
 
-def tracks_of(sequence: Sequence, frames: Listed[Image]) -> dict[str, Track]:
+def track_vehicles(sequence: FrameSequence, frames: Sequence[Image]) -> dict[str, Track]:
     """Each vehicle's track by its key; all of them go through the frames in the order of the boxes.
 
     The nearer of two that are known in the same frame comes first, and hides of the other what its track covers.
     """
     tracks: dict[str, Track] = {}
     boxes: defaultdict[int, list[Box]] = defaultdict(list)
-    named = dict(zip(keys(sequence), vehicles(sequence), strict=True))
+    named = dict(zip(track_keys(sequence), tracked_vehicles(sequence), strict=True))
     for name, vehicle in sorted(named.items(), key=lambda item: (item[1].known[0][0], -item[1].known[0][1][3])):
-        track = tracks[name] = trace(frames, dict(vehicle.known), boxes)
-        for i in np.flatnonzero(seen(track)).tolist():
+        track = tracks[name] = track_known_boxes(frames, dict(vehicle.known), boxes)
+        for i in np.flatnonzero(found_in_frame(track)).tolist():
             left, top, right, bottom = track.boxes[i].tolist()
             boxes[i].append((left, top, right, bottom))
     return tracks
 
 
-def tracked(
+def track_clips(
     clips: Mapping[str, Clip], lost: Iterable[str], threads: int
 ) -> Iterator[tuple[str, dict[str, Track] | str]]:
     """Per sequence id the tracks of its vehicles, or what could not be decoded, in order; frames are read on demand."""
@@ -66,21 +65,21 @@ def tracked(
 
 def _tracked(clip: Clip) -> dict[str, Track] | str:
     try:
-        return tracks_of(clip.sequence, Reel(clip))
+        return track_vehicles(clip.sequence, LazyGreyFrames(clip))
     except DataError as e:
         return str(e)
 
 
-def seen(track: Track) -> NDArray[np.bool_]:
+def found_in_frame(track: Track) -> NDArray[np.bool_]:
     """(T,) whether the vehicle was found in a frame."""
     return np.asarray(np.isfinite(track.boxes[:, 0]))
 
 
-def unfollowed(sequences: Listed[Sequence], tracks: Mapping[str, Track]) -> list[str]:
+def empty_track_notes(sequences: Sequence[FrameSequence], tracks: Mapping[str, Track]) -> list[str]:
     """A line on the vehicles that were found in no frame but those their boxes were given for, if there are any."""
-    named = [(s, v, name) for s in sequences for name, v in zip(keys(s), vehicles(s), strict=True)]
+    named = [(s, v, name) for s in sequences for name, v in zip(track_keys(s), tracked_vehicles(s), strict=True)]
     every = [(s, v, tracks[name]) for s, v, name in named if name in tracks]
-    alone = [(s, v) for s, v, t in every if len(v.known) < s.length and seen(t).sum() <= len(v.known)]
+    alone = [(s, v) for s, v, t in every if len(v.known) < s.length and found_in_frame(t).sum() <= len(v.known)]
     if not alone:
         return []
     s, v = alone[0]
@@ -91,7 +90,7 @@ def unfollowed(sequences: Listed[Sequence], tracks: Mapping[str, Track]) -> list
     ]
 
 
-def boxes_elsewhere(sequences: Listed[Sequence]) -> list[str]:
+def missing_frame_notes(sequences: Sequence[FrameSequence]) -> list[str]:
     """A line on the boxes that hold for frames outside their sequences, if there are any."""
     outside = [(s, x) for s in sequences for x in s.labels if x.box is not None and not 0 <= x.frame < s.length]
     if not outside:
@@ -103,7 +102,7 @@ def boxes_elsewhere(sequences: Listed[Sequence]) -> list[str]:
     ]
 
 
-class Reel(Listed[Image]):
+class LazyGreyFrames(Sequence[Image]):
     """A clip's grey frames, read in blocks when they are asked for; the blocks used last are held.
 
     Frames that nobody asks for are never read. A source that must be read in order goes back to its beginning for
@@ -113,7 +112,7 @@ class Reel(Listed[Image]):
     def __init__(self, clip: Clip) -> None:
         self._clip = clip
         width, height = clip.sequence.size
-        self._most = max(2, HELD // (BLOCK * width * height))
+        self._most = max(2, MAX_GREY_BYTES // (FRAMES_PER_READ * width * height))
         self._blocks: OrderedDict[int, list[Image]] = OrderedDict()
         self._last = -1
 
@@ -130,20 +129,20 @@ class Reel(Listed[Image]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        block = index // BLOCK
+        block = index // FRAMES_PER_READ
         if block not in self._blocks:
             back = block < self._last and not self._clip.source.parallel
             self._read(max(0, block - self._most + 2) if back else block, block)  # the newest one stays
         self._blocks.move_to_end(block)
         self._last = block
-        return self._blocks[block][index % BLOCK]
+        return self._blocks[block][index % FRAMES_PER_READ]
 
     def _read(self, first: int, last: int) -> None:
-        start, stop = first * BLOCK, min((last + 1) * BLOCK, len(self))
+        start, stop = first * FRAMES_PER_READ, min((last + 1) * FRAMES_PER_READ, len(self))
         for i, image in enumerate(self._clip.source.read(start, stop), start):
-            if i % BLOCK == 0:
-                self._blocks.pop(i // BLOCK, None)
-                self._blocks[i // BLOCK] = []
+            if i % FRAMES_PER_READ == 0:
+                self._blocks.pop(i // FRAMES_PER_READ, None)
+                self._blocks[i // FRAMES_PER_READ] = []
                 while len(self._blocks) > self._most:
                     self._blocks.popitem(last=False)
-            self._blocks[i // BLOCK].append(grey(image))
+            self._blocks[i // FRAMES_PER_READ].append(to_grey(image))

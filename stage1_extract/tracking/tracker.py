@@ -12,10 +12,10 @@ from features.errors import DataError
 from features.sequences import Box
 from features.tracks import Track
 from stage1_extract.tracking.alignment import Image, Pose
-from stage1_extract.tracking.follower import CONTRAST, Follower, Look, extent, follow, overlap, placed
+from stage1_extract.tracking.follower import CONTRAST, Follower, Template, box_at_pose, box_size, follow_frames, overlap
 
 
-def track(frames: Sequence[Image], box: Box, at: int) -> Track:
+def track_box(frames: Sequence[Image], box: Box, at: int) -> Track:
     """Follow a box backwards and forwards from frame `at`.
 
     The box is lost, and NaN, where nothing like it is near where it is expected, where more than half of it is outside
@@ -42,7 +42,7 @@ def track(frames: Sequence[Image], box: Box, at: int) -> Track:
     return found
 
 
-def trace(
+def track_known_boxes(
     frames: Sequence[Image], known: Mapping[int, Box], others: Mapping[int, Sequence[Box]] = MappingProxyType({})
 ) -> Track:
     """Follow a vehicle whose box is known in one or several frames; the others are followed from the nearest of them.
@@ -51,7 +51,7 @@ def trace(
     leaves its neighbours lost, and one that is no box at all (not finite, no size) is passed over.
 
     Args:
-        frames: as for `track`; frames between known neighbours are never looked at.
+        frames: as for `track_box`; frames between known neighbours are never looked at.
         known: 0-based index into `frames` → box.
         others: index → boxes of other vehicles in that frame, which may hide this one.
     """
@@ -79,12 +79,12 @@ def _follow_both(
 ) -> None:
     """Note in `found` where a box known in `frame`, the one `at`, goes each way from there."""
     for way in ways:
-        follower = start(frame, box, others.get(at, ()))
-        for i, seen in (follow(frames, way, follower, others) if follower else {}).items():
-            found.boxes[i], found.confidence[i] = placed(seen.pose, extent(box)), seen.like
+        follower = start_follower(frame, box, others.get(at, ()))
+        for i, seen in (follow_frames(frames, way, follower, others) if follower else {}).items():
+            found.boxes[i], found.confidence[i] = box_at_pose(seen.pose, box_size(box)), seen.correlation
 
 
-def start(frame: Image, box: Box, others: Sequence[Box] = ()) -> Follower | None:
+def start_follower(frame: Image, box: Box, others: Sequence[Box] = ()) -> Follower | None:
     """What follows a box away from the frame it is known in, beside `others`; None where it has no contrast.
 
     Raises:
@@ -93,7 +93,7 @@ def start(frame: Image, box: Box, others: Sequence[Box] = ()) -> Follower | None
     _check(box, frame)
     left, top, right, bottom = box
     home = Pose(1.0, (left + right) / 2, (top + bottom) / 2)
-    look = Look.of(frame, home, extent(box), others)
+    look = Template.of(frame, home, box_size(box), others)
     return Follower(home, look) if look.contrast >= CONTRAST else None
 
 

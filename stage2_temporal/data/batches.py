@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from features.errors import FramebankError
 from features.store import Store
 
-BLOCK = 256  # rows read at a time when everything is taken into memory
+ROWS_PER_READ = 256  # rows read at a time when everything is taken into memory
 
 
 class FrameReader:
@@ -41,8 +41,8 @@ class FrameReader:
         self.held_bytes = size if self.held else 0
         if self.held:
             self._frames = np.empty((len(self._rows), *info.shape), info.dtype)
-            for start in range(0, len(self._rows), BLOCK):
-                self._frames[start : start + BLOCK] = self._read(self._rows[start : start + BLOCK])
+            for start in range(0, len(self._rows), ROWS_PER_READ):
+                self._frames[start : start + ROWS_PER_READ] = self._read(self._rows[start : start + ROWS_PER_READ])
 
     def windows(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """(n, T) rows → (n, T, h, w, c) in the stored type.
@@ -61,7 +61,7 @@ class FrameReader:
         return self.store.read(self.stream, rows)
 
 
-class Reader(Protocol):
+class WindowReader(Protocol):
     """Gives what a model takes for some examples."""
 
     def windows(self, rows: NDArray[np.int64]) -> Any:
@@ -84,7 +84,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __init__(
         self,
-        reader: Reader,
+        reader: WindowReader,
         rows: NDArray[np.int64],
         targets: NDArray[np.float64] | None,
         batch: int,

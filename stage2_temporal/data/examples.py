@@ -9,7 +9,7 @@ its path again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Listed
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from features.config import Config, Train
+from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.sequences import Camera
 from features.store import Store, StreamInfo, TopRecord
@@ -26,13 +26,12 @@ from features.tracks import Track
 from features.windows import Examples
 from stage2_temporal.data.batches import FrameReader
 from stage2_temporal.data.task import read_task
-from stage2_temporal.data.time_augmentation import retime
+from stage2_temporal.data.time_augmentation import augment_windows
 
-APPEARANCE = "appearance"
 Floats = NDArray[np.float64]
 
 
-class Source:
+class StoreSource:
     """A store by its path: opened when first read, with the frames of some windows held where they fit.
 
     Args:
@@ -95,12 +94,12 @@ class Source:
         self.forget()
 
 
-class Windows(Protocol):
-    """What heads see of their X: `Inputs`, or `Arrays` around a plain array."""
+class HeadInputs(Protocol):
+    """What heads see of their X: `StoreExamples`, or `ArrayExamples` around a plain array."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: Any) -> Windows:
+    def __getitem__(self, index: Any) -> HeadInputs:
         """The examples that a mask, a slice or an array of indices chooses."""
 
     def window(self, stream: str) -> tuple[int, ...]:
@@ -117,7 +116,7 @@ class Windows(Protocol):
         """(n,) the sequence of each example: none of them may stand on both sides of a split."""
 
 
-class Inputs:
+class StoreExamples:
     """Examples and where their streams come from.
 
     Indexing by an array, a mask or a slice gives Inputs again, as scikit-learn's splitters want it.
@@ -127,18 +126,18 @@ class Inputs:
         examples: what is asked for; their rows are among the source's.
     """
 
-    def __init__(self, source: Source, examples: Examples) -> None:
+    def __init__(self, source: StoreSource, examples: Examples) -> None:
         self.source, self.examples = source, examples
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: Any) -> Inputs:
+    def __getitem__(self, index: Any) -> StoreExamples:
         if isinstance(index, tuple):  # scikit-learn asks for X[indices, ...]
             index = index[0]
         if isinstance(index, int | np.integer):
             raise TypeError("one example is no Inputs; ask for a slice, a mask or an array of indices")
-        return Inputs(self.source, self.examples[index])
+        return StoreExamples(self.source, self.examples[index])
 
     def __repr__(self) -> str:
         return f"Inputs({len(self)} windows of {self.examples.rows.shape[1]} frames in {self.source.path})"
@@ -181,7 +180,7 @@ class Inputs:
                 f"{self.source.path}: no stream {stream!r}",
                 expected=f"one of {', '.join(streams)}",
                 got=stream,
-                mend="--head.streams NAME …, or extract it into the store",
+                hint="--head.streams NAME …, or extract it into the store",
             )
         return streams[stream]
 
@@ -202,7 +201,7 @@ class Inputs:
         self.info(name)
         return self.source.reader(name).windows(rows)
 
-    def retimed(self, options: Train) -> tuple[Inputs, NDArray[np.int64], Floats]:
+    def retimed(self, options: TrainConfig) -> tuple[StoreExamples, NDArray[np.int64], Floats]:
         """These windows and all that `[train] reverse`, `shift` and `strides` make of them.
 
         Returns:
@@ -214,10 +213,10 @@ class Inputs:
         found, store = self.examples, self.source.store
         first = store.first[found.sequence]
         last = first + np.array([store.sequences[s].length for s in found.sequence.tolist()], np.int64) - 1
-        made = retime(found.rows, first, last, found.columns, options)
+        made = augment_windows(found.rows, first, last, found.columns, options)
         self.source.cover(made.rows)
         examples = replace(found[made.of], rows=made.rows, start=made.rows[:, 0] - first[made.of])
-        return Inputs(self.source, examples), made.of, made.factor
+        return StoreExamples(self.source, examples), made.of, made.factor
 
     def top(self) -> TopRecord | None:
         """The unfrozen layers above the stream `appearance`."""
@@ -241,7 +240,7 @@ class Inputs:
         return boxes, confidence
 
 
-class Arrays:
+class ArrayExamples:
     """A plain array as heads see it: (n, F) as one frame of vectors, (n, T, F), or maps (n, T, h, w, c)."""
 
     def __init__(self, values: NDArray[Any]) -> None:
@@ -250,8 +249,8 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, index: Any) -> Arrays:
-        return Arrays(self.values[index])
+    def __getitem__(self, index: Any) -> ArrayExamples:
+        return ArrayExamples(self.values[index])
 
     @property
     def groups(self) -> NDArray[np.int64]:
@@ -271,11 +270,11 @@ class Arrays:
         return None
 
 
-def windows(X: Any) -> Windows:
+def as_head_inputs(X: Any) -> HeadInputs:
     """X as heads see it."""
-    if isinstance(X, Inputs | Arrays):
+    if isinstance(X, StoreExamples | ArrayExamples):
         return X
-    return Arrays(np.asarray(X))
+    return ArrayExamples(np.asarray(X))
 
 
 def as_maps(values: Any) -> Any:
@@ -286,9 +285,9 @@ def as_maps(values: Any) -> Any:
     return keras.ops.reshape(values, (-1, time, 1, 1, features))
 
 
-def inputs(
-    path: Path | str, config: Config | None = None, splits: Listed[str] = ("train",)
-) -> tuple[Inputs, Floats, NDArray[np.int64]]:
+def load_examples(
+    path: Path | str, config: Config | None = None, splits: Sequence[str] = ("train",)
+) -> tuple[StoreExamples, Floats, NDArray[np.int64]]:
     """X, y and groups of a store's examples, for scikit-learn.
 
     Args:
@@ -309,5 +308,5 @@ def inputs(
         task = read_task(config, store)
     found = task.examples
     chosen = found[np.isin(task.splits, splits) & found.known]
-    X = Inputs(Source(path, found.rows, config.train.memory_gb), chosen)
+    X = StoreExamples(StoreSource(path, found.rows, config.train.memory_gb), chosen)
     return X, chosen.targets, X.groups

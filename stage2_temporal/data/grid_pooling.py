@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 
 from features.errors import ConfigError
 from features.store import Store, StreamInfo
-from features.store_writer import Stream
-from stage2_temporal.data.examples import APPEARANCE, as_maps
-from stage2_temporal.data.pooling import average, change, check_grid
+from features.store_writer import StreamContent
+from features.streams import APPEARANCE
+from stage2_temporal.data.examples import as_maps
+from stage2_temporal.data.pooling import check_grid, grid_changes, grid_means
 
-VERSION = 1  # raise it whenever the same stream gives other numbers
-BLOCK = 64  # frames computed at a time
+GRID_POOLING_VERSION = 1  # raise it whenever the same stream gives other numbers
+FRAMES_PER_BATCH = 64  # frames computed at a time
 
 
 @dataclass(frozen=True)
-class Cells:
+class GridPooling:
     """Cells' means (`lag` 0) or cells' changes over `lag` frames, of a stream."""
 
     source: str
@@ -42,10 +43,10 @@ class Cells:
             ConfigError: no such source, or a grid finer than its map.
         """
         of = source_info(store, self.source, self.name)
-        height, width, channels = maps_shape(of.shape)
+        height, width, channels = map_shape(of.shape)
         check_grid(self.grid, height, width)
         origin = {
-            "derived": VERSION,
+            "derived": GRID_POOLING_VERSION,
             "source": [store.fingerprint, self.source, of.fingerprint],
             "grid": list(self.grid),
             "lag": self.lag,
@@ -55,28 +56,28 @@ class Cells:
     def batches(self, store: Store) -> Iterator[NDArray[np.float32]]:
         """All frames of the store, in order; a sequence's first `lag` frames, which have nothing before, are 0."""
         for sequence, first in zip(store.sequences, store.first.tolist(), strict=True):
-            for start in range(0, sequence.length, BLOCK):
-                stop = min(start + BLOCK, sequence.length)
+            for start in range(0, sequence.length, FRAMES_PER_BATCH):
+                stop = min(start + FRAMES_PER_BATCH, sequence.length)
                 before = min(self.lag, start)
                 rows = np.arange(first + start - before, first + stop)
                 maps = as_maps(store.read(self.source, rows).astype(np.float32)[None])
                 blank = min(self.lag - before, stop - start)
                 if not self.lag:
-                    made = average(maps, self.grid)
+                    made = grid_means(maps, self.grid)
                 elif maps.shape[1] > self.lag:
-                    made = change(maps, self.grid, self.lag)
+                    made = grid_changes(maps, self.grid, self.lag)
                 else:
                     yield np.zeros((blank, *self.info(store).shape), np.float32)
                     continue
                 values = np.asarray(made, np.float32)[0]
                 yield np.concatenate([np.zeros((blank, values.shape[1]), np.float32), values]) if blank else values
 
-    def stream(self, store: Store) -> Stream:
+    def stream(self, store: Store) -> StreamContent:
         """What a store is extended by."""
-        return Stream(self.info(store), batches=self.batches(store))
+        return StreamContent(self.info(store), batches=self.batches(store))
 
 
-def maps_shape(entry: tuple[int, ...]) -> tuple[int, int, int]:
+def map_shape(entry: tuple[int, ...]) -> tuple[int, int, int]:
     """(h, w, c) of a stream's entry, vectors as maps of one cell."""
     return (1, 1, entry[0]) if len(entry) == 1 else (entry[0], entry[1], entry[2])
 
@@ -92,6 +93,6 @@ def source_info(store: Store, source: str, name: str) -> StreamInfo:
             f"{store.path}: no stream {source!r} to derive {name} from",
             expected=f"one of {', '.join(store.streams)}",
             got=source,
-            mend="--stream NAME",
+            hint="--stream NAME",
         )
     return store.streams[source]

@@ -17,22 +17,24 @@ from sklearn.decomposition import IncrementalPCA
 from sklearn.utils import gen_batches
 
 from features.errors import ConfigError
-from features.recipe import digest
+from features.recipe import json_digest
 from features.store import Store, StreamInfo
-from features.store_writer import Stream
-from stage2_temporal.data.examples import APPEARANCE
+from features.store_writer import StreamContent
+from features.streams import APPEARANCE
 from stage2_temporal.data.grid_pooling import source_info
 
-VERSION = 1  # raise it whenever the same stream gives other numbers
-BLOCK = 256  # frames fitted or projected at a time; a fit takes as many as there are components where these are more
-FRAMES = 4096  # a fit sees at most; drawn from all
-SEED = 0  # of the draw
-DEAD = 1e-6  # of a map's length: components that vary less are rounding
-Read = Callable[[NDArray[np.int64]], NDArray[Any]]
+PCA_VERSION = 1  # raise it whenever the same stream gives other numbers
+MAPS_PER_BATCH = (
+    256  # frames fitted or projected at a time; a fit takes as many as there are components where these are more
+)
+MAX_FIT_FRAMES = 4096  # a fit sees at most; drawn from all
+PCA_SEED = 0  # of the draw
+MIN_RELATIVE_DEVIATION = 1e-6  # of a map's length: components that vary less are rounding
+ReadRows = Callable[[NDArray[np.int64]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Basis:
+class PCABasis:
     """A mean map (F,) and the components (N, F) that a map's difference from it is projected on, float32."""
 
     mean: NDArray[np.float32]
@@ -56,7 +58,7 @@ class Basis:
 
 
 @dataclass(frozen=True)
-class Components:
+class PCAProjection:
     """The first `count` principal components of a stream's maps."""
 
     source: str
@@ -77,50 +79,50 @@ class Components:
         check_count(self.count, len(training_rows(store)), math.prod(of.shape), f"{store.path}: {self.name}")
         seen = [[s.digest, s.length] for s in store.sequences if s.split == "train"]
         origin = {
-            "derived": VERSION,
+            "derived": PCA_VERSION,
             "source": [store.fingerprint, self.source, of.fingerprint],
             "components": self.count,
-            "seen": digest(seen),
+            "seen": json_digest(seen),
         }
         return StreamInfo((self.count,), "float32", origin)
 
-    def basis(self, store: Store) -> Basis:
+    def basis(self, store: Store) -> PCABasis:
         """The basis, found anew from the store's training frames.
 
         Raises:
             ConfigError: see `info`.
         """
         self.info(store)
-        return fit(lambda rows: store.read(self.source, rows), training_rows(store), self.count)
+        return fit_pca(lambda rows: store.read(self.source, rows), training_rows(store), self.count)
 
-    def stream(self, store: Store) -> Stream:
+    def stream(self, store: Store) -> StreamContent:
         """What a store is extended by."""
         basis = self.basis(store)
-        return Stream(self.info(store), batches=self._batches(store, basis), arrays=basis.arrays)
+        return StreamContent(self.info(store), batches=self._batches(store, basis), arrays=basis.arrays)
 
-    def _batches(self, store: Store, basis: Basis) -> Iterator[NDArray[np.float32]]:
+    def _batches(self, store: Store, basis: PCABasis) -> Iterator[NDArray[np.float32]]:
         kernel, bias = basis.weights
-        for block in gen_batches(store.frames, BLOCK):
+        for block in gen_batches(store.frames, MAPS_PER_BATCH):
             maps = store.read(self.source, np.arange(block.start, block.stop)).astype(np.float32)
             yield maps.reshape(len(maps), -1) @ kernel + bias
 
 
-def fit(read: Read, rows: NDArray[np.int64], count: int) -> Basis:
+def fit_pca(read: ReadRows, rows: NDArray[np.int64], count: int) -> PCABasis:
     """The first `count` principal components of the maps that `read` gives for rows, or for FRAMES drawn from them.
 
     Memory is bounded by a block of maps in double precision, a few times. Within one block it is an exact PCA.
     """
-    if len(rows) > FRAMES:
-        rows = np.sort(np.random.default_rng(SEED).choice(rows, max(FRAMES, count + 1), replace=False))
+    if len(rows) > MAX_FIT_FRAMES:
+        rows = np.sort(np.random.default_rng(PCA_SEED).choice(rows, max(MAX_FIT_FRAMES, count + 1), replace=False))
     machine = IncrementalPCA(count, copy=False)
-    for block in gen_batches(len(rows), max(BLOCK, count), min_batch_size=count):
+    for block in gen_batches(len(rows), max(MAPS_PER_BATCH, count), min_batch_size=count):
         maps = read(rows[block])
         machine.partial_fit(maps.reshape(len(maps), -1).astype(np.float64))
     length = math.sqrt(float(np.square(machine.mean_).sum() + machine.var_.sum()))
     # directions in which nothing varies are any; as zeros they are the same however they are computed
-    alive = np.sqrt(machine.explained_variance_) > DEAD * length
+    alive = np.sqrt(machine.explained_variance_) > MIN_RELATIVE_DEVIATION * length
     components = machine.components_ * alive[:, None]
-    return Basis(machine.mean_.astype(np.float32), components.astype(np.float32))
+    return PCABasis(machine.mean_.astype(np.float32), components.astype(np.float32))
 
 
 def check_count(count: int, frames: int, numbers: int, what: str) -> None:
@@ -135,7 +137,7 @@ def check_count(count: int, frames: int, numbers: int, what: str) -> None:
             f"{what}: the training frames have fewer principal components",
             expected=f"at most {most} ({frames} frames of {numbers} numbers)",
             got=count,
-            mend=f"--head.components {most}, or --stream pca{most}" if most else "--head.components 0",
+            hint=f"--head.components {most}, or --stream pca{most}" if most else "--head.components 0",
         )
 
 

@@ -25,11 +25,11 @@ def check_grid(grid: tuple[int, int], height: int, width: int) -> None:
             "head.grid does not fit the map",
             expected=f"at most {height} rows and {width} columns",
             got=f"{rows}, {columns}",
-            mend=f"--head.grid {min(max(rows, 1), height)} {min(max(columns, 1), width)}",
+            hint=f"--head.grid {min(max(rows, 1), height)} {min(max(columns, 1), width)}",
         )
 
 
-def average(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+def grid_means(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     """Maps (batch, T, h, w, c) → (batch, T, rows · columns · c), each cell the mean of its part of the map.
 
     Cells of a grid that does not divide the map overlap by a row or column.
@@ -37,24 +37,24 @@ def average(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     _, time, height, width, channels = maps.shape
     rows, columns = grid
     # keras.layers.AdaptiveAveragePooling2D refuses some grids inside a graph (3.15); averaging is a product anyway
-    x = keras.ops.matmul(averages(height, rows), keras.ops.reshape(maps, (-1, height, width * channels)))
-    x = keras.ops.matmul(averages(width, columns), keras.ops.reshape(x, (-1, rows, width, channels)))
+    x = keras.ops.matmul(averaging_matrix(height, rows), keras.ops.reshape(maps, (-1, height, width * channels)))
+    x = keras.ops.matmul(averaging_matrix(width, columns), keras.ops.reshape(x, (-1, rows, width, channels)))
     return keras.ops.reshape(x, (-1, time, rows * columns * channels))
 
 
-def change(maps: Tensor, grid: tuple[int, int], lag: int = 1) -> Tensor:
+def grid_changes(maps: Tensor, grid: tuple[int, int], lag: int = 1) -> Tensor:
     """How much each cell changed over `lag` frames: (batch, T − lag, rows · columns · c).
 
     The change is |map − map `lag` frames before|, taken before averaging: texture that moves through a cell leaves the
     cell's average as it is.
 
     Raises:
-        ConfigError: see `moved`.
+        ConfigError: see `absolute_differences`.
     """
-    return average(moved(maps, lag), grid)
+    return grid_means(absolute_differences(maps, lag), grid)
 
 
-def moved(values: Tensor, lag: int) -> Tensor:
+def absolute_differences(values: Tensor, lag: int) -> Tensor:
     """|value − value `lag` frames before|: (batch, T, …) → (batch, T − lag, …).
 
     Raises:
@@ -65,12 +65,12 @@ def moved(values: Tensor, lag: int) -> Tensor:
             "head.difference needs the frame before" if lag == 1 else "head.lags reach beyond the window",
             expected=f"a window of at least {lag + 1} frames",
             got=values.shape[1],
-            mend=("--head.difference False" if lag == 1 else "smaller --head.lags") + ", or a larger --window.length",
+            hint=("--head.difference False" if lag == 1 else "smaller --head.lags") + ", or a larger --window.length",
         )
     return keras.ops.abs(values[:, lag:] - values[:, :-lag])
 
 
-def averages(size: int, cells: int) -> NDArray[np.float32]:
+def averaging_matrix(size: int, cells: int) -> NDArray[np.float32]:
     """(cells, size) matrix that averages `size` rows to `cells`.
 
     Cell i takes rows ⌊i · size / cells⌋ to ⌈(i + 1) · size / cells⌉ − 1, the bounds of PyTorch's adaptive pooling.

@@ -29,7 +29,7 @@ def name_splits(examples: Examples, validation_split: float) -> NDArray[np.str_]
         raise ConfigError(
             f"no example to train on: none in the train split has {', '.join(examples.columns)}",
             got=", ".join(f"{n} in {s}" for s, n in zip(*np.unique(names, return_counts=True), strict=True)),
-            mend="give sequences the split train in the data set, then make features",
+            hint="give sequences the split train in the data set, then make features",
         )
     if validation_split > 0:
         at = split_at(examples.sequence[train], validation_split)
@@ -59,11 +59,11 @@ def fold_splits(examples: Examples, folds: int, fold: int) -> NDArray[np.str_]:
             if most > 1
             else f"2 or more sequences with a known {', '.join(examples.columns)} in the train and validation splits",
             got=folds if most > 1 else most,
-            mend="--train.folds N",
+            hint="--train.folds N",
         )
     if not 0 <= fold < folds:
         raise ConfigError(
-            "train.fold is none of the folds", expected=f"0 to {folds - 1}", got=fold, mend="--train.fold N"
+            "train.fold is none of the folds", expected=f"0 to {folds - 1}", got=fold, hint="--train.fold N"
         )
     parts = list(GroupKFold(folds).split(labelled, groups=sequence))
     names[pool] = "train"
@@ -87,6 +87,6 @@ def split_at(sequence: NDArray[np.int64], validation_split: float) -> int:
     if len(borders) == 0:
         raise ConfigError(
             "train.validation_split cannot split one sequence: nothing of it may stand on both sides",
-            mend="more sequences (a video: --data.segment FRAMES, then make features), or --train.validation_split 0",
+            hint="more sequences (a video: --data.segment FRAMES, then make features), or --train.validation_split 0",
         )
     return int(borders[np.abs(borders - wanted).argmin()])

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from features.config import Config
 from features.errors import StoreError
-from features.recipe import digest
+from features.recipe import json_digest
 from features.store import Store
-from features.windows import Examples, examples
+from features.streams import VEHICLE_COLUMNS
+from features.windows import Examples, make_examples
 from stage2_temporal.data.splits import fold_splits, name_splits
-from stage2_temporal.heads.default_head import VEHICLES
 
 Floats = NDArray[np.float64]
 
@@ -66,9 +66,9 @@ def read_task(config: Config, store: Store) -> Task:
     """
     if not store.complete:
         missing = f"{len(store.missing)} sequences are missing" if store.missing else "sequences are missing"
-        raise StoreError(f"{store.path}: not complete, {missing}", mend="make features")
+        raise StoreError(f"{store.path}: not complete, {missing}", hint="make features")
     window = config.window
-    found = examples(
+    found = make_examples(
         store.sequences,
         store.first,
         config.data.columns,
@@ -113,18 +113,18 @@ def check_recipe(config: Config, store: Store) -> None:
         raise StoreError(
             f"{store.path}: holds other features than the config asks for",
             got="; ".join(differ),
-            mend="make features with a STORE of its own, or leave these settings as they are in the store",
+            hint="make features with a STORE of its own, or leave these settings as they are in the store",
         )
 
 
-def origin(store: Store, wanted: Task, config: Config) -> dict[str, Any]:
+def store_origin(store: Store, wanted: Task, config: Config) -> dict[str, Any]:
     """What metrics.json says of the store, and what two runs are compared by.
 
     Flow or tracks made anew by another version are another origin, for a run that looks at them.
     """
     looks = {name: info.fingerprint for name, info in store.streams.items() if name in config.head.streams}
-    if VEHICLES.intersection(config.data.columns):
-        looks["tracks"] = digest(sorted(store.track_keys))
+    if VEHICLE_COLUMNS.intersection(config.data.columns):
+        looks["tracks"] = json_digest(sorted(store.track_keys))
     return {
         "path": str(store.path),
         "fingerprint": store.fingerprint,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from features.config import Train
+from features.config import TrainConfig
 from features.errors import ConfigError
 
 # what each target is multiplied by in a window that runs backwards. A car's own speed would have to become negative,
@@ -23,7 +23,7 @@ WHERE = ("x", "y")  # as they are, however quickly the scene came there
 
 
 @dataclass(frozen=True)
-class Retimed:
+class AugmentedWindows:
     """Windows made of others.
 
     Attributes:
@@ -37,13 +37,13 @@ class Retimed:
     factor: NDArray[np.float64]
 
 
-def retime(
+def augment_windows(
     rows: NDArray[np.int64],
     first: NDArray[np.int64],
     last: NDArray[np.int64],
     columns: tuple[str, ...],
-    options: Train,
-) -> Retimed:
+    options: TrainConfig,
+) -> AugmentedWindows:
     """All that `[train] reverse`, `shift` and `strides` make of some windows, themselves first.
 
     Args:
@@ -69,15 +69,15 @@ def retime(
         turned = np.array([BACKWARDS[c] for c in columns])
         parts += [(moved[:, ::-1], of, factor * turned) for moved, of, factor in parts]
     together = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Retimed(*together)
+    return AugmentedWindows(*together)
 
 
-def wanted(options: Train) -> bool:
+def augments_time(options: TrainConfig) -> bool:
     """Whether the settings ask for any of it."""
     return bool(options.reverse or options.shift or options.strides)
 
 
-def _check(columns: tuple[str, ...], options: Train) -> None:
+def _check(columns: tuple[str, ...], options: TrainConfig) -> None:
     rules: list[tuple[bool, str, tuple[str, ...]]] = [
         (options.reverse, "reverse", tuple(BACKWARDS)),
         (options.shift > 0, "shift", STEADY),
@@ -91,5 +91,5 @@ def _check(columns: tuple[str, ...], options: Train) -> None:
                 f"train.{name}: what becomes of {', '.join(unknown)} then is not known",
                 expected=f"targets among {', '.join(known)}",
                 got=", ".join(columns),
-                mend=f"--train.{name} {off}",
+                hint=f"--train.{name} {off}",
             )

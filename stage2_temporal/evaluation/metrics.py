@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features.streams import UNITS
 from stage2_temporal.evaluation.tusimple import ByDistance, by_distance
 
 Floats = NDArray[np.float64]
 
 HARDLY_VARIES = 0.2  # spread ratio under which predictions count as constant
-UNITS = {"vx": "m/s", "vy": "m/s", "ego_speed": "m/s", "x": "m", "y": "m"}
 
 
 @dataclass(frozen=True)

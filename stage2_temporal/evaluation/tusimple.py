@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from collections.abc import Sequence as Listed
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import DataError
-from features.sequences import Sequence
+from features.sequences import FrameSequence
 from features.windows import Examples
 
 Floats = NDArray[np.float64]
 
-EDGES = (20.0, 45.0)  # metres between near, medium and far
+DISTANCE_EDGES = (20.0, 45.0)  # metres between near, medium and far
 MATCH = 10.0  # px over a box's four sides: how far off a predicted vehicle's box may be
 BANDS = ("near", "medium", "far", "mean")
 
@@ -61,12 +60,12 @@ def by_distance(error: Floats, position: Floats) -> ByDistance | None:
     squared, distance = (error**2).sum(axis=1), np.hypot(position[:, 0], position[:, 1])
     if not np.isfinite(distance).any():
         return None
-    band = np.where(np.isfinite(distance), np.searchsorted(EDGES, distance, side="right"), -1)
+    band = np.where(np.isfinite(distance), np.searchsorted(DISTANCE_EDGES, distance, side="right"), -1)
     near, medium, far = (float(squared[band == i].mean()) if (band == i).any() else math.nan for i in range(3))
     return ByDistance(near, medium, far, (near + medium + far) / 3)
 
 
-def evaluate(predicted: object, truth: object) -> Benchmark:
+def evaluate_tusimple(predicted: object, truth: object) -> Benchmark:
     """EV and EP of predictions, both in the benchmark's form: one list of vehicles for each clip, clips in one order.
 
     A vehicle is `{"bbox": {"top": …, "left": …, "bottom": …, "right": …}, "velocity": [vx, vy], "position": [x, y]}`.
@@ -98,7 +97,7 @@ def still(truth: object) -> list[list[dict[str, Any]]]:
 
 
 def submission(
-    examples: Examples, predicted: Floats, sequences: Listed[Sequence], split: str = "test"
+    examples: Examples, predicted: Floats, sequences: Sequence[FrameSequence], split: str = "test"
 ) -> list[list[dict[str, Any]]]:
     """Predictions in the benchmark's form: an entry for each clip of the split, in numeric order.
 
@@ -126,7 +125,7 @@ def submission(
     return [clips[i] for i in sorted(clips, key=lambda i: (len(sequences[i].id), sequences[i].id))]
 
 
-def read(path: Path) -> object:
+def read_tusimple_json(path: Path) -> object:
     """The value of a JSON file.
 
     Raises:
@@ -135,18 +134,18 @@ def read(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file", mend="give the path of a submission.json or gt.json") from None
+        raise DataError(f"{path}: no such file", hint="give the path of a submission.json or gt.json") from None
     except ValueError as e:
-        raise DataError(f"{path}: not JSON: {e}", mend="predict anew") from None
+        raise DataError(f"{path}: not JSON: {e}", hint="predict anew") from None
 
 
-def table(predicted: object, truth: object) -> str:
+def tusimple_table(predicted: object, truth: object) -> str:
     """EV and EP of predictions, by distance, beside EV of a predictor to which nothing moves.
 
     Raises:
-        DataError: see `evaluate`.
+        DataError: see `evaluate_tusimple`.
     """
-    found, beside = evaluate(predicted, truth), evaluate(still(truth), truth)
+    found, beside = evaluate_tusimple(predicted, truth), evaluate_tusimple(still(truth), truth)
     rows = [("EV [(m/s)²]", found.ev), ("EV of (0, 0)", beside.ev), *([("EP [m²]", found.ep)] if found.ep else [])]
     lines = ["".ljust(12) + "".join(name.rjust(9) for name in BANDS)]
     for name, part in rows:

@@ -35,7 +35,7 @@ class Augmentation:
         shift = 255 * self.brightness * rng.uniform(-1, 1)
         stretch = 1 + self.contrast * rng.uniform(-1, 1)
         if mirrored:
-            window, targets = mirror(window), targets * np.asarray(self.signs, np.float32)
+            window, targets = mirror_window(window), targets * np.asarray(self.signs, np.float32)
         if self.brightness or self.contrast:
             mean = float(window.mean())
             levels = (np.arange(256) - mean) * stretch + mean + shift
@@ -43,11 +43,11 @@ class Augmentation:
         return window, targets
 
 
-def mirror(window: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def mirror_window(window: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(T, height, width, 3) with left and right exchanged."""
     return window[:, :, ::-1]
 
 
-def signs(columns: tuple[str, ...]) -> tuple[float, ...] | None:
+def mirror_signs(columns: tuple[str, ...]) -> tuple[float, ...] | None:
     """What mirroring does to each target column; None where that is not known of every one."""
     return tuple(MIRRORED[c] for c in columns) if all(c in MIRRORED for c in columns) else None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.atomic import replacing
+from features._common.atomic import atomic_write
 from features.errors import DataError
 from stage2_temporal.runs.tables import Epoch
 
@@ -20,7 +20,7 @@ Weights = Mapping[int, NDArray[Any]]
 
 
 @dataclass
-class State:
+class FinetuneState:
     """Fine-tuning after some epoch.
 
     Attributes:
@@ -42,17 +42,17 @@ class State:
     facts: dict[str, float] = field(default_factory=dict)
 
 
-def changes(weights: list[NDArray[Any]], start: list[NDArray[Any]]) -> Weights:
+def changed_weights(weights: list[NDArray[Any]], start: list[NDArray[Any]]) -> Weights:
     """The weights that are no longer what they were at the start."""
     return {i: np.array(w) for i, (w, s) in enumerate(zip(weights, start, strict=True)) if not np.array_equal(w, s)}
 
 
-def applied(weights: Weights, start: list[NDArray[Any]]) -> list[NDArray[Any]]:
+def with_changes(weights: Weights, start: list[NDArray[Any]]) -> list[NDArray[Any]]:
     """The start's weights with the changes in their places."""
     return [weights.get(i, s) for i, s in enumerate(start)]
 
 
-def save(path: Path, state: State) -> None:
+def save_checkpoint(path: Path, state: FinetuneState) -> None:
     """Write a state; it stands under `path` whole or not at all."""
     arrays = {f"{part}{i}": w for part in ("weights", "kept") for i, w in getattr(state, part).items()}
     arrays |= {f"optimiser{i}": w for i, w in enumerate(state.optimiser)}
@@ -60,11 +60,11 @@ def save(path: Path, state: State) -> None:
         arrays = {k: w for k, w in arrays.items() if not k.startswith("kept")}  # the same once more
     words = {"key": state.key, "best": state.best, "facts": state.facts, "history": list(map(asdict, state.history))}
     arrays["words"] = np.frombuffer(json.dumps(words).encode(), np.uint8)
-    with replacing(path) as temporary, temporary.open("wb") as f:
+    with atomic_write(path) as temporary, temporary.open("wb") as f:
         np.savez(f, **arrays)
 
 
-def read(path: Path) -> State | None:
+def read_checkpoint(path: Path) -> FinetuneState | None:
     """The state in a file; None where there is none.
 
     Raises:
@@ -82,6 +82,8 @@ def read(path: Path) -> State | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
-        raise DataError(f"{path}: no state of fine-tuning ({e})", mend=f"rm -r {path.parent}") from None
+        raise DataError(f"{path}: no state of fine-tuning ({e})", hint=f"rm -r {path.parent}") from None
     newest = words["best"] == len(history) - 1
-    return State(words["key"], history, words["best"], weights, weights if newest else kept, optimiser, words["facts"])
+    return FinetuneState(
+        words["key"], history, words["best"], weights, weights if newest else kept, optimiser, words["facts"]
+    )

@@ -17,21 +17,21 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.atomic import replacing
+from features._common.atomic import atomic_write
 from features.config import Config, read_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
-from features.recipe import digest
+from features.recipe import json_digest
 from features.store import Store
 from stage1_extract.datasets import scan
-from stage1_extract.frame_loader import resize
+from stage1_extract.frame_loader import resize_frame
 from stage2_temporal.data.task import Task, read_task
 from stage2_temporal.evaluation.metrics import as_json, scores
-from stage2_temporal.finetune.checkpoint import State, applied
-from stage2_temporal.finetune.image_batches import Read
-from stage2_temporal.finetune.loop import PARTS, Job, devices, local_gpus
-from stage2_temporal.finetune.unfreeze import backbone, last
-from stage2_temporal.fused.fuse import fuse
-from stage2_temporal.heads import check_sees_frames_alone
+from stage2_temporal.finetune.checkpoint import FinetuneState, with_changes
+from stage2_temporal.finetune.image_batches import ReadWindow
+from stage2_temporal.finetune.loop import PARTS, FinetuneJob, choose_devices, local_gpus
+from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen
+from stage2_temporal.fused.fuse import fuse_run
+from stage2_temporal.heads import check_uses_maps_alone
 from stage2_temporal.report import write_report
 from stage2_temporal.runs import tables
 from stage2_temporal.runs.folder import read_metrics
@@ -53,11 +53,11 @@ def finetune(run: Path, store: Store, config: Config) -> None:
         FramebankError: what the user can mend.
     """
     _same_run(config, read_config(run / "config.toml"))
-    check_sees_frames_alone(run, config)
+    check_uses_maps_alone(run, config)
     metrics, wanted = read_metrics(run), read_task(config, store)
     if metrics["store"]["fingerprint"] != store.fingerprint or metrics["store"]["examples"] != wanted.digest:
         raise StoreError(
-            f"{store.path}: not what {run} was trained on", mend=f"--store {metrics['store']['path']}, or train anew"
+            f"{store.path}: not what {run} was trained on", hint=f"--store {metrics['store']['path']}, or train anew"
         )
     key = _key(run, store, wanted, config)
     before = _result(run)
@@ -65,12 +65,12 @@ def finetune(run: Path, store: Store, config: Config) -> None:
         print(f"{run}: fine-tuned already\n{_table(before)}")
         return
     read = reader(store, wanted, config)
-    fused, equality = fuse(run, store, config)
-    names = [layer.name for layer in backbone(fused)]
-    count = last(names, config.finetune.unfreeze)
-    job = Job(run, store, wanted, config, fused, count, devices(local_gpus()), key, read)
+    fused, equality = fuse_run(run, store, config)
+    names = [layer.name for layer in backbone_layers(fused)]
+    count = count_unfrozen(names, config.finetune.unfreeze)
+    job = FinetuneJob(run, store, wanted, config, fused, count, choose_devices(local_gpus()), key, read)
     state = job.train()
-    fused.set_weights(applied(state.kept, job.start))
+    fused.set_weights(with_changes(state.kept, job.start))
     facts = {
         "key": key,
         "settings": config.finetune.model_dump(mode="json"),
@@ -88,7 +88,7 @@ def finetune(run: Path, store: Store, config: Config) -> None:
     print(f"{_table(facts)}\n{run / 'report.html'}")
 
 
-def reader(store: Store, wanted: Task, config: Config) -> Read:
+def reader(store: Store, wanted: Task, config: Config) -> ReadWindow:
     """What decodes an example's window, only the frames that are in it.
 
     Raises:
@@ -105,14 +105,14 @@ def reader(store: Store, wanted: Task, config: Config) -> Read:
             faults.append(f"{config.data.path}: sequence {sequence.id} is {state}")
     if faults:
         raise BadInputs(
-            f"{len(faults)} sequences cannot be read", faults, mend="make features, or --data.path FOLDER of the images"
+            f"{len(faults)} sequences cannot be read", faults, hint="make features, or --data.path FOLDER of the images"
         )
 
     def read(index: int) -> NDArray[np.uint8]:
         s = found.sequence[index]
         source, images = clips[store.sequences[s].id].source, []
         for frame in (found.rows[index] - store.first[s]).tolist():
-            images += [resize(image, frames) for image in source.read(frame, frame + 1, frames.enough)]
+            images += [resize_frame(image, frames) for image in source.read(frame, frame + 1, frames.min_size)]
         return np.stack(images)
 
     return read
@@ -131,7 +131,7 @@ def _same_run(config: Config, trained: Config) -> None:
     if changed:
         raise ConfigError(
             f"{', '.join(changed)}: the run was trained with another value",
-            mend="only --finetune.… and --data.path can be given; else train anew",
+            hint="only --finetune.… and --data.path can be given; else train anew",
         )
 
 
@@ -140,7 +140,7 @@ def _key(run: Path, store: Store, wanted: Task, config: Config) -> str:
     options = config.finetune.model_dump(mode="json", exclude={"threads"})
     model = hashlib.sha256((run / "model.keras").read_bytes()).hexdigest() if (run / "model.keras").is_file() else ""
     facts = [options, store.fingerprint, wanted.digest, config.train.seed, config.train.standardise, model]
-    return digest(facts)
+    return json_digest(facts)
 
 
 def _result(run: Path) -> dict[str, Any] | None:
@@ -150,11 +150,11 @@ def _result(run: Path) -> dict[str, Any] | None:
     try:
         value: dict[str, Any] = json.loads((run / RESULT).read_text(encoding="utf-8"))
     except ValueError as e:
-        raise DataError(f"{run / RESULT}: not JSON: {e}", mend=f"rm {run / RESULT}") from None
+        raise DataError(f"{run / RESULT}: not JSON: {e}", hint=f"rm {run / RESULT}") from None
     return value
 
 
-def _verdict(state: State, validated: bool) -> dict[str, Any]:
+def _verdict(state: FinetuneState, validated: bool) -> dict[str, Any]:
     """Which epoch was kept, and whether it was worth it."""
     facts = {"epochs": len(state.history) - 1, "best_epoch": state.best, "helped": None}
     if not validated:
@@ -167,7 +167,7 @@ def _verdict(state: State, validated: bool) -> dict[str, Any]:
     return {**facts, "helped": True, "verdict": words}
 
 
-def _judge(job: Job, metrics: dict[str, Any]) -> dict[str, Any]:
+def _judge(job: FinetuneJob, metrics: dict[str, Any]) -> dict[str, Any]:
     """Constant, two stages and fine-tuned on the validation split and on the one that counts."""
     task, found, splits = job.task, job.task.examples, {}
     counted = next(name for name in JUDGED if len(task.known(name)))
@@ -197,19 +197,19 @@ def _table(facts: dict[str, Any]) -> str:
     return "\n".join(["", *lines, "", facts["verdict"]])
 
 
-def _write(run: Path, store: Store, fused: keras.Model, state: State, facts: dict[str, Any]) -> None:
+def _write(run: Path, store: Store, fused: keras.Model, state: FinetuneState, facts: dict[str, Any]) -> None:
     """The result's files, finetune.json last: where it is, the others are."""
     (run / RESULT).unlink(missing_ok=True)
-    with replacing(run / MODEL) as temporary:
+    with atomic_write(run / MODEL) as temporary:
         whole = temporary.with_suffix(".keras")  # Keras goes by the ending
         try:
             fused.save(whole)
             whole.replace(temporary)
         finally:
             whole.unlink(missing_ok=True)
-    with replacing(run / HISTORY) as temporary:
+    with atomic_write(run / HISTORY) as temporary:
         tables.write_history(temporary, state.history)
-    with replacing(run / RESULT) as temporary:
+    with atomic_write(run / RESULT) as temporary:
         text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         temporary.write_text(text, encoding="utf-8")
     write_report(run, store)

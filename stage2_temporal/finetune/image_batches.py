@@ -15,10 +15,10 @@ from stage2_temporal.finetune.augmentation import Augmentation
 
 AHEAD = 2  # finished batches a thread that may wait for the network
 
-Read = Callable[[int], NDArray[np.uint8]]
+ReadWindow = Callable[[int], NDArray[np.uint8]]
 
 
-class Windows(keras.utils.PyDataset):  # type: ignore[misc]
+class ImageWindowBatches(keras.utils.PyDataset):  # type: ignore[misc]
     """Batches of windows and targets.
 
     At most `AHEAD` batches a thread wait, whatever the data set's size. The order and the augmentation depend on the
@@ -40,7 +40,7 @@ class Windows(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __init__(
         self,
-        read: Read,
+        read: ReadWindow,
         chosen: NDArray[np.int64],
         targets: NDArray[np.float64] | None,
         batch: int,

@@ -17,15 +17,16 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from features.config import Config, Finetune
+from features._common.log import logger
+from features.config import Config, FinetuneConfig
 from features.errors import FramebankError, StoreError
 from features.store import Store
 from stage2_temporal.data.task import Task
 from stage2_temporal.finetune import checkpoint
-from stage2_temporal.finetune.augmentation import Augmentation, signs
-from stage2_temporal.finetune.checkpoint import State, applied, changes
-from stage2_temporal.finetune.image_batches import Read, Windows
-from stage2_temporal.finetune.unfreeze import thaw
+from stage2_temporal.finetune.augmentation import Augmentation, mirror_signs
+from stage2_temporal.finetune.checkpoint import FinetuneState, changed_weights, with_changes
+from stage2_temporal.finetune.image_batches import ImageWindowBatches, ReadWindow
+from stage2_temporal.finetune.unfreeze import unfreeze_layers
 from stage2_temporal.runs.results import read_results
 from stage2_temporal.runs.tables import Epoch
 from stage2_temporal.training.loop import fix_seeds, loss_function
@@ -44,7 +45,7 @@ class Devices:
     replicas: int
 
 
-def devices(gpus: list[tuple[int, int]]) -> Devices:
+def choose_devices(gpus: list[tuple[int, int]]) -> Devices:
     """How to compute on local GPUs of these compute capabilities; without one, in single precision on the CPU."""
     mixed = bool(gpus) and min(gpus) >= TENSOR_CORES
     return Devices("mixed_float16" if mixed else "float32", len(gpus))
@@ -56,7 +57,7 @@ def local_gpus() -> list[tuple[int, int]]:
     return [d.get("compute_capability", (0, 0)) for d in details]
 
 
-class Job:
+class FinetuneJob:
     """One fine-tuning: its model, its data, and the epochs."""
 
     def __init__(
@@ -69,7 +70,7 @@ class Job:
         count: int,
         on: Devices,
         key: str,
-        read: Read,
+        read: ReadWindow,
     ) -> None:
         fix_seeds(config.train.seed)
         self.run, self.store, self.task, self.config = run, store, wanted, config
@@ -80,10 +81,10 @@ class Job:
         self.validated = len(held_out) > 0
         self.judged = held_out if self.validated else chosen
         if not self.validated:
-            print("no validation examples: the last epoch is kept", file=sys.stderr)
+            logger.info("no validation examples: the last epoch is kept")
         replicas = max(1, on.replicas)
         self.batch = -(-self.options.batch // replicas) * replicas
-        self.windows = Windows(
+        self.windows = ImageWindowBatches(
             self.read,
             chosen,
             wanted.examples.targets,
@@ -96,7 +97,7 @@ class Job:
         scale = target_scale(wanted.examples.targets[chosen]) if config.train.standardise else None
         self.deviation = scale.deviation if scale else None
         with tf.distribute.MirroredStrategy().scope() if on.replicas > 1 else nullcontext():
-            self.model = thaw(fused, count, batch_norm=self.options.batch_norm, policy=on.policy)
+            self.model = unfreeze_layers(fused, count, batch_norm=self.options.batch_norm, policy=on.policy)
             rate = schedule(self.options, len(self.windows) * self.options.epochs)
             optimiser = keras.optimizers.Adam(rate)
             if on.policy == "mixed_float16":
@@ -105,44 +106,44 @@ class Job:
             self.model.compile(optimiser, loss=loss_function(self.deviation), metrics=[rmse], auto_scale_loss=False)
             optimiser.build(self.model.trainable_variables)
 
-    def train(self) -> State:
+    def train(self) -> FinetuneState:
         """All epochs, from epoch 0 or from where an interrupted one stood."""
         path, total = self.run / PARTS / STATE, self.options.epochs
-        state = checkpoint.read(path)
+        state = checkpoint.read_checkpoint(path)
         if state is not None and state.key != self.key:
-            print(f"{path.parent} is of other settings: begun anew", file=sys.stderr)
+            logger.info(f"{path.parent} is of other settings: begun anew")
             state = None
         if state is None:
             state = self._epoch0()
-            checkpoint.save(path, state)
+            checkpoint.save_checkpoint(path, state)
         else:
-            print(f"finetune: goes on after epoch {len(state.history) - 1}", file=sys.stderr)
-            self.model.set_weights(applied(state.weights, self.start))
+            logger.info(f"finetune: goes on after epoch {len(state.history) - 1}")
+            self.model.set_weights(with_changes(state.weights, self.start))
             for variable, value in zip(self.model.optimizer.variables, state.optimiser, strict=True):
                 variable.assign(value)
         for epoch in range(len(state.history), total + 1):
             self._epoch(epoch, state)
-            checkpoint.save(path, state)
+            checkpoint.save_checkpoint(path, state)
         return state
 
     def predict(self, model: keras.Model, chosen: NDArray[np.int64]) -> Floats:
         """(n, K) of the chosen examples, in the target's unit."""
-        windows = Windows(self.read, chosen, None, self.batch, threads=self.options.threads)
+        windows = ImageWindowBatches(self.read, chosen, None, self.batch, threads=self.options.threads)
         predicted: Floats = guarded(windows, lambda: np.asarray(model.predict(windows, verbose=0), np.float64))
         return predicted
 
-    def _epoch0(self) -> State:
+    def _epoch0(self) -> FinetuneState:
         started = time.monotonic()
         expected = np.array([e.predicted for e in read_results(self.run).examples])[self.judged]
-        windows = Windows(self.read, self.judged, None, self.batch)
+        windows = ImageWindowBatches(self.read, self.judged, None, self.batch)
         predicted, facts = agree(self.fused, windows, expected, self.store.recipe.dtype)
         if self.devices.policy != "float32":
             predicted = self.predict(self.model, self.judged)  # later epochs are compared in the same precision
         row = self._row(0, math.nan, math.nan, predicted, started)
         self._show(row, f"the two stages' own to {facts['difference']:.1g} of the largest value")
-        return State(self.key, [row], optimiser=self._optimiser(), facts=facts)
+        return FinetuneState(self.key, [row], optimiser=self._optimiser(), facts=facts)
 
-    def _epoch(self, epoch: int, state: State) -> None:
+    def _epoch(self, epoch: int, state: FinetuneState) -> None:
         started = time.monotonic()
         self.windows.begin(epoch)
         seed_noise(self.model, self.config.train.seed, epoch)
@@ -157,10 +158,10 @@ class Job:
             raise FramebankError(
                 f"the loss is no number any more in epoch {epoch}",
                 got=f"loss {row.loss}, validation {row.val_loss}",
-                mend=f"--finetune.learning_rate {self.options.learning_rate / 10:g}",
+                hint=f"--finetune.learning_rate {self.options.learning_rate / 10:g}",
             )
         state.history.append(row)
-        state.weights = changes(self.model.get_weights(), self.start)
+        state.weights = changed_weights(self.model.get_weights(), self.start)
         state.optimiser = self._optimiser()
         lowest = min(r.val_loss for r in state.history[:-1])
         if not self.validated or row.val_loss < lowest:
@@ -182,10 +183,12 @@ class Job:
         figures = {k: getattr(row, k) for k in ("loss", "rmse", "val_loss", "val_rmse")}
         text = ", ".join(f"{k} {v:.4g}" for k, v in figures.items() if math.isfinite(v))
         parts = ", ".join(part for part in (text, remark) if part)
-        print(f"finetune: epoch {row.epoch}/{self.options.epochs}, {parts} [{row.seconds:.1f} s]", file=sys.stderr)
+        logger.info(f"finetune: epoch {row.epoch}/{self.options.epochs}, {parts} [{row.seconds:.1f} s]")
 
 
-def agree(fused: keras.Model, windows: Windows, expected: Floats, dtype: str) -> tuple[Floats, dict[str, float]]:
+def agree(
+    fused: keras.Model, windows: ImageWindowBatches, expected: Floats, dtype: str
+) -> tuple[Floats, dict[str, float]]:
     """The fused model's predictions, and how far they are from the two stages' stored ones.
 
     Args:
@@ -213,12 +216,12 @@ def agree(fused: keras.Model, windows: Windows, expected: Floats, dtype: str) ->
             "epoch 0 is not the two stages' result",
             expected=f"at most {facts['tolerated']:.2g} of the largest value",
             got=f"{difference:.2g}",
-            mend="python -m stage2_temporal evaluate, then again",
+            hint="python -m stage2_temporal evaluate, then again",
         )
     return predicted, facts
 
 
-def schedule(options: Finetune, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+def schedule(options: FinetuneConfig, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
     """Linear warm-up to the learning rate, then a cosine down to 0 over the rest of the steps."""
     warmup = round(options.warmup * steps)
     if warmup == 0:
@@ -239,7 +242,7 @@ def seed_noise(model: keras.Model, seed: int, epoch: int) -> None:
         state.assign(drawn.astype(state.dtype))
 
 
-def guarded(windows: Windows, work: Callable[[], Any]) -> Any:
+def guarded(windows: ImageWindowBatches, work: Callable[[], Any]) -> Any:
     """`work()`; where decoding failed, its own fault instead of TensorFlow's."""
     try:
         return work()
@@ -249,9 +252,9 @@ def guarded(windows: Windows, work: Callable[[], Any]) -> Any:
         raise windows.fault from None
 
 
-def augmentation(options: Finetune, columns: tuple[str, ...]) -> Augmentation:
+def augmentation(options: FinetuneConfig, columns: tuple[str, ...]) -> Augmentation:
     """What is drawn for each training window; no mirroring where a target's answer to it is not known."""
-    known = signs(columns)
+    known = mirror_signs(columns)
     if options.flip and known is None:
-        print(f"finetune: no flip, what it does to {', '.join(columns)} is not known", file=sys.stderr)
+        logger.info(f"finetune: no flip, what it does to {', '.join(columns)} is not known")
     return Augmentation(options.flip and known is not None, options.brightness, options.contrast, known or ())

@@ -15,7 +15,7 @@ import keras
 from features.errors import ConfigError
 
 
-class Still(keras.layers.Layer):  # type: ignore[misc]
+class InferenceMode(keras.layers.Layer):  # type: ignore[misc]
     """Runs a layer in inference mode, whatever the model around it does; exists in the copy only, is never saved."""
 
     def __init__(self, layer: keras.layers.Layer) -> None:
@@ -31,14 +31,14 @@ class Still(keras.layers.Layer):  # type: ignore[misc]
         return self.layer(inputs, training=False)
 
 
-def backbone(fused: keras.Model) -> list[keras.layers.Layer]:
+def backbone_layers(fused: keras.Model) -> list[keras.layers.Layer]:
     """A fused model's backbone layers in order: the trunk's up to the cut, then the top's, inputs left out."""
     stage_two = fused.get_layer("framebank")
     parts = [_frozen(fused), *(layer for layer in stage_two.layers if layer.name == "top")]
     return [layer for part in parts for layer in part.layers if not isinstance(layer, keras.layers.InputLayer)]
 
 
-def last(names: list[str], unfreeze: int | str) -> int:
+def count_unfrozen(names: list[str], unfreeze: int | str) -> int:
     """How many of the backbone's last layers `finetune.unfreeze` means.
 
     Raises:
@@ -54,30 +54,32 @@ def last(names: list[str], unfreeze: int | str) -> int:
             "no such layer to unfreeze from",
             expected=f"a number, all, or e.g. {', '.join(near[:8])}",
             got=unfreeze,
-            mend="--finetune.unfreeze LAYER",
+            hint="--finetune.unfreeze LAYER",
         )
     if unfreeze > len(names):
         raise ConfigError(
             "finetune.unfreeze is more than the backbone has below its output or cut",
             expected=f"0 to {len(names)} layers",
             got=unfreeze,
-            mend="--finetune.unfreeze all",
+            hint="--finetune.unfreeze all",
         )
     return unfreeze
 
 
-def thaw(fused: keras.Model, count: int, *, batch_norm: bool = False, policy: str = "float32") -> keras.Model:
+def unfreeze_layers(
+    fused: keras.Model, count: int, *, batch_norm: bool = False, policy: str = "float32"
+) -> keras.Model:
     """A copy of the fused model with the same weights, in the same order, that trains.
 
     The backbone's last `count` layers and the whole head are trainable.
 
     Args:
         fused: uint8 frames (batch, T, height, width, 3) → (batch, targets).
-        count: of the layers that `backbone` lists.
+        count: of the layers that `backbone_layers` lists.
         batch_norm: let unfrozen batch norm follow training: batch statistics, and its own updated.
         policy: what the backbone computes in, e.g. `mixed_float16`; the head stays in float32.
     """
-    layers = backbone(fused)
+    layers = backbone_layers(fused)
     inside = {id(layer): i >= len(layers) - count for i, layer in enumerate(layers)}
     nested = {id(fused.get_layer("trunk")), id(_frozen(fused)), id(fused.get_layer("framebank"))}
     nested |= {id(layer) for layer in fused.get_layer("framebank").layers if layer.name == "top"}
@@ -95,7 +97,7 @@ def thaw(fused: keras.Model, count: int, *, batch_norm: bool = False, policy: st
         clones.append((layer, unfrozen))
         follows = batch_norm and unfrozen and isinstance(layer, keras.layers.BatchNormalization)
         changes = "training" in inspect.signature(layer.call).parameters
-        return Still(layer) if changes and not follows else layer
+        return InferenceMode(layer) if changes and not follows else layer
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         kept = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}  # follow from the new graph

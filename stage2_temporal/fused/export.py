@@ -23,16 +23,23 @@ from numpy.typing import NDArray
 from features.config import Config
 from features.errors import ConfigError, FramebankError
 from features.store import Store
-from stage1_extract.engines.openvino import core
-from stage2_temporal.data.examples import APPEARANCE
-from stage2_temporal.fused.fuse import FRAMES, assemble, fuse, images, stored_inputs, stored_windows
-from stage2_temporal.heads import sees_boxes
-from stage2_temporal.heads.graph import fed
-from stage2_temporal.train import load
+from features.streams import APPEARANCE
+from stage1_extract.engines.openvino import openvino_core
+from stage2_temporal.fused.fuse import (
+    FRAMES_INPUT,
+    build_fused_model,
+    fuse_run,
+    load_window_images,
+    stored_inputs,
+    stored_windows,
+)
+from stage2_temporal.heads import uses_track_alone
+from stage2_temporal.heads.graph import model_inputs
+from stage2_temporal.train import load_model
 from stage2_temporal.training.scaling import TOLERANCE
 
-Outputs = Mapping[str, NDArray[np.float32]]
-Inputs = Mapping[str, NDArray[Any]]
+NamedOutputs = Mapping[str, NDArray[np.float32]]
+NamedInputs = Mapping[str, NDArray[Any]]
 
 
 def export_run(
@@ -41,32 +48,32 @@ def export_run(
     """Export a run's fused model, fine-tuned where it was, into its folder; yields each file and its difference.
 
     Raises:
-        FramebankError: see `fuse` and `export`.
+        FramebankError: see `fuse_run` and `export_model`.
     """
     unknown = [name for name in formats or [] if name not in FORMATS]
     if unknown:
         raise ConfigError(
-            "no such format", expected=f"one of {', '.join(FORMATS)}", got=unknown[0], mend="--format NAME"
+            "no such format", expected=f"one of {', '.join(FORMATS)}", got=unknown[0], hint="--format NAME"
         )
     chosen = stored_windows(config, store)
     inputs = stored_inputs(run, config, store, chosen)
-    if APPEARANCE in config.head.streams and not sees_boxes(config):
-        fused, _ = fuse(run, store, config)
+    if APPEARANCE in config.head.streams and not uses_track_alone(config):
+        fused, _ = fuse_run(run, store, config)
         if (run / "finetuned.keras").is_file():
-            fused.set_weights(load(run, "finetuned.keras").get_weights())
+            fused.set_weights(load_model(run, "finetuned.keras").get_weights())
         model = servable(fused, config.data.columns)
         others = {name: values for name, values in inputs.items() if name in [t.name for t in model.inputs]}
-        inputs = {FRAMES: images(config, store, chosen)} | others
+        inputs = {FRAMES_INPUT: load_window_images(config, store, chosen)} | others
     else:
-        model = _named(unrolled(load(run)), config.data.columns)
+        model = _named(unrolled(load_model(run)), config.data.columns)
     inputs = {n: a if a.dtype == np.uint8 else a.astype(np.float32) for n, a in inputs.items()}
     for name in formats or DEFAULT:
-        yield export(model, run / "export", name, inputs)
+        yield export_model(model, run / "export", name, inputs)
 
 
 def servable(fused: keras.Model, columns: tuple[str, ...]) -> keras.Model:
     """The fused model with unrolled recurrent layers and one named output a target column."""
-    return _named(assemble(fused.get_layer("trunk"), unrolled(fused.get_layer("framebank"))), columns)
+    return _named(build_fused_model(fused.get_layer("trunk"), unrolled(fused.get_layer("framebank"))), columns)
 
 
 def unrolled(stage_two: keras.Model) -> keras.Model:
@@ -80,7 +87,7 @@ def _named(model: keras.Model, columns: tuple[str, ...]) -> keras.Model:
     return keras.Model(model.input, {c: model.output[:, i] for i, c in enumerate(columns)}, name="framebank")
 
 
-def export(model: keras.Model, folder: Path, name: str, inputs: Inputs) -> tuple[Path, float]:
+def export_model(model: keras.Model, folder: Path, name: str, inputs: NamedInputs) -> tuple[Path, float]:
     """Write one format into `folder`; its path and the largest relative difference from Keras on `inputs`, by name.
 
     Raises:
@@ -90,12 +97,12 @@ def export(model: keras.Model, folder: Path, name: str, inputs: Inputs) -> tuple
     keras_name, ending, packages, run = FORMATS[name]
     lacking = [p for p in packages if importlib.util.find_spec(p) is None]
     if lacking:
-        raise ConfigError(f"{name} needs {', '.join(lacking)}", mend=f"pip install {' '.join(lacking)}")
+        raise ConfigError(f"{name} needs {', '.join(lacking)}", hint=f"pip install {' '.join(lacking)}")
     folder.mkdir(parents=True, exist_ok=True)
     unfinished, path = folder / f".unfinished{ending}", folder / f"model{ending}"
     _remove(unfinished)
     expected = model.predict(
-        fed(dict(inputs)), verbose=0
+        model_inputs(dict(inputs)), verbose=0
     )  # before the export, which needs a model that was called once
     try:
         with warnings.catch_warnings():
@@ -107,7 +114,7 @@ def export(model: keras.Model, folder: Path, name: str, inputs: Inputs) -> tuple
                 f"{path}: {name} does not compute what Keras does",
                 expected=f"at most {TOLERANCE:.2g} of the largest value",
                 got=f"{difference:.2g}",
-                mend="another --format, and tell us",
+                hint="another --format, and tell us",
             )
         _remove(path)
         unfinished.rename(path)
@@ -125,7 +132,7 @@ def _unrolled(layer: keras.Layer) -> keras.Layer:
     return layer.__class__.from_config(config)
 
 
-def _saved_model(path: Path, inputs: Inputs) -> Outputs:
+def _saved_model(path: Path, inputs: NamedInputs) -> NamedOutputs:
     import tensorflow as tf
 
     found = tf.saved_model.load(str(path)).signatures["serving_default"](
@@ -134,7 +141,7 @@ def _saved_model(path: Path, inputs: Inputs) -> Outputs:
     return {name: value.numpy() for name, value in found.items()}
 
 
-def _onnx(path: Path, inputs: Inputs) -> Outputs:
+def _onnx(path: Path, inputs: NamedInputs) -> NamedOutputs:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -142,7 +149,7 @@ def _onnx(path: Path, inputs: Inputs) -> Outputs:
     return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
-def _litert(path: Path, inputs: Inputs) -> Outputs:
+def _litert(path: Path, inputs: NamedInputs) -> NamedOutputs:
     from ai_edge_litert.interpreter import Interpreter
 
     run = Interpreter(str(path)).get_signature_runner("serving_default")
@@ -151,14 +158,14 @@ def _litert(path: Path, inputs: Inputs) -> Outputs:
     return {name: np.concatenate([w[name] for w in windows]) for name in windows[0]}
 
 
-def _openvino(path: Path, inputs: Inputs) -> Outputs:
-    compiled = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+def _openvino(path: Path, inputs: NamedInputs) -> NamedOutputs:
+    compiled = openvino_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled(dict(inputs))
     return {output.any_name: found[output] for output in compiled.outputs}
 
 
 # name: Keras' name for it, the file's ending, packages it needs, its own runtime
-FORMATS: dict[str, tuple[str, str, tuple[str, ...], Callable[[Path, Inputs], Outputs]]] = {
+FORMATS: dict[str, tuple[str, str, tuple[str, ...], Callable[[Path, NamedInputs], NamedOutputs]]] = {
     "saved_model": ("tf_saved_model", "", (), _saved_model),
     "onnx": ("onnx", ".onnx", ("tf2onnx", "onnxruntime"), _onnx),
     "litert": ("litert", ".tflite", ("ai_edge_litert",), _litert),
@@ -169,7 +176,7 @@ FORMATS: dict[str, tuple[str, str, tuple[str, ...], Callable[[Path, Inputs], Out
 DEFAULT = ("saved_model", "onnx", "litert")
 
 
-def _difference(got: Outputs, expected: Mapping[str, Any]) -> float:
+def _difference(got: NamedOutputs, expected: Mapping[str, Any]) -> float:
     if set(got) != set(expected):
         return float("nan")
     largest = max(float(np.abs(value).max()) for value in expected.values())

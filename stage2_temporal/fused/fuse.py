@@ -18,26 +18,27 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.atomic import replacing
+from features._common.atomic import atomic_write
 from features.config import Config, read_config
 from features.errors import DataError, StoreError
 from features.store import Store
+from features.streams import APPEARANCE
 from features.windows import Examples
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.engines.engine import build_trunk
-from stage1_extract.frame_loader import resize
-from stage2_temporal.data.examples import APPEARANCE, Inputs, Source
+from stage1_extract.frame_loader import resize_frame
+from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import read_task
-from stage2_temporal.heads import check_sees_frames, find
-from stage2_temporal.heads.graph import Tensor, fed
-from stage2_temporal.train import load
+from stage2_temporal.heads import check_uses_maps, find_head
+from stage2_temporal.heads.graph import Tensor, model_inputs
+from stage2_temporal.train import load_model
 from stage2_temporal.training.scaling import TOLERANCE
 
 HALF = 2.0**-11  # what rounding to half precision can do to a value
 LOWER = 0.05  # what computing in bfloat16 or float16 does to a map's largest value: 0.01 to 0.02, and room
 WINDOWS = 8
-FRAMES = "frames"
+FRAMES_INPUT = "frames"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Equality:
         return None
 
 
-def assemble(trunk: keras.Model, stage_two: keras.Model) -> keras.Model:
+def build_fused_model(trunk: keras.Model, stage_two: keras.Model) -> keras.Model:
     """uint8 frames (batch, T, height, width, 3) → (batch, targets); time is folded into the batch for the trunk.
 
     Args:
@@ -95,10 +96,14 @@ def assemble(trunk: keras.Model, stage_two: keras.Model) -> keras.Model:
     entry = maps_entry(stage_two)
     others = {t.name: keras.Input(t.shape[1:], dtype=t.dtype, name=t.name) for t in stage_two.inputs if t is not entry}
     time = entry.shape[1]
-    frames = keras.Input((time, *trunk.input.shape[1:]), dtype="uint8", name=FRAMES)
+    frames = keras.Input((time, *trunk.input.shape[1:]), dtype="uint8", name=FRAMES_INPUT)
     maps = trunk(keras.ops.reshape(frames, (-1, *trunk.input.shape[1:])), training=False)
     maps = keras.ops.reshape(maps, (-1, time, *trunk.output.shape[1:]))
-    return keras.Model(fed({FRAMES: frames} | others), stage_two(fed({entry.name: maps} | others)), name="fused")
+    return keras.Model(
+        model_inputs({FRAMES_INPUT: frames} | others),
+        stage_two(model_inputs({entry.name: maps} | others)),
+        name="fused",
+    )
 
 
 def maps_entry(stage_two: keras.Model) -> Tensor:
@@ -107,7 +112,7 @@ def maps_entry(stage_two: keras.Model) -> Tensor:
     return entries[0] if len(entries) == 1 else next(t for t in entries if t.name == APPEARANCE)
 
 
-def compare(
+def compare_models(
     fused: keras.Model,
     reference: keras.Model,
     frames: NDArray[np.uint8],
@@ -128,9 +133,11 @@ def compare(
     entry, others = maps_entry(reference).name, dict(others or {})
 
     def answer(model: keras.Model, maps: NDArray[Any]) -> NDArray[np.float32]:
-        return np.asarray(model.predict(fed({entry: maps} | others), verbose=0))
+        return np.asarray(model.predict(model_inputs({entry: maps} | others), verbose=0))
 
-    one_by_one = [{FRAMES: frames[[i]]} | {n: values[[i]] for n, values in others.items()} for i in range(len(frames))]
+    one_by_one = [
+        {FRAMES_INPUT: frames[[i]]} | {n: values[[i]] for n, values in others.items()} for i in range(len(frames))
+    ]
     trunk, stage_two = fused.get_layer("trunk"), fused.get_layer(reference.name)
     stored = maps.astype(np.float32)
     flat = stored.reshape(-1, *stored.shape[2:])
@@ -143,12 +150,14 @@ def compare(
         trunk=_difference(seen, stored),
         top=_difference(*(_top(model, flat) for model in (stage_two, reference))),
         head=_difference(answer(stage_two, stored), expected),
-        output=_difference(np.concatenate([fused.predict(fed(window), verbose=0) for window in one_by_one]), expected),
+        output=_difference(
+            np.concatenate([fused.predict(model_inputs(window), verbose=0) for window in one_by_one]), expected
+        ),
         rounding=_difference(rounded, answer(stage_two, seen)).relative,
     )
 
 
-def fuse(run: Path, store: Store, config: Config | None = None) -> tuple[keras.Model, Equality]:
+def fuse_run(run: Path, store: Store, config: Config | None = None) -> tuple[keras.Model, Equality]:
     """A run's fused model, checked against the two stages.
 
     Args:
@@ -160,19 +169,21 @@ def fuse(run: Path, store: Store, config: Config | None = None) -> tuple[keras.M
         DataError: the images are not there, or there is no sound run.
     """
     config = config or read_config(run / "config.toml")
-    check_sees_frames(run, config)
+    check_uses_maps(run, config)
     trunk = build_trunk(config)
     if trunk.recipe.fingerprint != store.fingerprint:
         raise StoreError(
             f"{store.path}: the backbone of {run} is not the one the store was made with",
             got="; ".join(trunk.recipe.differences(store.recipe)),
-            mend="--store STORE, the one the run was trained on",
+            hint="--store STORE, the one the run was trained on",
         )
-    fused, reference = assemble(trunk.model, load(run)), load(run)
+    fused, reference = build_fused_model(trunk.model, load_model(run)), load_model(run)
     chosen = stored_windows(config, store)
     others = stored_inputs(run, config, store, chosen)
     maps = others.pop(maps_entry(reference).name)
-    equality = compare(fused, reference, images(config, store, chosen), maps, store.recipe.precision, others)
+    equality = compare_models(
+        fused, reference, load_window_images(config, store, chosen), maps, store.recipe.precision, others
+    )
     fault = equality.fault(store.recipe.dtype, store.recipe.precision)
     if fault is not None:
         part, relative, limit = fault
@@ -180,15 +191,15 @@ def fuse(run: Path, store: Store, config: Config | None = None) -> tuple[keras.M
             f"{run}: the fused model is not the two stages: its {part} differs",
             expected=f"at most {limit:.2g} of the largest value",
             got=f"{relative:.2g}",
-            mend="python -m stage1_extract verify, then make train",
+            hint="python -m stage1_extract verify, then make train",
         )
     return fused, equality
 
 
-def write(run: Path, fused: keras.Model, equality: Equality) -> Path:
+def save_fused_model(run: Path, fused: keras.Model, equality: Equality) -> Path:
     """Save the fused model and what was measured into the run's folder; the model's path."""
     path = run / "fused.keras"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         # Keras goes by the ending
         whole = temporary.with_suffix(".keras")
         try:
@@ -196,7 +207,7 @@ def write(run: Path, fused: keras.Model, equality: Equality) -> Path:
             whole.replace(temporary)
         finally:
             whole.unlink(missing_ok=True)
-    with replacing(run / "fused.json") as temporary:
+    with atomic_write(run / "fused.json") as temporary:
         temporary.write_text(json.dumps(asdict(equality), indent=2), encoding="utf-8")
     return path
 
@@ -209,11 +220,11 @@ def stored_windows(config: Config, store: Store) -> Examples:
 
 def stored_inputs(run: Path, config: Config, store: Store, chosen: Examples) -> dict[str, NDArray[Any]]:
     """What a run's stage-two model takes of some windows, by input name, as stored."""
-    head = find(config.head.name).of(config).restore(load(run), run)
-    return head.taken(Inputs(Source(store.path, chosen.rows), chosen))
+    head = find_head(config.head.name).of(config).restore(load_model(run), run)
+    return head.taken(StoreExamples(StoreSource(store.path, chosen.rows), chosen))
 
 
-def images(config: Config, store: Store, chosen: Examples) -> NDArray[np.uint8]:
+def load_window_images(config: Config, store: Store, chosen: Examples) -> NDArray[np.uint8]:
     """(n, T, height, width, 3) the resized images of some windows.
 
     Raises:
@@ -229,11 +240,11 @@ def _window(found: Examples, index: int, store: Store, clips: Mapping[str, Clip]
     if clip is None or clip.sequence.digest != sequence.digest:
         raise DataError(
             f"{config.data.path}: sequence {sequence.id} is {'gone' if clip is None else 'not the one in the store'}",
-            mend="make features, or give the images' folder with --data.path",
+            hint="make features, or give the images' folder with --data.path",
         )
     wanted = found.rows[index] - store.first[found.sequence[index]]
-    read = list(clip.source.read(int(wanted[0]), int(wanted[-1]) + 1, config.frames.enough))
-    return np.stack([resize(read[i - wanted[0]], config.frames) for i in wanted])
+    read = list(clip.source.read(int(wanted[0]), int(wanted[-1]) + 1, config.frames.min_size))
+    return np.stack([resize_frame(read[i - wanted[0]], config.frames) for i in wanted])
 
 
 def _top(model: keras.Model, maps: NDArray[np.float32]) -> NDArray[np.float32]:

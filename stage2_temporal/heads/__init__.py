@@ -10,22 +10,21 @@ from pathlib import Path
 import keras
 
 from features.config import Config
-from features.config import Head as Settings
+from features.config import HeadConfig as Settings
 from features.errors import ConfigError
 from features.store import TopRecord
-from stage2_temporal.data.examples import APPEARANCE
+from features.streams import APPEARANCE, MOTION
 from stage2_temporal.heads.attention import Attention
 from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.boosting import Boosting
 from stage2_temporal.heads.convolutional import TCN, ConvLSTM, Delta
-from stage2_temporal.heads.default_head import MOTION
 from stage2_temporal.heads.fusion import Fusion
 from stage2_temporal.heads.linear_models import SVR, KernelRidge, Ridge
 from stage2_temporal.heads.recurrent import GRU, FlattenLSTM, PooledLSTM
-from stage2_temporal.heads.vehicle import Boxed, BoxRidge
+from stage2_temporal.heads.vehicle import BoxRidge, VehicleHead
 from stage2_temporal.heads.vehicle_mlp import BoxMLP
 from stage2_temporal.training.scaling import Scale
-from stage2_temporal.vehicle.camera_geometry import FILE
+from stage2_temporal.vehicle.camera_geometry import CAMERA_GEOMETRY_FILE
 
 HEADS: dict[str, type[Head]] = {
     "flatten_lstm": FlattenLSTM,
@@ -45,7 +44,7 @@ HEADS: dict[str, type[Head]] = {
 }
 
 
-def find(name: str) -> type[Head]:
+def find_head(name: str) -> type[Head]:
     """The head of that name.
 
     Raises:
@@ -55,19 +54,21 @@ def find(name: str) -> type[Head]:
         return HEADS[name]
     except KeyError:
         raise ConfigError(
-            "no such head", expected=f"one of {', '.join(HEADS)}", got=name, mend="--head.name NAME"
+            "no such head", expected=f"one of {', '.join(HEADS)}", got=name, hint="--head.name NAME"
         ) from None
 
 
-def sees_boxes(config: Config) -> bool:
+def uses_track_alone(config: Config) -> bool:
     """Whether a run's head sees a vehicle's track and nothing else."""
-    head = find(config.head.name)
-    return issubclass(head, Boxed) and head.alone
+    head = find_head(config.head.name)
+    return issubclass(head, VehicleHead) and head.alone
 
 
-def is_told(run: Path, config: Config) -> bool:
+def uses_track(run: Path, config: Config) -> bool:
     """Whether a run's head is told of a vehicle by its box, be it alone or beside frames."""
-    return sees_boxes(config) or (issubclass(find(config.head.name), Boxed) and (run / FILE).is_file())
+    return uses_track_alone(config) or (
+        issubclass(find_head(config.head.name), VehicleHead) and (run / CAMERA_GEOMETRY_FILE).is_file()
+    )
 
 
 def check_streams(run: Path, config: Config) -> None:
@@ -77,50 +78,50 @@ def check_streams(run: Path, config: Config) -> None:
         ConfigError: it does.
     """
     others = [stream for stream in config.head.streams if stream not in (APPEARANCE, MOTION)]
-    if others and not sees_boxes(config):
+    if others and not uses_track_alone(config):
         raise ConfigError(
             f"{run}: {config.head.name} looks at a stream that is derived in a store, and answers from a store alone",
             expected=f"{APPEARANCE}, {MOTION} or both",
             got=", ".join(others),
-            mend=f"make features of the clips, then evaluate; or train anew with --head.streams {APPEARANCE}",
+            hint=f"make features of the clips, then evaluate; or train anew with --head.streams {APPEARANCE}",
         )
 
 
-def check_sees_frames(run: Path, config: Config) -> None:
+def check_uses_maps(run: Path, config: Config) -> None:
     """Refuse what needs a backbone in the model, where the head doesn't look at the trunk's maps.
 
     Raises:
         ConfigError: it doesn't.
     """
     check_streams(run, config)
-    if sees_boxes(config) or APPEARANCE not in config.head.streams:
-        seen = "a vehicle's track" if sees_boxes(config) else "optical flow"
+    if uses_track_alone(config) or APPEARANCE not in config.head.streams:
+        seen = "a vehicle's track" if uses_track_alone(config) else "optical flow"
         raise ConfigError(
             f"{run}: {config.head.name} sees {seen} and no frames: there is no backbone to fuse it with",
-            mend="nothing: predict works as it is, and export writes the model with its named inputs; to fine-tune, "
+            hint="nothing: predict works as it is, and export writes the model with its named inputs; to fine-tune, "
             f"train anew with --head.streams {APPEARANCE}",
         )
 
 
-def check_sees_frames_alone(run: Path, config: Config) -> None:
+def check_uses_maps_alone(run: Path, config: Config) -> None:
     """Refuse what trains on frames, where the head looks at other things or at other things besides.
 
     Raises:
         ConfigError: it does.
     """
-    check_sees_frames(run, config)
-    if len(config.head.streams) > 1 or is_told(run, config):
-        seen = [*config.head.streams, *(["a vehicle's track"] if is_told(run, config) else [])]
+    check_uses_maps(run, config)
+    if len(config.head.streams) > 1 or uses_track(run, config):
+        seen = [*config.head.streams, *(["a vehicle's track"] if uses_track(run, config) else [])]
         raise ConfigError(
             f"{run}: fine-tuning trains on frames, and {config.head.name} sees more than these",
             expected=f"a head on {APPEARANCE} alone",
             got=", ".join(seen),
-            mend="fuse, predict and export take it as it is; to fine-tune, train anew with --head.name pooled_lstm "
+            hint="fuse, predict and export take it as it is; to fine-tune, train anew with --head.name pooled_lstm "
             f"--head.streams {APPEARANCE}",
         )
 
 
-def build(
+def build_model(
     shape: tuple[int, ...],
     settings: Settings,
     targets: int,
@@ -143,7 +144,7 @@ def build(
         ConfigError: an unknown head, or settings that do not fit the map.
         StoreError: a top that cannot be rebuilt.
     """
-    head = find(settings.name).of(Config(head=settings))
+    head = find_head(settings.name).of(Config(head=settings))
     head._begin()
     head._plan({"features": shape}, targets, top=top, target=target)
     head._scale = vectors

@@ -6,15 +6,15 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from stage2_temporal.heads.gradient import Trained
+from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.heads.graph import Tensor
 from stage2_temporal.heads.pooled import PooledFrames
-from stage2_temporal.heads.recurrent import decide
+from stage2_temporal.heads.recurrent import output_layers
 
-HEADS = 4
+ATTENTION_HEADS = 4
 
 
-class Attention(PooledFrames, Trained):
+class Attention(PooledFrames, GradientHead):
     """Self-attention over the frames, `layers` blocks of `units` numbers a frame, averaged over time at the end.
 
     After Vaswani et al., "Attention is all you need" (2017), with the norm before each step as is usual since.
@@ -24,10 +24,12 @@ class Attention(PooledFrames, Trained):
 
     def _answer(self, vectors: Tensor, targets: int) -> Tensor:
         head, width = self._head, self._head.units
-        x = keras.layers.Dense(width, name="enter")(vectors) + places(vectors.shape[1], width)
+        x = keras.layers.Dense(width, name="enter")(vectors) + positional_encoding(vectors.shape[1], width)
         for i in range(head.layers):
             y = keras.layers.LayerNormalization(name=f"norm{i}a")(x)
-            y = keras.layers.MultiHeadAttention(HEADS, max(1, width // HEADS), name=f"attention{i}")(y, y)
+            y = keras.layers.MultiHeadAttention(
+                ATTENTION_HEADS, max(1, width // ATTENTION_HEADS), name=f"attention{i}"
+            )(y, y)
             x = x + keras.layers.Dropout(head.dropout, name=f"dropout{i}a")(y)
             y = keras.layers.LayerNormalization(name=f"norm{i}b")(x)
             y = keras.layers.Dense(2 * width, activation="relu", name=f"wide{i}")(y)
@@ -35,10 +37,10 @@ class Attention(PooledFrames, Trained):
                 keras.layers.Dense(width, name=f"back{i}")(y)
             )
         x = keras.layers.LayerNormalization(name="norm")(x)
-        return decide(self, keras.ops.mean(x, axis=1), targets)
+        return output_layers(self, keras.ops.mean(x, axis=1), targets)
 
 
-def places(time: int, width: int) -> NDArray[np.float32]:
+def positional_encoding(time: int, width: int) -> NDArray[np.float32]:
     """(time, width) sines and cosines that tell the frames apart."""
     rate = 10000.0 ** (-2 * (np.arange(width) // 2) / width)
     angle = np.arange(time)[:, None] * rate

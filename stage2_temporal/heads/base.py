@@ -27,18 +27,27 @@ from sklearn.utils.validation import check_array, check_consistent_length, check
 from features.config import Config
 from features.errors import ConfigError
 from features.store import TopRecord
+from features.streams import APPEARANCE
 from stage2_temporal.data.batches import Batches
-from stage2_temporal.data.derived_streams import Derived
-from stage2_temporal.data.examples import APPEARANCE, Inputs, Windows, windows
+from stage2_temporal.data.derived_streams import DerivedStream
+from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_head_inputs
 from stage2_temporal.data.splits import split_at
-from stage2_temporal.data.time_augmentation import wanted
-from stage2_temporal.heads.graph import Graph, Named, Reader, Tensor, entered, fed, joined
+from stage2_temporal.data.time_augmentation import augments_time
+from stage2_temporal.heads.graph import (
+    ExampleReader,
+    Graph,
+    NamedTensors,
+    Tensor,
+    concatenate,
+    model_inputs,
+    submodel_from,
+)
 from stage2_temporal.heads.settings import FIELDS, SIGNATURE, sections
-from stage2_temporal.training.loop import predict
+from stage2_temporal.training.loop import predict_batches
 from stage2_temporal.training.scaling import Scale, rebuild_top, target_scale
 
 Floats = NDArray[np.float64]
-Examples = tuple[Windows, Floats]
+ValidationSet = tuple[HeadInputs, Floats]
 
 
 class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -48,7 +57,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         when: one sentence: when to take it.
         standardised: whether its vectors take part in `standardise_inputs`.
         gaps: whether plain arrays may have NaN in them.
-        clocked: whether it is told how much time lies between the frames.
+        needs_timestamps: whether it is told how much time lies between the frames.
         model_: keras.Model from the store's streams to (batch, K) in the target's unit. One stream: one input named
             `features`; several: a dictionary by stream.
         outcome_: history, kept epoch and seconds of training.
@@ -57,7 +66,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     when: ClassVar[str] = ""
     standardised: ClassVar[bool] = True
     gaps: ClassVar[bool] = False
-    clocked: ClassVar[bool] = False
+    needs_timestamps: ClassVar[bool] = False
 
     def __init__(self, **settings: Any) -> None:
         unknown = [name for name in settings if name not in FIELDS]
@@ -86,20 +95,20 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             ConfigError: settings out of range or at odds with X.
             ValueError: X or y that scikit-learn refuses, unknown targets among them.
-            FramebankError: see `stage2_temporal.training.loop.fit`.
+            FramebankError: see `stage2_temporal.training.loop.fit_model`.
         """
         self._begin()
         examples, targets = self._accepted(X, y, fitting=True)
         self._flat = targets.ndim == 1
         targets = targets.reshape(len(examples), -1)
-        held: Examples | None = None
+        held: ValidationSet | None = None
         if validation is not None:
-            held = windows(validation[0]), _known(validation[1]).reshape(-1, targets.shape[1])
+            held = as_head_inputs(validation[0]), _known(validation[1]).reshape(-1, targets.shape[1])
         elif self._train.validation_split:
             at = split_at(examples.groups, self._train.validation_split)
             held = examples[at:], targets[at:]
             examples, targets = examples[:at], targets[:at]
-        if wanted(self._train):
+        if augments_time(self._train):
             examples, targets = self._retimed(examples, targets)
         self._prepare(examples, targets)
         self._plan(
@@ -131,49 +140,49 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self._flat, self.model_ = False, model
         return self
 
-    def taken(self, examples: Inputs) -> Named:
+    def taken(self, examples: StoreExamples) -> NamedTensors:
         """What `model_` takes of examples, by input name, as stored."""
         return self._base(examples)
 
-    def derived(self, examples: Inputs) -> list[Derived]:
+    def derived(self, examples: StoreExamples) -> list[DerivedStream]:
         """The derived streams that training would put into the store, were they lacking."""
         return []
 
     # what heads override
 
-    def _prepare(self, examples: Windows, targets: Floats) -> None:
+    def _prepare(self, examples: HeadInputs, targets: Floats) -> None:
         """Learn from the training examples (targets (n, K)) what `_base` or `_arrays` need. Nothing by default."""
 
-    def _entries(self, examples: Windows) -> dict[str, tuple[int, ...]]:
+    def _entries(self, examples: HeadInputs) -> dict[str, tuple[int, ...]]:
         """Shape of one example in each array of `_base`, without reading any."""
         return {name: examples.window(stream) for name, stream in self._inputs.items()}
 
-    def _base(self, examples: Windows) -> Named:
+    def _base(self, examples: HeadInputs) -> NamedTensors:
         """The arrays that `model_` takes: the streams of these examples, as stored."""
         return {name: examples.stream(stream) for name, stream in self._inputs.items()}
 
-    def _ready(self, examples: Windows) -> bool:
+    def _ready(self, examples: HeadInputs) -> bool:
         """Whether the store has what `_summarise` gives; never by default."""
         return False
 
-    def _arrays(self, examples: Windows) -> Named:
+    def _arrays(self, examples: HeadInputs) -> NamedTensors:
         """What `_summarise` gives, from the store."""
         raise NotImplementedError
 
-    def _summarise(self, base: Named) -> Named:
+    def _summarise(self, base: NamedTensors) -> NamedTensors:
         """Tensors by the names of `_base` → tensors that do not depend on what is trained, but for the top."""
         return base
 
-    def _vectors(self, arrays: Named) -> Tensor:
+    def _vectors(self, arrays: NamedTensors) -> Tensor:
         """What `_summarise` gives → (batch, T, features) or (batch, features)."""
-        return joined(list(arrays.values()))
+        return concatenate(list(arrays.values()))
 
     @abstractmethod
     def _answer(self, vectors: Tensor, targets: int) -> Tensor:
         """Vectors → (batch, targets)."""
 
     @abstractmethod
-    def _learn(self, examples: Windows, targets: Floats, held: Examples | None, logs: Path | None) -> None:
+    def _learn(self, examples: HeadInputs, targets: Floats, held: ValidationSet | None, logs: Path | None) -> None:
         """Set `model_` and `outcome_`."""
 
     # what they share
@@ -207,9 +216,9 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         tags.regressor_tags.poor_score = True  # on the dozens of rows of scikit-learn's checks
         return tags
 
-    def _accepted(self, X: Any, y: Any, *, fitting: bool) -> tuple[Windows, Floats]:
+    def _accepted(self, X: Any, y: Any, *, fitting: bool) -> tuple[HeadInputs, Floats]:
         """X and y, checked; y alone matters in fitting."""
-        if isinstance(X, Inputs):
+        if isinstance(X, StoreExamples):
             if len(X) == 0:
                 raise ValueError("found 0 examples, at least 1 is needed")
             targets = _known(y) if fitting else np.empty(0)
@@ -219,21 +228,21 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         rules = {"allow_nd": True, "dtype": "numeric", "reset": fitting}
         rules["ensure_all_finite"] = "allow-nan" if self.gaps else True
         if not fitting:
-            return windows(validate_data(self, X, **rules)), np.empty(0)
+            return as_head_inputs(validate_data(self, X, **rules)), np.empty(0)
         X, y = validate_data(self, X, y, **rules, multi_output=True, y_numeric=True)
-        return windows(X), _known(y)
+        return as_head_inputs(X), _known(y)
 
-    def _retimed(self, examples: Windows, targets: Floats) -> Examples:
+    def _retimed(self, examples: HeadInputs, targets: Floats) -> ValidationSet:
         """The examples with what `reverse`, `shift` and `strides` make of them.
 
         Raises:
             ConfigError: a plain array, whose targets have no names, or a head that is told the time.
         """
-        if not isinstance(examples, Inputs) or self.clocked:
+        if not isinstance(examples, StoreExamples) or self.needs_timestamps:
             raise ConfigError(
                 "train.reverse, shift and strides need windows of a store and a head that is not told the time",
-                got=type(self).__name__ if self.clocked else "a plain array",
-                mend="leave them out",
+                got=type(self).__name__ if self.needs_timestamps else "a plain array",
+                hint="leave them out",
             )
         more, of, factor = examples.retimed(self._train)
         return more, targets[of] * factor
@@ -261,31 +270,33 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         x = self._answer(x, self._targets)
         if self._target is not None:
             x = keras.layers.Rescaling(self._target.deviation.tolist(), self._target.mean.tolist(), name="unit")(x)
-        return keras.Model(fed(graph.inputs), x, name="framebank")
+        return keras.Model(model_inputs(graph.inputs), x, name="framebank")
 
-    def _computed(self, graph: Graph, examples: Windows, *, whole: bool) -> Iterator[NDArray[Any]]:
+    def _computed(self, graph: Graph, examples: HeadInputs, *, whole: bool) -> Iterator[NDArray[Any]]:
         """The examples' vectors, batch by batch, from `_base` (whole) or from `_arrays`."""
-        model = keras.Model(fed(graph.inputs if whole else graph.arrays), graph.vectors)
+        model = keras.Model(model_inputs(graph.inputs if whole else graph.arrays), graph.vectors)
         return self._called(model, self._batches(examples, None, whole=whole))
 
     def _called(self, model: keras.Model, batches: Batches) -> Iterator[NDArray[Any]]:
-        """A model's answers, batch by batch, without the graph that `predict` would trace first."""
+        """A model's answers, batch by batch, without the graph that `predict_batches` would trace first."""
         return (np.asarray(model(batches[i][0], training=False)) for i in range(len(batches)))
 
-    def _batches(self, examples: Windows, targets: Floats | None, *, whole: bool, seed: int | None = None) -> Batches:
+    def _batches(
+        self, examples: HeadInputs, targets: Floats | None, *, whole: bool, seed: int | None = None
+    ) -> Batches:
         """Batches of `_base` (whole) or of `_arrays`."""
-        reader = Reader(examples, self._base if whole else self._arrays)
+        reader = ExampleReader(examples, self._base if whole else self._arrays)
         return Batches(reader, np.arange(len(examples)), targets, self._train.batch, seed)
 
-    def _entered(self, model: keras.Model, examples: Windows) -> keras.Model:
+    def _entered(self, model: keras.Model, examples: HeadInputs) -> keras.Model:
         """The part of a whole model that follows `_arrays`; the same layers and weights."""
-        return entered({n: model.get_layer(n).output for n in self._arrays(examples[:1])}, model)
+        return submodel_from({n: model.get_layer(n).output for n in self._arrays(examples[:1])}, model)
 
-    def _predicted(self, examples: Windows) -> Floats:
+    def _predicted(self, examples: HeadInputs) -> Floats:
         """(n, K), from the store's own summaries where it has them."""
         whole = not self._ready(examples)
         model = self.model_ if whole else self._entered(self.model_, examples)
-        return predict(model, self._batches(examples, None, whole=whole))
+        return predict_batches(model, self._batches(examples, None, whole=whole))
 
     def _with_top(self, maps: Tensor, name: str) -> Tensor:
         """Maps (batch, T, h, w, c) with the store's top applied where the input `name` has one; trainable.

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from sklearn.ensemble import GradientBoostingRegressor
 
 from stage2_temporal.heads.base import Floats
-from stage2_temporal.heads.closed_form import Solved, Vectors
+from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors
 from stage2_temporal.heads.graph import Tensor
-from stage2_temporal.heads.pooled import Statistics
+from stage2_temporal.heads.pooled import PooledStatistics
 
-RATE = 0.1  # what each tree's answer counts
+LEARNING_RATE = 0.1  # what each tree's answer counts
 SUBSAMPLE = 0.5  # share of windows a tree sees
 
 
-class Boosting(Statistics, Solved):
+class Boosting(PooledStatistics, ClosedFormHead):
     """scikit-learn's GradientBoostingRegressor, one a target: `units` trees of depth `layers`."""
 
     when = "Take it where features act by thresholds or in combination; slower than the kernels, needs more examples."
@@ -35,7 +35,7 @@ class Boosting(Statistics, Solved):
             GradientBoostingRegressor(
                 n_estimators=self._head.units,
                 max_depth=self._head.layers,
-                learning_rate=RATE,
+                learning_rate=LEARNING_RATE,
                 subsample=SUBSAMPLE if len(vectors) > 1 else 1.0,
                 max_features=features,
                 random_state=self._train.seed,
@@ -44,13 +44,13 @@ class Boosting(Statistics, Solved):
         ]
 
     def _answer(self, vectors: Tensor, targets: int) -> Tensor:
-        answers = [boosted(vectors, machine) for machine in self._solution]
+        answers = [boosting_layers(vectors, machine) for machine in self._solution]
         return keras.ops.concatenate(answers, axis=-1) if targets > 1 else answers[0]
 
 
-def boosted(vectors: Tensor, machine: GradientBoostingRegressor) -> Tensor:
+def boosting_layers(vectors: Tensor, machine: GradientBoostingRegressor) -> Tensor:
     """(batch, F) → (batch, 1): what `machine.predict` gives."""
-    trees = [matrices(estimator.tree_) for estimator in machine.estimators_[:, 0]]
+    trees = [tree_matrices(estimator.tree_) for estimator in machine.estimators_[:, 0]]
     nodes, leaves = (max(t[2].shape[i] for t in trees) for i in (0, 1))
     feature, threshold = np.zeros((len(trees), nodes), np.int32), np.zeros((len(trees), nodes), np.float32)
     path = np.zeros((len(trees), nodes, leaves), np.float32)
@@ -73,7 +73,7 @@ def boosted(vectors: Tensor, machine: GradientBoostingRegressor) -> Tensor:
     return x
 
 
-def matrices(tree: Any) -> tuple[NDArray[Any], ...]:
+def tree_matrices(tree: Any) -> tuple[NDArray[Any], ...]:
     """A tree's decisions (feature, threshold), path matrix (decisions, leaves), depth and value of its leaves."""
     inner = np.flatnonzero(tree.children_left >= 0)
     order = {node: i for i, node in enumerate(inner.tolist())}

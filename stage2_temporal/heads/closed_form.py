@@ -12,52 +12,54 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from stage2_temporal.data.examples import Windows
-from stage2_temporal.heads.base import Examples, Floats, Head
+from stage2_temporal.data.examples import HeadInputs
+from stage2_temporal.heads.base import Floats, Head, ValidationSet
 from stage2_temporal.heads.graph import Tensor
 from stage2_temporal.runs.tables import Epoch
-from stage2_temporal.training.loop import Outcome
+from stage2_temporal.training.loop import TrainingResult
 from stage2_temporal.training.scaling import Scale, vector_scale
 
 Vectors = NDArray[np.float32]
 
 
-class Solved(Head):
+class ClosedFormHead(Head):
     """A head with a regressor of scikit-learn at its end; its `_vectors` are (batch, F)."""
 
     @abstractmethod
     def _solve(self, vectors: Vectors, targets: Floats) -> Any:
         """The fitted regressor, or what of it `_answer` needs, of vectors (n, F) and targets (n, K)."""
 
-    def _learn(self, examples: Windows, targets: Floats, held: Examples | None, logs: Path | None) -> None:
+    def _learn(self, examples: HeadInputs, targets: Floats, held: ValidationSet | None, logs: Path | None) -> None:
         started = time.monotonic()
         graph = self._graph()
         vectors = np.concatenate([*self._computed(graph, examples, whole=not self._ready(examples))])
         if self.standardised and self._train.standardise_inputs:
             self._scale = vector_scale([vectors])
-        self._solution = self._solve(scaled(vectors, self._scale), within(targets, self._target))
+        self._solution = self._solve(
+            standardise_vectors(vectors, self._scale), standardise_targets(targets, self._target)
+        )
         self.model_ = self._finished(graph)
         del self._solution  # the model has it now
         loss, rmse = self._errors(examples, targets)
         val_loss, val_rmse = self._errors(*held) if held is not None else (math.nan, math.nan)
         seconds = time.monotonic() - started
         epoch = Epoch(1, loss, rmse, val_loss, val_rmse, seconds)
-        self.outcome_ = Outcome((epoch,), 1, seconds, interrupted=False)
+        self.outcome_ = TrainingResult((epoch,), 1, seconds, interrupted=False)
 
-    def _predicted(self, examples: Windows) -> Floats:
+    def _predicted(self, examples: HeadInputs) -> Floats:
         whole = not self._ready(examples)
         model = self.model_ if whole else self._entered(self.model_, examples)
         parts = [*self._called(model, self._batches(examples, None, whole=whole))]
         return np.concatenate(parts).astype(np.float64)
 
-    def _errors(self, examples: Windows, targets: Floats) -> tuple[float, float]:
+    def _errors(self, examples: HeadInputs, targets: Floats) -> tuple[float, float]:
         """Loss and RMSE, as training by gradient tells them of an epoch."""
         error = self._predicted(examples) - targets
         weighed = error / self._target.deviation if self._target else error
         return float(np.mean(weighed**2)), float(np.sqrt(np.mean(error**2)))
 
 
-def linear(vectors: Tensor, weights: NDArray[Any], bias: NDArray[Any], name: str = "output") -> Tensor:
+def linear_layer(vectors: Tensor, weights: NDArray[Any], bias: NDArray[Any], name: str = "output") -> Tensor:
     """vectors @ weights (F, K) + bias (K,), as a Dense layer."""
     layer = keras.layers.Dense(weights.shape[1], name=name)
     answer = layer(vectors)
@@ -65,7 +67,7 @@ def linear(vectors: Tensor, weights: NDArray[Any], bias: NDArray[Any], name: str
     return answer
 
 
-def scaled(vectors: Vectors, scale: Scale | None) -> Vectors:
+def standardise_vectors(vectors: Vectors, scale: Scale | None) -> Vectors:
     """What the model's layer `standardise` makes of vectors, in its precision."""
     if scale is None:
         return vectors
@@ -74,6 +76,6 @@ def scaled(vectors: Vectors, scale: Scale | None) -> Vectors:
     return result
 
 
-def within(targets: Floats, scale: Scale | None) -> Floats:
+def standardise_targets(targets: Floats, scale: Scale | None) -> Floats:
     """Targets in units of their deviation from the mean."""
     return targets if scale is None else (targets - scale.mean) / scale.deviation

@@ -5,13 +5,13 @@ from __future__ import annotations
 import keras
 
 from stage2_temporal.data.examples import as_maps
-from stage2_temporal.heads.gradient import Trained
-from stage2_temporal.heads.graph import Named, Tensor, joined
+from stage2_temporal.heads.gradient import GradientHead
+from stage2_temporal.heads.graph import NamedTensors, Tensor, concatenate
 from stage2_temporal.heads.pooled import PooledFrames
-from stage2_temporal.heads.recurrent import decide
+from stage2_temporal.heads.recurrent import output_layers
 
 
-class TCN(PooledFrames, Trained):
+class TCN(PooledFrames, GradientHead):
     """Dilated causal convolutions over time, each block with a way around it; the last frame's answer counts.
 
     After Bai, Kolter and Koltun, "An empirical evaluation of generic convolutional and recurrent networks for sequence
@@ -28,10 +28,10 @@ class TCN(PooledFrames, Trained):
             padded = keras.layers.ZeroPadding1D((2 * 2**i, 0), name=f"pad{i}")(x)
             y = keras.layers.Conv1D(width, 3, dilation_rate=2**i, activation="relu", name=f"conv{i}")(padded)
             x = x + keras.layers.Dropout(self._head.dropout, name=f"dropout{i}")(y)
-        return decide(self, x[:, -1], targets)
+        return output_layers(self, x[:, -1], targets)
 
 
-class Delta(Trained):
+class Delta(GradientHead):
     """What moved from frame to frame: the maps' differences, convolved to `units` channels and averaged over time.
 
     The differences' sign is kept, which pooling loses: a small filter can tell which way an edge went.
@@ -40,7 +40,7 @@ class Delta(Trained):
     when = "Take it for own motion where maps are fine and clips many; trains on whole maps, not in seconds."
     standardised = False
 
-    def _vectors(self, arrays: Named) -> Tensor:
+    def _vectors(self, arrays: NamedTensors) -> Tensor:
         parts = []
         for name, values in arrays.items():
             maps = self._with_top(as_maps(values), name)
@@ -56,25 +56,25 @@ class Delta(Trained):
                 )(x)
             x = keras.ops.mean(x, axis=(1, 2))
             parts.append(keras.ops.mean(keras.ops.reshape(x, (-1, steps, self._head.units)), axis=1))
-        return joined(parts)
+        return concatenate(parts)
 
     def _answer(self, vectors: Tensor, targets: int) -> Tensor:
-        return decide(self, vectors, targets)
+        return output_layers(self, vectors, targets)
 
 
-class ConvLSTM(Trained):
+class ConvLSTM(GradientHead):
     """An LSTM whose state is a map: its gates are 3x3 convolutions, its last state is averaged over the map."""
 
     when = "Take it where what matters is where things move; the slowest head, for small maps or a GPU."
     standardised = False
 
-    def _vectors(self, arrays: Named) -> Tensor:
+    def _vectors(self, arrays: NamedTensors) -> Tensor:
         parts = []
         for name, values in arrays.items():
             maps = self._with_top(as_maps(values), name)
             x = keras.layers.ConvLSTM2D(self._head.units, 3, padding="same", name=f"{name}_conv_lstm")(maps)
             parts.append(keras.ops.mean(x, axis=(1, 2)))
-        return joined(parts)
+        return concatenate(parts)
 
     def _answer(self, vectors: Tensor, targets: int) -> Tensor:
-        return decide(self, vectors, targets)
+        return output_layers(self, vectors, targets)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from features.config import Config
 from features.store import Store
+from features.streams import MOTION, VEHICLE_COLUMNS
 from features.windows import Examples
 
-VEHICLES = frozenset(["vx", "vy", "x", "y"])  # columns about one vehicle, which a box has to point out
-MOTION = "motion"
-GRID = (8, 4)  # cells; measured on the sample set: finer ones add little
+DEFAULT_GRID = (8, 4)  # cells; measured on the sample set: finer ones add little
 
 
-def resolved(config: Config, store: Store, found: Examples) -> Config:
+def resolve_default_head(config: Config, store: Store, found: Examples) -> Config:
     """The config with a head's name in the place of `auto`.
 
     A vehicle's velocity or position where training vehicles were tracked: `box_ridge`, else `pooled_lstm`. Any other
@@ -22,14 +21,18 @@ def resolved(config: Config, store: Store, found: Examples) -> Config:
     if head.name != "auto":
         return config
     update: dict[str, object] = {"name": "pooled_lstm"}
-    if set(found.columns) <= VEHICLES:
+    if set(found.columns) <= VEHICLE_COLUMNS:
         if _tracked(store, found):
             update = {"name": "box_ridge"}
     elif MOTION in store.streams:
         update = {"name": "fusion", "streams": (MOTION,)}
     elif config.window.length > max(head.lags):
         height, width, _ = store.streams["appearance"].shape
-        update = {"name": "ridge", "difference": True, "grid": (min(GRID[0], height), min(GRID[1], width))}
+        update = {
+            "name": "ridge",
+            "difference": True,
+            "grid": (min(DEFAULT_GRID[0], height), min(DEFAULT_GRID[1], width)),
+        }
     return config.model_copy(update={"head": head.model_copy(update=update)})
 
 

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import keras
 
-from stage2_temporal.data.examples import Windows
-from stage2_temporal.heads.base import Examples, Floats, Head
-from stage2_temporal.training.loop import fit, fix_seeds
+from stage2_temporal.data.examples import HeadInputs
+from stage2_temporal.heads.base import Floats, Head, ValidationSet
+from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import vector_scale
 
 
-class Trained(Head):
+class GradientHead(Head):
     """A head whose weights are found by gradient descent on the mean squared error."""
 
-    def _learn(self, examples: Windows, targets: Floats, held: Examples | None, logs: Path | None) -> None:
+    def _learn(self, examples: HeadInputs, targets: Floats, held: ValidationSet | None, logs: Path | None) -> None:
         fix_seeds(self._train.seed)
         graph, whole = self._graph(), not (self._ready(examples) and (held is None or self._ready(held[0])))
         if self.standardised and self._train.standardise_inputs:
             self._scale = vector_scale(self._computed(graph, examples, whole=whole))
         model = self._finished(graph)
-        self.outcome_ = fit(
+        self.outcome_ = fit_model(
             model if whole else self._entered(model, examples),
             self._batches(examples, targets, whole=whole, seed=self._train.seed),
             self._batches(*held, whole=whole) if held is not None else None,

@@ -10,47 +10,47 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from stage2_temporal.data.examples import Windows
+from stage2_temporal.data.examples import HeadInputs
 
 Tensor = Any  # keras.KerasTensor; keras ships no types
-Named = dict[str, Any]  # tensors or arrays by input name
+NamedTensors = dict[str, Any]  # tensors or arrays by input name
 
 
 @dataclass(frozen=True)
 class Graph:
     """A head's graph up to its vectors: tensors by input name, what `_summarise` makes of them, and the vectors."""
 
-    inputs: Named
-    arrays: Named
+    inputs: NamedTensors
+    arrays: NamedTensors
     vectors: Tensor
 
 
 @dataclass(frozen=True)
-class Reader:
+class ExampleReader:
     """What batches are made of: arrays of some of the examples."""
 
-    examples: Windows
-    make: Callable[[Windows], Named]
+    examples: HeadInputs
+    make: Callable[[HeadInputs], NamedTensors]
 
     def windows(self, rows: NDArray[np.int64]) -> Any:
-        return fed(self.make(self.examples[rows]))
+        return model_inputs(self.make(self.examples[rows]))
 
 
-def fed(named: Named) -> Any:
+def model_inputs(named: NamedTensors) -> Any:
     """What a Keras model is built of or takes: one value itself, several by their names."""
     return next(iter(named.values())) if len(named) == 1 else named
 
 
-def entered(tensors: Named, model: keras.Model) -> keras.Model:
+def submodel_from(tensors: NamedTensors, model: keras.Model) -> keras.Model:
     """The part of a model that follows some of its tensors, each by the name that its input is to have."""
     for name, tensor in tensors.items():
         tensor.name = name  # what Keras calls the input that stands in for it
-    part = keras.Model(fed(tensors), model.output, name=model.name)
+    part = keras.Model(model_inputs(tensors), model.output, name=model.name)
     for tensor in part.inputs:
         tensor.name = tensor.name.removesuffix("CLONE")  # else a clone of it would not know its inputs (3.15)
     return part
 
 
-def joined(parts: list[Tensor]) -> Tensor:
+def concatenate(parts: list[Tensor]) -> Tensor:
     """Vectors side by side."""
     return keras.ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]

@@ -8,12 +8,12 @@ import keras
 
 from stage2_temporal.data.examples import as_maps
 from stage2_temporal.heads.base import Head
-from stage2_temporal.heads.gradient import Trained
-from stage2_temporal.heads.graph import Named, Tensor, joined
+from stage2_temporal.heads.gradient import GradientHead
+from stage2_temporal.heads.graph import NamedTensors, Tensor, concatenate
 from stage2_temporal.heads.pooled import PooledFrames
 
 
-class Recurrent(Trained):
+class Recurrent(GradientHead):
     """A recurrent layer over time and what follows it."""
 
     layer: ClassVar[str] = "LSTM"
@@ -21,7 +21,7 @@ class Recurrent(Trained):
     def _answer(self, vectors: Tensor, targets: int) -> Tensor:
         make = getattr(keras.layers, self.layer)
         x = make(self._head.units, activation=self._head.activation, name=self.layer.lower())(vectors)
-        return decide(self, x, targets)
+        return output_layers(self, x, targets)
 
 
 class FlattenLSTM(Recurrent):
@@ -30,13 +30,13 @@ class FlattenLSTM(Recurrent):
     when = "The published head: take it to reproduce, or with thousands of clips; its LSTM has h·w·c inputs."
     standardised = False
 
-    def _vectors(self, arrays: Named) -> Tensor:
+    def _vectors(self, arrays: NamedTensors) -> Tensor:
         flat = []
         for name, values in arrays.items():
             maps = self._with_top(as_maps(values), name)
             label = "flatten" if len(arrays) == 1 else f"flatten_{name}"
             flat.append(keras.layers.Reshape((maps.shape[1], -1), name=label)(maps))
-        return joined(flat)
+        return concatenate(flat)
 
 
 class PooledLSTM(PooledFrames, Recurrent):
@@ -52,7 +52,7 @@ class GRU(PooledFrames, Recurrent):
     layer = "GRU"
 
 
-def decide(head: Head, x: Tensor, targets: int) -> Tensor:
+def output_layers(head: Head, x: Tensor, targets: int) -> Tensor:
     """Dense relu → dropout → linear, on (batch, features)."""
     if head._head.dense:
         x = keras.layers.Dense(head._head.dense, activation="relu", name="dense")(x)

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from features.config import Head, Train, describe
+from features.config import HeadConfig, TrainConfig, describe_validation_error
 from features.errors import ConfigError
 
 NOT_THE_HEADS = ("name", "memory_gb", "tensorboard")  # the class, its Inputs, and its caller decide these
-FIELDS = {n: f for section in (Head, Train) for n, f in section.model_fields.items() if n not in NOT_THE_HEADS}
+FIELDS = {
+    n: f for section in (HeadConfig, TrainConfig) for n, f in section.model_fields.items() if n not in NOT_THE_HEADS
+}
 
 # what scikit-learn reads a head's parameters from
 SIGNATURE = inspect.Signature(
@@ -23,7 +25,7 @@ SIGNATURE = inspect.Signature(
 )
 
 
-def sections(estimator: Any) -> tuple[Head, Train]:
+def sections(estimator: Any) -> tuple[HeadConfig, TrainConfig]:
     """An estimator's settings as the two sections, checked.
 
     Raises:
@@ -34,9 +36,9 @@ def sections(estimator: Any) -> tuple[Head, Train]:
     try:
         head, train = (
             section.model_validate({n: v for n, v in values.items() if n in section.model_fields})
-            for section in (Head, Train)
+            for section in (HeadConfig, TrainConfig)
         )
     except ValidationError as e:
-        raise ConfigError(f"{type(estimator).__name__}: {describe(e)}", mend="set_params") from None
-    assert isinstance(head, Head) and isinstance(train, Train)
+        raise ConfigError(f"{type(estimator).__name__}: {describe_validation_error(e)}", hint="set_params") from None
+    assert isinstance(head, HeadConfig) and isinstance(train, TrainConfig)
     return head, train

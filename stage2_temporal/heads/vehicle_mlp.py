@@ -12,31 +12,32 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from features.streams import GEOMETRY
 from stage2_temporal.data.batches import Batches
-from stage2_temporal.data.examples import Windows
-from stage2_temporal.heads.base import Examples, Floats
-from stage2_temporal.heads.gradient import Trained
-from stage2_temporal.heads.graph import Named, Tensor, fed
-from stage2_temporal.heads.vehicle import GEOMETRY, Boxed, Seen
-from stage2_temporal.training.loop import fit, fix_seeds
+from stage2_temporal.data.examples import HeadInputs
+from stage2_temporal.heads.base import Floats, ValidationSet
+from stage2_temporal.heads.gradient import GradientHead
+from stage2_temporal.heads.graph import NamedTensors, Tensor, model_inputs
+from stage2_temporal.heads.vehicle import ExamplesWithGeometry, VehicleHead
+from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, vector_scale
-from stage2_temporal.vehicle.velocity_estimates import pick
+from stage2_temporal.vehicle.velocity_estimates import select_columns
 
 
-class BoxMLP(Boxed, Trained):
+class BoxMLP(VehicleHead, GradientHead):
     """`members` networks for each of `ranges` of distance; `layers` layers of `units`."""
 
     when = "box_ridge with a network on top: where some hundred vehicles are labelled, and tracks are worse than usual."
     standardised = False
 
-    def _prepare(self, examples: Windows, targets: Floats) -> None:
+    def _prepare(self, examples: HeadInputs, targets: Floats) -> None:
         super()._prepare(examples, targets)
         clean = np.asarray(self._line.reading.clean(self._geometry(examples)))
         self._states: Scale = vector_scale([np.asarray(self._line.reading.states(clean))[:, None]])
         share = (np.arange(self._head.ranges) + 0.5) / self._head.ranges
-        self._centres: Floats = np.quantile(np.log(pick(clean, "x_foot")), share)
+        self._centres: Floats = np.quantile(np.log(select_columns(clean, "x_foot")), share)
 
-    def _vectors(self, arrays: Named) -> Tensor:
+    def _vectors(self, arrays: NamedTensors) -> Tensor:
         """States, the line's answer, and each range's weight, side by side."""
         clean = self._line.reading.clean(arrays[GEOMETRY])
         factor = 1 / self._states.deviation
@@ -48,8 +49,8 @@ class BoxMLP(Boxed, Trained):
         """(batch, ranges): how much of a vehicle is in each range; they sum to 1, one into the next by log distance."""
         centres = self._centres
         if len(centres) == 1:
-            return keras.ops.ones_like(pick(clean, "x_foot"))
-        x = keras.ops.log(pick(clean, "x_foot"))
+            return keras.ops.ones_like(select_columns(clean, "x_foot"))
+        x = keras.ops.log(select_columns(clean, "x_foot"))
         steps = np.maximum(np.diff(centres), 1e-6)
         # how far past each centre but the last, 0 to 1
         past = keras.ops.relu((x - centres[:-1].astype(np.float32)) / steps.astype(np.float32))
@@ -78,24 +79,24 @@ class BoxMLP(Boxed, Trained):
         shape = (self._head.members * self._head.ranges, units)
         return keras.layers.EinsumDense("bnf,nfu->bnu", shape, bias_axes="nu", name=name, **arguments)
 
-    def _learn(self, examples: Windows, targets: Floats, held: Examples | None, logs: Path | None) -> None:
+    def _learn(self, examples: HeadInputs, targets: Floats, held: ValidationSet | None, logs: Path | None) -> None:
         """Each network is judged by its own error: judged by their mean they would lean on one another."""
         fix_seeds(self._train.seed)
         members, seen, graph = self._head.members, self._seen(examples), self._graph()
         answers = self._in_unit(self._members(graph.vectors, self._targets))
 
-        def batches(x: Seen, y: Floats, seed: int | None = None) -> Batches:
+        def batches(x: ExamplesWithGeometry, y: Floats, seed: int | None = None) -> Batches:
             return self._batches(x, np.tile(y, members), whole=True, seed=seed)
 
-        self.outcome_ = fit(
-            keras.Model(fed(graph.inputs), keras.layers.Flatten(name="members")(answers)),
+        self.outcome_ = fit_model(
+            keras.Model(model_inputs(graph.inputs), keras.layers.Flatten(name="members")(answers)),
             batches(seen, targets, self._train.seed),
             None if held is None else batches(self._seen(held[0]), held[1]),
             self._train,
             deviation=np.tile(self._target.deviation, members) if self._target else None,
             logs=logs,
         )
-        self.model_ = keras.Model(fed(graph.inputs), keras.ops.mean(answers, axis=1), name="framebank")
+        self.model_ = keras.Model(model_inputs(graph.inputs), keras.ops.mean(answers, axis=1), name="framebank")
 
     def _in_unit(self, answer: Tensor) -> Tensor:
         if self._target is None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from features._common.atomic import replacing
-from stage2_temporal.report.clips import Frames
-from stage2_temporal.report.page import page
+from features._common.atomic import atomic_write
+from stage2_temporal.report.clips import ReportStore
+from stage2_temporal.report.page import render_page
 from stage2_temporal.runs.results import read_results
 
-__all__ = ["Frames", "write_report"]
+__all__ = ["ReportStore", "write_report"]
 
 
-def write_report(run: Path, store: Frames) -> Path:
+def write_report(run: Path, store: ReportStore) -> Path:
     """Write `report.html` into a run's folder and return its path.
 
     Args:
@@ -23,8 +23,8 @@ def write_report(run: Path, store: Frames) -> Path:
         DataError: a file of the run is missing or is not as training writes it.
         StoreError: the store lacks a sequence the run predicted.
     """
-    html = page(read_results(run), store)
+    html = render_page(read_results(run), store)
     path = run / "report.html"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return path

@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
-from collections.abc import Sequence as Listed
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from features.sequences import Sequence
+from features.sequences import FrameSequence
 from features.tracks import Track
-from stage2_temporal.runs.results import Example
+from stage2_temporal.runs.results import PredictedExample
 
 STRIP = 8  # frames a filmstrip shows at most
 WIDTH = 160  # units across a frame in every drawing on it
-Place = tuple[float, float, float, float]
+BoxRectangle = tuple[float, float, float, float]
 
 
-class Rows(Protocol):
+class RowNumbers(Protocol):
     """Whole numbers by position; an array of int64 is one."""
 
     def __getitem__(self, index: int, /) -> int: ...
 
 
-class Frames(Protocol):
+class ReportStore(Protocol):
     """What the report needs of a store; `features.store.Store` has it."""
 
     @property
-    def sequences(self) -> tuple[Sequence, ...]:
+    def sequences(self) -> tuple[FrameSequence, ...]:
         """What is stored, in order."""
 
     @property
-    def first(self) -> Rows:
+    def first(self) -> RowNumbers:
         """Row of each sequence's first frame."""
 
     def index(self, sequence_id: str) -> int:
@@ -49,7 +48,7 @@ class Frames(Protocol):
 
 
 @dataclass(frozen=True)
-class Clip:
+class ReportClip:
     """An example as the report shows it.
 
     Attributes:
@@ -61,25 +60,25 @@ class Clip:
         seconds: between two of its frames.
     """
 
-    example: Example
+    example: PredictedExample
     labels: int
     rows: tuple[int, ...]
-    boxes: tuple[Place | None, ...]
+    boxes: tuple[BoxRectangle | None, ...]
     height: float
     seconds: float
 
     @property
     def strip(self) -> list[int]:
         """Positions of the frames its filmstrip shows: at most `STRIP`, evenly spread, first and last among them."""
-        return spread(len(self.rows), STRIP)
+        return spread_evenly(len(self.rows), STRIP)
 
 
-def pick(examples: Iterable[Example], count: int, *, worst: bool) -> list[Example]:
+def pick_clips(examples: Iterable[PredictedExample], count: int, *, worst: bool) -> list[PredictedExample]:
     """The `count` examples with the largest (or smallest) errors, no two of which share a frame.
 
     Neighbouring windows of one sequence are nearly one picture; the worst of them stands for all.
     """
-    chosen: list[Example] = []
+    chosen: list[PredictedExample] = []
     taken: set[tuple[str, int]] = set()
     for example in sorted(examples, key=lambda e: e.error, reverse=worst):
         shown = {(example.sequence, frame) for frame in example.frames}
@@ -89,14 +88,14 @@ def pick(examples: Iterable[Example], count: int, *, worst: bool) -> list[Exampl
     return chosen
 
 
-def spread(length: int, count: int) -> list[int]:
+def spread_evenly(length: int, count: int) -> list[int]:
     """At most `count` of `length` positions, evenly spread, the last among them and, of two or more, the first."""
     if length <= count:
         return list(range(length))
     return [round(i * (length - 1) / (count - 1)) for i in range(count)] if count > 1 else [length - 1]
 
 
-def clip(example: Example, store: Frames) -> Clip:
+def report_clip(example: PredictedExample, store: ReportStore) -> ReportClip:
     """An example with what the store knows of its frames.
 
     Raises:
@@ -104,7 +103,7 @@ def clip(example: Example, store: Frames) -> Clip:
     """
     index = store.index(example.sequence)
     first, sequence = int(store.first[index]), store.sequences[index]
-    return Clip(
+    return ReportClip(
         example,
         len(sequence.labels),
         tuple(first + frame for frame in example.frames),
@@ -114,13 +113,13 @@ def clip(example: Example, store: Frames) -> Clip:
     )
 
 
-def _boxes(store: Frames, index: int, example: Example) -> Iterable[Place | None]:
+def _boxes(store: ReportStore, index: int, example: PredictedExample) -> Iterable[BoxRectangle | None]:
     """The tracked box in each frame; without a track the label's own, on its frame."""
     sequence = store.sequences[index]
     track = store.track(index, example.label) if store.track_keys else None  # to look is slow in a long video
     given = sequence.labels[example.label].box
     for frame in example.frames:
-        box: Listed[float] | None = given if frame == example.frame else None
+        box: Sequence[float] | None = given if frame == example.frame else None
         if track is not None:
             box = track.boxes[frame].tolist()
         if box is None or not all(map(math.isfinite, box)):

@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from stage2_temporal.report.clips import Place
-from stage2_temporal.report.plots import nice
-from stage2_temporal.runs.results import Example
+from stage2_temporal.report.clips import BoxRectangle
+from stage2_temporal.report.plots import round_step
+from stage2_temporal.runs.results import PredictedExample
 
 VELOCITY = ("vx", "vy")
 REACH = 26.0  # length of the longest arrow
@@ -32,13 +32,13 @@ class Arrows:
     scale: float
     ring: float
 
-    def true(self, example: Example, box: Place | None = None) -> str:
+    def true(self, example: PredictedExample, box: BoxRectangle | None = None) -> str:
         """The true velocity's arrow: from the left of a box, or of the middle."""
-        return self._path(example.true, *beside(box, -1))
+        return self._path(example.true, *arrow_start(box, -1))
 
-    def predicted(self, example: Example, box: Place | None = None) -> str:
+    def predicted(self, example: PredictedExample, box: BoxRectangle | None = None) -> str:
         """The predicted velocity's arrow: from the right."""
-        return self._path(example.predicted, *beside(box, 1))
+        return self._path(example.predicted, *arrow_start(box, 1))
 
     def _path(self, values: Sequence[float], x: float, y: float) -> str:
         vx, vy = (values[k] for k in self.columns)
@@ -74,22 +74,22 @@ class Bars:
         return self.zero + value * self.scale
 
 
-def beside(box: Place | None, side: int) -> tuple[float, float]:
+def arrow_start(box: BoxRectangle | None, side: int) -> tuple[float, float]:
     """Where an arrow starts: left (−1) or right (1) of a box, so that neither hides the vehicle or the other arrow."""
     left, top, width, height = box or (0.0, 0.0, 0.0, 0.0)
     return left + width / 2 + side * max(width / 2 + 1.5, 3.0), top + height / 2
 
 
-def arrows(target: Sequence[str], examples: Iterable[Example]) -> Arrows | None:
+def arrows(target: Sequence[str], examples: Iterable[PredictedExample]) -> Arrows | None:
     """The arrows' common scale; None where the target has no velocity."""
     if not set(VELOCITY) <= set(target):
         return None
     columns = target.index("vx"), target.index("vy")
     fastest = max((math.hypot(*(v[k] for k in columns)) for e in examples for v in (e.true, e.predicted)), default=0.0)
-    return Arrows(columns, REACH / fastest, nice(fastest / 4)) if fastest > 0 else None
+    return Arrows(columns, REACH / fastest, round_step(fastest / 4)) if fastest > 0 else None
 
 
-def bars(examples: Sequence[Example], column: int) -> Bars:
+def bars(examples: Sequence[PredictedExample], column: int) -> Bars:
     """A column's scale over all examples."""
     values = [0.0, *(v for e in examples for v in (e.true[column], e.predicted[column]))]
     low, high = min(values), max(values)

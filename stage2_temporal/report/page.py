@@ -9,16 +9,16 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from stage2_temporal.report.clips import WIDTH, Frames, clip, pick
+from stage2_temporal.report.clips import WIDTH, ReportStore, pick_clips, report_clip
 from stage2_temporal.report.glyphs import arrows, bars
-from stage2_temporal.report.pictures import Pictures, by_turns
-from stage2_temporal.report.plots import Plot, curves, scatters, thin, timeline, tuning
-from stage2_temporal.report.svg import svg
-from stage2_temporal.report.viewer import data
+from stage2_temporal.report.pictures import Pictures, frames_by_turns
+from stage2_temporal.report.plots import Plot, curves, finetune_curves, scatters, thin_out, timeline
+from stage2_temporal.report.svg import plot_svg
+from stage2_temporal.report.viewer import viewer_data
 from stage2_temporal.runs.results import Results
 
 WORST, BEST = 8, 3
-UNKNOWN = "–"
+UNKNOWN_MARK = "–"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -31,7 +31,7 @@ class Panel:
     wide: bool
 
 
-def page(results: Results, store: Frames) -> str:
+def render_page(results: Results, store: ReportStore) -> str:
     """The whole report as HTML: no part of it is fetched from anywhere."""
     template = environment().get_template("page.html.jinja")
     counted, target = results.counted, results.metrics.target
@@ -42,18 +42,18 @@ def page(results: Results, store: Frames) -> str:
             panels.append(panel(over_time, 1))
         components.append((column, panels))
 
-    worst = [clip(e, store) for e in pick(counted, WORST, worst=True)]
+    worst = [report_clip(e, store) for e in pick_clips(counted, WORST, worst=True)]
     rest = [e for e in counted if e not in [c.example for c in worst]]
-    best = [clip(e, store) for e in pick(rest, BEST, worst=False)]
+    best = [report_clip(e, store) for e in pick_clips(rest, BEST, worst=False)]
     listed = [*worst, *best]
-    drawn = [clip(counted[i], store) for i in thin(len(counted))]
+    drawn = [report_clip(counted[i], store) for i in thin_out(len(counted))]
     clips = [*drawn, *(c for c in listed if c not in drawn)]
 
     pictures = Pictures(store)
     strips = [c.rows[position] for c in listed for position in c.strip]
     pictures.add(strips)
     pictures.add(row for c in listed for row in c.rows)
-    pictures.add(by_turns(clips))
+    pictures.add(frames_by_turns(clips))
 
     scale = arrows(target, [c.example for c in clips])
     return template.render(
@@ -63,7 +63,7 @@ def page(results: Results, store: Frames) -> str:
         constant=results.constant,
         learning=[panel(plot, 2) for plot in curves(results)],
         tuned=results.tuned,
-        fine_tuning=[panel(plot, 2) for plot in tuning(results)],
+        fine_tuning=[panel(plot, 2) for plot in finetune_curves(results)],
         components=components,
         worst=worst,
         best=best,
@@ -73,7 +73,7 @@ def page(results: Results, store: Frames) -> str:
         arrows=scale,
         bars=[bars([c.example for c in clips], k) for k in range(len(target))],
         farthest=max((e.distance for e in counted if math.isfinite(e.distance)), default=None),
-        data=data(results, clips, len(drawn), scale, pictures, set(strips)),
+        data=viewer_data(results, clips, len(drawn), scale, pictures, set(strips)),
         script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
     )
 
@@ -88,13 +88,13 @@ def environment() -> Environment:
 
 def panel(plot: Plot, across_the_page: int) -> Panel:
     """A plot drawn as wide as its share of the page."""
-    return Panel(plot, svg(plot, across_the_page), across_the_page == 1)
+    return Panel(plot, plot_svg(plot, across_the_page), across_the_page == 1)
 
 
 def number(value: float | None, digits: int = 3) -> str:
     """A figure with a true minus sign; a dash where it is unknown."""
     if value is None or not math.isfinite(value):
-        return UNKNOWN
+        return UNKNOWN_MARK
     return f"{value:.{digits}f}".replace("-", "−")
 
 

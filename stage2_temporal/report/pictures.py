@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as Listed
+from collections.abc import Iterable, Iterator, Sequence
 
-from stage2_temporal.report.clips import Clip, Frames, spread
+from stage2_temporal.report.clips import ReportClip, ReportStore, spread_evenly
 
 BUDGET = 5_000_000  # characters that frames may take in the page; the rest of it stays well below 3 MB
 
@@ -19,7 +18,7 @@ class Pictures:
         full: whether the budget has left a frame out.
     """
 
-    def __init__(self, store: Frames, budget: int = BUDGET) -> None:
+    def __init__(self, store: ReportStore, budget: int = BUDGET) -> None:
         self._store, self._left = store, budget
         self.held: dict[int, str] = {}
         self.full = False
@@ -37,7 +36,7 @@ class Pictures:
                     self.held[row] = uri
 
 
-def by_turns(clips: Listed[Clip]) -> Iterator[int]:
+def frames_by_turns(clips: Sequence[ReportClip]) -> Iterator[int]:
     """The rows of all frames of the clips: the last of each clip, then more of each, evenly spread, then every one."""
     longest = max((len(c.rows) for c in clips), default=0)
     counts = [1]
@@ -45,5 +44,5 @@ def by_turns(clips: Listed[Clip]) -> Iterator[int]:
         counts.append(2 * counts[-1])
     for count in counts:
         for c in clips:
-            for position in spread(len(c.rows), count):
+            for position in spread_evenly(len(c.rows), count):
                 yield c.rows[position]

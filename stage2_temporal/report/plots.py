@@ -9,16 +9,16 @@ from typing import Literal
 
 import numpy as np
 
-from stage2_temporal.report.clips import Frames
-from stage2_temporal.runs.results import Epoch, Example, Results
+from stage2_temporal.report.clips import ReportStore
+from stage2_temporal.runs.results import HistoryRow, PredictedExample, Results
 
 Kind = Literal["line", "dashed", "points", "ring", "bars", "steps"]
 Role = Literal["model", "train", "true", "constant", "guide"]
 Range = tuple[float, float]
 
-POINTS = 2000  # drawn at most in one plot: more is a blot and a slow page
+MAX_POINTS = 2000  # drawn at most in one plot: more is a blot and a slow page
 LONG = 20  # labels from which on a sequence is worth a plot over time
-WIDE = 30.0  # largest over smallest loss from which on its axis is logarithmic
+LOG_AXIS_RATIO = 30.0  # largest over smallest loss from which on its axis is logarithmic
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def curves(results: Results) -> list[Plot]:
     return _curves(results, results.history, results.metrics.best_epoch, results.metrics.epochs)
 
 
-def tuning(results: Results) -> list[Plot]:
+def finetune_curves(results: Results) -> list[Plot]:
     """The same over the epochs of fine-tuning, where there are any; epoch 0 is the two stages' own result."""
     if results.tuned is None:
         return []
@@ -60,7 +60,7 @@ def tuning(results: Results) -> list[Plot]:
     return [replace(plot, note=f"Epoch 0: the two stages. {plot.note}") for plot in drawn]
 
 
-def _curves(results: Results, history: tuple[Epoch, ...], kept: int, count: int) -> list[Plot]:
+def _curves(results: Results, history: tuple[HistoryRow, ...], kept: int, count: int) -> list[Plot]:
     metrics = results.metrics
     if len(history) < 2:  # a dot is no curve
         return []
@@ -83,7 +83,7 @@ def _curves(results: Results, history: tuple[Epoch, ...], kept: int, count: int)
         values = [v for s in series for v in s.y if v is not None]
         if not values:
             continue
-        log = min(values) > 0 and max(values) / min(values) > WIDE
+        log = min(values) > 0 and max(values) / min(values) > LOG_AXIS_RATIO
         note = f"Epoch {kept} of {count} was kept."
         if title == "RMSE":
             note += f" Dashed: the constant predictor on the {compared} split."
@@ -104,7 +104,7 @@ def scatters(results: Results, component: int) -> list[Plot]:
     true = np.array([e.true[component] for e in examples])
     predicted = np.array([e.predicted[component] for e in examples])
     residual = predicted - true
-    shown = thin(len(examples))
+    shown = thin_out(len(examples))
     x = [float(true[i]) for i in shown]
     note = "" if len(shown) == len(examples) else f" {len(shown):,} of {len(examples):,} examples are drawn."
 
@@ -149,9 +149,9 @@ def scatters(results: Results, component: int) -> list[Plot]:
     ]  # fmt: skip
 
 
-def timeline(results: Results, store: Frames, component: int) -> Plot | None:
+def timeline(results: Results, store: ReportStore, component: int) -> Plot | None:
     """Truth and prediction over the counted split's sequence with the most labels; None where all have few."""
-    by_sequence: dict[str, dict[int, Example]] = {}
+    by_sequence: dict[str, dict[int, PredictedExample]] = {}
     for example in results.counted:
         by_sequence.setdefault(example.sequence, {})[example.frame] = example
     name, rows = max(by_sequence.items(), key=lambda item: len(item[1]), default=("", {}))
@@ -159,7 +159,7 @@ def timeline(results: Results, store: Frames, component: int) -> Plot | None:
         return None
     fps = store.sequences[store.index(name)].fps
     shown = [rows[frame] for frame in sorted(rows)]
-    shown = [shown[i] for i in thin(len(shown))]
+    shown = [shown[i] for i in thin_out(len(shown))]
     x = [e.frame / fps for e in shown]
     true, predicted = [e.true[component] for e in shown], [e.predicted[component] for e in shown]
     series = [Series("true", "line", "true", x, [*true]), Series("model", "line", "model", x, [*predicted])]
@@ -172,9 +172,9 @@ def timeline(results: Results, store: Frames, component: int) -> Plot | None:
     return Plot("Over time", note, "time [s]", unit, tuple(series), (x[0], x[-1]), _span(values))
 
 
-def thin(count: int) -> list[int]:
-    """At most `POINTS` of `count` positions, evenly spread."""
-    return [i * count // POINTS for i in range(POINTS)] if count > POINTS else list(range(count))
+def thin_out(count: int) -> list[int]:
+    """At most `MAX_POINTS` of `count` positions, evenly spread."""
+    return [i * count // MAX_POINTS for i in range(MAX_POINTS)] if count > MAX_POINTS else list(range(count))
 
 
 def _named(name: str, unit: str | None) -> str:
@@ -198,12 +198,12 @@ def _bins(values: Iterable[float]) -> list[float]:
     """Edges of equal bins of a round width, one of which is 0, so that signs do not mix."""
     listed = [float(v) for v in values]
     low, high = min(listed), max(listed)
-    width = nice((high - low) / 24 or 1.0)
+    width = round_step((high - low) / 24 or 1.0)
     start, stop = math.floor(low / width), math.floor(high / width) + 1
     return [i * width for i in range(start, stop + 1)]
 
 
-def nice(step: float) -> float:
+def round_step(step: float) -> float:
     """The smallest of 1, 2, 5 times a power of ten that is no less than `step`."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(m * power for m in (1, 2, 5, 10) if m * power >= step * (1 - 1e-9))

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 
 from markupsafe import Markup
 
-from stage2_temporal.report.plots import Plot, Range, Series, nice
+from stage2_temporal.report.plots import Plot, Range, Series, round_step
 
 PAGE, HEIGHT = 1100, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 8, 8, 40
-COLUMNS = 200  # places of a plot at most that say their values
+MAX_COLUMNS = 200  # places of a plot at most that say their values
 
 
-def svg(plot: Plot, across_the_page: int = 3) -> Markup:
+def plot_svg(plot: Plot, across_the_page: int = 3) -> Markup:
     """A plot; its colours are the classes `role-…` of the page's style sheet.
 
     Args:
@@ -66,7 +66,7 @@ def _columns(plot: Plot) -> Iterator[tuple[float, float, str]]:
     x = drawn[0].x
     edges = [plot.x_range[0], *((a + b) / 2 for a, b in itertools.pairwise(x)), plot.x_range[1]]
     flat = [f"{s.name} {short(s.y[0])}" for s in plot.series if s.kind == "dashed" and s.y[0] is not None]
-    kept = range(0, len(x), -(-len(x) // COLUMNS))
+    kept = range(0, len(x), -(-len(x) // MAX_COLUMNS))
     for i, after in zip(kept, [*kept[1:], len(x)], strict=True):
         if drawn[0].kind == "bars":
             at = f"{short(edges[i])} to {short(edges[i + 1])}"
@@ -117,7 +117,7 @@ def ticks(values: Range, count: int, *, log: bool = False) -> list[float]:
     if log:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
         return [v for p in powers for m in (1, 2, 5) if low <= (v := m * 10.0**p) <= high]
-    step = nice((high - low) / count)
+    step = round_step((high - low) / count)
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container
-from collections.abc import Sequence as Listed
+from collections.abc import Container, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from stage2_temporal.report.clips import Clip
+from stage2_temporal.report.clips import ReportClip
 from stage2_temporal.report.glyphs import Arrows
 from stage2_temporal.report.pictures import Pictures
 from stage2_temporal.runs.results import Results
 
 
-def data(
-    results: Results, clips: Listed[Clip], drawn: int, arrows: Arrows | None, pictures: Pictures, shown: Container[int]
+def viewer_data(
+    results: Results,
+    clips: Sequence[ReportClip],
+    drawn: int,
+    arrows: Arrows | None,
+    pictures: Pictures,
+    shown: Container[int],
 ) -> dict[str, Any]:
     """The page's data as JSON values.
 
@@ -38,7 +42,7 @@ def data(
     }
 
 
-def _clip(c: Clip) -> dict[str, Any]:
+def _clip(c: ReportClip) -> dict[str, Any]:
     e = c.example
     known = any(box is not None for box in c.boxes)
     return {

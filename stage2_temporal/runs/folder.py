@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from features._common.log import logger
 from features.config import Config, read_config
 from features.errors import ConfigError, DataError
-from features.recipe import canonical
+from features.recipe import canonical_json
 
 RUNS = Path("runs")
 REPORT = "report.html"
@@ -32,14 +32,14 @@ def default_name(stem: str, config: Config) -> str:
     return f"{stem}-{target}-{config.head.name}"
 
 
-def settings(config: Config) -> str:
+def run_settings(config: Config) -> str:
     """What of a config decides a run, as canonical JSON; where the data lies and how it was decoded is the store's."""
     value = config.model_dump(mode="json", include={"window", "head", "train"})
     del value["train"]["memory_gb"]  # decides how, not what
-    return canonical({**value, "columns": config.data.columns})
+    return canonical_json({**value, "columns": config.data.columns})
 
 
-def finished(path: Path, config: Config, origin: dict[str, Any], *, report: bool = True) -> bool:
+def is_finished(path: Path, config: Config, origin: dict[str, Any], *, report: bool = True) -> bool:
     """Whether a whole, uninterrupted run of the same settings on the same examples lies at `path`.
 
     Args:
@@ -55,10 +55,10 @@ def finished(path: Path, config: Config, origin: dict[str, Any], *, report: bool
         return False
     stored = metrics.get("store", {})
     same = all(stored.get(k) == v for k, v in origin.items() if k != "path")
-    return same and not metrics.get("interrupted") and settings(before) == settings(config)
+    return same and not metrics.get("interrupted") and run_settings(before) == run_settings(config)
 
 
-def choose(asked: str | None, stem: str, config: Config, origin: dict[str, Any]) -> tuple[Path, bool]:
+def choose_run_folder(asked: str | None, stem: str, config: Config, origin: dict[str, Any]) -> tuple[Path, bool]:
     """Where this run belongs, and whether it already lies there.
 
     A name that was asked for is replaced by the new run. The default name gets a number where another run has it.
@@ -69,13 +69,13 @@ def choose(asked: str | None, stem: str, config: Config, origin: dict[str, Any])
     if asked is not None:
         path = run_path(asked)
         if path.exists() and not (path / "metrics.json").is_file() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"{path} is there and is no run: it is not replaced", mend="--run ANOTHER_NAME")
-        return path, finished(path, config, origin)
+            raise ConfigError(f"{path} is there and is no run: it is not replaced", hint="--run ANOTHER_NAME")
+        return path, is_finished(path, config, origin)
     name = default_name(stem, config)
     number = 1
     while True:
         path = RUNS / (name if number == 1 else f"{name}-{number}")
-        if finished(path, config, origin):
+        if is_finished(path, config, origin):
             return path, True
         if not path.exists() or _interrupted(path, config):
             return path, False
@@ -85,9 +85,9 @@ def choose(asked: str | None, stem: str, config: Config, origin: dict[str, Any])
 def _interrupted(path: Path, config: Config) -> bool:
     """Whether a run with these settings was stopped there: it may be replaced by its whole self."""
     try:
-        return bool(read_metrics(path).get("interrupted")) and settings(read_config(path / "config.toml")) == settings(
-            config
-        )
+        return bool(read_metrics(path).get("interrupted")) and run_settings(
+            read_config(path / "config.toml")
+        ) == run_settings(config)
     except (ConfigError, DataError):
         return False
 
@@ -102,16 +102,16 @@ def read_metrics(path: Path) -> dict[str, Any]:
     try:
         value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
-        raise DataError(f"{path} is no run: no metrics.json in it", mend="--run NAME, one of runs/") from None
+        raise DataError(f"{path} is no run: no metrics.json in it", hint="--run NAME, one of runs/") from None
     except ValueError as e:
-        raise DataError(f"{file}: not JSON: {e}", mend="train anew") from None
+        raise DataError(f"{file}: not JSON: {e}", hint="train anew") from None
     if not isinstance(value, dict) or not {"store", "splits", "verdict"} <= set(value):
-        raise DataError(f"{file}: not what training writes", mend="train anew")
+        raise DataError(f"{file}: not what training writes", hint="train anew")
     return value
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """An empty folder of the same name elsewhere in the parent; it takes `path`'s place when the block ends well.
 
     What came to stand at `path` meanwhile is another's finished work and stays: this one then takes the next free name.
@@ -128,7 +128,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             while final.exists():
                 number += 1
                 final = path.with_name(f"{path.name}-{number}")
-            print(f"{path}: another run took this name meanwhile, this one is {final}", file=sys.stderr)
+            logger.info(f"{path}: another run took this name meanwhile, this one is {final}")
         elif path.exists():
             path.rename(outer / ".before")
         inner.rename(final)

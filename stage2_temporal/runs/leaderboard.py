@@ -18,12 +18,12 @@ from pydantic import ValidationError
 
 from features.config import Config, read_config
 from features.errors import ConfigError, DataError
+from features.streams import UNITS
 from stage2_temporal.data.splits import STORED_VALIDATION
-from stage2_temporal.evaluation.metrics import UNITS
 from stage2_temporal.runs.folder import FILES, read_metrics
-from stage2_temporal.runs.results import Metrics, Scores
+from stage2_temporal.runs.results import Metrics, SplitScores
 
-SPLITS = ("validation", "test", STORED_VALIDATION, "train")  # the first is for choosing, the second for believing
+SPLIT_ORDER = ("validation", "test", STORED_VALIDATION, "train")  # the first is for choosing, the second for believing
 IN_UNIT = ("rmse", "mae")  # not to be had where the target's columns differ in unit: those have no sum
 FIGURES = (*IN_UNIT, "skill", "spread_ratio")
 CONSTANT = "constant"
@@ -51,7 +51,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Row:
+class LeaderboardRow:
     """A setting, or the constant predictor, on a board.
 
     Attributes:
@@ -88,10 +88,10 @@ class Board:
     split: str
     folds: int
     examples: int
-    rows: tuple[Row, ...]
+    rows: tuple[LeaderboardRow, ...]
 
     @property
-    def constant(self) -> Row:
+    def constant(self) -> LeaderboardRow:
         """The constant predictor's row."""
         return next(row for row in self.rows if row.head == CONSTANT)
 
@@ -140,11 +140,11 @@ def boards(runs: Iterable[Run], target: str | None = None) -> list[Board]:
     for run in runs:
         if wanted is not None and run.metrics.target != wanted.data.columns:
             continue
-        judged = [s for s in SPLITS if s in run.metrics.splits]
+        judged = [s for s in SPLIT_ORDER if s in run.metrics.splits]
         for split in judged if judged == ["train"] else [s for s in judged if s != "train"]:
             parts.setdefault((run.metrics.target, split, *_same(run, split)), []).append(run)
     made = [_board(split, members) for (_, split, *_), members in parts.items()]
-    return sorted(made, key=lambda b: (b.target, SPLITS.index(b.split), -len(b.rows), b.folds, b.examples))
+    return sorted(made, key=lambda b: (b.target, SPLIT_ORDER.index(b.split), -len(b.rows), b.folds, b.examples))
 
 
 def best_line(runs: Iterable[Run]) -> str:
@@ -161,20 +161,20 @@ def best_line(runs: Iterable[Run]) -> str:
     if "rmse" in best.figures:
         rmse, constant = (row.figures["rmse"][0] for row in (best, board.constant))
         beside = f", RMSE {rmse:.3f} beside the constant's {constant:.3f}"
-    return f"best skill {best.skill:.3f}{beside} ({label(best)})"
+    return f"best skill {best.skill:.3f}{beside} ({row_label(best)})"
 
 
-def label(row: Row) -> str:
+def row_label(row: LeaderboardRow) -> str:
     """A row's head and what tells it from others, in words."""
-    return " ".join([row.head, *(f"{key}={word(value)}" for key, value in row.settings.items())])
+    return " ".join([row.head, *(f"{key}={format_setting(value)}" for key, value in row.settings.items())])
 
 
-def word(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """A setting's value as one writes it."""
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, list):
-        return "x".join(map(word, value))
+        return "x".join(map(format_setting, value))
     return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
@@ -194,11 +194,11 @@ def _board(split: str, runs: list[Run]) -> Board:
     differing = {head: _differing(settings) for head, settings in heads.items()}
     judged = {run.config.train.fold: run.metrics.splits[split] for run in runs}  # the constant's are all alike
     mixed = len({UNITS.get(column) for column in runs[0].metrics.target}) > 1
-    rows = [Row(None, CONSTANT, {}, _figures([part.constant for part in judged.values()], mixed))]
+    rows = [LeaderboardRow(None, CONSTANT, {}, _figures([part.constant for part in judged.values()], mixed))]
     for members in groups:
         first = members[0]
         rows.append(
-            Row(
+            LeaderboardRow(
                 None,
                 first.metrics.head,
                 {short: first.setting.get(key) for key, short in differing[first.metrics.head].items()},
@@ -208,11 +208,11 @@ def _board(split: str, runs: list[Run]) -> Board:
                 tuple(run.path for run in members),
             )
         )
-    rows.sort(key=lambda row: (-row.skill, row.head, label(row)))
+    rows.sort(key=lambda row: (-row.skill, row.head, row_label(row)))
     rank, ranked = 0, []
     for row in rows:
         rank += row.head != CONSTANT
-        ranked.append(Row(**{**vars(row), "rank": None if row.head == CONSTANT else rank}))
+        ranked.append(LeaderboardRow(**{**vars(row), "rank": None if row.head == CONSTANT else rank}))
     folds = runs[0].config.train.folds
     held_out = folds and split == "validation"  # each fold has others
     examples = sum(p.examples for p in judged.values()) if held_out else next(iter(judged.values())).examples
@@ -231,7 +231,7 @@ def _groups(runs: list[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def _figures(scores: list[Scores], mixed: bool) -> dict[str, Value]:
+def _figures(scores: list[SplitScores], mixed: bool) -> dict[str, Value]:
     names = [name for name in FIGURES if not (mixed and name in IN_UNIT)]
     values = {name: [getattr(s, name) for s in scores] for name in names}
     for name, errors in (("ev", [s.ev for s in scores]), ("ep", [s.ep for s in scores])):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from features.errors import DataError
 from stage2_temporal.data.splits import STORED_VALIDATION
 
-MEND = "python -m stage2_temporal train"
+HINT = "python -m stage2_temporal train"
 Row = TypeVar("Row")
 Read = TypeVar("Read", bound=BaseModel)
 COUNTING = ("test", "validation", STORED_VALIDATION, "train")  # the first of these with labels is the split that counts
@@ -36,7 +36,7 @@ class Figures(Part):
     spread_ratio: float | None = None
 
 
-class Scores(Figures):
+class SplitScores(Figures):
     """A predictor's figures on a split, over all components and for each."""
 
     components: dict[str, Figures] = {}
@@ -44,12 +44,12 @@ class Scores(Figures):
     ep: dict[str, float | None] | None = None  # and of the position
 
 
-class Split(Part):
+class SplitResult(Part):
     """A split: the model beside the constant predictor."""
 
     examples: int
-    model: Scores
-    constant: Scores
+    model: SplitScores
+    constant: SplitScores
 
 
 class Parameters(Part):
@@ -85,7 +85,7 @@ class Metrics(Part):
     seconds: float
     interrupted: bool = False
     store: Origin
-    splits: dict[str, Split]
+    splits: dict[str, SplitResult]
     verdict: str
     no_better_than_constant: bool
 
@@ -97,7 +97,7 @@ class Metrics(Part):
 class TunedSplit(Part):
     """A split's figures after fine-tuning."""
 
-    tuned: Scores = Field(alias="fine-tuned")
+    tuned: SplitScores = Field(alias="fine-tuned")
 
 
 class Tuned(Part):
@@ -111,7 +111,7 @@ class Tuned(Part):
 
 
 @dataclass(frozen=True)
-class Epoch:
+class HistoryRow:
     """A row of history.csv; None is unknown. Losses are the training's own, RMSE is in the target's unit."""
 
     epoch: int
@@ -122,7 +122,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Example:
+class PredictedExample:
     """A row of predictions.csv; NaN is unknown."""
 
     split: str
@@ -159,10 +159,10 @@ class Results:
     name: str
     config: str
     metrics: Metrics
-    history: tuple[Epoch, ...]
-    examples: tuple[Example, ...]
+    history: tuple[HistoryRow, ...]
+    examples: tuple[PredictedExample, ...]
     tuned: Tuned | None = None
-    tuning: tuple[Epoch, ...] = ()
+    tuning: tuple[HistoryRow, ...] = ()
 
     @property
     def splits(self) -> list[str]:
@@ -172,7 +172,7 @@ class Results:
         return known + sorted(set(self.metrics.splits) - set(known))
 
     @property
-    def counted(self) -> tuple[Example, ...]:
+    def counted(self) -> tuple[PredictedExample, ...]:
         """The examples of the split that counts whose truth and prediction are known."""
         return tuple(e for e in self.examples if self.splits and e.split == self.splits[0] and e.known)
 
@@ -209,26 +209,26 @@ def _parsed(path: Path, model: type[Read]) -> Read:
     except ValidationError as e:
         first = e.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the whole"
-        raise DataError(f"{path}: {key}: {first['msg']}", mend=MEND) from None
+        raise DataError(f"{path}: {key}: {first['msg']}", hint=HINT) from None
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file", mend=MEND) from None
+        raise DataError(f"{path}: no such file", hint=HINT) from None
 
 
 def _rows(path: Path, columns: tuple[str, ...], parse: Callable[[dict[str, str]], Row]) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     found = tuple(reader.fieldnames or ())
     if missing := [c for c in columns if c not in found]:
-        raise DataError(f"{path}: no column {', '.join(missing)}", got=", ".join(found) or "nothing", mend=MEND)
+        raise DataError(f"{path}: no column {', '.join(missing)}", got=", ".join(found) or "nothing", hint=HINT)
     for row in reader:
         try:
             yield parse(row)
         except (ValueError, TypeError) as e:
-            raise DataError(f"{path}: line {reader.line_num}: {e}", mend=MEND) from None
+            raise DataError(f"{path}: line {reader.line_num}: {e}", hint=HINT) from None
 
 
 def _number(text: str | None) -> float:
@@ -240,15 +240,15 @@ def _maybe(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _epoch(row: dict[str, str]) -> Epoch:
-    return Epoch(
+def _epoch(row: dict[str, str]) -> HistoryRow:
+    return HistoryRow(
         int(row["epoch"]), _maybe(row["loss"]), _maybe(row["rmse"]), _maybe(row["val_loss"]), _maybe(row["val_rmse"])
     )
 
 
-def _examples(path: Path, target: tuple[str, ...]) -> Iterator[Example]:
-    def example(row: dict[str, str]) -> Example:
-        return Example(
+def _examples(path: Path, target: tuple[str, ...]) -> Iterator[PredictedExample]:
+    def example(row: dict[str, str]) -> PredictedExample:
+        return PredictedExample(
             split=row["split"],
             sequence=row["sequence"],
             label=int(row["label"]),

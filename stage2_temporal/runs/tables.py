@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterable, Mapping
-from collections.abc import Sequence as Listed
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.sequences import Sequence
+from features.sequences import FrameSequence
 from features.windows import Examples
 
 Floats = NDArray[np.float64]
@@ -43,7 +42,7 @@ def write_predictions(
     examples: Examples,
     splits: NDArray[np.str_],
     predicted: Floats,
-    sequences: Listed[Sequence],
+    sequences: Sequence[FrameSequence],
     stride: int,
 ) -> None:
     """One row an example: where it lies, its targets and predictions in their unit, the vehicle's distance in m."""
@@ -66,7 +65,7 @@ def write_predictions(
     write_csv(path, names, rows)
 
 
-def write_submission(path: Path, ids: Listed[str], velocity: Floats) -> None:
+def write_submission(path: Path, ids: Sequence[str], velocity: Floats) -> None:
     """The competition's `ID,speed` in numeric order: speed = √(vx² + vy²) of each clip's first prediction.
 
     Args:
@@ -81,7 +80,7 @@ def write_submission(path: Path, ids: Listed[str], velocity: Floats) -> None:
     write_csv(path, ["ID", "speed"], ([k, cell(v)] for k, v in sorted(speeds.items())))
 
 
-def table(metrics: Mapping[str, Any]) -> str:
+def metrics_table(metrics: Mapping[str, Any]) -> str:
     """The model beside the constant predictor on each split, and the verdict; `metrics` as in metrics.json."""
     unit = f" [{metrics['unit']}]" if metrics["unit"] else ""
     errors = [k for k in ("ev", "ep") if any(part["model"].get(k) for part in metrics["splits"].values())]
@@ -104,7 +103,7 @@ def table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(["", aligned(rows, left=(0, 2)), "", metrics["verdict"]])
 
 
-def aligned(rows: Listed[Listed[str]], left: Iterable[int]) -> str:
+def aligned(rows: Sequence[Sequence[str]], left: Iterable[int]) -> str:
     """Rows of cells as lines with straight columns, those in `left` to the left, the others to the right."""
     left = tuple(left)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -135,7 +134,7 @@ def cell(value: float | int | np.floating[Any]) -> str:
     return repr(float(value)) if math.isfinite(value) else ""
 
 
-def write_csv(path: Path, names: Listed[str], rows: Iterable[Listed[Any]]) -> None:
+def write_csv(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A CSV with a header."""
     with path.open("w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f, lineterminator="\n")

@@ -7,33 +7,33 @@ import math
 from pathlib import Path
 
 from features.errors import BadInputs, DataError
-from features.sequences import Box, Sequence
+from features.sequences import Box, FrameSequence
 
 SIDES = ("left", "top", "right", "bottom")
 ONLY = "1"  # what a vehicle without a name is called
-Given = dict[int, dict[str, Box]]
+BoxesByFrame = dict[int, dict[str, Box]]
 
 
-def read_boxes(path: Path, sequence: Sequence) -> Given:
+def read_boxes(path: Path, sequence: FrameSequence) -> BoxesByFrame:
     """The boxes by frame (from 0) and vehicle.
 
     Raises:
         DataError: no such file, no box in it, or a column is missing.
         BadInputs: names every line with a box that is none, or on a frame or a place that is not there.
     """
-    mend = "columns frame,left,top,right,bottom and where there are several vehicle; pixels of the full-size frame"
+    hint = "columns frame,left,top,right,bottom and where there are several vehicle; pixels of the full-size frame"
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{path}: cannot be read", got=e, mend="--boxes FILE.csv") from None
+        raise DataError(f"{path}: cannot be read", got=e, hint="--boxes FILE.csv") from None
     reader = csv.DictReader(text.splitlines())
     found = [name.strip() for name in reader.fieldnames or ()]
     missing = [c for c in ("frame", *SIDES) if c not in found]
     if missing:
         got = ", ".join(found) or "an empty file"
-        raise DataError(f"{path}: no column {', '.join(missing)}", got=got, mend=mend)
+        raise DataError(f"{path}: no column {', '.join(missing)}", got=got, hint=hint)
     reader.fieldnames = found
-    given: Given = {}
+    given: BoxesByFrame = {}
     faults = []
     for row in reader:
         fault, frame, box = _parsed(row, sequence)
@@ -45,13 +45,13 @@ def read_boxes(path: Path, sequence: Sequence) -> Given:
         if fault is not None:
             faults.append(f"{path}: line {reader.line_num}: {fault}.")
     if faults:
-        raise BadInputs(f"{path}: {len(faults)} boxes cannot be", faults, mend=f"put them right: {mend}")
+        raise BadInputs(f"{path}: {len(faults)} boxes cannot be", faults, hint=f"put them right: {hint}")
     if not given:
-        raise DataError(f"{path}: no box in it", mend=mend)
+        raise DataError(f"{path}: no box in it", hint=hint)
     return given
 
 
-def _parsed(row: dict[str, str], sequence: Sequence) -> tuple[str | None, int, Box]:
+def _parsed(row: dict[str, str], sequence: FrameSequence) -> tuple[str | None, int, Box]:
     """What is wrong with a line, if anything; its frame and box."""
     nothing: Box = (0.0, 0.0, 0.0, 0.0)
     try:

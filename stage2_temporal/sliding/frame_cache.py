@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from stage2_temporal.heads.graph import Named, entered
+from stage2_temporal.heads.graph import NamedTensors, submodel_from
 
 Entries = dict[str, NDArray[np.float32]]
 Rows = NDArray[np.int64]
@@ -24,7 +24,7 @@ KIND = re.compile(r"(?P<input>.+)\.(?:mean|change(?P<lag>[0-9]+))")
 SAVED = 2  # times that a frame must be in windows, on average
 
 
-class Summary:
+class FrameCache:
     """Summaries of a stream's frames, each from its map and those `lag` steps before it.
 
     Attributes:
@@ -32,18 +32,18 @@ class Summary:
         lags: by the name of a summary, how many of a window's frames have none: the first `lag`.
     """
 
-    def __init__(self, model: keras.Model, maps: Named, lags: Mapping[str, int], stride: int) -> None:
+    def __init__(self, model: keras.Model, maps: NamedTensors, lags: Mapping[str, int], stride: int) -> None:
         """For windows of frames `stride` apart, of a model whose layers of these names give its summaries."""
         self.lags, self._stride = dict(lags), stride
         shapes = {name: tensor.shape[1:] for name, tensor in maps.items()}
         self._length = next(iter(shapes.values()))[0]
         outputs = {name: model.get_layer(name).output for name in lags}
         summarise = keras.Model(list(maps.values()), outputs)
-        self.head = entered(outputs, model)
+        self.head = submodel_from(outputs, model)
         self._back = max(lags.values()) * stride
         self._before = {n: tf.zeros((self._back, *shape[1:])) for n, shape in shapes.items()}
 
-        def run(before: Named, maps: Named, rows: Any) -> tuple[Named, Named]:
+        def run(before: NamedTensors, maps: NamedTensors, rows: Any) -> tuple[NamedTensors, NamedTensors]:
             whole = {n: tf.concat([before[n], tf.cast(maps[n], tf.float32)], 0) for n in shapes}
             found = summarise([tf.gather(whole[n], rows) for n in shapes], training=False)
             return {n: values[tf.shape(values)[0] - self._back :] for n, values in whole.items()}, found
@@ -51,7 +51,7 @@ class Summary:
         self._run = tf.function(run, reduce_retracing=True, autograph=False)
 
     @classmethod
-    def of(cls, model: keras.Model, maps: Named, rows: Rows) -> Self | None:
+    def of(cls, model: keras.Model, maps: NamedTensors, rows: Rows) -> Self | None:
         """That of a model for windows `rows` (n, T) of a stream; None where there is none, or it would save nothing.
 
         Args:
@@ -65,18 +65,18 @@ class Summary:
             return None
         return cls(model, maps, {name: int(m["lag"] or 0) for name, m in found.items()}, int(steps[0]))
 
-    def __call__(self, maps: Named) -> Entries:
+    def __call__(self, maps: NamedTensors) -> Entries:
         """The summaries of the stream's next frames, (n, F) each, from their maps (n, …), arrays or tensors, by input.
 
         What a summary compares with frames before the stream's first is undefined; no window has it.
         """
         count = len(next(iter(maps.values())))
-        rows, window, place = covering(count, self._length, self._stride, max(self.lags.values()))
+        rows, window, place = covering_windows(count, self._length, self._stride, max(self.lags.values()))
         self._before, found = self._run(self._before, {n: tf.constant(m) for n, m in maps.items()}, tf.constant(rows))
         return {name: values.numpy()[window, place - self.lags[name]] for name, values in found.items()}
 
 
-def covering(count: int, length: int, stride: int, lag: int) -> tuple[Rows, Rows, Rows]:
+def covering_windows(count: int, length: int, stride: int, lag: int) -> tuple[Rows, Rows, Rows]:
     """The fewest windows in which each of `count` frames has the frame `lag` steps before it.
 
     Args:

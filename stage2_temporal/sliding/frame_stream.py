@@ -6,28 +6,26 @@ What is made of a frame is made by extraction's own code, so that predictions eq
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
-from collections.abc import Sequence as Listed
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.progress import bar
+from features._common.progress import progress_bar
 from features.config import Config
 from features.errors import DataError
-from features.frame_ranges import Piece
-from features.sequences import Sequence
+from features.frame_ranges import FrameRange
+from features.sequences import FrameSequence
+from features.streams import APPEARANCE, MOTION
 from features.tracks import Track
-from stage1_extract import optical_flow
 from stage1_extract.datasets.clip import Clip
-from stage1_extract.frame_loader import Decoded, Extras, decode
-from stage2_temporal.data.examples import APPEARANCE
-from stage2_temporal.sliding.sliding_window import Batch
+from stage1_extract.frame_loader import DecodeOptions, LoadedFrames, load_frames
+from stage2_temporal.sliding.sliding_window import StreamBatch
 
 Rows = NDArray[np.int64]
 
 
-class Stream:
+class FrameStream:
     """The needed frames of clips, numbered through all clips laid end to end.
 
     Args:
@@ -41,10 +39,10 @@ class Stream:
 
     def __init__(
         self,
-        clips: Listed[Clip],
+        clips: Sequence[Clip],
         needed: Rows,
         config: Config,
-        wanted: Listed[str],
+        wanted: Sequence[str],
         followed: Collection[str] = (),
         tracks: dict[str, Track] | None = None,
         faults: dict[str, str] | None = None,
@@ -54,14 +52,14 @@ class Stream:
         self._tracks = {} if tracks is None else tracks
         self._faults = {} if faults is None else faults
 
-    def batches(self, size: int) -> Iterator[Batch]:
+    def batches(self, size: int) -> Iterator[StreamBatch]:
         """By stream, `size` frames at most; decoded ahead of the network.
 
         Raises:
             DataError: the one clip there is cannot be decoded.
         """
         waiting: list[dict[str, NDArray[np.generic]]] = []
-        with bar(len(self._needed), "predict", "frames") as progress:
+        with progress_bar(len(self._needed), "predict", "frames") as progress:
             for part in self._parts():
                 waiting.append(part)
                 while sum(len(p[self._wanted[0]]) for p in waiting) >= size:
@@ -76,26 +74,26 @@ class Stream:
 
     def _parts(self) -> Iterator[dict[str, NDArray[np.generic]]]:
         read = self._read()
-        pieces = pieces_of([clip.sequence for clip in self._clips], read)
+        pieces = needed_ranges([clip.sequence for clip in self._clips], read)
         named = {clip.sequence.id: clip for clip in self._clips}
-        frames, flow = self._config.frames, optical_flow.NAME in self._wanted
+        frames, flow = self._config.frames, MOTION in self._wanted
         if APPEARANCE not in self._wanted:  # its pixels are not looked at: nothing is decoded for them alone
             frames = frames.model_copy(update={"decode": "full"})
         threads, at = self._config.extract.threads or os.cpu_count() or 1, 0
-        for part in decode(pieces, named, frames, threads, Extras(flow, self._followed)):
-            self._note(part, pieces[part.piece].sequence)
+        for part in load_frames(pieces, named, frames, threads, DecodeOptions(flow, self._followed)):
+            self._note(part, pieces[part.range_index].sequence)
             chosen = np.isin(read[at : at + len(part.frames)], self._needed)
             at += len(part.frames)
             found: dict[str, NDArray[np.generic]] = {APPEARANCE: part.frames[chosen]}
             if part.motion is not None:
-                found[optical_flow.NAME] = part.motion[chosen]
+                found[MOTION] = part.motion[chosen]
             yield {n: found[n] for n in self._wanted}
 
-    def _note(self, part: Decoded, name: str) -> None:
+    def _note(self, part: LoadedFrames, name: str) -> None:
         self._tracks.update(part.tracks)
         if part.fault is not None:
             if len(self._clips) == 1:
-                raise DataError(part.fault.rstrip("."), mend="--input another video, or convert it")
+                raise DataError(part.fault.rstrip("."), hint="--input another video, or convert it")
             self._faults.setdefault(name, part.fault)
 
     def _read(self) -> Rows:
@@ -106,18 +104,18 @@ class Stream:
         for clip, start, stop, begins in zip(self._clips, first, first[1:], begun, strict=False):
             if clip.sequence.id in self._followed:
                 more.append(np.arange(start, stop))
-            elif optical_flow.NAME in self._wanted and begins:
+            elif MOTION in self._wanted and begins:
                 more.append(np.arange(start, min(start + 2, stop)))  # the first frame has the second's flow
         return np.unique(np.concatenate(more))
 
 
-def pieces_of(sequences: Listed[Sequence], needed: Rows) -> list[Piece]:
+def needed_ranges(sequences: Sequence[FrameSequence], needed: Rows) -> list[FrameRange]:
     """Runs of needed frames, `needed` numbering the frames of all sequences laid end to end, ascending."""
-    pieces: list[Piece] = []
+    pieces: list[FrameRange] = []
     start = 0
     for s in sequences:
         own = needed[(needed >= start) & (needed < start + s.length)] - start
         runs = np.split(own, np.flatnonzero(np.diff(own) != 1) + 1)
-        pieces += [Piece(s.id, s.digest, int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
+        pieces += [FrameRange(s.id, s.digest, int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
         start += s.length
     return pieces

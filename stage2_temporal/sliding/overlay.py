@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Sequence as Listed
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import DataError
-from features.sequences import Box, Sequence
+from features.sequences import Box, FrameSequence
 
 Image = NDArray[np.uint8]
 Values = NDArray[np.float32]
@@ -22,13 +21,13 @@ WHITE = (255, 255, 255)
 COLOURS = ((80, 200, 255), (255, 190, 90), (140, 230, 140), (200, 140, 255))  # BGR, one a target
 
 
-def write(
+def write_overlay(
     path: Path,
     images: Iterable[Image],
-    sequence: Sequence,
+    sequence: FrameSequence,
     first: int,
     values: Values,
-    columns: Listed[tuple[str, str]],
+    columns: Sequence[tuple[str, str]],
 ) -> None:
     """Write an MP4 (mp4v) of the images' size and rate; frames before the first value show `...` in its place.
 
@@ -47,16 +46,16 @@ def write(
     """
     span = max(2, round(SECONDS * sequence.fps))
     limits = (min(0.0, float(values.min())), max(0.0, float(values.max())))
-    with writing(path, sequence) as write_frame:
+    with open_overlay(path, sequence) as write_frame:
         for i, image in enumerate(images):
             frame = image.copy()
             now = i - first + 1
-            draw(frame, values[max(0, now - span) : max(0, now)], span, columns, limits)
+            draw_values(frame, values[max(0, now - span) : max(0, now)], span, columns, limits)
             write_frame(frame)
 
 
 @contextmanager
-def writing(path: Path, sequence: Sequence) -> Iterator[Callable[[Image], object]]:
+def open_overlay(path: Path, sequence: FrameSequence) -> Iterator[Callable[[Image], object]]:
     """What takes the frames of an MP4, one after the other; `path` appears when all are written.
 
     Raises:
@@ -79,8 +78,8 @@ def writing(path: Path, sequence: Sequence) -> Iterator[Callable[[Image], object
         whole.unlink(missing_ok=True)
 
 
-def draw(
-    image: Image, recent: Values, span: int, columns: Listed[tuple[str, str]], limits: tuple[float, float]
+def draw_values(
+    image: Image, recent: Values, span: int, columns: Sequence[tuple[str, str]], limits: tuple[float, float]
 ) -> None:
     """Draw a panel with the last of the values and their course on an image, in place.
 
@@ -123,7 +122,7 @@ def draw(
             cv2.polylines(image, [points], False, COLOURS[k % len(COLOURS)], thick, cv2.LINE_AA)
 
 
-def draw_box(image: Image, box: Box, texts: Listed[str], number: int) -> None:
+def draw_box(image: Image, box: Box, texts: Sequence[str], number: int) -> None:
     """Draw a vehicle's box with lines of text under it (above it, where there is no room) on an image, in place."""
     height, width = image.shape[:2]
     scale = max(0.3, min(height / 720, width / 1280) * 0.8)
@@ -148,5 +147,5 @@ def _verify(path: Path, length: int) -> None:
             f"{path.parent}: the overlay could not be written whole",
             expected=f"{length} frames",
             got=max(written, 0),
-            mend="see that the disk has room",
+            hint="see that the disk has room",
         )

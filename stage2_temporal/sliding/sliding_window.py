@@ -19,23 +19,24 @@ from numpy.typing import NDArray
 
 from features.config import Config, read_config
 from features.errors import StoreError
+from features.streams import APPEARANCE, GEOMETRY
 from stage1_extract.engines.engine import Engine, Trunk, build_trunk
-from stage2_temporal.data.examples import APPEARANCE
 from stage2_temporal.heads import check_streams
-from stage2_temporal.heads.graph import Named, entered, fed
-from stage2_temporal.heads.vehicle import GEOMETRY
+from stage2_temporal.heads.graph import NamedTensors, model_inputs, submodel_from
 from stage2_temporal.runs.folder import read_metrics
-from stage2_temporal.sliding.frame_cache import Summary
-from stage2_temporal.train import load
-from stage2_temporal.vehicle.camera_geometry import Scene, read_scene
+from stage2_temporal.sliding.frame_cache import FrameCache
+from stage2_temporal.train import load_model
+from stage2_temporal.vehicle.camera_geometry import CameraGeometry, read_camera_geometry
 
 Maps = NDArray[np.float32]
-Batch = Mapping[str, NDArray[Any]]  # by stream, of the same frames: `appearance` their pixels, `motion` its entries
+StreamBatch = Mapping[
+    str, NDArray[Any]
+]  # by stream, of the same frames: `appearance` their pixels, `motion` its entries
 STEP = 64
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunModels:
     """A run's two stages. The trunk's maps are float32 here, whatever the store rounded them to.
 
     Attributes:
@@ -46,22 +47,22 @@ class Parts:
     trunk: Trunk | None
     stage_two: keras.Model
     config: Config
-    scene: Scene | None = None
+    scene: CameraGeometry | None = None
 
     @property
     def streams(self) -> dict[str, str]:
         """The model's input for each stream that it looks at, by stream; a vehicle's `geometry` is none."""
-        return streams(self.stage_two, self.config)
+        return model_streams(self.stage_two, self.config)
 
 
-def streams(stage_two: keras.Model, config: Config) -> dict[str, str]:
+def model_streams(stage_two: keras.Model, config: Config) -> dict[str, str]:
     """See `Parts.streams`."""
     only = config.head.streams[0]
     names = [tensor.name for tensor in stage_two.inputs if tensor.name != GEOMETRY]
     return {only if name == "features" else name: name for name in names}
 
 
-def load_parts(run: Path) -> Parts:
+def load_run_models(run: Path) -> RunModels:
     """The trunk, the stage-two model, the config of a run and the scene that it learnt, as far as its head sees them.
 
     Raises:
@@ -70,22 +71,22 @@ def load_parts(run: Path) -> Parts:
     """
     metrics, config = read_metrics(run), read_config(run / "config.toml")
     check_streams(run, config)
-    stage_two = load(run)
-    scene = read_scene(run) if GEOMETRY in [tensor.name for tensor in stage_two.inputs] else None
-    if APPEARANCE not in streams(stage_two, config):
-        return Parts(None, stage_two, config, scene)
+    stage_two = load_model(run)
+    scene = read_camera_geometry(run) if GEOMETRY in [tensor.name for tensor in stage_two.inputs] else None
+    if APPEARANCE not in model_streams(stage_two, config):
+        return RunModels(None, stage_two, config, scene)
     trunk, trained = build_trunk(config), metrics["store"]["fingerprint"]
     if trunk.recipe.fingerprint != trained:
         raise StoreError(
             f"{run}: the backbone its config builds is not the one it was trained on",
             expected=f"recipe {trained[:12]}",
             got=trunk.recipe.fingerprint[:12],
-            mend="restore the file of backbone.weights, or train anew",
+            hint="restore the file of backbone.weights, or train anew",
         )
-    return Parts(replace(trunk, recipe=replace(trunk.recipe, dtype="float32")), stage_two, config, scene)
+    return RunModels(replace(trunk, recipe=replace(trunk.recipe, dtype="float32")), stage_two, config, scene)
 
 
-class Slider:
+class SlidingWindow:
     """Runs windows over one stream of frames, each frame once through trunk and top.
 
     Attributes:
@@ -95,17 +96,17 @@ class Slider:
             however long it is.
     """
 
-    def __init__(self, parts: Parts, rows: NDArray[np.int64], step: int = 0) -> None:
+    def __init__(self, parts: RunModels, rows: NDArray[np.int64], step: int = 0) -> None:
         """For windows `rows` (n, T): positions in the stream, ascending by the last."""
         self.rows, self._streams = rows, parts.streams
         extract = parts.config.extract
         self.engine = None if parts.trunk is None else Engine(parts.trunk, extract.batch, extract.engine)
         self.step = step or extract.batch or max(STEP, 0 if self.engine is None else self.engine.batch)
-        top, entries = split(parts.stage_two, self._streams.get(APPEARANCE, ""))
+        top, entries = split_top(parts.stage_two, self._streams.get(APPEARANCE, ""))
         # its maps stay tensors until they are summarised: they are the largest of all
         self._top = None if top is None else tf.function(lambda maps: top(maps, training=False), reduce_retracing=True)
-        self._summary = Summary.of(parts.stage_two, entries, rows)
-        head = self._summary.head if self._summary else entered(entries, parts.stage_two)
+        self._summary = FrameCache.of(parts.stage_two, entries, rows)
+        head = self._summary.head if self._summary else submodel_from(entries, parts.stage_two)
         lags = self._summary.lags if self._summary else dict.fromkeys(self._streams.values(), 0)
         self._keep = int((rows[:, -1] - rows[:, 0]).max())
         shapes = {tensor.name: tensor.shape[1:] for tensor in head.inputs}
@@ -113,22 +114,24 @@ class Slider:
         self.buffers = {n: np.zeros((held, *shapes[n][1:]), np.float32) for n in lags}
         self._first = self._held = 0  # a buffer's first `_held` are the frames from `_first` on
 
-        def answer(maps: Named, rows: Any, beside: Named) -> Any:
+        def answer(maps: NamedTensors, rows: Any, beside: NamedTensors) -> Any:
             # windows overlap: copied by all cores, and only once
-            return head(fed({n: tf.gather(m, rows[:, lags[n] :]) for n, m in maps.items()} | beside), training=False)
+            return head(
+                model_inputs({n: tf.gather(m, rows[:, lags[n] :]) for n, m in maps.items()} | beside), training=False
+            )
 
         whole = {n: tf.TensorSpec(b.shape, tf.float32) for n, b in self.buffers.items()}
         told = {n: tf.TensorSpec((None, *s), tf.float32) for n, s in shapes.items() if n not in whole}
         spec = [whole, tf.TensorSpec((None, rows.shape[1]), tf.int64), told]
         self._answer = tf.function(answer, input_signature=spec, autograph=False)
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: StreamBatch) -> None:
         """Take in the stream's next frames, at most `step`; those that no window can need any more are let go."""
         drop = max(self._held - self._keep, 0)
         for buffer in self.buffers.values():
             buffer[: self._held - drop] = buffer[drop : self._held]
         self._first, self._held = self._first + drop, self._held - drop
-        entries: Named = {}
+        entries: NamedTensors = {}
         for stream, name in self._streams.items():
             values: Any = batch[stream]
             if stream == APPEARANCE and self.engine is not None:
@@ -149,7 +152,7 @@ class Slider:
         values: Maps = self._answer(maps, tf.constant(rows - self._first), beside).numpy()
         return values
 
-    def run(self, batches: Iterable[Batch], told: Callable[[slice], Maps] | None = None) -> Iterator[Maps]:
+    def run(self, batches: Iterable[StreamBatch], told: Callable[[slice], Maps] | None = None) -> Iterator[Maps]:
         """Batches of a whole stream, in order → values (m, targets), in `rows`' order.
 
         Args:
@@ -165,7 +168,7 @@ class Slider:
             done = ready
 
 
-def split(stage_two: keras.Model, name: str) -> tuple[keras.Model | None, Named]:
+def split_top(stage_two: keras.Model, name: str) -> tuple[keras.Model | None, NamedTensors]:
     """Stage two's top (map → map, a frame at a time; None where there is none), and where what follows is entered.
 
     Args:

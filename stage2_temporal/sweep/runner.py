@@ -18,25 +18,25 @@ from typing import Any
 
 from joblib import Parallel, cpu_count, delayed
 
-from features._common.lock import only_writer
-from features._common.progress import bar
+from features._common.lock import exclusive_write_lock
+from features._common.progress import progress_bar
 from features.config import Config
 from features.errors import BadInputs, FramebankError
 from features.store import Store
-from stage2_temporal.data.derived_streams import Derived, provide
-from stage2_temporal.data.examples import Inputs, Source
-from stage2_temporal.data.task import Task, check_recipe, origin, read_task
-from stage2_temporal.heads import find
-from stage2_temporal.heads.default_head import resolved
+from stage2_temporal.data.derived_streams import DerivedStream, try_derive_streams
+from stage2_temporal.data.examples import StoreExamples, StoreSource
+from stage2_temporal.data.task import Task, check_recipe, read_task, store_origin
+from stage2_temporal.heads import find_head
+from stage2_temporal.heads.default_head import resolve_default_head
 from stage2_temporal.report import write_report
 from stage2_temporal.runs import leaderboard as board
-from stage2_temporal.runs.folder import RUNS, finished
-from stage2_temporal.sweep.spec import Entry, Plan
-from stage2_temporal.sweep.worker import prepare, work
+from stage2_temporal.runs.folder import RUNS, is_finished
+from stage2_temporal.sweep.spec import SweepEntry, SweepPlan
+from stage2_temporal.sweep.worker import prepare_worker, train_entry
 
 
 @dataclass(frozen=True)
-class Done:
+class SweepResult:
     """What a sweep came to.
 
     Attributes:
@@ -52,7 +52,7 @@ class Done:
     left: int
 
 
-def carry_out(plan: Plan, wanted: tuple[Entry, ...], path: Path, runs: Path = RUNS) -> Done:
+def run_sweep(plan: SweepPlan, wanted: tuple[SweepEntry, ...], path: Path, runs: Path = RUNS) -> SweepResult:
     """Train every entry that is not finished yet, then write the best ones' reports.
 
     Stopped at any moment, the same call goes on where it was; what failed is tried again.
@@ -69,23 +69,25 @@ def carry_out(plan: Plan, wanted: tuple[Entry, ...], path: Path, runs: Path = RU
         KeyboardInterrupt: Ctrl-C; what is finished stays.
     """
     folder = runs / plan.name
-    with only_writer(folder / "sweep"), Store(path) as store:
+    with exclusive_write_lock(folder / "sweep"), Store(path) as store:
         check_recipe(wanted[0].config, store)  # entries differ in nothing that it looks at
         wanted, done, streams = _examine(wanted, store, folder)
         for rest in folder.glob(".unfinished-*"):  # of a sweep that was killed: no other writes here
             shutil.rmtree(rest, ignore_errors=True)
         todo = [entry for entry in wanted if entry.name not in done]
         if streams:
-            provide(path, streams)  # all in one go, before workers come for them one by one
+            try_derive_streams(path, streams)  # all in one go, before workers come for them one by one
         failed, begun = _train(plan, todo, path, folder, done)
         names = tuple(entry.name for entry in wanted if entry.name in done)
         for run in _best(folder, names, plan.reports):
             if not (run / "report.html").is_file():
                 write_report(run, store)
-    return Done(folder, names, tuple(failed), len(todo) - begun)
+    return SweepResult(folder, names, tuple(failed), len(todo) - begun)
 
 
-def _examine(wanted: Iterable[Entry], store: Store, folder: Path) -> tuple[tuple[Entry, ...], set[str], list[Derived]]:
+def _examine(
+    wanted: Iterable[SweepEntry], store: Store, folder: Path
+) -> tuple[tuple[SweepEntry, ...], set[str], list[DerivedStream]]:
     """The entries with a head in the place of `auto`, the names of those that are there already, and the derived
     streams that the others read.
 
@@ -94,22 +96,22 @@ def _examine(wanted: Iterable[Entry], store: Store, folder: Path) -> tuple[tuple
     """
 
     @functools.cache
-    def inputs(value: str) -> tuple[Inputs, Task]:
+    def inputs(value: str) -> tuple[StoreExamples, Task]:
         config = Config.model_validate_json(value)
         task = read_task(config, store)
-        source = Source(store.path, task.examples.rows, config.train.memory_gb)
-        return Inputs(source, task.examples), task
+        source = StoreSource(store.path, task.examples.rows, config.train.memory_gb)
+        return StoreExamples(source, task.examples), task
 
-    known: list[Entry] = []
+    known: list[SweepEntry] = []
     done, streams, faults = set(), {}, []
     for entry in wanted:
         try:
             train = {"folds", "fold", "validation_split", "memory_gb"}
             X, task = inputs(entry.config.model_dump_json(include={"data": True, "window": True, "train": train}))
-            config = resolved(entry.config, store, X.examples)
-            known.append(Entry(entry.name, config))
-            head = find(config.head.name).of(config)
-            if finished(folder / entry.name, config, origin(store, task, config), report=False):
+            config = resolve_default_head(entry.config, store, X.examples)
+            known.append(SweepEntry(entry.name, config))
+            head = find_head(config.head.name).of(config)
+            if is_finished(folder / entry.name, config, store_origin(store, task, config), report=False):
                 done.add(entry.name)
                 continue
             for stream in head.derived(X):
@@ -118,15 +120,15 @@ def _examine(wanted: Iterable[Entry], store: Store, folder: Path) -> tuple[tuple
         except FramebankError as e:
             faults.append(str(FramebankError(e.what, expected=e.expected, got=e.got)))  # its mend is a flag's
     if faults:
-        raise BadInputs("the sweep does not fit the store", list(dict.fromkeys(faults)), mend="edit the sweep")
+        raise BadInputs("the sweep does not fit the store", list(dict.fromkeys(faults)), hint="edit the sweep")
     return tuple(known), done, list(streams)
 
 
-def _train(plan: Plan, todo: list[Entry], store: Path, folder: Path, done: set[str]) -> tuple[list[str], int]:
+def _train(plan: SweepPlan, todo: list[SweepEntry], store: Path, folder: Path, done: set[str]) -> tuple[list[str], int]:
     """Train `todo`, adding to `done`; a line for each that failed, in `todo`'s order, and how many were begun."""
     cores = cpu_count()
     jobs = plan.jobs or cores
-    begun: list[Entry] = []
+    begun: list[SweepEntry] = []
     failed: dict[str, str] = {}
     ends = time.monotonic() + 60 * plan.minutes if plan.minutes else None
 
@@ -139,11 +141,11 @@ def _train(plan: Plan, todo: list[Entry], store: Path, folder: Path, done: set[s
 
     if not todo:
         return [], 0
-    process = {"backend": "loky", "initializer": prepare, "initargs": (os.getpid(), max(1, cores // jobs))}
+    process = {"backend": "loky", "initializer": prepare_worker, "initargs": (os.getpid(), max(1, cores // jobs))}
     workers = Parallel(
         jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1, **(process if jobs > 1 else {})
     )
-    with bar(len(todo) + len(done), "sweep", "run", initial=len(done)) as progress:
+    with progress_bar(len(todo) + len(done), "sweep", "run", initial=len(done)) as progress:
         best = _best_so_far(folder, sorted(done))
         try:
             for name, error in workers(calls()):
@@ -156,13 +158,13 @@ def _train(plan: Plan, todo: list[Entry], store: Path, folder: Path, done: set[s
         except BrokenProcessPool:
             raise FramebankError(
                 f"{folder}: a worker was killed, most likely for want of memory; what was finished is kept",
-                mend="fewer jobs under [sweep], then the same command",
+                hint="fewer jobs under [sweep], then the same command",
             ) from None
     return [f"{folder / e.name}: {failed[e.name]}" for e in begun if e.name in failed], len(begun)
 
 
-def _work(entry: Entry, store: Path, folder: Path) -> tuple[str, str | None]:
-    return entry.name, work(entry, store, folder)
+def _work(entry: SweepEntry, store: Path, folder: Path) -> tuple[str, str | None]:
+    return entry.name, train_entry(entry, store, folder)
 
 
 def _best_so_far(folder: Path, names: Iterable[str]) -> Callable[[Iterable[str]], str]:

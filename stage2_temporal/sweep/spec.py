@@ -29,16 +29,16 @@ from pydantic import Field, ValidationError, model_validator
 from scipy.stats import loguniform, randint, uniform
 from sklearn.model_selection import ParameterGrid, ParameterSampler
 
-from features.config import Config, Section, describe
+from features.config import Config, StrictModel, describe_validation_error
 from features.errors import BadInputs, ConfigError
-from stage2_temporal.runs.folder import settings
+from stage2_temporal.runs.folder import run_settings
 
 SECTIONS = ("window", "head", "train")  # what may vary on one store, and data.target
 OWN = {"train.seed": "seeds", "train.folds": "folds", "train.fold": "folds"}
 Setting = dict[str, Any]  # full name → value
 
 
-class Distribution(Section):
+class Distribution(StrictModel):
     """What a number is drawn from."""
 
     low: float | int
@@ -68,7 +68,7 @@ class Distribution(Section):
         return randint(self.low, self.high + 1) if self.whole else uniform(self.low, self.high - self.low)
 
 
-class Plan(Section):
+class SweepPlan(StrictModel):
     """The `[sweep]` section."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "sweep"
@@ -87,15 +87,15 @@ class Plan(Section):
     """Write a report for this many of the best settings."""
 
 
-class Sweep(Section):
+class Sweep(StrictModel):
     """A sweep's TOML."""
 
-    sweep: Plan = Plan()
+    sweep: SweepPlan = SweepPlan()
     entries: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
-class Entry:
+class SweepEntry:
     """One run of a sweep: a setting with a seed on a fold."""
 
     name: str
@@ -111,14 +111,14 @@ def read_sweep(path: Path) -> Sweep:
     try:
         return Sweep.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, IsADirectoryError):
-        raise ConfigError(f"{path}: no such sweep", mend="--sweep configs/sweep.toml") from None
+        raise ConfigError(f"{path}: no such sweep", hint="--sweep configs/sweep.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: not TOML: {e}", mend=f"edit {path}") from None
+        raise ConfigError(f"{path}: not TOML: {e}", hint=f"edit {path}") from None
     except ValidationError as e:
-        raise ConfigError(f"{path}: {describe(e, Sweep)}", mend=f"edit {path}") from None
+        raise ConfigError(f"{path}: {describe_validation_error(e, Sweep)}", hint=f"edit {path}") from None
 
 
-def entries(sweep: Sweep, base: Config) -> tuple[Entry, ...]:
+def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
     """Every run the sweep asks for, each once: setting after setting, and within one seed after seed, fold after fold.
 
     The same sweep and config give the same names; a name is made of what decides the run alone.
@@ -133,28 +133,30 @@ def entries(sweep: Sweep, base: Config) -> tuple[Entry, ...]:
     found: dict[str, Config] = {}
     for number, table in enumerate(sweep.entries, 1):
         try:
-            for setting in expand(table, plan.seeds[0]):
+            for setting in expand_entry(table, plan.seeds[0]):
                 config = _merged(base, setting)
                 found.setdefault(f"{_slug(config.head.name)}-{_digest(config)}", config)
         except ConfigError as e:
             faults.append(f"entry {number}: {e}")
         except ValidationError as e:
-            faults.append(f"entry {number}: {describe(e)}")
+            faults.append(f"entry {number}: {describe_validation_error(e)}")
     if faults:
-        raise BadInputs(f"{len(faults)} entries of the sweep are not as they should be", faults, mend="edit the sweep")
+        raise BadInputs(f"{len(faults)} entries of the sweep are not as they should be", faults, hint="edit the sweep")
     names = list(found)
     if plan.limit or plan.minutes:
         order = np.random.default_rng(plan.seeds[0]).permutation(len(names))[: plan.limit or None]
         names = [names[i] for i in order]
     return tuple(
-        Entry(f"{name}-seed{seed}" + (f"-fold{fold}" if plan.folds else ""), _placed(found[name], seed, plan, fold))
+        SweepEntry(
+            f"{name}-seed{seed}" + (f"-fold{fold}" if plan.folds else ""), _placed(found[name], seed, plan, fold)
+        )
         for name in names
         for seed in plan.seeds
         for fold in range(plan.folds or 1)
     )
 
 
-def expand(table: dict[str, Any], seed: int) -> Iterator[Setting]:
+def expand_entry(table: dict[str, Any], seed: int) -> Iterator[Setting]:
     """The settings an entry stands for: the product of its lists, or `draws` from its lists and distributions.
 
     Raises:
@@ -171,7 +173,7 @@ def expand(table: dict[str, Any], seed: int) -> Iterator[Setting]:
             try:
                 drawn = Distribution.model_validate(value)
             except ValidationError as e:
-                raise ConfigError(f"{key}: {describe(e, Distribution)}") from None
+                raise ConfigError(f"{key}: {describe_validation_error(e, Distribution)}") from None
             choices[key] = drawn.frozen()
             rounded |= {key} if drawn.whole else set()
         else:
@@ -223,14 +225,14 @@ def _merged(base: Config, setting: Setting) -> Config:
     return Config.model_validate(value)
 
 
-def _placed(config: Config, seed: int, plan: Plan, fold: int) -> Config:
+def _placed(config: Config, seed: int, plan: SweepPlan, fold: int) -> Config:
     train = config.train.model_copy(update={"seed": seed, "folds": plan.folds, "fold": fold})
     return config.model_copy(update={"train": train})
 
 
 def _digest(config: Config) -> str:
     """What tells settings apart whatever their seed and fold."""
-    value = json.loads(settings(config))
+    value = json.loads(run_settings(config))
     for name in ("seed", "folds", "fold"):
         del value["train"][name]
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

@@ -12,19 +12,19 @@ import time
 import traceback
 from pathlib import Path
 
-from features._common.cli import refused
+from features._common.cli import describe_os_error
 from features._common.quiet_imports import quiet_imports
 from features.errors import FramebankError
 from features.store import Store
 from stage2_temporal.data.task import read_task
-from stage2_temporal.runs.folder import replacing_folder
-from stage2_temporal.sweep.spec import Entry
+from stage2_temporal.runs.folder import atomic_folder
+from stage2_temporal.sweep.spec import SweepEntry
 
 ERROR = "error.json"
 LOOK_EVERY = 0.2  # seconds between looks whether the sweep still lives
 
 
-def prepare(parent: int, threads: int) -> None:
+def prepare_worker(parent: int, threads: int) -> None:
     """Make this process a worker: TensorFlow loaded with its share of the cores, deaf to Ctrl-C, ended with the sweep.
 
     Args:
@@ -41,7 +41,7 @@ def prepare(parent: int, threads: int) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
-def work(entry: Entry, store: Path, sweep: Path) -> str | None:
+def train_entry(entry: SweepEntry, store: Path, sweep: Path) -> str | None:
     """Train one entry into its folder; what went wrong, or None.
 
     Raises:
@@ -60,25 +60,25 @@ def work(entry: Entry, store: Path, sweep: Path) -> str | None:
             task = read_task(entry.config, opened)
             metrics = train.write_run(entry.config, opened, task, sweep / entry.name, report=False)
     except Exception as e:
-        if isinstance(e, OSError) and refused(e):
+        if isinstance(e, OSError) and describe_os_error(e):
             raise
         _record(e, entry, sweep / entry.name)
-        return line(e)
+        return one_line_error(e)
     if metrics["interrupted"]:
         raise KeyboardInterrupt
     return None
 
 
-def line(error: Exception) -> str:
+def one_line_error(error: Exception) -> str:
     """An error in one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, FramebankError) else f"{type(error).__name__}: {text}"
 
 
-def _record(error: Exception, entry: Entry, path: Path) -> None:
+def _record(error: Exception, entry: SweepEntry, path: Path) -> None:
     """Put the error where the run would be."""
-    value = {"error": line(error), "traceback": traceback.format_exception(error)}
-    with replacing_folder(path) as folder:
+    value = {"error": one_line_error(error), "traceback": traceback.format_exception(error)}
+    with atomic_folder(path) as folder:
         (folder / "config.toml").write_text(entry.config.to_toml(), encoding="utf-8")
         (folder / ERROR).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

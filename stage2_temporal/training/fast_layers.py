@@ -17,7 +17,7 @@ Precision = Literal["float32", "bfloat16"]
 _twins: WeakKeyDictionary[keras.Model, dict[Precision, keras.Model]] = WeakKeyDictionary()
 
 
-def accelerate(model: keras.Model, precision: Precision = "float32") -> keras.Model:
+def with_fast_layers(model: keras.Model, precision: Precision = "float32") -> keras.Model:
     """A model with the very same variables and faster layers in place of LSTMs and 1x1 convolutions.
 
     Training it trains `model`. A second call for the same model returns the same twin, whose functions are traced.

@@ -11,7 +11,7 @@ from types import FrameType
 import keras
 
 
-class Stop(keras.callbacks.Callback):  # type: ignore[misc]
+class DeferredInterrupt(keras.callbacks.Callback):  # type: ignore[misc]
     """Raises KeyboardInterrupt after the batch in which Ctrl-C was pressed; a second one raises at once.
 
     The signal's own exception comes up wherever Python happens to be, and is lost in a destructor or a callback of C.

@@ -18,20 +18,21 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from features.config import Train
+from features._common.log import logger
+from features.config import TrainConfig
 from features.errors import FramebankError
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.runs.tables import Epoch
 from stage2_temporal.training.adam import Adam
 from stage2_temporal.training.ahead import Ahead
-from stage2_temporal.training.fast_layers import accelerate
-from stage2_temporal.training.interrupt import Stop
+from stage2_temporal.training.fast_layers import with_fast_layers
+from stage2_temporal.training.interrupt import DeferredInterrupt
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """What training came to; the model holds the weights of `best_epoch`.
 
     Attributes:
@@ -53,15 +54,15 @@ def fix_seeds(seed: int) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-def fit(
+def fit_model(
     model: keras.Model,
     train: Batches,
     validation: Batches | None,
-    config: Train,
+    config: TrainConfig,
     *,
     deviation: Floats | None = None,
     logs: Path | None = None,
-) -> Outcome:
+) -> TrainingResult:
     """Train `model` and leave the kept epoch's weights in it.
 
     Ctrl-C ends training with the best epoch so far. Without validation examples the last epoch is the best.
@@ -78,13 +79,13 @@ def fit(
         FramebankError: the loss is no number any more, or a frame cannot be read.
         KeyboardInterrupt: Ctrl-C before the first epoch ended: there is nothing to keep.
     """
-    twin = accelerate(model, config.precision)
+    twin = with_fast_layers(model, config.precision)
     optimiser = Adam(config.learning_rate, weight_decay=config.weight_decay or None)
     optimiser.build(twin.trainable_variables)  # left to the first step, it would be traced twice
     rmse = keras.metrics.RootMeanSquaredError(name="rmse")
     twin.compile(optimiser, loss=loss_function(deviation), metrics=[rmse])
     keeper = _Keeper(config, validation is not None)
-    stop = Stop()
+    stop = DeferredInterrupt()
     callbacks = [keeper, stop, *([_tensorboard(logs)] if logs else [])]
     started, interrupted = time.monotonic(), False
     try:
@@ -103,10 +104,10 @@ def fit(
     finally:
         keeper.close()
     model.set_weights(keeper.weights)
-    return Outcome(tuple(keeper.history), keeper.best, time.monotonic() - started, interrupted)
+    return TrainingResult(tuple(keeper.history), keeper.best, time.monotonic() - started, interrupted)
 
 
-def predict(model: keras.Model, batches: Batches) -> Floats:
+def predict_batches(model: keras.Model, batches: Batches) -> Floats:
     """(n, K) predictions in the target's unit.
 
     Raises:
@@ -114,7 +115,7 @@ def predict(model: keras.Model, batches: Batches) -> Floats:
     """
     try:
         with Ahead(batches) as ahead:
-            predicted: NDArray[np.float32] = accelerate(model).predict(ahead, verbose=0)
+            predicted: NDArray[np.float32] = with_fast_layers(model).predict(ahead, verbose=0)
     except tf.errors.OpError:
         if batches.fault is None:
             raise
@@ -137,7 +138,7 @@ def loss_function(deviation: Floats | None) -> str | Callable[[Any, Any], Any]:
 def _tensorboard(logs: Path) -> keras.callbacks.Callback:
     if find_spec("tensorboard") is None:
         raise FramebankError(
-            "train.tensorboard needs the package tensorboard", mend=".venv/bin/python -m pip install tensorboard"
+            "train.tensorboard needs the package tensorboard", hint=".venv/bin/python -m pip install tensorboard"
         )
     return keras.callbacks.TensorBoard(log_dir=str(logs))
 
@@ -145,7 +146,7 @@ def _tensorboard(logs: Path) -> keras.callbacks.Callback:
 class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]
     """History, progress, the weights to keep, and when to stop."""
 
-    def __init__(self, config: Train, validated: bool) -> None:
+    def __init__(self, config: TrainConfig, validated: bool) -> None:
         super().__init__()
         self._config, self._validated = config, validated
         self.history: list[Epoch] = []
@@ -169,7 +170,7 @@ class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]
             raise FramebankError(
                 f"the loss is no number any more in epoch {row.epoch}",
                 got=f"loss {row.loss}, validation {row.val_loss}",
-                mend=f"--train.learning_rate {self._config.learning_rate / 10:g}"
+                hint=f"--train.learning_rate {self._config.learning_rate / 10:g}"
                 + ("" if self._config.standardise else ", or --train.standardise True"),
             )
         self.history.append(row)
@@ -196,6 +197,4 @@ class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]
             self._bar.update()
             return
         text = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
-        print(
-            f"train: epoch {row.epoch}/{self._config.epochs}, {text} [{row.seconds:.1f} s]", file=sys.stderr, flush=True
-        )
+        logger.info(f"train: epoch {row.epoch}/{self._config.epochs}, {text} [{row.seconds:.1f} s]")

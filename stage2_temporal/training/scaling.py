@@ -60,7 +60,7 @@ def rebuild_top(record: TopRecord) -> keras.Model:
         top.set_weights(record.weights)
     except (ValueError, TypeError, KeyError) as e:
         line = " ".join(str(e).split())[:300]
-        raise StoreError(f"the store's top cannot be rebuilt ({line})", mend="make features with this version") from e
+        raise StoreError(f"the store's top cannot be rebuilt ({line})", hint="make features with this version") from e
     top.trainable = True
     for layer in top.layers:
         layer.trainable = True

@@ -6,7 +6,7 @@ Pure numpy. What was learnt goes into the run's folder (`ground.json`), so that 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence as Listed
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,16 +15,23 @@ from numpy.typing import NDArray
 
 from features.errors import DataError
 from features.sequences import Camera
-from stage2_temporal.vehicle.geometry import NAMES, Ground, features, fit_camera, fit_ground, fit_ground_from_motion
+from stage2_temporal.vehicle.geometry import (
+    GEOMETRY_NAMES,
+    Ground,
+    fit_camera,
+    fit_ground,
+    fit_ground_from_motion,
+    geometry_vector,
+)
 
 Floats = NDArray[np.float64]
 
-FILE = "ground.json"
-ANY = Ground(0.0, 1.0, 1.0)  # rates of size need no ground
+CAMERA_GEOMETRY_FILE = "ground.json"
+UNIT_GROUND = Ground(0.0, 1.0, 1.0)  # rates of size need no ground
 
 
 @dataclass(frozen=True)
-class Paths:
+class WindowTracks:
     """The boxes of n windows.
 
     Attributes:
@@ -37,11 +44,11 @@ class Paths:
     boxes: Floats
     confidence: Floats
     fps: Floats
-    cameras: Listed[Camera | None]
+    cameras: Sequence[Camera | None]
 
 
 @dataclass(frozen=True)
-class Scene:
+class CameraGeometry:
     """What a run learnt.
 
     Attributes:
@@ -54,37 +61,39 @@ class Scene:
     camera: Camera
     size: tuple[int, int]
 
-    def vectors(self, paths: Paths) -> NDArray[np.float32]:
-        """(n, len(NAMES)): `stage2_temporal.vehicle.geometry.features` of each window."""
+    def vectors(self, paths: WindowTracks) -> NDArray[np.float32]:
+        """(n, len(NAMES)): `stage2_temporal.vehicle.geometry.geometry_vector` of each window."""
         rows = [
-            features(boxes, confidence, fps, self.ground, camera or self.camera)
+            geometry_vector(boxes, confidence, fps, self.ground, camera or self.camera)
             for boxes, confidence, fps, camera in zip(
                 paths.boxes, paths.confidence, paths.fps, paths.cameras, strict=True
             )
         ]
-        return np.array(rows, np.float32).reshape(-1, len(NAMES))
+        return np.array(rows, np.float32).reshape(-1, len(GEOMETRY_NAMES))
 
     def write(self, folder: Path) -> None:
         """Into a run's folder."""
         text = json.dumps({"ground": asdict(self.ground), "camera": asdict(self.camera), "size": self.size}, indent=2)
-        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+        (folder / CAMERA_GEOMETRY_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def read_scene(folder: Path) -> Scene:
+def read_camera_geometry(folder: Path) -> CameraGeometry:
     """The scene of a run.
 
     Raises:
         DataError: it has none, or one that is not whole.
     """
-    file = folder / FILE
+    file = folder / CAMERA_GEOMETRY_FILE
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-        return Scene(Ground(**value["ground"]), Camera(**value["camera"]), tuple(value["size"]))
+        return CameraGeometry(Ground(**value["ground"]), Camera(**value["camera"]), tuple(value["size"]))
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{file}: no ground that was learnt in training", got=e, mend="train anew") from None
+        raise DataError(f"{file}: no ground that was learnt in training", got=e, hint="train anew") from None
 
 
-def fit_scene(paths: Paths, boxes: Floats, positions: Floats, vx: Floats, size: tuple[int, int]) -> Scene:
+def fit_camera_geometry(
+    paths: WindowTracks, boxes: Floats, positions: Floats, vx: Floats, size: tuple[int, int]
+) -> CameraGeometry:
     """The scene from training labels: from boxes and positions, else from velocities and tracks.
 
     Args:
@@ -100,6 +109,6 @@ def fit_scene(paths: Paths, boxes: Floats, positions: Floats, vx: Floats, size: 
     camera = fit_camera(boxes, positions, size)
     whole = np.isfinite(boxes).all(axis=1) & np.isfinite(positions).all(axis=1)
     if whole.any():
-        return Scene(fit_ground(boxes, positions), camera, size)
-    rates = Scene(ANY, camera, size).vectors(paths)[:, NAMES.index("closing")]
-    return Scene(fit_ground_from_motion(boxes, rates, vx), camera, size)
+        return CameraGeometry(fit_ground(boxes, positions), camera, size)
+    rates = CameraGeometry(UNIT_GROUND, camera, size).vectors(paths)[:, GEOMETRY_NAMES.index("closing")]
+    return CameraGeometry(fit_ground_from_motion(boxes, rates, vx), camera, size)

@@ -25,12 +25,12 @@ Floats = NDArray[np.float64]
 
 PIXEL = 0.05  # px: standard deviation of a well matched box's size
 FARTHEST = 200.0  # m: feet at the horizon or above it count as this far
-NOISE = 0.02  # 1 − correlation² that even a perfect match has, from the sensor and compression
+MATCH_NOISE = 0.02  # 1 − correlation² that even a perfect match has, from the sensor and compression
 HUBER = 1.345  # Huber's constant: 95 % efficient on Gaussian residuals
 FEWEST = 3  # labels that a ground needs
 FEWEST_MOVING = 8  # where they have no positions
 
-NAMES = (
+GEOMETRY_NAMES = (
     "left", "top", "right", "bottom", "log_width", "log_height",
     "log_size_rate", "closing", "u_rate", "v_rate",
     "x_foot", "x_size", "y_foot", "y_size",
@@ -107,7 +107,7 @@ def fit_ground_from_motion(boxes: ArrayLike, closing: ArrayLike, vx: ArrayLike) 
 
     Args:
         boxes: (n, 4) left, top, right, bottom in px at the labels' frames.
-        closing: (n,) vx / x as the tracks have it, 1/s (`features`).
+        closing: (n,) vx / x as the tracks have it, 1/s (`geometry_vector`).
         vx: (n,) as labelled, m/s. Rows with NaN anywhere are left out.
 
     Raises:
@@ -163,10 +163,10 @@ def fit_camera(boxes: ArrayLike, positions: ArrayLike, size: tuple[int, int]) ->
 
 
 def robust_line(t: Floats, y: Floats) -> tuple[float, float]:
-    """`line` by iteratively reweighted least squares (Huber, 1964): outliers count little."""
+    """`weighted_line` by iteratively reweighted least squares (Huber, 1964): outliers count little."""
     weight = np.ones(len(t))
     for _ in range(20):
-        level, slope = line(t, y, weight)
+        level, slope = weighted_line(t, y, weight)
         off = np.abs(y - level - slope * t)
         spread = max(1.4826 * float(np.median(off)), 1e-9)
         weight = np.minimum(1, HUBER * spread / np.maximum(off, 1e-12))
@@ -179,7 +179,7 @@ def _weighted_median(values: Floats, weight: Floats) -> float:
     return float(values[order][np.searchsorted(total, total[-1] / 2)])
 
 
-def line(t: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
+def weighted_line(t: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
     """Weighted least squares of y ≈ level + slope · t: (level, slope). The slope is 0 where all t are equal."""
     total = float(weight.sum())
     mean_t, mean_y = float((weight * t).sum()) / total, float((weight * y).sum()) / total
@@ -188,14 +188,14 @@ def line(t: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
     return mean_y - slope * mean_t, slope
 
 
-def trust(confidence: ArrayLike) -> Floats:
+def confidence_weights(confidence: ArrayLike) -> Floats:
     """Weights for least squares from correlations: a match's noise power over its signal's is about 1 − c²."""
     c = np.clip(np.asarray(confidence, np.float64), 0, 1)
-    return np.asarray(1 / (1 + NOISE - c**2))
+    return np.asarray(1 / (1 + MATCH_NOISE - c**2))
 
 
-def features(boxes: ArrayLike, confidence: ArrayLike, fps: float, ground: Ground, camera: Camera) -> Floats:
-    """What a window's boxes say about the vehicle at its last frame, as `NAMES` has it.
+def geometry_vector(boxes: ArrayLike, confidence: ArrayLike, fps: float, ground: Ground, camera: Camera) -> Floats:
+    """What a window's boxes say about the vehicle at its last frame, as `GEOMETRY_NAMES` has it.
 
     Every quantity is that of a weighted straight line through the window, read at the last frame: of the edges and
     the middle over time, and of 1/size, which is straight at constant velocity. `x_foot` is the mean of
@@ -220,28 +220,28 @@ def features(boxes: ArrayLike, confidence: ArrayLike, fps: float, ground: Ground
     box, sure = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(confidence, np.float64)
     there = np.isfinite(box).all(axis=1)
     seen, mean = float(there.mean()), float(sure[there].mean()) if there.any() else 0.0
-    known = dict.fromkeys(NAMES, math.nan) | {"seen": seen, "confidence": mean}
+    known = dict.fromkeys(GEOMETRY_NAMES, math.nan) | {"seen": seen, "confidence": mean}
     if there.any():
         t = (np.flatnonzero(there) - (len(box) - 1)) / fps
-        known |= _motion(box[there], trust(sure[there]), t, ground, camera)
-    return np.array([known[name] for name in NAMES])
+        known |= _motion(box[there], confidence_weights(sure[there]), t, ground, camera)
+    return np.array([known[name] for name in GEOMETRY_NAMES])
 
 
 def _motion(box: Floats, weight: Floats, t: Floats, ground: Ground, camera: Camera) -> dict[str, float]:
-    """The features of `features` for the n frames with a box, at times t ≤ 0 in seconds from the window's end."""
+    """The features of `geometry_vector` for the n frames with a box, at times t ≤ 0 in seconds from the window's end."""
     wide, high = box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]
     size = np.sqrt(wide * high)
-    level, slope = line(t, 1 / size, weight)
+    level, slope = weighted_line(t, 1 / size, weight)
     level = max(level, 0.25 / float(size[-1]))  # a wild line must not put it behind infinity
     closing = slope / level  # vx / x at the end
     relative = size * level  # size relative to that at the end, as seen
     u, v = (box[:, 0] + box[:, 2]) / 2, (box[:, 1] + box[:, 3]) / 2
-    (u0, du), (v0, dv) = line(t, u, weight), line(t, v, weight)
+    (u0, du), (v0, dv) = weighted_line(t, u, weight), weighted_line(t, v, weight)
     shape = math.exp(float(np.log(wide / high).mean()) / 2)
     width, height = shape / level, 1 / (shape * level)
     below = float((weight * (box[:, 3] - ground.horizon) / relative).sum() / weight.sum())
     distance = {"foot": float(ground.foot(ground.horizon + below)), "size": float(ground.size(width))}
-    side, sideways = line(t, (u - camera.cx) / (camera.fx * relative), weight)  # y/x at the end, and its rate
+    side, sideways = weighted_line(t, (u - camera.cx) / (camera.fx * relative), weight)  # y/x at the end, and its rate
     found = {
         "left": u0 - width / 2, "top": v0 - height / 2, "right": u0 + width / 2, "bottom": v0 + height / 2,
         "log_width": math.log(width), "log_height": math.log(height),
@@ -255,7 +255,7 @@ def _motion(box: Floats, weight: Floats, t: Floats, ground: Ground, camera: Came
     # relative to the fitted size, not to that at the end
     off = relative * (1 + closing * t) - 1
     found["misfit"] = float(np.sqrt((weight * off**2).sum() / weight.sum()))
-    precision = weight * NOISE * (size / PIXEL) ** 2  # 1 / variance of the relative size
+    precision = weight * MATCH_NOISE * (size / PIXEL) ** 2  # 1 / variance of the relative size
     chi = (precision * off**2).sum() / max(len(t) - 2, 1)
     middle = (precision * t).sum() / precision.sum()
     found["closing_deviation"] = math.sqrt(max(1.0, chi) / (precision * (t - middle) ** 2).sum())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from features._common.cli import config_from
+from features._common.cli import config_with_flags
 from features.config import Config, read_config
 from features.errors import ConfigError
 
@@ -29,7 +29,9 @@ def test_the_promised_configs_are_there() -> None:
 def test_flags_override_the_file(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('[data]\ntarget = "ego_speed"\n[train]\nepochs = 3\n')
-    config = config_from(path, ["--data.target", "velocity", "--window.end", "-32", "--backbone.cut", "block4_pool"])
+    config = config_with_flags(
+        path, ["--data.target", "velocity", "--window.end", "-32", "--backbone.cut", "block4_pool"]
+    )
     assert config.data.columns == ("vx", "vy")
     assert (config.train.epochs, config.window.end, config.backbone.cut) == (3, -32, "block4_pool")
 
@@ -37,7 +39,7 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
 def test_several_target_columns(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('[data]\ntarget = ["distance", "rate"]\n')
-    assert config_from(path, []).data.columns == ("distance", "rate")
+    assert config_with_flags(path, []).data.columns == ("distance", "rate")
 
 
 @pytest.mark.parametrize(
@@ -67,14 +69,14 @@ def test_no_such_config() -> None:
 @pytest.mark.parametrize("flags", [["--train.epoch", "3"], ["--train.epochs", "three"], ["--train.epochs", "0"]])
 def test_a_wrong_flag_ends_with_status_2(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        config_from(None, flags)
+        config_with_flags(None, flags)
     assert stopped.value.code == 2
     assert "epoch" in capsys.readouterr().err
 
 
 def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        config_from(None, ["--help"])
+        config_with_flags(None, ["--help"])
     shown = capsys.readouterr().out
     for section, model in Config.model_fields.items():
         for key in model.default.__class__.model_fields:  # type: ignore[union-attr]

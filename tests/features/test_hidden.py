@@ -8,12 +8,12 @@ import pytest
 import skimage.data
 from numpy.typing import NDArray
 
-from features.sequences import Box, Label, Sequence
-from features.tracks import Track, keys
-from stage1_extract.tracking.follower import before
-from stage1_extract.tracking.online_tracker import Trails
-from stage1_extract.tracking.sequence_tracks import tracks_of
-from stage1_extract.tracking.tracker import trace
+from features.sequences import Box, FrameSequence, Label
+from features.tracks import Track, track_keys
+from stage1_extract.tracking.follower import occluding_boxes
+from stage1_extract.tracking.online_tracker import OnlineTracker
+from stage1_extract.tracking.sequence_tracks import track_vehicles
+from stage1_extract.tracking.tracker import track_known_boxes
 
 Image = NDArray[np.uint8]
 
@@ -57,27 +57,27 @@ def scales(found: Track, at: int) -> NDArray[np.float64]:
 def test_what_is_left_of_a_vehicle_is_followed(at: int, shift: float) -> None:
     frames, (far, near) = scene(shift), boxes(at, shift)
     labels = tuple(Label(at, {}, box) for box in (far, near))
-    sequence = Sequence("s", "train", 8, 10.0, (320, 200), "", labels)
-    tracks = tracks_of(sequence, frames)
-    found = [tracks[name] for name in keys(sequence)]
+    sequence = FrameSequence("s", "train", 8, 10.0, (320, 200), "", labels)
+    tracks = track_vehicles(sequence, frames)
+    found = [tracks[name] for name in track_keys(sequence)]
     expected = GROWTH ** (np.arange(8.0) - at)
     beside = scales(found[0], at)
     np.testing.assert_allclose(beside, expected, rtol=0.02)
-    alone = scales(trace(frames, {at: far}), at)
+    alone = scales(track_known_boxes(frames, {at: far}), at)
     assert not np.abs(alone / expected - 1).max() < 2 * np.abs(beside / expected - 1).max()
     # the one before is followed as if there were no other
-    np.testing.assert_array_equal(found[1].boxes, trace(frames, {at: near}).boxes)
+    np.testing.assert_array_equal(found[1].boxes, track_known_boxes(frames, {at: near}).boxes)
 
 
 def test_trails_hide_as_tracks_do() -> None:
     frames = scene(7.0)
-    sequence = Sequence("s", "train", 8, 10.0, (320, 200), "", tuple(Label(0, {}, box) for box in boxes(0, 7.0)))
-    trails, tracks = Trails(8), tracks_of(sequence, frames)
+    sequence = FrameSequence("s", "train", 8, 10.0, (320, 200), "", tuple(Label(0, {}, box) for box in boxes(0, 7.0)))
+    trails, tracks = OnlineTracker(8), track_vehicles(sequence, frames)
     for i, frame in enumerate(frames):
         trails.step(frame, dict(zip("ab", boxes(0, 7.0), strict=True)) if i == 0 else {})
-    for name, known in zip("ab", keys(sequence), strict=True):
+    for name, known in zip("ab", track_keys(sequence), strict=True):
         np.testing.assert_array_equal(trails.boxes[name], tracks[known].boxes)
-    late = Trails(8)
+    late = OnlineTracker(8)
     for i, frame in enumerate(frames):
         late.step(frame, dict(zip("ab", boxes(7, 7.0), strict=True)) if i == 7 else {})
     found = Track(late.boxes["a"], late.confidence["a"])
@@ -87,21 +87,21 @@ def test_trails_hide_as_tracks_do() -> None:
 def test_what_stands_before_a_box() -> None:
     frame = np.zeros((200, 320), np.uint8)
     lower = (140.0, 90.0, 200.0, 140.0)
-    assert before(FAR, [lower], frame) == [lower]
-    assert before(lower, [FAR], frame) == []
-    assert before(FAR, [(170.0, 90.0, 200.0, 140.0)], frame) == []  # beside it
-    assert before(FAR, [FAR, (102.0, 81.0, 163.0, 132.0)], frame) == []  # the same vehicle twice
-    assert before(FAR, [(0.0, 0.0, 320.0, 200.0)], frame) == []  # the whole scene
+    assert occluding_boxes(FAR, [lower], frame) == [lower]
+    assert occluding_boxes(lower, [FAR], frame) == []
+    assert occluding_boxes(FAR, [(170.0, 90.0, 200.0, 140.0)], frame) == []  # beside it
+    assert occluding_boxes(FAR, [FAR, (102.0, 81.0, 163.0, 132.0)], frame) == []  # the same vehicle twice
+    assert occluding_boxes(FAR, [(0.0, 0.0, 320.0, 200.0)], frame) == []  # the whole scene
     lorry = (60.0, 20.0, 200.0, 150.0)
-    assert before(FAR, [lorry, lower], frame) == [lorry, lower]  # all of it
+    assert occluding_boxes(FAR, [lorry, lower], frame) == [lorry, lower]  # all of it
 
 
 def test_a_vehicle_that_another_hides_entirely_is_not_followed() -> None:
     frames, (far, near) = scene(), boxes(0)
     labels = tuple(Label(0, {}, box) for box in (far, (far[0] - 20, *near[1:])))
-    sequence = Sequence("s", "train", 8, 10.0, (320, 200), "", labels)
-    tracks = tracks_of(sequence, frames)
-    hidden, other = (int(np.isfinite(tracks[name].boxes[:, 0]).sum()) for name in keys(sequence))
+    sequence = FrameSequence("s", "train", 8, 10.0, (320, 200), "", labels)
+    tracks = track_vehicles(sequence, frames)
+    hidden, other = (int(np.isfinite(tracks[name].boxes[:, 0]).sum()) for name in track_keys(sequence))
     assert hidden == 1
     assert other > 1
 
@@ -109,5 +109,5 @@ def test_a_vehicle_that_another_hides_entirely_is_not_followed() -> None:
 def test_a_box_over_everything_hides_nothing() -> None:
     frames, far = scene(both=False), boxes(0)[0]
     everything = (-0.5, -0.5, 319.5, 199.5)
-    beside = trace(frames, {0: far}, {i: [everything] for i in range(8)})
-    np.testing.assert_array_equal(beside.boxes, trace(frames, {0: far}).boxes)
+    beside = track_known_boxes(frames, {0: far}, {i: [everything] for i in range(8)})
+    np.testing.assert_array_equal(beside.boxes, track_known_boxes(frames, {0: far}).boxes)

@@ -13,21 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features._common.atomic import replacing
+from features._common.atomic import atomic_write
 from features.errors import StoreError
-from features.frame_ranges import segments, whole
-from features.sequences import Label, Sequence, same
-from features.store import Header, Store, StreamInfo, TopRecord, runs
-from features.store_writer import ShardWriter, Stream, assemble, shard_pieces
+from features.frame_ranges import covering_ranges, full_range
+from features.sequences import FrameSequence, Label, same_sequences
+from features.store import Header, Store, StreamInfo, TopRecord, consecutive_runs
+from features.store_writer import ShardWriter, StreamContent, assemble_store, shard_pieces
 from tests.helpers import RECIPE, flip, jpeg, write_store
 
-GOLDEN = Path(__file__).parent / "data" / "format1.h5"
+GOLDEN = Path(__file__).parents[1] / "data" / "format1.h5"
 
 
-def clips(count: int = 5, length: int = 8) -> list[Sequence]:
+def clips(count: int = 5, length: int = 8) -> list[FrameSequence]:
     """Sequences with all kinds of labels: known, unknown, with and without box."""
     return [
-        Sequence(
+        FrameSequence(
             f"Train/{i}",
             ("train", "validation", "test")[i % 3],
             length,
@@ -64,7 +64,7 @@ def test_round_trip(dtype: str, tmp_path: Path) -> None:
         read = store.read("appearance", rows)
         assert read.dtype == dtype
         np.testing.assert_array_equal(read, values[rows])
-        assert same(store.sequences, clips())
+        assert same_sequences(store.sequences, clips())
         np.testing.assert_array_equal(store.first, [0, 8, 16, 24, 32])
         assert store.recipe == RECIPE
         assert store.fingerprint == RECIPE.fingerprint
@@ -73,9 +73,9 @@ def test_round_trip(dtype: str, tmp_path: Path) -> None:
 
 
 def test_a_store_without_any_label(tmp_path: Path) -> None:
-    bare = [Sequence("a", "test", 8, 20.0, (4, 3), "d")]
+    bare = [FrameSequence("a", "test", 8, 20.0, (4, 3), "d")]
     with Store(write_store(tmp_path / "s.h5", bare, {"appearance": maps(8)})) as store:
-        assert same(store.sequences, bare)
+        assert same_sequences(store.sequences, bare)
 
 
 def test_top_and_trunk_come_back(made: tuple[Path, np.ndarray]) -> None:
@@ -96,14 +96,14 @@ def test_every_frame_is_a_checksummed_chunk(made: tuple[Path, np.ndarray]) -> No
 
 @given(st.lists(st.integers(0, 20), max_size=30))
 def test_runs_are_the_rows_again(rows: list[int]) -> None:
-    found = runs(np.array(rows, np.int64))
+    found = consecutive_runs(np.array(rows, np.int64))
     assert [at + i for _, at, n in found for i in range(n)] == rows
     assert [place for place, _, _ in found] == list(np.cumsum([0, *[n for *_, n in found]])[:-1])
 
 
 def test_windows_are_read_in_one_piece_each() -> None:
     rows = np.concatenate([np.arange(8) + 80, np.arange(8) + 16])
-    assert runs(rows) == [(0, 80, 8), (8, 16, 8)]
+    assert consecutive_runs(rows) == [(0, 80, 8), (8, 16, 8)]
 
 
 def test_a_damaged_frame_is_found_and_the_others_still_read(made: tuple[Path, np.ndarray]) -> None:
@@ -114,7 +114,11 @@ def test_a_damaged_frame_is_found_and_the_others_still_read(made: tuple[Path, np
         with pytest.raises(StoreError, match="verify"):
             store.read("appearance", [10, 11])
         np.testing.assert_array_equal(store.read("appearance", [10, 12]), values[[10, 12]])
-        held = [(h.piece.start, h.piece.stop, h.row) for h in store.held([11]) if h.piece.sequence == "Train/1"]
+        held = [
+            (h.frame_range.start, h.frame_range.stop, h.row)
+            for h in store.held([11])
+            if h.frame_range.sequence == "Train/1"
+        ]
         assert held == [(0, 3, 8), (4, 8, 12)]
 
 
@@ -145,7 +149,7 @@ def test_bytes_changed_anywhere_never_crash(junk: bytes, where: float) -> None:
 def test_a_later_format_is_refused(made: tuple[Path, np.ndarray]) -> None:
     with h5py.File(made[0], "r+") as f:
         f.attrs["version"] = 2
-    with pytest.raises(StoreError, match=r"format 1 or earlier; got format 2\. Mend: update"):
+    with pytest.raises(StoreError, match=r"format 1 or earlier; got format 2\. Try: update"):
         Store(made[0])
 
 
@@ -182,14 +186,14 @@ def test_missing_store_names_the_command(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_store_and_no_litter(made: tuple[Path, np.ndarray]) -> None:
     path, before = made[0], made[0].read_bytes()
     with pytest.raises(RuntimeError, match="do not make up"):
-        assemble(
+        assemble_store(
             path,
             Header(RECIPE),
             clips(),
-            {"appearance": Stream(StreamInfo((1,), "float16"), [[] for _ in clips()])},
+            {"appearance": StreamContent(StreamInfo((1,), "float16"), [[] for _ in clips()])},
             None,
         )
-    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
         temporary.write_bytes(b"half")
         raise ZeroDivisionError
     assert path.read_bytes() == before
@@ -205,18 +209,20 @@ def test_assembly_keeps_unsound_pieces_out_and_order_free(tmp_path: Path) -> Non
     """Pieces of one sequence from two shards and the older store, some rows of a shard not sound."""
     wanted, values = clips(3), maps(24)
     info = {"appearance": StreamInfo((3, 5, 7), "float16")}
-    first, second = [whole(wanted[1]), whole(wanted[0])], [whole(wanted[2])]
+    first, second = [full_range(wanted[1]), full_range(wanted[0])], [full_range(wanted[2])]
     for name, pieces, rows, sound in (("a", first, [*range(8, 16), *range(8)], [1]), ("b", second, range(16, 24), [0])):
-        with replacing(tmp_path / f"{name}.h5") as temporary:
+        with atomic_write(tmp_path / f"{name}.h5") as temporary:
             writer = ShardWriter(temporary, RECIPE, pieces, info)
             writer.write({"appearance": values[list(rows)]}, [jpeg(r) for r in rows])
             writer.close(sound)
     held = [h for name in "ab" for h in shard_pieces(tmp_path / f"{name}.h5", RECIPE.fingerprint)]
-    assert [h.piece.sequence for h in held] == ["Train/0", "Train/2"]
+    assert [h.frame_range.sequence for h in held] == ["Train/0", "Train/2"]
     assert shard_pieces(tmp_path / "a.h5", "another fingerprint") == []
     chosen = [wanted[0], wanted[2]]
-    parts = [segments(whole(s), [h for h in held if h.piece.sequence == s.id]) for s in chosen]
-    assemble(tmp_path / "s.h5", Header(RECIPE), chosen, {"appearance": Stream(info["appearance"], parts)}, None)
+    parts = [covering_ranges(full_range(s), [h for h in held if h.frame_range.sequence == s.id]) for s in chosen]
+    assemble_store(
+        tmp_path / "s.h5", Header(RECIPE), chosen, {"appearance": StreamContent(info["appearance"], parts)}, None
+    )
     with Store(tmp_path / "s.h5") as store:
         np.testing.assert_array_equal(store.read("appearance", range(16)), values[[*range(8), *range(16, 24)]])
         assert store.thumbnail(8) == jpeg(16)
@@ -225,7 +231,7 @@ def test_assembly_keeps_unsound_pieces_out_and_order_free(tmp_path: Path) -> Non
 def test_the_golden_store_of_format_1_opens_for_ever() -> None:
     assert GOLDEN.stat().st_size < 200_000
     with Store(GOLDEN) as store:
-        assert same(store.sequences, clips())
+        assert same_sequences(store.sequences, clips())
         np.testing.assert_array_equal(store.read("appearance", range(40)), maps(40))
         assert store.fingerprint == RECIPE.fingerprint
         top = store.top()

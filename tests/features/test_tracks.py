@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from features.sequences import Box, Camera, Label, Sequence, same
+from features.sequences import Box, Camera, FrameSequence, Label, same_sequences
 from features.store import Store, StreamInfo
-from features.store_writer import Stream, extend
-from features.tracks import Track, Vehicle, keys, vehicles
+from features.store_writer import StreamContent, extend_store
+from features.tracks import Track, TrackedVehicle, track_keys, tracked_vehicles
 from tests.helpers import jpeg, write_store
 
 NEAR, FAR = (1.0, 2.0, 30.0, 20.0), (40.0, 5.0, 48.0, 9.0)
-CLIP = Sequence("Train/1", "train", 8, 10.0, (1280, 720), "d" * 64)
+CLIP = FrameSequence("Train/1", "train", 8, 10.0, (1280, 720), "d" * 64)
 
 
-def boxed(*where: tuple[int, Box | None]) -> Sequence:
+def boxed(*where: tuple[int, Box | None]) -> FrameSequence:
     return replace(CLIP, labels=tuple(Label(frame, {"vx": 1.0}, box) for frame, box in where))
 
 
@@ -36,43 +36,43 @@ def maps(frames: int) -> NDArray[np.float16]:
 
 
 def test_boxes_of_one_frame_are_vehicles_of_their_own() -> None:
-    found = vehicles(boxed((7, NEAR), (7, FAR), (7, None)))
-    assert found == [Vehicle(((7, NEAR),), (0,)), Vehicle(((7, FAR),), (1,))]
+    found = tracked_vehicles(boxed((7, NEAR), (7, FAR), (7, None)))
+    assert found == [TrackedVehicle(((7, NEAR),), (0,)), TrackedVehicle(((7, FAR),), (1,))]
 
 
 def test_at_most_one_box_a_frame_is_one_vehicles_path() -> None:
-    found = vehicles(boxed((3, FAR), (0, NEAR), (5, None)))
-    assert found == [Vehicle(((0, NEAR), (3, FAR)), (0, 1, 2))]
+    found = tracked_vehicles(boxed((3, FAR), (0, NEAR), (5, None)))
+    assert found == [TrackedVehicle(((0, NEAR), (3, FAR)), (0, 1, 2))]
 
 
 def test_equal_boxes_have_one_track() -> None:
     clip = boxed((7, NEAR), (7, NEAR), (7, FAR))
-    first, second, third = keys(clip)
+    first, second, third = track_keys(clip)
     assert first == second != third
 
 
 def test_boxes_on_frames_that_are_not_there_are_nobodys() -> None:
-    assert vehicles(boxed((39, NEAR), (-1, FAR))) == []
-    assert vehicles(boxed((39, NEAR), (7, FAR))) == [Vehicle(((7, FAR),), (0, 1))]
+    assert tracked_vehicles(boxed((39, NEAR), (-1, FAR))) == []
+    assert tracked_vehicles(boxed((39, NEAR), (7, FAR))) == [TrackedVehicle(((7, FAR),), (0, 1))]
 
 
 def test_the_key_follows_frames_and_boxes() -> None:
     clip = boxed((7, NEAR))
     others = [replace(clip, digest="e" * 64), boxed((7, FAR)), boxed((7, NEAR), (7, FAR))]  # one more may hide it
-    assert keys(clip) == keys(replace(clip, id="Train/2"))
-    assert all(keys(other)[0] != keys(clip)[0] for other in others)
+    assert track_keys(clip) == track_keys(replace(clip, id="Train/2"))
+    assert all(track_keys(other)[0] != track_keys(clip)[0] for other in others)
 
 
 def test_tracks_and_cameras_come_back(tmp_path: Path) -> None:
     clip = replace(boxed((7, NEAR), (7, FAR), (7, None)), camera=Camera(714.0, 710.0, 675.0, 376.0))
     other = replace(CLIP, id="Train/2", digest="f" * 64, camera=Camera(721.5, 721.5, 609.6, 172.9, 1.65))
     bare = replace(CLIP, id="Train/3", digest="a" * 64)
-    tracks = {name: path_of(8, seed=i) for i, name in enumerate(keys(clip))}
+    tracks = {name: path_of(8, seed=i) for i, name in enumerate(track_keys(clip))}
     path = write_store(tmp_path / "s.h5", [clip, other, bare], {"appearance": maps(24)}, tracks=tracks)
     with Store(path) as store:
-        assert same(store.sequences, [clip, other, bare])
+        assert same_sequences(store.sequences, [clip, other, bare])
         assert store.track_keys == set(tracks)
-        for label, name in enumerate(keys(clip)):
+        for label, name in enumerate(track_keys(clip)):
             found = store.track(0, label)
             assert found is not None
             np.testing.assert_array_equal(found.boxes, tracks[name].boxes)
@@ -98,8 +98,8 @@ def test_extending_a_store_leaves_what_is_there(finished: Path) -> None:
     values = np.arange(32, dtype=np.float32).reshape(16, 2)
     with Store(finished) as store:
         clip = store.sequences[0]
-        track = {keys(clip)[0]: path_of(8)}
-    extend(finished, {"cells": Stream(info, batches=iter(np.split(values, 4)))}, track)
+        track = {track_keys(clip)[0]: path_of(8)}
+    extend_store(finished, {"cells": StreamContent(info, batches=iter(np.split(values, 4)))}, track)
     assert chunks(finished) == before
     with Store(finished) as store:
         assert store.streams["cells"] == info and store.streams["appearance"].origin == {}
@@ -108,7 +108,7 @@ def test_extending_a_store_leaves_what_is_there(finished: Path) -> None:
         assert store.track_keys == set(track)
         assert {h.streams["cells"] for h in store.held()} == {info.fingerprint}
     other = replace(info, origin={"made": "otherwise"})
-    extend(finished, {"cells": Stream(other, batches=[values * 2])})
+    extend_store(finished, {"cells": StreamContent(other, batches=[values * 2])})
     with Store(finished) as store:
         assert store.streams["cells"] == other and store.track_keys == set(track)
         np.testing.assert_array_equal(store.read("cells", [1]), values[[1]] * 2)
@@ -117,5 +117,7 @@ def test_extending_a_store_leaves_what_is_there(finished: Path) -> None:
 def test_a_stream_that_ends_early_leaves_the_store_as_it_was(finished: Path) -> None:
     before = finished.read_bytes()
     with pytest.raises(RuntimeError, match="15 of 16 frames"):
-        extend(finished, {"cells": Stream(StreamInfo((2,), "float32"), batches=[np.zeros((15, 2), np.float32)])})
+        extend_store(
+            finished, {"cells": StreamContent(StreamInfo((2,), "float32"), batches=[np.zeros((15, 2), np.float32)])}
+        )
     assert finished.read_bytes() == before

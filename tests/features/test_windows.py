@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from features.errors import ConfigError
-from features.sequences import Label, Sequence
-from features.windows import examples, offsets
+from features.sequences import FrameSequence, Label
+from features.windows import make_examples, window_offsets
 
 NAN = math.nan
 
 
-def clip(name: str, length: int, *labels: Label, split: str = "train") -> Sequence:
-    return Sequence(name, split, length, 20.0, (1280, 720), name, labels)
+def clip(name: str, length: int, *labels: Label, split: str = "train") -> FrameSequence:
+    return FrameSequence(name, split, length, 20.0, (1280, 720), name, labels)
 
 
 def test_the_published_window_is_32_frames_before_the_label() -> None:
@@ -23,19 +23,19 @@ def test_the_published_window_is_32_frames_before_the_label() -> None:
         clip("Train/1", 8, Label(39, {"vx": -1.0, "vy": 0.5})),
         clip("Train/2", 8, Label(39, {"vx": 2.0, "vy": 0.0})),
     ]
-    found = examples(clips, np.array([0, 8]), ("vx", "vy"), length=8, end=-32)
+    found = make_examples(clips, np.array([0, 8]), ("vx", "vy"), length=8, end=-32)
     np.testing.assert_array_equal(found.rows, [np.arange(8), np.arange(8, 16)])
     np.testing.assert_array_equal(found.targets, [[-1, 0.5], [2, 0]])
     np.testing.assert_array_equal(found.start, [0, 0])
 
 
 def test_eight_frames_spread_over_forty() -> None:
-    np.testing.assert_array_equal(offsets(8, 5, 0) + 39, [4, 9, 14, 19, 24, 29, 34, 39])
+    np.testing.assert_array_equal(window_offsets(8, 5, 0) + 39, [4, 9, 14, 19, 24, 29, 34, 39])
 
 
 def test_a_label_a_frame_gives_a_window_a_frame_where_it_fits() -> None:
     drive = clip("drive", 6, *(Label(i, {"ego_speed": float(i)}) for i in range(6)))
-    found = examples([drive], np.array([10]), ("ego_speed",), length=3)
+    found = make_examples([drive], np.array([10]), ("ego_speed",), length=3)
     np.testing.assert_array_equal(found.rows, [[10, 11, 12], [11, 12, 13], [12, 13, 14], [13, 14, 15]])
     assert found.dropped == 2
 
@@ -48,9 +48,9 @@ def test_the_cars_own_speed_and_its_vehicles_are_labels_of_their_own() -> None:
         Label(7, {"vx": 3.0, "vy": 0.0}, (5, 6, 7, 8), (40.0, -1.0)),
         Label(7, {"ego_speed": 25.0}),
     )
-    speeds = examples([scene], np.array([0]), ("ego_speed",), length=8)
-    vehicles = examples([scene], np.array([0]), ("vx", "vy"), length=8)
-    places = examples([scene], np.array([0]), ("x", "y"), length=8)
+    speeds = make_examples([scene], np.array([0]), ("ego_speed",), length=8)
+    vehicles = make_examples([scene], np.array([0]), ("vx", "vy"), length=8)
+    places = make_examples([scene], np.array([0]), ("x", "y"), length=8)
     assert len(speeds) == 1 and len(vehicles) == 2
     np.testing.assert_array_equal(vehicles.position, [[20, 1], [40, -1]])
     np.testing.assert_array_equal(places.targets, [[20, 1], [40, -1]])
@@ -61,7 +61,7 @@ def test_an_unlabelled_test_clip_is_there_to_predict() -> None:
         clip("1", 8, Label(7, {"vx": 1.0, "vy": 0.0})),
         clip("2", 8, Label(7, {"vx": NAN, "vy": NAN}), split="test"),
     ]
-    found = examples(clips, np.array([0, 8]), ("vx", "vy"), length=8)
+    found = make_examples(clips, np.array([0, 8]), ("vx", "vy"), length=8)
     np.testing.assert_array_equal(found.known, [True, False])
     np.testing.assert_array_equal(found[found.split == "test"].rows, [np.arange(8, 16)])
 
@@ -73,4 +73,4 @@ def test_an_unlabelled_test_clip_is_there_to_predict() -> None:
 def test_what_cannot_be_found_is_said_with_the_mend(columns: tuple[str, ...], length: int, names: str) -> None:
     scene = clip("1", 8, Label(7, {"ego_speed": 25.0}))
     with pytest.raises(ConfigError, match=names):
-        examples([scene], np.array([0]), columns, length=length)
+        make_examples([scene], np.array([0]), columns, length=length)

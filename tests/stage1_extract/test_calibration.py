@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from features.config import Data
+from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import Camera
 from stage1_extract.datasets import scan
-from stage1_extract.datasets.calibration import camera
+from stage1_extract.datasets.calibration import read_camera
 from stage1_extract.sample import CALIBRATION
 from tests.helpers import write_clips
 
@@ -26,7 +26,7 @@ def clips(tmp_path: Path) -> Path:
 
 
 def cameras(path: Path, **settings: object) -> set[Camera | None]:
-    catalogue = scan(Data.model_validate({"layout": "competition", "path": str(path)} | settings))
+    catalogue = scan(DataConfig.model_validate({"layout": "competition", "path": str(path)} | settings))
     assert not catalogue.faults
     return {clip.sequence.camera for clip in catalogue.clips}
 
@@ -70,7 +70,7 @@ def test_tusimples_clips_have_it_beside_them(tmp_path: Path) -> None:
 
 def test_a_malformed_file_is_a_fault_of_no_clip(clips: Path) -> None:
     (clips / "calibration.txt").write_text("Intrinsic matrix:\n1 0 2\n")
-    catalogue = scan(Data(layout="competition", path=str(clips)))
+    catalogue = scan(DataConfig(layout="competition", path=str(clips)))
     assert len(catalogue.clips) == 3
     (fault,) = catalogue.faults
     assert "calibration.txt: no camera matrix" in fault and "three rows of three numbers" in fault and "1 0 2" in fault
@@ -94,11 +94,11 @@ def test_a_malformed_file_is_a_fault_of_no_clip(clips: Path) -> None:
 def test_what_is_no_calibration_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text(text)
     with pytest.raises(DataError, match=message):
-        camera(tmp_path / "c.txt")
+        read_camera(tmp_path / "c.txt")
     write_clips(tmp_path / "data", {"Train": 1})
     with pytest.raises(DataError, match=r"--data\.calibration"):
         cameras(tmp_path / "data", calibration=str(tmp_path / "c.txt"))
 
 
 def test_the_published_file(real: Path) -> None:
-    assert camera(real / "competition/calibration.txt") == SAMPLE
+    assert read_camera(real / "competition/calibration.txt") == SAMPLE

@@ -247,11 +247,11 @@ def test_refuses_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (folder / efficientnet_lite.FILE).write_bytes(data)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(efficientnet_lite, "PACKAGE", "changed_weights")
-    with pytest.raises(DataError, match=rf"expected SHA-256 {efficientnet_lite.SHA256}; got [0-9a-f]{{64}}.*Mend: "):
+    with pytest.raises(DataError, match=rf"expected SHA-256 {efficientnet_lite.SHA256}; got [0-9a-f]{{64}}.*Try: "):
         EfficientNetLite0()
     (folder / efficientnet_lite.FILE).unlink()
-    with pytest.raises(DataError, match=r"cannot be read.*Mend: "):
+    with pytest.raises(DataError, match=r"cannot be read.*Try: "):
         EfficientNetLite0()
     monkeypatch.setattr(efficientnet_lite, "PACKAGE", "no_such_package")
-    with pytest.raises(DataError, match=r"no_such_package.*Mend: "):
+    with pytest.raises(DataError, match=r"no_such_package.*Try: "):
         EfficientNetLite0()

@@ -24,10 +24,10 @@ from stage1_extract.__main__ import main
 from stage1_extract.datasets import image_sequence as files
 from stage1_extract.datasets import scan
 from stage1_extract.engines import openvino
-from stage1_extract.engines.engine import Engine, build_trunk, choose, relative_error
-from stage1_extract.engines.tensorflow import TensorFlowRunner, largest
+from stage1_extract.engines.engine import Engine, build_trunk, choose_engine, relative_error
+from stage1_extract.engines.tensorflow import TensorFlowRunner, largest_batch
 from stage1_extract.extract import extract
-from stage1_extract.frame_loader import resize
+from stage1_extract.frame_loader import resize_frame
 from tests.helpers import write_clips
 
 BATCH = 4
@@ -61,17 +61,17 @@ def name(request: pytest.FixtureRequest) -> str:
     ],
 )
 def test_the_engine_that_suits_the_machine(asked: str, precision: str, gpus: int, openvino: bool, chosen: str) -> None:
-    assert choose(asked, precision, gpus, openvino) == chosen
+    assert choose_engine(asked, precision, gpus, openvino) == chosen
 
 
 def test_what_this_machine_has_not_got_is_said() -> None:
     with pytest.raises(ConfigError, match=r"not installed.*make setup"):
-        choose("openvino", "float32", 0, False)
+        choose_engine("openvino", "float32", 0, False)
     with pytest.raises(ConfigError, match=r"float16.*--extract.precision bfloat16"):
-        choose("openvino", "float16", 0, True)
-    with pytest.raises(ConfigError, match=r"got FP32, INT8. Mend: --extract.precision float32"):
-        openvino.check("bfloat16", ["INT8", "FP32"])
-    openvino.check("bfloat16", ["BF16", "FP32"])
+        choose_engine("openvino", "float16", 0, True)
+    with pytest.raises(ConfigError, match=r"got FP32, INT8. Try: --extract.precision float32"):
+        openvino.check_precision("bfloat16", ["INT8", "FP32"])
+    openvino.check_precision("bfloat16", ["BF16", "FP32"])
 
 
 def test_float32_maps_are_those_of_keras(name: str) -> None:
@@ -119,7 +119,7 @@ def test_maps_that_are_off_are_refused(name: str) -> None:
     engine = Engine(build_trunk(config()), BATCH, "openvino" if name == "openvino" else "tensorflow")
     engine.name = "another"  # TensorFlow's own float32 is right by definition
     engine.runner = Scaled(engine.runner, 1 + 2e-4)  # type: ignore[misc]
-    with pytest.raises(ConfigError, match=r"at most 0.0001; got 0.0002. Mend: --extract.engine tensorflow"):
+    with pytest.raises(ConfigError, match=r"at most 0.0001; got 0.0002. Try: --extract.engine tensorflow"):
         engine(pixels(BATCH))
     engine.passes, engine.runner = 0, Scaled(engine.runner, np.nan)  # type: ignore[misc]
     with pytest.raises(ConfigError, match=r"got nan"):
@@ -152,7 +152,7 @@ def test_a_signal_is_heard_when_engines_have_ended() -> None:
     """In a fresh interpreter: OpenVINO's own way with the stack for signals ended the process at Ctrl-C."""
     pytest.importorskip("openvino")
     code = """
-import gc, os, signal, sys; sys.path.insert(0, "tests")
+import gc, os, signal, sys; sys.path.insert(0, "tests/stage1_extract")
 from test_engine import config
 from stage1_extract.engine import build_trunk
 from stage1_extract.engine_openvino import OpenVinoRunner
@@ -172,7 +172,7 @@ def test_first_passes_at_once_do_not_wait_for_each_other() -> None:
     """In a fresh interpreter whose threads change places all the time; it hung in one of two such starts."""
     pytest.importorskip("openvino")
     code = """
-import sys; sys.path.insert(0, "tests")
+import sys; sys.path.insert(0, "tests/stage1_extract")
 from test_engine import config, pixels
 from stage1_extract.engine import build_trunk
 from stage1_extract.engine_openvino import OpenVinoRunner
@@ -188,12 +188,12 @@ with ThreadPoolExecutor(runner.lanes) as pool:
 
 @pytest.mark.parametrize(("limit", "found"), [(1, 1), (3, 2), (8, 8), (100, 64), (10**6, 512)])
 def test_the_batch_is_as_large_as_memory_admits(limit: int, found: int) -> None:
-    assert largest(memory(limit)) == found
+    assert largest_batch(memory(limit)) == found
 
 
 def test_memory_for_no_frame_at_all_is_said() -> None:
     with pytest.raises(ConfigError, match="one frame"):
-        largest(memory(0))
+        largest_batch(memory(0))
 
 
 def memory(limit: int) -> Callable[[int], object]:
@@ -219,7 +219,7 @@ import numpy as np, tensorflow as tf
 from concurrent.futures import ThreadPoolExecutor
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import sys; sys.path.insert(0, "tests")
+import sys; sys.path.insert(0, "tests/stage1_extract")
 from test_engine import config, pixels
 from stage1_extract.engine import build_trunk
 from stage1_extract.engine_tensorflow import TensorFlowRunner
@@ -263,9 +263,9 @@ def test_a_store_begun_by_one_engine_goes_on_with_another(tmp_path: Path, capsys
 def test_the_work_an_extraction_does(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted, not timed: files opened, frames decoded, passes, traces and writes for 80 frames."""
     clips, opened, decoded, written = write_clips(tmp_path / "data"), [], [], []
-    read, decode, write = files.read, files.decode, ShardWriter.write
-    monkeypatch.setattr(files, "read", lambda *a: opened.append(a) or read(*a))
-    monkeypatch.setattr(files, "decode", lambda *a: decoded.append(a) or decode(*a))
+    read, decode, write = files.read_file, files.decode_image, ShardWriter.write
+    monkeypatch.setattr(files, "read_file", lambda *a: opened.append(a) or read(*a))
+    monkeypatch.setattr(files, "decode_image", lambda *a: decoded.append(a) or decode(*a))
     monkeypatch.setattr(ShardWriter, "write", lambda *a: written.append(a) or write(*a))
     asked = settings(clips, engine=name, shard=40)
     catalogue, engine = scan(asked.data), Engine(build_trunk(asked), 8, name)
@@ -306,4 +306,4 @@ def test_fast_decoding_is_another_recipe_whatever_else_is_wanted_of_the_frames(e
     assert image.shape == (32, 64, 3)
     with Store(tmp_path / "s.h5") as store:
         assert ("motion" in store.streams) == extras
-        np.testing.assert_array_equal(store.read("appearance", [2]), engine(resize(image, fast.frames)[None]))
+        np.testing.assert_array_equal(store.read("appearance", [2]), engine(resize_frame(image, fast.frames)[None]))

@@ -1,4 +1,4 @@
-"""What a user gets for each fault: a line that names the file and the mend, exit status 2, no traceback, work kept."""
+"""What a user gets for each fault: a line that names the file and the hint, exit status 2, no traceback, work kept."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_fault_in_the_data(what: str, root: Path, run: Run) -> None:
     assert status == 2
     assert names in said
     assert len(said.splitlines()) == 1, said
-    assert "Mend: " in said and "--extract.skip_damaged" in said
+    assert "Try: " in said and "--extract.skip_damaged" in said
     assert not (root / "s.h5").exists()
     status, said = run("extract", "--extract.skip-damaged", "True")  # the rest goes on once the user says so
     assert status == 0, said
@@ -90,7 +90,7 @@ def test_all_faults_are_named_in_one_pass(root: Path, run: Run) -> None:
     assert status == 2
     for names in ("2/annotation.json", "imgs/005.jpg", "3/annotation.json"):
         assert names in said
-    assert said.count("Mend: ") == 1
+    assert said.count("Try: ") == 1
 
 
 @pytest.mark.parametrize("what", ["another recipe", "truncated", "later format", "not a store"])
@@ -108,7 +108,7 @@ def test_a_store_that_does_not_fit(what: str, root: Path, run: Run) -> None:
     before = store.read_bytes()
     status, said = run("extract", *flags)
     assert status == 2
-    assert str(store) in said and "Mend: " in said and len(said.splitlines()) == 1, said
+    assert str(store) in said and "Try: " in said and len(said.splitlines()) == 1, said
     assert store.read_bytes() == before
 
 
@@ -116,7 +116,7 @@ def test_a_config_with_an_unknown_key(root: Path, run: Run) -> None:
     (root / "bad.toml").write_text("[backbone]\nunfreze = 4\n")
     status, said = run("extract", config="bad.toml")
     assert status == 2
-    assert "bad.toml" in said and "backbone.unfreze" in said and "Mend: " in said and len(said.splitlines()) == 1
+    assert "bad.toml" in said and "backbone.unfreze" in said and "Try: " in said and len(said.splitlines()) == 1
 
 
 def test_a_zip_entry_that_points_outside(root: Path, run: Run) -> None:
@@ -126,7 +126,7 @@ def test_a_zip_entry_that_points_outside(root: Path, run: Run) -> None:
         z.writestr("Train/Train/1/../../../../evil.jpg", b"x")
     status, said = run("extract", "--data.path", str(root / "data.zip"))
     assert status == 2
-    assert "data.zip" in said and "evil.jpg" in said and "Mend: " in said and len(said.splitlines()) == 1
+    assert "data.zip" in said and "evil.jpg" in said and "Try: " in said and len(said.splitlines()) == 1
 
 
 def test_the_zip_as_downloaded_gives_the_store_of_the_folder(root: Path, run: Run) -> None:
@@ -147,7 +147,7 @@ def test_a_data_set_that_is_not_there(path: str, root: Path, run: Run) -> None:
         (root / path).write_bytes(b"PK\x03\x04 and no more")
     status, said = run("extract", "--data.path", str(root / path))
     assert status == 2
-    assert path in said and "Mend: " in said and len(said.splitlines()) == 1, said
+    assert path in said and "Try: " in said and len(said.splitlines()) == 1, said
 
 
 def test_a_fault_of_ours_keeps_its_traceback(root: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from stage1_extract import frame_loader
 from stage1_extract.__main__ import main
 from stage1_extract.datasets import scan
 from stage1_extract.engines.engine import Engine, build_trunk
-from stage1_extract.extract import Outcome, extract
+from stage1_extract.extract import ExtractionResult, extract
 from tests.helpers import flip, picture, write_clips
 
 ROOT = Path(__file__).parents[2]
@@ -72,8 +72,10 @@ def clips(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bring_up(clips: Path, tmp_path: Path, engine: Engine) -> Callable[..., Outcome]:
-    def run(store: str = "s.h5", redo: dict[int, list[str]] | None = None, **extract_settings: object) -> Outcome:
+def bring_up(clips: Path, tmp_path: Path, engine: Engine) -> Callable[..., ExtractionResult]:
+    def run(
+        store: str = "s.h5", redo: dict[int, list[str]] | None = None, **extract_settings: object
+    ) -> ExtractionResult:
         config = settings(clips, **extract_settings)
         return extract(config, tmp_path / store, scan(config.data), redo=redo, engine=engine)
 
@@ -98,7 +100,7 @@ def content(path: Path) -> dict[str, bytes]:
 
 
 def test_a_second_run_extracts_nothing(
-    bring_up: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bring_up: Callable[..., ExtractionResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert bring_up().extracted == 80
     before = (tmp_path / "s.h5").stat()
@@ -111,7 +113,7 @@ def test_a_second_run_extracts_nothing(
 
 
 def test_maps_and_labels_are_those_of_the_files(
-    bring_up: Callable[..., Outcome], tmp_path: Path, engine: Engine
+    bring_up: Callable[..., ExtractionResult], tmp_path: Path, engine: Engine
 ) -> None:
     bring_up()
     with Store(tmp_path / "s.h5") as store:
@@ -123,13 +125,13 @@ def test_maps_and_labels_are_those_of_the_files(
         assert [dict(label.targets) for label in clip.labels] == [{"vx": 1.5, "vy": -0.3}, {"ego_speed": 8.0}]
         config = settings(tmp_path / "data")
         source = scan(config.data).clips[2].source
-        frames = np.stack([frame_loader.resize(image, config.frames) for image in source.read(0, 8)])
+        frames = np.stack([frame_loader.resize_frame(image, config.frames) for image in source.read(0, 8)])
         np.testing.assert_array_equal(store.read("appearance", range(16, 24)), engine(frames))
-        assert store.thumbnail(16) == frame_loader.thumbnail(frames[0], "rgb")
+        assert store.thumbnail(16) == frame_loader.encode_thumbnail(frames[0], "rgb")
 
 
 def test_only_what_is_new_or_changed_is_extracted(
-    bring_up: Callable[..., Outcome], clips: Path, tmp_path: Path
+    bring_up: Callable[..., ExtractionResult], clips: Path, tmp_path: Path
 ) -> None:
     bring_up()
     write_clips(tmp_path / "more", {"Train": 8})
@@ -141,7 +143,9 @@ def test_only_what_is_new_or_changed_is_extracted(
     assert content(tmp_path / "s.h5") == content(tmp_path / "fresh.h5")
 
 
-def test_changed_labels_cost_no_extraction(bring_up: Callable[..., Outcome], clips: Path, tmp_path: Path) -> None:
+def test_changed_labels_cost_no_extraction(
+    bring_up: Callable[..., ExtractionResult], clips: Path, tmp_path: Path
+) -> None:
     bring_up()
     (clips / "Train/Train/1/annotation.json").write_text(json.dumps([{"velocity": [9.0, 1.0]}]))
     assert bring_up().extracted == 0
@@ -150,18 +154,18 @@ def test_changed_labels_cost_no_extraction(bring_up: Callable[..., Outcome], cli
 
 
 def test_every_frame_is_decoded_and_passed_once(
-    bring_up: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+    bring_up: Callable[..., ExtractionResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded, passes = [], []
-    resize, call = frame_loader.resize, Engine.submit
-    monkeypatch.setattr("stage1_extract.frame_loader.resize", lambda *a: decoded.append(1) or resize(*a))
+    resize, call = frame_loader.resize_frame, Engine.submit
+    monkeypatch.setattr("stage1_extract.frame_loader.resize_frame", lambda *a: decoded.append(1) or resize(*a))
     monkeypatch.setattr(Engine, "submit", lambda self, frames: passes.append(len(frames)) or call(self, frames))
     bring_up(shard=80)
     assert (len(decoded), passes) == (80, [8] * 10)
 
 
 def test_another_recipe_is_refused_with_both_values(
-    bring_up: Callable[..., Outcome], clips: Path, tmp_path: Path
+    bring_up: Callable[..., ExtractionResult], clips: Path, tmp_path: Path
 ) -> None:
     bring_up()
     before = (tmp_path / "s.h5").read_bytes()
@@ -172,7 +176,7 @@ def test_another_recipe_is_refused_with_both_values(
 
 
 def test_a_failure_between_shards_loses_none(
-    bring_up: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bring_up: Callable[..., ExtractionResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bring_up("fresh.h5")
     passes, call = [], Engine.submit
@@ -213,7 +217,7 @@ def test_verify_names_and_repair_mends_only_the_damaged_frame(
 
 
 def test_what_only_decoding_shows_leaves_its_clip_out(
-    bring_up: Callable[..., Outcome], clips: Path, tmp_path: Path
+    bring_up: Callable[..., ExtractionResult], clips: Path, tmp_path: Path
 ) -> None:
     good = (clips / "Train/Train/4/imgs/005.jpg").read_bytes()
     table = good.index(b"\xff\xc4") + 5  # headers and end are well, but the Huffman table is bogus
@@ -234,7 +238,7 @@ def test_what_only_decoding_shows_leaves_its_clip_out(
 
 
 def test_faults_that_can_be_seen_stop_before_any_work(
-    bring_up: Callable[..., Outcome], clips: Path, tmp_path: Path
+    bring_up: Callable[..., ExtractionResult], clips: Path, tmp_path: Path
 ) -> None:
     (clips / "Train/Train/1/imgs/003.jpg").unlink()
     (clips / "Train/Train/2/annotation.json").write_text("{")
@@ -256,11 +260,11 @@ def test_half_precision_that_overflows_is_said(clips: Path, tmp_path: Path) -> N
         extract(config, tmp_path / "s.h5", scan(config.data), engine=Engine(made, 8))
 
 
-def test_a_second_writer_is_told_who_holds_the_lock(bring_up: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_a_second_writer_is_told_who_holds_the_lock(bring_up: Callable[..., ExtractionResult], tmp_path: Path) -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with module.only_writer(tmp_path / "s.h5"):
+        with module.exclusive_write_lock(tmp_path / "s.h5"):
             entered.set()
             leave.wait(60)
 
@@ -370,7 +374,7 @@ def test_killed_at_twenty_random_moments_the_result_is_the_same(tmp_path: Path) 
 
 
 def test_info_says_what_a_person_wants_to_know(
-    bring_up: Callable[..., Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bring_up: Callable[..., ExtractionResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bring_up()
     assert main(["info", "--store", str(tmp_path / "s.h5")]) == 0
@@ -386,12 +390,12 @@ def test_odd_pictures_are_resized_as_cv2_does() -> None:
     for name, flag in (("cubic", cv2.INTER_CUBIC), ("area", cv2.INTER_AREA)):
         frames = settings(Path("x")).frames.model_copy(update={"interpolation": name, "colour": "bgr"})
         np.testing.assert_array_equal(
-            frame_loader.resize(image, frames), cv2.resize(image, (32, 32), interpolation=flag)
+            frame_loader.resize_frame(image, frames), cv2.resize(image, (32, 32), interpolation=flag)
         )
 
 
 def test_a_damaged_shard_is_extracted_anew(
-    bring_up: Callable[..., Outcome],
+    bring_up: Callable[..., ExtractionResult],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -21,11 +21,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.config import Data
+from features.config import DataConfig
 from features.errors import DataError
 from stage1_extract.datasets import scan
-from stage1_extract.datasets.annotation_json import vehicles
-from stage1_extract.datasets.archive import children, natural, open_place, read
+from stage1_extract.datasets.annotation_json import vehicle_labels
+from stage1_extract.datasets.archive import list_folder, natural_sort_key, open_folder_or_zip, read_file
 from stage1_extract.datasets.clip import Catalogue
 
 VEHICLE = {"velocity": [-1.5, 0.25], "bbox": {"left": 1, "top": 2, "right": 9, "bottom": 7}, "position": [20.0, -1.5]}
@@ -66,14 +66,14 @@ def root(tmp_path: Path) -> Path:
 
 
 def competition(path: Path, **more: Any) -> Catalogue:
-    return scan(Data(layout="competition", path=str(path), **more), threads=2)
+    return scan(DataConfig(layout="competition", path=str(path), **more), threads=2)
 
 
 def only_fault(catalogue: Catalogue, path: Path | str, *parts: str) -> None:
     """One fault, on one line, that begins with the path and says every part, and no mend."""
     assert len(catalogue.faults) == 1, catalogue.faults
     (line,) = catalogue.faults
-    assert line.startswith(str(path)) and "\n" not in line and "Mend" not in line, line
+    assert line.startswith(str(path)) and "\n" not in line and "Try" not in line, line
     for part in parts:
         assert part in line, line
 
@@ -144,7 +144,7 @@ def test_asked_frames_and_label_frame(root: Path) -> None:
 def test_first_vehicle_only_except_in_the_sample(root: Path) -> None:
     (root / "Train/Train/1/annotation.json").write_text(json.dumps([VEHICLE, SECOND]))
     assert [x.targets["vx"] for x in competition(root).clips[0].sequence.labels] == [-1.5]
-    sample = scan(Data(layout="sample", path=str(root)))
+    sample = scan(DataConfig(layout="sample", path=str(root)))
     assert [x.targets["vx"] for x in sample.clips[0].sequence.labels] == [-1.5, 3.0]
     # what the rule leaves out isn't looked at either
     (root / "Train/Train/1/annotation.json").write_text(json.dumps([VEHICLE, {"velocity": "fast"}]))
@@ -210,7 +210,7 @@ VALUES = st.recursive(SCALARS, lambda s: st.lists(s, max_size=4) | st.fixed_dict
 @given(VALUES, st.booleans())
 def test_any_json_gives_finite_labels_or_faults(value: object, known: bool) -> None:
     faults: list[str] = []
-    labels = vehicles(value, "a.json", 3, known=known, every=True, faults=faults)
+    labels = vehicle_labels(value, "a.json", 3, known=known, every=True, faults=faults)
     assert all(line.startswith("a.json: ") and "\n" not in line for line in faults)
     if not faults:
         assert isinstance(value, list) and len(labels) == len(value)
@@ -331,22 +331,22 @@ def test_a_frame_that_changes_after_the_scan_is_named(root: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere: no such folder or \.zip\. Mend: set data\.path"):
+    with pytest.raises(DataError, match=r"nowhere: no such folder or \.zip\. Try: set data\.path"):
         competition(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="Mend: make sample"):
-        scan(Data(layout="sample", path=str(tmp_path / "nowhere")))
+    with pytest.raises(DataError, match="Try: make sample"):
+        scan(DataConfig(layout="sample", path=str(tmp_path / "nowhere")))
 
 
 def test_no_data_set_in_the_folder(root: Path, tmp_path: Path) -> None:
     (tmp_path / "empty/Photos").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"empty: no data set; expected a folder Train.*got Photos.*Mend"):
+    with pytest.raises(DataError, match=r"empty: no data set; expected a folder Train.*got Photos.*Try"):
         competition(tmp_path / "empty")
     shutil.copytree(root, tmp_path / "empty/other")
     shutil.copytree(root, tmp_path / "empty/more")
     with pytest.raises(DataError, match="several data sets: more, other"):
         competition(tmp_path / "empty")
     (tmp_path / "bare/Train").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"bare: no clips.*Mend"):
+    with pytest.raises(DataError, match=r"bare: no clips.*Try"):
         competition(tmp_path / "bare")
 
 
@@ -355,7 +355,7 @@ def test_not_a_zip_or_half_of_one(root: Path, tmp_path: Path) -> None:
     for data in (b"", b"not a zip", whole[: len(whole) // 2], whole[len(whole) // 2 :][:-30]):
         file = tmp_path / "bad.zip"
         file.write_bytes(data)
-        with pytest.raises(DataError, match=r"bad\.zip: not a zip archive, or truncated.*Mend"):
+        with pytest.raises(DataError, match=r"bad\.zip: not a zip archive, or truncated.*Try"):
             competition(file)
 
 
@@ -368,7 +368,7 @@ def test_a_zip_entry_that_points_outside_is_refused(root: Path, tmp_path: Path, 
         archive.writestr(entry, "x")
     with pytest.raises(DataError) as caught:
         competition(file)
-    assert str(caught.value).startswith(f"{file}: unsafe entry {entry!r}") and "Mend" in str(caught.value)
+    assert str(caught.value).startswith(f"{file}: unsafe entry {entry!r}") and "Try" in str(caught.value)
 
 
 def test_a_damaged_zip_entry_is_named(root: Path, tmp_path: Path) -> None:
@@ -396,20 +396,23 @@ def test_places(tmp_path: Path) -> None:
     (tmp_path / "a/imgs").mkdir(parents=True)
     for name in ("10.txt", "9.txt", ".hidden"):
         (tmp_path / "a/imgs" / name).write_text(name)
-    for place in (open_place(tmp_path / "a", mend=""), open_place(zipped(tmp_path / "a", tmp_path / "a.zip"), mend="")):
-        (imgs,) = children(place)
+    for place in (
+        open_folder_or_zip(tmp_path / "a", hint=""),
+        open_folder_or_zip(zipped(tmp_path / "a", tmp_path / "a.zip"), hint=""),
+    ):
+        (imgs,) = list_folder(place)
         assert (imgs.name, imgs.is_dir(), imgs.is_file()) == ("imgs", True, False)
-        assert [read(p) for p in children(imgs)] == [b"9.txt", b"10.txt"]
+        assert [read_file(p) for p in list_folder(imgs)] == [b"9.txt", b"10.txt"]
         with pytest.raises(DataError, match="imgs/no: no such file"):
-            read(imgs.joinpath("no"))
-    assert sorted(["10", "9", "a2", "a10", "a"], key=natural) == ["9", "10", "a", "a2", "a10"]
+            read_file(imgs.joinpath("no"))
+    assert sorted(["10", "9", "a2", "a10", "a"], key=natural_sort_key) == ["9", "10", "a", "a2", "a10"]
 
 
 # --- tusimple ---------------------------------------------------------------------------------------------------
 
 
 def tusimple(path: Path) -> Catalogue:
-    return scan(Data(layout="tusimple", path=str(path)))
+    return scan(DataConfig(layout="tusimple", path=str(path)))
 
 
 def test_tusimple_labels_every_vehicle(tmp_path: Path) -> None:
@@ -446,7 +449,7 @@ def test_tusimple_splits_and_answers(tmp_path: Path) -> None:
 
 
 def test_tusimple_needs_clips(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no TuSimple data; expected clips.*Mend"):
+    with pytest.raises(DataError, match=r"no TuSimple data; expected clips.*Try"):
         tusimple(tmp_path)
     clip(tmp_path / "clips/1", [{"bbox": VEHICLE["bbox"]}])
     only_fault(tusimple(tmp_path), tmp_path / "clips/1/annotation.json", "[0] has no velocity")
@@ -457,7 +460,7 @@ def test_tusimple_needs_clips(tmp_path: Path) -> None:
 
 def write_manifest(at: Path, header: str, *rows: str) -> Catalogue:
     at.write_text("\n".join([header, *rows, ""]), encoding="utf-8")
-    return scan(Data(layout="manifest", path=str(at), fps=7))
+    return scan(DataConfig(layout="manifest", path=str(at), fps=7))
 
 
 @pytest.fixture
@@ -546,13 +549,13 @@ def test_a_missing_and_an_odd_frame_of_a_manifest_are_named(frames: Path) -> Non
 def test_a_manifest_that_cannot_be_one(tmp_path: Path, text: bytes, what: str) -> None:
     (tmp_path / "m.csv").write_bytes(text)
     with pytest.raises(DataError) as caught:
-        scan(Data(layout="manifest", path=str(tmp_path / "m.csv")))
-    assert str(caught.value).startswith(f"{tmp_path}/m.csv: {what}") and "Mend" in str(caught.value)
+        scan(DataConfig(layout="manifest", path=str(tmp_path / "m.csv")))
+    assert str(caught.value).startswith(f"{tmp_path}/m.csv: {what}") and "Try" in str(caught.value)
 
 
 def test_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"m\.csv: no such file"):
-        scan(Data(layout="manifest", path=str(tmp_path / "m.csv")))
+        scan(DataConfig(layout="manifest", path=str(tmp_path / "m.csv")))
 
 
 # --- real material ----------------------------------------------------------------------------------------------

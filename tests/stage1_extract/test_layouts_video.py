@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from features.config import Data
+from features.config import DataConfig
 from features.errors import DataError
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Catalogue, Image
@@ -39,7 +39,7 @@ def speeds(path: Path, count: int = 30) -> Path:
 
 
 def videos(path: Path, **more: Any) -> Catalogue:
-    return scan(Data(layout="video", path=str(path), **more), threads=2)
+    return scan(DataConfig(layout="video", path=str(path), **more), threads=2)
 
 
 def number(image: Image) -> int:
@@ -49,7 +49,7 @@ def number(image: Image) -> int:
 def only_fault(catalogue: Catalogue, path: Path, *parts: str) -> None:
     assert len(catalogue.faults) == 1 and not catalogue.clips, catalogue.faults
     (line,) = catalogue.faults
-    assert line.startswith(str(path)) and "\n" not in line and "Mend" not in line, line
+    assert line.startswith(str(path)) and "\n" not in line and "Try" not in line, line
     for part in parts:
         assert part in line, line
 
@@ -249,7 +249,7 @@ def test_a_stream_without_a_header_is_counted(tmp_path: Path) -> None:
 
 
 def test_no_video(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere: no such video or folder\. Mend"):
+    with pytest.raises(DataError, match=r"nowhere: no such video or folder\. Try"):
         videos(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"no videos; expected files ending in .*\.mp4.*Mend"):
+    with pytest.raises(DataError, match=r"no videos; expected files ending in .*\.mp4.*Try"):
         videos(tmp_path)

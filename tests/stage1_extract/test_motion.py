@@ -14,9 +14,9 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from features.recipe import canonical
+from features.recipe import canonical_json
 from stage1_extract import optical_flow
-from stage1_extract.sample import render
+from stage1_extract.sample import render_sample_set
 
 Floats = NDArray[np.float64]
 WIDTH, HEIGHT = optical_flow.SIZE
@@ -42,9 +42,9 @@ def channel(entry: Floats, name: str) -> Floats:
 
 
 def test_a_known_shift_in_every_cell() -> None:
-    strips = [optical_flow.strip(textured()), optical_flow.strip(textured(2.0, 3.0))]
-    (entry,) = optical_flow.entries(strips).astype(np.float64)
-    assert entry.shape == optical_flow.INFO.shape
+    strips = [optical_flow.flow_strip(textured()), optical_flow.flow_strip(textured(2.0, 3.0))]
+    (entry,) = optical_flow.flow_entries(strips).astype(np.float64)
+    assert entry.shape == optical_flow.FLOW_INFO.shape
     np.testing.assert_allclose(channel(entry, "u0.5"), 2.0, atol=0.3)
     np.testing.assert_allclose(channel(entry, "v0.5"), 3.0, atol=0.3)
     assert (channel(entry, "v0.1") <= channel(entry, "v0.9")).all()
@@ -54,33 +54,33 @@ def test_a_known_shift_in_every_cell() -> None:
 def test_cells_without_texture_say_so() -> None:
     image = textured()
     image[:, :640] = 90
-    (entry,) = optical_flow.entries([optical_flow.strip(image), optical_flow.strip(image)])
+    (entry,) = optical_flow.flow_entries([optical_flow.flow_strip(image), optical_flow.flow_strip(image)])
     np.testing.assert_array_equal(channel(entry, "texture")[:, :3], 0)
     assert (channel(entry, "texture")[:, 5:] > 0.5).all()
     np.testing.assert_allclose(entry[..., :6], 0, atol=0.01)
 
 
 def test_the_first_frame_has_the_seconds_entry() -> None:
-    strips = [optical_flow.strip(textured(i * 1.0)) for i in range(4)]
-    begun, later = optical_flow.entries(strips, begins=True), optical_flow.entries(strips)
+    strips = [optical_flow.flow_strip(textured(i * 1.0)) for i in range(4)]
+    begun, later = optical_flow.flow_entries(strips, begins=True), optical_flow.flow_entries(strips)
     np.testing.assert_array_equal(begun[1:], later)
     np.testing.assert_array_equal(begun[0], begun[1])
-    np.testing.assert_array_equal(optical_flow.entries(strips[2:]), later[2:])  # wherever a piece begins
+    np.testing.assert_array_equal(optical_flow.flow_entries(strips[2:]), later[2:])  # wherever a piece begins
     np.testing.assert_array_equal(
-        optical_flow.entries(strips[:1], begins=True), np.zeros((1, *optical_flow.INFO.shape))
+        optical_flow.flow_entries(strips[:1], begins=True), np.zeros((1, *optical_flow.FLOW_INFO.shape))
     )
 
 
 def test_any_size_of_frame() -> None:
     for size in ((1226, 370), (320, 180), (64, 48), (3, 2)):
-        assert optical_flow.strip(cv2.resize(textured(), size)).shape == (HEIGHT, WIDTH)
+        assert optical_flow.flow_strip(cv2.resize(textured(), size)).shape == (HEIGHT, WIDTH)
 
 
 def test_the_origin_says_what_decides_the_numbers() -> None:
-    assert json.loads(canonical(dict(optical_flow.ORIGIN)))["grid"] == [12, 8]
-    assert optical_flow.INFO.shape == (*optical_flow.GRID, len(optical_flow.CHANNELS))
+    assert json.loads(canonical_json(dict(optical_flow.ORIGIN)))["grid"] == [12, 8]
+    assert optical_flow.FLOW_INFO.shape == (*optical_flow.FLOW_GRID, len(optical_flow.CHANNELS))
     assert (
-        HEIGHT % (2 * optical_flow.GRID[0]) == WIDTH % (2 * optical_flow.GRID[1]) == 0
+        HEIGHT % (2 * optical_flow.FLOW_GRID[0]) == WIDTH % (2 * optical_flow.FLOW_GRID[1]) == 0
     )  # cells of a quarter of the flow
 
 
@@ -94,11 +94,11 @@ def test_real_flow_carries_speed(real: Path) -> None:
     """One drive at 11.5 m/s; leaving out frames makes it two and three times as fast."""
     scene = real / "kitti_odometry"
     rows = list(csv.DictReader((scene / "labels.csv").read_text().splitlines()))
-    strips = [optical_flow.strip(cv2.imread(str(next(scene.rglob(row["frame"]))))) for row in rows]
+    strips = [optical_flow.flow_strip(cv2.imread(str(next(scene.rglob(row["frame"]))))) for row in rows]
     x, y, at = [], [], []
     for step in (1, 2, 3):
         for i in range(len(strips) - step):
-            x.append(optical_flow.entries([strips[i], strips[i + step]]).astype(np.float64).reshape(-1))
+            x.append(optical_flow.flow_entries([strips[i], strips[i + step]]).astype(np.float64).reshape(-1))
             y.append(float(rows[i + step]["ego_speed_mps"]) * step)
             at.append(i)
     block = np.array(at) // 10
@@ -108,12 +108,12 @@ def test_real_flow_carries_speed(real: Path) -> None:
 
 @pytest.mark.soak
 def test_a_line_through_the_flow_gives_the_rendered_cars_speed(tmp_path: Path) -> None:
-    render(tmp_path / "set", seed=0, validation=0, progress=False)
+    render_sample_set(tmp_path / "set", seed=0, validation=0, progress=False)
     x, y = [], []
     clips = [tmp_path / "set" / s / s / str(i) for s, n in (("Train", 200), ("Test", 60)) for i in range(1, n + 1)]
     for clip in clips:
-        strips = [optical_flow.strip(cv2.imread(str(clip / "imgs" / f"{i:03d}.jpg"))) for i in range(1, 9)]
-        x.append(np.median(optical_flow.entries(strips).astype(np.float64), axis=0).reshape(-1))
+        strips = [optical_flow.flow_strip(cv2.imread(str(clip / "imgs" / f"{i:03d}.jpg"))) for i in range(1, 9)]
+        x.append(np.median(optical_flow.flow_entries(strips).astype(np.float64), axis=0).reshape(-1))
         y.append(json.loads((clip / "ego.json").read_text())["speed"])
     train = np.arange(260) < 200
     assert skill(np.array(x), np.array(y), train, ~train) >= 0.97

@@ -17,18 +17,18 @@ from test_extract import content, settings
 
 from features.config import Config
 from features.errors import BadInputs, DataError
-from features.sequences import Box, Label, Sequence
+from features.sequences import Box, FrameSequence, Label
 from features.store import Store, StreamInfo
-from features.store_writer import Stream, extend
+from features.store_writer import StreamContent, extend_store
 from stage1_extract import extract as module
 from stage1_extract import optical_flow
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Catalogue, Clip, Image
 from stage1_extract.engines.engine import Engine, build_trunk
 from stage1_extract.extract import extract
-from stage1_extract.info import describe
-from stage1_extract.tracking.sequence_tracks import BLOCK, SHORT, Reel, grey
-from stage1_extract.tracking.tracker import trace
+from stage1_extract.info import describe_store
+from stage1_extract.tracking.sequence_tracks import FRAMES_PER_READ, SHORT_SEQUENCE, LazyGreyFrames, to_grey
+from stage1_extract.tracking.tracker import track_known_boxes
 from tests.helpers import flip, picture
 
 SIZE = 96, 64
@@ -48,7 +48,7 @@ class Footage:
         self.restarts = 0
         self._next = 0
 
-    def read(self, start: int, stop: int, enough: tuple[int, int] | None = None) -> Iterator[Image]:
+    def read(self, start: int, stop: int, min_size: tuple[int, int] | None = None) -> Iterator[Image]:
         for i in range(start, stop):
             self.restarts += i < self._next and not self.parallel
             self._next = i + 1
@@ -74,11 +74,11 @@ def around(frame: int) -> Box:
 
 
 def clip(length: int, *labels: Label, name: str = "a", parallel: bool = True) -> Clip:
-    sequence = Sequence(name, "train", length, 10.0, SIZE, f"digest of {name}", labels)
+    sequence = FrameSequence(name, "train", length, 10.0, SIZE, f"digest of {name}", labels)
     return Clip(sequence, Footage(drive(length), parallel=parallel))
 
 
-def bring_up(path: Path, engine: Engine | None, *clips: Clip, **extract_settings: object) -> module.Outcome:
+def bring_up(path: Path, engine: Engine | None, *clips: Clip, **extract_settings: object) -> module.ExtractionResult:
     config = settings(Path("unused"), **extract_settings)
     return extract(config, path, Catalogue(clips), engine=engine)
 
@@ -100,15 +100,17 @@ def test_flow_is_that_of_the_whole_sequence_wherever_it_was_cut(tmp_path: Path, 
     bring_up(tmp_path / "s.h5", engine, *many)
     cv2.setNumThreads(1)
     with Store(tmp_path / "s.h5") as store:
-        assert store.streams["motion"].fingerprint == optical_flow.INFO.fingerprint
+        assert store.streams["motion"].fingerprint == optical_flow.FLOW_INFO.fingerprint
         for each, first in zip(many, store.first.tolist(), strict=True):
-            expected = optical_flow.entries([optical_flow.strip(f) for f in drive(each.sequence.length)], begins=True)
+            expected = optical_flow.flow_entries(
+                [optical_flow.flow_strip(f) for f in drive(each.sequence.length)], begins=True
+            )
             np.testing.assert_array_equal(store.read("motion", range(first, first + each.sequence.length)), expected)
 
 
 def test_tracks_are_the_trackers(tmp_path: Path, engine: Engine) -> None:
     labels = Label(7, {"vx": 1.0}, around(7)), Label(7, {"vx": 2.0}, (60.0, 5.0, 90.0, 28.0))
-    long = SHORT + 6
+    long = SHORT_SEQUENCE + 6
     bring_up(tmp_path / "s.h5", engine, clip(8, *labels), clip(long, Label(40, {"vx": 0.0}, around(40)), name="long"))
     with Store(tmp_path / "s.h5") as store:
         for s, label, length, at, box in (
@@ -118,11 +120,11 @@ def test_tracks_are_the_trackers(tmp_path: Path, engine: Engine) -> None:
         ):
             found = store.track(s, label)
             assert found is not None and box is not None
-            expected = trace([grey(f) for f in drive(length)], {at: box})
+            expected = track_known_boxes([to_grey(f) for f in drive(length)], {at: box})
             np.testing.assert_array_equal(found.boxes, expected.boxes)
             np.testing.assert_array_equal(found.confidence, expected.confidence)
         assert (found.confidence[30:50] > 0.8).all()
-        shown = describe(store)
+        shown = describe_store(store)
     assert "3 of 3 vehicles followed" in shown and "texture" in shown
 
 
@@ -206,7 +208,7 @@ def test_derived_streams_stay_with_the_sequences_and_go_without(tmp_path: Path, 
     some = [clip(8, Label(7, {"vx": 1.0}), name=str(i)) for i in range(3)]
     bring_up(path, engine, *some)
     values = np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32)
-    extend(path, {"pooled": Stream(info, batches=[values])})
+    extend_store(path, {"pooled": StreamContent(info, batches=[values])})
     relabelled = [Clip(replace(c.sequence, labels=(Label(7, {"vx": 2.0}),)), c.source) for c in some]
     assert bring_up(path, engine, *relabelled).notes == []
     assert bring_up(path, engine, *relabelled[1:]).notes == []
@@ -248,7 +250,7 @@ def test_a_box_that_cant_be_followed_stops_nothing(
         assert (track is None) == (found is None)
         if track is not None:
             assert np.flatnonzero(np.isfinite(track.boxes[:, 0])).tolist() == found
-        assert note is None or note in describe(store)
+        assert note is None or note in describe_store(store)
     assert bring_up(tmp_path / "s.h5", None, odd, good).tracks == 0  # nor is it tried again
 
 
@@ -258,7 +260,9 @@ def test_a_vehicle_that_leaves_the_image_is_lost_from_there_on(tmp_path: Path, e
         left = 24 - 2 * i  # half of it is outside from frame 18 on
         frame[30:50, max(left, 0) : left + 24] = patch[:, max(-left, 0) :]
     label = Label(0, {"vx": 1.0}, (23.5, 29.5, 47.5, 49.5))
-    bring_up(tmp_path / "s.h5", engine, Clip(Sequence("a", "train", 20, 10.0, SIZE, "d", (label,)), Footage(frames)))
+    bring_up(
+        tmp_path / "s.h5", engine, Clip(FrameSequence("a", "train", 20, 10.0, SIZE, "d", (label,)), Footage(frames))
+    )
     with Store(tmp_path / "s.h5") as store:
         track = store.track(0, 0)
         assert track is not None
@@ -269,7 +273,7 @@ def test_a_vehicle_that_leaves_the_image_is_lost_from_there_on(tmp_path: Path, e
 
 def test_frames_that_are_gone_when_tracks_are_asked_for(tmp_path: Path, engine: Engine) -> None:
     class Gone(Footage):
-        def read(self, start: int, stop: int, enough: tuple[int, int] | None = None) -> Iterator[Image]:
+        def read(self, start: int, stop: int, min_size: tuple[int, int] | None = None) -> Iterator[Image]:
             raise DataError(f"a frame of {start} to {stop}: no such file")
 
     some = [clip(8, Label(7, {"vx": 1.0}, around(7)), name=name) for name in "ab"]
@@ -296,20 +300,20 @@ def test_equal_boxes_are_one_vehicle(tmp_path: Path, engine: Engine) -> None:
 
 
 def test_boxes_for_every_frame_are_taken_as_they_are(tmp_path: Path, engine: Engine) -> None:
-    every = clip(SHORT + 10, *(Label(i, {"vx": 1.0}, around(i)) for i in range(SHORT + 10)))
+    every = clip(SHORT_SEQUENCE + 10, *(Label(i, {"vx": 1.0}, around(i)) for i in range(SHORT_SEQUENCE + 10)))
     bring_up(tmp_path / "s.h5", engine, every)
     assert isinstance(every.source, Footage)
-    assert every.source.read_count == Counter(range(SHORT + 10))
+    assert every.source.read_count == Counter(range(SHORT_SEQUENCE + 10))
     with Store(tmp_path / "s.h5") as store:
         (track,) = store.tracks().values()
-        np.testing.assert_array_equal(track.boxes, [around(i) for i in range(SHORT + 10)])
+        np.testing.assert_array_equal(track.boxes, [around(i) for i in range(SHORT_SEQUENCE + 10)])
         assert (track.confidence == 1).all()
 
 
 def test_between_given_boxes_it_is_followed_from_the_nearest() -> None:
-    frames = [grey(f) for f in drive(21)]
+    frames = [to_grey(f) for f in drive(21)]
     wide = (*around(20)[:2], around(20)[2] + 2, around(20)[3])
-    track = trace(frames, {0: around(0), 20: wide})
+    track = track_known_boxes(frames, {0: around(0), 20: wide})
     width = track.boxes[:, 2] - track.boxes[:, 0]
     np.testing.assert_allclose(width[:11], 24, rtol=0.03)
     np.testing.assert_allclose(width[11:], 26, rtol=0.03)
@@ -317,12 +321,14 @@ def test_between_given_boxes_it_is_followed_from_the_nearest() -> None:
 
 
 def test_a_long_video_is_read_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stage1_extract.tracking.sequence_tracks.HELD", 4 * BLOCK * SIZE[0] * SIZE[1])
-    video = clip(10 * BLOCK, parallel=False)
-    reel = Reel(video)
+    monkeypatch.setattr(
+        "stage1_extract.tracking.sequence_tracks.MAX_GREY_BYTES", 4 * FRAMES_PER_READ * SIZE[0] * SIZE[1]
+    )
+    video = clip(10 * FRAMES_PER_READ, parallel=False)
+    reel = LazyGreyFrames(video)
     held = []
     for i in (*range(300, 100, -1), *range(301, 320)):
-        np.testing.assert_array_equal(reel[i], grey(drive(i + 1)[i]) if i % 40 == 0 else reel[i])
+        np.testing.assert_array_equal(reel[i], to_grey(drive(i + 1)[i]) if i % 40 == 0 else reel[i])
         held.append(len(reel._blocks))
     assert max(held) <= 4
     assert isinstance(video.source, Footage)
@@ -344,4 +350,4 @@ def test_tusimples_clip_through_the_store(real: Path, tmp_path: Path, engine: En
         x = note["position"][0] + note["velocity"][0] * (np.arange(40) - 39) / 20
         np.testing.assert_allclose(width / width[39], note["position"][0] / x, rtol=0.03)
         assert store.sequences[0].camera is not None
-        assert store.streams["motion"].shape == optical_flow.INFO.shape
+        assert store.streams["motion"].shape == optical_flow.FLOW_INFO.shape

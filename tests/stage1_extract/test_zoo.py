@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from features.config import Config, Head, Train
+from features.config import Config, HeadConfig, TrainConfig
 from features.errors import ConfigError
-from stage2_temporal.heads import HEADS, find
-from stage2_temporal.heads.closed_form import Solved, scaled
-from stage2_temporal.heads.vehicle import Boxed
+from stage2_temporal.heads import HEADS, find_head
+from stage2_temporal.heads.closed_form import ClosedFormHead, standardise_vectors
+from stage2_temporal.heads.vehicle import VehicleHead
 from stage2_temporal.training.scaling import vector_scale
 
 SHAPE = (5, 4, 6, 8)
@@ -22,13 +22,13 @@ RNG = np.random.default_rng(0)
 MAPS = RNG.normal(size=(30, *SHAPE)).astype(np.float16)
 Y = np.stack([MAPS[:, :, 0].mean(axis=(1, 2, 3)), RNG.normal(size=30)], axis=1).astype(float) * 10 + 3
 SMALL: dict[str, Any] = {"units": 8, "dense": 4, "grid": (2, 2), "difference": True, "epochs": 1, "batch": 10}
-WHOLE = [name for name, head in HEADS.items() if not issubclass(head, Boxed)]  # the others are told of a vehicle
-SOLVED = [name for name in WHOLE if issubclass(HEADS[name], Solved)]
+WHOLE = [name for name, head in HEADS.items() if not issubclass(head, VehicleHead)]  # the others are told of a vehicle
+SOLVED = [name for name in WHOLE if issubclass(HEADS[name], ClosedFormHead)]
 
 
 @pytest.fixture(scope="module", params=WHOLE)
 def fitted(request: pytest.FixtureRequest) -> Any:
-    return find(request.param)(**SMALL).fit(MAPS, Y)
+    return find_head(request.param)(**SMALL).fit(MAPS, Y)
 
 
 def test_it_answers_in_the_targets_shape(fitted: Any) -> None:
@@ -55,7 +55,7 @@ def test_what_scikit_learn_solved_is_what_keras_answers(name: str, settings: dic
     """Beside the regressor itself on the same vectors, to rounding in single precision."""
     kept: dict[str, Any] = {}
 
-    class Kept(find(name)):  # type: ignore[misc]
+    class Kept(find_head(name)):  # type: ignore[misc]
         def _solve(self, vectors: Any, targets: Any) -> Any:
             kept["vectors"], kept["solution"] = vectors, super()._solve(vectors, targets)
             return kept["solution"]
@@ -82,44 +82,44 @@ def test_what_scikit_learn_solved_is_what_keras_answers(name: str, settings: dic
 def test_scaled_is_the_standardise_layer() -> None:
     vectors = RNG.normal(3, 2, (50, 4)).astype(np.float32)
     scale = vector_scale([vectors])
-    np.testing.assert_allclose(scaled(vectors, scale).mean(axis=0), 0, atol=1e-5)
-    np.testing.assert_allclose(scaled(vectors, scale).std(axis=0), 1, atol=1e-5)
-    np.testing.assert_array_equal(scaled(vectors, None), vectors)
+    np.testing.assert_allclose(standardise_vectors(vectors, scale).mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(standardise_vectors(vectors, scale).std(axis=0), 1, atol=1e-5)
+    np.testing.assert_array_equal(standardise_vectors(vectors, None), vectors)
 
 
 def test_settings_are_the_configs_fields() -> None:
-    head = find("ridge").of(Config(head=Head(alpha=3.0, grid=(2, 1)), train=Train(seed=7)))
+    head = find_head("ridge").of(Config(head=HeadConfig(alpha=3.0, grid=(2, 1)), train=TrainConfig(seed=7)))
     assert (head.alpha, head.grid, head.seed) == (3.0, (2, 1), 7)
-    fields = {*Head.model_fields, *Train.model_fields} - {"name", "memory_gb", "tensorboard"}
+    fields = {*HeadConfig.model_fields, *TrainConfig.model_fields} - {"name", "memory_gb", "tensorboard"}
     assert set(head.get_params()) == fields
     with pytest.raises(TypeError, match="no setting colour"):
-        find("ridge")(colour=1)
+        find_head("ridge")(colour=1)
     with pytest.raises(ConfigError, match=r"Ridge: alpha: .*got -1"):
-        find("ridge")(alpha=-1).fit(MAPS, Y)
+        find_head("ridge")(alpha=-1).fit(MAPS, Y)
 
 
 def test_unknown_targets_are_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
-        find("ridge")().fit(MAPS, np.where(Y > 3, Y, np.nan))
+        find_head("ridge")().fit(MAPS, np.where(Y > 3, Y, np.nan))
 
 
 def test_vectors_of_every_rank_are_taken() -> None:
     for shape in ((30, 6), (30, 4, 6), (30, 4, 2, 2, 6)):
         values = RNG.normal(size=shape)
-        assert find("ridge")().fit(values, Y[:, 0]).predict(values).shape == (30,)
-        assert find("pooled_lstm")(units=2, epochs=1).fit(values, Y).predict(values).shape == (30, 2)
+        assert find_head("ridge")().fit(values, Y[:, 0]).predict(values).shape == (30,)
+        assert find_head("pooled_lstm")(units=2, epochs=1).fit(values, Y).predict(values).shape == (30, 2)
 
 
 def test_lags_beyond_the_window_are_left_out_and_none_is_refused() -> None:
     values = RNG.normal(size=(30, 3, 6))
-    long, short = (find("ridge")(difference=True, lags=lags).fit(values, Y) for lags in ((1, 2, 9), (1, 2)))
+    long, short = (find_head("ridge")(difference=True, lags=lags).fit(values, Y) for lags in ((1, 2, 9), (1, 2)))
     np.testing.assert_array_equal(long.predict(values), short.predict(values))
     with pytest.raises(ConfigError, match="at least 2 frames"):
-        find("ridge")(difference=True).fit(values[:, :1], Y)
+        find_head("ridge")(difference=True).fit(values[:, :1], Y)
 
 
 def test_the_last_part_is_held_out_when_asked() -> None:
-    head = find("pooled_lstm")(**SMALL | {"validation_split": 0.2, "epochs": 3}).fit(MAPS, Y)
-    apart = find("pooled_lstm")(**SMALL | {"epochs": 3}).fit(MAPS[:24], Y[:24], validation=(MAPS[24:], Y[24:]))
+    head = find_head("pooled_lstm")(**SMALL | {"validation_split": 0.2, "epochs": 3}).fit(MAPS, Y)
+    apart = find_head("pooled_lstm")(**SMALL | {"epochs": 3}).fit(MAPS[:24], Y[:24], validation=(MAPS[24:], Y[24:]))
     np.testing.assert_array_equal(head.predict(MAPS), apart.predict(MAPS))
     assert np.isfinite(head.outcome_.history[0].val_loss)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.config import Config, Data, Head
-from features.sequences import Label, Sequence
+from features.config import Config, DataConfig, HeadConfig
+from features.sequences import FrameSequence, Label
 from features.store import Store
-from features.tracks import Track, keys
+from features.tracks import Track, track_keys
 from stage2_temporal.data.task import read_task
-from stage2_temporal.heads.default_head import resolved
+from stage2_temporal.heads.default_head import resolve_default_head
 from tests.helpers import write_store
 
 BOX = (10.0, 10.0, 30.0, 30.0)
@@ -21,11 +21,11 @@ BOX = (10.0, 10.0, 30.0, 30.0)
 
 def store(path: Path, *, motion: bool, tracks: bool) -> Path:
     labels = (Label(7, {"vx": 1.0, "vy": 0.5}, BOX, (20.0, 1.0)), Label(7, {"ego_speed": 20.0, "yaw": 0.1}))
-    clips = [Sequence(f"Train/{i}", "train", 8, 10.0, (64, 48), f"{i:064x}", labels) for i in range(2)]
+    clips = [FrameSequence(f"Train/{i}", "train", 8, 10.0, (64, 48), f"{i:064x}", labels) for i in range(2)]
     maps = {"appearance": np.zeros((16, 2, 2, 3), np.float16)}
     maps |= {"motion": np.zeros((16, 3, 4, 2), np.float16)} if motion else {}
     box = Track(np.full((8, 4), BOX), np.ones(8))
-    found = {name: box for c in clips for name in keys(c)} if tracks else None
+    found = {name: box for c in clips for name in track_keys(c)} if tracks else None
     return write_store(path / "s.h5", clips, maps, tracks=found)
 
 
@@ -43,14 +43,14 @@ def store(path: Path, *, motion: bool, tracks: bool) -> Path:
 def test_by_target_and_store(
     target: str | tuple[str, ...], motion: bool, tracks: bool, name: str, streams: tuple[str, ...], tmp_path: Path
 ) -> None:
-    config = Config(data=Data(target=target), head=Head(name="auto", units=7))
+    config = Config(data=DataConfig(target=target), head=HeadConfig(name="auto", units=7))
     with Store(store(tmp_path, motion=motion, tracks=tracks)) as opened:
-        head = resolved(config, opened, read_task(config, opened).examples).head
+        head = resolve_default_head(config, opened, read_task(config, opened).examples).head
     cells: dict[str, Any] = {"difference": True, "grid": (2, 2)} if name == "ridge" else {}  # the map has no more
-    assert head == Head(name=name, streams=streams, units=7, **cells)
+    assert head == HeadConfig(name=name, streams=streams, units=7, **cells)
 
 
 def test_a_head_that_was_named_stays(tmp_path: Path) -> None:
-    config = Config(data=Data(target="velocity"), head=Head(name="gru"))
+    config = Config(data=DataConfig(target="velocity"), head=HeadConfig(name="gru"))
     with Store(store(tmp_path, motion=True, tracks=True)) as opened:
-        assert resolved(config, opened, read_task(config, opened).examples) == config
+        assert resolve_default_head(config, opened, read_task(config, opened).examples) == config

@@ -15,18 +15,18 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 
 from features.config import Config
 from features.errors import ConfigError, DataError
-from features.sequences import Camera, Label, Sequence
+from features.sequences import Camera, FrameSequence, Label
 from features.store import Store
-from features.tracks import Track, keys
-from stage2_temporal.data.examples import inputs
-from stage2_temporal.data.task import origin, read_task
-from stage2_temporal.heads import find
-from stage2_temporal.heads.vehicle import BoxRidge, paths
+from features.tracks import Track, track_keys
+from stage2_temporal.data.examples import load_examples
+from stage2_temporal.data.task import read_task, store_origin
+from stage2_temporal.heads import find_head
+from stage2_temporal.heads.vehicle import BoxRidge, window_tracks
 from stage2_temporal.heads.vehicle_mlp import BoxMLP
 from stage2_temporal.runs.folder import read_metrics
-from stage2_temporal.train import evaluate, load, train
-from stage2_temporal.vehicle.camera_geometry import read_scene
-from stage2_temporal.vehicle.geometry import NAMES
+from stage2_temporal.train import evaluate, load_model, train
+from stage2_temporal.vehicle.camera_geometry import read_camera_geometry
+from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES
 from tests.helpers import write_store
 
 T = 8
@@ -60,12 +60,12 @@ def make(
                     boxes[:-1], confidence[:-1] = np.nan, 0
                 labels.append(Label(T - 1, {"vx": vx, "vy": vy}, at, (x, y) if positions else None))
                 moved.append(Track(boxes, confidence))
-            sequence = Sequence(
+            sequence = FrameSequence(
                 f"{split}/{i}", split, T, 10.0, (1280, 720), f"{split}{i}", tuple(labels),
                 camera if calibrated else None,
             )  # fmt: skip
             sequences.append(sequence)
-            tracks |= dict(zip(keys(sequence), moved, strict=True))
+            tracks |= dict(zip(track_keys(sequence), moved, strict=True))
     maps = np.zeros((sum(COUNTS.values()) * T, 1, 2, 3), np.float32)
     return write_store(path, sequences, {"appearance": maps}, tracks=tracks if tracked else None)
 
@@ -83,15 +83,15 @@ def config(head: str = "box_ridge", target: str = "velocity", **settings: Any) -
 
 def r2(head: Any, path: Path, chosen: Config) -> list[float]:
     """R² of each target on the test split."""
-    X, y, _ = inputs(path, chosen, ("test",))
+    X, y, _ = load_examples(path, chosen, ("test",))
     error = head.predict(X) - y
     return (1 - (error**2).mean(axis=0) / y.var(axis=0)).tolist()
 
 
 def fitted(path: Path, chosen: Config) -> Any:
-    X, y, _ = inputs(path, chosen)
-    V, v, _ = inputs(path, chosen, ("validation",))
-    return find(chosen.head.name).of(chosen).fit(X, y, validation=(V, v))
+    X, y, _ = load_examples(path, chosen)
+    V, v, _ = load_examples(path, chosen, ("validation",))
+    return find_head(chosen.head.name).of(chosen).fit(X, y, validation=(V, v))
 
 
 @pytest.mark.parametrize("name", ["box_ridge", "box_mlp"])
@@ -108,7 +108,7 @@ def test_other_tracks_are_another_origin(store: Path, tmp_path: Path, monkeypatc
     vehicle, car = config(), config(target="ego_speed")
     path = make(tmp_path / "s.h5")
     assert origins(store, vehicle, car) == origins(path, vehicle, car)
-    monkeypatch.setattr("features.tracks.TRACKER", 99)
+    monkeypatch.setattr("features.tracks.TRACKER_VERSION", 99)
     newer = make(tmp_path / "newer.h5")
     (was, whose), (now, still) = origins(store, vehicle, car), origins(newer, vehicle, car)
     assert was != now
@@ -118,7 +118,7 @@ def test_other_tracks_are_another_origin(store: Path, tmp_path: Path, monkeypatc
 def origins(path: Path, *configs: Config) -> list[dict[str, Any]]:
     with Store(path) as store:
         task = read_task(config(), store)
-        return [{k: v for k, v in origin(store, task, own).items() if k != "path"} for own in configs]
+        return [{k: v for k, v in store_origin(store, task, own).items() if k != "path"} for own in configs]
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
@@ -148,23 +148,23 @@ def test_hidden_vehicles_hardly_move_the_line(store: Path, tmp_path: Path) -> No
 
 def test_lost_tracks_are_answered_with_the_usual(store: Path) -> None:
     head = fitted(store, config())
-    X, y, _ = inputs(store, config(), ("test",))
-    lost = np.isnan(paths(X).boxes[:, :-1]).all(axis=(1, 2))
+    X, y, _ = load_examples(store, config(), ("test",))
+    lost = np.isnan(window_tracks(X).boxes[:, :-1]).all(axis=(1, 2))
     assert lost.any()
     found = head.predict(X)
     assert np.isfinite(found).all()
     assert np.abs(found[lost] - np.median(y, axis=0)).max() < 1.5
-    nothing = np.full((2, len(NAMES)), np.nan, np.float32)
+    nothing = np.full((2, len(GEOMETRY_NAMES)), np.nan, np.float32)
     assert np.isfinite(head.model_.predict(nothing, verbose=0)).all()
 
 
 def test_more_networks_are_trained_apart(store: Path) -> None:
     """Judged each by its own error, the answers of the members differ; their mean is the head's answer."""
     chosen = config("box_mlp", members=3, layers=1)
-    X, y, _ = inputs(store, chosen)
+    X, y, _ = load_examples(store, chosen)
     head = BoxMLP.of(chosen).fit(X, y)
     assert head.outcome_.history[-1].loss < head.outcome_.history[0].loss
-    geometry = keras.Input((len(NAMES),), name="geometry")
+    geometry = keras.Input((len(GEOMETRY_NAMES),), name="geometry")
     members = head._in_unit(head._members(head._vectors({"geometry": geometry}), 2))
     apart = keras.Model(geometry, members)
     apart.set_weights(head.model_.get_weights())
@@ -176,10 +176,10 @@ def test_more_networks_are_trained_apart(store: Path) -> None:
 
 
 def test_ranges_of_distance_overlap_and_sum_to_one(store: Path) -> None:
-    X, y, _ = inputs(store, config("box_mlp"))
+    X, y, _ = load_examples(store, config("box_mlp"))
     head = BoxMLP.of(config("box_mlp", ranges=4, units=2, members=1)).set_params(epochs=1).fit(X, y)
     clean = np.array(head._line.reading.clean(head._geometry(X)))
-    column = NAMES.index("x_foot")
+    column = GEOMETRY_NAMES.index("x_foot")
     near, middle = np.exp(head._centres[0]) / 2, np.exp((head._centres[1] + head._centres[2]) / 2)
     clean[:3, column] = near, middle, np.exp(head._centres[3])
     weights = np.asarray(head._weights(clean))
@@ -188,7 +188,7 @@ def test_ranges_of_distance_overlap_and_sum_to_one(store: Path) -> None:
 
 
 def test_it_is_an_estimator(store: Path) -> None:
-    X, y, groups = inputs(store, config())
+    X, y, groups = load_examples(store, config())
     scores = cross_val_score(BoxRidge(), X, y, groups=groups, cv=GroupKFold(3))
     assert scores.min() > 0.6
     head = fitted(store, config())
@@ -206,8 +206,8 @@ def test_a_run_keeps_its_ground_and_is_evaluated_to_the_same(name: str, store: P
         train(chosen, opened, read_task(chosen, opened), tmp_path / "r")
     before, figures = (tmp_path / "r" / "predictions.csv").read_text(), read_metrics(tmp_path / "r")
     assert figures["splits"]["test"]["model"]["ev"]["mean"] < figures["splits"]["test"]["constant"]["ev"]["mean"] / 5
-    assert read_scene(tmp_path / "r").ground.horizon == pytest.approx(340, abs=1)
-    assert [i.name for i in load(tmp_path / "r").inputs] == ["geometry"]
+    assert read_camera_geometry(tmp_path / "r").ground.horizon == pytest.approx(340, abs=1)
+    assert [i.name for i in load_model(tmp_path / "r").inputs] == ["geometry"]
     (tmp_path / "r" / "predictions.csv").write_text("lost")
     with Store(store) as opened:
         evaluate(tmp_path / "r", opened)
@@ -228,7 +228,7 @@ def with_flow(path: Path, seed: int = 4) -> Path:
             speed = rng.uniform(5, 30)
             flow.append(speed / 10 + rng.normal(0, 0.3, (T, 2, 2, 3)))
             label = Label(T - 1, {"ego_speed": speed})
-            sequences.append(Sequence(f"{split}/{i}", split, T, 10.0, (1280, 720), f"{split}{i}", (label,)))
+            sequences.append(FrameSequence(f"{split}/{i}", split, T, 10.0, (1280, 720), f"{split}{i}", (label,)))
     maps = rng.normal(size=(len(flow) * T, 6, 8, 24)).astype(np.float32)
     return write_store(path, sequences, {"appearance": maps, "motion": np.concatenate(flow).astype(np.float32)})
 
@@ -248,7 +248,7 @@ def test_fusion_takes_a_vehicle_from_its_track(store: Path, tmp_path: Path) -> N
         train(chosen, opened, read_task(chosen, opened), tmp_path / "r")
         figures, before = read_metrics(tmp_path / "r"), (tmp_path / "r" / "predictions.csv").read_text()
         evaluate(tmp_path / "r", opened)
-    assert sorted(i.name for i in load(tmp_path / "r").inputs) == ["appearance", "geometry"]
+    assert sorted(i.name for i in load_model(tmp_path / "r").inputs) == ["appearance", "geometry"]
     test = figures["splits"]["test"]
     assert test["model"]["ev"]["mean"] < test["constant"]["ev"]["mean"] / 5
     assert test["model"]["ep"]["mean"] < test["constant"]["ep"]["mean"] / 5
@@ -258,6 +258,6 @@ def test_fusion_takes_a_vehicle_from_its_track(store: Path, tmp_path: Path) -> N
 
 
 def test_a_store_without_tracks_is_refused(tmp_path: Path) -> None:
-    X, y, _ = inputs(make(tmp_path / "s.h5", tracked=False), config())
+    X, y, _ = load_examples(make(tmp_path / "s.h5", tracked=False), config())
     with pytest.raises(ConfigError, match=r"no vehicle was tracked.*make features"):
         BoxRidge().fit(X, y)

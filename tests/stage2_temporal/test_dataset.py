@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from features.errors import ConfigError
-from features.sequences import Label, Sequence
+from features.sequences import FrameSequence, Label
 from features.store import Store
-from features.windows import Examples, examples
+from features.windows import Examples, make_examples
 from stage2_temporal.data.batches import Batches, FrameReader
 from stage2_temporal.data.splits import STORED_VALIDATION, name_splits, split_at
 from tests.helpers import write_store
@@ -22,7 +22,7 @@ ROWS = np.arange(33)[:, None] + np.arange(8)  # overlapping windows
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    sequences = [Sequence("a", "train", 40, 10.0, (64, 36), "d", (Label(7, {"ego_speed": 1.0}),))]
+    sequences = [FrameSequence("a", "train", 40, 10.0, (64, 36), "d", (Label(7, {"ego_speed": 1.0}),))]
     with Store(write_store(tmp_path / "s.h5", sequences, {"appearance": MAPS})) as opened:
         yield opened
 
@@ -105,10 +105,10 @@ def test_split_never_cuts_a_sequence() -> None:
 
 def _examples(splits: list[str], targets: list[float]) -> Examples:
     sequences = [
-        Sequence(str(i), split, 8, 10.0, (64, 36), "d", (Label(7, {"ego_speed": target}),))
+        FrameSequence(str(i), split, 8, 10.0, (64, 36), "d", (Label(7, {"ego_speed": target}),))
         for i, (split, target) in enumerate(zip(splits, targets, strict=True))
     ]
-    return examples(sequences, np.arange(len(splits)) * 8, ("ego_speed",), length=8)
+    return make_examples(sequences, np.arange(len(splits)) * 8, ("ego_speed",), length=8)
 
 
 def test_names_of_splits() -> None:

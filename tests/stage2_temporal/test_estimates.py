@@ -8,8 +8,14 @@ import pytest
 from numpy.typing import NDArray
 
 from features.sequences import Camera
-from stage2_temporal.vehicle.geometry import ESTIMATES, NAMES, Ground, features
-from stage2_temporal.vehicle.velocity_estimates import DOUBTS, LOST, Reading, fit_line, pick
+from stage2_temporal.vehicle.geometry import ESTIMATES, GEOMETRY_NAMES, Ground, geometry_vector
+from stage2_temporal.vehicle.velocity_estimates import (
+    LOST,
+    NOISE_SCALES,
+    GeometryNormaliser,
+    fit_robust_linear_model,
+    select_columns,
+)
 
 Floats = NDArray[np.float64]
 GROUND, CAMERA = Ground(340.0, 1270.0, 1500.0), Camera(714.0, 710.0, 675.0, 376.0)
@@ -26,13 +32,13 @@ def drawn(count: int, seed: int) -> tuple[Floats, Floats]:
         middle, foot = 675 + 714 * (y + vy * t) / ahead, 340 + 1270 / ahead
         w, h = 714 * 2.1 / ahead, 714 * 1.6 / ahead
         boxes = np.stack([middle - w / 2, foot - h, middle + w / 2, foot], axis=1) + rng.normal(0, 0.05, (8, 4))
-        vectors.append(features(boxes, np.full(8, 0.99), 10.0, GROUND, CAMERA))
+        vectors.append(geometry_vector(boxes, np.full(8, 0.99), 10.0, GROUND, CAMERA))
         targets.append((vx, vy))
     return np.array(vectors), np.array(targets)
 
 
 def at(vectors: Floats, name: str) -> Floats:
-    return vectors[:, NAMES.index(name)]
+    return vectors[:, GEOMETRY_NAMES.index(name)]
 
 
 def answer(line: object, vectors: Floats) -> Floats:
@@ -41,10 +47,10 @@ def answer(line: object, vectors: Floats) -> Floats:
 
 def test_trust_by_hand() -> None:
     vectors, _ = drawn(20, 0)
-    reading = Reading.of(vectors)
+    reading = GeometryNormaliser.of(vectors)
     one = vectors[:1].astype(np.float32)
-    one[0, NAMES.index("x_foot")], one[0, NAMES.index("closing_deviation")] = 40.0, 0.05
-    doubtful = Reading(reading.fill, reading.low, reading.high, reading.usual, doubt=0.5)
+    one[0, GEOMETRY_NAMES.index("x_foot")], one[0, GEOMETRY_NAMES.index("closing_deviation")] = 40.0, 0.05
+    doubtful = GeometryNormaliser(reading.fill, reading.low, reading.high, reading.usual, noise_scale=0.5)
     assert float(doubtful.trust(one)[0, 0]) == pytest.approx(0.5)  # 1 / (1 + (0.5 · 40 · 0.05)²)
     velocities = np.asarray(doubtful.estimates(one))[0, :4]
     expected = [(at(one, n)[0] - u) / 2 for n, u in zip(ESTIMATES, reading.usual, strict=True)]
@@ -56,8 +62,8 @@ def test_what_is_lost_is_as_usual_and_what_is_wild_is_held() -> None:
     gaps = vectors.copy()
     gaps[3, :19] = np.nan  # all but seen, confidence
     gaps[3, 21:] = np.nan
-    gaps[4, NAMES.index("vx_foot")] = -900.0
-    reading = Reading.of(vectors)
+    gaps[4, GEOMETRY_NAMES.index("vx_foot")] = -900.0
+    reading = GeometryNormaliser.of(vectors)
     clean = np.asarray(reading.clean(gaps.astype(np.float32)))
     assert np.isfinite(clean).all()
     assert at(clean, "closing_deviation")[3] == LOST
@@ -69,14 +75,14 @@ def test_what_is_lost_is_as_usual_and_what_is_wild_is_held() -> None:
 
 def test_a_column_that_was_never_known_is_nought() -> None:
     vectors, targets = drawn(30, 0)
-    vectors[:, NAMES.index("y_size")] = np.nan
-    assert np.isfinite(answer(fit_line(vectors, targets), vectors)).all()
+    vectors[:, GEOMETRY_NAMES.index("y_size")] = np.nan
+    assert np.isfinite(answer(fit_robust_linear_model(vectors, targets), vectors)).all()
 
 
 def test_the_line_gives_velocities_back() -> None:
     vectors, targets = drawn(200, 1)
     others, truth = drawn(100, 2)
-    found = answer(fit_line(vectors, targets), others)
+    found = answer(fit_robust_linear_model(vectors, targets), others)
     assert 1 - np.mean((found - truth)[:, 0] ** 2) / truth[:, 0].var() > 0.97
     assert 1 - np.mean((found - truth)[:, 1] ** 2) / truth[:, 1].var() > 0.9
 
@@ -87,11 +93,13 @@ def test_one_hidden_vehicle_does_not_move_it(wrong: float) -> None:
     vectors, targets = drawn(200, 1)
     others, truth = drawn(100, 2)
     bad = vectors.copy()
-    bad[7, [NAMES.index("vx_foot"), NAMES.index("vx_size")]] = wrong
-    before, after = (np.mean((answer(fit_line(v, targets), others) - truth)[:, 0] ** 2) for v in (vectors, bad))
+    bad[7, [GEOMETRY_NAMES.index("vx_foot"), GEOMETRY_NAMES.index("vx_size")]] = wrong
+    before, after = (
+        np.mean((answer(fit_robust_linear_model(v, targets), others) - truth)[:, 0] ** 2) for v in (vectors, bad)
+    )
     assert after < before + 0.02
-    least = np.linalg.lstsq(np.c_[pick(bad, *ESTIMATES), np.ones(200)], targets[:, 0], rcond=None)[0]
-    moved = np.c_[pick(others, *ESTIMATES), np.ones(100)] @ least
+    least = np.linalg.lstsq(np.c_[select_columns(bad, *ESTIMATES), np.ones(200)], targets[:, 0], rcond=None)[0]
+    moved = np.c_[select_columns(others, *ESTIMATES), np.ones(100)] @ least
     assert np.mean((moved - truth[:, 0]) ** 2) > 10 * after
 
 
@@ -101,17 +109,17 @@ def test_tracks_that_are_wrong_are_doubted_more() -> None:
     rng = np.random.default_rng(3)
     for i in rng.permutation(200)[:40]:  # as wrong as they say, three times over
         off = 3 * at(wrong, "x_foot")[i] * 0.05 * rng.normal()
-        wrong[i, [NAMES.index("vx_foot"), NAMES.index("vx_size")]] += off
-        wrong[i, NAMES.index("closing_deviation")] = 0.05
-    sure, unsure = (fit_line(v, targets).reading.doubt for v in (vectors, wrong))
+        wrong[i, [GEOMETRY_NAMES.index("vx_foot"), GEOMETRY_NAMES.index("vx_size")]] += off
+        wrong[i, GEOMETRY_NAMES.index("closing_deviation")] = 0.05
+    sure, unsure = (fit_robust_linear_model(v, targets).reading.noise_scale for v in (vectors, wrong))
     assert sure < unsure
 
 
 def test_the_graph_is_the_arrays_and_loads_safely(tmp_path: object) -> None:
     vectors, targets = drawn(40, 1)
     vectors[2] = np.nan
-    line = fit_line(vectors, targets)
-    entry = keras.Input((len(NAMES),), name="geometry")
+    line = fit_robust_linear_model(vectors, targets)
+    entry = keras.Input((len(GEOMETRY_NAMES),), name="geometry")
     model = keras.Model(entry, line(line.reading.clean(entry)))
     path = f"{tmp_path}/m.keras"
     model.save(path)
@@ -120,4 +128,4 @@ def test_the_graph_is_the_arrays_and_loads_safely(tmp_path: object) -> None:
     states = np.asarray(line.reading.states(line.reading.clean(vectors.astype(np.float32))))
     assert states.shape == (40, 18)
     assert np.isfinite(states).all()
-    assert len(DOUBTS) == len(set(DOUBTS))
+    assert len(NOISE_SCALES) == len(set(NOISE_SCALES))

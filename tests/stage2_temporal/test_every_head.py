@@ -13,14 +13,14 @@ import pytest
 from stage1_extract.__main__ import main as stage1
 from stage2_temporal.__main__ import main as stage2
 from stage2_temporal.heads import HEADS
-from stage2_temporal.heads.vehicle import Boxed
+from stage2_temporal.heads.vehicle import VehicleHead
 from tests.helpers import write_clips
 
 QUICK = ("ridge",)
 WHOLE = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.soak)
     for name, head in HEADS.items()
-    if not issubclass(head, Boxed)
+    if not issubclass(head, VehicleHead)
 ]
 CONFIG = """
 [data]

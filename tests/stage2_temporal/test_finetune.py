@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 
 import stage1_extract.__main__ as stage1
-from features.config import Finetune
+from features.config import FinetuneConfig
 from features.errors import ConfigError
 from features.store import Store
 from stage2_temporal.__main__ import main
 from stage2_temporal.finetune import checkpoint, finetune, loop
-from stage2_temporal.finetune.augmentation import Augmentation, mirror, signs
-from stage2_temporal.finetune.checkpoint import State
-from stage2_temporal.finetune.image_batches import AHEAD, Windows
-from stage2_temporal.finetune.loop import Devices, Job, devices, schedule, seed_noise
-from stage2_temporal.finetune.unfreeze import backbone, last, thaw
+from stage2_temporal.finetune.augmentation import Augmentation, mirror_signs, mirror_window
+from stage2_temporal.finetune.checkpoint import FinetuneState
+from stage2_temporal.finetune.image_batches import AHEAD, ImageWindowBatches
+from stage2_temporal.finetune.loop import Devices, FinetuneJob, choose_devices, schedule, seed_noise
+from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
 from stage2_temporal.runs.tables import Epoch
 from tests.helpers import write_clips
 
@@ -109,7 +109,7 @@ def fused(folder: Path) -> keras.Model:
     """The run's fused model, built anew."""
     config = finetune.read_config(folder / "runs" / "r" / "config.toml")
     with Store(folder / "s.h5") as store:
-        return finetune.fuse(folder / "runs" / "r", store, config)[0]
+        return finetune.fuse_run(folder / "runs" / "r", store, config)[0]
 
 
 def weights(layer: keras.layers.Layer) -> list[np.ndarray[Any, Any]]:
@@ -157,7 +157,7 @@ def test_the_whole_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert loaded.stdout.strip() == "(None, 4, 48, 64, 3) uint8 (None, 2)"
     after = keras.models.load_model(run / "finetuned.keras", compile=False)
     assert [layer.name for layer in after.layers] == [layer.name for layer in before.layers]
-    pairs = list(zip(backbone(before), backbone(after), strict=True))
+    pairs = list(zip(backbone_layers(before), backbone_layers(after), strict=True))
     assert all(same(weights(a), weights(b)) for a, b in pairs[:-9])
     if facts["helped"]:
         assert any(not same(weights(a), weights(b)) for a, b in pairs[-9:])
@@ -172,18 +172,18 @@ def test_the_whole_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["report", "--run", "r", "--store", "s.h5"]) == 0
 
 
-def job(folder: Path, **options: Any) -> Job:
+def job(folder: Path, **options: Any) -> FinetuneJob:
     """A job on the folder's parts, as the command makes it."""
     run = folder / "runs" / "r"
     config = finetune.read_config(run / "config.toml")
     options = {"learning_rate": 0.01, "threads": 2, "unfreeze": 5} | options
-    config = config.model_copy(update={"finetune": Finetune(**options)})
+    config = config.model_copy(update={"finetune": FinetuneConfig(**options)})
     store = Store(folder / "s.h5")
     wanted = finetune.read_task(config, store)
-    model, _ = finetune.fuse(run, store, config)
-    count = last([layer.name for layer in backbone(model)], config.finetune.unfreeze)
+    model, _ = finetune.fuse_run(run, store, config)
+    count = count_unfrozen([layer.name for layer in backbone_layers(model)], config.finetune.unfreeze)
     read = finetune.reader(store, wanted, config)
-    return Job(run, store, wanted, config, model, count, Devices("float32", 0), "key", read)
+    return FinetuneJob(run, store, wanted, config, model, count, Devices("float32", 0), "key", read)
 
 
 @pytest.mark.parametrize(
@@ -194,14 +194,14 @@ def test_what_trains_and_what_stays(folder: Path, batch_norm: bool) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, 4, 48, 64, 3), dtype=np.uint8)
     np.testing.assert_allclose(work.model.predict(frames, verbose=0), work.fused.predict(frames, verbose=0), rtol=1e-5)
     work._epoch0()
-    state = State("key", [Epoch(0, 1, 1, 9, 9, 0)])
+    state = FinetuneState("key", [Epoch(0, 1, 1, 9, 9, 0)])
     work._epoch(1, state)
     start, end = work.start, work.model.get_weights()
     work.fused.set_weights(end)
-    after = [weights(layer) for layer in backbone(work.fused)]
+    after = [weights(layer) for layer in backbone_layers(work.fused)]
     work.fused.set_weights(start)
-    before = [weights(layer) for layer in backbone(work.fused)]
-    layers = backbone(work.fused)
+    before = [weights(layer) for layer in backbone_layers(work.fused)]
+    layers = backbone_layers(work.fused)
     assert [layer.name for layer in layers][-1] in ("conv_pw_13_relu", "block2b_add")
     assert all(same(a, b) for a, b in zip(before[:-9], after[:-9], strict=True))
     assert sum(len(b) for b in before[:-9]) >= 25
@@ -222,7 +222,7 @@ def test_what_trains_and_what_stays(folder: Path, batch_norm: bool) -> None:
 
 
 def test_dropout_is_active_in_the_head_alone(folder: Path) -> None:
-    model = thaw(fused(folder), 9)
+    model = unfreeze_layers(fused(folder), 9)
     frames = np.zeros((1, 4, 48, 64, 3), np.uint8) + np.arange(64, dtype=np.uint8)[:, None]
     noisy = {float(np.asarray(model(frames, training=True)).sum()) for _ in range(8)}
     assert len(noisy) > 1
@@ -239,19 +239,19 @@ def test_resumed_equals_uninterrupted(
     flags = ["--store", "s.h5", *SPEED, "--finetune.epochs", "3", "--finetune.unfreeze", "conv_pw_12"]
     assert main(["finetune", "--run", "whole", *flags]) == 0
 
-    epoch = Job._epoch
+    epoch = FinetuneJob._epoch
 
-    def stopped(self: Job, number: int, state: State) -> None:
+    def stopped(self: FinetuneJob, number: int, state: FinetuneState) -> None:
         if number == 3:
             raise KeyboardInterrupt
         epoch(self, number, state)
 
-    monkeypatch.setattr(Job, "_epoch", stopped)
+    monkeypatch.setattr(FinetuneJob, "_epoch", stopped)
     assert main(["finetune", "--run", "r", *flags]) == 130
     run = folder / "runs" / "r"
     assert not any((run / name).exists() for name in ("finetuned.keras", "finetune.csv", "finetune.json"))
-    assert len(checkpoint.read(run / "finetune.parts" / "state.npz").history) == 3  # type: ignore[union-attr]
-    monkeypatch.setattr(Job, "_epoch", epoch)
+    assert len(checkpoint.read_checkpoint(run / "finetune.parts" / "state.npz").history) == 3  # type: ignore[union-attr]
+    monkeypatch.setattr(FinetuneJob, "_epoch", epoch)
     capsys.readouterr()
     assert main(["finetune", "--run", "r", *flags]) == 0
     err = capsys.readouterr().err
@@ -267,13 +267,13 @@ def test_resumed_equals_uninterrupted(
 
 def test_a_state_of_other_settings_is_begun_anew(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = folder / "runs" / "r" / "finetune.parts" / "state.npz"
-    checkpoint.save(path, State("another", [Epoch(0, 1, 1, 1, 1, 0)]))
+    checkpoint.save_checkpoint(path, FinetuneState("another", [Epoch(0, 1, 1, 1, 1, 0)]))
     assert command("--finetune.epochs", "1") == 0
     assert "of other settings: begun anew" in capsys.readouterr().err
     path.parent.mkdir()
     path.write_bytes(b"no zip")
     assert command("--finetune.epochs", "2") == 2
-    assert "Mend: rm -r" in capsys.readouterr().err
+    assert "Try: rm -r" in capsys.readouterr().err
 
 
 def test_what_does_not_help_is_not_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,7 +311,7 @@ def test_epoch_0_of_another_model_is_refused(folder: Path, capsys: pytest.Captur
 def test_what_the_user_can_mend(folder: Path, capsys: pytest.CaptureFixture[str], flags: str, says: str) -> None:
     assert main(["finetune", "--run", "r", "--store", "s.h5", *flags.split()]) == 2
     said = capsys.readouterr().err
-    assert says in said and "Mend: " in said and len(said.splitlines()) == 1, said
+    assert says in said and "Try: " in said and len(said.splitlines()) == 1, said
     assert not list((folder / "runs" / "r").glob("finetune*"))
 
 
@@ -320,30 +320,30 @@ def test_images_that_are_gone_are_all_named(folder: Path, capsys: pytest.Capture
     (folder / "clips" / "Validation" / "Validation" / "1" / "imgs" / "003.jpg").write_bytes(b"")
     assert command() == 2
     said = capsys.readouterr().err
-    assert "Train/2 is gone" in said and "Validation/1 is gone or damaged" in said and "Mend: " in said
+    assert "Train/2 is gone" in said and "Validation/1 is gone or damaged" in said and "Try: " in said
 
 
 def test_an_image_that_goes_while_training(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begin = Windows.begin
+    begin = ImageWindowBatches.begin
 
-    def gone(self: Windows, epoch: int) -> None:
+    def gone(self: ImageWindowBatches, epoch: int) -> None:
         begin(self, epoch)
         (folder / "clips" / "Train" / "Train" / "2" / "imgs" / "008.jpg").write_bytes(b"\xff\xd8 cut")
 
-    monkeypatch.setattr(Windows, "begin", gone)
+    monkeypatch.setattr(ImageWindowBatches, "begin", gone)
     assert command() == 2
     assert "008.jpg" in capsys.readouterr().err
 
 
 def test_counting_layers() -> None:
     names = ["a", "b", "c"]
-    assert [last(names, n) for n in (0, 2, 3, "all", "a", "c")] == [0, 2, 3, 3, 3, 1]
+    assert [count_unfrozen(names, n) for n in (0, 2, 3, "all", "a", "c")] == [0, 2, 3, 3, 3, 1]
     with pytest.raises(ConfigError, match="expected 0 to 3 layers; got 4"):
-        last(names, 4)
+        count_unfrozen(names, 4)
     with pytest.raises(ConfigError, match=r"e\.g\. b"):
-        last(names, "B")
+        count_unfrozen(names, "B")
 
 
 def test_a_flip_mirrors_pixels_and_negates_vy() -> None:
@@ -351,7 +351,7 @@ def test_a_flip_mirrors_pixels_and_negates_vy() -> None:
     window = rng.integers(0, 256, (3, 4, 6, 3), dtype=np.uint8)
     kept = window.copy()
     targets = np.array([2.0, -3.0], np.float32)
-    flip = Augmentation(True, 0.0, 0.0, signs(("vx", "vy")) or ())
+    flip = Augmentation(True, 0.0, 0.0, mirror_signs(("vx", "vy")) or ())
     drawn = [flip(window, targets, np.random.default_rng(s)) for s in range(40)]
     flipped = [(w, t) for w, t in drawn if not np.array_equal(w, window)]
     assert 8 < len(flipped) < 32
@@ -359,10 +359,10 @@ def test_a_flip_mirrors_pixels_and_negates_vy() -> None:
         np.testing.assert_array_equal(w, window[:, :, ::-1])
         assert t.tolist() == [2.0, 3.0]
     assert all(t.tolist() == [2.0, -3.0] for w, t in drawn if np.array_equal(w, window))
-    np.testing.assert_array_equal(mirror(mirror(window)), window)
+    np.testing.assert_array_equal(mirror_window(mirror_window(window)), window)
     np.testing.assert_array_equal(window, kept)
-    assert signs(("x", "y")) == (1, -1) and signs(("ego_speed",)) == (1,)
-    assert signs(("vx", "distance")) is None
+    assert mirror_signs(("x", "y")) == (1, -1) and mirror_signs(("ego_speed",)) == (1,)
+    assert mirror_signs(("vx", "distance")) is None
 
 
 def test_brightness_and_contrast_are_the_same_for_all_frames_and_leave_labels() -> None:
@@ -381,10 +381,10 @@ def test_brightness_and_contrast_are_the_same_for_all_frames_and_leave_labels() 
 
 
 def test_unknown_columns_are_not_flipped_and_it_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    drawn = loop.augmentation(Finetune(), ("distance",))
+    drawn = loop.augmentation(FinetuneConfig(), ("distance",))
     assert not drawn.flip and drawn.brightness == 0.1
     assert capsys.readouterr().err == "finetune: no flip, what it does to distance is not known\n"
-    assert loop.augmentation(Finetune(), ("vx", "vy")).flip
+    assert loop.augmentation(FinetuneConfig(), ("vx", "vy")).flip
     assert capsys.readouterr().err == ""
 
 
@@ -394,7 +394,9 @@ def test_windows_follow_seed_and_epoch_alone() -> None:
 
     def batches(epoch: int) -> list[Any]:
         light = Augmentation(True, 0.1, 0.1, (1.0,))
-        windows = Windows(lambda i: frames[i], np.arange(10), targets, 4, threads=1, seed=3, augmentation=light)
+        windows = ImageWindowBatches(
+            lambda i: frames[i], np.arange(10), targets, 4, threads=1, seed=3, augmentation=light
+        )
         windows.begin(epoch)
         return [windows[i] for i in range(len(windows))]
 
@@ -403,7 +405,7 @@ def test_windows_follow_seed_and_epoch_alone() -> None:
     assert all(same(list(a), list(b)) for a, b in zip(one, two, strict=True))
     assert not all(same(list(a), list(b)) for a, b in zip(one, three, strict=True))
     assert sorted(np.concatenate([b[1] for b in three]).ravel().tolist()) == list(range(10))
-    assert len(Windows(lambda i: frames[i], np.arange(10), targets, 4, whole=True)) == 2
+    assert len(ImageWindowBatches(lambda i: frames[i], np.arange(10), targets, 4, whole=True)) == 2
 
 
 def test_memory_stays_flat() -> None:
@@ -428,7 +430,7 @@ def test_memory_stays_flat() -> None:
             most = max(most, alive)
         return window
 
-    windows = Windows(read, np.arange(count), np.zeros((count, 1)), batch, threads=threads, seed=0)
+    windows = ImageWindowBatches(read, np.arange(count), np.zeros((count, 1)), batch, threads=threads, seed=0)
     inputs = keras.Input((2, 4, 4, 3))
     model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(inputs)))
     model.compile("sgd", "mse")
@@ -448,37 +450,40 @@ def test_memory_stays_flat() -> None:
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
-    rate = schedule(Finetune(learning_rate=1e-3, warmup=0.2), 50)
+    rate = schedule(FinetuneConfig(learning_rate=1e-3, warmup=0.2), 50)
     values = [float(rate(step)) for step in range(51)]
     assert 0 < values[0] < 2e-4
     assert (np.diff(values[:11]) > 0).all()
     assert values[10] == pytest.approx(1e-3)
     assert (np.diff(values[10:]) < 0).all()
     assert values[50] == pytest.approx(0, abs=1e-9)
-    assert float(schedule(Finetune(learning_rate=1e-3, warmup=0.0), 50)(0)) == pytest.approx(1e-3)
+    assert float(schedule(FinetuneConfig(learning_rate=1e-3, warmup=0.0), 50)(0)) == pytest.approx(1e-3)
 
 
 def test_devices() -> None:
-    assert devices([]) == Devices("float32", 0)
-    assert devices([(8, 6)]) == Devices("mixed_float16", 1)
-    assert devices([(6, 1)]) == Devices("float32", 1)
-    assert devices([(8, 0), (8, 0)]) == Devices("mixed_float16", 2)
+    assert choose_devices([]) == Devices("float32", 0)
+    assert choose_devices([(8, 6)]) == Devices("mixed_float16", 1)
+    assert choose_devices([(6, 1)]) == Devices("float32", 1)
+    assert choose_devices([(8, 0), (8, 0)]) == Devices("mixed_float16", 2)
 
 
 def test_mixed_precision_copy(folder: Path) -> None:
     whole = fused(folder)
-    model = thaw(whole, 3, policy="mixed_float16")
+    model = unfreeze_layers(whole, 3, policy="mixed_float16")
     frames = np.random.default_rng(0).integers(0, 256, (1, 4, 48, 64, 3), dtype=np.uint8)
     assert {w.dtype for w in model.get_weights()} == {np.dtype("float32")}
     assert model.output.dtype == "float32"
-    assert next(layer for layer in backbone(model) if isinstance(layer, keras.layers.Conv2D)).compute_dtype == "float16"
+    assert (
+        next(layer for layer in backbone_layers(model) if isinstance(layer, keras.layers.Conv2D)).compute_dtype
+        == "float16"
+    )
     exact, mixed = whole.predict(frames, verbose=0), model.predict(frames, verbose=0)
     assert not np.array_equal(exact, mixed)
     np.testing.assert_allclose(mixed, exact, atol=0.02 * float(np.abs(exact).max()))
 
 
 def test_seeded_noise(folder: Path) -> None:
-    model = thaw(fused(folder), 3)
+    model = unfreeze_layers(fused(folder), 3)
     frames = np.zeros((1, 4, 48, 64, 3), np.uint8)
 
     def draw(epoch: int) -> list[Any]:

@@ -11,13 +11,13 @@ import keras
 import numpy as np
 import pytest
 
-from features.config import Backbone, Config, Extract, Frames, Head
+from features.config import BackboneConfig, Config, ExtractConfig, FramesConfig, HeadConfig
 from features.store import Store
 from stage1_extract.__main__ import main as stage1
 from stage1_extract.engines.engine import Engine, build_trunk
 from stage2_temporal.__main__ import main as stage2
-from stage2_temporal.fused.fuse import Equality, assemble, compare
-from stage2_temporal.heads import build
+from stage2_temporal.fused.fuse import Equality, build_fused_model, compare_models
+from stage2_temporal.heads import build_model
 from stage2_temporal.training.scaling import Scale, parameters
 from tests.helpers import write_clips
 
@@ -27,8 +27,8 @@ BACKBONES = {
     "InceptionV3": (96, 80), "InceptionResNetV2": (96, 80), "NASNetMobile": (64, 48), "NASNetLarge": (64, 48),
 }  # fmt: skip
 HEADS = {
-    "pooled_lstm": Head(units=8, dense=4, difference=True),
-    "flatten_lstm": Head(name="flatten_lstm", units=8, dense=4, activation="relu"),
+    "pooled_lstm": HeadConfig(units=8, dense=4, difference=True),
+    "flatten_lstm": HeadConfig(name="flatten_lstm", units=8, dense=4, activation="relu"),
 }
 QUICK = {("EfficientNetLite0", "pooled_lstm"), ("MobileNetV2", "flatten_lstm")}
 PAIRS = [pytest.param(n, h, marks=[] if (n, h) in QUICK else pytest.mark.soak) for n in BACKBONES for h in HEADS]
@@ -41,9 +41,9 @@ def parts(name: str, head: str, dtype: str = "float32") -> tuple[keras.Model, ke
     # with its real weights where they are installed: maps of random deep networks hardly differ from zero
     weights = "imagenet" if name == "EfficientNetLite0" else "random"
     config = Config(
-        frames=Frames(width=width, height=height),
-        backbone=Backbone(name=name, weights=weights),
-        extract=Extract.model_validate({"dtype": dtype, "batch": 8}),
+        frames=FramesConfig(width=width, height=height),
+        backbone=BackboneConfig(name=name, weights=weights),
+        extract=ExtractConfig.model_validate({"dtype": dtype, "batch": 8}),
     )
     trunk = build_trunk(config)
     frames = np.random.default_rng(0).integers(0, 256, (WINDOWS, TIME, height, width, 3), dtype=np.uint8)
@@ -53,8 +53,8 @@ def parts(name: str, head: str, dtype: str = "float32") -> tuple[keras.Model, ke
     maps = maps.reshape(WINDOWS, TIME, *maps.shape[1:])
     scale = Scale(np.array([0.5, -0.1]), np.array([2.3, 0.3]))
     keras.utils.set_random_seed(0)  # the same head whichever test comes before
-    stage_two = build(maps.shape[1:], HEADS[head], 2, top=trunk.top(), target=scale)
-    return assemble(trunk.model, stage_two), copy(stage_two), frames, maps
+    stage_two = build_model(maps.shape[1:], HEADS[head], 2, top=trunk.top(), target=scale)
+    return build_fused_model(trunk.model, stage_two), copy(stage_two), frames, maps
 
 
 def copy(model: keras.Model) -> keras.Model:
@@ -67,7 +67,7 @@ def copy(model: keras.Model) -> keras.Model:
 @pytest.mark.parametrize(("name", "head"), PAIRS)
 def test_fused_equals_two_stage(name: str, head: str) -> None:
     fused, reference, frames, maps = parts(name, head)
-    equality = compare(fused, reference, frames, maps)
+    equality = compare_models(fused, reference, frames, maps)
     assert equality.output.relative <= 1e-4, equality
     assert equality.windows == 8
     assert equality.rounding == 0
@@ -76,10 +76,10 @@ def test_fused_equals_two_stage(name: str, head: str) -> None:
 
 def test_half_precision_differs_by_its_rounding_alone() -> None:
     fused, reference, frames, maps = parts("EfficientNetLite0", "pooled_lstm", "float16")
-    assert compare(fused, reference, frames, maps).fault("float16") is None
+    assert compare_models(fused, reference, frames, maps).fault("float16") is None
     # the engine's own batches may round the other way where a value lies between two halves: here the very same passes
     seen = np.stack([fused.get_layer("trunk").predict(window, verbose=0) for window in frames])
-    equality = compare(fused, reference, frames, seen.astype(np.float16))
+    equality = compare_models(fused, reference, frames, seen.astype(np.float16))
     assert 0 < equality.output.relative <= equality.rounding + 1e-6
     assert equality.fault("float16") is None
 
@@ -96,7 +96,7 @@ def test_a_changed_weight_is_refused_and_its_part_named(part: str, dtype: str) -
     }
     changed = next(w for w in layer[part].weights if "kernel" in w.path)
     changed.assign(changed * 1.02)
-    fault = compare(fused, reference, frames, maps).fault(dtype)
+    fault = compare_models(fused, reference, frames, maps).fault(dtype)
     assert fault is not None
     assert fault[0] == part
 
@@ -105,23 +105,25 @@ def test_not_a_number_is_a_difference() -> None:
     fused, reference, frames, maps = parts("EfficientNetLite0", "pooled_lstm")
     weights = fused.get_layer(reference.name).get_layer("output").weights[0]
     weights.assign(weights * np.nan)
-    fault = compare(fused, reference, frames, maps).fault("float32")
+    fault = compare_models(fused, reference, frames, maps).fault("float32")
     assert fault is not None
     assert fault[0] == "head"
 
 
 def test_the_published_config_has_the_published_parameters() -> None:
     """InceptionResNetV2: 104,948,130 in all, 53,807,810 trainable, 51,140,320 not; as two stages and fused."""
-    config = Config(frames=Frames(), backbone=Backbone(name="InceptionResNetV2", weights="random", unfreeze=4))
+    config = Config(
+        frames=FramesConfig(), backbone=BackboneConfig(name="InceptionResNetV2", weights="random", unfreeze=4)
+    )
     trunk = build_trunk(config)
     assert (trunk.model.count_params(), trunk.model.output.shape[1:]) == (51_137_248, (4, 8, 2080))
-    published = Head(name="flatten_lstm", units=256, dense=64, dropout=0.5, activation="relu")
-    stage_two = build((8, 4, 8, 2080), published, 2, top=trunk.top())
+    published = HeadConfig(name="flatten_lstm", units=256, dense=64, dropout=0.5, activation="relu")
+    stage_two = build_model((8, 4, 8, 2080), published, 2, top=trunk.top())
     expected = {"total": 104_948_130, "trainable": 53_807_810, "frozen": 51_140_320}
     assert parameters(stage_two, trunk.model.count_params()) == expected
     assert stage_two.get_layer("lstm").count_params() == 50_594_816
     assert [tuple(w.shape) for w in stage_two.get_layer("dense").weights] == [(256, 64), (64,)]
-    fused = assemble(trunk.model, stage_two)
+    fused = build_fused_model(trunk.model, stage_two)
     trainable = sum(int(np.prod(w.shape)) for w in fused.trainable_weights)
     assert (fused.count_params(), trainable) == (expected["total"], expected["trainable"])
     assert fused.input.shape == (None, 8, 180, 320, 3)

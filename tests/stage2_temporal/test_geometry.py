@@ -15,14 +15,14 @@ from features.sequences import Camera
 from stage2_temporal.vehicle.geometry import (
     ESTIMATES,
     FARTHEST,
-    NAMES,
+    GEOMETRY_NAMES,
     Ground,
-    features,
+    confidence_weights,
     fit_camera,
     fit_ground,
     fit_ground_from_motion,
-    line,
-    trust,
+    geometry_vector,
+    weighted_line,
 )
 
 Floats = NDArray[np.float64]
@@ -34,7 +34,7 @@ GROUND = Ground(340.0, 1000.0, 1400.0)
 def named(boxes: object, confidence: object = None, fps: float = 10.0, ground: Ground = GROUND) -> dict[str, float]:
     rows = np.asarray(boxes, float).reshape(-1, 4)
     sure = np.ones(len(rows)) if confidence is None else confidence
-    return dict(zip(NAMES, map(float, features(rows, sure, fps, ground, CAMERA)), strict=True))
+    return dict(zip(GEOMETRY_NAMES, map(float, geometry_vector(rows, sure, fps, ground, CAMERA)), strict=True))
 
 
 def seen_by(camera: Camera, ground: Ground, x: Floats, y: Floats, width: float, height: float) -> Floats:
@@ -59,13 +59,15 @@ def test_a_foot_at_or_above_the_horizon_is_as_far_as_can_be(bottom: float) -> No
 def test_a_line_by_hand() -> None:
     ones = np.ones(3)
     # mean t −1, mean y 5; slope (1·2 + 0 + 1·2) / 2 = 2; at t = 0: 5 + 2
-    assert line(np.array([-2.0, -1.0, 0.0]), np.array([3.0, 5.0, 7.0]), ones) == pytest.approx((7.0, 2.0))
-    assert line(np.array([-2.0, -1.0, 0.0]), np.array([3.0, 99.0, 7.0]), np.array([1, 0, 1.0])) == pytest.approx((7, 2))
-    assert line(np.zeros(2), np.array([1.0, 3.0]), ones[:2]) == pytest.approx((2.0, 0.0))
+    assert weighted_line(np.array([-2.0, -1.0, 0.0]), np.array([3.0, 5.0, 7.0]), ones) == pytest.approx((7.0, 2.0))
+    assert weighted_line(
+        np.array([-2.0, -1.0, 0.0]), np.array([3.0, 99.0, 7.0]), np.array([1, 0, 1.0])
+    ) == pytest.approx((7, 2))
+    assert weighted_line(np.zeros(2), np.array([1.0, 3.0]), ones[:2]) == pytest.approx((2.0, 0.0))
 
 
 def test_trust_by_hand() -> None:
-    assert trust([1.0, 0.0]).tolist() == pytest.approx([50.0, 1 / 1.02])  # 1 / (1.02 − c²)
+    assert confidence_weights([1.0, 0.0]).tolist() == pytest.approx([50.0, 1 / 1.02])  # 1 / (1.02 − c²)
 
 
 def test_two_boxes_by_hand() -> None:
@@ -170,8 +172,12 @@ def test_no_box_at_all_says_so() -> None:
 
 
 def test_names_are_those_of_the_vector() -> None:
-    assert len(set(NAMES)) == len(NAMES) == len(features(np.full((2, 4), np.nan), np.zeros(2), 10.0, GROUND, CAMERA))
-    assert set(ESTIMATES) <= set(NAMES)
+    assert (
+        len(set(GEOMETRY_NAMES))
+        == len(GEOMETRY_NAMES)
+        == len(geometry_vector(np.full((2, 4), np.nan), np.zeros(2), 10.0, GROUND, CAMERA))
+    )
+    assert set(ESTIMATES) <= set(GEOMETRY_NAMES)
 
 
 def test_wild_boxes_stay_finite() -> None:

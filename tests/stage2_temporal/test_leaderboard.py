@@ -13,7 +13,7 @@ import pytest
 from features.config import Config
 from stage2_temporal.__main__ import main
 from stage2_temporal.report import leaderboard_page
-from stage2_temporal.runs.leaderboard import best_line, boards, find_runs, label
+from stage2_temporal.runs.leaderboard import best_line, boards, find_runs, row_label
 
 
 def write_run(path: Path, skill: float = 0.5, *, labels: str = "a", report: bool = False, **sections: Any) -> Path:
@@ -117,7 +117,7 @@ def test_folds_are_one_row_with_mean_and_deviation(tmp_path: Path) -> None:
     assert board.constant.figures["rmse"] == pytest.approx((4.5, statistics.stdev(constants)))
     assert board.examples == 40  # each fold holds out others
     assert boards(found)[3].examples == 20  # but all are tested on the same
-    assert label(best) == "pooled_lstm units=32 learning_rate=0.032"
+    assert row_label(best) == "pooled_lstm units=32 learning_rate=0.032"
 
 
 def test_seeds_are_one_row_and_copies_are_not(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_nothing_to_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_page_escapes_and_links(tmp_path: Path) -> None:
     found, _ = find_runs(fill(tmp_path))
-    html = leaderboard_page.html(boards(found), tmp_path)
+    html = leaderboard_page.leaderboard_html(boards(found), tmp_path)
     assert "bad &amp; &lt;b&gt;worse&lt;/b&gt;" in html and "<b>" not in html
     assert 'href="good/report.html"' in html and 'href="sweep/32-1/report.html"' in html
     assert html.count('<tr class="constant">') == 6
@@ -197,4 +197,6 @@ def test_the_page_escapes_and_links(tmp_path: Path) -> None:
 
 def test_a_board_that_nothing_beats_says_so(tmp_path: Path) -> None:
     write_run(tmp_path / "bad", -0.5)
-    assert "Nothing here beats the constant" in leaderboard_page.html(boards(find_runs(tmp_path)[0]), tmp_path)
+    assert "Nothing here beats the constant" in leaderboard_page.leaderboard_html(
+        boards(find_runs(tmp_path)[0]), tmp_path
+    )

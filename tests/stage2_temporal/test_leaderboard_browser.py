@@ -10,7 +10,7 @@ from test_leaderboard import fill
 from test_report_browser import Visit, browser, pytestmark, reports, sync_api
 
 from docs.screenshots import pictures
-from stage2_temporal.report.leaderboard_page import write
+from stage2_temporal.report.leaderboard_page import write_leaderboard
 from stage2_temporal.runs.leaderboard import boards, find_runs
 
 __all__ = ["browser", "pytestmark", "reports"]  # pytest finds them here by name
@@ -19,7 +19,7 @@ __all__ = ["browser", "pytestmark", "reports"]  # pytest finds them here by name
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = fill(tmp_path_factory.mktemp("runs"))
-    return write(boards(find_runs(root)[0]), root)
+    return write_leaderboard(boards(find_runs(root)[0]), root)
 
 
 def visited(browser: sync_api.Browser, page: Path, *, width: int, scheme: str = "light", script: bool = True) -> Visit:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.sequences import Label, Sequence
+from features.sequences import FrameSequence, Label
 from tests.helpers import picture, write_store
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,9 @@ def test_training(tmp_path: Path) -> None:
     rng, peaks = np.random.default_rng(0), {}
     for clips in (FEW, MANY):
         sequences = [
-            Sequence(str(i), "train", LENGTH, 10.0, (64, 36), "d", (Label(LENGTH - 1, {"ego_speed": rng.uniform()}),))
+            FrameSequence(
+                str(i), "train", LENGTH, 10.0, (64, 36), "d", (Label(LENGTH - 1, {"ego_speed": rng.uniform()}),)
+            )
             for i in range(clips)
         ]
         root = tmp_path / str(clips)

@@ -17,13 +17,13 @@ from features.config import Config
 from features.errors import DataError
 from stage1_extract.__main__ import main as stage1
 from stage1_extract.datasets.clip import Image
-from stage1_extract.datasets.video_metadata import check_size, readable_rate
-from stage1_extract.frame_loader import resize
+from stage1_extract.datasets.video_metadata import check_constant_size, readable_rate
+from stage1_extract.frame_loader import resize_frame
 from stage2_temporal import predict as module
 from stage2_temporal.__main__ import main
-from stage2_temporal.fused.fuse import assemble
-from stage2_temporal.predict import predict, windows
-from stage2_temporal.sliding.sliding_window import Parts, Slider, load_parts
+from stage2_temporal.fused.fuse import build_fused_model
+from stage2_temporal.predict import predict, sliding_windows
+from stage2_temporal.sliding.sliding_window import RunModels, SlidingWindow, load_run_models
 from tests.helpers import picture, write_clips
 
 LENGTH, STRIDE, BATCH = 3, 2, 8
@@ -68,8 +68,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def parts(home: Path) -> Parts:
-    return load_parts(home / "runs" / "tiny")
+def parts(home: Path) -> RunModels:
+    return load_run_models(home / "runs" / "tiny")
 
 
 @pytest.fixture
@@ -109,10 +109,10 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(f))
 
 
-def by_clip_model(parts: Parts, frames: list[Image], stride: int = STRIDE) -> NDArray[np.float32]:
+def by_clip_model(parts: RunModels, frames: list[Image], stride: int = STRIDE) -> NDArray[np.float32]:
     """The fused model's answer for every window, each on its own."""
-    fused = assemble(parts.trunk.model, parts.stage_two)
-    small = np.stack([resize(image, parts.config.frames) for image in frames])
+    fused = build_fused_model(parts.trunk.model, parts.stage_two)
+    small = np.stack([resize_frame(image, parts.config.frames) for image in frames])
     span = (LENGTH - 1) * stride + 1
     return np.concatenate(
         [fused.predict(small[None, i : i + span : stride], verbose=0) for i in range(len(frames) - span + 1)]
@@ -124,7 +124,7 @@ def close(got: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
 
 
-def test_a_video_by_the_clip_models_values(here: Path, parts: Parts) -> None:
+def test_a_video_by_the_clip_models_values(here: Path, parts: RunModels) -> None:
     video = write_video(here / "drive.avi", images())
     written = predict(here / "runs" / "tiny", video, here / "out" / "drive.csv")
     rows = rows_of(here / "out" / "drive.csv")
@@ -136,7 +136,7 @@ def test_a_video_by_the_clip_models_values(here: Path, parts: Parts) -> None:
     assert [p.name for p in (here / "out").iterdir()] == ["drive.csv"]
 
 
-def test_a_folder_of_frames_in_the_order_of_their_numbers(here: Path, parts: Parts) -> None:
+def test_a_folder_of_frames_in_the_order_of_their_numbers(here: Path, parts: RunModels) -> None:
     (here / "frames").mkdir()
     for i, image in enumerate(images()):  # f1, f2, … f10: not the order of the alphabet
         assert cv2.imwrite(str(here / "frames" / f"f{i + 1}.png"), image)
@@ -150,31 +150,31 @@ def test_a_folder_of_frames_in_the_order_of_their_numbers(here: Path, parts: Par
 
 
 @pytest.mark.parametrize("count", [SPAN, BATCH, BATCH + 1, 5 * BATCH + 3])
-def test_each_frame_goes_through_the_trunk_once_and_memory_stays_flat(parts: Parts, count: int) -> None:
-    frames = np.stack([resize(image, parts.config.frames) for image in images(count)])
+def test_each_frame_goes_through_the_trunk_once_and_memory_stays_flat(parts: RunModels, count: int) -> None:
+    frames = np.stack([resize_frame(image, parts.config.frames) for image in images(count)])
     first = np.arange(count - SPAN + 1)[:, None]
     # beside the fused model in the engine that computes it; the engines' own difference is tested with them
     extract = parts.config.extract.model_copy(update={"engine": "tensorflow"})
     parts = replace(parts, config=parts.config.model_copy(update={"extract": extract}))
-    slider = Slider(parts, first + STRIDE * np.arange(LENGTH))
+    slider = SlidingWindow(parts, first + STRIDE * np.arange(LENGTH))
     got = np.concatenate(list(slider.run({"appearance": frames[i : i + BATCH]} for i in range(0, count, BATCH))))
     assert slider.engine is not None and slider.engine.passes == math.ceil(count / BATCH)
     assert {len(held) for held in slider.buffers.values()} == {SPAN - 1 + BATCH}  # whatever the count
-    fused = assemble(parts.trunk.model, parts.stage_two)
+    fused = build_fused_model(parts.trunk.model, parts.stage_two)
     np.testing.assert_allclose(got, fused.predict(frames[slider.rows], verbose=0), rtol=0, atol=1e-4)
 
 
 def test_the_whole_command_passes_each_frame_once(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made: list[Slider] = []
+    made: list[SlidingWindow] = []
 
-    class Seen(Slider):
-        def __init__(self, parts: Parts, rows: NDArray[np.int64]) -> None:
+    class Seen(SlidingWindow):
+        def __init__(self, parts: RunModels, rows: NDArray[np.int64]) -> None:
             super().__init__(parts, rows)
             made.append(self)
 
-    monkeypatch.setattr(module, "Slider", Seen)
+    monkeypatch.setattr(module, "SlidingWindow", Seen)
     write_video(here / "drive.avi", images(), fps=24)
     assert main(["predict", "--run", "tiny", "--input", "drive.avi", "--output", "d.csv", "--overlay", "d.mp4"]) == 0
     assert [s.engine.passes for s in made] == [math.ceil(FRAMES / BATCH)]
@@ -207,13 +207,13 @@ def test_a_data_sets_damaged_clip_is_left_out_and_named(here: Path, capsys: pyte
     file.write_bytes(data)
     assert main(["predict", "--run", "tiny", "--input", "mine", "--output", "p.csv"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "mine/Test/Test/2/imgs/008.jpg" in said and "Mend: " in said
+    assert "mine/Test/Test/2/imgs/008.jpg" in said and "Try: " in said
     names = {r["sequence"] for r in rows_of(here / "p.csv")}
     assert "Test/2" not in names and len(names) == 18
     assert [r["ID"] for r in rows_of(here / "submission.csv")] == ["1", *map(str, range(3, 12))]
 
 
-def test_sequences_without_labels_are_predicted_too(here: Path, parts: Parts) -> None:
+def test_sequences_without_labels_are_predicted_too(here: Path, parts: RunModels) -> None:
     """A manifest of bare frames: a value for every frame behind which a window fits."""
     write_clips(here / "bare", {"Test": 1}, frames=SPAN + 2)
     frames = sorted((here / "bare" / "Test" / "Test" / "1" / "imgs").iterdir())
@@ -267,8 +267,8 @@ def test_a_change_of_size_shows_in_the_packets(tmp_path: Path, name: str, code: 
     path = two_sizes(tmp_path / name, code)
     assert {f.shape for f in read_video(path)} == {(96, 128, 3)}  # cv2 hides it
     with pytest.raises(DataError, match=r"its frame size changes at frame 6; expected 128x96 throughout; got 160x96"):
-        check_size(path)
-    check_size(write_video(tmp_path / f"b{path.suffix}", images(), code))
+        check_constant_size(path)
+    check_constant_size(write_video(tmp_path / f"b{path.suffix}", images(), code))
 
 
 def test_only_a_rate_that_a_header_gives_is_one(tmp_path: Path) -> None:
@@ -335,14 +335,14 @@ def inputs(here: Path) -> Path:
 def test_what_the_user_can_mend(
     inputs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: str, says: str
 ) -> None:
-    monkeypatch.setattr(module, "load_parts", lambda run: pytest.fail("a network was loaded for nothing"))
+    monkeypatch.setattr(module, "load_run_models", lambda run: pytest.fail("a network was loaded for nothing"))
     before = sorted(inputs.rglob("*"))
     asked = arguments.split()
     run = [] if "--run" in asked else ["--run", "tiny"]
     output = [] if "--output" in asked else ["--output", "new.csv"]
     assert main(["predict", *run, *output, *asked]) == 2
     said = "\n".join(x for x in capfd.readouterr().err.splitlines() if not x.startswith(("[", "OpenCV")))
-    assert says in said and "Mend: " in said
+    assert says in said and "Try: " in said
     assert len(said.splitlines()) == 1, said
     assert sorted(inputs.rglob("*")) == before
 
@@ -358,14 +358,14 @@ def test_a_video_that_ends_early_leaves_the_old_files(here: Path, monkeypatch: p
     video = write_video(here / "drive.avi", images())
     (here / "d.csv").write_text("before")
     (here / "o.mp4").write_bytes(b"before")
-    begun = module.windows
+    begun = module.sliding_windows
 
     def shrunk(clip: object, config: Config) -> NDArray[np.int64]:
         rows = begun(clip, config)  # type: ignore[arg-type]
         write_video(video, images(10))
         return rows
 
-    monkeypatch.setattr(module, "windows", shrunk)
+    monkeypatch.setattr(module, "sliding_windows", shrunk)
     assert main(["predict", "--run", "tiny", "--input", "drive.avi", "--output", "d.csv", "--overlay", "o.mp4"]) == 2
     assert ((here / "d.csv").read_text(), (here / "o.mp4").read_bytes()) == ("before", b"before")
     assert sorted(p.name for p in here.iterdir()) == ["d.csv", "data", "drive.avi", "o.mp4", "runs"]
@@ -382,9 +382,9 @@ def test_a_backbone_that_is_not_the_runs_is_refused(here: Path, capsys: pytest.C
     assert not (here / "d.csv").exists()
 
 
-def test_windows_are_all_there_are(parts: Parts, here: Path) -> None:
-    from stage1_extract.datasets.single_video import footage
+def test_windows_are_all_there_are(parts: RunModels, here: Path) -> None:
+    from stage1_extract.datasets.single_video import read_single_clip
 
-    clip = footage(write_video(here / "drive.avi", images()), parts.config.data, None)
-    rows = windows(replace(clip, sequence=replace(clip.sequence, length=SPAN + 1)), parts.config)
+    clip = read_single_clip(write_video(here / "drive.avi", images()), parts.config.data, None)
+    rows = sliding_windows(replace(clip, sequence=replace(clip.sequence, length=SPAN + 1)), parts.config)
     assert rows.tolist() == [[0, 2, 4], [1, 3, 5]]

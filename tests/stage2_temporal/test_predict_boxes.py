@@ -13,22 +13,22 @@ import pytest
 
 from features.config import Config, read_config
 from features.errors import BadInputs, ConfigError, DataError
-from features.sequences import Sequence
+from features.sequences import FrameSequence
 from features.store import Store
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Clip, Image
-from stage1_extract.sample import render
-from stage1_extract.tracking.sequence_tracks import tracked
+from stage1_extract.sample import render_sample_set
+from stage1_extract.tracking.sequence_tracks import track_clips
 from stage2_temporal.__main__ import main
 from stage2_temporal.data.task import read_task
 from stage2_temporal.fused.export import export_run
 from stage2_temporal.heads import check_streams
-from stage2_temporal.predict import predict, windows
+from stage2_temporal.predict import predict, sliding_windows
 from stage2_temporal.sliding.boxes_csv import read_boxes
-from stage2_temporal.sliding.sliding_window import load_parts
-from stage2_temporal.sliding.vehicle_prediction import check_size, follow
+from stage2_temporal.sliding.sliding_window import load_run_models
+from stage2_temporal.sliding.vehicle_prediction import predict_vehicles, warn_of_other_size
 from stage2_temporal.train import train
-from stage2_temporal.vehicle.camera_geometry import read_scene
+from stage2_temporal.vehicle.camera_geometry import read_camera_geometry
 from tests.helpers import write_store
 
 CONFIG = Config.model_validate(
@@ -46,10 +46,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        render(Path("data"), seed=3, train=12, validation=0, test=2, workers=1, progress=False)
+        render_sample_set(Path("data"), seed=3, train=12, validation=0, test=2, workers=1, progress=False)
         clips = scan(CONFIG.data).clips
         named = {c.sequence.id: c for c in clips}
-        made = dict(tracked(named, named, 1))
+        made = dict(track_clips(named, named, 1))
         tracks = {k: t for found in made.values() if not isinstance(found, str) for k, t in found.items()}
         maps = np.zeros((8 * len(clips), 1, 1, 1), np.float32)
         path = write_store(folder / "s.h5", [c.sequence for c in clips], {"appearance": maps}, tracks=tracks)
@@ -128,10 +128,10 @@ def test_a_window_slides_and_each_frame_is_read_once(here: Path) -> None:
     frames = [cv2.imread(f"data/Test/Test/1/imgs/{i:03d}.jpg") for i in range(1, 9)]
     back = [*frames, *frames[-2::-1]]  # 15 frames, there and back again
     source = Counted(back)
-    clip = Clip(Sequence("drive", "test", 15, 10.0, (1280, 720), ""), source)
+    clip = Clip(FrameSequence("drive", "test", 15, 10.0, (1280, 720), ""), source)
     box = tuple(box_of(1))
-    parts, rows = load_parts(here / "runs/boxes"), windows(clip, CONFIG)
-    seen = list(follow(parts, clip, {7: {"a": box}}, rows, CONFIG))
+    parts, rows = load_run_models(here / "runs/boxes"), sliding_windows(clip, CONFIG)
+    seen = list(predict_vehicles(parts, clip, {7: {"a": box}}, rows, CONFIG))
     assert source.read_of == [1] * 15
     assert [len(sights) for _, sights in seen] == [0] * 7 + [1] * 8  # from the box's frame on
     values = [sights[0].values[0] for _, sights in seen[7:]]
@@ -186,7 +186,7 @@ def test_boxes_that_cannot_be(
 
 
 def test_boxes_are_read_by_frame_and_vehicle_and_every_wrong_line_is_named(here: Path) -> None:
-    sequence = Sequence("drive", "test", 8, 10.0, (1280, 720), "")
+    sequence = FrameSequence("drive", "test", 8, 10.0, (1280, 720), "")
     got = read_boxes(write_boxes(["0,1,2,3,4,b", " 5 ,1,2,3,4, b ", "5,10,20,30,40,"]), sequence)
     assert got == {0: {"b": (1, 2, 3, 4)}, 5: {"b": (1, 2, 3, 4), "1": (10, 20, 30, 40)}}
     with pytest.raises(BadInputs) as caught:
@@ -205,7 +205,9 @@ def test_a_box_where_none_is_asked_for_and_none_where_one_is(here: Path) -> None
 
 
 def test_frames_of_another_size_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    check_size(read_scene(here / "runs/boxes"), Sequence("drive", "test", 8, 10.0, (640, 360), ""))
+    warn_of_other_size(
+        read_camera_geometry(here / "runs/boxes"), FrameSequence("drive", "test", 8, 10.0, (640, 360), "")
+    )
     assert "640x360 frames, but the run's ground was learnt on 1280x720" in capsys.readouterr().err
 
 

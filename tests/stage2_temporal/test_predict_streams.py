@@ -16,23 +16,23 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from features.config import Data, read_config
-from features.sequences import Sequence
+from features.config import DataConfig, read_config
+from features.sequences import FrameSequence
 from stage1_extract import optical_flow
 from stage1_extract.__main__ import main as stage1
 from stage1_extract.datasets import scan
-from stage1_extract.datasets.clip import Catalogue, Clip, Image, Source
-from stage1_extract.frame_loader import resize
-from stage1_extract.sample import render
+from stage1_extract.datasets.clip import Catalogue, Clip, FrameSource, Image
+from stage1_extract.frame_loader import resize_frame
+from stage1_extract.sample import render_sample_set
 from stage2_temporal import predict as module
 from stage2_temporal.__main__ import main
-from stage2_temporal.fused.export import export, servable
-from stage2_temporal.heads.graph import fed
-from stage2_temporal.predict import windows
+from stage2_temporal.fused.export import export_model, servable
+from stage2_temporal.heads.graph import model_inputs
+from stage2_temporal.predict import sliding_windows
 from stage2_temporal.sliding import sliding_window, vehicle_prediction
-from stage2_temporal.sliding.frame_stream import Stream
-from stage2_temporal.sliding.sliding_window import load_parts
-from stage2_temporal.sliding.vehicle_prediction import follow
+from stage2_temporal.sliding.frame_stream import FrameStream
+from stage2_temporal.sliding.sliding_window import load_run_models
+from stage2_temporal.sliding.vehicle_prediction import predict_vehicles
 
 CONFIG = """
 [data]
@@ -77,7 +77,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        render(Path("data"), seed=3, train=8, validation=0, test=2, workers=1, progress=False)
+        render_sample_set(Path("data"), seed=3, train=8, validation=0, test=2, workers=1, progress=False)
         Path("task.toml").write_text(CONFIG)
         assert stage1(["extract", "--config", "task.toml", "--store", "s.h5"]) == 0
         for name, asked in RUNS.items():
@@ -97,13 +97,13 @@ def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Counted:
     """A clip's frames, counted as they are read, and how often it was gone back."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: FrameSource) -> None:
         self.source, self.parallel = source, source.parallel
         self.read_of: Counter[int] = Counter()
 
-    def read(self, start: int, stop: int, enough: tuple[int, int] | None = None) -> Iterator[Image]:
+    def read(self, start: int, stop: int, min_size: tuple[int, int] | None = None) -> Iterator[Image]:
         self.read_of.update(range(start, stop))
-        return self.source.read(start, stop, enough)
+        return self.source.read(start, stop, min_size)
 
 
 class Reel:
@@ -114,20 +114,20 @@ class Reel:
     def __init__(self, frames: list[Image]) -> None:
         self.frames = frames
 
-    def read(self, start: int, stop: int, enough: tuple[int, int] | None = None) -> Iterator[Image]:
+    def read(self, start: int, stop: int, min_size: tuple[int, int] | None = None) -> Iterator[Image]:
         return (frame.copy() for frame in self.frames[start:stop])
 
 
 @pytest.fixture
 def flows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A 1 for each flow that is computed."""
-    made, pool = [], optical_flow.pool
+    made, pool = [], optical_flow.pool_flow
 
     def counted(flow: NDArray[np.float32], strip: NDArray[np.uint8]) -> NDArray[np.float32]:
         made.append(1)
         return pool(flow, strip)
 
-    monkeypatch.setattr("stage1_extract.optical_flow.pool", counted)
+    monkeypatch.setattr("stage1_extract.optical_flow.pool_flow", counted)
     return made
 
 
@@ -136,7 +136,7 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> list[Counted]:
     """The sources of a predicted data set's clips."""
     made: list[Counted] = []
 
-    def counted(data: Data) -> Catalogue:
+    def counted(data: DataConfig) -> Catalogue:
         found = scan(data)
         made.extend(Counted(clip.source) for clip in found.clips)
         return replace(found, clips=tuple(replace(c, source=s) for c, s in zip(found.clips, made, strict=True)))
@@ -174,7 +174,7 @@ def read_video(path: Path) -> list[Image]:
 
 def entries_of(frames: list[Image]) -> NDArray[np.float16]:
     cv2.setNumThreads(1)
-    return optical_flow.entries([optical_flow.strip(frame) for frame in frames], begins=True)
+    return optical_flow.flow_entries([optical_flow.flow_strip(frame) for frame in frames], begins=True)
 
 
 @pytest.mark.parametrize("name", ["flow", "solved", "vehicle"])
@@ -209,12 +209,12 @@ def test_a_video_and_its_overlay(name: str, here: Path, flows: list[int], monkey
     assert len(flows) == len(frames) - 1
     rows = rows_of(here / "d.csv")
     assert [int(r["frame"]) for r in rows] == list(range(LENGTH - 1, 15))
-    parts, at = load_parts(here / "runs" / name), np.arange(15 - LENGTH + 1)[:, None] + np.arange(LENGTH)
+    parts, at = load_run_models(here / "runs" / name), np.arange(15 - LENGTH + 1)[:, None] + np.arange(LENGTH)
     seen: dict[str, Any] = {"motion": entries_of(frames).astype(np.float32)[at]}
     if parts.trunk is not None:
-        small = np.stack([resize(frame, parts.config.frames) for frame in frames])
+        small = np.stack([resize_frame(frame, parts.config.frames) for frame in frames])
         seen["appearance"] = np.asarray(parts.trunk.model.predict(small, verbose=0))[at]
-    expected = parts.stage_two.predict(fed(seen), verbose=0)
+    expected = parts.stage_two.predict(model_inputs(seen), verbose=0)
     np.testing.assert_allclose([[float(r["ego_speed"])] for r in rows], expected, rtol=0, atol=1e-4)
     assert expected.std() > 1e-2
     assert len(read_video(here / "d.mp4")) == 15
@@ -234,9 +234,9 @@ def test_a_folder_of_frames(here: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("count", [LENGTH, 32, 100])
 def test_what_is_held_of_the_flow_is_a_window_and_a_step(count: int, home: Path) -> None:
     at = np.arange(count - LENGTH + 1)[:, None] + np.arange(LENGTH)
-    parts = load_parts(home / "runs/flow")
-    made = sliding_window.Slider(parts, at)
-    flow = np.random.default_rng(0).normal(size=(count, *optical_flow.INFO.shape)).astype(np.float16)
+    parts = load_run_models(home / "runs/flow")
+    made = sliding_window.SlidingWindow(parts, at)
+    flow = np.random.default_rng(0).normal(size=(count, *optical_flow.FLOW_INFO.shape)).astype(np.float16)
     got = np.concatenate(list(made.run({"motion": flow[i : i + made.step]} for i in range(0, count, made.step))))
     np.testing.assert_allclose(got, parts.stage_two.predict(flow[at], verbose=0), rtol=0, atol=1e-4)
     assert made.engine is None and {len(held) for held in made.buffers.values()} == {LENGTH - 1 + made.step}
@@ -246,13 +246,13 @@ def test_what_is_held_of_the_flow_is_a_window_and_a_step(count: int, home: Path)
 def test_frames_with_gaps_between_them_are_read_once_and_in_order(needed: list[int], here: Path) -> None:
     frames = there_and_back()
     source = Counted(Reel(frames))
-    clip = Clip(Sequence("drive", "test", 15, 10.0, (1280, 720), ""), source)
+    clip = Clip(FrameSequence("drive", "test", 15, 10.0, (1280, 720), ""), source)
     config = read_config(Path("runs/both/config.toml"))
-    stream = Stream([clip], np.array(needed), config, ["appearance", "motion"])
+    stream = FrameStream([clip], np.array(needed), config, ["appearance", "motion"])
     found = list(stream.batches(2))
     assert all(len(v) <= 2 for batch in found for v in batch.values())
     np.testing.assert_array_equal(np.concatenate([b["motion"] for b in found]), entries_of(frames)[needed])
-    pixels = [resize(frames[i], config.frames) for i in needed]
+    pixels = [resize_frame(frames[i], config.frames) for i in needed]
     np.testing.assert_array_equal(np.concatenate([b["appearance"] for b in found]), pixels)
     assert set(source.read_of.values()) == {1}
     assert list(source.read_of) == sorted(source.read_of)
@@ -260,13 +260,13 @@ def test_frames_with_gaps_between_them_are_read_once_and_in_order(needed: list[i
 
 def test_a_vehicle_along_a_video_as_the_data_set_has_it(here: Path, flows: list[int]) -> None:
     """Its window ends with the clip: one value, the run's own. Each frame is read once, for track, flow and trunk."""
-    parts = load_parts(here / "runs/vehicle")
+    parts = load_run_models(here / "runs/vehicle")
     clip = next(c for c in scan(parts.config.data).clips if c.sequence.id == "Test/1")
     note = json.loads((here / "data/Test/Test/1/annotation.json").read_text())[0]["bbox"]
     box = (note["left"], note["top"], note["right"], note["bottom"])
     source = Counted(clip.source)
     counted = replace(clip, source=source)
-    seen = list(follow(parts, counted, {7: {"a": box}}, windows(counted, parts.config), parts.config))
+    seen = list(predict_vehicles(parts, counted, {7: {"a": box}}, sliding_windows(counted, parts.config), parts.config))
     assert source.read_of == Counter(range(8)) and len(flows) == 7
     assert [len(sights) for _, sights in seen] == [0] * 7 + [1]
     trained = next(r for r in rows_of(here / "runs/vehicle/predictions.csv") if r["sequence"] == "Test/1")
@@ -285,7 +285,7 @@ def test_a_vehicles_video_across_ranges_with_its_overlay(here: Path, flows: list
     rows = rows_of(here / "v.csv")
     assert [int(r["frame"]) for r in rows] == list(range(7, 15))
     assert len(read_video(here / "v.mp4")) == 15
-    flow, made = entries_of(frames), vehicle_prediction.Flow()
+    flow, made = entries_of(frames), vehicle_prediction.OnlineFlow()
     np.testing.assert_array_equal(np.concatenate([made(frames[:8]), made(frames[8:])]), flow)
 
 
@@ -304,7 +304,7 @@ def test_fused_it_takes_frames_and_the_others_by_name(here: Path) -> None:
     assert json.loads((here / "runs/vehicle/fused.json").read_text())["output"]["relative"] <= 1e-4
     rng = np.random.default_rng(0)
     given = {t.name: rng.integers(0, 9, (2, *t.shape[1:])).astype(t.dtype) for t in fused.inputs}
-    _, difference = export(servable(fused, ("vx", "vy")), here / "export", "saved_model", given)
+    _, difference = export_model(servable(fused, ("vx", "vy")), here / "export", "saved_model", given)
     assert difference <= 1e-4
 
 

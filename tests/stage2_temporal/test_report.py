@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from features.errors import DataError
-from features.sequences import Sequence
+from features.sequences import FrameSequence
 from stage2_temporal.report import write_report
 from stage2_temporal.report.plots import curves, scatters
 from stage2_temporal.runs.results import read_results
@@ -80,7 +80,7 @@ def test_an_untrained_backbone_is_named_loudly(tmp_path: Path) -> None:
 def test_what_comes_from_data_is_escaped(tmp_path: Path) -> None:
     evil = "</script><img src=x onerror=alert(1)>"
     folder, store = make_run(tmp_path / "a<b", verdict=evil, head=evil)
-    store.sequences = tuple(Sequence(evil + s.id, *list(vars(s).values())[1:]) for s in store.sequences)
+    store.sequences = tuple(FrameSequence(evil + s.id, *list(vars(s).values())[1:]) for s in store.sequences)
     rows = read_predictions(folder)
     write_predictions(folder, ("ego_speed",), [[r[0], evil + r[1], *r[2:]] for r in rows])
     page = write_report(folder, store).read_text()
@@ -163,5 +163,5 @@ def test_a_broken_run_is_named(tmp_path: Path, name: str, text: str | None, said
         (folder / name).write_text(text)
     with pytest.raises(DataError, match=said) as caught:
         write_report(folder, store)
-    assert name in str(caught.value) and "Mend:" in str(caught.value)
+    assert name in str(caught.value) and "Try:" in str(caught.value)
     assert not (folder / "report.html").exists()

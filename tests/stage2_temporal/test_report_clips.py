@@ -11,10 +11,10 @@ import pytest
 
 from features.tracks import Track
 from stage2_temporal.report import write_report
-from stage2_temporal.report.clips import clip, pick, spread
+from stage2_temporal.report.clips import pick_clips, report_clip, spread_evenly
 from stage2_temporal.report.glyphs import arrows, bars
-from stage2_temporal.report.pictures import Pictures, by_turns
-from stage2_temporal.runs.results import Example, read_results
+from stage2_temporal.report.pictures import Pictures, frames_by_turns
+from stage2_temporal.runs.results import PredictedExample, read_results
 from tests.report_runs import VELOCITY, body, make_run, script_data
 
 
@@ -33,31 +33,31 @@ def test_the_worst_clips_show_their_own_frames(tmp_path: Path) -> None:
     assert f"{ranked[0].true[0]:.2f}" in page and f"{ranked[0].predicted[0]:.2f}" in page
 
 
-def example(sequence: str, first: int, error: float, stride: int = 1) -> Example:
-    return Example("test", sequence, 0, first + 7, first, stride, 8, (0.0,), (error,), math.nan)
+def example(sequence: str, first: int, error: float, stride: int = 1) -> PredictedExample:
+    return PredictedExample("test", sequence, 0, first + 7, first, stride, 8, (0.0,), (error,), math.nan)
 
 
 def test_no_two_worst_clips_share_a_frame() -> None:
     rows = [example("a", 0, 9.0), example("a", 1, -10.0), example("b", 1, 8.0), example("a", 20, 1.0)]
-    assert pick(rows, 3, worst=True) == [rows[1], rows[2], rows[3]]
-    assert pick(rows, 1, worst=False) == [rows[3]]
+    assert pick_clips(rows, 3, worst=True) == [rows[1], rows[2], rows[3]]
+    assert pick_clips(rows, 1, worst=False) == [rows[3]]
 
 
 def test_long_windows_are_thinned_to_a_strip() -> None:
-    assert spread(4, 8) == [0, 1, 2, 3]
-    assert spread(40, 8) == [0, 6, 11, 17, 22, 28, 33, 39]
-    assert spread(40, 1) == [39]
+    assert spread_evenly(4, 8) == [0, 1, 2, 3]
+    assert spread_evenly(40, 8) == [0, 6, 11, 17, 22, 28, 33, 39]
+    assert spread_evenly(40, 1) == [39]
 
 
 def test_a_box_is_the_tracks_and_without_one_the_labels(tmp_path: Path) -> None:
     folder, store = make_run(tmp_path, VELOCITY)
     some = read_results(folder).counted[0]
     labelled = (70.0, 42.5, 35.0, 33.8)
-    assert clip(some, store).boxes == (*[None] * 7, labelled)
+    assert report_clip(some, store).boxes == (*[None] * 7, labelled)
     boxes = np.array([[80.0 * f, 160.0, 80.0 * f + 160, 240.0] for f in range(8)])
     boxes[2] = np.nan
     store.tracks[some.sequence, 0] = Track(boxes, np.ones(8))
-    tracked = clip(some, store).boxes
+    tracked = report_clip(some, store).boxes
     assert tracked[2] is None
     assert tracked[:2] == ((0.0, 20.0, 20.0, 10.0), (10.0, 20.0, 20.0, 10.0))
     assert tracked[7] == (70.0, 20.0, 20.0, 10.0)
@@ -74,14 +74,14 @@ def test_every_tracked_frame_of_a_strip_has_box_and_arrows(tmp_path: Path) -> No
 
 
 def test_arrows_point_where_velocities_do() -> None:
-    fast = Example("test", "a", 0, 7, 0, 1, 8, (0.0, 13.0), (-26.0, 0.0), math.nan)
+    fast = PredictedExample("test", "a", 0, 7, 0, 1, 8, (0.0, 13.0), (-26.0, 0.0), math.nan)
     drawn = arrows(VELOCITY, [fast])
     assert drawn is not None and (drawn.scale, drawn.ring) == (1.0, 10.0)
     assert drawn.true(fast).startswith("M-3.0 0.0L10.0 0.0L")  # right
     assert drawn.predicted(fast).startswith("M3.0 0.0L3.0 26.0L")  # backwards, down
     assert drawn.true(fast, (100.0, 40.0, 20.0, 10.0)).startswith("M98.5 45.0L111.5 45.0L")
     assert arrows(("ego_speed",), [fast]) is None
-    more = Example("test", "a", 0, 7, 0, 1, 8, (50.0, 13.0, 0.0), (60.0, 0.0, -26.0), math.nan)
+    more = PredictedExample("test", "a", 0, 7, 0, 1, 8, (50.0, 13.0, 0.0), (60.0, 0.0, -26.0), math.nan)
     assert arrows(("x", "vy", "vx"), [more]).true(more) == drawn.true(fast)
 
 
@@ -95,13 +95,13 @@ def test_bars_start_at_zero() -> None:
 
 def test_frames_come_in_by_turns_until_the_budget_is_used_up(tmp_path: Path) -> None:
     folder, store = make_run(tmp_path)
-    clips = [clip(e, store) for e in read_results(folder).counted[:3]]
-    rows = list(dict.fromkeys(by_turns(clips)))
+    clips = [report_clip(e, store) for e in read_results(folder).counted[:3]]
+    rows = list(dict.fromkeys(frames_by_turns(clips)))
     assert rows[:3] == [c.rows[-1] for c in clips] and rows[3:6] == [c.rows[0] for c in clips]
     assert sorted(rows) == sorted(row for c in clips for row in c.rows)
     plenty, scarce = Pictures(store), Pictures(store, budget=20_000)
     for some in (plenty, scarce):
-        some.add(by_turns(clips))
+        some.add(frames_by_turns(clips))
     assert list(plenty.held) == rows and not plenty.full
     assert 0 < len(scarce.held) < len(rows) and scarce.full
     assert list(scarce.held) == rows[: len(scarce.held)]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stage2_temporal.report.plots import POINTS, curves, scatters, thin, timeline
-from stage2_temporal.report.svg import svg, ticks
+from stage2_temporal.report.plots import MAX_POINTS, curves, scatters, thin_out, timeline
+from stage2_temporal.report.svg import plot_svg, ticks
 from stage2_temporal.runs.results import read_results
 from tests.report_runs import body, make_run
 
@@ -24,11 +24,11 @@ def test_a_long_sequence_is_plotted_over_time(tmp_path: Path) -> None:
 
 
 def test_a_cloud_is_thinned_evenly_and_says_so(tmp_path: Path) -> None:
-    assert thin(5) == [0, 1, 2, 3, 4]
-    assert len(set(thin(POINTS * 3 + 1))) == POINTS and thin(2 * POINTS)[:2] == [0, 2]
+    assert thin_out(5) == [0, 1, 2, 3, 4]
+    assert len(set(thin_out(MAX_POINTS * 3 + 1))) == MAX_POINTS and thin_out(2 * MAX_POINTS)[:2] == [0, 2]
     folder, _ = make_run(tmp_path, clips=2500)
     plot = scatters(read_results(folder), 0)[0]
-    assert len(plot.series[1].x) == POINTS and "2,000 of 2,500 examples are drawn" in plot.note
+    assert len(plot.series[1].x) == MAX_POINTS and "2,000 of 2,500 examples are drawn" in plot.note
 
 
 def test_the_histogram_counts_every_example(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_wide_losses_get_a_logarithmic_axis(tmp_path: Path) -> None:
     loss, rmse = curves(read_results(folder))
     assert loss.log and not rmse.log
     assert loss.series[1].y[0] is None
-    assert ">1000</text>" in svg(loss)
+    assert ">1000</text>" in plot_svg(loss)
 
 
 def test_one_epoch_makes_no_curve(tmp_path: Path) -> None:
@@ -67,13 +67,13 @@ def test_ticks_are_round_and_inside(log: bool) -> None:
 def test_a_place_of_a_plot_says_its_values(tmp_path: Path) -> None:
     results = read_results(make_run(tmp_path)[0])
     _, rmse = curves(results)
-    said = re.findall(r"<title>(.*?)</title>", svg(rmse))
+    said = re.findall(r"<title>(.*?)</title>", plot_svg(rmse))
     assert len(said) == 12 and said[9].startswith("epoch 10: training ")
     assert said[9].endswith(f"constant {results.metrics.splits['validation'].constant.rmse:.4g}")
     histogram = scatters(results, 0)[1]
-    said = re.findall(r"<title>(.*?)</title>", svg(histogram))
+    said = re.findall(r"<title>(.*?)</title>", plot_svg(histogram))
     bars = re.findall(r"^(\S+) to (\S+): model (\d+), constant (\d+)$", "\n".join(said), flags=re.M)
     assert len(bars) == len(said) == len(histogram.series[0].x)
     assert sum(int(n) for _, _, n, _ in bars) == sum(int(n) for *_, n in bars) == 40
     assert all(a[1] == b[0] for a, b in itertools.pairwise(bars))
-    assert "<title>" not in svg(scatters(results, 0)[0])
+    assert "<title>" not in plot_svg(scatters(results, 0)[0])

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.sequences import Label, Sequence
+from features.sequences import FrameSequence, Label
 from stage2_temporal.__main__ import main
 from tests.helpers import write_store
 
@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
         for i in range(1, count + 1):
             vx, vy = (nan, nan) if split == "Test" else rng.normal(size=2).tolist()
             label = Label(3, {"vx": vx, "vy": vy, "ego_speed": rng.uniform(5, 30)}, position=(10.0 * i, 0.0))
-            sequences.append(Sequence(f"{split}/{i}", split.lower(), 4, 20.0, (64, 36), f"{split}{i}", (label,)))
+            sequences.append(FrameSequence(f"{split}/{i}", split.lower(), 4, 20.0, (64, 36), f"{split}{i}", (label,)))
     maps = rng.normal(size=(26 * 4, 2, 3, 8)).astype(np.float32)
     (tmp_path / "stores").mkdir()
     write_store(tmp_path / "stores" / "task.h5", sequences, {"appearance": maps})
@@ -162,7 +162,7 @@ def test_what_the_user_can_mend(
     said = capsys.readouterr().err
     assert says in said
     assert len(said.splitlines()) == 1, said
-    assert "Mend: " in said
+    assert "Try: " in said
     assert [p.name for p in (folder / "runs").iterdir()] == ["stores"]
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from features.config import Config
 from features.errors import BadInputs, ConfigError
-from features.sequences import Label, Sequence
-from features.windows import examples
+from features.sequences import FrameSequence, Label
+from features.windows import make_examples
 from stage2_temporal.data.splits import fold_splits
-from stage2_temporal.sweep.spec import Sweep, entries, expand, read_sweep
+from stage2_temporal.sweep.spec import Sweep, expand_entry, read_sweep, sweep_entries
 
 
 def sweep(*tables: dict[str, Any], **plan: Any) -> Sweep:
@@ -22,7 +22,7 @@ def sweep(*tables: dict[str, Any], **plan: Any) -> Sweep:
 
 def test_a_grid_is_the_product_of_its_lists() -> None:
     table = {"head.units": [8, 16], "head.grid": [[1, 1], [3, 4]], "head.dense": 0}
-    found = entries(sweep(table, folds=3, seeds=[0, 7]), Config())
+    found = sweep_entries(sweep(table, folds=3, seeds=[0, 7]), Config())
     assert len(found) == 4 * 2 * 3
     assert len({entry.name for entry in found}) == len(found)
     heads = {(e.config.head.units, e.config.head.grid, e.config.head.dense) for e in found}
@@ -35,7 +35,7 @@ def test_a_grid_is_the_product_of_its_lists() -> None:
 def test_both_ways_to_write_a_key_are_one() -> None:
     flat = {"head.units": [8], "train.learning_rate": {"low": 1e-4, "high": 1e-2}, "draws": 2}
     nested = {"head": {"units": [8]}, "train": {"learning_rate": {"low": 1e-4, "high": 1e-2}}, "draws": 2}
-    assert list(expand(flat, 0)) == list(expand(nested, 0))
+    assert list(expand_entry(flat, 0)) == list(expand_entry(nested, 0))
 
 
 def test_distributions_are_drawn_with_the_seed() -> None:
@@ -47,9 +47,9 @@ def test_distributions_are_drawn_with_the_seed() -> None:
         "head.dropout": {"low": 0.0, "high": 0.5},
         "head.activation": ["relu", "tanh"],
     }
-    drawn = list(expand(table, 3))
-    assert drawn == list(expand(table, 3))
-    assert drawn != list(expand(table, 4))
+    drawn = list(expand_entry(table, 3))
+    assert drawn == list(expand_entry(table, 3))
+    assert drawn != list(expand_entry(table, 4))
     assert len(drawn) == 200
     units, dense, rates = (np.array([d[k] for d in drawn]) for k in ("head.units", "head.dense", "train.learning_rate"))
     assert all(isinstance(d["head.units"], int) for d in drawn)
@@ -59,30 +59,30 @@ def test_distributions_are_drawn_with_the_seed() -> None:
     assert rates.min() >= 1e-4 and rates.max() <= 1e-2
     assert 0.35 < (rates < 1e-3).mean() < 0.65
     assert {d["head.activation"] for d in drawn} == {"relu", "tanh"}
-    assert len(entries(sweep(table), Config())) == 200
+    assert len(sweep_entries(sweep(table), Config())) == 200
 
 
 def test_draws_from_lists_alone_never_repeat_and_end_with_the_grid() -> None:
     table = {"head.units": [1, 2, 3], "head.dense": [1, 2]}
-    assert len({tuple(s.items()) for s in expand(table | {"draws": 4}, 0)}) == 4
-    assert list(expand(table | {"draws": 9}, 0)) == list(expand(table, 0))
+    assert len({tuple(s.items()) for s in expand_entry(table | {"draws": 4}, 0)}) == 4
+    assert list(expand_entry(table | {"draws": 9}, 0)) == list(expand_entry(table, 0))
 
 
 def test_a_setting_is_tried_once_and_its_name_depends_on_nothing_else() -> None:
-    both = entries(sweep({"head.units": [8, 16]}, {"head.units": [16, 32]}), Config())
+    both = sweep_entries(sweep({"head.units": [8, 16]}, {"head.units": [16, 32]}), Config())
     assert [e.config.head.units for e in both] == [8, 16, 32]
-    alone = entries(sweep({"head.units": 32}, name="other", seeds=[0]), Config())
+    alone = sweep_entries(sweep({"head.units": 32}, name="other", seeds=[0]), Config())
     assert alone[0].name == both[2].name
-    longer = entries(sweep({"head.units": 32}), Config.model_validate({"train": {"epochs": 3}}))
+    longer = sweep_entries(sweep({"head.units": 32}), Config.model_validate({"train": {"epochs": 3}}))
     assert longer[0].name != alone[0].name
 
 
 def test_a_limit_chooses_settings_and_a_time_budget_mixes_them() -> None:
     table = {"head.units": list(range(1, 41))}
-    some = entries(sweep(table, limit=5, folds=2), Config())
+    some = sweep_entries(sweep(table, limit=5, folds=2), Config())
     assert len(some) == 10 and len({e.config.head.units for e in some}) == 5
-    assert some == entries(sweep(table, limit=5, folds=2), Config())
-    mixed = [e.config.head.units for e in entries(sweep(table, minutes=1.0), Config())]
+    assert some == sweep_entries(sweep(table, limit=5, folds=2), Config())
+    mixed = [e.config.head.units for e in sweep_entries(sweep(table, minutes=1.0), Config())]
     assert sorted(mixed) == list(range(1, 41)) != mixed
 
 
@@ -102,7 +102,7 @@ def test_every_fault_is_found_in_one_pass() -> None:
         {"head.units": 8},
     )
     with pytest.raises(BadInputs) as caught:
-        entries(wrong, Config())
+        sweep_entries(wrong, Config())
     expected = [
         "entry 1: unknown key head.unit, known are name, ",
         "entry 2: head.units: input should be a valid integer",
@@ -150,13 +150,15 @@ def test_the_shipped_sweep_reads_and_fits_the_sample_config() -> None:
     root = Path(__file__).parents[2]
     from features.config import read_config
 
-    found = entries(read_sweep(root / "configs" / "sweep.toml"), read_config(root / "configs" / "sample.toml"))
+    found = sweep_entries(read_sweep(root / "configs" / "sweep.toml"), read_config(root / "configs" / "sample.toml"))
     assert len({e.name for e in found}) == len(found) > 20
 
 
-def clips(counts: dict[str, int], labels: int = 1) -> list[Sequence]:
+def clips(counts: dict[str, int], labels: int = 1) -> list[FrameSequence]:
     return [
-        Sequence(f"{split}/{i}", split, 8, 10.0, (64, 36), "", tuple(Label(7, {"v": float(i)}) for _ in range(labels)))
+        FrameSequence(
+            f"{split}/{i}", split, 8, 10.0, (64, 36), "", tuple(Label(7, {"v": float(i)}) for _ in range(labels))
+        )
         for split, count in counts.items()
         for i in range(count)
     ]
@@ -165,7 +167,7 @@ def clips(counts: dict[str, int], labels: int = 1) -> list[Sequence]:
 @pytest.mark.parametrize("labels", [1, 3])
 def test_folds_divide_training_and_validation_by_sequence(labels: int) -> None:
     sequences = clips({"train": 11, "validation": 4, "test": 5}, labels)
-    found = examples(sequences, np.arange(len(sequences)) * 8, ("v",), length=8)
+    found = make_examples(sequences, np.arange(len(sequences)) * 8, ("v",), length=8)
     held_out: list[int] = []
     for fold in range(4):
         names = fold_splits(found, 4, fold)
@@ -179,8 +181,8 @@ def test_folds_divide_training_and_validation_by_sequence(labels: int) -> None:
 
 def test_unlabelled_examples_go_with_their_sequence_or_train() -> None:
     sequences = clips({"train": 4})
-    sequences.append(Sequence("train/x", "train", 8, 10.0, (64, 36), "", (Label(7, {"v": float("nan")}),)))
-    found = examples(sequences, np.arange(5) * 8, ("v",), length=8)
+    sequences.append(FrameSequence("train/x", "train", 8, 10.0, (64, 36), "", (Label(7, {"v": float("nan")}),)))
+    found = make_examples(sequences, np.arange(5) * 8, ("v",), length=8)
     names = [fold_splits(found, 2, fold).tolist() for fold in range(2)]
     assert [n.count("validation") for n in names] == [2, 2]
     assert names[0][4] == names[1][4] == "train"
@@ -188,6 +190,6 @@ def test_unlabelled_examples_go_with_their_sequence_or_train() -> None:
 
 @pytest.mark.parametrize(("folds", "fold", "says"), [(1, 0, "2 to 4"), (5, 0, "2 to 4"), (2, 2, "0 to 1")])
 def test_folds_that_do_not_fit(folds: int, fold: int, says: str) -> None:
-    found = examples(clips({"train": 4}), np.arange(4) * 8, ("v",), length=8)
+    found = make_examples(clips({"train": 4}), np.arange(4) * 8, ("v",), length=8)
     with pytest.raises(ConfigError, match=says):
         fold_splits(found, folds, fold)

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from test_training import LENGTH, maps_and_clips
 
-from features._common.lock import only_writer
+from features._common.lock import exclusive_write_lock
 from features.config import Config, read_config
 from features.errors import BadInputs, StoreError
 from features.store import Store
 from stage2_temporal.runs.folder import read_metrics
-from stage2_temporal.sweep.runner import Done, carry_out
-from stage2_temporal.sweep.spec import Sweep, entries, read_sweep
+from stage2_temporal.sweep.runner import SweepResult, run_sweep
+from stage2_temporal.sweep.spec import Sweep, read_sweep, sweep_entries
 from stage2_temporal.train import evaluate
 from tests.helpers import write_store
 
@@ -137,14 +137,14 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(folder: Path, monkeypatch: 
     (folder / "sweep.toml").write_text(GOOD)
     monkeypatch.chdir(folder)
     wanted = read_sweep(Path("sweep.toml"))
-    done = carry_out(wanted.sweep, entries(wanted, read_config("task.toml")), Path("stores/task.h5"))
+    done = run_sweep(wanted.sweep, sweep_entries(wanted, read_config("task.toml")), Path("stores/task.h5"))
     assert (set(done.names), done.failed, done.left) == (set(there), (), 0)
     assert runs(folder) == there
 
 
 def carried(
     folder: Path, monkeypatch: pytest.MonkeyPatch, entry: dict[str, object] | None = None, **plan: object
-) -> Done:
+) -> SweepResult:
     """A sweep in this process."""
     monkeypatch.chdir(folder)
     units = {"head.name": "pooled_lstm", "head.units": [4, 5, 6], "train.epochs": 1}
@@ -153,7 +153,7 @@ def carried(
         {"window": {"length": LENGTH}, "frames": {"width": 32, "height": 18}, "extract": {"dtype": "float32"}}
         | {"backbone": {"name": "Tiny", "preprocess": False}}
     )
-    return carry_out(wanted.sweep, entries(wanted, base), Path("stores/task.h5"))
+    return run_sweep(wanted.sweep, sweep_entries(wanted, base), Path("stores/task.h5"))
 
 
 def test_a_time_budget_begins_nothing_more_and_the_rest_comes_later(
@@ -211,19 +211,22 @@ def test_what_does_not_fit_the_store_is_found_before_any_work(folder: Path, monk
     ]
     wanted = Sweep.model_validate({"sweep": {"name": "s", "jobs": 1}, "entries": tables})
     with pytest.raises(BadInputs) as caught:
-        carry_out(wanted.sweep, entries(wanted, base), Path("stores/task.h5"))
+        run_sweep(wanted.sweep, sweep_entries(wanted, base), Path("stores/task.h5"))
     for said, part in zip(caught.value.faults, ("no such head", "grid", "no window fits", "weight"), strict=True):
         assert part in said
     assert not list((folder / "runs" / "s").glob("*/"))
     with pytest.raises(StoreError, match="holds other features"):
-        carry_out(wanted.sweep, entries(wanted, Config()), Path("stores/task.h5"))
+        run_sweep(wanted.sweep, sweep_entries(wanted, Config()), Path("stores/task.h5"))
     wanted = Sweep.model_validate({"sweep": {"name": "s", "folds": 50}, "entries": [{}]})
     with pytest.raises(BadInputs, match="2 to 20"):
-        carry_out(wanted.sweep, entries(wanted, base), Path("stores/task.h5"))
+        run_sweep(wanted.sweep, sweep_entries(wanted, base), Path("stores/task.h5"))
 
 
 def test_two_sweeps_of_one_name_do_not_run_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with only_writer(folder / "runs" / "s" / "sweep"), pytest.raises(StoreError, match="being written by process"):
+    with (
+        exclusive_write_lock(folder / "runs" / "s" / "sweep"),
+        pytest.raises(StoreError, match="being written by process"),
+    ):
         carried(folder, monkeypatch)
 
 

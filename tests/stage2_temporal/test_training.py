@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from features.config import Config
 from features.errors import FramebankError
-from features.sequences import Label, Sequence
+from features.sequences import FrameSequence, Label
 from features.store import Store, TopRecord
-from stage2_temporal.data.task import origin, read_task
+from stage2_temporal.data.task import read_task, store_origin
 from stage2_temporal.runs import folder as folders
 from stage2_temporal.train import evaluate, train
 from tests.helpers import write_store
@@ -33,7 +33,7 @@ from tests.helpers import write_store
 LENGTH, SHAPE = 6, (3, 4, 16)
 
 
-def maps_and_clips(counts: dict[str, int], noise: float = 0.02) -> tuple[NDArray[np.float16], list[Sequence]]:
+def maps_and_clips(counts: dict[str, int], noise: float = 0.02) -> tuple[NDArray[np.float16], list[FrameSequence]]:
     """Clips whose maps drift along a fixed pattern by each frame as fast as the car drives."""
     rng = np.random.default_rng(5)
     pattern, maps, sequences = rng.normal(size=SHAPE), [], []
@@ -44,7 +44,9 @@ def maps_and_clips(counts: dict[str, int], noise: float = 0.02) -> tuple[NDArray
             drift = [(start + speed / 30 * t) * pattern for t in range(LENGTH)]
             maps.append(np.array(drift) + rng.normal(0, noise, (LENGTH, *SHAPE)))
             label = Label(LENGTH - 1, {"ego_speed": speed, "vx": vx, "vy": vy}, position=(rng.uniform(5, 80), 0.0))
-            sequences.append(Sequence(f"{split.title()}/{i}", split, LENGTH, 10.0, (64, 36), f"{split}{i}", (label,)))
+            sequences.append(
+                FrameSequence(f"{split.title()}/{i}", split, LENGTH, 10.0, (64, 36), f"{split}{i}", (label,))
+            )
     return np.concatenate(maps).astype(np.float16), sequences
 
 
@@ -305,32 +307,38 @@ def test_what_is_trained_already_is_known(path: Path, tmp_path: Path, monkeypatc
     chosen, other = config(epochs=1), config(epochs=2)
     with Store(path) as store:
         task = read_task(chosen, store)
-        seen = origin(store, task, chosen)
-        assert folders.choose(None, "sample", chosen, seen) == (Path("runs/sample-ego_speed-pooled_lstm"), False)
+        seen = store_origin(store, task, chosen)
+        assert folders.choose_run_folder(None, "sample", chosen, seen) == (
+            Path("runs/sample-ego_speed-pooled_lstm"),
+            False,
+        )
         train(chosen, store, task, Path("runs/sample-ego_speed-pooled_lstm"))
-    assert folders.choose(None, "sample", chosen, seen) == (Path("runs/sample-ego_speed-pooled_lstm"), True)
-    assert folders.choose(None, "sample", config(epochs=1, memory_gb=9), seen)[1] is True
-    assert folders.choose(None, "sample", other, seen) == (Path("runs/sample-ego_speed-pooled_lstm-2"), False)
-    assert folders.choose(None, "sample", chosen, seen | {"examples": "others"})[1] is False
-    assert folders.choose("mine", "sample", chosen, seen) == (Path("runs/mine"), False)
+    assert folders.choose_run_folder(None, "sample", chosen, seen) == (Path("runs/sample-ego_speed-pooled_lstm"), True)
+    assert folders.choose_run_folder(None, "sample", config(epochs=1, memory_gb=9), seen)[1] is True
+    assert folders.choose_run_folder(None, "sample", other, seen) == (
+        Path("runs/sample-ego_speed-pooled_lstm-2"),
+        False,
+    )
+    assert folders.choose_run_folder(None, "sample", chosen, seen | {"examples": "others"})[1] is False
+    assert folders.choose_run_folder("mine", "sample", chosen, seen) == (Path("runs/mine"), False)
     metrics = Path("runs/sample-ego_speed-pooled_lstm/metrics.json")
     metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"interrupted": True}))
-    assert folders.choose(None, "sample", chosen, seen) == (Path("runs/sample-ego_speed-pooled_lstm"), False)
+    assert folders.choose_run_folder(None, "sample", chosen, seen) == (Path("runs/sample-ego_speed-pooled_lstm"), False)
     Path("runs/precious").mkdir()
     Path("runs/precious/thesis.txt").write_text("mine")
     with pytest.raises(FramebankError, match="not replaced"):
-        folders.choose("precious", "sample", chosen, seen)
+        folders.choose_run_folder("precious", "sample", chosen, seen)
 
 
 def test_a_failing_run_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "old").write_text("old")
-    with pytest.raises(RuntimeError), folders.replacing_folder(tmp_path / "r") as inner:
+    with pytest.raises(RuntimeError), folders.atomic_folder(tmp_path / "r") as inner:
         (inner / "new").write_text("new")
         raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["r"]
     assert (tmp_path / "r" / "old").exists()
-    with folders.replacing_folder(tmp_path / "r") as inner:
+    with folders.atomic_folder(tmp_path / "r") as inner:
         assert inner.name == "r"
         (inner / "new").write_text("new")
     assert [p.name for p in (tmp_path / "r").iterdir()] == ["new"]
@@ -338,9 +346,9 @@ def test_a_failing_run_leaves_the_old_one(tmp_path: Path) -> None:
 
 def test_a_run_that_finished_meanwhile_keeps_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "r"
-    with folders.replacing_folder(path) as slow:
+    with folders.atomic_folder(path) as slow:
         (slow / "who").write_text("slow")
-        with folders.replacing_folder(path) as quick:
+        with folders.atomic_folder(path) as quick:
             (quick / "who").write_text("quick")
     assert [(tmp_path / name / "who").read_text() for name in ("r", "r-2")] == ["quick", "slow"]
     assert "this one is" in capsys.readouterr().err

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from features.errors import DataError
-from features.sequences import Label, Sequence
-from features.windows import examples
+from features.sequences import FrameSequence, Label
+from features.windows import make_examples
 from stage2_temporal.__main__ import main
 from stage2_temporal.evaluation import tusimple
-from stage2_temporal.evaluation.tusimple import ByDistance, evaluate
+from stage2_temporal.evaluation.tusimple import ByDistance, evaluate_tusimple
 from stage2_temporal.runs import submission
 
 
@@ -39,20 +39,20 @@ PREDICTED = [
 
 
 def test_values_by_hand() -> None:
-    found = evaluate(PREDICTED, TRUTH)
+    found = evaluate_tusimple(PREDICTED, TRUTH)
     assert found.ev == ByDistance(pytest.approx(4.5), pytest.approx(3), pytest.approx(25), pytest.approx(32.5 / 3))
     assert found.ep == ByDistance(pytest.approx(0.5), pytest.approx(14.5), pytest.approx(25), pytest.approx(40 / 3))
 
 
 def test_nothing_moves_by_hand() -> None:
     """Near (1 + 0) / 2, medium (5 + 26) / 2, far 9."""
-    found = evaluate(tusimple.still(TRUTH), TRUTH)
+    found = evaluate_tusimple(tusimple.still(TRUTH), TRUTH)
     assert found.ev == ByDistance(0.5, 15.5, 9.0, pytest.approx(25 / 3))
     assert found.ep is None
 
 
 def test_a_class_without_vehicles_leaves_the_mean_unknown() -> None:
-    found = evaluate(PREDICTED[1:], TRUTH[1:])
+    found = evaluate_tusimple(PREDICTED[1:], TRUTH[1:])
     assert math.isnan(found.ev.far)
     assert math.isnan(found.ev.mean)
     assert found.ev.near == 4
@@ -73,10 +73,10 @@ def test_a_class_without_vehicles_leaves_the_mean_unknown() -> None:
 )
 def test_what_cannot_be_judged_is_refused(change: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        evaluate(change(copy.deepcopy(PREDICTED)), TRUTH)
+        evaluate_tusimple(change(copy.deepcopy(PREDICTED)), TRUTH)
 
 
-def clips() -> list[Sequence]:
+def clips() -> list[FrameSequence]:
     """Test clips 10 and 2 (in the store's order), a training clip between; clip 3 is too short for a window."""
 
     def labels(*boxes: float) -> tuple[Label, ...]:
@@ -85,19 +85,19 @@ def clips() -> list[Sequence]:
 
     known = Label(3, {"vx": 1.0, "vy": 0.0}, (5.0, 5.0, 9.0, 9.0), (20.0, 0.0))
     return [
-        Sequence("test/clips/10", "test", 4, 20.0, (1280, 720), "a", labels(700, 100)),
-        Sequence("train/clips/1", "train", 4, 20.0, (1280, 720), "b", (known,)),
-        Sequence("test/clips/2", "test", 4, 20.0, (1280, 720), "c", labels(300)),
-        Sequence("test/clips/3", "test", 2, 20.0, (1280, 720), "d", labels(100)),
+        FrameSequence("test/clips/10", "test", 4, 20.0, (1280, 720), "a", labels(700, 100)),
+        FrameSequence("train/clips/1", "train", 4, 20.0, (1280, 720), "b", (known,)),
+        FrameSequence("test/clips/2", "test", 4, 20.0, (1280, 720), "c", labels(300)),
+        FrameSequence("test/clips/3", "test", 2, 20.0, (1280, 720), "d", labels(100)),
     ]
 
 
 @pytest.mark.parametrize("columns", [("vx", "vy"), ("vx", "vy", "x", "y"), ("y", "vy", "x", "vx")])
 def test_the_submission_holds_what_was_predicted_in_clip_order(columns: tuple[str, ...], tmp_path: Path) -> None:
-    found = examples(clips(), np.arange(4) * 4, columns, length=4)
+    found = make_examples(clips(), np.arange(4) * 4, columns, length=4)
     value = {"vx": 1.0, "vy": 2.0, "x": 30.0, "y": 4.0}
     predicted = np.array([[value[c] + 100 * i for c in columns] for i in range(len(found))])
-    (path,) = submission.write(tmp_path, "tusimple", found, predicted, clips())
+    (path,) = submission.write_submission_files(tmp_path, "tusimple", found, predicted, clips())
     second, short, tenth = json.loads(path.read_text())  # clips 2, 3 and 10
     assert short == []
     assert [v["bbox"]["left"] for v in tenth] == [700, 100]

@@ -15,15 +15,15 @@ import pytest
 import tensorflow as tf
 from test_heads import MAPS, SHAPE, tiny_top
 
-from features.config import Head, Train
-from features.sequences import Label, Sequence
+from features.config import HeadConfig, TrainConfig
+from features.sequences import FrameSequence, Label
 from features.store import Store
 from stage2_temporal.data.batches import Batches, FrameReader
-from stage2_temporal.heads import build
+from stage2_temporal.heads import build_model
 from stage2_temporal.training import adam, lstm
 from stage2_temporal.training.ahead import Ahead
-from stage2_temporal.training.fast_layers import accelerate
-from stage2_temporal.training.loop import fit, predict
+from stage2_temporal.training.fast_layers import with_fast_layers
+from stage2_temporal.training.loop import fit_model, predict_batches
 from tests.helpers import write_store
 
 TRUE = np.random.default_rng(1).normal(size=(len(MAPS), 2)).astype(np.float32)
@@ -33,7 +33,7 @@ CLIPS = 21
 def model(head: dict[str, Any] | None = None, **options: Any) -> keras.Model:
     keras.utils.set_random_seed(0)
     chosen = {"name": "flatten_lstm", "units": 8, "dense": 6, "dropout": 0.0, "activation": "relu"} | (head or {})
-    return build(SHAPE, Head(**chosen), 2, **{"top": tiny_top()} | options)
+    return build_model(SHAPE, HeadConfig(**chosen), 2, **{"top": tiny_top()} | options)
 
 
 def gradients(of: keras.Model, training: bool) -> list[np.ndarray]:
@@ -47,7 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     time, rng = SHAPE[0], np.random.default_rng(2)
     maps = rng.normal(size=(CLIPS * time, *SHAPE[1:])).astype(np.float16)
     labels = [(Label(time - 1, {"vx": float(x), "vy": float(y)}),) for x, y in rng.normal(size=(CLIPS, 2))]
-    sequences = [Sequence(str(i), "train", time, 10.0, (64, 36), "d", own) for i, own in enumerate(labels)]
+    sequences = [FrameSequence(str(i), "train", time, 10.0, (64, 36), "d", own) for i, own in enumerate(labels)]
     path = write_store(tmp_path_factory.mktemp("s") / "s.h5", sequences, {"appearance": maps})
     with Store(path) as opened:
         yield opened
@@ -64,7 +64,7 @@ def batches(store: Store, memory: float = 1.0, seed: int | None = 0) -> tuple[Fr
 @pytest.mark.parametrize("name", ["flatten_lstm", "pooled_lstm"])
 def test_answers_and_gradients_are_keras_own(name: str, activation: str) -> None:
     own = model({"name": name, "activation": activation})
-    twin = accelerate(own)
+    twin = with_fast_layers(own)
     assert {type(layer) for layer in twin.layers} & {lstm.LSTM}
     assert [id(w) for w in twin.weights] == [id(w) for w in own.weights]
     np.testing.assert_allclose(twin.predict(MAPS, verbose=0), own.predict(MAPS, verbose=0), atol=1e-5)
@@ -76,7 +76,7 @@ def test_answers_and_gradients_are_keras_own(name: str, activation: str) -> None
 def test_a_convolution_with_bias_and_activation() -> None:
     maps = keras.Input(SHAPE[1:])
     own = keras.Model(maps, keras.layers.Conv2D(5, 1, activation="relu", bias_initializer="ones")(maps))
-    twin = accelerate(own)
+    twin = with_fast_layers(own)
     assert twin is not own
     np.testing.assert_allclose(np.asarray(twin(MAPS[0])), np.asarray(own(MAPS[0])), atol=1e-5)
 
@@ -94,20 +94,20 @@ def test_a_convolution_with_bias_and_activation() -> None:
 def test_other_layers_stay_keras_own(layer: keras.layers.Layer) -> None:
     vectors = keras.Input((4, 5))
     own = keras.Model(vectors, layer(vectors))
-    assert accelerate(own) is own
+    assert with_fast_layers(own) is own
 
 
 def test_many_steps_are_not_unrolled() -> None:
     vectors = keras.Input((lstm.LONGEST + 1, 5))
     own = keras.Model(vectors, keras.layers.LSTM(3)(vectors))
-    assert accelerate(own) is own
+    assert with_fast_layers(own) is own
 
 
 def test_one_twin_a_model_and_none_without_it() -> None:
     own = model()
-    twin = accelerate(own)
-    assert accelerate(own) is twin
-    assert accelerate(own, "bfloat16") is not twin
+    twin = with_fast_layers(own)
+    assert with_fast_layers(own) is twin
+    assert with_fast_layers(own, "bfloat16") is not twin
     gone = ref(own)
     del own, twin
     gc.collect()
@@ -116,7 +116,7 @@ def test_one_twin_a_model_and_none_without_it() -> None:
 
 def test_saved_weights_load_either_way(tmp_path: Path) -> None:
     own, other = model(), model()
-    twin = accelerate(other)
+    twin = with_fast_layers(other)
     own.set_weights([w + 1 for w in own.get_weights()])
     own.save_weights(tmp_path / "own.weights.h5")
     twin.load_weights(tmp_path / "own.weights.h5")
@@ -129,7 +129,7 @@ def test_saved_weights_load_either_way(tmp_path: Path) -> None:
 
 def test_a_whole_fit_is_keras_own(store: Store) -> None:
     ours, theirs = model(), model()
-    outcome = fit(ours, batches(store)[1], batches(store, seed=None)[1], Train(epochs=4))
+    outcome = fit_model(ours, batches(store)[1], batches(store, seed=None)[1], TrainConfig(epochs=4))
     theirs.compile(keras.optimizers.Adam(1e-3), loss="mean_squared_error")
     history = theirs.fit(
         batches(store)[1], validation_data=batches(store, seed=None)[1], epochs=4, shuffle=False, verbose=0
@@ -152,13 +152,13 @@ def test_adam_is_keras_own() -> None:
 def test_what_is_saved_after_training_has_keras_layers_only(store: Store, tmp_path: Path) -> None:
     own = model()
     _, data = batches(store)
-    fit(own, data, None, Train(epochs=1))
+    fit_model(own, data, None, TrainConfig(epochs=1))
     keras.Model(own.input, own.output).save(tmp_path / "m.keras")
     with zipfile.ZipFile(tmp_path / "m.keras") as archive:
         assert b"stage2_temporal" not in archive.read("config.json")
     loaded = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
     assert type(loaded.get_layer("lstm")) is keras.layers.LSTM
-    answers = predict(own, Batches(data._reader, data._rows, None, 8))
+    answers = predict_batches(own, Batches(data._reader, data._rows, None, 8))
     np.testing.assert_allclose(
         loaded.predict(Batches(data._reader, data._rows, None, 8), verbose=0), answers, atol=1e-5
     )
@@ -168,7 +168,7 @@ def test_bfloat16_is_near_and_keeps_weights_in_float32(store: Store) -> None:
     losses = {}
     for precision in ("float32", "bfloat16"):
         own = model()
-        outcome = fit(own, batches(store)[1], None, Train(epochs=3, precision=precision))
+        outcome = fit_model(own, batches(store)[1], None, TrainConfig(epochs=3, precision=precision))
         losses[precision] = np.array([row.loss for row in outcome.history])
         assert {w.dtype for w in own.weights} == {"float32"}
     assert not np.array_equal(losses["bfloat16"], losses["float32"])
@@ -192,7 +192,7 @@ def test_a_step_is_traced_once_and_casts_the_maps_once(store: Store) -> None:
     watch, own = Watch(), model()
     maps = keras.Input(SHAPE)
     watched = keras.Model(maps, own(watch(maps)))
-    fit(watched, batches(store)[1], batches(store, seed=None)[1], Train(epochs=3))
+    fit_model(watched, batches(store)[1], batches(store, seed=None)[1], TrainConfig(epochs=3))
     assert sorted(training for training, _ in watch.graphs) == [False, True]
     for _, graph in watch.graphs:
         halves = [op for op in graph.get_operations() if op.type == "Cast" and op.inputs[0].dtype == tf.float16]
@@ -203,7 +203,7 @@ def test_a_step_is_traced_once_and_casts_the_maps_once(store: Store) -> None:
 def test_rows_are_read_once_an_epoch_or_once_at_all(store: Store, memory: float, reads: int) -> None:
     """Streamed, Keras looks at two batches for their shapes beforehand."""
     reader, data = batches(store, memory)
-    fit(model(), data, None, Train(epochs=3))
+    fit_model(model(), data, None, TrainConfig(epochs=3))
     assert reader.reads == reads
 
 
