@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from features.errors import DataError
+from features._common.csv_table import read_csv_table
 from features.sequences import Label
 from stage1_extract.datasets.image_sequence import error_line
 
@@ -78,38 +77,13 @@ class LabelTable:
         return tuple(c for c in self.columns if c not in {*reserved, *_BOX, *_POSITION})
 
 
-def read_label_csv(path: Path, faults: list[str]) -> LabelTable:
-    """The table in a CSV file; a row with too few or too many cells is a fault.
+def read_label_csv(
+    path: Path, faults: list[str], *, required: Sequence[str] = (), hint: str | None = None
+) -> LabelTable:
+    """Read the table of labels in a CSV file; a row with too few or too many cells is a fault.
 
     Raises:
-        DataError: missing, no text in UTF-8, no CSV, or a header with a column twice or without a name.
+        DataError: see `features._common.csv_table.read_csv_table`.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(_lines(csv.reader(file, strict=True)))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file", hint="set data.path to the .csv") from None
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"{path}: no CSV", expected="comma-separated UTF-8", got=e, hint=f"edit {path}") from None
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read", got=e.strerror or e, hint="check its permissions") from None
-    if not lines:
-        raise DataError(f"{path}: empty file", expected="a header and rows", got="nothing", hint=f"edit {path}")
-    columns = tuple(lines[0][1])
-    if "" in columns or len(set(columns)) < len(columns):
-        got = ", ".join(c or "(no name)" for c in columns)
-        raise DataError(f"{path}: bad header", expected="one name a column", got=got, hint=f"edit {path}")
-    rows = []
-    for number, cells in lines[1:]:
-        where = f"{path}, line {number}"
-        if len(cells) == len(columns):
-            rows.append(LabelRow(where, dict(zip(columns, cells, strict=True))))
-        else:
-            faults.append(error_line(f"{where}: wrong number of cells", expected=len(columns), got=len(cells)))
-    return LabelTable(columns, tuple(rows))
-
-
-def _lines(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    for cells in reader:
-        if cells:
-            yield reader.line_num, [c.strip() for c in cells]  # type: ignore[attr-defined]
+    table = read_csv_table(path, required=required, hint=hint, faults=faults)
+    return LabelTable(table.columns, tuple(LabelRow(row.where, row.cells) for row in table.rows))

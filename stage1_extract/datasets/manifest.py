@@ -30,14 +30,8 @@ def manifest_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
     """
     path = Path(data.path)
     faults: list[str] = []
-    table = read_label_csv(path, faults)
-    if missing := [c for c in REQUIRED if c not in table.columns]:
-        raise DataError(
-            f"{path}: no column {', '.join(missing)}",
-            expected=f"the columns {', '.join(REQUIRED)}",
-            got=", ".join(table.columns),
-            hint=f"add the column to {path}",
-        )
+    hint = f"set data.path to a CSV file with the columns {', '.join(REQUIRED)}"
+    table = read_label_csv(path, faults, required=REQUIRED, hint=hint)
     if not table.rows and not faults:
         raise DataError(f"{path}: no rows", expected="one row a frame", got="a header only", hint=f"edit {path}")
     rows: dict[str, list[LabelRow]] = defaultdict(list)

@@ -542,8 +542,8 @@ def test_a_missing_and_an_odd_frame_of_a_manifest_are_named(frames: Path) -> Non
         (b"path,sequence,frame,split\n", "no rows"),
         (b"path,sequence,frame,split,a,a\n", "bad header"),
         (b"path,sequence,frame,split,\n", "bad header"),
-        (b"path,sequence,frame,split\n\xff,a,0,train\n", "no CSV"),
-        (b'path,sequence,frame,split\n"a"b,a,0,train\n', "no CSV"),
+        (b"path,sequence,frame,split\n\xff,a,0,train\n", "not a CSV file"),
+        (b'path,sequence,frame,split\n"a"b,a,0,train\n', "not a CSV file"),
     ],
 )
 def test_a_manifest_that_cannot_be_one(tmp_path: Path, text: bytes, what: str) -> None:

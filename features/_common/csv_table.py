@@ -1,0 +1,86 @@
+"""Read CSV files with a header, so that every error names the file and the line."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from features.errors import DataError
+
+
+@dataclass(frozen=True)
+class CsvRow:
+    """One row of a CSV file.
+
+    Attributes:
+        path: the file.
+        line: number of the row's last line in the file, from 1.
+        cells: text of each cell without surrounding blanks, by column name.
+    """
+
+    path: Path
+    line: int
+    cells: dict[str, str]
+
+    @property
+    def where(self) -> str:
+        """File and line, to begin an error message with."""
+        return f"{self.path}, line {self.line}"
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """The column names of a CSV file, in order, and its rows."""
+
+    columns: tuple[str, ...]
+    rows: tuple[CsvRow, ...]
+
+
+def read_csv_table(
+    path: Path, *, required: Sequence[str] = (), hint: str | None = None, faults: list[str] | None = None
+) -> CsvTable:
+    """Read a comma-separated file in UTF-8, with or without a byte order mark; empty lines are skipped.
+
+    Args:
+        path: the file.
+        required: columns that the header must have.
+        hint: what to try, for every error; by default, to edit the file.
+        faults: if given, a row with too few or too many cells is left out and described here in one line each.
+
+    Raises:
+        DataError: the file is missing, unreadable or not CSV, its header is bad or lacks a required column; or, without
+            `faults`, a row has the wrong number of cells.
+    """
+    hint = hint or f"edit {path}"
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file", hint=hint) from None
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise DataError(f"{path}: not a CSV file", expected="comma-separated text in UTF-8", got=e, hint=hint) from None
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read", got=e.strerror or e, hint="check its permissions") from None
+    if not lines:
+        raise DataError(f"{path}: empty file", expected="a header and rows", got="nothing", hint=hint)
+    columns = tuple(lines[0][1])
+    if "" in columns or len(set(columns)) < len(columns):
+        got = ", ".join(column or "(no name)" for column in columns)
+        raise DataError(f"{path}: bad header", expected="a different name for each column", got=got, hint=hint)
+    if missing := [column for column in required if column not in columns]:
+        expected = f"the columns {', '.join(required)}"
+        raise DataError(f"{path}: no column {', '.join(missing)}", expected=expected, got=", ".join(columns), hint=hint)
+    rows = []
+    for line, cells in lines[1:]:
+        if len(cells) == len(columns):
+            rows.append(CsvRow(path, line, dict(zip(columns, cells, strict=True))))
+            continue
+        what = f"{path}, line {line}: wrong number of cells"
+        error = DataError(what, expected=len(columns), got=len(cells), hint=hint)
+        if faults is None:
+            raise error
+        faults.append(str(DataError(what, expected=len(columns), got=len(cells))))
+    return CsvTable(columns, tuple(rows))
