@@ -17,12 +17,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Image
 from features.config import FramesConfig
 from features.errors import DataError
 from features.frame_ranges import FrameRange
 from features.tracks import Track
 from stage1_extract import optical_flow
-from stage1_extract.datasets.clip import Clip, Image
+from stage1_extract.datasets.clip import Clip
 from stage1_extract.tracking.sequence_tracks import SHORT_SEQUENCE, to_grey, track_vehicles
 
 FRAMES_PER_JOB = 4  # frames a job: long enough to keep the threads busy, short enough that they end a turn together

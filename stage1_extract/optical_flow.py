@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Image
 from features.store import StreamInfo
-from stage1_extract.datasets.clip import Image
 
 BAND = (0.4, 0.82)  # share of the image's height where the strip begins and ends
 SIZE = (512, 120)  # width, height the strip is resized to, px

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
+from features._common.types import Image
 from features.frame_ranges import FrameRange, StoredRange
 from features.recipe import Recipe, json_digest
 from features.store import StreamInfo
 from features.store_writer import ShardWriter, shard_pieces, shard_tracks
 from features.tracks import Track
-from stage1_extract.datasets.clip import Image
 from stage1_extract.existing_store import with_fingerprint
 from stage1_extract.frame_loader import LoadedFrames
 from stage1_extract.plan import StoredStreams

@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from features._common.atomic import atomic_write
 from features._common.log import logger
 from features._common.progress import progress_bar
+from features._common.types import Image
 from features.config import Config, read_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence, Label
 from features.streams import MOTION, UNITS
 from features.windows import labels_with_targets, make_examples, window_offsets
 from stage1_extract.datasets import scan
-from stage1_extract.datasets.clip import Clip, Image
+from stage1_extract.datasets.clip import Clip
 from stage1_extract.datasets.single_video import is_single_clip, read_single_clip
 from stage2_temporal.heads import uses_track
 from stage2_temporal.runs import submission, tables

@@ -8,10 +8,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
 from features._common.log import logger
+from features._common.types import Floats
 from features.config import Config, read_config
 from features.errors import DataError, StoreError
 from features.store import Store
@@ -27,7 +27,6 @@ from stage2_temporal.runs.folder import atomic_folder, read_metrics
 from stage2_temporal.training.loop import TrainingResult
 from stage2_temporal.training.scaling import parameters
 
-Floats = NDArray[np.float64]
 FEW = 10  # test sequences below which a verdict comes with a warning
 JUDGED = ("test", "validation", STORED_VALIDATION, "train")  # the first of these with labels gets the verdict
 

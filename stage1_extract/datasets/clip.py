@@ -6,12 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from features._common.types import Image
 from features.sequences import FrameSequence
-
-Image = NDArray[np.uint8]
 
 
 class FrameSource(Protocol):

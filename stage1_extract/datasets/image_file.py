@@ -7,8 +7,8 @@ import struct
 import cv2
 import numpy as np
 
+from features._common.types import Image
 from features.errors import DataError
-from stage1_extract.datasets.clip import Image
 
 _FLAGS = {
     1: cv2.IMREAD_COLOR,

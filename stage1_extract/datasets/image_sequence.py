@@ -12,13 +12,13 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from features._common.types import Image, Size
 from features.errors import DataError
 from features.sequences import Camera, FrameSequence, Label
 from stage1_extract.datasets.archive import ReadablePath, read_file
-from stage1_extract.datasets.clip import Catalogue, Clip, Image
+from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.datasets.image_file import decode_image, image_size
 
-Size = tuple[int, int]
 T = TypeVar("T")
 R = TypeVar("R")
 

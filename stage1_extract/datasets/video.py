@@ -12,11 +12,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from features._common.types import Image
 from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import FrameSequence, Label
 from stage1_extract.datasets.archive import list_folder
-from stage1_extract.datasets.clip import Catalogue, Clip, Image
+from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.datasets.image_sequence import as_error_line, error_line, map_in_threads
 from stage1_extract.datasets.label_csv import read_label_csv
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import cv2
 
+from features._common.types import Size
 from features.errors import DataError
 from stage1_extract.datasets.image_file import image_size
 
-Size = tuple[int, int]
 RATES = (1.0, 480.0)  # frames a second: outside lie the time bases that cv2 gives for want of a rate
 
 # Where a key frame's packet repeats the stream's parameters, from start code to start code, and the ending under which

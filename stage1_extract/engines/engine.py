@@ -13,13 +13,13 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from features._common.types import Image
 from features.config import Config
 from features.errors import ConfigError, DataError
 from features.recipe import Recipe
 from features.store import StreamInfo, TopRecord
 from stage1_extract.backbone import cut as cuts
 from stage1_extract.backbone.registry import LoadedBackbone, load_backbone
-from stage1_extract.datasets.clip import Image
 from stage1_extract.engines import openvino, tensorflow
 
 COMPARED_FRAMES = 8  # frames at most that are computed by TensorFlow as well

@@ -18,8 +18,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from features._common.types import Image
 from features.errors import ConfigError
-from stage1_extract.datasets.clip import Image
 
 # measured: 1 to 4 frames fit the caches, larger batches are slower by up to a third
 BATCH = 4

@@ -11,8 +11,8 @@ import keras
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from features._common.types import Image
 from features.errors import ConfigError
-from stage1_extract.datasets.clip import Image
 
 CPU_BATCH = 32
 FIRST_TRY, LARGEST = 8, 512

@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Image
 from stage1_extract.sample.scene import CAMERA, CX, FPS, FRAMES, FX, FY, HEIGHT, WIDTH, Scene
 
-Floats = NDArray[np.float32]
+Float32s = NDArray[np.float32]
 Places = NDArray[np.floating[Any]]
-Image = NDArray[np.uint8]
 
 EDGES = tuple(3.2 * 2.0**k for k in range(7))  # m: where the bands begin and end
 SIGHT = 0.96  # |y| / x at the picture's sides is at most this
@@ -54,7 +54,7 @@ class Band:
 
 
 @cache
-def noise_tile() -> Floats:
+def noise_tile() -> Float32s:
     """White noise of mean 0 and deviation 1, the same in every process, repeated: cv2's own wrapping is slow."""
     return np.tile(np.random.default_rng(1).standard_normal((TILE, TILE)).astype(np.float32), TILES)
 
@@ -98,13 +98,13 @@ def _band(
     return Band(near, far, (dx * over, dy), texture)
 
 
-def _covered(places: Places, cell: float, start: float, end: float) -> Floats:
+def _covered(places: Places, cell: float, start: float, end: float) -> Float32s:
     """Share of each cell (its lower edge in `places`) that lies between start and end."""
     share = np.minimum(places + cell, end) - np.maximum(places, start)
     return np.asarray(np.clip(share / cell, 0, 1), np.float32)
 
 
-def _dashed(places: Places, cell: float, dash: float, period: float, phase: float) -> Floats:
+def _dashed(places: Places, cell: float, dash: float, period: float, phase: float) -> Float32s:
     """Share of each cell covered by dashes, exactly: differences of the painted length so far."""
     x = np.append(places, places[-1] + cell) - phase
     painted = np.floor(x / period) * dash + np.minimum(np.mod(x, period), dash)
@@ -112,9 +112,9 @@ def _dashed(places: Places, cell: float, dash: float, period: float, phase: floa
 
 
 def _light(
-    world: Scene, x: Places, y: Places, dx: float, dy: float, asphalt: Floats,
+    world: Scene, x: Places, y: Places, dx: float, dy: float, asphalt: Float32s,
     offsets: NDArray[np.float64],
-) -> Floats:  # fmt: skip
+) -> Float32s:  # fmt: skip
     """Brightness of each cell about 1: noise of several sizes, and the darker tracks of the wheels."""
     size = len(y), len(x)
     total = np.zeros((len(x), len(y)), np.float32)
@@ -165,7 +165,7 @@ def _cracks(rng: np.random.Generator, world: Scene, length: float) -> list[NDArr
     return cracks
 
 
-def _cracked(shape: tuple[int, int], cracks: list[NDArray[np.float64]], near: float, dx: float, dy: float) -> Floats:
+def _cracked(shape: tuple[int, int], cracks: list[NDArray[np.float64]], near: float, dx: float, dy: float) -> Float32s:
     """Brightness of the cells under cracks 15 mm wide."""
     mask = np.zeros(shape, np.uint8)
     lines = [
@@ -177,7 +177,7 @@ def _cracked(shape: tuple[int, int], cracks: list[NDArray[np.float64]], near: fl
     return np.asarray(cv2.LUT(mask, (1 - depth * np.arange(256) / 255).astype(np.float32)), np.float32)
 
 
-def _mark(texture: Image, light: Floats, world: Scene, x: Places, y: Places, dx: float, dy: float) -> None:
+def _mark(texture: Image, light: Float32s, world: Scene, x: Places, y: Places, dx: float, dy: float) -> None:
     """Paint the lane lines into the texture."""
     road = world.road
     solid = np.ones(len(x), np.float32)

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1_extract.sample.ground import Floats, Image, Places, lay_ground, paint_ground
+from features._common.types import Image
+from stage1_extract.sample.ground import Float32s, Places, lay_ground, paint_ground
 from stage1_extract.sample.scene import (
     CAMERA,
     CX,
@@ -64,7 +65,7 @@ def render_frames(world: Scene) -> Iterator[Image]:
         yield _sensor(cv2.LUT(canvas, curve), grain, rng)
 
 
-def _haze(look: SceneLook, x: Places | float) -> Floats:
+def _haze(look: SceneLook, x: Places | float) -> Float32s:
     """Share of the air's colour at each distance in m."""
     return np.asarray(1 - np.exp(-np.maximum(x - CLEAR, 0) / look.haze), np.float32)
 

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Image
 from features.sequences import Box
 from stage1_extract.sample.scene import Colour, SceneVehicle
 
-Image = NDArray[np.uint8]
 Sprite = tuple[NDArray[np.float32], ...]  # levels, each half as large: B, G, R times alpha, and alpha, from 0 to 1
 
 GLASS: Colour = (48, 42, 36)

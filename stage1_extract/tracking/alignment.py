@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Image
 from features.sequences import Box
 
 Grey = NDArray[np.float32]
-Image = NDArray[np.uint8]
 
 BLUR = 0.6  # Gaussian's deviation in grid steps: as much detail on the patch as in the frame, whatever the scale
 ITERATIONS = 12

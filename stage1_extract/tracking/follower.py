@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from features._common.types import Image
 from features.sequences import Box
 from stage1_extract.tracking.alignment import (
     FrameCrop,
     Grey,
-    Image,
     PointGrid,
     Pose,
     align_patch,

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Image
 from features.sequences import Box
-from stage1_extract.datasets.clip import Image
 from stage1_extract.tracking.follower import Follower, box_at_pose, box_size, same_vehicle
 from stage1_extract.tracking.tracker import start_follower
 

@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Image
 from features.errors import DataError
 from features.sequences import Box, FrameSequence
 from features.tracks import Track, track_keys, tracked_vehicles
-from stage1_extract.datasets.clip import Clip, Image
+from stage1_extract.datasets.clip import Clip
 from stage1_extract.tracking.tracker import track_known_boxes
 
 SHORT_SEQUENCE = 64  # frames: a sequence up to here is held whole while its vehicles are followed

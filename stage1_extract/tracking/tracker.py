@@ -8,10 +8,11 @@ from types import MappingProxyType
 
 import numpy as np
 
+from features._common.types import Image
 from features.errors import DataError
 from features.sequences import Box
 from features.tracks import Track
-from stage1_extract.tracking.alignment import Image, Pose
+from stage1_extract.tracking.alignment import Pose
 from stage1_extract.tracking.follower import CONTRAST, Follower, Template, box_at_pose, box_size, follow_frames, overlap
 
 

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Floats
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.sequences import Camera
@@ -27,8 +28,6 @@ from features.windows import Examples
 from stage2_temporal.data.batches import FrameReader
 from stage2_temporal.data.task import read_task
 from stage2_temporal.data.time_augmentation import augment_windows
-
-Floats = NDArray[np.float64]
 
 
 class StoreSource:

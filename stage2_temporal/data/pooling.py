@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Tensor
 from features.errors import ConfigError
-
-Tensor = Any  # keras.KerasTensor, or an array
 
 
 def check_grid(grid: tuple[int, int], height: int, width: int) -> None:

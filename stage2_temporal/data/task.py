@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Floats
 from features.config import Config
 from features.errors import StoreError
 from features.recipe import json_digest
@@ -16,8 +17,6 @@ from features.store import Store
 from features.streams import VEHICLE_COLUMNS
 from features.windows import Examples, make_examples
 from stage2_temporal.data.splits import fold_splits, name_splits
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from features._common.types import Floats
 from features.streams import UNITS
 from stage2_temporal.evaluation.tusimple import ByDistance, by_distance
-
-Floats = NDArray[np.float64]
 
 HARDLY_VARIES = 0.2  # spread ratio under which predictions count as constant
 

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from features._common.types import Floats
 from features.errors import DataError
 from features.sequences import FrameSequence
 from features.windows import Examples
-
-Floats = NDArray[np.float64]
 
 DISTANCE_EDGES = (20.0, 45.0)  # metres between near, medium and far
 MATCH = 10.0  # px over a box's four sides: how far off a predicted vehicle's box may be

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from features._common.log import logger
+from features._common.types import Floats
 from features.config import Config, FinetuneConfig
 from features.errors import FramebankError, StoreError
 from features.store import Store
@@ -32,7 +33,6 @@ from stage2_temporal.runs.tables import Epoch
 from stage2_temporal.training.loop import fix_seeds, loss_function
 from stage2_temporal.training.scaling import TOLERANCE, target_scale
 
-Floats = NDArray[np.float64]
 PARTS, STATE = "finetune.parts", "state.npz"
 TENSOR_CORES = (7, 0)  # compute capability from which half precision is the faster one
 

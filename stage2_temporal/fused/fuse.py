@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
+from features._common.types import Tensor
 from features.config import Config, read_config
 from features.errors import DataError, StoreError
 from features.store import Store
@@ -31,7 +32,7 @@ from stage1_extract.frame_loader import resize_frame
 from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import read_task
 from stage2_temporal.heads import check_uses_maps, find_head
-from stage2_temporal.heads.graph import Tensor, model_inputs
+from stage2_temporal.heads.graph import model_inputs
 from stage2_temporal.train import load_model
 from stage2_temporal.training.scaling import TOLERANCE
 

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Tensor
 from stage2_temporal.heads.gradient import GradientHead
-from stage2_temporal.heads.graph import Tensor
 from stage2_temporal.heads.pooled import PooledFrames
 from stage2_temporal.heads.recurrent import output_layers
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
 
+from features._common.types import Floats, Tensor
 from features.config import Config
 from features.errors import ConfigError
 from features.store import TopRecord
@@ -33,20 +34,11 @@ from stage2_temporal.data.derived_streams import DerivedStream
 from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_head_inputs
 from stage2_temporal.data.splits import split_at
 from stage2_temporal.data.time_augmentation import augments_time
-from stage2_temporal.heads.graph import (
-    ExampleReader,
-    Graph,
-    NamedTensors,
-    Tensor,
-    concatenate,
-    model_inputs,
-    submodel_from,
-)
+from stage2_temporal.heads.graph import ExampleReader, Graph, NamedTensors, concatenate, model_inputs, submodel_from
 from stage2_temporal.heads.settings import FIELDS, SIGNATURE, sections
 from stage2_temporal.training.loop import predict_batches
 from stage2_temporal.training.scaling import Scale, rebuild_top, target_scale
 
-Floats = NDArray[np.float64]
 ValidationSet = tuple[HeadInputs, Floats]
 
 

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import GradientBoostingRegressor
 
-from stage2_temporal.heads.base import Floats
+from features._common.types import Floats, Tensor
 from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors
-from stage2_temporal.heads.graph import Tensor
 from stage2_temporal.heads.pooled import PooledStatistics
 
 LEARNING_RATE = 0.1  # what each tree's answer counts

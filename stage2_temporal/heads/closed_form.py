@@ -12,9 +12,9 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Floats, Tensor
 from stage2_temporal.data.examples import HeadInputs
-from stage2_temporal.heads.base import Floats, Head, ValidationSet
-from stage2_temporal.heads.graph import Tensor
+from stage2_temporal.heads.base import Head, ValidationSet
 from stage2_temporal.runs.tables import Epoch
 from stage2_temporal.training.loop import TrainingResult
 from stage2_temporal.training.scaling import Scale, vector_scale

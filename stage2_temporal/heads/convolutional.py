@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import keras
 
+from features._common.types import Tensor
 from stage2_temporal.data.examples import as_maps
 from stage2_temporal.heads.gradient import GradientHead
-from stage2_temporal.heads.graph import NamedTensors, Tensor, concatenate
+from stage2_temporal.heads.graph import NamedTensors, concatenate
 from stage2_temporal.heads.pooled import PooledFrames
 from stage2_temporal.heads.recurrent import output_layers
 

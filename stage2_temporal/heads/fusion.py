@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
+from features._common.types import Floats, Tensor
 from features.streams import GEOMETRY
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_maps
 from stage2_temporal.data.pooling import check_grid, grid_changes, grid_means
-from stage2_temporal.heads.base import Floats, Head, ValidationSet
+from stage2_temporal.heads.base import Head, ValidationSet
 from stage2_temporal.heads.closed_form import standardise_targets, standardise_vectors
-from stage2_temporal.heads.graph import Graph, NamedTensors, Tensor, concatenate
+from stage2_temporal.heads.graph import Graph, NamedTensors, concatenate
 from stage2_temporal.heads.vehicle import VehicleHead, about_vehicles
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import vector_scale

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import keras
 
+from features._common.types import Floats
 from stage2_temporal.data.examples import HeadInputs
-from stage2_temporal.heads.base import Floats, Head, ValidationSet
+from stage2_temporal.heads.base import Head, ValidationSet
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import vector_scale
 

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Tensor
 from stage2_temporal.data.examples import HeadInputs
 
-Tensor = Any  # keras.KerasTensor; keras ships no types
 NamedTensors = dict[str, Any]  # tensors or arrays by input name
 
 

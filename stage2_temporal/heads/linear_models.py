@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from sklearn import kernel_ridge, linear_model, svm
 from sklearn.exceptions import ConvergenceWarning
 
-from stage2_temporal.heads.base import Floats
+from features._common.types import Floats, Tensor
 from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors, linear_layer
-from stage2_temporal.heads.graph import Tensor
 from stage2_temporal.heads.pooled import PooledStatistics
 
 GAMMA_SCALE = 0.1  # γ · F: windows are compared over distances that are large beside their own, a bent plane

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Floats, Tensor
 from features.errors import ConfigError
 from features.store import Store
 from features.streams import APPEARANCE
@@ -19,8 +20,8 @@ from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_maps
 from stage2_temporal.data.grid_pooling import GridPooling
 from stage2_temporal.data.pca_projection import PCABasis, PCAProjection, check_count, fit_pca
 from stage2_temporal.data.pooling import absolute_differences, check_grid, grid_changes, grid_means
-from stage2_temporal.heads.base import Floats, Head
-from stage2_temporal.heads.graph import NamedTensors, Tensor, concatenate
+from stage2_temporal.heads.base import Head
+from stage2_temporal.heads.graph import NamedTensors, concatenate
 
 MIN_CHANGE = 1e-3  # of the window's mean change, added to each cell's
 TINY = 1e-12  # and this where nothing moves at all

@@ -6,10 +6,11 @@ from typing import ClassVar
 
 import keras
 
+from features._common.types import Tensor
 from stage2_temporal.data.examples import as_maps
 from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.gradient import GradientHead
-from stage2_temporal.heads.graph import NamedTensors, Tensor, concatenate
+from stage2_temporal.heads.graph import NamedTensors, concatenate
 from stage2_temporal.heads.pooled import PooledFrames
 
 

@@ -16,13 +16,14 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Floats, Tensor
 from features.errors import ConfigError
 from features.store import TopRecord
 from features.streams import GEOMETRY
 from stage2_temporal.data.examples import HeadInputs, StoreExamples
-from stage2_temporal.heads.base import Floats, Head, ValidationSet
+from stage2_temporal.heads.base import Head, ValidationSet
 from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors, linear_layer, standardise_targets
-from stage2_temporal.heads.graph import NamedTensors, Tensor
+from stage2_temporal.heads.graph import NamedTensors
 from stage2_temporal.training.scaling import target_scale
 from stage2_temporal.vehicle.camera_geometry import (
     CameraGeometry,

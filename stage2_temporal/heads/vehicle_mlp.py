@@ -12,12 +12,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from features._common.types import Floats, Tensor
 from features.streams import GEOMETRY
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import HeadInputs
-from stage2_temporal.heads.base import Floats, ValidationSet
+from stage2_temporal.heads.base import ValidationSet
 from stage2_temporal.heads.gradient import GradientHead
-from stage2_temporal.heads.graph import NamedTensors, Tensor, model_inputs
+from stage2_temporal.heads.graph import NamedTensors, model_inputs
 from stage2_temporal.heads.vehicle import ExamplesWithGeometry, VehicleHead
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, vector_scale

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Floats
 from features.sequences import FrameSequence
 from features.windows import Examples
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

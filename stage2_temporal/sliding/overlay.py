@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Image
 from features.errors import DataError
 from features.sequences import Box, FrameSequence
 
-Image = NDArray[np.uint8]
 Values = NDArray[np.float32]
 SECONDS = 5.0  # of the strip chart
 FONT = cv2.FONT_HERSHEY_SIMPLEX

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from features._common.log import logger
 from features._common.progress import progress_bar
+from features._common.types import Image
 from features.config import Config
 from features.errors import ConfigError, DataError
 from features.sequences import Box, FrameSequence
@@ -24,7 +25,7 @@ from features.streams import APPEARANCE, MOTION
 from features.tracks import Track, track_key_by_label, tracked_vehicles
 from features.windows import Examples
 from stage1_extract import optical_flow
-from stage1_extract.datasets.clip import Clip, Image
+from stage1_extract.datasets.clip import Clip
 from stage1_extract.frame_loader import resize_frame
 from stage1_extract.tracking.online_tracker import OnlineTracker
 from stage1_extract.tracking.sequence_tracks import SHORT_SEQUENCE, to_grey, track_clips

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from features._common.log import logger
+from features._common.types import Floats
 from features.config import TrainConfig
 from features.errors import FramebankError
 from stage2_temporal.data.batches import Batches
@@ -27,8 +28,6 @@ from stage2_temporal.training.adam import Adam
 from stage2_temporal.training.ahead import Ahead
 from stage2_temporal.training.fast_layers import with_fast_layers
 from stage2_temporal.training.interrupt import DeferredInterrupt
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Floats
 from features.errors import StoreError
 from features.store import TopRecord
 
-Floats = NDArray[np.float64]
 TOLERANCE = 1e-4  # by which two forms of one model may differ, relative to the largest value, float32
 
 

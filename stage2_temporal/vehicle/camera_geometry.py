@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Floats
 from features.errors import DataError
 from features.sequences import Camera
 from stage2_temporal.vehicle.geometry import (
@@ -23,8 +24,6 @@ from stage2_temporal.vehicle.geometry import (
     fit_ground_from_motion,
     geometry_vector,
 )
-
-Floats = NDArray[np.float64]
 
 CAMERA_GEOMETRY_FILE = "ground.json"
 UNIT_GROUND = Ground(0.0, 1.0, 1.0)  # rates of size need no ground

@@ -16,12 +16,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from features._common.types import Floats
 from features.errors import DataError
 from features.sequences import Camera
-
-Floats = NDArray[np.float64]
 
 PIXEL = 0.05  # px: standard deviation of a well matched box's size
 FARTHEST = 200.0  # m: feet at the horizon or above it count as this far

@@ -12,16 +12,12 @@ fitted on.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 
+from features._common.types import Floats, Tensor
 from stage2_temporal.vehicle.geometry import ESTIMATES, GEOMETRY_NAMES, HUBER
-
-Tensor = Any  # keras.KerasTensor or an array; keras ships no types
-Floats = NDArray[np.float64]
 
 PLACES = ("x_foot", "x_size", "y_foot", "y_size")
 STATES = ("log_width", "log_height", *PLACES, "closing", "u_rate", "v_rate", "seen", "confidence")

@@ -8,14 +8,13 @@ import pytest
 import skimage.data
 from numpy.typing import NDArray
 
+from features._common.types import Image
 from features.sequences import Box, FrameSequence, Label
 from features.tracks import Track, track_keys
 from stage1_extract.tracking.follower import occluding_boxes
 from stage1_extract.tracking.online_tracker import OnlineTracker
 from stage1_extract.tracking.sequence_tracks import track_vehicles
 from stage1_extract.tracking.tracker import track_known_boxes
-
-Image = NDArray[np.uint8]
 
 FAR: Box = (100.0, 80.0, 160.0, 130.0)
 GROWTH = 0.98  # of the one behind, a frame; the one before it grows instead

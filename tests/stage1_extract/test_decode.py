@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from features._common.types import Image
 from features.config import DataConfig, FramesConfig
 from features.frame_ranges import full_range
 from stage1_extract.datasets import scan
-from stage1_extract.datasets.clip import Clip, FrameSource, Image
+from stage1_extract.datasets.clip import Clip, FrameSource
 from stage1_extract.frame_loader import AHEAD, FRAMES_PER_JOB, TURN, TURN_FOLLOWING, DecodeOptions, load_frames
 from tests.helpers import write_clips
 

@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
+from features._common.types import Image
 from features.config import DataConfig
 from features.errors import DataError
 from stage1_extract.datasets import scan
-from stage1_extract.datasets.clip import Catalogue, Image
+from stage1_extract.datasets.clip import Catalogue
 from stage1_extract.datasets.video import Video, split_of
 
 FORMATS = [("a.avi", "MJPG"), ("a.mp4", "mp4v"), ("a.mkv", "mp4v")]

@@ -14,11 +14,11 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from features._common.types import Floats
 from features.recipe import canonical_json
 from stage1_extract import optical_flow
 from stage1_extract.sample import render_sample_set
 
-Floats = NDArray[np.float64]
 WIDTH, HEIGHT = optical_flow.SIZE
 
 

@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from test_extract import content, settings
 
+from features._common.types import Image
 from features.config import Config
 from features.errors import BadInputs, DataError
 from features.sequences import Box, FrameSequence, Label
@@ -23,7 +24,7 @@ from features.store_writer import StreamContent, extend_store
 from stage1_extract import extract as module
 from stage1_extract import optical_flow
 from stage1_extract.datasets import scan
-from stage1_extract.datasets.clip import Catalogue, Clip, Image
+from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.engines.engine import Engine, build_trunk
 from stage1_extract.extract import extract
 from stage1_extract.info import describe_store

@@ -14,8 +14,9 @@ import pytest
 import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from features._common.types import Floats, Image
 from features.errors import DataError
 from features.sequences import Box
 from features.tracks import Track
@@ -24,9 +25,6 @@ from stage1_extract.sample.render import render_frames as painted
 from stage1_extract.sample.scene import FPS, vehicle_box
 from stage1_extract.tracking.tracker import track_box
 from stage2_temporal.vehicle.geometry import confidence_weights, weighted_line
-
-Image = NDArray[np.uint8]
-Floats = NDArray[np.float64]
 
 FINE = 8  # pictures are drawn this many times finer and averaged, as a sensor's pixels do
 SIZE = 320, 200

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from features._common.types import Image
 from features.errors import DataError
 from features.sequences import Box
-from stage1_extract.datasets.clip import Image
 from stage1_extract.sample import clip_scene
 from stage1_extract.sample.render import render_frames as painted
 from stage1_extract.sample.scene import vehicle_box

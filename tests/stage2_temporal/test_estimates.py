@@ -5,8 +5,8 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from features._common.types import Floats
 from features.sequences import Camera
 from stage2_temporal.vehicle.geometry import ESTIMATES, GEOMETRY_NAMES, Ground, geometry_vector
 from stage2_temporal.vehicle.velocity_estimates import (
@@ -17,7 +17,6 @@ from stage2_temporal.vehicle.velocity_estimates import (
     select_columns,
 )
 
-Floats = NDArray[np.float64]
 GROUND, CAMERA = Ground(340.0, 1270.0, 1500.0), Camera(714.0, 710.0, 675.0, 376.0)
 
 

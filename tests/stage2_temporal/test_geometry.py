@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
+from features._common.types import Floats
 from features.errors import DataError
 from features.sequences import Camera
 from stage2_temporal.vehicle.geometry import (
@@ -24,8 +24,6 @@ from stage2_temporal.vehicle.geometry import (
     geometry_vector,
     weighted_line,
 )
-
-Floats = NDArray[np.float64]
 
 CAMERA = Camera(714.0, 710.0, 675.0, 376.0)
 GROUND = Ground(340.0, 1000.0, 1400.0)

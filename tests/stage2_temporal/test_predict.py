@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from features._common.types import Image
 from features.config import Config
 from features.errors import DataError
 from stage1_extract.__main__ import main as stage1
-from stage1_extract.datasets.clip import Image
 from stage1_extract.datasets.video_metadata import check_constant_size, readable_rate
 from stage1_extract.frame_loader import resize_frame
 from stage2_temporal import predict as module

@@ -11,12 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
+from features._common.types import Image
 from features.config import Config, read_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence
 from features.store import Store
 from stage1_extract.datasets import scan
-from stage1_extract.datasets.clip import Clip, Image
+from stage1_extract.datasets.clip import Clip
 from stage1_extract.sample import render_sample_set
 from stage1_extract.tracking.sequence_tracks import track_clips
 from stage2_temporal.__main__ import main

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from features._common.types import Image
 from features.config import DataConfig, read_config
 from features.sequences import FrameSequence
 from stage1_extract import optical_flow
 from stage1_extract.__main__ import main as stage1
 from stage1_extract.datasets import scan
-from stage1_extract.datasets.clip import Catalogue, Clip, FrameSource, Image
+from stage1_extract.datasets.clip import Catalogue, Clip, FrameSource
 from stage1_extract.frame_loader import resize_frame
 from stage1_extract.sample import render_sample_set
 from stage2_temporal import predict as module
