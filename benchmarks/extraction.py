@@ -36,8 +36,9 @@ from stage1_extract.frame_loader import resize_frame
 from stage1_extract.sample import render_sample_set
 
 with quiet_imports():
+    from stage1_extract.backbone.trunk import build_trunk
     from stage1_extract.engines import openvino
-    from stage1_extract.engines.engine import Engine, build_trunk
+    from stage1_extract.engines.engine import Engine
     from stage1_extract.extract import extract
 
 BASE = "keras predict, batches of 32"

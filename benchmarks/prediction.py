@@ -21,7 +21,8 @@ from features.config import BackboneConfig, Config, FramesConfig, HeadConfig
 with quiet_imports():
     import keras
 
-    from stage1_extract.engines.engine import Engine, build_trunk
+    from stage1_extract.backbone.trunk import build_trunk
+    from stage1_extract.engines.engine import Engine
     from stage2_temporal.fused.fuse import build_fused_model
     from stage2_temporal.heads import build_model
     from stage2_temporal.sliding.sliding_window import RunModels, SlidingWindow

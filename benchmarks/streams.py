@@ -23,9 +23,10 @@ from features.tracks import tracked_vehicles
 
 with quiet_imports():
     from stage1_extract import optical_flow
+    from stage1_extract.backbone.trunk import build_trunk
     from stage1_extract.datasets import scan
     from stage1_extract.datasets.clip import Image
-    from stage1_extract.engines.engine import Engine, build_trunk
+    from stage1_extract.engines.engine import Engine
     from stage1_extract.extract import extract
     from stage1_extract.sample import render_sample_set
     from stage1_extract.tracking.sequence_tracks import track_vehicles

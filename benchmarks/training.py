@@ -34,8 +34,8 @@ from features.store_writer import StreamContent, assemble_store
 with quiet_imports():
     import keras
 
+    from stage1_extract.backbone.trunk import Trunk, build_trunk
     from stage1_extract.datasets import scan
-    from stage1_extract.engines.engine import Trunk, build_trunk
     from stage1_extract.extract import extract
     from stage1_extract.sample import render_sample_set
     from stage2_temporal import train

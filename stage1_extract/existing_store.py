@@ -16,7 +16,8 @@ from features.sequences import FrameSequence
 from features.store import Header, Store, StreamInfo, TopRecord
 from features.streams import APPEARANCE
 from features.tracks import Track
-from stage1_extract.engines.engine import Engine, Trunk
+from stage1_extract.backbone.trunk import Trunk
+from stage1_extract.engines.engine import Engine
 from stage1_extract.plan import StoredStreams, complete_sequences
 
 DamagedRows = Mapping[

@@ -35,8 +35,9 @@ from features.store_writer import ShardWriter, StreamContent, assemble_store, ch
 from features.streams import APPEARANCE, MOTION
 from features.tracks import Track, TrackedVehicle, track_keys
 from stage1_extract import optical_flow
+from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets.clip import Catalogue, Clip
-from stage1_extract.engines.engine import Engine, build_trunk
+from stage1_extract.engines.engine import Engine
 from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo, with_fingerprint
 from stage1_extract.frame_loader import FRAMES_PER_JOB, DecodeOptions, FlowStrip, LoadedFrames, load_frames
 from stage1_extract.plan import ExtractionPlan, complete_sequences, plan_extraction, vehicles_without_tracks

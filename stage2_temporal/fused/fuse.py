@@ -25,9 +25,9 @@ from features.errors import DataError, StoreError
 from features.store import Store
 from features.streams import APPEARANCE
 from features.windows import Examples
+from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Clip
-from stage1_extract.engines.engine import build_trunk
 from stage1_extract.frame_loader import resize_frame
 from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import read_task

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from features.config import Config, read_config
 from features.errors import StoreError
 from features.streams import APPEARANCE, GEOMETRY
-from stage1_extract.engines.engine import Engine, Trunk, build_trunk
+from stage1_extract.backbone.trunk import Trunk, build_trunk
+from stage1_extract.engines.engine import Engine
 from stage2_temporal.heads import check_streams
 from stage2_temporal.heads.graph import NamedTensors, model_inputs, submodel_from
 from stage2_temporal.runs.folder import read_metrics

@@ -13,7 +13,8 @@ from features.errors import ConfigError, DataError
 from features.recipe import Recipe
 from stage1_extract.backbone.cut import find_cut, top_model, trunk_model
 from stage1_extract.backbone.registry import find_backbone, load_backbone, weights_digest
-from stage1_extract.engines.engine import Engine, build_trunk
+from stage1_extract.backbone.trunk import build_trunk
+from stage1_extract.engines.engine import Engine
 
 FRAMES = FramesConfig()  # 320x180, as published
 SMALL = FramesConfig(width=64, height=48)

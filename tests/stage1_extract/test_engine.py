@@ -21,10 +21,11 @@ from features.errors import ConfigError
 from features.store import Store
 from features.store_writer import ShardWriter
 from stage1_extract.__main__ import main
+from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import image_sequence as files
 from stage1_extract.datasets import scan
 from stage1_extract.engines import openvino
-from stage1_extract.engines.engine import Engine, build_trunk, choose_engine, relative_error
+from stage1_extract.engines.engine import Engine, choose_engine, relative_error
 from stage1_extract.engines.tensorflow import TensorFlowRunner, largest_batch
 from stage1_extract.extract import extract
 from stage1_extract.frame_loader import resize_frame

@@ -26,8 +26,9 @@ from features.store import Store
 from stage1_extract import extract as module
 from stage1_extract import frame_loader
 from stage1_extract.__main__ import main
+from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
-from stage1_extract.engines.engine import Engine, build_trunk
+from stage1_extract.engines.engine import Engine
 from stage1_extract.extract import ExtractionResult, extract
 from tests.helpers import flip, picture, write_clips
 

@@ -23,9 +23,10 @@ from features.store import Store, StreamInfo
 from features.store_writer import StreamContent, extend_store
 from stage1_extract import extract as module
 from stage1_extract import optical_flow
+from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Catalogue, Clip
-from stage1_extract.engines.engine import Engine, build_trunk
+from stage1_extract.engines.engine import Engine
 from stage1_extract.extract import extract
 from stage1_extract.info import describe_store
 from stage1_extract.tracking.sequence_tracks import FRAMES_PER_READ, SHORT_SEQUENCE, LazyGreyFrames, to_grey

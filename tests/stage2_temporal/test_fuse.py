@@ -14,7 +14,8 @@ import pytest
 from features.config import BackboneConfig, Config, ExtractConfig, FramesConfig, HeadConfig
 from features.store import Store
 from stage1_extract.__main__ import main as stage1
-from stage1_extract.engines.engine import Engine, build_trunk
+from stage1_extract.backbone.trunk import build_trunk
+from stage1_extract.engines.engine import Engine
 from stage2_temporal.__main__ import main as stage2
 from stage2_temporal.fused.fuse import Equality, build_fused_model, compare_models
 from stage2_temporal.heads import build_model
