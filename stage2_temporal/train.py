@@ -13,7 +13,7 @@ from features._common.atomic import atomic_write
 from features._common.log import logger
 from features._common.types import Floats
 from features.config import Config, read_config
-from features.errors import DataError, StoreError
+from features.errors import StoreError
 from features.store import Store
 from features.streams import UNITS
 from stage2_temporal.data.examples import StoreExamples, StoreSource
@@ -25,6 +25,7 @@ from stage2_temporal.report import write_report
 from stage2_temporal.runs import submission, tables
 from stage2_temporal.runs.folder import atomic_folder, read_metrics
 from stage2_temporal.training.loop import TrainingResult
+from stage2_temporal.training.model_files import load_model
 from stage2_temporal.training.scaling import parameters
 
 FEW = 10  # test sequences below which a verdict comes with a warning
@@ -92,20 +93,6 @@ def evaluate(path: Path, store: Store) -> None:
         _write_json(temporary, metrics)
     write_report(path, store)
     print(f"{tables.metrics_table(metrics)}\n{path / 'report.html'}")
-
-
-def load_model(path: Path, name: str = "model.keras") -> keras.Model:
-    """A model in a run's folder.
-
-    Raises:
-        DataError: there is none, or it cannot be loaded safely.
-    """
-    file = path / name
-    try:
-        return keras.models.load_model(file, compile=False, safe_mode=True)
-    except (ValueError, OSError, TypeError, KeyError) as e:
-        line = " ".join(str(e).split())[:300]
-        raise DataError(f"{file}: cannot be loaded ({line})", hint="train anew") from None
 
 
 def _train(config: Config, store: Store, wanted: Task, folder: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from stage2_temporal.fused.fuse import (
 )
 from stage2_temporal.heads import uses_track_alone
 from stage2_temporal.heads.graph import model_inputs
-from stage2_temporal.train import load_model
+from stage2_temporal.training.model_files import load_model
 from stage2_temporal.training.scaling import TOLERANCE
 
 NamedOutputs = Mapping[str, NDArray[np.float32]]

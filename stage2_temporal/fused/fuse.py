@@ -33,7 +33,7 @@ from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import read_task
 from stage2_temporal.heads import check_uses_maps, find_head
 from stage2_temporal.heads.graph import model_inputs
-from stage2_temporal.train import load_model
+from stage2_temporal.training.model_files import load_model
 from stage2_temporal.training.scaling import TOLERANCE
 
 HALF = 2.0**-11  # what rounding to half precision can do to a value

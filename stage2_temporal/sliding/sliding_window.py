@@ -26,7 +26,7 @@ from stage2_temporal.heads import check_streams
 from stage2_temporal.heads.graph import NamedTensors, model_inputs, submodel_from
 from stage2_temporal.runs.folder import read_metrics
 from stage2_temporal.sliding.frame_cache import FrameCache
-from stage2_temporal.train import load_model
+from stage2_temporal.training.model_files import load_model
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, read_camera_geometry
 
 Maps = NDArray[np.float32]

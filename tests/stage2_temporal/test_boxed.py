@@ -24,7 +24,8 @@ from stage2_temporal.heads import find_head
 from stage2_temporal.heads.vehicle import BoxRidge, window_tracks
 from stage2_temporal.heads.vehicle_mlp import BoxMLP
 from stage2_temporal.runs.folder import read_metrics
-from stage2_temporal.train import evaluate, load_model, train
+from stage2_temporal.train import evaluate, train
+from stage2_temporal.training.model_files import load_model
 from stage2_temporal.vehicle.camera_geometry import read_camera_geometry
 from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES
 from tests.helpers import write_store
