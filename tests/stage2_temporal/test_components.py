@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from sklearn.decomposition import PCA
-from test_derived import chosen
-from test_training import LENGTH, SHAPE, maps_and_clips, tiny_top
 
 from features.errors import ConfigError
 from features.store import Store, StreamInfo
@@ -26,6 +24,7 @@ from stage2_temporal.data.examples import load_examples
 from stage2_temporal.data.pca_projection import PCABasis, PCAProjection, fit_pca
 from stage2_temporal.heads import find_head
 from tests.helpers import write_store
+from tests.stage2_helpers import CLIP_LENGTH, MAP_SHAPE, conv_top, drifting_clips, train_config
 
 COUNTS = {"train": 10, "test": 3}
 PCA8 = PCAProjection("appearance", 8)
@@ -33,7 +32,7 @@ PCA8 = PCAProjection("appearance", 8)
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    maps, sequences = maps_and_clips(COUNTS, noise=0.3)
+    maps, sequences = drifting_clips(COUNTS, noise=0.3)
     return write_store(tmp_path / "s.h5", sequences, {"appearance": maps})
 
 
@@ -43,7 +42,7 @@ def frames(path: Path, count: int) -> Any:
 
 
 def test_it_is_scikit_learns_of_the_training_frames(path: Path) -> None:
-    seen = frames(path, 10 * LENGTH)
+    seen = frames(path, 10 * CLIP_LENGTH)
     exact = PCA(8, svd_solver="full").fit(seen)
     assert derive_streams(path, [PCA8]) == ["pca8"]
     with Store(path) as store:
@@ -52,7 +51,7 @@ def test_it_is_scikit_learns_of_the_training_frames(path: Path) -> None:
     signs = np.sign(np.sum(basis.components * exact.components_, axis=1))
     np.testing.assert_allclose(basis.mean, seen.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(basis.components * signs[:, None], exact.components_, atol=1e-6)
-    expected = exact.transform(frames(path, 13 * LENGTH))  # of the test split too
+    expected = exact.transform(frames(path, 13 * CLIP_LENGTH))  # of the test split too
     np.testing.assert_allclose(got * signs, expected, atol=1e-5 * np.abs(expected).max())
 
 
@@ -79,7 +78,7 @@ def test_blocks_find_the_same_and_a_draw_repeats_itself(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("difference", [False, True])
 @pytest.mark.parametrize("name", ["ridge", "pooled_lstm", "boosting"])
 def test_cached_is_uncached(path: Path, name: str, difference: bool, tmp_path: Path) -> None:
-    X, y, _ = load_examples(path, chosen())
+    X, y, _ = load_examples(path, train_config(window={"length": 4}))
     settings = {"units": 4, "dense": 0, "epochs": 1, "batch": 8, "lags": (1, 2), "layers": 2}
     head = find_head(name)(components=8, difference=difference, **settings).fit(X, y)
     assert head._ready(X) and X.source.store.streams["pca8"] == PCA8.info(X.source.store)
@@ -87,7 +86,7 @@ def test_cached_is_uncached(path: Path, name: str, difference: bool, tmp_path: P
     tolerance = 1e-5 * np.abs(cached).max()
     np.testing.assert_allclose(head.predict(X.stream("appearance")), cached, atol=tolerance)
     layer = head.model_.get_layer("features.components")
-    assert not layer.trainable_weights and layer.kernel.shape == (np.prod(SHAPE), 8)
+    assert not layer.trainable_weights and layer.kernel.shape == (np.prod(MAP_SHAPE), 8)
     head.model_.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
     again = find_head(name)(**head.get_params()).restore(loaded)
@@ -99,7 +98,7 @@ def test_a_store_that_cannot_be_written_and_a_plain_array(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stage2_temporal.data.derived_streams.LOCK_TIMEOUT", 0.1)
-    X, y, _ = load_examples(path, chosen(LENGTH))  # every training frame once
+    X, y, _ = load_examples(path, train_config(window={"length": CLIP_LENGTH}))  # every training frame once
     heads = [find_head("pooled_lstm")(components=8, units=4, dense=0, epochs=1, batch=8) for _ in range(3)]
     with FileLock(path.with_name(f"{path.name}.lock")):
         heads[0].fit(X, y)
@@ -114,7 +113,7 @@ def test_a_store_that_cannot_be_written_and_a_plain_array(
 
 
 def test_other_training_clips_make_it_anew_and_a_model_keeps_its_own(path: Path, tmp_path: Path) -> None:
-    X, y, _ = load_examples(path, chosen())
+    X, y, _ = load_examples(path, train_config(window={"length": 4}))
     head = find_head("ridge")(components=8).fit(X, y)
     expected = head.predict(X.stream("appearance"))
     with Store(path) as store:
@@ -127,7 +126,7 @@ def test_other_training_clips_make_it_anew_and_a_model_keeps_its_own(path: Path,
         assert PCA8.info(store).fingerprint != was.fingerprint
         assert PCA8.info(same).fingerprint == was.fingerprint
     assert derive_streams(other, [PCA8]) == ["pca8"]
-    there = load_examples(other, chosen(), splits=("train", "test"))[0]
+    there = load_examples(other, train_config(window={"length": 4}), splits=("train", "test"))[0]
     assert not head._ready(there)  # the store's components are others than the model's
     at = [i for i, s in enumerate(there.groups.tolist()) if s < 10]
     np.testing.assert_allclose(head.predict(there[np.array(at)]), expected, rtol=1e-5)
@@ -166,17 +165,17 @@ def test_a_damaged_basis_is_found(path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_refusals(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    X, y, _ = load_examples(path, chosen())
-    most = 10 * LENGTH - 1
+    X, y, _ = load_examples(path, train_config(window={"length": 4}))
+    most = 10 * CLIP_LENGTH - 1
     with pytest.raises(ConfigError, match=f"at most {most} .*got {most + 1}.*--head.components {most}"):
         find_head("ridge")(components=most + 1).fit(X, y)
     with pytest.raises(ConfigError, match="at most 11 "):
         find_head("ridge")(components=12).fit(X.stream("appearance")[:3], y[:3])
     with pytest.raises(ConfigError, match="components"):
         find_head("ridge")(components=-1).fit(X, y)
-    maps, sequences = maps_and_clips(COUNTS)
-    topped = write_store(tmp_path / "t.h5", sequences, {"appearance": maps}, top=tiny_top())
-    T, _, _ = load_examples(topped, chosen())
+    maps, sequences = drifting_clips(COUNTS)
+    topped = write_store(tmp_path / "t.h5", sequences, {"appearance": maps}, top=conv_top())
+    T, _, _ = load_examples(topped, train_config(window={"length": 4}))
     for call in (lambda: find_head("ridge")(components=4).fit(T, y), lambda: find_head("gru")(components=4).derived(T)):
         with pytest.raises(ConfigError, match=r"backbone\.top = false"):
             call()

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import pytest
 from filelock import FileLock
-from test_training import LENGTH, SHAPE, config, maps_and_clips, tiny_top
 
 from features.errors import ConfigError
 from features.store import Store
@@ -19,17 +18,13 @@ from stage2_temporal.data.examples import ArrayExamples, load_examples
 from stage2_temporal.data.grid_pooling import GridPooling
 from stage2_temporal.heads import find_head
 from tests.helpers import write_store
+from tests.stage2_helpers import CLIP_LENGTH, MAP_SHAPE, conv_top, drifting_clips, train_config
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    maps, sequences = maps_and_clips({"train": 10, "test": 3})
+    maps, sequences = drifting_clips({"train": 10, "test": 3})
     return write_store(tmp_path / "s.h5", sequences, {"appearance": maps})
-
-
-def chosen(length: int = 4, stride: int = 1) -> Any:
-    base = config()
-    return base.model_copy(update={"window": base.window.model_copy(update={"length": length, "stride": stride})})
 
 
 @pytest.mark.parametrize("name", ["pooled", "grid3x4", "change2x2", "change1x1lag3", "motion.grid2x2", "motion.pooled"])
@@ -49,8 +44,10 @@ def test_numbers_by_hand(path: Path) -> None:
     derive_streams(path, [parse_stream_name(n) for n in ("pooled", "change1x1", "change1x1lag2")])
     with Store(path) as store:
         rows = np.arange(store.frames)
-        maps = store.read("appearance", rows).astype(np.float32).reshape(-1, LENGTH, *SHAPE)
-        got = {n: store.read(n, rows).reshape(-1, LENGTH, SHAPE[-1]) for n in store.streams if n != "appearance"}
+        maps = store.read("appearance", rows).astype(np.float32).reshape(-1, CLIP_LENGTH, *MAP_SHAPE)
+        got = {
+            n: store.read(n, rows).reshape(-1, CLIP_LENGTH, MAP_SHAPE[-1]) for n in store.streams if n != "appearance"
+        }
     assert set(got) == {"pooled", "change1x1", "change1x1lag2"}
     np.testing.assert_allclose(got["pooled"], maps.mean(axis=(2, 3)), atol=1e-6)
     for lag, name in ((1, "change1x1"), (2, "change1x1lag2")):
@@ -73,7 +70,7 @@ def test_blocks_do_not_show(path: Path, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", ["ridge", "pooled_lstm"])
 def test_cached_is_uncached(path: Path, name: str, settings: dict[str, Any], stride: int) -> None:
     """What is trained on from the store is the same part of the same model that takes maps."""
-    X, y, _ = load_examples(path, chosen(3, stride))
+    X, y, _ = load_examples(path, train_config(window={"length": 3, "stride": stride}))
     head = find_head(name)(units=4, dense=0, epochs=1, batch=8, lags=(1, 2), **settings).fit(X, y)
     assert head._ready(X)
     cached = head.predict(X)
@@ -85,11 +82,11 @@ def test_cached_is_uncached(path: Path, name: str, settings: dict[str, Any], str
 
 def test_it_is_derived_once_and_no_map_is_read_after_it(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     head = find_head("ridge")(difference=True)
-    X, y, _ = load_examples(path, chosen())
+    X, y, _ = load_examples(path, train_config(window={"length": 4}))
     head.fit(X, y)
     assert "derived" in capsys.readouterr().err
     before = path.stat().st_mtime_ns
-    X, y, _ = load_examples(path, chosen())
+    X, y, _ = load_examples(path, train_config(window={"length": 4}))
     head.fit(X, y).predict(X)
     assert capsys.readouterr().err == ""
     assert path.stat().st_mtime_ns == before
@@ -98,9 +95,9 @@ def test_it_is_derived_once_and_no_map_is_read_after_it(path: Path, capsys: pyte
 
 
 def test_a_trainable_top_is_never_passed_by(tmp_path: Path) -> None:
-    maps, sequences = maps_and_clips({"train": 10})
-    path = write_store(tmp_path / "s.h5", sequences, {"appearance": maps}, top=tiny_top())
-    X, y, _ = load_examples(path, chosen())
+    maps, sequences = drifting_clips({"train": 10})
+    path = write_store(tmp_path / "s.h5", sequences, {"appearance": maps}, top=conv_top())
+    X, y, _ = load_examples(path, train_config(window={"length": 4}))
     head = find_head("pooled_lstm")(units=4, epochs=1).fit(X, y)
     with Store(path) as store:
         assert list(store.streams) == ["appearance"]
@@ -112,7 +109,7 @@ def test_where_it_cannot_be_written_it_is_computed_and_said(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stage2_temporal.data.derived_streams.LOCK_TIMEOUT", 0.1)
-    X, y, _ = load_examples(path, chosen())
+    X, y, _ = load_examples(path, train_config(window={"length": 4}))
     with FileLock(path.with_name(f"{path.name}.lock")):
         locked = find_head("ridge")(difference=True).fit(X, y)
     assert "not kept in the store" in capsys.readouterr().err

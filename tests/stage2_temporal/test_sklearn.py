@@ -12,7 +12,6 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score, learning_curve
 from sklearn.pipeline import Pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
-from test_training import LENGTH, SHAPE, config, maps_and_clips
 
 from features.sequences import FrameSequence, Label
 from features.tracks import Track, track_keys
@@ -21,6 +20,7 @@ from stage2_temporal.heads import HEADS, find_head
 from stage2_temporal.heads.closed_form import ClosedFormHead
 from stage2_temporal.heads.vehicle import VehicleHead
 from tests.helpers import write_store
+from tests.stage2_helpers import CLIP_LENGTH, MAP_SHAPE, drifting_clips, train_config
 
 WHOLE = [head for head in HEADS.values() if not issubclass(head, VehicleHead)]  # the others take geometry vectors alone
 QUICK = [head() for head in WHOLE if issubclass(head, ClosedFormHead)]
@@ -47,18 +47,17 @@ def test_scikit_learns_checks_of_gradient_trained_heads(estimator: Any, check: A
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three clips a camera position, so that groups matter: one sequence, three labels."""
-    maps, clips = maps_and_clips({"train": 24, "test": 4}, noise=0.005)
+    maps, clips = drifting_clips({"train": 24, "test": 4}, noise=0.005)
     sequences = []
     for clip in clips:
         speed = clip.labels[0].targets["ego_speed"]
-        labels = tuple(Label(LENGTH - 1 - i, {"ego_speed": speed}) for i in range(3))
-        sequences.append(FrameSequence(clip.id, clip.split, LENGTH, 10.0, (64, 36), clip.digest, labels))
+        labels = tuple(Label(CLIP_LENGTH - 1 - i, {"ego_speed": speed}) for i in range(3))
+        sequences.append(FrameSequence(clip.id, clip.split, CLIP_LENGTH, 10.0, (64, 36), clip.digest, labels))
     return write_store(tmp_path_factory.mktemp("s") / "s.h5", sequences, {"appearance": maps})
 
 
 def examples(path: Path) -> tuple[StoreExamples, Any, Any]:
-    chosen = config()
-    return load_examples(path, chosen.model_copy(update={"window": chosen.window.model_copy(update={"length": 3})}))
+    return load_examples(path, train_config(window={"length": 3}))
 
 
 RIDGE = {"difference": True, "lags": (1,), "alpha": 0.1}
@@ -115,23 +114,26 @@ def test_slices_masks_and_pickled_copies_are_inputs(path: Path) -> None:
         assert len(chosen) == 3
         np.testing.assert_array_equal(chosen.stream("appearance"), X.stream("appearance")[9:12])
     assert X[9:12].source is X.source
-    assert X[:1].window("appearance") == (3, *SHAPE)
+    assert X[:1].window("appearance") == (3, *MAP_SHAPE)
     np.testing.assert_allclose(X[:1].times, [[-0.2, -0.1, 0.0]])
     with pytest.raises(TypeError, match="one example"):
         X[0]
 
 
 def test_tracks_are_those_of_the_windows_frames(tmp_path: Path) -> None:
-    maps, clips = maps_and_clips({"train": 2})
+    maps, clips = drifting_clips({"train": 2})
     box = (1.0, 2.0, 3.0, 4.0)
     clips = [
-        FrameSequence(c.id, c.split, LENGTH, 10.0, (64, 36), c.digest, (Label(4, {"vx": 1.0}, box),)) for c in clips
+        FrameSequence(c.id, c.split, CLIP_LENGTH, 10.0, (64, 36), c.digest, (Label(4, {"vx": 1.0}, box),))
+        for c in clips
     ]
 
-    boxes = np.arange(LENGTH * 4.0).reshape(LENGTH, 4)
-    tracks = {track_keys(clips[1])[0]: Track(boxes, np.linspace(0, 1, LENGTH))}
+    boxes = np.arange(CLIP_LENGTH * 4.0).reshape(CLIP_LENGTH, 4)
+    tracks = {track_keys(clips[1])[0]: Track(boxes, np.linspace(0, 1, CLIP_LENGTH))}
     store = write_store(tmp_path / "s.h5", clips, {"appearance": maps}, tracks=tracks)
-    chosen = config(target="vx").model_copy(update={"window": config().window.model_copy(update={"length": 3})})
+    chosen = train_config(target="vx").model_copy(
+        update={"window": train_config().window.model_copy(update={"length": 3})}
+    )
     X, _, _ = load_examples(store, chosen)
     found, confidence = X.tracks()
     assert np.isnan(found[0]).all() and (confidence[0] == 0).all()

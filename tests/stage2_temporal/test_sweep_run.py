@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-from test_training import LENGTH, maps_and_clips
 
 from features._common.lock import exclusive_write_lock
 from features.config import Config, read_config
@@ -24,6 +23,7 @@ from stage2_temporal.sweep.runner import SweepResult, run_sweep
 from stage2_temporal.sweep.spec import Sweep, read_sweep, sweep_entries
 from stage2_temporal.train import evaluate
 from tests.helpers import write_store
+from tests.stage2_helpers import CLIP_LENGTH, drifting_clips
 
 ROOT = Path(__file__).parents[2]
 TASK = f"""
@@ -36,7 +36,7 @@ preprocess = false
 [extract]
 dtype = "float32"
 [window]
-length = {LENGTH}
+length = {CLIP_LENGTH}
 [head]
 difference = true
 dense = 0
@@ -63,7 +63,7 @@ GOOD = SWEEP[: SWEEP.rindex("[[entries]]")]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Where sweeps are made: a store, a config and a sweep."""
-    maps, sequences = maps_and_clips({"train": 14, "validation": 6, "test": 6})
+    maps, sequences = drifting_clips({"train": 14, "validation": 6, "test": 6})
     (tmp_path / "stores").mkdir()
     write_store(tmp_path / "stores" / "task.h5", sequences, {"appearance": maps})
     (tmp_path / "task.toml").write_text(TASK)
@@ -150,7 +150,7 @@ def carried(
     units = {"head.name": "pooled_lstm", "head.units": [4, 5, 6], "train.epochs": 1}
     wanted = Sweep.model_validate({"sweep": {"name": "s", "jobs": 1, **plan}, "entries": [entry or units]})
     base = Config.model_validate(
-        {"window": {"length": LENGTH}, "frames": {"width": 32, "height": 18}, "extract": {"dtype": "float32"}}
+        {"window": {"length": CLIP_LENGTH}, "frames": {"width": 32, "height": 18}, "extract": {"dtype": "float32"}}
         | {"backbone": {"name": "Tiny", "preprocess": False}}
     )
     return run_sweep(wanted.sweep, sweep_entries(wanted, base), Path("stores/task.h5"))
@@ -200,13 +200,13 @@ def test_a_fold_is_an_ordinary_run(folder: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_does_not_fit_the_store_is_found_before_any_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     base = Config.model_validate(
-        {"window": {"length": LENGTH}, "frames": {"width": 32, "height": 18}, "extract": {"dtype": "float32"}}
+        {"window": {"length": CLIP_LENGTH}, "frames": {"width": 32, "height": 18}, "extract": {"dtype": "float32"}}
         | {"backbone": {"name": "Tiny", "preprocess": False}}
     )
     tables = [
         {"head.name": ["bert", "pooled_lstm"]},
         {"head.grid": [[9, 9]]},
-        {"window.length": LENGTH + 1},
+        {"window.length": CLIP_LENGTH + 1},
         {"data.target": "weight"},
     ]
     wanted = Sweep.model_validate({"sweep": {"name": "s", "jobs": 1}, "entries": tables})

@@ -19,66 +19,28 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from features.config import Config
 from features.errors import FramebankError
-from features.sequences import FrameSequence, Label
-from features.store import Store, TopRecord
+from features.store import Store
 from stage2_temporal.data.task import read_task, store_origin
 from stage2_temporal.runs import folder as folders
 from stage2_temporal.train import evaluate, train
 from tests.helpers import write_store
+from tests.stage2_helpers import CLIP_LENGTH, MAP_SHAPE, conv_top, drifting_clips, train_config
 
-LENGTH, SHAPE = 6, (3, 4, 16)
-
-
-def maps_and_clips(counts: dict[str, int], noise: float = 0.02) -> tuple[NDArray[np.float16], list[FrameSequence]]:
-    """Clips whose maps drift along a fixed pattern by each frame as fast as the car drives."""
-    rng = np.random.default_rng(5)
-    pattern, maps, sequences = rng.normal(size=SHAPE), [], []
-    for split, count in counts.items():
-        for i in range(1, count + 1):
-            speed, vx, vy = rng.uniform(5, 30), rng.normal(0.5, 2.3), rng.normal(0, 0.3)
-            start = rng.normal()
-            drift = [(start + speed / 30 * t) * pattern for t in range(LENGTH)]
-            maps.append(np.array(drift) + rng.normal(0, noise, (LENGTH, *SHAPE)))
-            label = Label(LENGTH - 1, {"ego_speed": speed, "vx": vx, "vy": vy}, position=(rng.uniform(5, 80), 0.0))
-            sequences.append(
-                FrameSequence(f"{split.title()}/{i}", split, LENGTH, 10.0, (64, 36), f"{split}{i}", (label,))
-            )
-    return np.concatenate(maps).astype(np.float16), sequences
-
-
-def tiny_top() -> TopRecord:
-    keras.utils.set_random_seed(3)
-    maps = keras.Input(SHAPE)
-    x = keras.layers.Conv2D(8, 1, use_bias=False, name="conv")(maps)
-    model = keras.Model(maps, keras.layers.BatchNormalization(name="bn")(x))
-    return TopRecord(model.to_json(), model.get_weights())
+FLATTEN_LSTM = {"name": "flatten_lstm", "units": 16, "dense": 8, "dropout": 0.5, "activation": "relu"}
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    maps, sequences = maps_and_clips({"train": 40, "validation": 12, "test": 12})
+    maps, sequences = drifting_clips({"train": 40, "validation": 12, "test": 12})
     return write_store(
         tmp_path_factory.mktemp("s") / "s.h5",
         sequences,
         {"appearance": maps},
-        top=tiny_top(),
+        top=conv_top(),
         trunk={"parameters": 1000},
-    )
-
-
-def config(head: dict[str, Any] | None = None, target: str = "ego_speed", **train: Any) -> Config:
-    base = {"name": "pooled_lstm", "units": 16, "dense": 8, "dropout": 0.0, "difference": True}
-    return Config.model_validate(
-        {
-            "data": {"target": target},
-            "window": {"length": LENGTH},
-            "head": base | (head or {}),
-            "train": {"epochs": 3, "batch": 8, "learning_rate": 0.01} | train,
-        }
     )
 
 
@@ -94,7 +56,7 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 def test_it_learns_and_writes_everything(path: Path, tmp_path: Path) -> None:
-    metrics = run(path, tmp_path / "r", config(epochs=40))
+    metrics = run(path, tmp_path / "r", train_config(epochs=40))
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == sorted(folders.FILES)
     assert [p.name for p in tmp_path.iterdir()] == ["r"]  # nothing unfinished is left
     assert metrics["splits"]["test"]["model"]["skill"] > 0.8
@@ -115,14 +77,14 @@ def test_it_learns_and_writes_everything(path: Path, tmp_path: Path) -> None:
 
 
 def test_parameters_count_the_trunk(path: Path, tmp_path: Path) -> None:
-    parameters = run(path, tmp_path / "r", config(epochs=1))["parameters"]
+    parameters = run(path, tmp_path / "r", train_config(epochs=1))["parameters"]
     lstm, dense, output, top = 4 * 16 * (16 + 16 + 1), 17 * 8, 9, 16 * 8 + 4 * 8
     assert parameters["total"] == 1000 + lstm + dense + output + top
     assert parameters["frozen"] == 1000 + 2 * 8  # the batch norm's moving mean and variance
 
 
 def test_an_unlearnable_target_is_called_no_better_than_a_constant(path: Path, tmp_path: Path) -> None:
-    metrics = run(path, tmp_path / "r", config(target="velocity", learning_rate=1e-6))
+    metrics = run(path, tmp_path / "r", train_config(target="velocity", learning_rate=1e-6))
     assert metrics["no_better_than_constant"] is True
     assert metrics["verdict"].startswith("No better than a constant on the test split: the predictions hardly vary")
     assert metrics["target"] == ["vx", "vy"]
@@ -130,7 +92,7 @@ def test_an_unlearnable_target_is_called_no_better_than_a_constant(path: Path, t
 
 
 def test_velocity_and_position_together(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = run(path, tmp_path / "r", config(target="velocity+position", epochs=1))
+    metrics = run(path, tmp_path / "r", train_config(target="velocity+position", epochs=1))
     assert (metrics["target"], metrics["unit"]) == (["vx", "vy", "x", "y"], None)
     assert metrics["units"] == ["m/s", "m/s", "m", "m"]
     test = metrics["splits"]["test"]
@@ -145,23 +107,26 @@ def test_velocity_and_position_together(path: Path, tmp_path: Path, capsys: pyte
     assert "EP [m²]" in (tmp_path / "r" / "report.html").read_text()
 
 
-@pytest.mark.parametrize("head", [{}, {"name": "flatten_lstm", "dropout": 0.5, "activation": "relu"}])
+@pytest.mark.parametrize("head", [{}, FLATTEN_LSTM])
 def test_same_numbers_twice_and_in_both_modes(path: Path, tmp_path: Path, head: dict[str, Any]) -> None:
     for name, memory in (("a", 4.0), ("b", 4.0), ("streamed", 1e-9)):
-        run(path, tmp_path / name, config(head, memory_gb=memory))
+        run(path, tmp_path / name, train_config(head, memory_gb=memory))
     contents = [(tmp_path / name / "predictions.csv").read_bytes() for name in ("a", "b", "streamed")]
     assert contents[0] == contents[1] == contents[2]
     losses = [[r["val_loss"] for r in rows(tmp_path / name / "history.csv")] for name in ("a", "streamed")]
     assert losses[0] == losses[1]
-    run(path, tmp_path / "other", config(head, seed=1))
+    run(path, tmp_path / "other", train_config(head, seed=1))
     assert (tmp_path / "other" / "predictions.csv").read_bytes() != contents[0]
 
 
 def test_saved_model_answers_in_metres_a_second_without_framebank(path: Path, tmp_path: Path) -> None:
     """Loaded by a fresh process that cannot import framebank, from the run's folder alone."""
-    run(path, tmp_path / "r", config())
+    run(path, tmp_path / "r", train_config())
     with Store(path) as store:
-        np.save(tmp_path / "maps.npy", store.read("appearance", np.arange(store.frames)).reshape(-1, LENGTH, *SHAPE))
+        np.save(
+            tmp_path / "maps.npy",
+            store.read("appearance", np.arange(store.frames)).reshape(-1, CLIP_LENGTH, *MAP_SHAPE),
+        )
     script = textwrap.dedent("""
         import importlib.util, keras, numpy as np
         assert importlib.util.find_spec("features") is None and importlib.util.find_spec("stage2_temporal") is None
@@ -177,10 +142,10 @@ def test_saved_model_answers_in_metres_a_second_without_framebank(path: Path, tm
 
 @pytest.mark.parametrize("standardise", [True, False])
 def test_standardise_decides_the_loss_and_the_model(path: Path, tmp_path: Path, standardise: bool) -> None:
-    run(path, tmp_path / "r", config(standardise=standardise, standardise_inputs=standardise, epochs=1))
+    run(path, tmp_path / "r", train_config(standardise=standardise, standardise_inputs=standardise, epochs=1))
     history = rows(tmp_path / "r" / "history.csv")[0]
     with Store(path) as store:
-        task = read_task(config(), store)
+        task = read_task(train_config(), store)
     deviation = float(task.examples.targets[task.splits == "train"].std()) if standardise else 1.0
     assert float(history["val_loss"]) == pytest.approx((float(history["val_rmse"]) / deviation) ** 2, rel=1e-4)
     names = [layer.name for layer in keras.models.load_model(tmp_path / "r" / "model.keras").layers]
@@ -189,7 +154,7 @@ def test_standardise_decides_the_loss_and_the_model(path: Path, tmp_path: Path, 
 
 
 def test_last_epoch_is_kept_when_asked(path: Path, tmp_path: Path) -> None:
-    metrics = run(path, tmp_path / "r", config(restore_best=False, learning_rate=0.3, epochs=6))
+    metrics = run(path, tmp_path / "r", train_config(restore_best=False, learning_rate=0.3, epochs=6))
     history = rows(tmp_path / "r" / "history.csv")
     assert metrics["best_epoch"] == 6
     rmse = metrics["splits"]["validation"]["model"]["rmse"]
@@ -197,14 +162,14 @@ def test_last_epoch_is_kept_when_asked(path: Path, tmp_path: Path) -> None:
 
 
 def test_patience(path: Path, tmp_path: Path) -> None:
-    metrics = run(path, tmp_path / "r", config(patience=1, learning_rate=0.5, epochs=200))
+    metrics = run(path, tmp_path / "r", train_config(patience=1, learning_rate=0.5, epochs=200))
     assert metrics["epochs"] < 200
     assert metrics["epochs"] == metrics["best_epoch"] + 1
 
 
 def test_weight_decay_changes_the_training(path: Path, tmp_path: Path) -> None:
     for decay in (0.0, 0.1):
-        run(path, tmp_path / str(decay), config(weight_decay=decay))
+        run(path, tmp_path / str(decay), train_config(weight_decay=decay))
     one, other = (rows(tmp_path / d / "history.csv")[-1]["loss"] for d in ("0.0", "0.1"))
     assert one != other
 
@@ -212,11 +177,11 @@ def test_weight_decay_changes_the_training(path: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(find_spec("tensorboard") is not None, reason="tensorboard is installed")
 def test_tensorboard_is_asked_for_by_name(path: Path, tmp_path: Path) -> None:
     with pytest.raises(FramebankError, match="needs the package tensorboard"):
-        run(path, tmp_path / "r", config(tensorboard=True))
+        run(path, tmp_path / "r", train_config(tensorboard=True))
 
 
 def test_validation_split_holds_out_the_last_part(path: Path, tmp_path: Path) -> None:
-    metrics = run(path, tmp_path / "r", config(validation_split=0.2))
+    metrics = run(path, tmp_path / "r", train_config(validation_split=0.2))
     assert {k: v["examples"] for k, v in metrics["splits"].items()} == {
         "train": 32,
         "validation": 8,
@@ -228,9 +193,9 @@ def test_validation_split_holds_out_the_last_part(path: Path, tmp_path: Path) ->
 
 
 def test_without_validation_the_last_epoch_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    maps, sequences = maps_and_clips({"train": 16})
+    maps, sequences = drifting_clips({"train": 16})
     store = write_store(tmp_path / "s.h5", sequences, {"appearance": maps})
-    metrics = run(store, tmp_path / "r", config())
+    metrics = run(store, tmp_path / "r", train_config())
     assert metrics["best_epoch"] == 3
     assert "no validation examples" in capsys.readouterr().err
     assert {r["val_loss"] for r in rows(tmp_path / "r" / "history.csv")} == {""}
@@ -257,7 +222,7 @@ def test_ctrl_c_keeps_the_best_so_far(
 
     thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
-    metrics = run(path, tmp_path / "r", config(epochs=5000))
+    metrics = run(path, tmp_path / "r", train_config(epochs=5000))
     thread.join()
     assert 3 <= metrics["epochs"] < 5000
     assert metrics["interrupted"] is True
@@ -270,7 +235,7 @@ def test_ctrl_c_keeps_the_best_so_far(
 
 
 def test_a_loss_that_is_no_number_is_named_and_leaves_nothing(path: Path, tmp_path: Path) -> None:
-    chosen = config({"name": "flatten_lstm", "activation": "relu"}, learning_rate=1e25, standardise=False)
+    chosen = train_config(FLATTEN_LSTM, learning_rate=1e25, standardise=False)
     with pytest.raises(FramebankError, match=r"no number any more in epoch \d+.*--train.learning_rate 1e\+24, or"):
         run(path, tmp_path / "r", chosen)
     assert list(tmp_path.iterdir()) == []
@@ -288,12 +253,12 @@ def test_a_damaged_frame_is_named(path: Path, tmp_path: Path, memory: float) -> 
     content[at] ^= 0xFF
     damaged.write_bytes(content)
     with pytest.raises(FramebankError, match=r"s\.h5: damaged.*verify"):
-        run(damaged, tmp_path / "r", config(memory_gb=memory))
+        run(damaged, tmp_path / "r", train_config(memory_gb=memory))
     assert not (tmp_path / "r").exists()
 
 
 def test_evaluate_gives_the_same_numbers_again(path: Path, tmp_path: Path) -> None:
-    first = run(path, tmp_path / "r", config())
+    first = run(path, tmp_path / "r", train_config())
     before = (tmp_path / "r" / "predictions.csv").read_bytes()
     (tmp_path / "r" / "predictions.csv").write_text("lost")
     with Store(path) as store:
@@ -304,7 +269,7 @@ def test_evaluate_gives_the_same_numbers_again(path: Path, tmp_path: Path) -> No
 
 def test_what_is_trained_already_is_known(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    chosen, other = config(epochs=1), config(epochs=2)
+    chosen, other = train_config(epochs=1), train_config(epochs=2)
     with Store(path) as store:
         task = read_task(chosen, store)
         seen = store_origin(store, task, chosen)
@@ -314,7 +279,7 @@ def test_what_is_trained_already_is_known(path: Path, tmp_path: Path, monkeypatc
         )
         train(chosen, store, task, Path("runs/sample-ego_speed-pooled_lstm"))
     assert folders.choose_run_folder(None, "sample", chosen, seen) == (Path("runs/sample-ego_speed-pooled_lstm"), True)
-    assert folders.choose_run_folder(None, "sample", config(epochs=1, memory_gb=9), seen)[1] is True
+    assert folders.choose_run_folder(None, "sample", train_config(epochs=1, memory_gb=9), seen)[1] is True
     assert folders.choose_run_folder(None, "sample", other, seen) == (
         Path("runs/sample-ego_speed-pooled_lstm-2"),
         False,

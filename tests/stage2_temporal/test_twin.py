@@ -13,7 +13,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_heads import MAPS, SHAPE, tiny_top
 
 from features.config import HeadConfig, TrainConfig
 from features.sequences import FrameSequence, Label
@@ -25,7 +24,10 @@ from stage2_temporal.training.ahead import Ahead
 from stage2_temporal.training.fast_layers import with_fast_layers
 from stage2_temporal.training.loop import fit_model, predict_batches
 from tests.helpers import write_store
+from tests.stage2_helpers import conv_top
 
+SHAPE = (4, 3, 5, 16)
+MAPS = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)
 TRUE = np.random.default_rng(1).normal(size=(len(MAPS), 2)).astype(np.float32)
 CLIPS = 21
 
@@ -33,7 +35,7 @@ CLIPS = 21
 def model(head: dict[str, Any] | None = None, **options: Any) -> keras.Model:
     keras.utils.set_random_seed(0)
     chosen = {"name": "flatten_lstm", "units": 8, "dense": 6, "dropout": 0.0, "activation": "relu"} | (head or {})
-    return build_model(SHAPE, HeadConfig(**chosen), 2, **{"top": tiny_top()} | options)
+    return build_model(SHAPE, HeadConfig(**chosen), 2, **{"top": conv_top(SHAPE[1:])} | options)
 
 
 def gradients(of: keras.Model, training: bool) -> list[np.ndarray]:
