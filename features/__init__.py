@@ -1,9 +1,5 @@
-"""The contract between the stages: recipe, sequences, windows, store. Needs numpy and h5py alone."""
+"""The contract between the stages: configuration, recipe, sequences, windows and the store.
 
-from features.errors import FramebankError, StoreError
-from features.recipe import Recipe
-from features.sequences import FrameSequence, Label
-from features.store import Store
-from features.windows import Examples, make_examples
-
-__all__ = ["Examples", "FrameSequence", "FramebankError", "Label", "Recipe", "Store", "StoreError", "make_examples"]
+Modules here need numpy, h5py and pydantic, never TensorFlow or OpenCV. Import them by name, e.g.
+`from features.store import Store`.
+"""

@@ -1,18 +1,18 @@
-"""Errors the user can hint: what, expected, got, and the command or edit that mends it."""
+"""Errors that the user can correct: what is wrong, what was expected, what was found, and what to try."""
 
 from __future__ import annotations
 
-MAX_SHOWN = 20  # faults printed at most: the rest would hide the hint
+MAX_SHOWN = 20  # errors printed at most, so that the hint stays visible
 
 
 class FramebankError(Exception):
-    """Something the user can mend; the entry points print it in one line and exit with status 2.
+    """An error the user can correct. Commands print it without a traceback and exit with status 2.
 
     Args:
-        what: the sentence that says what is wrong, with the path where there is one.
-        expected: what should have been there.
-        got: what was there instead.
-        hint: the command or the edit that puts it right.
+        what: the sentence that says what is wrong, with the path if there is one.
+        expected: what should be there.
+        got: what is there instead.
+        hint: the command or edit that corrects it.
     """
 
     def __init__(self, what: str, *, expected: object = None, got: object = None, hint: str | None = None) -> None:
@@ -28,19 +28,25 @@ class FramebankError(Exception):
 
 
 class StoreError(FramebankError):
-    """A store that cannot be read or does not fit what was asked of it."""
+    """A store that cannot be read, or lacks what a command needs."""
 
 
 class DataError(FramebankError):
-    """Clips, images, annotations or tables that are not as their layout says."""
+    """Clips, images, annotations or tables that differ from what their layout requires."""
 
 
 class ConfigError(FramebankError):
-    """A setting that is unknown, of the wrong kind, or at odds with another."""
+    """A setting that is unknown, of the wrong type, or in conflict with another."""
 
 
 class BadInputs(FramebankError):
-    """Faults found in one pass: one line each, and the mend."""
+    """Several errors collected in one pass, one line each.
+
+    Args:
+        what: the summary.
+        faults: the errors, a line each.
+        hint: the command or edit that corrects them.
+    """
 
     def __init__(self, what: str, faults: list[str], *, hint: str | None = None) -> None:
         super().__init__(what, hint=hint)

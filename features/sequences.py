@@ -1,4 +1,4 @@
-"""Sequences and labels: what every layout delivers and every store holds."""
+"""Sequences and labels, as data sets provide them and stores hold them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Label:
     """One row of ground truth.
 
     Attributes:
-        frame: 0-based index of the frame it holds for; may lie outside the sequence (TuSimple's labels hold for
-            frame 39 although the competition kept frames 0–7).
-        targets: column name → value; NaN where unknown. Standard columns: `vx`, `vy` (m/s, of the annotated
+        frame: 0-based index of the frame it describes. It may lie outside the sequence: TuSimple's labels describe
+            frame 39, of which the competition's clips only have frames 0–7.
+        targets: column name → value; NaN if unknown. Standard columns: `vx`, `vy` (m/s, of the annotated
             vehicle relative to the camera, x forward, y right) and `ego_speed` (m/s).
-        box: left, top, right, bottom in full-resolution pixels, where known.
-        position: x (forward), y (right) in metres, where known.
+        box: left, top, right, bottom in full-resolution px; None if unknown.
+        position: x (forward), y (right) in m; None if unknown.
     """
 
     frame: int
@@ -35,7 +35,7 @@ class Camera:
     Attributes:
         fx, fy: focal length, px.
         cx, cy: principal point, px.
-        height: above the road in metres, where known.
+        height: height above the road in m; None if unknown.
     """
 
     fx: float
@@ -47,17 +47,17 @@ class Camera:
 
 @dataclass(frozen=True)
 class FrameSequence:
-    """Frames in order from one camera.
+    """Consecutive frames from one camera.
 
     Attributes:
-        id: unique in its store; for the competition `Train/12`.
+        id: unique in its store, e.g. `Train/12` for the competition.
         split: one of `SPLITS`.
         length: number of frames.
-        fps: frames a second.
-        size: width, height of the source frames in pixels.
-        digest: SHA-256 (hex) over the contents of the source files that decide the frames.
+        fps: frames per second.
+        size: width, height of the source frames, px.
+        digest: SHA-256 (hex) over the contents of the source files.
         labels: its rows of ground truth, in order.
-        camera: what took the frames, where a calibration says so.
+        camera: the camera that took the frames; None without a calibration.
     """
 
     id: str
@@ -70,12 +70,12 @@ class FrameSequence:
     camera: Camera | None = None
 
 
-def same_sequences(some: Sequence[FrameSequence], others: Sequence[FrameSequence]) -> bool:
-    """Whether two lists of sequences are equal, unknown values equalling unknown ones."""
-    return [_key(s) for s in some] == [_key(s) for s in others]
+def same_sequences(first: Sequence[FrameSequence], second: Sequence[FrameSequence]) -> bool:
+    """Whether two lists of sequences are equal; two unknown values (NaN) count as equal."""
+    return [_comparison_key(s) for s in first] == [_comparison_key(s) for s in second]
 
 
-def _key(s: FrameSequence) -> str:
-    # repr, because NaN equals nothing, not even itself
+def _comparison_key(s: FrameSequence) -> str:
+    # repr, because NaN differs even from itself
     labels = [(x.frame, sorted(x.targets.items()), x.box, x.position) for x in s.labels]
     return repr((s.id, s.split, s.length, float(s.fps), s.size, s.digest, labels, s.camera))

@@ -1,11 +1,11 @@
-"""Names that the parts share: the store's streams, a model's inputs beside them, and the standard targets."""
+"""Names of the store's streams, of the models' other inputs, and of the standard targets."""
 
 from __future__ import annotations
 
 APPEARANCE = "appearance"  # the trunk's map at the cut
-MOTION = "motion"  # optical flow from frame to frame
-GEOMETRY = "geometry"  # no stream: what a vehicle's tracked box says, a model's input beside streams
+MOTION = "motion"  # optical flow between consecutive frames
+GEOMETRY = "geometry"  # no stream but a model input: features of a vehicle's tracked box
 THUMBNAILS = "thumbnails"
 
-VEHICLE_COLUMNS = frozenset(["vx", "vy", "x", "y"])  # targets about one vehicle, which a box has to point out
+VEHICLE_COLUMNS = frozenset(["vx", "vy", "x", "y"])  # targets of a single vehicle, which its box identifies
 UNITS = {"vx": "m/s", "vy": "m/s", "ego_speed": "m/s", "x": "m", "y": "m"}

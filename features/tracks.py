@@ -1,74 +1,74 @@
-"""Tracks: a vehicle's box in every frame of a sequence, and which labels are about which vehicle."""
+"""Tracks: a vehicle's box in every frame of a sequence, and which labels describe which vehicle."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from features._common.types import Floats
 from features.recipe import json_digest
 from features.sequences import Box, FrameSequence
 
-TRACKER_VERSION = 2  # raise it whenever the same frames and boxes give another track
+TRACKER_VERSION = 2  # increase it whenever the same frames and boxes give a different track
 
 
 @dataclass(frozen=True)
 class Track:
-    """A box's path.
+    """A vehicle's box over time.
 
     Attributes:
-        boxes: (T, 4) left, top, right, bottom in full-resolution px; NaN where lost.
-        confidence: (T,) correlation with the vehicle as known, 0 to 1; 1 where the box was given, 0 where lost.
+        boxes: (T, 4) left, top, right, bottom in full-resolution px; NaN where the vehicle was not found.
+        confidence: (T,) correlation with the vehicle's template, 0 to 1; 1 where the box was annotated, 0 where the
+            vehicle was not found.
     """
 
-    boxes: NDArray[np.float64]
-    confidence: NDArray[np.float64]
+    boxes: Floats
+    confidence: Floats
 
 
 @dataclass(frozen=True)
 class TrackedVehicle:
-    """What is known of a vehicle in a sequence.
+    """A vehicle of a sequence that has at least one annotated box.
 
     Attributes:
-        known: the frames its box was given for, each with the box, in order.
-        labels: indices of the sequence's labels that are about it.
+        known_boxes: frame and box of each annotation, in order of the frames.
+        labels: indices of the sequence's labels that describe the vehicle.
     """
 
-    known: tuple[tuple[int, Box], ...]
+    known_boxes: tuple[tuple[int, Box], ...]
     labels: tuple[int, ...]
 
 
 def tracked_vehicles(sequence: FrameSequence) -> list[TrackedVehicle]:
-    """The vehicles of a sequence that a label gives a finite box for, on a frame that is there.
+    """The vehicles of a sequence that have a label with a finite box on one of its frames.
 
-    Where no frame carries two different boxes, all boxes are one vehicle's and every label is about it, those without
-    a box of their own as well; else each box is a vehicle of its own.
+    If no frame has two different boxes, all boxes belong to one vehicle, which all labels describe, even those without
+    a box. Otherwise each box is a separate vehicle.
     """
-    boxed = [
+    annotations = [
         (label.frame, label.box, i)
         for i, label in enumerate(sequence.labels)
         if label.box is not None and all(map(math.isfinite, label.box)) and 0 <= label.frame < sequence.length
     ]
-    if not boxed:
+    if not annotations:
         return []
-    path = {frame: box for frame, box, _ in boxed}
-    if len({(frame, box) for frame, box, _ in boxed}) == len(path):
-        return [TrackedVehicle(tuple(sorted(path.items())), tuple(range(len(sequence.labels))))]
-    return [TrackedVehicle(((frame, box),), (i,)) for frame, box, i in boxed]
+    box_by_frame = {frame: box for frame, box, _ in annotations}
+    if len({(frame, box) for frame, box, _ in annotations}) == len(box_by_frame):
+        return [TrackedVehicle(tuple(sorted(box_by_frame.items())), tuple(range(len(sequence.labels))))]
+    return [TrackedVehicle(((frame, box),), (i,)) for frame, box, i in annotations]
 
 
 def track_keys(sequence: FrameSequence) -> list[str]:
-    """For each of a sequence's vehicles, SHA-256 (hex) over all that decides its track.
+    """For each vehicle of a sequence, SHA-256 (hex) over everything that determines its track.
 
-    That is the frames, the boxes it is known by, those of the vehicles that may hide it, and the tracker.
+    That is the frames, the vehicle's annotated boxes, those of vehicles that may hide it, and the tracker's version.
     """
-    known = [vehicle.known for vehicle in tracked_vehicles(sequence)]
-    shared = json_digest([TRACKER_VERSION, sequence.digest, sorted(set(known))])
-    return [json_digest([shared, own]) for own in known]
+    known_boxes = [vehicle.known_boxes for vehicle in tracked_vehicles(sequence)]
+    shared = json_digest([TRACKER_VERSION, sequence.digest, sorted(set(known_boxes))])
+    return [json_digest([shared, boxes]) for boxes in known_boxes]
 
 
 def track_key_by_label(sequence: FrameSequence) -> dict[int, str]:
-    """The index of each label that is about a vehicle → the key of its track."""
-    return {i: name for name, v in zip(track_keys(sequence), tracked_vehicles(sequence), strict=True) for i in v.labels}
+    """Index of each label that describes a tracked vehicle → key of the vehicle's track."""
+    vehicles = zip(track_keys(sequence), tracked_vehicles(sequence), strict=True)
+    return {i: key for key, vehicle in vehicles for i in vehicle.labels}

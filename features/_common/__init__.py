@@ -1,0 +1,1 @@
+"""Helpers that all packages share: atomic writes, locks, logging, progress, command line."""

@@ -1,4 +1,4 @@
-"""Files appear under their name only when they are whole."""
+"""Atomic writes: a file appears under its final name only when it is complete."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary sibling that takes `path`'s place when the block ends well, and vanishes when it does not.
+    """Yield a temporary path beside `path`; rename it to `path` on success, delete it on failure.
 
-    The rename is atomic and the bytes are on the disk before it: whoever opens `path` finds the old file or the new
-    one, never a part.
+    The bytes are flushed to disk before the rename, which is atomic, so a reader sees either the old file or the
+    complete new one.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def fsync_path(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's entries, are on the disk."""
+    """Flush a file's bytes, or a folder's entries, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""One writer a store: a second is told who holds the lock."""
+"""A write lock per store; a second writer learns who holds it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from features.errors import StoreError
 
 @contextmanager
 def exclusive_write_lock(store: Path) -> Iterator[None]:
-    """Hold the store's lock; the system lets go of it when the process ends, however it ends.
+    """Hold the store's write lock during the block. The operating system releases it if the process dies.
 
     Raises:
-        StoreError: another process holds it; says which, where and since when.
+        StoreError: another process holds the lock; names the process, its host and the time.
     """
     store.parent.mkdir(parents=True, exist_ok=True)
     holder = store.with_name(f"{store.name}.lock.holder")
@@ -27,8 +27,8 @@ def exclusive_write_lock(store: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
-        raise StoreError(f"{store}: being written by {who}", hint="wait until it is done, or stop it") from None
+        writer = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+        raise StoreError(f"{store}: already being written by {writer}", hint="wait for it to end, or stop it") from None
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8")

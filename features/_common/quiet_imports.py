@@ -1,7 +1,7 @@
-"""Imports without their start-up chatter.
+"""Imports of heavy libraries without their start-up messages.
 
-Some of TensorFlow's lines come from C++ before any logging level applies, so the process's own stderr is turned away
-while it is imported; what goes wrong then is raised as usual.
+TensorFlow's C++ code prints before any logging level applies, so the process's stderr is redirected to /dev/null during
+the import. Errors are raised as usual.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Import heavy libraries inside this block; later imports find them loaded."""
+    """Import heavy libraries inside this block; later imports of them are silent anyway."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    stderr = os.dup(2)
+    devnull = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)
     for name in ("tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)

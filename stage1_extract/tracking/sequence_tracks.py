@@ -36,8 +36,8 @@ def track_vehicles(sequence: FrameSequence, frames: Sequence[Image]) -> dict[str
     tracks: dict[str, Track] = {}
     boxes: defaultdict[int, list[Box]] = defaultdict(list)
     named = dict(zip(track_keys(sequence), tracked_vehicles(sequence), strict=True))
-    for name, vehicle in sorted(named.items(), key=lambda item: (item[1].known[0][0], -item[1].known[0][1][3])):
-        track = tracks[name] = track_known_boxes(frames, dict(vehicle.known), boxes)
+    for name, vehicle in sorted(named.items(), key=lambda item: (item[1].known_boxes[0][0], -item[1].known_boxes[0][1][3])):
+        track = tracks[name] = track_known_boxes(frames, dict(vehicle.known_boxes), boxes)
         for i in np.flatnonzero(found_in_frame(track)).tolist():
             left, top, right, bottom = track.boxes[i].tolist()
             boxes[i].append((left, top, right, bottom))
@@ -80,14 +80,14 @@ def empty_track_notes(sequences: Sequence[FrameSequence], tracks: Mapping[str, T
     """A line on the vehicles that were found in no frame but those their boxes were given for, if there are any."""
     named = [(s, v, name) for s in sequences for name, v in zip(track_keys(s), tracked_vehicles(s), strict=True)]
     every = [(s, v, tracks[name]) for s, v, name in named if name in tracks]
-    alone = [(s, v) for s, v, t in every if len(v.known) < s.length and found_in_frame(t).sum() <= len(v.known)]
+    alone = [(s, v) for s, v, t in every if len(v.known_boxes) < s.length and found_in_frame(t).sum() <= len(v.known_boxes)]
     if not alone:
         return []
     s, v = alone[0]
     return [
         f"{len(alone)} of {len(every)} vehicles could not be followed, their tracks are empty but for the boxes given: "
         "outside the image, under 6 px, without contrast, or hidden by others "
-        f"(the first: {s.id} frame {v.known[0][0]})"
+        f"(the first: {s.id} frame {v.known_boxes[0][0]})"
     ]
 
 
