@@ -1,4 +1,4 @@
-"""Pieces: which frames of which sequences, and where they already lie. Index arithmetic only."""
+"""Ranges of frames within sequences, and where they are stored. Index arithmetic only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from features.sequences import FrameSequence
 
 @dataclass(frozen=True)
 class FrameRange:
-    """Frames `start` … `stop` − 1 of a sequence, of the version whose source files have this digest."""
+    """Frames `start` … `stop` − 1 of a sequence, in the version whose source files have this digest."""
 
     sequence: str
     digest: str
@@ -25,10 +25,12 @@ class FrameRange:
 
 @dataclass(frozen=True)
 class StoredRange:
-    """A piece that lies in a file, from its row `row` on.
+    """A range whose frames are stored in a file.
 
     Attributes:
-        streams: the streams the file holds of it: name → fingerprint.
+        path: the file.
+        row: the file's row of the range's first frame.
+        streams: the streams the file has for these frames: name → fingerprint.
     """
 
     frame_range: FrameRange
@@ -37,41 +39,45 @@ class StoredRange:
     streams: Mapping[str, str] = field(default_factory=dict)
 
 
-def missing_ranges(piece: FrameRange, held: Iterable[StoredRange]) -> list[FrameRange]:
-    """What of `piece` none of `held` has, in order."""
-    gaps, at = [], piece.start
-    for start, stop in sorted((h.frame_range.start, h.frame_range.stop) for h in held):
-        if start > at:
-            gaps.append(FrameRange(piece.sequence, piece.digest, at, min(start, piece.stop)))
-        at = max(at, stop)
-        if at >= piece.stop:
-            break
-    if at < piece.stop:
-        gaps.append(FrameRange(piece.sequence, piece.digest, at, piece.stop))
-    return [gap for gap in gaps if len(gap) > 0]
-
-
-def covering_ranges(piece: FrameRange, held: Iterable[StoredRange]) -> list[StoredRange]:
-    """The parts of `held` that make up `piece`, in order and without overlap; what nobody holds is left out."""
-    parts, at = [], piece.start
-    for h in sorted(held, key=lambda h: (h.frame_range.start, -h.frame_range.stop)):
-        start, stop = max(at, h.frame_range.start), min(h.frame_range.stop, piece.stop)
-        if start >= stop:
-            continue
-        part = FrameRange(piece.sequence, piece.digest, start, stop)
-        parts.append(replace(h, frame_range=part, row=h.row + start - h.frame_range.start))
-        at = stop
-    return parts
-
-
 def full_range(sequence: FrameSequence) -> FrameRange:
-    """All frames of a sequence."""
+    """Return the range of all frames of a sequence."""
     return FrameRange(sequence.id, sequence.digest, 0, sequence.length)
 
 
-def by_sequence(held: Iterable[StoredRange]) -> dict[tuple[str, str], list[StoredRange]]:
-    """Held pieces by sequence id and digest."""
+def missing_ranges(frame_range: FrameRange, stored: Iterable[StoredRange]) -> list[FrameRange]:
+    """Return the parts of `frame_range` that none of `stored` contains, in order.
+
+    >>> clip = FrameRange("clip", "digest", 0, 10)
+    >>> stored = [StoredRange(FrameRange("clip", "digest", 2, 6), Path("shard.h5"), row=0)]
+    >>> [(gap.start, gap.stop) for gap in missing_ranges(clip, stored)]
+    [(0, 2), (6, 10)]
+    """
+    gaps, covered_to = [], frame_range.start
+    ends = (frame_range.stop, frame_range.stop)
+    for start, stop in [*sorted((s.frame_range.start, s.frame_range.stop) for s in stored), ends]:
+        if start > covered_to:
+            gaps.append(replace(frame_range, start=covered_to, stop=min(start, frame_range.stop)))
+        covered_to = max(covered_to, stop)
+        if covered_to >= frame_range.stop:
+            break
+    return gaps
+
+
+def covering_ranges(frame_range: FrameRange, stored: Iterable[StoredRange]) -> list[StoredRange]:
+    """Cut `stored` to ranges within `frame_range` that are in order and don't overlap; gaps stay gaps."""
+    parts, covered_to = [], frame_range.start
+    for s in sorted(stored, key=lambda s: (s.frame_range.start, -s.frame_range.stop)):
+        start, stop = max(covered_to, s.frame_range.start), min(s.frame_range.stop, frame_range.stop)
+        if start < stop:
+            part = replace(frame_range, start=start, stop=stop)
+            parts.append(replace(s, frame_range=part, row=s.row + start - s.frame_range.start))
+            covered_to = stop
+    return parts
+
+
+def by_sequence(stored: Iterable[StoredRange]) -> dict[tuple[str, str], list[StoredRange]]:
+    """Group stored ranges by their sequence's id and digest."""
     table: dict[tuple[str, str], list[StoredRange]] = defaultdict(list)
-    for h in held:
-        table[h.frame_range.sequence, h.frame_range.digest].append(h)
+    for s in stored:
+        table[s.frame_range.sequence, s.frame_range.digest].append(s)
     return table

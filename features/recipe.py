@@ -9,7 +9,11 @@ from typing import Any
 
 
 def canonical_json(value: object) -> str:
-    """JSON with sorted keys and no spaces, so that equal values give equal text."""
+    """JSON with sorted keys and no spaces, so that equal values give equal text.
+
+    >>> canonical_json({"size": [320, 180], "cut": "block3b_add"})
+    '{"cut":"block3b_add","size":[320,180]}'
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -65,7 +69,12 @@ class Recipe:
         return json_digest(value)
 
     def differences(self, other: Recipe) -> list[str]:
-        """The fields that determine numbers and differ, as `name: value in other, not value here`."""
+        """The fields that determine numbers and differ, as `name: value in other, not value here`.
+
+        >>> small = Recipe("cv2", (320, 180), "area", "rgb", "none", "EfficientNetLite0")
+        >>> small.differences(Recipe("cv2", (640, 360), "area", "rgb", "none", "EfficientNetLite0"))
+        ['size: [640,360], not [320,180]']
+        """
         ours, theirs = asdict(self), asdict(other)
         return [
             f"{k}: {_shorten(theirs[k])}, not {_shorten(ours[k])}"

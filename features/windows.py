@@ -60,7 +60,11 @@ class Examples:
 
 
 def window_offsets(length: int, stride: int, end: int) -> NDArray[np.int64]:
-    """Return the window's frames relative to the label's frame, (length,); the last one is `end`."""
+    """Return the window's frames relative to the label's frame, (length,); the last one is `end`.
+
+    >>> window_offsets(length=4, stride=2, end=0).tolist()
+    [-6, -4, -2, 0]
+    """
     return end - stride * np.arange(length - 1, -1, -1, dtype=np.int64)
 
 
