@@ -16,7 +16,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 from features._common.quiet_imports import quiet_imports
-from features.config import BackboneConfig, Config, FramesConfig, HeadConfig
+from features.config import BackboneConfig, Config, FramesConfig
+from features.head_config import FlattenLSTMConfig, PooledLSTMConfig
 
 with quiet_imports():
     import keras
@@ -30,16 +31,16 @@ with quiet_imports():
 
 FRAMES, TIME = 200, 8
 CASES = {
-    "EfficientNetLite0, pooled_lstm": (BackboneConfig(), HeadConfig()),
+    "EfficientNetLite0, pooled_lstm": (BackboneConfig(), PooledLSTMConfig(units=256)),
     "EfficientNetLite0 at block3b_add, pooled_lstm 3x4": (
         BackboneConfig(cut="block3b_add", top=False),  # as configs/sample.toml has it
-        HeadConfig(units=64, grid=(3, 4), difference=True),
+        PooledLSTMConfig(units=64, grid=(3, 4), difference=True),
     ),
     "InceptionResNetV2, flatten_lstm": (
         BackboneConfig(
             name="InceptionResNetV2", weights="random", preprocess=False
         ),  # as configs/competition.toml has it
-        HeadConfig(name="flatten_lstm", activation="relu"),
+        FlattenLSTMConfig(activation="relu"),
     ),
 }
 

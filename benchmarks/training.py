@@ -26,7 +26,8 @@ import cv2
 import numpy as np
 
 from features._common.quiet_imports import quiet_imports
-from features.config import Config, DataConfig, HeadConfig, TrainConfig, read_config
+from features.config import Config, DataConfig, TrainConfig, read_config
+from features.head_config import HeadConfig, PooledLSTMConfig
 from features.sequences import FrameSequence, Label
 from features.store import Header, Store, StreamInfo
 from features.store_writer import StreamContent, assemble_store
@@ -95,7 +96,7 @@ def epochs(store: Store, trunk: Trunk, config: Config, rounds: int) -> Numbers:
     chosen = wanted.split == "train"
     rows, targets = wanted.rows[chosen], wanted.targets[chosen]
     shape, top = (LENGTH, *trunk.stream.shape), store.top()
-    pooled = HeadConfig(name="pooled_lstm", units=256)
+    pooled = PooledLSTMConfig(units=256)
 
     def ours(head: HeadConfig, stream: str, count: int, precision: str = "float32") -> Callable[[], float]:
         with_top = top if head.name == config.head.name else None

@@ -1,25 +1,21 @@
 """The typed configuration: read from TOML, overridden by flags, written into every run's folder.
 
-Frozen and strict: an unknown key or a value of the wrong kind is refused with the key's full name.
-Flags are derived from these models by tyro, so nothing is declared twice.
+Frozen and strict: an unknown key or a wrong value is refused with the key's full name. The command line's flags are
+made from these models, so that nothing is declared twice. The section [head] is in `head_config`.
 """
 
 from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from features.errors import ConfigError
-
-
-class StrictModel(BaseModel):
-    """Frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+from features.head_config import DEFAULT_HEAD, AnyHeadConfig, PooledLSTMConfig, head_settings_class
+from features.strict_model import StrictModel, describe_validation_error
 
 
 class DataConfig(StrictModel):
@@ -119,41 +115,6 @@ class WindowConfig(StrictModel):
     """Where the window ends, in frames from the label's frame: 0 is that frame, −32 is 32 frames earlier."""
 
 
-class HeadConfig(StrictModel):
-    name: str = "pooled_lstm"
-    """Which head; `python -m stage2_temporal train --help` lists them. `auto`: box_ridge for a vehicle's velocity or
-    position where vehicles are tracked; for other targets fusion of the flow, or ridge where the store holds none."""
-    streams: Annotated[tuple[str, ...], Field(min_length=1)] = ("appearance",)
-    """The store's streams it looks at; several are laid side by side."""
-    units: int = Field(256, gt=0)
-    """How wide it is: units of the recurrent layer, filters of tcn, trees of boosting."""
-    layers: int = Field(2, gt=0)
-    """How deep it is: blocks of tcn and attention, depth of a tree of boosting."""
-    dense: int = Field(64, ge=0)
-    """Units of the dense layer behind it; 0: none."""
-    dropout: float = Field(0.5, ge=0, lt=1)
-    """Share of activations dropped before the output."""
-    activation: Literal["relu", "tanh"] = "tanh"
-    """The LSTM's activation; the published head has relu."""
-    alpha: float = Field(1.0, gt=0)
-    """Penalty on large weights: ridge and kernel_ridge; 1 / C of svr."""
-    kernel: Literal["rbf", "linear"] = "rbf"
-    """How alike two examples are: kernel_ridge and svr."""
-    grid: tuple[int, int] = (1, 1)
-    """Rows and columns the map is averaged to (pooled heads)."""
-    components: int = Field(0, ge=0)
-    """Principal components a frame's map is reduced to in place of its cells' means; 0: cells (pooled heads)."""
-    members: int = Field(5, gt=0)
-    """Networks whose answers are averaged (box_mlp)."""
-    ranges: int = Field(3, gt=0)
-    """Ranges of distance, each with networks of its own (box_mlp)."""
-    difference: bool = False
-    """Give the head how much each cell changed since the frame before as well: own motion (pooled heads)."""
-    lags: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] = (1, 2, 4)
-    """Over how many frames heads that are solved look for change; of two and more the ratios count, in which texture
-    cancels (with difference)."""
-
-
 class TrainConfig(StrictModel):
     epochs: int = Field(10, gt=0)
     """Passes over the training examples."""
@@ -171,8 +132,6 @@ class TrainConfig(StrictModel):
     """Which of these parts, from 0, is this run's validation split."""
     standardise: bool = True
     """Train on targets of mean 0 and deviation 1; the saved model still answers in the target's unit."""
-    standardise_inputs: bool = True
-    """Give pooled features mean 0 and deviation 1 over the training examples (pooled heads)."""
     restore_best: bool = True
     """Keep the weights of the epoch with the lowest validation loss; false keeps the last epoch's."""
     patience: int = Field(0, ge=0)
@@ -224,7 +183,7 @@ class Config(StrictModel):
     backbone: BackboneConfig = BackboneConfig()
     extract: ExtractConfig = ExtractConfig()
     window: WindowConfig = WindowConfig()
-    head: HeadConfig = HeadConfig()
+    head: AnyHeadConfig = PooledLSTMConfig()
     train: TrainConfig = TrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
 
@@ -233,44 +192,52 @@ class Config(StrictModel):
         return self.model_copy(update={"data": self.data.model_copy(update={"target": target, "also": ()})})
 
     def to_toml(self) -> str:
-        """TOML that `read_config` reads back to an equal Config; unset keys are left out."""
+        """TOML that `read_config` reads back to an equal Config; settings that are None are left out."""
         return tomlkit.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
 def read_config(path: Path | str) -> Config:
-    """The config in a TOML file.
+    """Read a config from a TOML file.
 
     Raises:
-        ConfigError: no such file, no TOML, an unknown key, or a value of the wrong kind.
+        ConfigError: there is no such file, it is not TOML, or it has an unknown key or a wrong value.
     """
-    path = Path(path)
+    return _validated(_read_toml(Path(path)), Path(path))
+
+
+def read_run_config(run: Path) -> Config:
+    """Read the config in a run's folder.
+
+    Older versions wrote settings into it that are gone today, or that the run's head does not read: these are dropped.
+
+    Raises:
+        ConfigError: see `read_config`.
+    """
+    path = run / "config.toml"
+    sections = _read_toml(path)
+    for name, values in sections.items():
+        field = Config.model_fields.get(name)
+        if field is None or not isinstance(values, dict):
+            continue
+        model = head_settings_class(values.get("name", DEFAULT_HEAD)) if name == "head" else field.annotation
+        assert isinstance(model, type) and issubclass(model, StrictModel)
+        sections[name] = {key: value for key, value in values.items() if key in model.model_fields}
+    return _validated(sections, path)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config", hint=f"ls {path.parent or '.'}/*.toml") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: a folder, not a config", hint=f"ls {path}/*.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: not TOML: {e}", hint=f"edit {path}") from None
+
+
+def _validated(sections: dict[str, Any], path: Path) -> Config:
     try:
-        return Config.model_validate(value)
+        return Config.model_validate(sections)
     except ValidationError as e:
-        raise ConfigError(f"{path}: {describe_validation_error(e)}", hint=f"edit {path}") from None
-
-
-def describe_validation_error(error: ValidationError, model: type[StrictModel] = Config) -> str:
-    """One clause a fault: the key's full name, what is wrong, and what was given.
-
-    Args:
-        error: what was wrong with a `model`.
-    """
-    clauses = []
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            section = model.model_fields.get(str(fault["loc"][0]))
-            known = section.annotation.model_fields if section and len(fault["loc"]) > 1 else model.model_fields  # type: ignore[union-attr]
-            clauses.append(f"unknown key {key}, known are {', '.join(known)}")
-        else:
-            clauses.append(f"{key}: {fault['msg'].lower()}, got {fault['input']!r}")
-    return "; ".join(clauses)
+        raise ConfigError(f"{path}: {describe_validation_error(e, Config)}", hint=f"edit {path}") from None

@@ -23,7 +23,7 @@ from features._common.atomic import atomic_write
 from features._common.log import logger
 from features._common.progress import progress_bar
 from features._common.types import Image
-from features.config import Config, read_config
+from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence, Label
 from features.streams import MOTION, UNITS
@@ -76,7 +76,7 @@ def predict(
     """
     cv2.setNumThreads(1)  # frames are what runs in parallel; and flow depends on it
     read_metrics(run)
-    config = read_config(run / "config.toml")
+    config = read_run_config(run)
     for name, value in (("--stride", stride), ("--fps", fps)):
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name} must be positive", got=value, hint=f"{name} N")

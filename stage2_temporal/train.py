@@ -12,7 +12,7 @@ import numpy as np
 from features._common.atomic import atomic_write
 from features._common.log import logger
 from features._common.types import Floats
-from features.config import Config, read_config
+from features.config import Config, read_run_config
 from features.errors import StoreError
 from features.store import Store
 from features.streams import UNITS
@@ -68,7 +68,7 @@ def evaluate(path: Path, store: Store) -> None:
         DataError: no run there, or its model cannot be loaded.
         StoreError: the store is of another recipe.
     """
-    metrics, config = read_metrics(path), read_config(path / "config.toml")
+    metrics, config = read_metrics(path), read_run_config(path)
     if metrics["store"]["fingerprint"] != store.fingerprint:
         raise StoreError(
             f"{store.path}: not the recipe {path} was trained on",

@@ -11,8 +11,9 @@ import tyro
 from pydantic import ValidationError
 
 from features._common.log import log_to_stderr
-from features.config import Config, describe_validation_error, read_config
+from features.config import Config, read_config
 from features.errors import ConfigError, FramebankError
+from features.strict_model import describe_validation_error
 
 
 def config_with_flags(path: Path | str | None, flags: list[str], *, prog: str | None = None) -> Config:
@@ -27,7 +28,7 @@ def config_with_flags(path: Path | str | None, flags: list[str], *, prog: str | 
         chosen = tyro.cli(Config, args=flags, default=default, prog=prog, config=(tyro.conf.FlagConversionOff,))
         return Config.model_validate(chosen.model_dump())
     except ValidationError as e:
-        raise ConfigError(f"flags: {describe_validation_error(e)}", hint="--help") from None
+        raise ConfigError(f"flags: {describe_validation_error(e, Config)}", hint="--help") from None
 
 
 def run_command(main: Callable[[], int | None]) -> int:

@@ -121,7 +121,7 @@ def store_origin(store: Store, wanted: Task, config: Config) -> dict[str, Any]:
 
     Flow or tracks made anew by another version are another origin, for a run that looks at them.
     """
-    looks = {name: info.fingerprint for name, info in store.streams.items() if name in config.head.streams}
+    looks = {name: info.fingerprint for name, info in store.streams.items() if name in config.head.input_streams}
     if VEHICLE_COLUMNS.intersection(config.data.columns):
         looks["tracks"] = json_digest(sorted(store.track_keys))
     return {

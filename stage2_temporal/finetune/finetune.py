@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
-from features.config import Config, read_config
+from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.recipe import json_digest
 from features.store import Store
@@ -52,7 +52,7 @@ def finetune(run: Path, store: Store, config: Config) -> None:
     Raises:
         FramebankError: what the user can mend.
     """
-    _same_run(config, read_config(run / "config.toml"))
+    _same_run(config, read_run_config(run))
     check_uses_maps_alone(run, config)
     metrics, wanted = read_metrics(run), read_task(config, store)
     if metrics["store"]["fingerprint"] != store.fingerprint or metrics["store"]["examples"] != wanted.digest:

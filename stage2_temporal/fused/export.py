@@ -33,7 +33,6 @@ from stage2_temporal.fused.fuse import (
     stored_inputs,
     stored_windows,
 )
-from stage2_temporal.heads import uses_track_alone
 from stage2_temporal.heads.graph import model_inputs
 from stage2_temporal.training.model_files import load_model
 from stage2_temporal.training.scaling import TOLERANCE
@@ -57,7 +56,7 @@ def export_run(
         )
     chosen = stored_windows(config, store)
     inputs = stored_inputs(run, config, store, chosen)
-    if APPEARANCE in config.head.streams and not uses_track_alone(config):
+    if APPEARANCE in config.head.input_streams:
         fused, _ = fuse_run(run, store, config)
         if (run / "finetuned.keras").is_file():
             fused.set_weights(load_model(run, "finetuned.keras").get_weights())

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
 from features._common.types import Tensor
-from features.config import Config, read_config
+from features.config import Config, read_run_config
 from features.errors import DataError, StoreError
 from features.store import Store
 from features.streams import APPEARANCE
@@ -169,7 +169,7 @@ def fuse_run(run: Path, store: Store, config: Config | None = None) -> tuple[ker
         StoreError: the store or the backbone is not the one the run was trained on, or the models differ.
         DataError: the images are not there, or there is no sound run.
     """
-    config = config or read_config(run / "config.toml")
+    config = config or read_run_config(run)
     check_uses_maps(run, config)
     trunk = build_trunk(config)
     if trunk.recipe.fingerprint != store.fingerprint:

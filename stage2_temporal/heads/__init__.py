@@ -10,8 +10,8 @@ from pathlib import Path
 import keras
 
 from features.config import Config
-from features.config import HeadConfig as Settings
 from features.errors import ConfigError
+from features.head_config import HeadConfig
 from features.store import TopRecord
 from features.streams import APPEARANCE, MOTION
 from stage2_temporal.heads.attention import Attention
@@ -77,8 +77,8 @@ def check_streams(run: Path, config: Config) -> None:
     Raises:
         ConfigError: it does.
     """
-    others = [stream for stream in config.head.streams if stream not in (APPEARANCE, MOTION)]
-    if others and not uses_track_alone(config):
+    others = [stream for stream in config.head.input_streams if stream not in (APPEARANCE, MOTION)]
+    if others:
         raise ConfigError(
             f"{run}: {config.head.name} looks at a stream that is derived in a store, and answers from a store alone",
             expected=f"{APPEARANCE}, {MOTION} or both",
@@ -94,7 +94,7 @@ def check_uses_maps(run: Path, config: Config) -> None:
         ConfigError: it doesn't.
     """
     check_streams(run, config)
-    if uses_track_alone(config) or APPEARANCE not in config.head.streams:
+    if uses_track_alone(config) or APPEARANCE not in config.head.input_streams:
         seen = "a vehicle's track" if uses_track_alone(config) else "optical flow"
         raise ConfigError(
             f"{run}: {config.head.name} sees {seen} and no frames: there is no backbone to fuse it with",
@@ -110,8 +110,8 @@ def check_uses_maps_alone(run: Path, config: Config) -> None:
         ConfigError: it does.
     """
     check_uses_maps(run, config)
-    if len(config.head.streams) > 1 or uses_track(run, config):
-        seen = [*config.head.streams, *(["a vehicle's track"] if uses_track(run, config) else [])]
+    if len(config.head.input_streams) > 1 or uses_track(run, config):
+        seen = [*config.head.input_streams, *(["a vehicle's track"] if uses_track(run, config) else [])]
         raise ConfigError(
             f"{run}: fine-tuning trains on frames, and {config.head.name} sees more than these",
             expected=f"a head on {APPEARANCE} alone",
@@ -123,7 +123,7 @@ def check_uses_maps_alone(run: Path, config: Config) -> None:
 
 def build_model(
     shape: tuple[int, ...],
-    settings: Settings,
+    settings: HeadConfig,
     targets: int,
     *,
     top: TopRecord | None = None,

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.types import Tensor
+from features.head_config import AttentionConfig
 from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.heads.pooled import PooledFrames
 from stage2_temporal.heads.recurrent import output_layers
@@ -20,7 +21,7 @@ class Attention(PooledFrames, GradientHead):
     After Vaswani et al., "Attention is all you need" (2017), with the norm before each step as is usual since.
     """
 
-    when = "Take it where frames matter unequally (stops, occlusion) and examples are thousands."
+    settings = AttentionConfig
 
     def _answer(self, vectors: Tensor, targets: int) -> Tensor:
         head, width = self._head, self._head.units

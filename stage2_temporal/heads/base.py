@@ -25,8 +25,9 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
 
 from features._common.types import Floats, Tensor
-from features.config import Config
+from features.config import Config, TrainConfig
 from features.errors import ConfigError
+from features.head_config import HeadConfig
 from features.store import TopRecord
 from features.streams import APPEARANCE
 from stage2_temporal.data.batches import Batches
@@ -35,19 +36,21 @@ from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_head_inp
 from stage2_temporal.data.splits import split_at
 from stage2_temporal.data.time_augmentation import augments_time
 from stage2_temporal.heads.graph import ExampleReader, Graph, NamedTensors, concatenate, model_inputs, submodel_from
-from stage2_temporal.heads.settings import FIELDS, SIGNATURE, sections
+from stage2_temporal.heads.settings import constructor, parameter_fields, validated
+from stage2_temporal.training.keras_models import rebuild_top
 from stage2_temporal.training.loop import predict_batches
-from stage2_temporal.training.scaling import Scale, rebuild_top, target_scale
+from stage2_temporal.training.scaling import Scale, target_scale
 
 ValidationSet = tuple[HeadInputs, Floats]
 
 
 class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
-    """A regressor over windows of frames. Its settings are the fields of the config's [head] and [train] sections.
+    """A regressor over windows of frames.
 
     Attributes:
-        when: one sentence: when to take it.
-        standardised: whether its vectors take part in `standardise_inputs`.
+        settings: its settings class; each field is a parameter of the constructor.
+        train_settings: the fields of the config's section [train] that it reads, which are parameters as well.
+        standardised: whether its vectors are standardised.
         gaps: whether plain arrays may have NaN in them.
         needs_timestamps: whether it is told how much time lies between the frames.
         model_: keras.Model from the store's streams to (batch, K) in the target's unit. One stream: one input named
@@ -55,24 +58,23 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         outcome_: history, kept epoch and seconds of training.
     """
 
-    when: ClassVar[str] = ""
+    settings: ClassVar[type[HeadConfig]] = HeadConfig
+    train_settings: ClassVar[tuple[str, ...]] = (
+        "batch", "validation_split", "standardise", "reverse", "shift", "strides",
+    )  # fmt: skip
     standardised: ClassVar[bool] = True
     gaps: ClassVar[bool] = False
     needs_timestamps: ClassVar[bool] = False
 
-    def __init__(self, **settings: Any) -> None:
-        unknown = [name for name in settings if name not in FIELDS]
-        if unknown:
-            raise TypeError(f"{type(self).__name__} has no setting {', '.join(unknown)}")
-        for name, field in FIELDS.items():
-            setattr(self, name, settings.get(name, field.default))
-
-    __init__.__signature__ = SIGNATURE  # type: ignore[attr-defined]
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls.__init__ = constructor(parameter_fields(cls.settings, cls.train_settings))  # type: ignore[method-assign]
 
     @classmethod
     def of(cls, config: Config) -> Self:
         """The head with a config's settings."""
-        return cls(**{n: v for s in (config.head, config.train) for n, v in s if n in FIELDS})
+        names = parameter_fields(cls.settings, cls.train_settings)
+        return cls(**{n: v for section in (config.head, config.train) for n, v in section if n in names})
 
     def fit(self, X: Any, y: Any, validation: tuple[Any, Any] | None = None, *, logs: Path | None = None) -> Self:
         """Train.
@@ -106,7 +108,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self._plan(
             self._entries(examples),
             targets.shape[1],
-            top=examples.top() if APPEARANCE in self._head.streams else None,
+            top=examples.top() if APPEARANCE in self._head.input_streams else None,
             target=target_scale(targets) if self._train.standardise else None,
         )
         self._learn(examples, targets, held, logs)
@@ -187,7 +189,8 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _begin(self) -> None:
         """Read the settings, and forget what was trained before."""
-        self._head, self._train = sections(self)
+        self._head: Any = validated(self, self.settings)
+        self._train: TrainConfig = validated(self, TrainConfig)
 
     def _plan(
         self,

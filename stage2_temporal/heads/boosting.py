@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import GradientBoostingRegressor
 
 from features._common.types import Floats, Tensor
+from features.head_config import BoostingConfig
 from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors
 from stage2_temporal.heads.pooled import PooledStatistics
 
@@ -25,7 +26,8 @@ SUBSAMPLE = 0.5  # share of windows a tree sees
 class Boosting(PooledStatistics, ClosedFormHead):
     """scikit-learn's GradientBoostingRegressor, one a target: `units` trees of depth `layers`."""
 
-    when = "Take it where features act by thresholds or in combination; slower than the kernels, needs more examples."
+    settings = BoostingConfig
+    train_settings = (*ClosedFormHead.train_settings, "seed")
     standardised = False  # a tree asks for an order only
 
     def _solve(self, vectors: Vectors, targets: Floats) -> Any:

@@ -33,7 +33,7 @@ class ClosedFormHead(Head):
         started = time.monotonic()
         graph = self._graph()
         vectors = np.concatenate([*self._computed(graph, examples, whole=not self._ready(examples))])
-        if self.standardised and self._train.standardise_inputs:
+        if self.standardised:
             self._scale = vector_scale([vectors])
         self._solution = self._solve(
             standardise_vectors(vectors, self._scale), standardise_targets(targets, self._target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 
 from features._common.types import Tensor
+from features.head_config import ConvLSTMConfig, DeltaConfig, TCNConfig
 from stage2_temporal.data.examples import as_maps
 from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.heads.graph import NamedTensors, concatenate
@@ -19,7 +20,7 @@ class TCN(PooledFrames, GradientHead):
     modeling" (2018): kernel 3, dilation doubled from block to block.
     """
 
-    when = "Take it for long windows: sees 2^(layers + 1) − 1 frames back at once, and trains quicker than an LSTM."
+    settings = TCNConfig
 
     def _answer(self, vectors: Tensor, targets: int) -> Tensor:
         width = self._head.units
@@ -38,7 +39,7 @@ class Delta(GradientHead):
     The differences' sign is kept, which pooling loses: a small filter can tell which way an edge went.
     """
 
-    when = "Take it for own motion where maps are fine and clips many; trains on whole maps, not in seconds."
+    settings = DeltaConfig
     standardised = False
 
     def _vectors(self, arrays: NamedTensors) -> Tensor:
@@ -66,7 +67,7 @@ class Delta(GradientHead):
 class ConvLSTM(GradientHead):
     """An LSTM whose state is a map: its gates are 3x3 convolutions, its last state is averaged over the map."""
 
-    when = "Take it where what matters is where things move; the slowest head, for small maps or a GPU."
+    settings = ConvLSTMConfig
     standardised = False
 
     def _vectors(self, arrays: NamedTensors) -> Tensor:

@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 from features.config import Config
+from features.head_config import AutoConfig, BoxRidgeConfig, FusionConfig, HeadConfig, PooledLSTMConfig, RidgeConfig
 from features.store import Store
-from features.streams import MOTION, VEHICLE_COLUMNS
+from features.streams import APPEARANCE, MOTION, VEHICLE_COLUMNS
 from features.windows import Examples
 
-DEFAULT_GRID = (8, 4)  # cells; measured on the sample set: finer ones add little
+DEFAULT_GRID = (8, 4)  # rows and columns; finer grids add little on the sample set
 
 
-def resolve_default_head(config: Config, store: Store, found: Examples) -> Config:
-    """The config with a head's name in the place of `auto`.
+def resolve_default_head(config: Config, store: Store, examples: Examples) -> Config:
+    """Replace `auto` by a head, with that head's defaults.
 
-    A vehicle's velocity or position where training vehicles were tracked: `box_ridge`, else `pooled_lstm`. Any other
-    target: `fusion` of the flow where the store holds it, else `ridge` on how the maps' cells change, where the windows
-    are long enough to tell.
+    A vehicle's velocity or position: `box_ridge` where training vehicles were tracked, else `pooled_lstm`. Any other
+    target: `fusion` on the optical flow where the store holds it, else `ridge` on how the maps change, where the
+    windows are long enough for that.
     """
-    head = config.head
-    if head.name != "auto":
+    if not isinstance(config.head, AutoConfig):
         return config
-    update: dict[str, object] = {"name": "pooled_lstm"}
-    if set(found.columns) <= VEHICLE_COLUMNS:
-        if _tracked(store, found):
-            update = {"name": "box_ridge"}
-    elif MOTION in store.streams:
-        update = {"name": "fusion", "streams": (MOTION,)}
-    elif config.window.length > max(head.lags):
-        height, width, _ = store.streams["appearance"].shape
-        update = {
-            "name": "ridge",
-            "difference": True,
-            "grid": (min(DEFAULT_GRID[0], height), min(DEFAULT_GRID[1], width)),
-        }
-    return config.model_copy(update={"head": head.model_copy(update=update)})
+    return config.model_copy(update={"head": _default_head(config, store, examples)})
 
 
-def _tracked(store: Store, found: Examples) -> bool:
-    train = found[(found.split == "train") & found.known]
+def _default_head(config: Config, store: Store, examples: Examples) -> HeadConfig:
+    if set(examples.columns) <= VEHICLE_COLUMNS:
+        return BoxRidgeConfig() if _tracked(store, examples) else PooledLSTMConfig()
+    if MOTION in store.streams:
+        return FusionConfig(streams=(MOTION,))
+    if config.window.length > max(RidgeConfig().lags):
+        height, width, _ = store.streams[APPEARANCE].shape
+        return RidgeConfig(difference=True, grid=(min(DEFAULT_GRID[0], height), min(DEFAULT_GRID[1], width)))
+    return PooledLSTMConfig()
+
+
+def _tracked(store: Store, examples: Examples) -> bool:
+    """Whether the store holds a track for any training example."""
+    train = examples[(examples.split == "train") & examples.known]
     pairs = zip(train.sequence.tolist(), train.label.tolist(), strict=True)
     return bool(store.track_keys) and any(store.track(s, label) is not None for s, label in pairs)

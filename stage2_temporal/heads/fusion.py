@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
 from features._common.types import Floats, Tensor
+from features.head_config import FusionConfig
 from features.streams import GEOMETRY
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_maps
 from stage2_temporal.data.pooling import check_grid, grid_changes, grid_means
 from stage2_temporal.heads.base import Head, ValidationSet
 from stage2_temporal.heads.closed_form import standardise_targets, standardise_vectors
+from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.heads.graph import Graph, NamedTensors, concatenate
 from stage2_temporal.heads.vehicle import VehicleHead, about_vehicles
 from stage2_temporal.training.loop import fit_model, fix_seeds
@@ -36,7 +38,8 @@ Vectors32 = NDArray[np.float32]
 class Fusion(VehicleHead):
     """GRU over pooled maps and flow, with the track's states in every frame, on top of a solved answer."""
 
-    when = "For own speed with --head.streams appearance motion; for a vehicle where the scene tells more than its box."
+    settings = FusionConfig
+    train_settings = GradientHead.train_settings
     alone = False
 
     def _prepare(self, examples: HeadInputs, targets: Floats) -> None:
@@ -88,7 +91,7 @@ class Fusion(VehicleHead):
         fix_seeds(self._train.seed)
         graph = self._graph()
         vectors = self._all(graph, examples)
-        self._scale = vector_scale([vectors]) if self._train.standardise_inputs else None
+        self._scale = vector_scale([vectors])
         self._solution = self._solve(
             standardise_vectors(vectors, self._scale).mean(axis=1), standardise_targets(targets, self._target)
         )

@@ -13,13 +13,19 @@ from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import vector_scale
 
 
+# of [train], what `fit_model` reads
+GRADIENT_SETTINGS = ("epochs", "learning_rate", "weight_decay", "restore_best", "patience", "seed", "precision")
+
+
 class GradientHead(Head):
     """A head whose weights are found by gradient descent on the mean squared error."""
+
+    train_settings = (*Head.train_settings, *GRADIENT_SETTINGS)
 
     def _learn(self, examples: HeadInputs, targets: Floats, held: ValidationSet | None, logs: Path | None) -> None:
         fix_seeds(self._train.seed)
         graph, whole = self._graph(), not (self._ready(examples) and (held is None or self._ready(held[0])))
-        if self.standardised and self._train.standardise_inputs:
+        if self.standardised:
             self._scale = vector_scale(self._computed(graph, examples, whole=whole))
         model = self._finished(graph)
         self.outcome_ = fit_model(

@@ -12,6 +12,7 @@ from sklearn import kernel_ridge, linear_model, svm
 from sklearn.exceptions import ConvergenceWarning
 
 from features._common.types import Floats, Tensor
+from features.head_config import KernelRidgeConfig, RidgeConfig, SVRConfig
 from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors, linear_layer
 from stage2_temporal.heads.pooled import PooledStatistics
 
@@ -37,7 +38,7 @@ class LinearHead(ClosedFormHead):
 class Ridge(PooledStatistics, LinearHead):
     """Linear regression with a penalty on the window's statistics."""
 
-    when = "Take it beside every other head: solved in no time, and with --head.difference True the best for ego speed."
+    settings = RidgeConfig
 
 
 class KernelHead(PooledStatistics, ClosedFormHead):
@@ -70,7 +71,7 @@ class KernelHead(PooledStatistics, ClosedFormHead):
 class KernelRidge(KernelHead):
     """scikit-learn's KernelRidge."""
 
-    when = "ridge for what is not linear in the features; keeps every training window: up to some thousands."
+    settings = KernelRidgeConfig
 
     def _found(
         self, vectors: Vectors, targets: Floats, gamma: float
@@ -84,7 +85,7 @@ class KernelRidge(KernelHead):
 class SVR(KernelHead):
     """scikit-learn's SVR, one a target."""
 
-    when = "kernel_ridge that bears outliers in the labels and keeps only the windows that matter."
+    settings = SVRConfig
 
     def _found(
         self, vectors: Vectors, targets: Floats, gamma: float

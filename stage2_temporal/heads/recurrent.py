@@ -7,6 +7,7 @@ from typing import ClassVar
 import keras
 
 from features._common.types import Tensor
+from features.head_config import FlattenLSTMConfig, GRUConfig, PooledLSTMConfig
 from stage2_temporal.data.examples import as_maps
 from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.gradient import GradientHead
@@ -28,7 +29,7 @@ class Recurrent(GradientHead):
 class FlattenLSTM(Recurrent):
     """Every cell and channel of a frame's map as one vector of h·w·c numbers, then the LSTM: the published head."""
 
-    when = "The published head: take it to reproduce, or with thousands of clips; its LSTM has h·w·c inputs."
+    settings = FlattenLSTMConfig
     standardised = False
 
     def _vectors(self, arrays: NamedTensors) -> Tensor:
@@ -43,13 +44,13 @@ class FlattenLSTM(Recurrent):
 class PooledLSTM(PooledFrames, Recurrent):
     """LSTM over pooled maps."""
 
-    when = "Take it first: averaged maps train in seconds; for ego speed with --head.difference True."
+    settings = PooledLSTMConfig
 
 
 class GRU(PooledFrames, Recurrent):
     """GRU over pooled maps."""
 
-    when = "pooled_lstm with three quarters of its weights: take it where examples are few."
+    settings = GRUConfig
     layer = "GRU"
 
 

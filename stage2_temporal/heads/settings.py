@@ -1,44 +1,66 @@
-"""A head's settings: the fields of the config's [head] and [train] sections, declared there and nowhere else."""
+"""A head's parameters as scikit-learn knows them: its own settings, and those of the section [train] that it reads."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
-from features.config import HeadConfig, TrainConfig, describe_validation_error
+from features.config import TrainConfig
 from features.errors import ConfigError
-
-NOT_THE_HEADS = ("name", "memory_gb", "tensorboard")  # the class, its Inputs, and its caller decide these
-FIELDS = {
-    n: f for section in (HeadConfig, TrainConfig) for n, f in section.model_fields.items() if n not in NOT_THE_HEADS
-}
-
-# what scikit-learn reads a head's parameters from
-SIGNATURE = inspect.Signature(
-    [
-        inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD),
-        *(inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=f.default) for n, f in FIELDS.items()),
-    ]
-)
+from features.head_config import HeadConfig
+from features.strict_model import StrictModel, describe_validation_error, did_you_mean
 
 
-def sections(estimator: Any) -> tuple[HeadConfig, TrainConfig]:
-    """An estimator's settings as the two sections, checked.
+def parameter_fields(settings: type[HeadConfig], train: Iterable[str]) -> dict[str, FieldInfo]:
+    """The fields that become a head's parameters.
+
+    Args:
+        settings: the head's settings class; its name is not a parameter.
+        train: names of the fields of [train] that the head reads.
+    """
+    own = {name: field for name, field in settings.model_fields.items() if name != "name"}
+    return own | {name: field for name, field in TrainConfig.model_fields.items() if name in train}
+
+
+def constructor(fields: dict[str, FieldInfo]) -> Callable[..., None]:
+    """An `__init__` with these parameters, whose signature scikit-learn reads them from."""
+
+    def __init__(self: Any, **parameters: Any) -> None:
+        unknown = [name for name in parameters if name not in fields]
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__} has no setting {', '.join(unknown)}{did_you_mean(unknown[0], fields)}, "
+                f"it has {', '.join(fields)}"
+            )
+        for name, field in fields.items():
+            setattr(self, name, parameters.get(name, field.default))
+
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(name, keyword_only, default=field.default) for name, field in fields.items()]
+    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    __init__.__signature__ = inspect.Signature([first, *parameters])  # type: ignore[attr-defined]
+    return __init__
+
+
+def validated(estimator: Any, section: type[StrictModel]) -> Any:
+    """An estimator's parameters as an instance of `section`, which has defaults for those that are none.
 
     Raises:
-        ConfigError: one of the wrong kind or out of range.
+        ConfigError: a parameter of a wrong kind or out of range.
     """
-    # numpy's scalars, as grids of settings are made of, as Python's own
-    values = {n: v.item() if isinstance(v := getattr(estimator, n), np.generic) else v for n in FIELDS}
+    # as Python's own numbers: a grid of parameters may be an array
+    values = {
+        name: value.item() if isinstance(value := getattr(estimator, name), np.generic) else value
+        for name in section.model_fields
+        if name != "name" and hasattr(estimator, name)
+    }
     try:
-        head, train = (
-            section.model_validate({n: v for n, v in values.items() if n in section.model_fields})
-            for section in (HeadConfig, TrainConfig)
-        )
+        return section.model_validate(values)
     except ValidationError as e:
-        raise ConfigError(f"{type(estimator).__name__}: {describe_validation_error(e)}", hint="set_params") from None
-    assert isinstance(head, HeadConfig) and isinstance(train, TrainConfig)
-    return head, train
+        kind = type(estimator).__name__
+        raise ConfigError(f"{kind}: {describe_validation_error(e, section)}", hint="set_params") from None

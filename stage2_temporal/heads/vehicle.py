@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from features._common.types import Floats, Tensor
 from features.errors import ConfigError
+from features.head_config import BoxRidgeConfig
 from features.store import TopRecord
 from features.streams import GEOMETRY
 from stage2_temporal.data.examples import HeadInputs, StoreExamples
@@ -131,7 +132,7 @@ class VehicleHead(Head):
 class BoxRidge(VehicleHead, ClosedFormHead):
     """A robust line from what the track says to the target."""
 
-    when = "For a vehicle's velocity and position, wherever its box is known: take it first, it needs few labels."
+    settings = BoxRidgeConfig
     standardised = False
 
     def _vectors(self, arrays: NamedTensors) -> Tensor:

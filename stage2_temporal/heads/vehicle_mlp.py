@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from features._common.types import Floats, Tensor
+from features.head_config import BoxMLPConfig
 from features.streams import GEOMETRY
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import HeadInputs
@@ -25,17 +26,21 @@ from stage2_temporal.training.scaling import Scale, vector_scale
 from stage2_temporal.vehicle.velocity_estimates import select_columns
 
 
-class BoxMLP(VehicleHead, GradientHead):
-    """`members` networks for each of `ranges` of distance; `layers` layers of `units`."""
+MEMBERS = 5  # networks whose outputs are averaged
+RANGES = 3  # of distance, each with its own networks
 
-    when = "box_ridge with a network on top: where some hundred vehicles are labelled, and tracks are worse than usual."
+
+class BoxMLP(VehicleHead, GradientHead):
+    """MEMBERS networks for each of RANGES of distance; `layers` layers of `units`."""
+
+    settings = BoxMLPConfig
     standardised = False
 
     def _prepare(self, examples: HeadInputs, targets: Floats) -> None:
         super()._prepare(examples, targets)
         clean = np.asarray(self._line.reading.clean(self._geometry(examples)))
         self._states: Scale = vector_scale([np.asarray(self._line.reading.states(clean))[:, None]])
-        share = (np.arange(self._head.ranges) + 0.5) / self._head.ranges
+        share = (np.arange(RANGES) + 0.5) / RANGES
         self._centres: Floats = np.quantile(np.log(select_columns(clean, "x_foot")), share)
 
     def _vectors(self, arrays: NamedTensors) -> Tensor:
@@ -64,7 +69,7 @@ class BoxMLP(VehicleHead, GradientHead):
 
     def _members(self, vectors: Tensor, targets: int) -> Tensor:
         """(batch, members, K): each network's answer."""
-        ranges, members = self._head.ranges, self._head.members
+        ranges, members = RANGES, MEMBERS
         states, line = vectors[:, : -targets - ranges], vectors[:, -targets - ranges : -ranges]
         x = keras.ops.repeat(keras.ops.expand_dims(states, 1), members * ranges, axis=1)
         for i in range(self._head.layers):
@@ -77,13 +82,13 @@ class BoxMLP(VehicleHead, GradientHead):
 
     def _dense(self, units: int, name: str, **arguments: str) -> keras.layers.Layer:
         """A dense layer a network: (batch, networks, F) → (batch, networks, units)."""
-        shape = (self._head.members * self._head.ranges, units)
+        shape = (MEMBERS * RANGES, units)
         return keras.layers.EinsumDense("bnf,nfu->bnu", shape, bias_axes="nu", name=name, **arguments)
 
     def _learn(self, examples: HeadInputs, targets: Floats, held: ValidationSet | None, logs: Path | None) -> None:
         """Each network is judged by its own error: judged by their mean they would lean on one another."""
         fix_seeds(self._train.seed)
-        members, seen, graph = self._head.members, self._seen(examples), self._graph()
+        members, seen, graph = MEMBERS, self._seen(examples), self._graph()
         answers = self._in_unit(self._members(graph.vectors, self._targets))
 
         def batches(x: ExamplesWithGeometry, y: Floats, seed: int | None = None) -> Batches:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from features._common.log import logger
-from features.config import Config, read_config
+from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError
 from features.recipe import canonical_json
 
@@ -50,7 +50,7 @@ def is_finished(path: Path, config: Config, origin: dict[str, Any], *, report: b
         return False
     try:
         metrics = read_metrics(path)
-        before = read_config(path / "config.toml")
+        before = read_run_config(path)
     except (ConfigError, DataError):
         return False
     stored = metrics.get("store", {})
@@ -86,7 +86,7 @@ def _interrupted(path: Path, config: Config) -> bool:
     """Whether a run with these settings was stopped there: it may be replaced by its whole self."""
     try:
         return bool(read_metrics(path).get("interrupted")) and run_settings(
-            read_config(path / "config.toml")
+            read_run_config(path)
         ) == run_settings(config)
     except (ConfigError, DataError):
         return False

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from features.config import Config, read_config
+from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError
 from features.streams import UNITS
 from stage2_temporal.data.splits import STORED_VALIDATION
@@ -126,7 +126,7 @@ def read_run(path: Path) -> Run:
         metrics = Metrics.model_validate(value)
     except ValidationError as e:
         raise DataError(f"{path / FILES[1]}: not what training writes: {e.error_count()} faults") from None
-    return Run(path, read_config(path / FILES[0]), metrics, value.get("labels", ""))
+    return Run(path, read_run_config(path), metrics, value.get("labels", ""))
 
 
 def boards(runs: Iterable[Run], target: str | None = None) -> list[Board]:

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from features.config import Config, read_config
+from features.config import Config, read_run_config
 from features.errors import StoreError
 from features.streams import APPEARANCE, GEOMETRY
 from stage1_extract.backbone.trunk import Trunk, build_trunk
@@ -58,9 +58,8 @@ class RunModels:
 
 def model_streams(stage_two: keras.Model, config: Config) -> dict[str, str]:
     """See `Parts.streams`."""
-    only = config.head.streams[0]
     names = [tensor.name for tensor in stage_two.inputs if tensor.name != GEOMETRY]
-    return {only if name == "features" else name: name for name in names}
+    return {config.head.input_streams[0] if name == "features" else name: name for name in names}
 
 
 def load_run_models(run: Path) -> RunModels:
@@ -70,7 +69,7 @@ def load_run_models(run: Path) -> RunModels:
         DataError, ConfigError: no sound run, or a head that looks at a stream which is made of a store alone.
         StoreError: the backbone that its config builds is not the one it was trained on.
     """
-    metrics, config = read_metrics(run), read_config(run / "config.toml")
+    metrics, config = read_metrics(run), read_run_config(run)
     check_streams(run, config)
     stage_two = load_model(run)
     scene = read_camera_geometry(run) if GEOMETRY in [tensor.name for tensor in stage_two.inputs] else None

@@ -29,8 +29,9 @@ from pydantic import Field, ValidationError, model_validator
 from scipy.stats import loguniform, randint, uniform
 from sklearn.model_selection import ParameterGrid, ParameterSampler
 
-from features.config import Config, StrictModel, describe_validation_error
+from features.config import Config
 from features.errors import BadInputs, ConfigError
+from features.strict_model import StrictModel, describe_validation_error
 from stage2_temporal.runs.folder import run_settings
 
 SECTIONS = ("window", "head", "train")  # what may vary on one store, and data.target
@@ -139,7 +140,7 @@ def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
         except ConfigError as e:
             faults.append(f"entry {number}: {e}")
         except ValidationError as e:
-            faults.append(f"entry {number}: {describe_validation_error(e)}")
+            faults.append(f"entry {number}: {describe_validation_error(e, Config)}")
     if faults:
         raise BadInputs(f"{len(faults)} entries of the sweep are not as they should be", faults, hint="edit the sweep")
     names = list(found)
@@ -217,7 +218,9 @@ def _plain(value: Any) -> Any:
 
 
 def _merged(base: Config, setting: Setting) -> Config:
-    value = base.model_dump()
+    name = setting.get("head.name", base.head.name)
+    head = base.head if name == base.head.name else base.head.renamed(name)
+    value = base.model_dump() | {"head": head.model_dump()}
     value["data"]["also"] = ()
     for key, chosen in setting.items():
         section, _, field = key.partition(".")

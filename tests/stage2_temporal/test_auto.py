@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.config import Config, DataConfig, HeadConfig
+from features.config import Config, DataConfig
+from features.head_config import AutoConfig, GRUConfig, head_settings
 from features.sequences import FrameSequence, Label
 from features.store import Store
 from features.tracks import Track, track_keys
@@ -30,27 +31,27 @@ def store(path: Path, *, motion: bool, tracks: bool) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("target", "motion", "tracks", "name", "streams"),
+    ("target", "motion", "tracks", "name", "settings"),
     [
-        ("velocity", True, True, "box_ridge", ("appearance",)),
-        ("velocity+position", False, True, "box_ridge", ("appearance",)),
-        ("velocity", True, False, "pooled_lstm", ("appearance",)),
-        ("ego_speed", True, True, "fusion", ("motion",)),
-        (("ego_speed", "yaw"), True, False, "fusion", ("motion",)),
-        ("ego_speed", False, True, "ridge", ("appearance",)),
+        ("velocity", True, True, "box_ridge", {}),
+        ("velocity+position", False, True, "box_ridge", {}),
+        ("velocity", True, False, "pooled_lstm", {}),
+        ("ego_speed", True, True, "fusion", {"streams": ("motion",)}),
+        (("ego_speed", "yaw"), True, False, "fusion", {"streams": ("motion",)}),
+        ("ego_speed", False, True, "ridge", {}),
     ],
 )
 def test_by_target_and_store(
-    target: str | tuple[str, ...], motion: bool, tracks: bool, name: str, streams: tuple[str, ...], tmp_path: Path
+    target: str | tuple[str, ...], motion: bool, tracks: bool, name: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = Config(data=DataConfig(target=target), head=HeadConfig(name="auto", units=7))
+    config = Config(data=DataConfig(target=target), head=AutoConfig())
     with Store(store(tmp_path, motion=motion, tracks=tracks)) as opened:
         head = resolve_default_head(config, opened, read_task(config, opened).examples).head
-    cells: dict[str, Any] = {"difference": True, "grid": (2, 2)} if name == "ridge" else {}  # the map has no more
-    assert head == HeadConfig(name=name, streams=streams, units=7, **cells)
+    changes: dict[str, Any] = {"difference": True, "grid": (2, 2)} if name == "ridge" else {}  # the map has no more cells
+    assert head == head_settings({"name": name, **changes, **settings})
 
 
 def test_a_head_that_was_named_stays(tmp_path: Path) -> None:
-    config = Config(data=DataConfig(target="velocity"), head=HeadConfig(name="gru"))
+    config = Config(data=DataConfig(target="velocity"), head=GRUConfig())
     with Store(store(tmp_path, motion=True, tracks=True)) as opened:
         assert resolve_default_head(config, opened, read_task(config, opened).examples) == config

@@ -25,7 +25,7 @@ from stage2_temporal.heads.vehicle import BoxRidge, window_tracks
 from stage2_temporal.heads.vehicle_mlp import BoxMLP
 from stage2_temporal.runs.folder import read_metrics
 from stage2_temporal.train import evaluate, train
-from stage2_temporal.training.model_files import load_model
+from stage2_temporal.training.keras_models import load_model
 from stage2_temporal.vehicle.camera_geometry import read_camera_geometry
 from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES
 from tests.helpers import write_store
@@ -78,7 +78,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(head: str = "box_ridge", target: str = "velocity", **settings: Any) -> Config:
     small = {"epochs": 8, "batch": 32, "learning_rate": 3e-3}
-    head_settings = {"name": head, "units": 16, "members": 2, "dropout": 0.0} | settings
+    network = {} if head == "box_ridge" else {"units": 16, "dropout": 0.0}
+    head_settings = {"name": head} | network | settings
     return Config.model_validate({"data": {"target": target}, "head": head_settings, "train": small})
 
 
@@ -161,7 +162,7 @@ def test_lost_tracks_are_answered_with_the_usual(store: Path) -> None:
 
 def test_more_networks_are_trained_apart(store: Path) -> None:
     """Judged each by its own error, the answers of the members differ; their mean is the head's answer."""
-    chosen = config("box_mlp", members=3, layers=1)
+    chosen = config("box_mlp", layers=1)
     X, y, _ = load_examples(store, chosen)
     head = BoxMLP.of(chosen).fit(X, y)
     assert head.outcome_.history[-1].loss < head.outcome_.history[0].loss
@@ -171,20 +172,20 @@ def test_more_networks_are_trained_apart(store: Path) -> None:
     apart.set_weights(head.model_.get_weights())
     vectors = head._geometry(X)
     answers = apart.predict(vectors, verbose=0)
-    assert answers.shape == (len(X), 3, 2)
+    assert answers.shape == (len(X), 5, 2)
     assert np.abs(answers[:, 0] - answers[:, 1]).max() > 1e-3
     np.testing.assert_allclose(answers.mean(axis=1), head.predict(X), rtol=1e-4, atol=1e-4)
 
 
 def test_ranges_of_distance_overlap_and_sum_to_one(store: Path) -> None:
     X, y, _ = load_examples(store, config("box_mlp"))
-    head = BoxMLP.of(config("box_mlp", ranges=4, units=2, members=1)).set_params(epochs=1).fit(X, y)
+    head = BoxMLP.of(config("box_mlp", units=2)).set_params(epochs=1).fit(X, y)
     clean = np.array(head._line.reading.clean(head._geometry(X)))
     column = GEOMETRY_NAMES.index("x_foot")
     near, middle = np.exp(head._centres[0]) / 2, np.exp((head._centres[1] + head._centres[2]) / 2)
-    clean[:3, column] = near, middle, np.exp(head._centres[3])
+    clean[:3, column] = near, middle, np.exp(head._centres[2])
     weights = np.asarray(head._weights(clean))
-    np.testing.assert_allclose(weights[:3], [[1, 0, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0, 1]], atol=1e-5)
+    np.testing.assert_allclose(weights[:3], [[1, 0, 0], [0, 0.5, 0.5], [0, 0, 1]], atol=1e-5)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
 
 

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import pytest
 
-from features.config import BackboneConfig, Config, ExtractConfig, FramesConfig, HeadConfig
+from features.config import BackboneConfig, Config, ExtractConfig, FramesConfig
+from features.head_config import FlattenLSTMConfig, PooledLSTMConfig
 from features.store import Store
 from stage1_extract.__main__ import main as stage1
 from stage1_extract.backbone.trunk import build_trunk
@@ -19,7 +20,8 @@ from stage1_extract.engines.engine import Engine
 from stage2_temporal.__main__ import main as stage2
 from stage2_temporal.fused.fuse import Equality, build_fused_model, compare_models
 from stage2_temporal.heads import build_model
-from stage2_temporal.training.scaling import Scale, parameters
+from stage2_temporal.training.keras_models import count_parameters
+from stage2_temporal.training.scaling import Scale
 from tests.helpers import write_clips
 
 BACKBONES = {
@@ -28,8 +30,8 @@ BACKBONES = {
     "InceptionV3": (96, 80), "InceptionResNetV2": (96, 80), "NASNetMobile": (64, 48), "NASNetLarge": (64, 48),
 }  # fmt: skip
 HEADS = {
-    "pooled_lstm": HeadConfig(units=8, dense=4, difference=True),
-    "flatten_lstm": HeadConfig(name="flatten_lstm", units=8, dense=4, activation="relu"),
+    "pooled_lstm": PooledLSTMConfig(units=8, dense=4, difference=True),
+    "flatten_lstm": FlattenLSTMConfig(units=8, dense=4, activation="relu"),
 }
 QUICK = {("EfficientNetLite0", "pooled_lstm"), ("MobileNetV2", "flatten_lstm")}
 PAIRS = [pytest.param(n, h, marks=[] if (n, h) in QUICK else pytest.mark.soak) for n in BACKBONES for h in HEADS]
@@ -118,10 +120,10 @@ def test_the_published_config_has_the_published_parameters() -> None:
     )
     trunk = build_trunk(config)
     assert (trunk.model.count_params(), trunk.model.output.shape[1:]) == (51_137_248, (4, 8, 2080))
-    published = HeadConfig(name="flatten_lstm", units=256, dense=64, dropout=0.5, activation="relu")
+    published = FlattenLSTMConfig(units=256, dense=64, dropout=0.5, activation="relu")
     stage_two = build_model((8, 4, 8, 2080), published, 2, top=trunk.top())
     expected = {"total": 104_948_130, "trainable": 53_807_810, "frozen": 51_140_320}
-    assert parameters(stage_two, trunk.model.count_params()) == expected
+    assert count_parameters(stage_two, trunk.model.count_params()) == expected
     assert stage_two.get_layer("lstm").count_params() == 50_594_816
     assert [tuple(w.shape) for w in stage_two.get_layer("dense").weights] == [(256, 64), (64,)]
     fused = build_fused_model(trunk.model, stage_two)

@@ -9,11 +9,12 @@ import keras
 import numpy as np
 import pytest
 
-from features.config import HeadConfig
 from features.errors import ConfigError, StoreError
+from features.head_config import FlattenLSTMConfig, PooledLSTMConfig, head_settings
 from features.store import TopRecord
 from stage2_temporal.heads import build_model, find_head
-from stage2_temporal.training.scaling import Scale, rebuild_top, target_scale, vector_scale
+from stage2_temporal.training.keras_models import rebuild_top
+from stage2_temporal.training.scaling import Scale, target_scale, vector_scale
 
 SHAPE = (4, 3, 5, 16)
 MAPS = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)
@@ -29,7 +30,7 @@ def tiny_top() -> TopRecord:
 
 
 def pooled(grid: tuple[int, int], difference: bool) -> np.ndarray:
-    model = build_model(SHAPE, HeadConfig(grid=grid, difference=difference), 1)
+    model = build_model(SHAPE, PooledLSTMConfig(grid=grid, difference=difference), 1)
     return np.asarray(keras.Model(model.input, model.get_layer("lstm").input)(MAPS))
 
 
@@ -53,13 +54,13 @@ def test_difference_by_hand() -> None:
 
 
 def test_one_frame_has_no_difference() -> None:
-    assert build_model((1, 3, 5, 16), HeadConfig(units=4), 1)(MAPS[:, :1]).shape == (6, 1)
+    assert build_model((1, 3, 5, 16), PooledLSTMConfig(units=4), 1)(MAPS[:, :1]).shape == (6, 1)
     with pytest.raises(ConfigError, match="at least 2 frames"):
-        build_model((1, 3, 5, 16), HeadConfig(units=4, difference=True), 1)
+        build_model((1, 3, 5, 16), PooledLSTMConfig(units=4, difference=True), 1)
 
 
 def test_flatten_is_time_distributed_flatten() -> None:
-    model = build_model(SHAPE, HeadConfig(name="flatten_lstm", units=4), 1)
+    model = build_model(SHAPE, FlattenLSTMConfig(units=4), 1)
     ours = keras.Model(model.input, model.get_layer("flatten").output)
     theirs = keras.layers.TimeDistributed(keras.layers.Flatten())(MAPS)
     np.testing.assert_array_equal(np.asarray(ours(MAPS)), np.asarray(theirs))
@@ -67,7 +68,7 @@ def test_flatten_is_time_distributed_flatten() -> None:
 
 def test_folded_top_is_the_time_distributed_top() -> None:
     record = tiny_top()
-    model = build_model(SHAPE, HeadConfig(name="flatten_lstm", units=4), 2, top=record)
+    model = build_model(SHAPE, FlattenLSTMConfig(units=4), 2, top=record)
     inner = keras.Model(model.input, model.get_layer("flatten").output)
     frame_by_frame = np.stack([rebuild_top(record)(MAPS[:, t], training=False) for t in range(4)], axis=1)
     np.testing.assert_allclose(np.asarray(inner(MAPS)), frame_by_frame.reshape(6, 4, -1), atol=1e-5)
@@ -75,7 +76,8 @@ def test_folded_top_is_the_time_distributed_top() -> None:
 
 @pytest.mark.parametrize("name", ["flatten_lstm", "pooled_lstm"])
 def test_saves_and_loads_safely(name: str, tmp_path: Path) -> None:
-    head = HeadConfig(name=name, units=4, grid=(2, 2), difference=True)
+    pooled = {"grid": (2, 2), "difference": True} if name == "pooled_lstm" else {}
+    head = head_settings({"name": name, "units": 4, **pooled})
     scale = Scale(np.array([3.0, -1.0]), np.array([0.5, 7.0]))
     model = build_model(SHAPE, head, 2, top=tiny_top(), target=scale)
     model.save(tmp_path / "m.keras")
@@ -110,8 +112,8 @@ def test_target_scale() -> None:
 
 def test_output_is_scaled_back() -> None:
     keras.utils.set_random_seed(0)
-    plain = build_model(SHAPE, HeadConfig(units=4), 2)
-    scaled = build_model(SHAPE, HeadConfig(units=4), 2, target=Scale(np.array([3.0, -1.0]), np.array([0.5, 7.0])))
+    plain = build_model(SHAPE, PooledLSTMConfig(units=4), 2)
+    scaled = build_model(SHAPE, PooledLSTMConfig(units=4), 2, target=Scale(np.array([3.0, -1.0]), np.array([0.5, 7.0])))
     scaled.set_weights(plain.get_weights())
     expected = plain.predict_on_batch(MAPS) * [0.5, 7] + [3, -1]
     np.testing.assert_allclose(scaled.predict_on_batch(MAPS), expected, atol=1e-5)
@@ -139,4 +141,4 @@ def test_unknown_head_and_too_fine_a_grid() -> None:
     with pytest.raises(ConfigError, match="flatten_lstm, pooled_lstm"):
         find_head("transformer")
     with pytest.raises(ConfigError, match="at most 3 rows and 5 columns"):
-        build_model(SHAPE, HeadConfig(grid=(4, 5)), 1)
+        build_model(SHAPE, PooledLSTMConfig(grid=(4, 5)), 1)

@@ -7,7 +7,6 @@ import pytest
 from numpy.typing import NDArray
 
 from features.config import Config
-from features.config import HeadConfig as Settings
 from stage2_temporal import heads
 from stage2_temporal.sliding.frame_cache import covering_windows
 from stage2_temporal.sliding.sliding_window import RunModels, SlidingWindow
@@ -16,7 +15,8 @@ LENGTH, SHAPE = 8, (4, 6, 3)
 
 
 def parts(**settings: object) -> RunModels:
-    config = Config(head=Settings(streams=["motion"], units=4, dense=0, **settings))  # type: ignore[arg-type]
+    small = {} if "name" in settings else {"units": 4, "dense": 0}
+    config = Config.model_validate({"head": {"streams": ["motion"], **small, **settings}})
     rng = np.random.default_rng(1)
     examples, targets = rng.normal(size=(30, LENGTH, *SHAPE)).astype(np.float32), rng.normal(size=(30, 2))
     config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1})})

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from features.config import HeadConfig, TrainConfig
+from features.config import TrainConfig
+from features.head_config import head_settings
 from features.sequences import FrameSequence, Label
 from features.store import Store
 from stage2_temporal.data.batches import Batches, FrameReader
@@ -35,7 +36,7 @@ CLIPS = 21
 def model(head: dict[str, Any] | None = None, **options: Any) -> keras.Model:
     keras.utils.set_random_seed(0)
     chosen = {"name": "flatten_lstm", "units": 8, "dense": 6, "dropout": 0.0, "activation": "relu"} | (head or {})
-    return build_model(SHAPE, HeadConfig(**chosen), 2, **{"top": conv_top(SHAPE[1:])} | options)
+    return build_model(SHAPE, head_settings(chosen), 2, **{"top": conv_top(SHAPE[1:])} | options)
 
 
 def gradients(of: keras.Model, training: bool) -> list[np.ndarray]:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from features.config import Config, HeadConfig, TrainConfig
+from features.config import Config, TrainConfig
 from features.errors import ConfigError
+from features.head_config import RidgeConfig
 from stage2_temporal.heads import HEADS, find_head
 from stage2_temporal.heads.closed_form import ClosedFormHead, standardise_vectors
 from stage2_temporal.heads.vehicle import VehicleHead
@@ -26,16 +27,21 @@ WHOLE = [name for name, head in HEADS.items() if not issubclass(head, VehicleHea
 SOLVED = [name for name in WHOLE if issubclass(HEADS[name], ClosedFormHead)]
 
 
+def small(name: str, **settings: Any) -> Any:
+    """The head of that name with those of SMALL and `settings` that it reads."""
+    head = find_head(name)
+    return head(**{key: value for key, value in (SMALL | settings).items() if key in head().get_params()})
+
+
 @pytest.fixture(scope="module", params=WHOLE)
 def fitted(request: pytest.FixtureRequest) -> Any:
-    return find_head(request.param)(**SMALL).fit(MAPS, Y)
+    return small(request.param).fit(MAPS, Y)
 
 
 def test_it_answers_in_the_targets_shape(fitted: Any) -> None:
     assert fitted.predict(MAPS).shape == (30, 2)
     assert fitted.outcome_.history[0].loss > 0
     assert np.isfinite(fitted.score(MAPS, Y))
-    assert type(fitted).when.endswith(".")
 
 
 def test_its_model_is_a_model_of_keras_alone(fitted: Any, tmp_path: Path) -> None:
@@ -60,7 +66,7 @@ def test_what_scikit_learn_solved_is_what_keras_answers(name: str, settings: dic
             kept["vectors"], kept["solution"] = vectors, super()._solve(vectors, targets)
             return kept["solution"]
 
-    head = Kept(**{**SMALL, **settings, "standardise": False}).fit(MAPS, Y)
+    head = Kept(**small(name, **settings, standardise=False).get_params()).fit(MAPS, Y)
     vectors, solution = kept["vectors"], kept["solution"]
     if name == "ridge":
         expected = solution.predict(vectors)
@@ -88,12 +94,14 @@ def test_scaled_is_the_standardise_layer() -> None:
 
 
 def test_settings_are_the_configs_fields() -> None:
-    head = find_head("ridge").of(Config(head=HeadConfig(alpha=3.0, grid=(2, 1)), train=TrainConfig(seed=7)))
-    assert (head.alpha, head.grid, head.seed) == (3.0, (2, 1), 7)
-    fields = {*HeadConfig.model_fields, *TrainConfig.model_fields} - {"name", "memory_gb", "tensorboard"}
-    assert set(head.get_params()) == fields
-    with pytest.raises(TypeError, match="no setting colour"):
-        find_head("ridge")(colour=1)
+    head = find_head("ridge").of(Config(head=RidgeConfig(alpha=3.0, grid=(2, 1)), train=TrainConfig(shift=2)))
+    assert (head.alpha, head.grid, head.shift) == (3.0, (2, 1), 2)
+    own = {"streams", "grid", "components", "difference", "lags", "alpha"}
+    assert set(head.get_params()) == own | {"batch", "validation_split", "standardise", "reverse", "shift", "strides"}
+    with pytest.raises(TypeError, match=r"no setting alpah \(did you mean alpha\?\), it has streams, grid"):
+        find_head("ridge")(alpah=1)
+    with pytest.raises(TypeError, match="GRU has no setting alpha, it has .*units"):
+        find_head("gru")(alpha=1.0)
     with pytest.raises(ConfigError, match=r"Ridge: alpha: .*got -1"):
         find_head("ridge")(alpha=-1).fit(MAPS, Y)
 
@@ -119,7 +127,7 @@ def test_lags_beyond_the_window_are_left_out_and_none_is_refused() -> None:
 
 
 def test_the_last_part_is_held_out_when_asked() -> None:
-    head = find_head("pooled_lstm")(**SMALL | {"validation_split": 0.2, "epochs": 3}).fit(MAPS, Y)
-    apart = find_head("pooled_lstm")(**SMALL | {"epochs": 3}).fit(MAPS[:24], Y[:24], validation=(MAPS[24:], Y[24:]))
+    head = small("pooled_lstm", validation_split=0.2, epochs=3).fit(MAPS, Y)
+    apart = small("pooled_lstm", epochs=3).fit(MAPS[:24], Y[:24], validation=(MAPS[24:], Y[24:]))
     np.testing.assert_array_equal(head.predict(MAPS), apart.predict(MAPS))
     assert np.isfinite(head.outcome_.history[0].val_loss)

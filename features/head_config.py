@@ -1,0 +1,330 @@
+"""The settings of each head: what the config's section [head] may hold, and what `--help` says about it.
+
+Every head has a class of its own, whose fields are the settings that it reads; what several heads read comes from the
+bases that they share. Nothing here imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
+
+from features.errors import ConfigError
+from features.plugins import HEADS, load_plugin, plugin_error, plugin_names
+from features.streams import APPEARANCE
+from features.strict_model import StrictModel, describe_validation_error, described_fault, did_you_mean
+
+DEFAULT_HEAD = "pooled_lstm"
+
+
+class HeadConfig(StrictModel):
+    """The base of every head's settings.
+
+    Attributes:
+        when: one sentence on when to use the head.
+    """
+
+    when: ClassVar[str] = ""
+    name: str = ""
+    """Which head to train; `auto` picks one by the target and by what the store holds."""
+
+    @property
+    def input_streams(self) -> tuple[str, ...]:
+        """The streams of the store that the head reads; none for a head that sees only a vehicle's track."""
+        return tuple(getattr(self, "streams", ()))
+
+    def renamed(self, name: str) -> HeadConfig:
+        """The settings of another head: those that were set here and that it reads as well, defaults for the rest.
+
+        Raises:
+            ConfigError: there is no head of that name.
+        """
+        model = head_settings_class(name)
+        shared = self.model_fields_set & set(model.model_fields) - {"name"}
+        return model.model_validate({"name": name} | {field: getattr(self, field) for field in shared})
+
+
+# what several heads read
+
+
+class StreamsConfig(HeadConfig):
+    """A head that reads streams of the store."""
+
+    streams: Annotated[tuple[str, ...], Field(min_length=1)] = (APPEARANCE,)
+    """Streams of the store that the head reads; several are concatenated."""
+
+
+class PooledConfig(StreamsConfig):
+    """A head that reads maps averaged over a grid, or projected on principal components."""
+
+    grid: tuple[int, int] = (1, 1)
+    """Rows and columns of the grid that each map is averaged over."""
+    components: int = Field(0, ge=0)
+    """Number of principal components to project each map on, instead of averaging it over the grid; 0: average."""
+    difference: bool = False
+    """Also use how much each cell or component changes from frame to frame. Helps with the car's own speed."""
+
+
+class StatisticsConfig(PooledConfig):
+    """A pooled head that summarises the whole window before its regression."""
+
+    lags: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] = (1, 2, 4)
+    """Frame lags for difference features. With several lags, log-ratios between them are used, which cancels texture."""
+
+
+class DenseConfig(HeadConfig):
+    """A head that ends in a dense layer, dropout and a linear output."""
+
+    dense: int = Field(64, ge=0)
+    """Units of the dense layer before the output; 0: no such layer."""
+    dropout: float = Field(0.2, ge=0, lt=1)
+    """Share of activations dropped in training."""
+
+
+class RecurrentConfig(StreamsConfig, DenseConfig):
+    """A head with a recurrent layer over the frames."""
+
+    units: int = Field(64, gt=0)
+    """Units of the recurrent layer."""
+    activation: Literal["relu", "tanh"] = "tanh"
+    """Activation of the recurrent layer; the published model uses relu, which cuDNN does not accelerate."""
+
+
+class BlocksConfig(PooledConfig, DenseConfig):
+    """A head that stacks equal blocks over the frames."""
+
+    units: int = Field(64, gt=0)
+    """Width of each block: filters of `tcn`, embedding size of `attention`."""
+    layers: int = Field(2, gt=0)
+    """Number of blocks."""
+
+
+class KernelConfig(StatisticsConfig):
+    """A head that compares a window with training windows."""
+
+    alpha: float = Field(1.0, gt=0)
+    """Regularisation strength; `svr` uses 1 / alpha as its C."""
+    kernel: Literal["rbf", "linear"] = "rbf"
+    """Kernel that measures how similar two windows are."""
+
+
+class VehicleConfig(HeadConfig):
+    """A head that reads the track of the vehicle that a label is about."""
+
+    alpha: float = Field(1.0, gt=0)
+    """Regularisation strength of the robust linear model on the track, relative to its usual value."""
+
+
+# one class per head
+
+
+class FlattenLSTMConfig(RecurrentConfig):
+    """Settings of `flatten_lstm`."""
+
+    when = "To reproduce the published model; needs thousands of clips, since its LSTM has h·w·c inputs per frame."
+    name: Literal["flatten_lstm"] = "flatten_lstm"
+    units: int = Field(256, gt=0)
+    """Units of the LSTM."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    """Share of activations dropped in training."""
+
+
+class PooledLSTMConfig(PooledConfig, RecurrentConfig):
+    """Settings of `pooled_lstm`."""
+
+    when = "A first neural head: trains in seconds. Set difference = true for the car's own speed."
+    name: Literal["pooled_lstm"] = "pooled_lstm"
+
+
+class GRUConfig(PooledConfig, RecurrentConfig):
+    """Settings of `gru`."""
+
+    when = "Like pooled_lstm with a quarter fewer weights; use it when there are few examples."
+    name: Literal["gru"] = "gru"
+
+
+class TCNConfig(BlocksConfig):
+    """Settings of `tcn`."""
+
+    when = "For long windows: sees 2^(layers + 1) − 1 frames back and trains faster than an LSTM."
+    name: Literal["tcn"] = "tcn"
+
+
+class AttentionConfig(BlocksConfig):
+    """Settings of `attention`."""
+
+    when = "For thousands of examples in which some frames matter more than others, such as stops or occlusions."
+    name: Literal["attention"] = "attention"
+
+
+class DeltaConfig(StreamsConfig, DenseConfig):
+    """Settings of `delta`."""
+
+    when = "For the car's own speed with fine maps and many clips; trains on whole maps, which takes minutes."
+    name: Literal["delta"] = "delta"
+    units: int = Field(64, gt=0)
+    """Filters of each convolution."""
+    layers: int = Field(2, gt=0)
+    """Number of convolutions."""
+
+
+class ConvLSTMConfig(StreamsConfig, DenseConfig):
+    """Settings of `conv_lstm`."""
+
+    when = "For targets that depend on where in the image things move; the slowest head, for small maps or a GPU."
+    name: Literal["conv_lstm"] = "conv_lstm"
+    units: int = Field(64, gt=0)
+    """Filters of the convolutional LSTM."""
+
+
+class RidgeConfig(StatisticsConfig):
+    """Settings of `ridge`."""
+
+    when = "As a baseline for every other head: solved in a second. Set difference = true for the car's own speed."
+    name: Literal["ridge"] = "ridge"
+    alpha: float = Field(1.0, gt=0)
+    """Regularisation strength."""
+
+
+class KernelRidgeConfig(KernelConfig):
+    """Settings of `kernel_ridge`."""
+
+    when = "Like ridge for nonlinear relations; keeps every training window, so for up to some thousands of them."
+    name: Literal["kernel_ridge"] = "kernel_ridge"
+
+
+class SVRConfig(KernelConfig):
+    """Settings of `svr`."""
+
+    when = "Like kernel_ridge, but robust to outliers in the labels, and it keeps only the windows it needs."
+    name: Literal["svr"] = "svr"
+
+
+class BoostingConfig(StatisticsConfig):
+    """Settings of `boosting`."""
+
+    when = "For features that act by thresholds or in combination; slower than svr and needs more examples."
+    name: Literal["boosting"] = "boosting"
+    units: int = Field(256, gt=0)
+    """Number of trees."""
+    layers: int = Field(2, gt=0)
+    """Depth of each tree."""
+
+
+class BoxRidgeConfig(VehicleConfig):
+    """Settings of `box_ridge`."""
+
+    when = "For a vehicle's velocity and position where its box is known: use it first, it needs few labels."
+    name: Literal["box_ridge"] = "box_ridge"
+
+
+class BoxMLPConfig(VehicleConfig):
+    """Settings of `box_mlp`."""
+
+    when = "Like box_ridge plus small networks, for hundreds of labelled vehicles or tracks of poor quality."
+    name: Literal["box_mlp"] = "box_mlp"
+    units: int = Field(64, gt=0)
+    """Units of each network's hidden layers."""
+    layers: int = Field(2, gt=0)
+    """Number of hidden layers."""
+    dropout: float = Field(0.2, ge=0, lt=1)
+    """Share of activations dropped in training."""
+
+
+class FusionConfig(VehicleConfig, StreamsConfig, DenseConfig):
+    """Settings of `fusion`."""
+
+    when = "For own speed from several streams, or for a vehicle where the scene tells more than its box."
+    name: Literal["fusion"] = "fusion"
+    units: int = Field(64, gt=0)
+    """Units of the GRU over the frames."""
+    grid: tuple[int, int] = (1, 1)
+    """Rows and columns of the grid that each large map is averaged over."""
+    difference: bool = False
+    """Also use how much each cell changes from frame to frame."""
+
+
+class AutoConfig(HeadConfig):
+    """`auto` has no settings: training replaces it by a head with that head's defaults."""
+
+    when = (
+        "For a good default: box_ridge for a vehicle's velocity or position where vehicles are tracked; otherwise "
+        "fusion on the optical flow, or ridge if the store holds no flow."
+    )
+    name: Literal["auto"] = "auto"
+
+
+SETTINGS: dict[str, type[HeadConfig]] = {
+    model.model_fields["name"].default: model
+    for model in (
+        AutoConfig,
+        FlattenLSTMConfig,
+        PooledLSTMConfig,
+        GRUConfig,
+        TCNConfig,
+        AttentionConfig,
+        DeltaConfig,
+        ConvLSTMConfig,
+        RidgeConfig,
+        KernelRidgeConfig,
+        SVRConfig,
+        BoostingConfig,
+        BoxRidgeConfig,
+        BoxMLPConfig,
+        FusionConfig,
+    )
+}
+
+
+def head_settings_class(name: str) -> type[HeadConfig]:
+    """The settings class of a head, be it built in or a plugin's (which is imported, and so loads TensorFlow).
+
+    Raises:
+        ConfigError: there is no such head, or the plugin is broken.
+    """
+    if name in SETTINGS:
+        return SETTINGS[name]
+    head = load_plugin(HEADS, name)
+    if head is None:
+        names = list(list_heads())
+        raise ConfigError(
+            f"no such head{did_you_mean(name, names)}",
+            expected=f"one of {', '.join(names)}",
+            got=name,
+            hint="--head.name NAME",
+        )
+    model = getattr(head, "settings", None)
+    if not (isinstance(model, type) and issubclass(model, HeadConfig)):
+        raise plugin_error(HEADS, name, "its class attribute `settings` is no subclass of HeadConfig")
+    return model
+
+
+def list_heads() -> dict[str, str]:
+    """The name of every head, `auto` and plugins included, with one sentence on when to use it."""
+    built_in = {name: model.when for name, model in SETTINGS.items()}
+    return built_in | {name: f"A plugin of the package {package}." for name, package in plugin_names(HEADS).items()}
+
+
+def head_settings(value: Any) -> HeadConfig:
+    """The section [head], as TOML has it, as the settings of the head that it names.
+
+    Raises:
+        PydanticCustomError: an unknown head, or settings that it does not have or that have a wrong value.
+    """
+    if isinstance(value, HeadConfig):
+        return value
+    if not isinstance(value, dict):
+        raise described_fault(f"head: expected a table, got {value!r}")
+    name = value.get("name", DEFAULT_HEAD)
+    try:
+        model = head_settings_class(str(name))
+    except ConfigError as e:
+        raise described_fault(f"head.name: {str(e.what)}, expected {e.expected}, got {name!r}") from None
+    try:
+        return model.model_validate({**value, "name": name})
+    except ValidationError as e:
+        raise described_fault(describe_validation_error(e, model, prefix="head.", owner=str(name))) from None
+
+
+AnyHeadConfig = Annotated[SerializeAsAny[HeadConfig], BeforeValidator(head_settings)]

@@ -1,0 +1,53 @@
+"""Extensions that other packages offer: heads, backbones and data sets, found by their entry points.
+
+A package declares them in its pyproject.toml, and framebank finds them by name once it is installed:
+
+    [project.entry-points."framebank.heads"]
+    my_head = "my_package.heads:MyHead"
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from features.errors import ConfigError
+
+HEADS, BACKBONES, DATASETS = "framebank.heads", "framebank.backbones", "framebank.datasets"
+
+
+def plugin_names(group: str) -> dict[str, str]:
+    """The plugins of a group, without importing any: each one's name, and the package that offers it."""
+    return {name: _package(entry) for name, entry in sorted(_entries(group).items())}
+
+
+def load_plugin(group: str, name: str) -> Any:
+    """Import a plugin; None where no installed package offers that name.
+
+    Raises:
+        ConfigError: importing it fails; the message names the package.
+    """
+    entry = _entries(group).get(name)
+    if entry is None:
+        return None
+    try:
+        return entry.load()
+    except Exception as e:  # whatever the package's own code raises
+        raise plugin_error(group, name, f"cannot be imported ({type(e).__name__}: {e})") from e
+
+
+def plugin_error(group: str, name: str, what: str) -> ConfigError:
+    """The error for a plugin that does not do what its group asks for."""
+    entry = _entries(group)[name]
+    return ConfigError(
+        f"{group.removeprefix('framebank.').removesuffix('s')} {name!r} of the package {_package(entry)}: {what}",
+        hint=f"mend {entry.value} in that package, or uninstall it",
+    )
+
+
+def _entries(group: str) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=group)}
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else entry.module
