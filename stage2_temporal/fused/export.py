@@ -27,6 +27,7 @@ from features.streams import APPEARANCE
 from stage1_extract.engines.openvino import openvino_core
 from stage2_temporal.fused.fuse import (
     FRAMES_INPUT,
+    TOLERANCE,
     build_fused_model,
     fuse_run,
     load_window_images,
@@ -34,8 +35,7 @@ from stage2_temporal.fused.fuse import (
     stored_windows,
 )
 from stage2_temporal.heads.graph import model_inputs
-from stage2_temporal.training.model_files import load_model
-from stage2_temporal.training.scaling import TOLERANCE
+from stage2_temporal.training.keras_models import load_model
 
 NamedOutputs = Mapping[str, NDArray[np.float32]]
 NamedInputs = Mapping[str, NDArray[Any]]

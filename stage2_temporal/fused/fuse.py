@@ -33,9 +33,9 @@ from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import read_task
 from stage2_temporal.heads import check_uses_maps, find_head
 from stage2_temporal.heads.graph import model_inputs
-from stage2_temporal.training.model_files import load_model
-from stage2_temporal.training.scaling import TOLERANCE
+from stage2_temporal.training.keras_models import load_model
 
+TOLERANCE = 1e-4  # by which two forms of one model may differ in float32, relative to the largest value
 HALF = 2.0**-11  # what rounding to half precision can do to a value
 LOWER = 0.05  # what computing in bfloat16 or float16 does to a map's largest value: 0.01 to 0.02, and room
 WINDOWS = 8

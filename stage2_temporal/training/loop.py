@@ -23,7 +23,7 @@ from features._common.types import Floats
 from features.config import TrainConfig
 from features.errors import FramebankError
 from stage2_temporal.data.batches import Batches
-from stage2_temporal.runs.tables import Epoch
+from stage2_temporal.evaluation.history import Epoch
 from stage2_temporal.training.adam import Adam
 from stage2_temporal.training.ahead import Ahead
 from stage2_temporal.training.fast_layers import with_fast_layers

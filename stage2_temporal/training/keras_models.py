@@ -1,0 +1,62 @@
+"""Stage two's Keras models: saved in a run's folder and loaded, the top rebuilt from a store, parameters counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from features._common.atomic import atomic_write
+from features.errors import DataError, StoreError
+from features.store import TopRecord
+
+
+def save_model(path: Path, model: keras.Model) -> None:
+    """Save a model in Keras' own format; `path` appears only when the file is complete."""
+    with atomic_write(path) as temporary:
+        with_ending = temporary.with_suffix(".keras")  # Keras chooses the format by the file's ending
+        try:
+            model.save(with_ending)
+            with_ending.replace(temporary)
+        finally:
+            with_ending.unlink(missing_ok=True)
+
+
+def load_model(run: Path, name: str = "model.keras") -> keras.Model:
+    """Load a model from a run's folder.
+
+    Raises:
+        DataError: the file is missing or cannot be loaded safely.
+    """
+    path = run / name
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, OSError, TypeError, KeyError) as e:
+        reason = " ".join(str(e).split())[:300]
+        raise DataError(f"{path}: cannot be loaded ({reason})", hint="train again") from None
+
+
+def rebuild_top(record: TopRecord) -> keras.Model:
+    """The unfrozen layers as they were in the backbone, trainable.
+
+    Raises:
+        StoreError: an architecture that Keras cannot or must not load, or weights of another.
+    """
+    try:
+        top = keras.models.model_from_json(record.architecture)
+        top.set_weights(record.weights)
+    except (ValueError, TypeError, KeyError) as e:
+        line = " ".join(str(e).split())[:300]
+        raise StoreError(f"the store's top cannot be rebuilt ({line})", hint="make features with this version") from e
+    top.trainable = True
+    for layer in top.layers:
+        layer.trainable = True
+    return top
+
+
+def count_parameters(model: keras.Model, trunk: int = 0) -> dict[str, int]:
+    """Count a model's parameters and those of the frozen trunk below it: total, trainable and frozen."""
+    total = model.count_params() + trunk
+    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    return {"total": total, "trainable": trainable, "frozen": total - trainable}
