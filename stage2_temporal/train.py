@@ -1,12 +1,18 @@
-"""A run: from a config and a store to a folder with model, metrics, predictions and report."""
+"""Train a head on a store, and evaluate the trained model again.
+
+    framebank train    --config configs/sample.toml
+    framebank evaluate --run sample-ego_speed-fusion
+
+`train` fits the config's head on the training examples, keeps the epoch that is best on the validation examples,
+predicts every example and writes a run: a folder with config, model, history, predictions, metrics and report.
+`evaluate` predicts with a run's saved model and writes its predictions, metrics and report again.
+"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from features._common.atomic import atomic_write
@@ -17,168 +23,172 @@ from features.errors import StoreError
 from features.store import Store
 from features.streams import UNITS
 from stage2_temporal.data.examples import StoreExamples, StoreSource
-from stage2_temporal.data.splits import STORED_VALIDATION
 from stage2_temporal.data.task import Task, read_task, store_origin
-from stage2_temporal.evaluation.metrics import Scores, as_json, scores, verdict
+from stage2_temporal.evaluation.history import write_history
+from stage2_temporal.evaluation.metrics import scores, verdict
 from stage2_temporal.heads import find_head
+from stage2_temporal.heads.base import Head
 from stage2_temporal.report import write_report
-from stage2_temporal.runs import submission, tables
-from stage2_temporal.runs.folder import atomic_folder, read_metrics
-from stage2_temporal.training.loop import TrainingResult
-from stage2_temporal.training.model_files import load_model
-from stage2_temporal.training.scaling import parameters
+from stage2_temporal.runs.folder import atomic_folder
+from stage2_temporal.runs.results import (
+    VERDICT_SPLITS,
+    DroppedExamples,
+    Metrics,
+    Parameters,
+    SplitMetrics,
+    StoreOrigin,
+    read_metrics,
+    write_metrics,
+    write_predictions,
+)
+from stage2_temporal.runs.submission import write_submission_files
+from stage2_temporal.training.keras_models import count_parameters, load_model
 
-FEW = 10  # test sequences below which a verdict comes with a warning
-JUDGED = ("test", "validation", STORED_VALIDATION, "train")  # the first of these with labels gets the verdict
-
-
-def train(config: Config, store: Store, wanted: Task, path: Path) -> None:
-    """Train as the config says; the run's folder appears at `path` when it is whole.
-
-    Raises:
-        FramebankError: what the user can mend.
-    """
-    metrics = write_run(config, store, wanted, path)
-    if not metrics["trained_backbone"]:
-        logger.warning("the backbone's weights are random, UNTRAINED: for tests only")
-    print(f"{tables.metrics_table(metrics)}\n{path / 'report.html'}")
+FEW_SEQUENCES = 10  # a verdict on fewer comes with a warning
 
 
-def write_run(config: Config, store: Store, wanted: Task, path: Path, *, report: bool = True) -> dict[str, Any]:
-    """What `train` does, without its closing words; the metrics.
+def train(config: Config, store: Store, task: Task, path: Path, *, report: bool = True) -> Metrics:
+    """Train a head; the run's folder appears at `path` when it is complete.
 
     Args:
-        report: also write the report, which is larger than all the rest.
+        config: the settings.
+        store: the features.
+        task: the examples, from `read_task`.
+        path: the run's folder.
+        report: also write the report, which is larger than all the other files together.
 
     Raises:
-        FramebankError: what the user can mend.
+        FramebankError: something that the user can correct, such as a setting that does not fit the store.
     """
     with atomic_folder(path) as folder:
-        metrics = _train(config, store, wanted, folder)
-        _write_json(folder / "metrics.json", metrics)
+        X = StoreExamples(StoreSource(store.path, task.examples.rows, config.train.memory_gb), task.examples)
+        head = _fit_head(config, task, X, folder)
+        predicted = head.predict(X)
+        head.model_.save(folder / "model.keras")
+        head.save_extras(folder)
+        (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        write_history(folder / "history.csv", head.outcome_.history)
+        metrics = _run_metrics(config, store, task, head, predicted)
+        _write_predictions_and_metrics(folder, config, store, task, predicted, metrics)
         if report:
             write_report(folder, store)
+    if not metrics.trained_backbone:
+        logger.warning("The backbone's weights are random (UNTRAINED): this run is only for tests.")
     return metrics
 
 
-def evaluate(path: Path, store: Store) -> None:
-    """Predict with a run's saved model anew and rewrite its metrics, predictions and report.
+def evaluate(run: Path, store: Store) -> Metrics:
+    """Predict with a run's saved model again, and write its predictions, metrics and report again.
+
+    Args:
+        run: the run's folder.
+        store: the store that the run was trained on, or one with the same content.
 
     Raises:
-        DataError: no run there, or its model cannot be loaded.
-        StoreError: the store is of another recipe.
+        DataError: the folder is no run, or its model cannot be loaded.
+        StoreError: the store or its examples differ from those the run was trained on.
     """
-    metrics, config = read_metrics(path), read_run_config(path)
-    if metrics["store"]["fingerprint"] != store.fingerprint:
+    metrics, config = read_metrics(run), read_run_config(run)
+    if metrics.store.fingerprint != store.fingerprint:
         raise StoreError(
-            f"{store.path}: not the recipe {path} was trained on",
-            expected=metrics["store"]["fingerprint"][:12],
+            f"{store.path}: its recipe differs from the one {run} was trained on",
+            expected=metrics.store.fingerprint[:12],
             got=store.fingerprint[:12],
-            hint=f"--store {metrics['store']['path']}",
+            hint=f"--store {metrics.store.path}",
         )
-    wanted = read_task(config, store)
-    if metrics["store"].get("examples") != wanted.digest:
+    task = read_task(config, store)
+    if metrics.store.examples != task.digest:
         raise StoreError(
-            f"{store.path}: not the examples {path} was trained on; its own figures are not replaced by others'",
-            hint=f"--store {metrics['store']['path']}, or train anew where its labels changed",
+            f"{store.path}: its examples differ from those {run} was trained on",
+            hint=f"--store {metrics.store.path}, or train again if the labels have changed",
         )
-    X = StoreExamples(StoreSource(store.path, wanted.examples.rows, config.train.memory_gb), wanted.examples)
-    predicted = find_head(config.head.name).of(config).restore(load_model(path), path).predict(X)
-    metrics |= _judge(wanted, predicted)
-    metrics["store"] = store_origin(store, wanted, config)
-    with atomic_write(path / "predictions.csv") as temporary:
-        _predictions(temporary, wanted, predicted, store, config)
-    submission.write_submission_files(path, config.data.layout, wanted.examples, predicted, store.sequences)
-    with atomic_write(path / "metrics.json") as temporary:
-        _write_json(temporary, metrics)
-    write_report(path, store)
-    print(f"{tables.metrics_table(metrics)}\n{path / 'report.html'}")
+    X = StoreExamples(StoreSource(store.path, task.examples.rows, config.train.memory_gb), task.examples)
+    predicted = find_head(config.head.name).from_config(config).restore(load_model(run), run).predict(X)
+    metrics = metrics.model_copy(update={"store": _origin(store, task, config), **_score(task, predicted)})
+    _write_predictions_and_metrics(run, config, store, task, predicted, metrics)
+    write_report(run, store)
+    return metrics
 
 
-def _train(config: Config, store: Store, wanted: Task, folder: Path) -> dict[str, Any]:
-    """Everything but the report; the metrics, without the store."""
-    found = wanted.examples
-    X = StoreExamples(StoreSource(store.path, found.rows, config.train.memory_gb), found)
-    chosen, held_out = wanted.known("train"), wanted.known("validation")
-    if len(held_out) == 0:
+def _fit_head(config: Config, task: Task, X: StoreExamples, folder: Path) -> Head:
+    """Fit the config's head on the training examples; the validation examples, if any, choose the epoch."""
+    targets, train_rows, validation_rows = task.examples.targets, task.known("train"), task.known("validation")
+    if len(validation_rows) == 0:
         logger.info("no validation examples: the last epoch is kept")
-    head = find_head(config.head.name).of(config).set_params(validation_split=0.0)  # the task's splits have it in them
+    head: Head = find_head(config.head.name).from_config(config).set_params(validation_split=0.0)  # the task is split
     head.fit(
-        X[chosen],
-        found.targets[chosen],
-        validation=(X[held_out], found.targets[held_out]) if len(held_out) else None,
+        X[train_rows],
+        targets[train_rows],
+        validation=(X[validation_rows], targets[validation_rows]) if len(validation_rows) else None,
         logs=folder / "tensorboard" if config.train.tensorboard else None,
     )
-    outcome = head.outcome_
-    if outcome.interrupted:
+    result = head.outcome_
+    if result.interrupted:
         logger.info(
-            f"stopped by Ctrl-C after epoch {len(outcome.history)} of {config.train.epochs}: "
-            f"epoch {outcome.best_epoch} is kept and the run is written"
+            f"stopped by Ctrl-C after epoch {len(result.history)} of {config.train.epochs}: "
+            f"epoch {result.best_epoch} is kept and the run is written"
         )
-    predicted = head.predict(X)
-    head.model_.save(folder / "model.keras")
-    head.keep(folder)
-    (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-    tables.write_history(folder / "history.csv", outcome.history)
-    _predictions(folder / "predictions.csv", wanted, predicted, store, config)
-    submission.write_submission_files(folder, config.data.layout, found, predicted, store.sequences)
-    return {**_facts(config, store, wanted, head.model_, outcome), **_judge(wanted, predicted)}
+    return head
 
 
-def _facts(config: Config, store: Store, wanted: Task, model: keras.Model, outcome: TrainingResult) -> dict[str, Any]:
-    return {
-        "target": list(config.data.columns),
-        "unit": _unit(config.data.columns),
-        "units": [UNITS.get(c) for c in config.data.columns],
-        "head": config.head.name,
-        "backbone": store.recipe.backbone,
-        "weights": store.recipe.weights,
-        "trained_backbone": store.recipe.weights != "random",
-        "parameters": parameters(model, int(store.header.trunk.get("parameters", 0))),
-        "epochs": len(outcome.history),
-        "best_epoch": outcome.best_epoch,
-        "seconds": outcome.seconds,
-        "interrupted": outcome.interrupted,
-        "store": store_origin(store, wanted, config),
-        "labels": wanted.labels,
-    }
+def _run_metrics(config: Config, store: Store, task: Task, head: Head, predicted: Floats) -> Metrics:
+    """All that metrics.json says of a run."""
+    columns, result = config.data.columns, head.outcome_
+    units = tuple(UNITS.get(column) for column in columns)
+    return Metrics(
+        target=columns,
+        unit=units[0] if len(set(units)) == 1 else None,
+        units=units,
+        head=config.head.name,
+        backbone=store.recipe.backbone,
+        weights=store.recipe.weights,
+        trained_backbone=store.recipe.weights != "random",
+        parameters=Parameters(**count_parameters(head.model_, int(store.header.trunk.get("parameters", 0)))),
+        epochs=len(result.history),
+        best_epoch=result.best_epoch,
+        seconds=result.seconds,
+        interrupted=result.interrupted,
+        store=_origin(store, task, config),
+        labels=task.labels,
+        **_score(task, predicted),
+    )
 
 
-def _judge(wanted: Task, predicted: Floats) -> dict[str, Any]:
-    """The parts of metrics.json that follow from the predictions."""
-    found, parts = wanted.examples, {}
-    judged: dict[str, Scores] = {}
-    for split in dict.fromkeys(wanted.splits.tolist()):
-        known = wanted.known(split)
-        if len(known) == 0:
+def _score(task: Task, predicted: Floats) -> dict[str, Any]:
+    """The fields of `Metrics` that follow from the predictions: scores, verdict and dropped labels."""
+    examples, splits = task.examples, {}
+    for split in dict.fromkeys(task.splits.tolist()):
+        rows = task.known(split)
+        if len(rows) == 0:
             continue
-        true, position = found.targets[known], found.position[known]
-        constant = np.broadcast_to(wanted.constant, true.shape)
-        judged[split], beside = (
-            scores(true, answer, wanted.constant, found.columns, position) for answer in (predicted[known], constant)
+        true, position = examples.targets[rows], examples.position[rows]
+        model, constant = (
+            scores(true, answers, task.constant, examples.columns, position)
+            for answers in (predicted[rows], np.broadcast_to(task.constant, true.shape))
         )
-        parts[split] = {"examples": len(known), "model": as_json(judged[split]), "constant": as_json(beside)}
-    split = next(name for name in JUDGED if name in judged)
-    sentence, constant_like = verdict(split, judged[split])
-    sequences = len(np.unique(found.sequence[wanted.known(split)]))
-    if sequences < FEW:
-        sentence += f" Judged by {sequences} sequences only: few enough for luck."
+        splits[split] = SplitMetrics(examples=len(rows), model=model, constant=constant)
+    verdict_split = next(split for split in VERDICT_SPLITS if split in splits)
+    sentence, no_better = verdict(verdict_split, splits[verdict_split].model)
+    sequences = len(np.unique(examples.sequence[task.known(verdict_split)]))
+    if sequences < FEW_SEQUENCES:
+        number = f"{sequences} sequence{'s' if sequences > 1 else ''}"
+        sentence += f" Based on only {number}; the result may be chance."
     return {
-        "splits": parts,
+        "splits": splits,
         "verdict": sentence,
-        "no_better_than_constant": constant_like,
-        "dropped": {"window": found.dropped, "unknown": int((~found.known).sum())},
+        "no_better_than_constant": no_better,
+        "dropped": DroppedExamples(window=examples.dropped, unknown=int((~examples.known).sum())),
     }
 
 
-def _predictions(path: Path, wanted: Task, predicted: Floats, store: Store, config: Config) -> None:
-    tables.write_predictions(path, wanted.examples, wanted.splits, predicted, store.sequences, config.window.stride)
+def _origin(store: Store, task: Task, config: Config) -> StoreOrigin:
+    return StoreOrigin(**store_origin(store, task, config))
 
 
-def _unit(columns: tuple[str, ...]) -> str | None:
-    units = {UNITS.get(c) for c in columns}
-    return units.pop() if len(units) == 1 else None
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+def _write_predictions_and_metrics(
+    run: Path, config: Config, store: Store, task: Task, predicted: Floats, metrics: Metrics
+) -> None:
+    with atomic_write(run / "predictions.csv") as temporary:
+        write_predictions(temporary, task.examples, task.splits, predicted, store.sequences, config.window.stride)
+    write_submission_files(run, config.data.layout, task.examples, predicted, store.sequences)
+    write_metrics(run, metrics)

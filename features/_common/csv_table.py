@@ -1,9 +1,10 @@
-"""Read CSV files with a header, so that every error names the file and the line."""
+"""Read and write CSV files with a header; every error names the file and the line."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,3 +85,27 @@ def read_csv_table(
             raise error
         faults.append(str(DataError(what, expected=len(columns), got=len(cells))))
     return CsvTable(columns, tuple(rows))
+
+
+def write_csv_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a header and rows as comma-separated text in UTF-8."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def format_number(value: float) -> str:
+    """Format a number so that it reads back unchanged; empty for NaN and infinity."""
+    if isinstance(value, int):
+        return str(value)
+    return repr(float(value)) if math.isfinite(value) else ""
+
+
+def parse_number(text: str) -> float:
+    """Read what `format_number` wrote; NaN for an empty text.
+
+    Raises:
+        ValueError: the text is no number.
+    """
+    return float(text) if text else math.nan

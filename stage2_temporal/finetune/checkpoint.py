@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
 from features.errors import DataError
-from stage2_temporal.runs.tables import Epoch
+from stage2_temporal.evaluation.history import Epoch
 
 Weights = Mapping[int, NDArray[Any]]
 

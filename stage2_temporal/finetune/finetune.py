@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
+from features._common.console import text_table
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.recipe import json_digest
@@ -25,6 +26,7 @@ from features.store import Store
 from stage1_extract.datasets import scan
 from stage1_extract.frame_loader import resize_frame
 from stage2_temporal.data.task import Task, read_task
+from stage2_temporal.evaluation.history import write_history
 from stage2_temporal.evaluation.metrics import as_json, scores
 from stage2_temporal.finetune.checkpoint import FinetuneState, with_changes
 from stage2_temporal.finetune.image_batches import ReadWindow
@@ -33,12 +35,11 @@ from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen
 from stage2_temporal.fused.fuse import fuse_run
 from stage2_temporal.heads import check_uses_maps_alone
 from stage2_temporal.report import write_report
-from stage2_temporal.runs import tables
-from stage2_temporal.runs.folder import read_metrics
-from stage2_temporal.train import JUDGED
-from stage2_temporal.training.scaling import parameters
+from stage2_temporal.runs.results import VERDICT_SPLITS, Metrics, read_metrics
+from stage2_temporal.training.keras_models import count_parameters
 
 MODEL, HISTORY, RESULT = "finetuned.keras", "finetune.csv", "finetune.json"
+METRICS = ("rmse", "mae", "skill", "spread_ratio")
 
 
 def finetune(run: Path, store: Store, config: Config) -> None:
@@ -55,9 +56,9 @@ def finetune(run: Path, store: Store, config: Config) -> None:
     _same_run(config, read_run_config(run))
     check_uses_maps_alone(run, config)
     metrics, wanted = read_metrics(run), read_task(config, store)
-    if metrics["store"]["fingerprint"] != store.fingerprint or metrics["store"]["examples"] != wanted.digest:
+    if metrics.store.fingerprint != store.fingerprint or metrics.store.examples != wanted.digest:
         raise StoreError(
-            f"{store.path}: not what {run} was trained on", hint=f"--store {metrics['store']['path']}, or train anew"
+            f"{store.path}: not what {run} was trained on", hint=f"--store {metrics.store.path}, or train anew"
         )
     key = _key(run, store, wanted, config)
     before = _result(run)
@@ -75,13 +76,13 @@ def finetune(run: Path, store: Store, config: Config) -> None:
         "key": key,
         "settings": config.finetune.model_dump(mode="json"),
         "unfrozen": names[len(names) - count :],
-        "parameters": parameters(job.model),
+        "parameters": count_parameters(job.model),
         **asdict(job.devices),
         "equality": asdict(equality),
         "epoch0": state.facts,
         "seconds": sum(row.seconds for row in state.history),
         **_verdict(state, job.validated),
-        "unit": metrics["unit"],
+        "unit": metrics.unit,
         **_judge(job, metrics),
     }
     _write(run, store, fused, state, facts)
@@ -167,18 +168,18 @@ def _verdict(state: FinetuneState, validated: bool) -> dict[str, Any]:
     return {**facts, "helped": True, "verdict": words}
 
 
-def _judge(job: FinetuneJob, metrics: dict[str, Any]) -> dict[str, Any]:
+def _judge(job: FinetuneJob, metrics: Metrics) -> dict[str, Any]:
     """Constant, two stages and fine-tuned on the validation split and on the one that counts."""
     task, found, splits = job.task, job.task.examples, {}
-    counted = next(name for name in JUDGED if len(task.known(name)))
+    counted = next(name for name in VERDICT_SPLITS if len(task.known(name)))
     for split in dict.fromkeys([counted, "validation"]):
         known = task.known(split)
         if len(known) == 0:
             continue
         predicted = job.predict(job.fused, known)
         tuned = scores(found.targets[known], predicted, task.constant, found.columns, found.position[known])
-        two = metrics["splits"][split]
-        parts = {"constant": two["constant"], "two-stage": two["model"], "fine-tuned": as_json(tuned)}
+        two = metrics.splits[split]
+        parts = {"constant": as_json(two.constant), "two-stage": as_json(two.model), "fine-tuned": as_json(tuned)}
         splits[split] = {"examples": len(known), **parts}
     return {"counted": counted, "splits": splits}
 
@@ -188,13 +189,12 @@ def _table(facts: dict[str, Any]) -> str:
     unit = f" [{facts['unit']}]" if facts["unit"] else ""
     part = facts["splits"][facts["counted"]]
     title = f"{facts['counted']}, {part['examples']:,} examples"
-    lines = [f"{title:<28}{'RMSE' + unit:>12}{'MAE' + unit:>12}{'skill':>8}{'spread ratio':>14}"]
-    for who in ("constant", "two-stage", "fine-tuned"):
-        cells = [
-            "–" if part[who][k] is None else f"{part[who][k]:.3f}" for k in ("rmse", "mae", "skill", "spread_ratio")
-        ]
-        lines.append(f"{who:<28}{cells[0]:>12}{cells[1]:>12}{cells[2]:>8}{cells[3]:>14}")
-    return "\n".join(["", *lines, "", facts["verdict"]])
+    header = [title, f"RMSE{unit}", f"MAE{unit}", "skill", "spread ratio"]
+    rows = [
+        [name, *("–" if (value := part[name][key]) is None else f"{value:.3f}" for key in METRICS)]
+        for name in ("constant", "two-stage", "fine-tuned")
+    ]
+    return "\n".join(["", text_table(header, rows), "", facts["verdict"]])
 
 
 def _write(run: Path, store: Store, fused: keras.Model, state: FinetuneState, facts: dict[str, Any]) -> None:
@@ -208,7 +208,7 @@ def _write(run: Path, store: Store, fused: keras.Model, state: FinetuneState, fa
         finally:
             whole.unlink(missing_ok=True)
     with atomic_write(run / HISTORY) as temporary:
-        tables.write_history(temporary, state.history)
+        write_history(temporary, state.history)
     with atomic_write(run / RESULT) as temporary:
         text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         temporary.write_text(text, encoding="utf-8")

@@ -23,15 +23,16 @@ from features.config import Config, FinetuneConfig
 from features.errors import FramebankError, StoreError
 from features.store import Store
 from stage2_temporal.data.task import Task
+from stage2_temporal.evaluation.history import Epoch
 from stage2_temporal.finetune import checkpoint
 from stage2_temporal.finetune.augmentation import Augmentation, mirror_signs
 from stage2_temporal.finetune.checkpoint import FinetuneState, changed_weights, with_changes
 from stage2_temporal.finetune.image_batches import ImageWindowBatches, ReadWindow
 from stage2_temporal.finetune.unfreeze import unfreeze_layers
+from stage2_temporal.fused.fuse import TOLERANCE
 from stage2_temporal.runs.results import read_results
-from stage2_temporal.runs.tables import Epoch
 from stage2_temporal.training.loop import fix_seeds, loss_function
-from stage2_temporal.training.scaling import TOLERANCE, target_scale
+from stage2_temporal.training.scaling import target_scale
 
 PARTS, STATE = "finetune.parts", "state.npz"
 TENSOR_CORES = (7, 0)  # compute capability from which half precision is the faster one

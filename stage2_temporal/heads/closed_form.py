@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from features._common.types import Floats, Tensor
 from stage2_temporal.data.examples import HeadInputs
+from stage2_temporal.evaluation.history import Epoch
 from stage2_temporal.heads.base import Head, ValidationSet
-from stage2_temporal.runs.tables import Epoch
 from stage2_temporal.training.loop import TrainingResult
 from stage2_temporal.training.scaling import Scale, vector_scale
 
@@ -23,38 +23,38 @@ Vectors = NDArray[np.float32]
 
 
 class ClosedFormHead(Head):
-    """A head with a regressor of scikit-learn at its end; its `_vectors` are (batch, F)."""
+    """A head with a regressor of scikit-learn at its end; its `vectors` are (batch, F)."""
 
     @abstractmethod
-    def _solve(self, vectors: Vectors, targets: Floats) -> Any:
-        """The fitted regressor, or what of it `_answer` needs, of vectors (n, F) and targets (n, K)."""
+    def solve(self, vectors: Vectors, targets: Floats) -> Any:
+        """The fitted regressor, or what of it `output` needs, of vectors (n, F) and targets (n, K)."""
 
-    def _learn(self, examples: HeadInputs, targets: Floats, held: ValidationSet | None, logs: Path | None) -> None:
+    def _train_model(self, examples: HeadInputs, targets: Floats, held: ValidationSet | None, logs: Path | None) -> None:
         started = time.monotonic()
-        graph = self._graph()
-        vectors = np.concatenate([*self._computed(graph, examples, whole=not self._ready(examples))])
-        if self.standardised:
+        graph = self._build_graph()
+        vectors = np.concatenate([*self._compute_vectors(graph, examples, whole=not self.has_stored_summaries(examples))])
+        if self.standardises_vectors:
             self._scale = vector_scale([vectors])
-        self._solution = self._solve(
+        self.solution_ = self.solve(
             standardise_vectors(vectors, self._scale), standardise_targets(targets, self._target)
         )
-        self.model_ = self._finished(graph)
-        del self._solution  # the model has it now
+        self.model_ = self._build_model(graph)
+        del self.solution_  # the model has it now
         loss, rmse = self._errors(examples, targets)
         val_loss, val_rmse = self._errors(*held) if held is not None else (math.nan, math.nan)
         seconds = time.monotonic() - started
         epoch = Epoch(1, loss, rmse, val_loss, val_rmse, seconds)
         self.outcome_ = TrainingResult((epoch,), 1, seconds, interrupted=False)
 
-    def _predicted(self, examples: HeadInputs) -> Floats:
-        whole = not self._ready(examples)
-        model = self.model_ if whole else self._entered(self.model_, examples)
-        parts = [*self._called(model, self._batches(examples, None, whole=whole))]
+    def _predict_examples(self, examples: HeadInputs) -> Floats:
+        whole = not self.has_stored_summaries(examples)
+        model = self.model_ if whole else self._after_summaries(self.model_, examples)
+        parts = [*self._call_in_batches(model, self._batches(examples, None, whole=whole))]
         return np.concatenate(parts).astype(np.float64)
 
     def _errors(self, examples: HeadInputs, targets: Floats) -> tuple[float, float]:
         """Loss and RMSE, as training by gradient tells them of an epoch."""
-        error = self._predicted(examples) - targets
+        error = self._predict_examples(examples) - targets
         weighed = error / self._target.deviation if self._target else error
         return float(np.mean(weighed**2)), float(np.sqrt(np.mean(error**2)))
 

@@ -7,24 +7,28 @@ from pathlib import Path
 from features._common.atomic import atomic_write
 from stage2_temporal.report.clips import ReportStore
 from stage2_temporal.report.page import render_page
+from stage2_temporal.runs.folder import REPORT
 from stage2_temporal.runs.results import read_results
 
 __all__ = ["ReportStore", "write_report"]
 
 
 def write_report(run: Path, store: ReportStore) -> Path:
-    """Write `report.html` into a run's folder and return its path.
+    """Write `report.html` into a run's folder.
 
     Args:
         run: folder with config.toml, metrics.json, history.csv and predictions.csv.
-        store: the open store the run was trained from; it lends the frames of the best and worst clips.
+        store: the open store that the run was trained on; the report shows frames from it.
+
+    Returns:
+        The path of the report.
 
     Raises:
         DataError: a file of the run is missing or is not as training writes it.
-        StoreError: the store lacks a sequence the run predicted.
+        StoreError: the store lacks a sequence that the run predicted.
     """
     html = render_page(read_results(run), store)
-    path = run / "report.html"
+    path = run / REPORT
     with atomic_write(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return path

@@ -1,9 +1,9 @@
-"""Which clips the report shows, and what is known of each of their frames."""
+"""Which clips the report shows, and what the store knows of their frames."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,23 +11,23 @@ from features.sequences import FrameSequence
 from features.tracks import Track
 from stage2_temporal.runs.results import PredictedExample
 
-STRIP = 8  # frames a filmstrip shows at most
-WIDTH = 160  # units across a frame in every drawing on it
-BoxRectangle = tuple[float, float, float, float]
+STRIP_LENGTH = 8  # frames that a filmstrip shows at most
+FRAME_WIDTH = 160  # drawing units across a frame
+Rectangle = tuple[float, float, float, float]  # left, top, width, height in drawing units
 
 
 class RowNumbers(Protocol):
-    """Whole numbers by position; an array of int64 is one."""
+    """Integers by position; an int64 array is one."""
 
     def __getitem__(self, index: int, /) -> int: ...
 
 
 class ReportStore(Protocol):
-    """What the report needs of a store; `features.store.Store` has it."""
+    """What the report needs of a store; `features.store.Store` provides it."""
 
     @property
     def sequences(self) -> tuple[FrameSequence, ...]:
-        """What is stored, in order."""
+        """The stored sequences, in order."""
 
     @property
     def first(self) -> RowNumbers:
@@ -41,10 +41,10 @@ class ReportStore(Protocol):
 
     @property
     def track_keys(self) -> Collection[str]:
-        """Keys of the tracks that are there."""
+        """Keys of the stored tracks."""
 
     def track(self, sequence: int, label: int) -> Track | None:
-        """The path of the vehicle that a sequence's label is about, where it is known."""
+        """The track of a label's vehicle, if it is stored."""
 
 
 @dataclass(frozen=True)
@@ -52,51 +52,51 @@ class ReportClip:
     """An example as the report shows it.
 
     Attributes:
-        labels: how many its sequence has.
-        rows: its frames' rows in the store, every one of its window's.
-        boxes: left, top, width, height of the labelled vehicle in each of them, `WIDTH` units being the frame's
-            width; None where it is not known.
-        height: the frame's, in these units.
-        seconds: between two of its frames.
+        example: the example.
+        label_count: number of labels of its sequence.
+        rows: rows of its window's frames in the store.
+        boxes: the labelled vehicle's box in each of these frames; None where unknown.
+        height: height of a frame in drawing units.
+        seconds: from one of its frames to the next.
     """
 
     example: PredictedExample
-    labels: int
+    label_count: int
     rows: tuple[int, ...]
-    boxes: tuple[BoxRectangle | None, ...]
+    boxes: tuple[Rectangle | None, ...]
     height: float
     seconds: float
 
     @property
     def strip(self) -> list[int]:
-        """Positions of the frames its filmstrip shows: at most `STRIP`, evenly spread, first and last among them."""
-        return spread_evenly(len(self.rows), STRIP)
+        """Positions of the filmstrip's frames: at most `STRIP_LENGTH`, evenly spread, with the first and the last."""
+        return spread_evenly(len(self.rows), STRIP_LENGTH)
 
 
 def pick_clips(examples: Iterable[PredictedExample], count: int, *, worst: bool) -> list[PredictedExample]:
-    """The `count` examples with the largest (or smallest) errors, no two of which share a frame.
+    """Pick the examples with the largest (or smallest) errors, no two of which share a frame.
 
-    Neighbouring windows of one sequence are nearly one picture; the worst of them stands for all.
+    Neighbouring windows of one sequence look nearly the same, so one of them is enough.
     """
-    chosen: list[PredictedExample] = []
-    taken: set[tuple[str, int]] = set()
+    picked: list[PredictedExample] = []
+    used_frames: set[tuple[str, int]] = set()
     for example in sorted(examples, key=lambda e: e.error, reverse=worst):
-        shown = {(example.sequence, frame) for frame in example.frames}
-        if len(chosen) < count and not shown & taken:
-            chosen.append(example)
-            taken |= shown
-    return chosen
+        frames = {(example.sequence, frame) for frame in example.frames}
+        if len(picked) < count and not frames & used_frames:
+            picked.append(example)
+            used_frames |= frames
+    return picked
 
 
 def spread_evenly(length: int, count: int) -> list[int]:
-    """At most `count` of `length` positions, evenly spread, the last among them and, of two or more, the first."""
+    """At most `count` of `length` positions, evenly spread; the last is one of them, and the first if count > 1."""
     if length <= count:
         return list(range(length))
     return [round(i * (length - 1) / (count - 1)) for i in range(count)] if count > 1 else [length - 1]
 
 
 def report_clip(example: PredictedExample, store: ReportStore) -> ReportClip:
-    """An example with what the store knows of its frames.
+    """Look up an example's frames and boxes in the store.
 
     Raises:
         StoreError: the store lacks its sequence.
@@ -104,26 +104,26 @@ def report_clip(example: PredictedExample, store: ReportStore) -> ReportClip:
     index = store.index(example.sequence)
     first, sequence = int(store.first[index]), store.sequences[index]
     return ReportClip(
-        example,
-        len(sequence.labels),
-        tuple(first + frame for frame in example.frames),
-        tuple(_boxes(store, index, example)),
-        WIDTH * sequence.size[1] / sequence.size[0],
-        example.stride / sequence.fps,
+        example=example,
+        label_count=len(sequence.labels),
+        rows=tuple(first + frame for frame in example.frames),
+        boxes=tuple(_boxes(store, index, example)),
+        height=FRAME_WIDTH * sequence.size[1] / sequence.size[0],
+        seconds=example.stride / sequence.fps,
     )
 
 
-def _boxes(store: ReportStore, index: int, example: PredictedExample) -> Iterable[BoxRectangle | None]:
-    """The tracked box in each frame; without a track the label's own, on its frame."""
+def _boxes(store: ReportStore, index: int, example: PredictedExample) -> Iterator[Rectangle | None]:
+    """The tracked box in each frame, or without a track the label's box in its frame."""
     sequence = store.sequences[index]
-    track = store.track(index, example.label) if store.track_keys else None  # to look is slow in a long video
-    given = sequence.labels[example.label].box
+    track = store.track(index, example.label) if store.track_keys else None  # looking it up is slow in a long video
+    label_box = sequence.labels[example.label].box
     for frame in example.frames:
-        box: Sequence[float] | None = given if frame == example.frame else None
+        box: Sequence[float] | None = label_box if frame == example.frame else None
         if track is not None:
             box = track.boxes[frame].tolist()
         if box is None or not all(map(math.isfinite, box)):
             yield None
         else:
-            left, top, right, bottom = (WIDTH * v / sequence.size[0] for v in box)
+            left, top, right, bottom = (FRAME_WIDTH * v / sequence.size[0] for v in box)
             yield round(left, 1), round(top, 1), round(right - left, 1), round(bottom - top, 1)

@@ -1,38 +1,50 @@
-"""The leaderboard as text, CSV and one self-contained page."""
+"""The leaderboard as text for the terminal, as CSV and as a self-contained HTML page."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from features._common.atomic import atomic_write
+from features._common.console import text_table
+from features._common.csv_table import format_number, write_csv_table
 from stage2_temporal.report.page import duration, environment, number
 from stage2_temporal.runs.folder import REPORT
-from stage2_temporal.runs.leaderboard import CONSTANT, IN_UNIT, Board, LeaderboardRow, Value, format_setting
-from stage2_temporal.runs.tables import aligned, cell, write_csv
+from stage2_temporal.runs.leaderboard import (
+    CONSTANT,
+    METRICS_WITH_UNIT,
+    Board,
+    LeaderboardRow,
+    MeanAndDeviation,
+    format_setting,
+)
 
-FIGURE_TITLES = {"rmse": "RMSE", "mae": "MAE", "skill": "skill", "spread_ratio": "spread ratio", "ev": "EV", "ep": "EP"}
-ALWAYS = ("skill", "spread_ratio")
-ROUNDING = 1e-9  # a smaller deviation is rounding
-WIDEST = 60  # characters of settings in the terminal
+METRIC_TITLES = {"rmse": "RMSE", "mae": "MAE", "skill": "skill", "spread_ratio": "spread ratio", "ev": "EV", "ep": "EP"}
+ALWAYS_SHOWN = ("skill", "spread_ratio")
+ROUNDING = 1e-9  # a smaller deviation is only rounding
+MAX_SETTINGS_WIDTH = 60  # characters in the terminal
 
 
 def leaderboard_text(boards: Iterable[Board]) -> str:
     """Every board as a table for the terminal."""
-    return "\n\n".join(f"{board.title}\n{_table(board)}" for board in boards)
+    return "\n\n".join(f"{board.title}\n\n{_text_table(board)}" for board in boards)
 
 
 def write_leaderboard(boards: Sequence[Board], root: Path) -> Path:
-    """Write `leaderboard.csv` and `leaderboard.html` into a folder; the page's path.
+    """Write `leaderboard.csv` and `leaderboard.html`.
 
     Args:
-        root: the runs' folder, which the links are relative to.
+        boards: what to show.
+        root: the folder of the runs; links are relative to it.
+
+    Returns:
+        The path of the page.
     """
+    rows = [_csv_row(board, row, root) for board in boards for row in board.rows]
     with atomic_write(root / "leaderboard.csv") as temporary:
-        write_csv(temporary, _csv_names(), (_csv_row(board, row, root) for board in boards for row in board.rows))
+        write_csv_table(temporary, _csv_columns(), rows)
     path = root / "leaderboard.html"
     with atomic_write(path) as temporary:
         temporary.write_text(leaderboard_html(boards, root), encoding="utf-8")
@@ -40,7 +52,7 @@ def write_leaderboard(boards: Sequence[Board], root: Path) -> Path:
 
 
 def leaderboard_html(boards: Sequence[Board], root: Path) -> str:
-    """The page: readable without JavaScript, sortable with it, nothing is fetched."""
+    """The page: complete without JavaScript, sortable with it; it loads nothing."""
     return environment().get_template("leaderboard.html.jinja").render(boards=[_page(board, root) for board in boards])
 
 
@@ -49,11 +61,11 @@ class TableCell:
     """A cell of the page.
 
     Attributes:
-        text: what one reads.
-        deviation: the part of it that is set smaller.
-        key: what it is sorted by; empty is last, whichever way.
+        text: what it shows.
+        deviation: shown behind the text, in a smaller font.
+        key: what the column is sorted by; an empty one comes last in either direction.
         link: where it leads to.
-        kind: class names.
+        kind: CSS classes.
     """
 
     text: str
@@ -65,96 +77,101 @@ class TableCell:
 
 @dataclass(frozen=True)
 class BoardPage:
-    """A board, ready to be set."""
+    """A board with the page's column titles and cells."""
 
     board: Board
-    names: tuple[str, ...]
+    titles: tuple[str, ...]
     rows: tuple[tuple[LeaderboardRow, tuple[TableCell, ...]], ...]
 
 
 def _page(board: Board, root: Path) -> BoardPage:
     return BoardPage(
         board,
-        ("rank", "head", "settings", "runs", *_figure_names(board), "parameters", "trained in", "report"),
+        ("rank", "head", "settings", "runs", *_metric_titles(board), "parameters", "trained in", "report"),
         tuple((row, _cells(board, row, root)) for row in board.rows),
     )
 
 
 def _cells(board: Board, row: LeaderboardRow, root: Path) -> tuple[TableCell, ...]:
-    constant = row.head == CONSTANT
+    rank = "" if row.rank is None else str(row.rank)
+    runs = "" if row.head == CONSTANT else str(len(row.runs))
+    parameters = "" if row.parameters is None else f"{row.parameters:,}"
+    trained_in = "" if row.seconds is None else duration(row.seconds)
     folder, report = _link(row, root)
     return (
-        TableCell("–" if row.rank is None else str(row.rank), key="" if row.rank is None else str(row.rank)),
+        TableCell(rank or "–", key=rank),
         TableCell(row.head, key=row.head, kind="name"),
         TableCell(_settings(row), key=_settings(row), kind="name settings"),
-        TableCell("" if constant else str(len(row.runs)), key="" if constant else str(len(row.runs))),
-        *(_figure(row.figures.get(name)) for name in _figures_of(board)),
-        TableCell(
-            "" if row.parameters is None else f"{row.parameters:,}", key=cell(row.parameters or 0) if row.runs else ""
-        ),
-        TableCell(
-            "" if row.seconds is None else duration(row.seconds), key="" if row.seconds is None else cell(row.seconds)
-        ),
+        TableCell(runs, key=runs),
+        *(_metric_cell(row.metrics.get(name)) for name in _shown_metrics(board)),
+        TableCell(parameters, key="" if row.parameters is None else str(row.parameters)),
+        TableCell(trained_in, key="" if row.seconds is None else format_number(row.seconds)),
         TableCell(folder, key=folder, link=report, kind="name run"),
     )
 
 
-def _figure(value: Value | None) -> TableCell:
+def _metric_cell(value: MeanAndDeviation | None) -> TableCell:
     if value is None:
         return TableCell("–")
     mean, deviation = value
-    return TableCell(number(mean), f" ± {number(deviation)}" if deviation and deviation > ROUNDING else "", cell(mean))
+    text = f" ± {number(deviation)}" if deviation and deviation > ROUNDING else ""
+    return TableCell(number(mean), text, format_number(mean))
 
 
-def _figures_of(board: Board) -> list[str]:
-    return [name for name in FIGURE_TITLES if name in ALWAYS or any(name in row.figures for row in board.rows)]
+def _shown_metrics(board: Board) -> list[str]:
+    return [name for name in METRIC_TITLES if name in ALWAYS_SHOWN or any(name in row.metrics for row in board.rows)]
 
 
-def _figure_names(board: Board) -> list[str]:
-    units = {"ev": " [(m/s)²]", "ep": " [m²]"} | dict.fromkeys(IN_UNIT, f" [{board.unit}]" if board.unit else "")
-    return [FIGURE_TITLES[name] + units.get(name, "") for name in _figures_of(board)]
+def _metric_titles(board: Board) -> list[str]:
+    target_unit = f" [{board.unit}]" if board.unit else ""
+    units = {"ev": " [(m/s)²]", "ep": " [m²]"} | dict.fromkeys(METRICS_WITH_UNIT, target_unit)
+    return [METRIC_TITLES[name] + units.get(name, "") for name in _shown_metrics(board)]
 
 
 def _settings(row: LeaderboardRow) -> str:
-    return ", ".join(f"{key} {format_setting(value)}" for key, value in row.settings.items())
+    return ", ".join(f"{name} {format_setting(value)}" for name, value in row.settings.items())
 
 
 def _link(row: LeaderboardRow, root: Path) -> tuple[str, str | None]:
-    """A row's first run as one names it, and the way to its report where it has one."""
+    """The folder of the row's first run with a report, and the link to it; without a report, only the first folder."""
     if not row.runs:
         return "", None
     reported = next((path for path in row.runs if (path / REPORT).is_file()), None)
-    name = (reported or row.runs[0]).relative_to(root).as_posix()
-    return name, None if reported is None else quote(f"{name}/{REPORT}")
+    folder = (reported or row.runs[0]).relative_to(root).as_posix()
+    return folder, None if reported is None else quote(f"{folder}/{REPORT}")
 
 
-def _table(board: Board) -> str:
-    rows = [["rank", "head", "settings", "runs", *_figure_names(board), "parameters", "seconds"]]
+def _text_table(board: Board) -> str:
+    header = ["rank", "head", "settings", "runs", *_metric_titles(board), "parameters", "seconds"]
+    rows = []
     for row in board.rows:
         settings = _settings(row)
+        if len(settings) > MAX_SETTINGS_WIDTH:
+            settings = f"{settings[: MAX_SETTINGS_WIDTH - 1]}…"
+        metrics = [_metric_cell(row.metrics.get(name)) for name in _shown_metrics(board)]
         rows.append(
             [
                 "" if row.rank is None else str(row.rank),
                 row.head,
-                settings if len(settings) <= WIDEST else f"{settings[: WIDEST - 1]}…",
+                settings,
                 str(len(row.runs) or ""),
-                *(f"{c.text}{c.deviation}" for c in (_figure(row.figures.get(name)) for name in _figures_of(board))),
+                *(f"{cell.text}{cell.deviation}" for cell in metrics),
                 "" if row.parameters is None else f"{row.parameters:,}",
                 "" if row.seconds is None else f"{row.seconds:.1f}",
             ]
         )
-    return aligned(rows, left=(1, 2))
+    return text_table(header, rows, left=(1, 2))
 
 
-def _csv_names() -> list[str]:
-    figures = [name for figure in FIGURE_TITLES for name in (figure, f"{figure}_deviation")]
-    where = ["rank", "head", "settings", "target", "split", "folds", "examples", "runs"]
-    return [*where, *figures, "parameters", "seconds", "run", "report"]
+def _csv_columns() -> list[str]:
+    metrics = [name for metric in METRIC_TITLES for name in (metric, f"{metric}_deviation")]
+    lead = ["rank", "head", "settings", "target", "split", "folds", "examples", "runs"]
+    return [*lead, *metrics, "parameters", "seconds", "run", "report"]
 
 
 def _csv_row(board: Board, row: LeaderboardRow, root: Path) -> list[str]:
     folder, report = _link(row, root)
-    figures = [row.figures.get(name, (None, None)) for name in FIGURE_TITLES]
+    metrics = [row.metrics.get(name, (None, None)) for name in METRIC_TITLES]
     return [
         "" if row.rank is None else str(row.rank),
         row.head,
@@ -164,9 +181,9 @@ def _csv_row(board: Board, row: LeaderboardRow, root: Path) -> list[str]:
         str(board.folds),
         str(board.examples),
         str(len(row.runs)),
-        *("" if v is None else cell(v) for pair in figures for v in pair),
+        *("" if v is None else format_number(v) for pair in metrics for v in pair),
         "" if row.parameters is None else str(row.parameters),
-        "" if row.seconds is None else cell(row.seconds),
+        "" if row.seconds is None else format_number(row.seconds),
         folder,
-        os.fspath(report or ""),
+        report or "",
     ]

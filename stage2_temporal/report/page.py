@@ -1,4 +1,4 @@
-"""The page: results, plots and clips set into `page.html.jinja`."""
+"""The report page: fills `page.html.jinja` with a run's results, plots and clips."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from stage2_temporal.report.clips import WIDTH, ReportStore, pick_clips, report_clip
+from stage2_temporal.report.clips import FRAME_WIDTH, ReportStore, pick_clips, report_clip
 from stage2_temporal.report.glyphs import arrows, bars
 from stage2_temporal.report.pictures import Pictures, frames_by_turns
 from stage2_temporal.report.plots import Plot, curves, finetune_curves, scatters, thin_out, timeline
@@ -17,8 +17,8 @@ from stage2_temporal.report.svg import plot_svg
 from stage2_temporal.report.viewer import viewer_data
 from stage2_temporal.runs.results import Results
 
-WORST, BEST = 8, 3
-UNKNOWN_MARK = "–"
+WORST_CLIPS, BEST_CLIPS = 8, 3
+UNKNOWN = "–"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -32,9 +32,9 @@ class Panel:
 
 
 def render_page(results: Results, store: ReportStore) -> str:
-    """The whole report as HTML: no part of it is fetched from anywhere."""
+    """The whole report as HTML; it loads nothing from anywhere."""
     template = environment().get_template("page.html.jinja")
-    counted, target = results.counted, results.metrics.target
+    examples, target = results.verdict_examples, results.metrics.target
     components = []
     for k, column in enumerate(target):
         panels = [panel(plot, 3) for plot in scatters(results, k)]
@@ -42,69 +42,70 @@ def render_page(results: Results, store: ReportStore) -> str:
             panels.append(panel(over_time, 1))
         components.append((column, panels))
 
-    worst = [report_clip(e, store) for e in pick_clips(counted, WORST, worst=True)]
-    rest = [e for e in counted if e not in [c.example for c in worst]]
-    best = [report_clip(e, store) for e in pick_clips(rest, BEST, worst=False)]
+    worst = [report_clip(e, store) for e in pick_clips(examples, WORST_CLIPS, worst=True)]
+    worst_examples = [c.example for c in worst]
+    others = [e for e in examples if e not in worst_examples]
+    best = [report_clip(e, store) for e in pick_clips(others, BEST_CLIPS, worst=False)]
     listed = [*worst, *best]
-    drawn = [report_clip(counted[i], store) for i in thin_out(len(counted))]
-    clips = [*drawn, *(c for c in listed if c not in drawn)]
+    dots = [report_clip(examples[i], store) for i in thin_out(len(examples))]
+    clips = [*dots, *(c for c in listed if c not in dots)]
 
     pictures = Pictures(store)
-    strips = [c.rows[position] for c in listed for position in c.strip]
-    pictures.add(strips)
+    strip_rows = [c.rows[position] for c in listed for position in c.strip]
+    pictures.add(strip_rows)
     pictures.add(row for c in listed for row in c.rows)
     pictures.add(frames_by_turns(clips))
 
-    scale = arrows(target, [c.example for c in clips])
+    arrow_scale = arrows(target, [c.example for c in clips])
     return template.render(
         results=results,
         metrics=results.metrics,
         splits=results.splits,
         constant=results.constant,
         learning=[panel(plot, 2) for plot in curves(results)],
-        tuned=results.tuned,
+        finetune_metrics=results.finetune_metrics,
         fine_tuning=[panel(plot, 2) for plot in finetune_curves(results)],
         components=components,
         worst=worst,
         best=best,
         number_of=clips.index,
         pictures=pictures,
-        width=WIDTH,
-        arrows=scale,
+        width=FRAME_WIDTH,
+        arrows=arrow_scale,
         bars=[bars([c.example for c in clips], k) for k in range(len(target))],
-        farthest=max((e.distance for e in counted if math.isfinite(e.distance)), default=None),
-        data=viewer_data(results, clips, len(drawn), scale, pictures, set(strips)),
+        farthest=max((e.distance for e in examples if math.isfinite(e.distance)), default=None),
+        data=viewer_data(results, clips, len(dots), arrow_scale, pictures, set(strip_rows)),
         script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
     )
 
 
 def environment() -> Environment:
-    """The templates beside this file: every value is escaped, and one that is missing is an error."""
+    """Jinja's environment for the templates: every value is escaped, and a missing one is an error."""
     loader = FileSystemLoader(TEMPLATES)
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"number": number, "signed": signed, "duration": duration}
-    return made
+    jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.filters |= {"number": number, "signed": signed, "duration": duration}
+    return jinja
 
 
-def panel(plot: Plot, across_the_page: int) -> Panel:
+def panel(plot: Plot, plots_per_row: int) -> Panel:
     """A plot drawn as wide as its share of the page."""
-    return Panel(plot, plot_svg(plot, across_the_page), across_the_page == 1)
+    return Panel(plot, plot_svg(plot, plots_per_row), plots_per_row == 1)
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure with a true minus sign; a dash where it is unknown."""
+    """A number with a true minus sign; a dash if unknown."""
     if value is None or not math.isfinite(value):
-        return UNKNOWN_MARK
+        return UNKNOWN
     return f"{value:.{digits}f}".replace("-", "−")
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """A difference, its sign always written."""
+    """A difference, always with its sign."""
     return ("+" if value >= 0 else "") + number(value, digits)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Seconds, minutes or hours, whichever suits."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)

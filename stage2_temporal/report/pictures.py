@@ -1,4 +1,4 @@
-"""The frames a report embeds: each once, and no more than fit."""
+"""The frames that a report embeds, each once and within a budget."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from stage2_temporal.report.clips import ReportClip, ReportStore, spread_evenly
 
-BUDGET = 5_000_000  # characters that frames may take in the page; the rest of it stays well below 3 MB
+BUDGET = 5_000_000  # characters for frames; the rest of the page stays well below 3 MB
 
 
 class Pictures:
-    """Frames of a store as data URIs by row.
+    """Frames of a store as data URIs.
 
     Attributes:
-        held: the URIs by row, in the order they came in.
-        full: whether the budget has left a frame out.
+        uris: the URIs by row, in the order in which they were added.
+        full: whether a frame was left out because the budget was used up.
     """
 
     def __init__(self, store: ReportStore, budget: int = BUDGET) -> None:
-        self._store, self._left = store, budget
-        self.held: dict[int, str] = {}
+        self._store, self._remaining = store, budget
+        self.uris: dict[int, str] = {}
         self.full = False
 
     def add(self, rows: Iterable[int]) -> None:
-        """Take these frames in, in their order, until the budget is used up."""
+        """Add frames in this order until the budget is used up."""
         for row in rows:
             if self.full:
                 return
-            if row not in self.held:
+            if row not in self.uris:
                 uri = "data:image/jpeg;base64," + base64.b64encode(self._store.thumbnail(row)).decode()
-                self._left -= len(uri)
-                self.full = self._left < 0
+                self._remaining -= len(uri)
+                self.full = self._remaining < 0
                 if not self.full:
-                    self.held[row] = uri
+                    self.uris[row] = uri
 
 
 def frames_by_turns(clips: Sequence[ReportClip]) -> Iterator[int]:
-    """The rows of all frames of the clips: the last of each clip, then more of each, evenly spread, then every one."""
+    """Rows of all frames of the clips: the last of each clip, then more of each, evenly spread, at last all of them."""
     longest = max((len(c.rows) for c in clips), default=0)
     counts = [1]
     while counts[-1] < longest:

@@ -1,13 +1,13 @@
-"""The run's folder: its name, whether the work is done already, and appearing only when whole."""
+"""The folder of a run: where it is, whether its work is already done, and how it appears only when complete."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from features._common.log import logger
 from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError
 from features.recipe import canonical_json
+from stage2_temporal.runs.results import read_metrics
 
 RUNS = Path("runs")
 REPORT = "report.html"
@@ -22,7 +23,7 @@ FILES = ("config.toml", "metrics.json", "history.csv", "predictions.csv", "model
 
 
 def run_path(name: str) -> Path:
-    """`runs/<name>`; what holds a separator is a path already."""
+    """The folder of a run: `runs/NAME`, or the name itself if it is a path."""
     return Path(name) if os.sep in name or "/" in name else RUNS / name
 
 
@@ -33,113 +34,109 @@ def default_name(stem: str, config: Config) -> str:
 
 
 def run_settings(config: Config) -> str:
-    """What of a config decides a run, as canonical JSON; where the data lies and how it was decoded is the store's."""
-    value = config.model_dump(mode="json", include={"window", "head", "train"})
-    del value["train"]["memory_gb"]  # decides how, not what
-    return canonical_json({**value, "columns": config.data.columns})
+    """The settings that decide a run's result, as canonical JSON.
+
+    Those that decide the store's content are not among them; see `store_origin`.
+    """
+    settings = config.model_dump(mode="json", include={"window", "head", "train"})
+    del settings["train"]["memory_gb"]  # changes how the store is read, not what comes out
+    return canonical_json({**settings, "columns": config.data.columns})
 
 
 def is_finished(path: Path, config: Config, origin: dict[str, Any], *, report: bool = True) -> bool:
-    """Whether a whole, uninterrupted run of the same settings on the same examples lies at `path`.
+    """Whether the folder holds a complete, uninterrupted run with these settings on these examples.
 
     Args:
-        origin: what metrics.json says of the store under `store`, its path aside.
-        report: whether it is whole only with its report.
+        path: the folder.
+        config: the settings.
+        origin: the store and examples, from `store_origin`.
+        report: whether the run is only complete with its report.
     """
     if not all((path / name).is_file() for name in FILES if report or name != REPORT):
         return False
     try:
-        metrics = read_metrics(path)
-        before = read_run_config(path)
+        metrics, trained_config = read_metrics(path), read_run_config(path)
     except (ConfigError, DataError):
         return False
-    stored = metrics.get("store", {})
-    same = all(stored.get(k) == v for k, v in origin.items() if k != "path")
-    return same and not metrics.get("interrupted") and run_settings(before) == run_settings(config)
+    stored = metrics.store.model_dump()
+    same_store = all(stored[key] == value for key, value in origin.items() if key not in ("path", "streams"))
+    same_streams = stored["streams"].items() >= origin["streams"].items()  # older runs list more than they read
+    same_settings = run_settings(trained_config) == run_settings(config)
+    return same_store and same_streams and same_settings and not metrics.interrupted
 
 
-def choose_run_folder(asked: str | None, stem: str, config: Config, origin: dict[str, Any]) -> tuple[Path, bool]:
-    """Where this run belongs, and whether it already lies there.
+def choose_run_folder(name: str | None, stem: str, config: Config, origin: dict[str, Any]) -> tuple[Path, bool]:
+    """Choose the folder of a run.
 
-    A name that was asked for is replaced by the new run. The default name gets a number where another run has it.
+    A name given by the user is used again: the new run replaces the old one. The default name gets a number if
+    another run has it.
+
+    Args:
+        name: the name given by the user, if any.
+        stem: the config file's name without its ending, for the default name.
+        config: the run's settings.
+        origin: the store and examples, from `store_origin`.
+
+    Returns:
+        The folder, and whether it already holds this very run, finished.
 
     Raises:
-        ConfigError: the folder asked for holds something that is no run.
+        ConfigError: the given folder exists and is not a run.
     """
-    if asked is not None:
-        path = run_path(asked)
+    if name is not None:
+        path = run_path(name)
         if path.exists() and not (path / "metrics.json").is_file() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"{path} is there and is no run: it is not replaced", hint="--run ANOTHER_NAME")
+            raise ConfigError(f"{path} exists and is not a run, so it is not replaced", hint="--run ANOTHER_NAME")
         return path, is_finished(path, config, origin)
-    name = default_name(stem, config)
-    number = 1
-    while True:
-        path = RUNS / (name if number == 1 else f"{name}-{number}")
+    first = default_name(stem, config)
+    for number in count(1):
+        path = RUNS / (first if number == 1 else f"{first}-{number}")
         if is_finished(path, config, origin):
             return path, True
-        if not path.exists() or _interrupted(path, config):
+        if not path.exists() or _is_interrupted(path, config):
             return path, False
-        number += 1
+    raise AssertionError("unreachable")
 
 
-def _interrupted(path: Path, config: Config) -> bool:
-    """Whether a run with these settings was stopped there: it may be replaced by its whole self."""
+def _is_interrupted(path: Path, config: Config) -> bool:
+    """Whether the folder holds an interrupted run with these settings, which the complete run may replace."""
     try:
-        return bool(read_metrics(path).get("interrupted")) and run_settings(
-            read_run_config(path)
-        ) == run_settings(config)
+        return read_metrics(path).interrupted and run_settings(read_run_config(path)) == run_settings(config)
     except (ConfigError, DataError):
         return False
-
-
-def read_metrics(path: Path) -> dict[str, Any]:
-    """A run's metrics.json.
-
-    Raises:
-        DataError: there is none, or it is not JSON.
-    """
-    file = path / "metrics.json"
-    try:
-        value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise DataError(f"{path} is no run: no metrics.json in it", hint="--run NAME, one of runs/") from None
-    except ValueError as e:
-        raise DataError(f"{file}: not JSON: {e}", hint="train anew") from None
-    if not isinstance(value, dict) or not {"store", "splits", "verdict"} <= set(value):
-        raise DataError(f"{file}: not what training writes", hint="train anew")
-    return value
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """An empty folder of the same name elsewhere in the parent; it takes `path`'s place when the block ends well.
+    """Fill a temporary folder that replaces `path` when the block ends without an error.
 
-    What came to stand at `path` meanwhile is another's finished work and stays: this one then takes the next free name.
+    If another process finished a run at `path` in the meantime, that run stays and this one takes the next free name.
+
+    Yields:
+        An empty folder with the name of `path`, elsewhere below its parent.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = _identity(path)
-    outer = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path.parent))
+    identity_before = _identity(path)
+    workspace = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path.parent))
     try:
-        inner = outer / path.name
-        inner.mkdir()
-        yield inner
-        final, number = path, 1
-        if _identity(path) != before:
-            while final.exists():
-                number += 1
-                final = path.with_name(f"{path.name}-{number}")
-            logger.info(f"{path}: another run took this name meanwhile, this one is {final}")
+        folder = workspace / path.name
+        folder.mkdir()
+        yield folder
+        final = path
+        if _identity(path) != identity_before:
+            final = next(p for n in count(2) if not (p := path.with_name(f"{path.name}-{n}")).exists())
+            logger.info(f"{path}: another run has taken this name meanwhile; this run is {final}")
         elif path.exists():
-            path.rename(outer / ".before")
-        inner.rename(final)
+            path.rename(workspace / ".before")
+        folder.rename(final)
     finally:
-        shutil.rmtree(outer, ignore_errors=True)
+        shutil.rmtree(workspace, ignore_errors=True)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells a folder from one that took its place; None where there is none."""
+    """What distinguishes a folder from one that replaced it; None if there is none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

@@ -1,72 +1,75 @@
-"""What a run left in its folder, read into types."""
+"""The files of a run: its metrics and predictions, written by training and read by everything after it."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from features._common.atomic import atomic_write
+from features._common.csv_table import CsvRow, format_number, parse_number, read_csv_table, write_csv_table
+from features._common.types import Floats
 from features.errors import DataError
+from features.sequences import FrameSequence
+from features.windows import Examples
 from stage2_temporal.data.splits import STORED_VALIDATION
+from stage2_temporal.evaluation.history import Epoch, read_history
+from stage2_temporal.evaluation.metrics import Scores, have_one_unit
 
-HINT = "python -m stage2_temporal train"
-Row = TypeVar("Row")
-Read = TypeVar("Read", bound=BaseModel)
-COUNTING = ("test", "validation", STORED_VALIDATION, "train")  # the first of these with labels is the split that counts
+VERDICT_SPLITS = ("test", "validation", STORED_VALIDATION, "train")  # the verdict is about the first that has labels
+RETRAIN = "train again: framebank train"
+JsonModel = TypeVar("JsonModel", bound=BaseModel)
 
 
 class Part(BaseModel):
-    """A part of metrics.json; keys this version doesn't know are passed over, so older runs and newer ones open."""
+    """A part of a run's JSON; unknown keys are ignored, so that files of older and newer versions open."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class Figures(Part):
-    """One component's figures; None is unknown."""
-
-    rmse: float | None = None
-    mae: float | None = None
-    skill: float | None = None
-    spread_ratio: float | None = None
-
-
-class SplitScores(Figures):
-    """A predictor's figures on a split, over all components and for each."""
-
-    components: dict[str, Figures] = {}
-    ev: dict[str, float | None] | None = None  # TuSimple's, of the velocity, by distance
-    ep: dict[str, float | None] | None = None  # and of the position
-
-
-class SplitResult(Part):
-    """A split: the model beside the constant predictor."""
+class SplitMetrics(Part):
+    """One split: the scores of the model and of the constant predictor."""
 
     examples: int
-    model: SplitScores
-    constant: SplitScores
+    model: Scores
+    constant: Scores
 
 
 class Parameters(Part):
-    """Counts of weights."""
+    """Numbers of weights."""
 
     total: int
     trainable: int
     frozen: int
 
 
-class Origin(Part):
-    """The store a run was trained from."""
+class StoreOrigin(Part):
+    """The store that a run was trained from.
+
+    Attributes:
+        examples: digest of the examples; see `Task.digest`.
+        streams: digest of each stream besides the appearance that the head reads.
+    """
 
     path: str
     fingerprint: str
     frames: int
     sequences: int
+    examples: str = ""
+    streams: dict[str, str] = {}
+
+
+class DroppedExamples(Part):
+    """Labels that gave no example: those whose window does not fit, and those whose target is unknown."""
+
+    window: int = 0
+    unknown: int = 0
 
 
 class Metrics(Part):
@@ -84,41 +87,37 @@ class Metrics(Part):
     best_epoch: int
     seconds: float
     interrupted: bool = False
-    store: Origin
-    splits: dict[str, SplitResult]
+    store: StoreOrigin
+    labels: str = ""
+    splits: dict[str, SplitMetrics]
     verdict: str
     no_better_than_constant: bool
+    dropped: DroppedExamples = DroppedExamples()
 
     def unit_of(self, column: int) -> str | None:
-        """A target column's own unit, which `unit` is where all have the same."""
+        """The unit of one target column; `unit` is the one that all columns share."""
         return self.units[column] if self.units else self.unit
 
+    @property
+    def mixed_units(self) -> bool:
+        """Whether the target columns differ in unit, so that their errors have no sum."""
+        return not have_one_unit(self.target)
 
-class TunedSplit(Part):
-    """A split's figures after fine-tuning."""
 
-    tuned: SplitScores = Field(alias="fine-tuned")
+class FinetunedSplit(Part):
+    """One split's scores after fine-tuning."""
+
+    finetuned: Scores = Field(alias="fine-tuned")
 
 
-class Tuned(Part):
-    """finetune.json, what of it the report shows."""
+class FinetuneMetrics(Part):
+    """What the report shows of finetune.json."""
 
     best_epoch: int
     epochs: int
     unfrozen: tuple[str, ...]
     verdict: str
-    splits: dict[str, TunedSplit]
-
-
-@dataclass(frozen=True)
-class HistoryRow:
-    """A row of history.csv; None is unknown. Losses are the training's own, RMSE is in the target's unit."""
-
-    epoch: int
-    loss: float | None
-    rmse: float | None
-    val_loss: float | None
-    val_rmse: float | None
+    splits: dict[str, FinetunedSplit]
 
 
 @dataclass(frozen=True)
@@ -148,118 +147,161 @@ class PredictedExample:
 
     @property
     def frames(self) -> range:
-        """The frames its window shows, 0-based in its sequence."""
+        """The frames of its window, counted from 0 in its sequence."""
         return range(self.first, self.first + self.length * self.stride, self.stride)
 
 
 @dataclass(frozen=True)
 class Results:
-    """A run as its report needs it."""
+    """All that a report needs of a run."""
 
     name: str
     config: str
     metrics: Metrics
-    history: tuple[HistoryRow, ...]
+    history: tuple[Epoch, ...]
     examples: tuple[PredictedExample, ...]
-    tuned: Tuned | None = None
-    tuning: tuple[HistoryRow, ...] = ()
+    finetune_metrics: FinetuneMetrics | None = None
+    finetune_history: tuple[Epoch, ...] = ()
 
     @property
     def splits(self) -> list[str]:
-        """The splits with labels, the one that counts first: test, else validation, else training."""
-        scored = {name for name, split in self.metrics.splits.items() if split.model.rmse is not None}
-        known = [name for name in COUNTING if name in scored]
+        """The splits, the one that the verdict is about first."""
+        scored = {name for name, split in self.metrics.splits.items() if math.isfinite(split.model.rmse)}
+        known = [name for name in VERDICT_SPLITS if name in scored]
         return known + sorted(set(self.metrics.splits) - set(known))
 
     @property
-    def counted(self) -> tuple[PredictedExample, ...]:
-        """The examples of the split that counts whose truth and prediction are known."""
+    def verdict_examples(self) -> tuple[PredictedExample, ...]:
+        """The examples of the verdict's split whose truth and prediction are known."""
         return tuple(e for e in self.examples if self.splits and e.split == self.splits[0] and e.known)
 
     @property
     def constant(self) -> tuple[float, ...] | None:
-        """What the constant predictor answers: the mean of the training labels; None where there are none."""
+        """The constant predictor's answer, which is the mean of the training labels; None if there are none."""
         true = [e.true for e in self.examples if e.split == "train" and all(map(math.isfinite, e.true))]
         return tuple(math.fsum(column) / len(true) for column in zip(*true, strict=True)) if true else None
 
 
+def read_metrics(run: Path) -> Metrics:
+    """Read a run's metrics.json.
+
+    Raises:
+        DataError: the folder is no run, or the file is not as training writes it.
+    """
+    if not (run / "metrics.json").is_file():
+        raise DataError(f"{run} is not a run: it has no metrics.json", hint="--run NAME, a folder in runs/")
+    return _read_json(run / "metrics.json", Metrics)
+
+
+def write_metrics(run: Path, metrics: Metrics) -> None:
+    """Write a run's metrics.json."""
+    with atomic_write(run / "metrics.json") as temporary:
+        temporary.write_text(metrics.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
 def read_results(run: Path) -> Results:
-    """A run's folder.
+    """Read everything that a report needs from a run's folder.
 
     Raises:
         DataError: a file is missing or is not as training writes it.
     """
-    metrics = _parsed(run / "metrics.json", Metrics)
-    fine = (run / "finetune.json").is_file() and (run / "finetune.csv").is_file()
-    columns = ("epoch", "loss", "rmse", "val_loss", "val_rmse")
+    metrics = read_metrics(run)
+    finetuned = (run / "finetune.json").is_file() and (run / "finetune.csv").is_file()
     return Results(
-        run.resolve().name,
-        _text(run / "config.toml"),
-        metrics,
-        tuple(_rows(run / "history.csv", columns, _epoch)),
-        tuple(_examples(run / "predictions.csv", metrics.target)),
-        _parsed(run / "finetune.json", Tuned) if fine else None,
-        tuple(_rows(run / "finetune.csv", columns, _epoch)) if fine else (),
+        name=run.resolve().name,
+        config=_read_text(run / "config.toml"),
+        metrics=metrics,
+        history=read_history(run / "history.csv", RETRAIN),
+        examples=read_predictions(run / "predictions.csv", metrics.target),
+        finetune_metrics=_read_json(run / "finetune.json", FinetuneMetrics) if finetuned else None,
+        finetune_history=read_history(run / "finetune.csv", RETRAIN) if finetuned else (),
     )
 
 
-def _parsed(path: Path, model: type[Read]) -> Read:
+def write_predictions(
+    path: Path,
+    examples: Examples,
+    splits: NDArray[np.str_],
+    predicted: Floats,
+    sequences: Sequence[FrameSequence],
+    stride: int,
+) -> None:
+    """Write predictions as a CSV file with one row per example.
+
+    A row names the example's split, sequence, label, frame and window, each target's true and predicted value in its
+    unit, and the vehicle's distance in metres.
+
+    Args:
+        examples: n examples with K target columns.
+        splits: (n,) each example's split.
+        predicted: (n, K) predictions.
+        sequences: all sequences of the data set.
+        stride: frames from one frame of a window to the next.
+    """
+    rows = (
+        [
+            splits[i],
+            sequences[examples.sequence[i]].id,
+            examples.label[i],
+            examples.frame[i],
+            examples.start[i],
+            stride,
+            examples.rows.shape[1],
+            *(format_number(v) for pair in zip(examples.targets[i], predicted[i], strict=True) for v in pair),
+            format_number(examples.position[i, 0]),
+        ]
+        for i in range(len(examples))
+    )
+    write_csv_table(path, [*_prediction_columns(examples.columns), "distance"], rows)
+
+
+def read_predictions(path: Path, target: tuple[str, ...]) -> tuple[PredictedExample, ...]:
+    """Read what `write_predictions` wrote; a missing `distance` is unknown.
+
+    Raises:
+        DataError: the file is missing, lacks a column or holds something that is no number.
+    """
+    return tuple(
+        _parse_prediction(row, target)
+        for row in read_csv_table(path, required=_prediction_columns(target), hint=RETRAIN).rows
+    )
+
+
+def _prediction_columns(target: tuple[str, ...]) -> list[str]:
+    values = [f"{column}_{kind}" for column in target for kind in ("true", "pred")]
+    return ["split", "sequence", "label", "frame", "first", "stride", "length", *values]
+
+
+def _parse_prediction(row: CsvRow, target: tuple[str, ...]) -> PredictedExample:
+    cells = row.cells
     try:
-        return model.model_validate_json(_text(path))
+        return PredictedExample(
+            split=cells["split"],
+            sequence=cells["sequence"],
+            label=int(cells["label"]),
+            frame=int(cells["frame"]),
+            first=int(cells["first"]),
+            stride=int(cells["stride"]),
+            length=int(cells["length"]),
+            true=tuple(parse_number(cells[f"{column}_true"]) for column in target),
+            predicted=tuple(parse_number(cells[f"{column}_pred"]) for column in target),
+            distance=parse_number(cells.get("distance", "")),
+        )
+    except ValueError as e:
+        raise DataError(f"{row.where}: {e}", hint=RETRAIN) from None
+
+
+def _read_json(path: Path, model: type[JsonModel]) -> JsonModel:
+    try:
+        return model.model_validate_json(_read_text(path))
     except ValidationError as e:
         first = e.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the whole"
-        raise DataError(f"{path}: {key}: {first['msg']}", hint=HINT) from None
+        key = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path}: {f'{key}: ' if key else ''}{first['msg']}", hint=RETRAIN) from None
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file", hint=HINT) from None
-
-
-def _rows(path: Path, columns: tuple[str, ...], parse: Callable[[dict[str, str]], Row]) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
-    found = tuple(reader.fieldnames or ())
-    if missing := [c for c in columns if c not in found]:
-        raise DataError(f"{path}: no column {', '.join(missing)}", got=", ".join(found) or "nothing", hint=HINT)
-    for row in reader:
-        try:
-            yield parse(row)
-        except (ValueError, TypeError) as e:
-            raise DataError(f"{path}: line {reader.line_num}: {e}", hint=HINT) from None
-
-
-def _number(text: str | None) -> float:
-    return float(text) if text else math.nan
-
-
-def _maybe(text: str | None) -> float | None:
-    value = _number(text)
-    return value if math.isfinite(value) else None
-
-
-def _epoch(row: dict[str, str]) -> HistoryRow:
-    return HistoryRow(
-        int(row["epoch"]), _maybe(row["loss"]), _maybe(row["rmse"]), _maybe(row["val_loss"]), _maybe(row["val_rmse"])
-    )
-
-
-def _examples(path: Path, target: tuple[str, ...]) -> Iterator[PredictedExample]:
-    def example(row: dict[str, str]) -> PredictedExample:
-        return PredictedExample(
-            split=row["split"],
-            sequence=row["sequence"],
-            label=int(row["label"]),
-            frame=int(row["frame"]),
-            first=int(row["first"]),
-            stride=int(row["stride"]),
-            length=int(row["length"]),
-            true=tuple(_number(row[f"{c}_true"]) for c in target),
-            predicted=tuple(_number(row[f"{c}_pred"]) for c in target),
-            distance=_number(row.get("distance")),
-        )
-
-    values = [f"{c}_{kind}" for c in target for kind in ("true", "pred")]
-    return _rows(path, ("split", "sequence", "label", "frame", "first", "stride", "length", *values), example)
+        raise DataError(f"{path}: no such file", hint=RETRAIN) from None

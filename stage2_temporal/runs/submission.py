@@ -1,46 +1,70 @@
-"""What a data set's own judge wants to be given, where its layout has one."""
+"""The files that a data set's own evaluation asks for, for those that have one."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
+from features._common.csv_table import format_number, write_csv_table
+from features._common.types import Floats
 from features.sequences import FrameSequence
 from features.windows import Examples
 from stage2_temporal.evaluation import tusimple
-from stage2_temporal.runs import tables
 
 
 def write_submission_files(
-    folder: Path, layout: str, examples: Examples, predicted: NDArray[np.float64], sequences: Sequence[FrameSequence]
+    folder: Path, layout: str, examples: Examples, predicted: Floats, sequences: Sequence[FrameSequence]
 ) -> list[Path]:
-    """Write the test split's velocities as the layout's judge wants them; the files written.
+    """Write the test split's velocities in the format of the data set's evaluation, if it has one.
 
-    `competition`: `submission.csv`, `ID,speed`. `tusimple`: `submission.json`, the benchmark's list of vehicles a clip
-    (it asks for positions too: `data.target = "velocity+position"`).
+    `competition`: `submission.csv` with the columns `ID,speed`. `tusimple`: `submission.json`, one list of vehicles
+    per clip; the benchmark scores positions too, which `data.target = "velocity+position"` predicts.
 
     Args:
-        examples: of any splits, as the data set has them.
+        folder: where to write.
+        layout: the data set's layout.
+        examples: of any splits.
         predicted: (n, K) for `examples.columns`.
         sequences: all sequences of the data set.
+
+    Returns:
+        The files written.
     """
     test = np.flatnonzero(examples.split == "test")
     if len(test) == 0 or not {"vx", "vy"} <= set(examples.columns):
         return []
     if layout == "competition":
+        path = folder / "submission.csv"
         velocity = predicted[test][:, [examples.columns.index(c) for c in ("vx", "vy")]]
         ids = [sequences[i].id for i in examples.sequence[test]]
-        with atomic_write(folder / "submission.csv") as temporary:
-            tables.write_submission(temporary, ids, velocity)
-        return [folder / "submission.csv"]
+        with atomic_write(path) as temporary:
+            _write_speeds(temporary, ids, velocity)
+        return [path]
     if layout == "tusimple":
+        path = folder / "submission.json"
         clips = tusimple.submission(examples, predicted, sequences)
-        with atomic_write(folder / "submission.json") as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(clips) + "\n", encoding="utf-8")
-        return [folder / "submission.json"]
+        return [path]
     return []
+
+
+def _write_speeds(path: Path, ids: Sequence[str], velocity: Floats) -> None:
+    """Write `ID,speed` in numeric order, where speed = √(vx² + vy²) of each clip's first prediction.
+
+    Args:
+        path: the file.
+        ids: n sequence ids that end in the clip's number, as in `Test/12`.
+        velocity: (n, 2) vx, vy in m/s.
+    """
+    speeds: dict[int, float] = {}
+    for name, (vx, vy) in zip(ids, velocity.tolist(), strict=True):
+        if number := re.search(r"(\d+)$", name):
+            speeds.setdefault(int(number[1]), math.hypot(vx, vy))
+    write_csv_table(path, ["ID", "speed"], ([clip, format_number(speed)] for clip, speed in sorted(speeds.items())))

@@ -1,7 +1,7 @@
-"""A sweep carried out: what is not yet there is trained, as many runs at a time as asked.
+"""Runs a sweep: trains the entries that are not finished yet, several at a time.
 
-Each worker is a process with TensorFlow loaded once and `cores / jobs` threads. The sums inside an operation depend on
-how many threads share it, so an entry has the same numbers each time `jobs` and the machine are the same.
+Each worker is a process that loads TensorFlow once and uses `cores / jobs` threads. How many threads share an operation
+decides the order of its sums, so an entry gives the same numbers again on the same machine with the same `jobs`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,156 +29,170 @@ from stage2_temporal.data.task import Task, check_recipe, read_task, store_origi
 from stage2_temporal.heads import find_head
 from stage2_temporal.heads.default_head import resolve_default_head
 from stage2_temporal.report import write_report
-from stage2_temporal.runs import leaderboard as board
-from stage2_temporal.runs.folder import RUNS, is_finished
+from stage2_temporal.runs.folder import REPORT, RUNS, is_finished
+from stage2_temporal.runs.leaderboard import boards, describe_best, read_run
 from stage2_temporal.sweep.spec import SweepEntry, SweepPlan
 from stage2_temporal.sweep.worker import prepare_worker, train_entry
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep came to.
+    """The outcome of a sweep.
 
     Attributes:
-        folder: where its runs are.
-        names: the finished ones, in the sweep's order.
-        failed: a line for each that failed.
-        left: how many were not begun, their time being over.
+        folder: the folder of its runs.
+        names: the finished runs, in the sweep's order.
+        failed: one line for each run that failed.
+        remaining: number of runs that were not started because the time was up.
     """
 
     folder: Path
     names: tuple[str, ...]
     failed: tuple[str, ...]
-    left: int
+    remaining: int
 
 
-def run_sweep(plan: SweepPlan, wanted: tuple[SweepEntry, ...], path: Path, runs: Path = RUNS) -> SweepResult:
-    """Train every entry that is not finished yet, then write the best ones' reports.
+@dataclass(frozen=True)
+class CheckedEntries:
+    """A sweep's entries after they were checked against the store.
 
-    Stopped at any moment, the same call goes on where it was; what failed is tried again.
+    Attributes:
+        entries: all of them, with a real head instead of `auto`.
+        finished: names of those that are trained already.
+        streams: derived streams that the others read.
+    """
+
+    entries: tuple[SweepEntry, ...]
+    finished: set[str]
+    streams: list[DerivedStream]
+
+
+def run_sweep(plan: SweepPlan, entries: tuple[SweepEntry, ...], store: Path, runs: Path = RUNS) -> SweepResult:
+    """Train every entry that is not finished yet, then write reports for the best ones.
+
+    After an interruption, the same call continues with the remaining entries and tries failed ones again.
 
     Args:
-        plan: how.
-        wanted: the entries.
-        path: the store.
-        runs: the sweep's folder is made in it.
+        plan: folds, seeds, jobs and limits.
+        entries: the runs, from `sweep_entries`.
+        store: the HDF5 file.
+        runs: the folder in which the sweep's folder is created.
 
     Raises:
-        BadInputs: entries that do not fit the store, all of them, before any is trained.
-        FramebankError: the store, or a worker that was killed.
-        KeyboardInterrupt: Ctrl-C; what is finished stays.
+        BadInputs: entries do not fit the store; all of them are named before any is trained.
+        FramebankError: the store cannot be used, or a worker was killed.
+        KeyboardInterrupt: Ctrl-C; finished runs are kept.
     """
     folder = runs / plan.name
-    with exclusive_write_lock(folder / "sweep"), Store(path) as store:
-        check_recipe(wanted[0].config, store)  # entries differ in nothing that it looks at
-        wanted, done, streams = _examine(wanted, store, folder)
-        for rest in folder.glob(".unfinished-*"):  # of a sweep that was killed: no other writes here
-            shutil.rmtree(rest, ignore_errors=True)
-        todo = [entry for entry in wanted if entry.name not in done]
-        if streams:
-            try_derive_streams(path, streams)  # all in one go, before workers come for them one by one
-        failed, begun = _train(plan, todo, path, folder, done)
-        names = tuple(entry.name for entry in wanted if entry.name in done)
-        for run in _best(folder, names, plan.reports):
-            if not (run / "report.html").is_file():
-                write_report(run, store)
-    return SweepResult(folder, names, tuple(failed), len(todo) - begun)
+    with exclusive_write_lock(folder / "sweep"), Store(store) as opened:
+        check_recipe(entries[0].config, opened)  # entries cannot differ in the settings that it checks
+        checked = _check_entries(entries, opened, folder)
+        for leftover in folder.glob(".unfinished-*"):  # from a sweep that was killed; the lock excludes other writers
+            shutil.rmtree(leftover, ignore_errors=True)
+        if checked.streams:
+            try_derive_streams(store, checked.streams)  # all in one pass, before the workers need them one by one
+        finished = set(checked.finished)
+        todo = [entry for entry in checked.entries if entry.name not in finished]
+        failed, started = _train_entries(plan, todo, store, folder, finished)
+        names = tuple(entry.name for entry in checked.entries if entry.name in finished)
+        for run in _best_runs(folder, names, plan.reports):
+            if not (run / REPORT).is_file():
+                write_report(run, opened)
+    return SweepResult(folder, names, tuple(failed), len(todo) - started)
 
 
-def _examine(
-    wanted: Iterable[SweepEntry], store: Store, folder: Path
-) -> tuple[tuple[SweepEntry, ...], set[str], list[DerivedStream]]:
-    """The entries with a head in the place of `auto`, the names of those that are there already, and the derived
-    streams that the others read.
+def _check_entries(entries: Iterable[SweepEntry], store: Store, folder: Path) -> CheckedEntries:
+    """Check every entry against the store.
 
     Raises:
-        BadInputs: all faults that the store, the task and the heads' names and grids show, in one pass.
+        BadInputs: every error in tasks, heads' names and grids, found in one pass.
     """
 
     @functools.cache
-    def inputs(value: str) -> tuple[StoreExamples, Task]:
-        config = Config.model_validate_json(value)
+    def read_examples(settings: str) -> tuple[StoreExamples, Task]:
+        config = Config.model_validate_json(settings)
         task = read_task(config, store)
         source = StoreSource(store.path, task.examples.rows, config.train.memory_gb)
         return StoreExamples(source, task.examples), task
 
-    known: list[SweepEntry] = []
-    done, streams, faults = set(), {}, []
-    for entry in wanted:
+    # the settings that decide the examples
+    split_settings = {"folds", "fold", "validation_split", "memory_gb"}
+    example_settings: Any = {"data": True, "window": True, "train": split_settings}
+    checked: list[SweepEntry] = []
+    finished: set[str] = set()
+    streams: dict[DerivedStream, None] = {}
+    errors: dict[str, None] = {}
+    for entry in entries:
         try:
-            train = {"folds", "fold", "validation_split", "memory_gb"}
-            X, task = inputs(entry.config.model_dump_json(include={"data": True, "window": True, "train": train}))
+            X, task = read_examples(entry.config.model_dump_json(include=example_settings))
             config = resolve_default_head(entry.config, store, X.examples)
-            known.append(SweepEntry(entry.name, config))
-            head = find_head(config.head.name).of(config)
+            checked.append(SweepEntry(entry.name, config))
+            head = find_head(config.head.name).from_config(config)
             if is_finished(folder / entry.name, config, store_origin(store, task, config), report=False):
-                done.add(entry.name)
+                finished.add(entry.name)
                 continue
-            for stream in head.derived(X):
+            for stream in head.derived_streams(X):
                 stream.info(store)
-                streams[stream] = True
+                streams[stream] = None
         except FramebankError as e:
-            faults.append(str(FramebankError(e.what, expected=e.expected, got=e.got)))  # its mend is a flag's
-    if faults:
-        raise BadInputs("the sweep does not fit the store", list(dict.fromkeys(faults)), hint="edit the sweep")
-    return tuple(known), done, list(streams)
+            errors[str(FramebankError(e.what, expected=e.expected, got=e.got))] = None  # its hint is about a flag
+    if errors:
+        raise BadInputs("the sweep does not fit the store", list(errors), hint="edit the sweep's TOML file")
+    return CheckedEntries(tuple(checked), finished, list(streams))
 
 
-def _train(plan: SweepPlan, todo: list[SweepEntry], store: Path, folder: Path, done: set[str]) -> tuple[list[str], int]:
-    """Train `todo`, adding to `done`; a line for each that failed, in `todo`'s order, and how many were begun."""
+def _train_entries(
+    plan: SweepPlan, todo: list[SweepEntry], store: Path, folder: Path, finished: set[str]
+) -> tuple[list[str], int]:
+    """Train entries and add their names to `finished`.
+
+    Returns:
+        One line for each entry that failed, in the order of `todo`, and the number of entries that were started.
+    """
+    if not todo:
+        return [], 0
     cores = cpu_count()
     jobs = plan.jobs or cores
-    begun: list[SweepEntry] = []
-    failed: dict[str, str] = {}
-    ends = time.monotonic() + 60 * plan.minutes if plan.minutes else None
+    started: list[SweepEntry] = []
+    errors: dict[str, str] = {}
+    deadline = time.monotonic() + 60 * plan.minutes if plan.minutes else None
 
     def calls() -> Iterator[Any]:
         for entry in todo:
-            if ends and time.monotonic() > ends:
+            if deadline and time.monotonic() > deadline:
                 return
-            begun.append(entry)
-            yield delayed(_work)(entry, store, folder)
+            started.append(entry)
+            yield delayed(_train_named)(entry, store, folder)
 
-    if not todo:
-        return [], 0
-    process = {"backend": "loky", "initializer": prepare_worker, "initargs": (os.getpid(), max(1, cores // jobs))}
+    processes = {"backend": "loky", "initializer": prepare_worker, "initargs": (os.getpid(), max(1, cores // jobs))}
     workers = Parallel(
-        jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1, **(process if jobs > 1 else {})
+        jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1, **(processes if jobs > 1 else {})
     )
-    with progress_bar(len(todo) + len(done), "sweep", "run", initial=len(done)) as progress:
-        best = _best_so_far(folder, sorted(done))
+    with progress_bar(len(todo) + len(finished), "sweep", "run", initial=len(finished)) as progress:
+        runs = [read_run(folder / name) for name in sorted(finished)]
         try:
             for name, error in workers(calls()):
                 if error:
-                    failed[name] = error
+                    errors[name] = error
                 else:
-                    done.add(name)
-                progress.set_postfix_str(best([] if error else [name]), refresh=False)
+                    finished.add(name)
+                    runs.append(read_run(folder / name))
+                progress.set_postfix_str(describe_best(runs), refresh=False)
                 progress.update()
         except BrokenProcessPool:
             raise FramebankError(
-                f"{folder}: a worker was killed, most likely for want of memory; what was finished is kept",
-                hint="fewer jobs under [sweep], then the same command",
+                f"{folder}: a worker was killed, most likely because memory ran out; finished runs are kept",
+                hint="set fewer jobs under [sweep], then run the same command again",
             ) from None
-    return [f"{folder / e.name}: {failed[e.name]}" for e in begun if e.name in failed], len(begun)
+    return [f"{folder / e.name}: {errors[e.name]}" for e in started if e.name in errors], len(started)
 
 
-def _work(entry: SweepEntry, store: Path, folder: Path) -> tuple[str, str | None]:
+def _train_named(entry: SweepEntry, store: Path, folder: Path) -> tuple[str, str | None]:
+    """Train an entry; its name and, if it failed, the error."""
     return entry.name, train_entry(entry, store, folder)
 
 
-def _best_so_far(folder: Path, names: Iterable[str]) -> Callable[[Iterable[str]], str]:
-    """What the progress bar says of the best setting, told which runs have been finished since."""
-    runs = [board.read_run(folder / name) for name in names]
-
-    def best(more: Iterable[str]) -> str:
-        runs.extend(board.read_run(folder / name) for name in more)
-        return board.best_line(runs)
-
-    return best
-
-
-def _best(folder: Path, names: Iterable[str], count: int) -> list[Path]:
+def _best_runs(folder: Path, names: Iterable[str], count: int) -> list[Path]:
     """The first run of each of the best settings."""
-    boards = board.boards([board.read_run(folder / name) for name in names])
-    return [row.runs[0] for row in boards[0].rows if row.runs][:count] if boards else []
+    ranked = boards([read_run(folder / name) for name in names])
+    return [row.runs[0] for row in ranked[0].rows if row.runs][:count] if ranked else []

@@ -1,4 +1,4 @@
-"""What a sweep's worker does: one entry after another, each a run's folder, or the error that took its place."""
+"""A worker process of a sweep: it trains one entry after another into run folders, or records why one failed."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from stage2_temporal.data.task import read_task
 from stage2_temporal.runs.folder import atomic_folder
 from stage2_temporal.sweep.spec import SweepEntry
 
-ERROR = "error.json"
-LOOK_EVERY = 0.2  # seconds between looks whether the sweep still lives
+ERROR_FILE = "error.json"
+PARENT_CHECK_INTERVAL = 0.2  # seconds
 
 
 def prepare_worker(parent: int, threads: int) -> None:
-    """Make this process a worker: TensorFlow loaded with its share of the cores, deaf to Ctrl-C, ended with the sweep.
+    """Turn this process into a worker: load TensorFlow with its share of the cores, ignore Ctrl-C, end with the sweep.
 
     Args:
-        parent: the sweep's process.
-        threads: TensorFlow's, in one operation.
+        parent: process id of the sweep.
+        threads: number of threads that TensorFlow may use in one operation.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep hears it, and ends its workers
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep handles it and ends its workers
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     with quiet_imports():
         import tensorflow as tf
 
@@ -41,49 +41,53 @@ def prepare_worker(parent: int, threads: int) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
-def train_entry(entry: SweepEntry, store: Path, sweep: Path) -> str | None:
-    """Train one entry into its folder; what went wrong, or None.
+def train_entry(entry: SweepEntry, store: Path, sweep_folder: Path) -> str | None:
+    """Train one entry into its folder.
+
+    Returns:
+        The error if the entry failed, else None.
 
     Raises:
         KeyboardInterrupt: the run was stopped by Ctrl-C.
-        OSError: the disk is full, or the like: no other entry would fare better.
+        OSError: the disk is full or similar, so that no other entry would succeed either.
     """
     with quiet_imports():
         import keras
 
-        from stage2_temporal import train
+        from stage2_temporal.train import train
 
-    keras.utils.clear_session(free_memory=False)  # what the entry before left, its layers' names among it
-    words = io.StringIO()
+    keras.utils.clear_session(free_memory=False)  # forget the layer names of the previous entry
+    output = io.StringIO()  # the progress of single runs would break the sweep's progress bar
+    path = sweep_folder / entry.name
     try:
-        with contextlib.redirect_stdout(words), contextlib.redirect_stderr(words), Store(store) as opened:
-            task = read_task(entry.config, opened)
-            metrics = train.write_run(entry.config, opened, task, sweep / entry.name, report=False)
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), Store(store) as opened:
+            metrics = train(entry.config, opened, read_task(entry.config, opened), path, report=False)
     except Exception as e:
         if isinstance(e, OSError) and describe_os_error(e):
             raise
-        _record(e, entry, sweep / entry.name)
+        _record_error(e, entry, path)
         return one_line_error(e)
-    if metrics["interrupted"]:
+    if metrics.interrupted:
         raise KeyboardInterrupt
     return None
 
 
 def one_line_error(error: Exception) -> str:
-    """An error in one line."""
+    """Describe an error in one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, FramebankError) else f"{type(error).__name__}: {text}"
 
 
-def _record(error: Exception, entry: SweepEntry, path: Path) -> None:
-    """Put the error where the run would be."""
-    value = {"error": one_line_error(error), "traceback": traceback.format_exception(error)}
+def _record_error(error: Exception, entry: SweepEntry, path: Path) -> None:
+    """Write the error and the config into the folder that the run would have had."""
+    record = {"error": one_line_error(error), "traceback": traceback.format_exception(error)}
     with atomic_folder(path) as folder:
         (folder / "config.toml").write_text(entry.config.to_toml(), encoding="utf-8")
-        (folder / ERROR).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / ERROR_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _end_with(parent: int) -> None:
+def _exit_with(parent: int) -> None:
+    """End this process when its parent has ended, even if it was killed."""
     while os.getppid() == parent:
-        time.sleep(LOOK_EVERY)
+        time.sleep(PARENT_CHECK_INTERVAL)
     os._exit(1)

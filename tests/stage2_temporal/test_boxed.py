@@ -23,7 +23,6 @@ from stage2_temporal.data.task import read_task, store_origin
 from stage2_temporal.heads import find_head
 from stage2_temporal.heads.vehicle import BoxRidge, window_tracks
 from stage2_temporal.heads.vehicle_mlp import BoxMLP
-from stage2_temporal.runs.results import read_metrics
 from stage2_temporal.train import evaluate, train
 from stage2_temporal.training.keras_models import load_model
 from stage2_temporal.vehicle.camera_geometry import read_camera_geometry
@@ -93,7 +92,7 @@ def r2(head: Any, path: Path, chosen: Config) -> list[float]:
 def fitted(path: Path, chosen: Config) -> Any:
     X, y, _ = load_examples(path, chosen)
     V, v, _ = load_examples(path, chosen, ("validation",))
-    return find_head(chosen.head.name).of(chosen).fit(X, y, validation=(V, v))
+    return find_head(chosen.head.name).from_config(chosen).fit(X, y, validation=(V, v))
 
 
 @pytest.mark.parametrize("name", ["box_ridge", "box_mlp"])
@@ -127,7 +126,7 @@ def origins(path: Path, *configs: Config) -> list[dict[str, Any]]:
 def test_without_positions_the_ground_comes_from_velocities(calibrated: bool, tmp_path: Path) -> None:
     path = make(tmp_path / "s.h5", positions=False, calibrated=calibrated)
     head = fitted(path, config())
-    assert head.scene_.ground.horizon == pytest.approx(340, abs=3)
+    assert head.camera_geometry_.ground.horizon == pytest.approx(340, abs=3)
     vx, vy = r2(head, path, config())
     assert vx > 0.9
     assert vy > 0.6
@@ -136,7 +135,7 @@ def test_without_positions_the_ground_comes_from_velocities(calibrated: bool, tm
 def test_without_calibration_the_camera_comes_from_positions(tmp_path: Path) -> None:
     path = make(tmp_path / "s.h5", calibrated=False)
     head = fitted(path, config())
-    assert (head.scene_.camera.fx, head.scene_.camera.cx) == pytest.approx((714, 675), rel=0.02)
+    assert (head.camera_geometry_.camera.fx, head.camera_geometry_.camera.cx) == pytest.approx((714, 675), rel=0.02)
     assert r2(head, path, config())[1] > 0.6
 
 
@@ -164,10 +163,10 @@ def test_more_networks_are_trained_apart(store: Path) -> None:
     """Judged each by its own error, the answers of the members differ; their mean is the head's answer."""
     chosen = config("box_mlp", layers=1)
     X, y, _ = load_examples(store, chosen)
-    head = BoxMLP.of(chosen).fit(X, y)
+    head = BoxMLP.from_config(chosen).fit(X, y)
     assert head.outcome_.history[-1].loss < head.outcome_.history[0].loss
     geometry = keras.Input((len(GEOMETRY_NAMES),), name="geometry")
-    members = head._in_unit(head._members(head._vectors({"geometry": geometry}), 2))
+    members = head._in_target_unit(head._member_outputs(head.vectors({"geometry": geometry}), 2))
     apart = keras.Model(geometry, members)
     apart.set_weights(head.model_.get_weights())
     vectors = head._geometry(X)
@@ -179,12 +178,12 @@ def test_more_networks_are_trained_apart(store: Path) -> None:
 
 def test_ranges_of_distance_overlap_and_sum_to_one(store: Path) -> None:
     X, y, _ = load_examples(store, config("box_mlp"))
-    head = BoxMLP.of(config("box_mlp", units=2)).set_params(epochs=1).fit(X, y)
-    clean = np.array(head._line.reading.clean(head._geometry(X)))
+    head = BoxMLP.from_config(config("box_mlp", units=2)).set_params(epochs=1).fit(X, y)
+    clean = np.array(head._linear_model.reading.clean(head._geometry(X)))
     column = GEOMETRY_NAMES.index("x_foot")
     near, middle = np.exp(head._centres[0]) / 2, np.exp((head._centres[1] + head._centres[2]) / 2)
     clean[:3, column] = near, middle, np.exp(head._centres[2])
-    weights = np.asarray(head._weights(clean))
+    weights = np.asarray(head._range_weights(clean))
     np.testing.assert_allclose(weights[:3], [[1, 0, 0], [0, 0.5, 0.5], [0, 0, 1]], atol=1e-5)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
 
@@ -206,7 +205,7 @@ def test_a_run_keeps_its_ground_and_is_evaluated_to_the_same(name: str, store: P
     chosen = config(name)
     with Store(store) as opened:
         train(chosen, opened, read_task(chosen, opened), tmp_path / "r")
-    before, figures = (tmp_path / "r" / "predictions.csv").read_text(), read_metrics(tmp_path / "r")
+    before, figures = (tmp_path / "r" / "predictions.csv").read_text(), json.loads((tmp_path / "r" / "metrics.json").read_text())
     assert figures["splits"]["test"]["model"]["ev"]["mean"] < figures["splits"]["test"]["constant"]["ev"]["mean"] / 5
     assert read_camera_geometry(tmp_path / "r").ground.horizon == pytest.approx(340, abs=1)
     assert [i.name for i in load_model(tmp_path / "r").inputs] == ["geometry"]
@@ -241,14 +240,14 @@ def test_fusion_takes_own_speed_from_flow(tmp_path: Path) -> None:
     head = fitted(path, chosen)
     assert sorted(i.name for i in head.model_.inputs) == ["appearance", "motion"]
     assert r2(head, path, chosen)[0] > 0.97
-    assert head.scene_ is None
+    assert head.camera_geometry_ is None
 
 
 def test_fusion_takes_a_vehicle_from_its_track(store: Path, tmp_path: Path) -> None:
     chosen = config("fusion", "velocity+position")
     with Store(store) as opened:
         train(chosen, opened, read_task(chosen, opened), tmp_path / "r")
-        figures, before = read_metrics(tmp_path / "r"), (tmp_path / "r" / "predictions.csv").read_text()
+        figures, before = json.loads((tmp_path / "r" / "metrics.json").read_text()), (tmp_path / "r" / "predictions.csv").read_text()
         evaluate(tmp_path / "r", opened)
     assert sorted(i.name for i in load_model(tmp_path / "r").inputs) == ["appearance", "geometry"]
     test = figures["splits"]["test"]

@@ -23,13 +23,13 @@ from features.config import FinetuneConfig
 from features.errors import ConfigError
 from features.store import Store
 from stage2_temporal.__main__ import main
+from stage2_temporal.evaluation.history import Epoch
 from stage2_temporal.finetune import checkpoint, finetune, loop
 from stage2_temporal.finetune.augmentation import Augmentation, mirror_signs, mirror_window
 from stage2_temporal.finetune.checkpoint import FinetuneState
 from stage2_temporal.finetune.image_batches import AHEAD, ImageWindowBatches
 from stage2_temporal.finetune.loop import Devices, FinetuneJob, choose_devices, schedule, seed_noise
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
-from stage2_temporal.runs.tables import Epoch
 from tests.helpers import write_clips
 
 ROOT = Path(__file__).parents[2]

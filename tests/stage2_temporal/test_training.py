@@ -47,7 +47,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(path: Path, to: Path, chosen: Config) -> dict[str, Any]:
     with Store(path) as store:
         train(chosen, store, read_task(chosen, store), to)
-    return folders.read_metrics(to)
+    return json.loads((to / "metrics.json").read_text())
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -264,7 +264,7 @@ def test_evaluate_gives_the_same_numbers_again(path: Path, tmp_path: Path) -> No
     with Store(path) as store:
         evaluate(tmp_path / "r", store)
     assert (tmp_path / "r" / "predictions.csv").read_bytes() == before
-    assert folders.read_metrics(tmp_path / "r") == first
+    assert json.loads((tmp_path / "r" / "metrics.json").read_text()) == first
 
 
 def test_what_is_trained_already_is_known(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,28 @@
+"""Tables as text, for the terminal and for Markdown pages."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from tabulate import tabulate
+
+
+def text_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,), markdown: bool = False
+) -> str:
+    """Lay out rows of cells as a table.
+
+    Args:
+        header: one title per column.
+        rows: cells that are already formatted.
+        left: positions of the columns that are aligned to the left; the others are aligned to the right.
+        markdown: write a Markdown table.
+    """
+    return tabulate(
+        rows,
+        headers=header,
+        tablefmt="github" if markdown else "simple",
+        colalign=["left" if i in left else "right" for i in range(len(header))],
+        disable_numparse=True,
+        preserve_whitespace=True,
+    )
