@@ -1,74 +1,68 @@
-"""Boxes that a user gives for a video: a CSV with `frame,left,top,right,bottom` and where wanted `vehicle`."""
+"""Read the boxes of vehicles in a video from a CSV file."""
 
 from __future__ import annotations
 
-import csv
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
+from features._common.csv_table import read_csv_table
 from features.errors import BadInputs, DataError
 from features.sequences import Box, FrameSequence
 
 SIDES = ("left", "top", "right", "bottom")
-ONLY = "1"  # what a vehicle without a name is called
+UNNAMED = "1"  # the name of a vehicle that has none
+BOXES_HINT = "--boxes FILE.csv with the columns frame,left,top,right,bottom: the vehicle's box in one frame"
+
 BoxesByFrame = dict[int, dict[str, Box]]
 
 
 def read_boxes(path: Path, sequence: FrameSequence) -> BoxesByFrame:
-    """The boxes by frame (from 0) and vehicle.
+    """Read a CSV file with the columns frame, left, top, right, bottom and, for several vehicles, vehicle.
+
+    Returns:
+        The boxes in pixels of the full-size frame, by frame (from 0) and vehicle.
 
     Raises:
-        DataError: no such file, no box in it, or a column is missing.
-        BadInputs: names every line with a box that is none, or on a frame or a place that is not there.
+        DataError: the file cannot be read, lacks a column or has no rows.
+        BadInputs: lines that are no box of this sequence, one fault per line.
     """
-    hint = "columns frame,left,top,right,bottom and where there are several vehicle; pixels of the full-size frame"
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{path}: cannot be read", got=e, hint="--boxes FILE.csv") from None
-    reader = csv.DictReader(text.splitlines())
-    found = [name.strip() for name in reader.fieldnames or ()]
-    missing = [c for c in ("frame", *SIDES) if c not in found]
-    if missing:
-        got = ", ".join(found) or "an empty file"
-        raise DataError(f"{path}: no column {', '.join(missing)}", got=got, hint=hint)
-    reader.fieldnames = found
-    given: BoxesByFrame = {}
-    faults = []
-    for row in reader:
-        fault, frame, box = _parsed(row, sequence)
-        if fault is None:
-            name = (row.get("vehicle") or "").strip() or ONLY
-            if name in given.setdefault(frame, {}):
-                fault = f"a second box of vehicle {name} in frame {frame}"
-            given[frame][name] = box
-        if fault is not None:
-            faults.append(f"{path}: line {reader.line_num}: {fault}.")
+    hint = f"edit {path}: frame counts from 0, left,top,right,bottom are pixels of the full-size frame"
+    faults: list[str] = []
+    boxes: BoxesByFrame = {}
+    for row in read_csv_table(path, required=("frame", *SIDES), hint=hint, faults=faults).rows:
+        try:
+            frame, box = _frame_and_box(row.cells, sequence)
+            vehicle = row.cells.get("vehicle") or UNNAMED
+            if vehicle in boxes.setdefault(frame, {}):
+                raise ValueError(f"a second box of vehicle {vehicle} in frame {frame}")
+            boxes[frame][vehicle] = box
+        except ValueError as e:
+            faults.append(f"{row.where}: {e}.")
     if faults:
-        raise BadInputs(f"{path}: {len(faults)} boxes cannot be", faults, hint=f"put them right: {hint}")
-    if not given:
-        raise DataError(f"{path}: no box in it", hint=hint)
-    return given
+        raise BadInputs(f"{path}: {len(faults)} lines with errors", faults, hint=hint)
+    if not boxes:
+        raise DataError(f"{path}: no boxes", expected="one line per box", got="a header only", hint=hint)
+    return boxes
 
 
-def _parsed(row: dict[str, str], sequence: FrameSequence) -> tuple[str | None, int, Box]:
-    """What is wrong with a line, if anything; its frame and box."""
-    nothing: Box = (0.0, 0.0, 0.0, 0.0)
+def _frame_and_box(cells: Mapping[str, str], sequence: FrameSequence) -> tuple[int, Box]:
+    """Parse and check a line.
+
+    Raises:
+        ValueError: says what is wrong with it.
+    """
+    text = ",".join(cells[name] for name in SIDES)
     try:
-        frame = int(row["frame"])
-        left, top, right, bottom = (float(row[c]) for c in SIDES)
-    except (TypeError, ValueError):
-        return (
-            f"not a frame's number and four numbers, got {','.join(str(row[c]) for c in ('frame', *SIDES))}",
-            0,
-            nothing,
-        )
+        frame = int(cells["frame"])
+        left, top, right, bottom = (float(cells[name]) for name in SIDES)
+    except ValueError:
+        raise ValueError(f"expected a frame number and four numbers; got {cells['frame']},{text}") from None
     width, height = sequence.size
     if not 0 <= frame < sequence.length:
-        return f"no frame {frame}, expected 0 to {sequence.length - 1}", 0, nothing
+        raise ValueError(f"no frame {frame}; expected 0 to {sequence.length - 1}")
     if not all(map(math.isfinite, (left, top, right, bottom))) or right <= left or bottom <= top:
-        size = f"{left:g},{top:g},{right:g},{bottom:g}"
-        return f"a box of no size, expected left < right and top < bottom, got {size}", 0, nothing
+        raise ValueError(f"empty box; expected left < right and top < bottom; got {text}")
     if right <= 0 or bottom <= 0 or left >= width - 1 or top >= height - 1:
-        return f"a box outside the image of {width}x{height}, got {left:g},{top:g},{right:g},{bottom:g}", 0, nothing
-    return None, frame, (left, top, right, bottom)
+        raise ValueError(f"box outside the {width}x{height} frame; got {text}")
+    return frame, (left, top, right, bottom)

@@ -1,4 +1,4 @@
-"""The overlay: a video with the predicted values, and how they went over the last seconds, drawn on each frame."""
+"""Draw predictions on video frames: current values, their course over the last seconds, and vehicles' boxes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from features._common.types import Image
 from features.errors import DataError
 from features.sequences import Box, FrameSequence
 
-Values = NDArray[np.float32]
-SECONDS = 5.0  # of the strip chart
+CHART_SECONDS = 5.0
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-WHITE = (255, 255, 255)
-COLOURS = ((80, 200, 255), (255, 190, 90), (140, 230, 140), (200, 140, 255))  # BGR, one a target
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+COLOURS = ((80, 200, 255), (255, 190, 90), (140, 230, 140), (200, 140, 255))  # BGR, one per target or vehicle
 
 
 def write_overlay(
@@ -26,126 +25,144 @@ def write_overlay(
     images: Iterable[Image],
     sequence: FrameSequence,
     first: int,
-    values: Values,
+    values: NDArray[np.float32],
     columns: Sequence[tuple[str, str]],
 ) -> None:
-    """Write an MP4 (mp4v) of the images' size and rate; frames before the first value show `...` in its place.
-
-    mp4v has even sizes: an odd width or height loses its last column or row.
+    """Write an MP4 with the predicted values drawn on each frame; `...` before the first value.
 
     Args:
-        path: where to, whatever its ending.
+        path: where to write, whatever its ending.
         images: uint8 BGR, all of `sequence.size`.
-        sequence: says size, rate and length.
+        sequence: gives size, frame rate and length.
         first: the frame that values[0] belongs to.
-        values: (n, K), one row a frame from `first` on.
-        columns: name and unit of each of the K.
+        values: (n, K), one row per frame from `first` on.
+        columns: name and unit of each of the K targets.
 
     Raises:
-        DataError: cv2 cannot write it, or an image cannot be read.
+        DataError: OpenCV cannot write the video, or an image cannot be read.
     """
-    span = max(2, round(SECONDS * sequence.fps))
-    limits = (min(0.0, float(values.min())), max(0.0, float(values.max())))
+    span = max(2, round(CHART_SECONDS * sequence.fps))
+    limits = min(0.0, float(values.min())), max(0.0, float(values.max()))
     with open_overlay(path, sequence) as write_frame:
         for i, image in enumerate(images):
             frame = image.copy()
-            now = i - first + 1
-            draw_values(frame, values[max(0, now - span) : max(0, now)], span, columns, limits)
+            stop = max(0, i - first + 1)
+            draw_values(frame, values[max(0, stop - span) : stop], span, columns, limits)
             write_frame(frame)
 
 
 @contextmanager
 def open_overlay(path: Path, sequence: FrameSequence) -> Iterator[Callable[[Image], object]]:
-    """What takes the frames of an MP4, one after the other; `path` appears when all are written.
+    """Yield a function that appends a frame to an MP4; `path` appears when the block ends.
+
+    The codec (mp4v) needs even sizes, so an odd width or height loses its last column or row.
 
     Raises:
-        DataError: cv2 cannot write it.
+        DataError: OpenCV cannot write the video.
     """
-    whole = path.with_suffix(".mp4")  # cv2 goes by the ending
-    size = (sequence.size[0] & ~1, sequence.size[1] & ~1)
+    with_ending = path.with_suffix(".mp4")  # OpenCV chooses the format by the file's ending
+    width, height = (side & ~1 for side in sequence.size)
     try:
-        fourcc = cv2.VideoWriter.fourcc(*"mp4v")
-        writer = cv2.VideoWriter(str(whole), cv2.CAP_FFMPEG, fourcc, sequence.fps, size)
+        codec = cv2.VideoWriter.fourcc(*"mp4v")
+        writer = cv2.VideoWriter(str(with_ending), cv2.CAP_FFMPEG, codec, sequence.fps, (width, height))
         if not writer.isOpened():
-            raise DataError(f"{path.parent}: cv2 cannot write an MP4 there", got=f"{size[0]}x{size[1]}")
+            raise DataError(
+                f"{path.parent}: OpenCV cannot write an MP4 of {width}x{height} there",
+                hint="--overlay in another folder, or leave out --overlay",
+            )
         try:
-            yield lambda frame: writer.write(np.ascontiguousarray(frame[: size[1], : size[0]]))
+            yield lambda frame: writer.write(np.ascontiguousarray(frame[:height, :width]))
         finally:
             writer.release()
-        _verify(whole, sequence.length)  # cv2 says nothing of a full disk
-        whole.replace(path)
+        _check_length(with_ending, sequence.length)
+        with_ending.replace(path)
     finally:
-        whole.unlink(missing_ok=True)
+        with_ending.unlink(missing_ok=True)
 
 
 def draw_values(
-    image: Image, recent: Values, span: int, columns: Sequence[tuple[str, str]], limits: tuple[float, float]
+    image: Image,
+    recent: NDArray[np.float32],
+    span: int,
+    columns: Sequence[tuple[str, str]],
+    limits: tuple[float, float],
 ) -> None:
-    """Draw a panel with the last of the values and their course on an image, in place.
+    """Draw the current values and a chart of recent ones on an image, in place.
 
     Args:
         image: uint8 BGR (height, width, 3).
-        recent: (n ≤ span, K) values up to now; none before the first window is full.
-        span: values that fill the chart's width.
-        columns: name and unit of each of the K.
+        recent: (n ≤ span, K) the values up to now; empty before the first full window.
+        span: number of values that fill the chart's width.
+        columns: name and unit of each of the K targets.
         limits: lowest and highest value of the chart.
     """
-    height, width = image.shape[:2]
-    scale = max(0.3, min(height / 720, width / 1280) * 1.1)
+    scale, thickness = _text_size(image, 1.1)
     line, margin = round(38 * scale), round(14 * scale)
-    thick = max(1, round(2 * scale))
-    texts = [
-        f"{name} {value:+.1f} {unit}".rstrip()
-        for (name, unit), value in zip(columns, recent[-1] if len(recent) else [], strict=False)
-    ] or [f"{name} ..." for name, _ in columns]
-    widest = max(f"{name} -000.0 {unit}" for name, unit in columns)
-    inner = max(cv2.getTextSize(text, FONT, scale, thick)[0][0] for text in (widest, *texts))
-    chart = 2 * line
-    right, bottom = inner + 3 * margin, len(texts) * line + chart + 3 * margin
-    panel = image[margin:bottom, margin:right]
-    panel[:] = panel // 4  # darkened, so that the road shows through
+    current = recent[-1].tolist() if len(recent) else [None] * len(columns)
+    texts = [value_text(name, value, unit) for (name, unit), value in zip(columns, current, strict=True)]
+    widest = max((value_text(name, -100.0, unit) for name, unit in columns), key=len)
+    width = max(cv2.getTextSize(text, FONT, scale, thickness)[0][0] for text in (widest, *texts))
+    height = 2 * line
+    left, top = 2 * margin, len(texts) * line + 2 * margin
+    panel = image[margin : top + height + margin, margin : left + width + margin]
+    panel[:] = panel // 4  # dark, but the road shows through
     for k, text in enumerate(texts):
-        at = (2 * margin, margin + (k + 1) * line)
-        cv2.putText(image, text, at, FONT, scale, COLOURS[k % len(COLOURS)], thick, cv2.LINE_AA)
+        position = (left, margin + (k + 1) * line)
+        cv2.putText(image, text, position, FONT, scale, COLOURS[k % len(COLOURS)], thickness, cv2.LINE_AA)
     low, high = limits
-    top, left = bottom - margin - chart, 2 * margin
 
-    def place(value: Values | float) -> NDArray[np.float64]:
-        return np.asarray(top + chart * (high - np.asarray(value, np.float64)) / max(high - low, 1e-9))
+    def y(value: NDArray[np.float32] | float) -> NDArray[np.float64]:
+        return np.asarray(top + height * (high - np.asarray(value, np.float64)) / max(high - low, 1e-9))
 
-    zero = int(place(0.0))
-    cv2.line(image, (left, zero), (left + inner, zero), WHITE, 1)
-    x = left + inner * (span - len(recent) + np.arange(len(recent))) / (span - 1)
-    for k in range(recent.shape[1]):
-        points = np.stack([x, place(recent[:, k])], axis=1).round().astype(np.int32)
-        if len(points):
-            cv2.polylines(image, [points], False, COLOURS[k % len(COLOURS)], thick, cv2.LINE_AA)
+    zero = int(y(0.0))
+    cv2.line(image, (left, zero), (left + width, zero), WHITE, 1)
+    x = left + width * (span - len(recent) + np.arange(len(recent))) / (span - 1)
+    for k in range(len(columns) if len(recent) else 0):
+        points = np.stack([x, y(recent[:, k])], axis=1).round().astype(np.int32)
+        cv2.polylines(image, [points], False, COLOURS[k % len(COLOURS)], thickness, cv2.LINE_AA)
 
 
 def draw_box(image: Image, box: Box, texts: Sequence[str], number: int) -> None:
-    """Draw a vehicle's box with lines of text under it (above it, where there is no room) on an image, in place."""
+    """Draw a vehicle's box on an image, in place, with lines of text below it, or above it where there is no room."""
     height, width = image.shape[:2]
-    scale = max(0.3, min(height / 720, width / 1280) * 0.8)
-    thick, line, colour = max(1, round(2 * scale)), round(30 * scale), COLOURS[number % len(COLOURS)]
+    scale, thickness = _text_size(image, 0.8)
+    line, colour = round(30 * scale), COLOURS[number % len(COLOURS)]
     left, top, right, bottom = (round(side) for side in box)
-    cv2.rectangle(image, (left, top), (right, bottom), colour, thick)
+    cv2.rectangle(image, (left, top), (right, bottom), colour, thickness)
     below = bottom + len(texts) * line < height
     for k, text in enumerate(texts):
         y = bottom + (k + 1) * line if below else top - (len(texts) - 1 - k) * line - line // 3
-        wide = cv2.getTextSize(text, FONT, scale, thick)[0][0]
-        x = min(max(0, left), max(0, width - wide))
-        cv2.putText(image, text, (x, y), FONT, scale, (0, 0, 0), 3 * thick, cv2.LINE_AA)
-        cv2.putText(image, text, (x, y), FONT, scale, colour, thick, cv2.LINE_AA)
+        text_width = cv2.getTextSize(text, FONT, scale, thickness)[0][0]
+        x = min(max(0, left), max(0, width - text_width))
+        cv2.putText(image, text, (x, y), FONT, scale, BLACK, 3 * thickness, cv2.LINE_AA)
+        cv2.putText(image, text, (x, y), FONT, scale, colour, thickness, cv2.LINE_AA)
 
 
-def _verify(path: Path, length: int) -> None:
+def value_text(name: str, value: float | None, unit: str) -> str:
+    """Format a value with its name and unit; `...` for None."""
+    return f"{name} ..." if value is None else f"{name} {value:+.1f} {unit}".rstrip()
+
+
+def _text_size(image: Image, factor: float) -> tuple[float, int]:
+    """Scale and thickness of text that suit an image."""
+    height, width = image.shape[:2]
+    scale = max(0.3, min(height / 720, width / 1280) * factor)
+    return scale, max(1, round(2 * scale))
+
+
+def _check_length(path: Path, length: int) -> None:
+    """Read the frame count back, because OpenCV does not report a full disk.
+
+    Raises:
+        DataError: frames are missing.
+    """
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    written = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
     capture.release()
-    if written != length:
+    if count != length:
         raise DataError(
-            f"{path.parent}: the overlay could not be written whole",
+            f"{path.parent}: the overlay is incomplete",
             expected=f"{length} frames",
-            got=max(written, 0),
-            hint="see that the disk has room",
+            got=max(count, 0),
+            hint="free disk space there and run the same command",
         )

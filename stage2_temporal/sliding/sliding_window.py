@@ -1,8 +1,8 @@
-"""Windows that slide over a stream of frames: each frame once through trunk and top, in batches.
+"""Run a model over sliding windows of a frame stream: each frame goes through trunk and top once, in batches.
 
-Only as many frames' entries are kept as a window spans: the trunk's maps, the flow, whichever the head looks at. What
-follows frame by frame in stage two (the top, a pooled head's summaries) is computed once a frame as well, so that a
-window costs what is left of the head alone.
+Windows overlap, so whatever depends on one frame alone is computed once per frame and kept as long as a window needs
+it: the trunk's map or the optical flow, the top's output, and the per-frame features of a pooled head. A window then
+costs only the rest of the head.
 """
 
 from __future__ import annotations
@@ -17,170 +17,235 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from features._common.log import logger
 from features.config import Config, read_run_config
-from features.errors import StoreError
-from features.streams import APPEARANCE, GEOMETRY
+from features.errors import DataError, StoreError
+from features.sequences import FrameSequence
+from features.streams import APPEARANCE, GEOMETRY, MOTION
+from features.windows import window_offsets
 from stage1_extract.backbone.trunk import Trunk, build_trunk
 from stage1_extract.engines.engine import Engine
 from stage2_temporal.heads import check_streams
 from stage2_temporal.heads.graph import NamedTensors, model_inputs, submodel_from
-from stage2_temporal.runs.folder import read_metrics
+from stage2_temporal.runs.results import read_metrics
 from stage2_temporal.sliding.frame_cache import FrameCache
-from stage2_temporal.training.model_files import load_model
+from stage2_temporal.training.keras_models import load_model
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, read_camera_geometry
 
-Maps = NDArray[np.float32]
-StreamBatch = Mapping[
-    str, NDArray[Any]
-]  # by stream, of the same frames: `appearance` their pixels, `motion` its entries
-STEP = 64
+Predictions = NDArray[np.float32]
+StreamBatch = Mapping[str, NDArray[np.generic]]  # arrays of the same frames by stream; `appearance` holds their pixels
+MIN_BATCH = 64  # frames per batch: top and head are slow on the small batches of some engines
+
+CLIP_LAYOUTS = ("sample", "competition", "tusimple")  # all their sequences have one frame rate, `data.fps`
 
 
 @dataclass(frozen=True)
 class RunModels:
-    """A run's two stages. The trunk's maps are float32 here, whatever the store rounded them to.
+    """The models of a run.
 
     Attributes:
-        trunk: None where the head doesn't look at its maps.
-        scene: None where it is not told of a vehicle.
+        trunk: frames to maps in single precision, whatever precision the store had; None if the head takes no maps.
+        stage_two: maps, flow or geometry vectors to targets.
+        config: the run's.
+        camera_geometry: None if the head takes no vehicle tracks.
     """
 
     trunk: Trunk | None
     stage_two: keras.Model
     config: Config
-    scene: CameraGeometry | None = None
+    camera_geometry: CameraGeometry | None = None
 
     @property
-    def streams(self) -> dict[str, str]:
-        """The model's input for each stream that it looks at, by stream; a vehicle's `geometry` is none."""
-        return model_streams(self.stage_two, self.config)
+    def inputs(self) -> dict[str, str]:
+        """The name of the stage-two model's input for each stream that it takes."""
+        return stream_inputs(self.stage_two, self.config)
 
 
-def model_streams(stage_two: keras.Model, config: Config) -> dict[str, str]:
-    """See `Parts.streams`."""
+def stream_inputs(stage_two: keras.Model, config: Config) -> dict[str, str]:
+    """Map each stream that a stage-two model takes to the name of its input."""
     names = [tensor.name for tensor in stage_two.inputs if tensor.name != GEOMETRY]
     return {config.head.input_streams[0] if name == "features" else name: name for name in names}
 
 
 def load_run_models(run: Path) -> RunModels:
-    """The trunk, the stage-two model, the config of a run and the scene that it learnt, as far as its head sees them.
+    """Load what predicts from images: the models of a run, and the trunk only if its head takes maps.
 
     Raises:
-        DataError, ConfigError: no sound run, or a head that looks at a stream which is made of a store alone.
-        StoreError: the backbone that its config builds is not the one it was trained on.
+        DataError, ConfigError: the run is incomplete, or its head takes a stream that only a store has.
+        StoreError: the backbone built from the run's config is not the one the run was trained on.
     """
     metrics, config = read_metrics(run), read_run_config(run)
     check_streams(run, config)
     stage_two = load_model(run)
-    scene = read_camera_geometry(run) if GEOMETRY in [tensor.name for tensor in stage_two.inputs] else None
-    if APPEARANCE not in model_streams(stage_two, config):
-        return RunModels(None, stage_two, config, scene)
-    trunk, trained = build_trunk(config), metrics["store"]["fingerprint"]
+    takes_track = GEOMETRY in [tensor.name for tensor in stage_two.inputs]
+    camera_geometry = read_camera_geometry(run) if takes_track else None
+    if APPEARANCE not in stream_inputs(stage_two, config):
+        return RunModels(None, stage_two, config, camera_geometry)
+    trunk, trained = build_trunk(config), metrics.store.fingerprint
     if trunk.recipe.fingerprint != trained:
         raise StoreError(
-            f"{run}: the backbone its config builds is not the one it was trained on",
+            f"{run}: its config now builds another backbone than the run was trained on",
             expected=f"recipe {trained[:12]}",
             got=trunk.recipe.fingerprint[:12],
-            hint="restore the file of backbone.weights, or train anew",
+            hint="restore the weights file that backbone.weights names, or train again",
         )
-    return RunModels(replace(trunk, recipe=replace(trunk.recipe, dtype="float32")), stage_two, config, scene)
+    trunk = replace(trunk, recipe=replace(trunk.recipe, dtype="float32"))
+    return RunModels(trunk, stage_two, config, camera_geometry)
+
+
+def sliding_windows(sequence: FrameSequence, config: Config) -> NDArray[np.int64]:
+    """List the frames of every window of a sequence, (n, T).
+
+    Raises:
+        DataError: the sequence is shorter than one window.
+    """
+    length, stride = config.window.length, config.window.stride
+    span = (length - 1) * stride + 1
+    if sequence.length < span:
+        raise DataError(
+            f"{config.data.path}: shorter than one window ({length} frames, stride {stride})",
+            expected=f"at least {span} frames",
+            got=sequence.length,
+            hint="--input a longer one" if stride == 1 else "--stride 1, or --input a longer one",
+        )
+    ends = np.arange(span - 1, sequence.length, dtype=np.int64)
+    return ends[:, None] + window_offsets(length, stride, 0)
+
+
+def warn_of_other_interval(sequence: FrameSequence, models: RunModels, stride: int) -> None:
+    """Log a warning if the model would see frames at another time interval than in training."""
+    trained = models.config
+    if trained.data.layout not in CLIP_LAYOUTS:
+        return
+    if MOTION in models.inputs:  # flow is always between neighbouring frames
+        if not 0.9 < trained.data.fps / sequence.fps < 1.1:
+            logger.warning(
+                f"the run was trained on optical flow between frames {1 / trained.data.fps:.3g} s apart, but these are "
+                f"{1 / sequence.fps:.3g} s apart. Try: input of {trained.data.fps:g} frames per second; --stride does "
+                "not change the flow"
+            )
+        return
+    before, now = trained.window.stride / trained.data.fps, stride / sequence.fps
+    if not 0.9 < now / before < 1.1:
+        nearest = max(1, round(before * sequence.fps))
+        hint = f". Try: --stride {nearest}" if nearest != stride else ""
+        logger.warning(f"the run was trained on frames {before:.3g} s apart, but these are {now:.3g} s apart{hint}")
 
 
 class SlidingWindow:
-    """Runs windows over one stream of frames, each frame once through trunk and top.
+    """Runs a model over windows of one frame stream.
 
     Attributes:
-        engine: counts the trunk's passes; None where there is none.
-        step: frames a batch at most; where none was asked for, more than an engine's pass, for top and head's sake.
-        buffers: by input of what is left of the head, (frames kept + a step, …): all that is held of the stream,
-            however long it is.
+        rows: (n, T) the stream's frames in each window, ascending by the last.
+        engine: runs the trunk and counts its passes; None without a trunk.
+        step: frames per batch at most.
+        buffers: per-frame arrays by input of the rest of the head, (kept frames + `step`, …); nothing else is kept of
+            the stream, however long it is.
     """
 
-    def __init__(self, parts: RunModels, rows: NDArray[np.int64], step: int = 0) -> None:
-        """For windows `rows` (n, T): positions in the stream, ascending by the last."""
-        self.rows, self._streams = rows, parts.streams
-        extract = parts.config.extract
-        self.engine = None if parts.trunk is None else Engine(parts.trunk, extract.batch, extract.engine)
-        self.step = step or extract.batch or max(STEP, 0 if self.engine is None else self.engine.batch)
-        top, entries = split_top(parts.stage_two, self._streams.get(APPEARANCE, ""))
-        # its maps stay tensors until they are summarised: they are the largest of all
-        self._top = None if top is None else tf.function(lambda maps: top(maps, training=False), reduce_retracing=True)
-        self._summary = FrameCache.of(parts.stage_two, entries, rows)
-        head = self._summary.head if self._summary else submodel_from(entries, parts.stage_two)
-        lags = self._summary.lags if self._summary else dict.fromkeys(self._streams.values(), 0)
-        self._keep = int((rows[:, -1] - rows[:, 0]).max())
-        shapes = {tensor.name: tensor.shape[1:] for tensor in head.inputs}
-        held = self._keep + self.step
-        self.buffers = {n: np.zeros((held, *shapes[n][1:]), np.float32) for n in lags}
-        self._first = self._held = 0  # a buffer's first `_held` are the frames from `_first` on
-
-        def answer(maps: NamedTensors, rows: Any, beside: NamedTensors) -> Any:
-            # windows overlap: copied by all cores, and only once
-            return head(
-                model_inputs({n: tf.gather(m, rows[:, lags[n] :]) for n, m in maps.items()} | beside), training=False
-            )
-
-        whole = {n: tf.TensorSpec(b.shape, tf.float32) for n, b in self.buffers.items()}
-        told = {n: tf.TensorSpec((None, *s), tf.float32) for n, s in shapes.items() if n not in whole}
-        spec = [whole, tf.TensorSpec((None, rows.shape[1]), tf.int64), told]
-        self._answer = tf.function(answer, input_signature=spec, autograph=False)
-
-    def take(self, batch: StreamBatch) -> None:
-        """Take in the stream's next frames, at most `step`; those that no window can need any more are let go."""
-        drop = max(self._held - self._keep, 0)
-        for buffer in self.buffers.values():
-            buffer[: self._held - drop] = buffer[drop : self._held]
-        self._first, self._held = self._first + drop, self._held - drop
-        entries: NamedTensors = {}
-        for stream, name in self._streams.items():
-            values: Any = batch[stream]
-            if stream == APPEARANCE and self.engine is not None:
-                values = self.engine(values)
-                if self._top is not None:
-                    values = self._top(tf.constant(values))
-            entries[name] = values
-        count = 0
-        for name, values in (self._summary(entries) if self._summary else entries).items():
-            count = len(values)
-            self.buffers[name][self._held : self._held + count] = values
-        self._held += count
-
-    def answer(self, rows: NDArray[np.int64], geometry: Maps | None = None) -> Maps:
-        """(n, targets) of windows (n, T) whose frames were taken in last; `geometry` (n, F) where vehicles are told."""
-        maps = {n: tf.constant(buffer) for n, buffer in self.buffers.items()}
-        beside = {} if geometry is None else {GEOMETRY: tf.constant(geometry)}
-        values: Maps = self._answer(maps, tf.constant(rows - self._first), beside).numpy()
-        return values
-
-    def run(self, batches: Iterable[StreamBatch], told: Callable[[slice], Maps] | None = None) -> Iterator[Maps]:
-        """Batches of a whole stream, in order → values (m, targets), in `rows`' order.
+    def __init__(self, models: RunModels, rows: NDArray[np.int64], step: int = 0) -> None:
+        """Prepare the models.
 
         Args:
-            told: the geometry vectors of some of the windows, asked for when all their frames are there.
+            models: the run's models.
+            rows: (n, T) the stream's frames in each window, ascending by the last.
+            step: frames per batch at most; 0 chooses a fast number.
         """
-        done = self._first = self._held = 0
+        self.rows, self._inputs = rows, models.inputs
+        extract = models.config.extract
+        self.engine = None if models.trunk is None else Engine(models.trunk, extract.batch, extract.engine)
+        self.step = step or extract.batch or max(MIN_BATCH, 0 if self.engine is None else self.engine.batch)
+        top, tensors = _split_top(models.stage_two, self._inputs.get(APPEARANCE, ""))
+        # the top's maps stay in TensorFlow until the cache has reduced them: they are the largest arrays of all
+        self._top = None if top is None else tf.function(lambda maps: top(maps, training=False), reduce_retracing=True)
+        self._cache = FrameCache.of(models.config, models.stage_two, tensors, rows)
+        head = self._cache.head if self._cache else submodel_from(tensors, models.stage_two)
+        lags = self._cache.lags if self._cache else dict.fromkeys(self._inputs.values(), 0)
+        self._keep = int((rows[:, -1] - rows[:, 0]).max())
+        shapes = {tensor.name: tensor.shape[1:] for tensor in head.inputs}
+        self.buffers = {n: np.zeros((self._keep + self.step, *shapes[n][1:]), np.float32) for n in lags}
+        self._first = self._count = 0  # frames _first … _first + _count - 1 of the stream are in the buffers
+
+        def predict(frames: NamedTensors, rows: Any, vectors: NamedTensors) -> Any:
+            # windows overlap: TensorFlow copies them on all cores, and only once
+            windows = {n: tf.gather(values, rows[:, lags[n] :]) for n, values in frames.items()}
+            return head(model_inputs(windows | vectors), training=False)
+
+        frames = {n: tf.TensorSpec(b.shape, tf.float32) for n, b in self.buffers.items()}
+        vectors = {n: tf.TensorSpec((None, *s), tf.float32) for n, s in shapes.items() if n not in frames}
+        signature = [frames, tf.TensorSpec((None, rows.shape[1]), tf.int64), vectors]
+        self._predict = tf.function(predict, input_signature=signature, autograph=False)
+
+    def push(self, batch: StreamBatch) -> None:
+        """Take in the stream's next frames, at most `step`; frames that no later window needs are dropped."""
+        drop = max(self._count - self._keep, 0)
+        for buffer in self.buffers.values():
+            buffer[: self._count - drop] = buffer[drop : self._count]
+        self._first, self._count = self._first + drop, self._count - drop
+        values: NamedTensors = {name: batch[stream] for stream, name in self._inputs.items()}
+        if self.engine is not None:
+            name = self._inputs[APPEARANCE]
+            maps: Any = self.engine(values[name])
+            values[name] = maps if self._top is None else self._top(tf.constant(maps))
+        count = 0
+        for name, frames in (self._cache(values) if self._cache else values).items():
+            count = len(frames)
+            self.buffers[name][self._count : self._count + count] = frames
+        self._count += count
+
+    def predict(self, rows: NDArray[np.int64], geometry: Predictions | None = None) -> Predictions:
+        """Predict windows whose frames are all in the buffers.
+
+        Args:
+            rows: (n, T) the stream's frames in each window.
+            geometry: (n, F) the vehicle's geometry vector of each window, if the head takes one.
+
+        Returns:
+            (n, targets).
+        """
+        frames = {n: tf.constant(buffer) for n, buffer in self.buffers.items()}
+        vectors = {} if geometry is None else {GEOMETRY: tf.constant(geometry)}
+        predictions: Predictions = self._predict(frames, tf.constant(rows - self._first), vectors).numpy()
+        return predictions
+
+    def run(
+        self, batches: Iterable[StreamBatch], geometry: Callable[[slice], Predictions] | None = None
+    ) -> Iterator[Predictions]:
+        """Yield the predictions (m, targets) of all windows, in the order of `rows`.
+
+        Args:
+            batches: a whole stream, in order; not read if the head takes geometry vectors only.
+            geometry: returns the geometry vectors of a range of windows; called once all their frames are in.
+        """
+        if not self._inputs:
+            assert geometry is not None
+            yield self.predict(self.rows, geometry(slice(None)))
+            return
+        done = self._first = self._count = 0
         for batch in batches:
-            self.take(batch)
-            ready = int(np.searchsorted(self.rows[:, -1], self._first + self._held))
-            for at in range(done, ready, self.step):
-                some = slice(at, min(at + self.step, ready))
-                yield self.answer(self.rows[some], None if told is None else told(some))
+            self.push(batch)
+            ready = int(np.searchsorted(self.rows[:, -1], self._first + self._count))
+            for start in range(done, ready, self.step):
+                windows = slice(start, min(start + self.step, ready))
+                yield self.predict(self.rows[windows], None if geometry is None else geometry(windows))
             done = ready
 
 
-def split_top(stage_two: keras.Model, name: str) -> tuple[keras.Model | None, NamedTensors]:
-    """Stage two's top (map → map, a frame at a time; None where there is none), and where what follows is entered.
+def _split_top(stage_two: keras.Model, name: str) -> tuple[keras.Model | None, NamedTensors]:
+    """Split a stage-two model after its top.
 
     Args:
-        name: the input that the top is entered by.
+        stage_two: the model.
+        name: of the input that its top takes.
 
     Returns:
-        The top, and stage two's tensors of whole windows, by input.
+        The top, map to map, per frame, None if there is none; and by input name the tensors of whole windows that
+        the rest of the model starts from.
     """
-    entries = {tensor.name: tensor for tensor in stage_two.inputs}
+    tensors = {tensor.name: tensor for tensor in stage_two.inputs}
     if "top" not in [layer.name for layer in stage_two.layers]:
-        return None, entries
+        return None, tensors
     top = stage_two.get_layer("top")
-    # one operation follows the top: it unfolds the window's frames from the batch, and there the head begins
+    # a single operation follows: it unfolds the frames of a window from the batch
     (unfold,) = (node.operation for node in top._outbound_nodes if node.operation in stage_two.operations)
-    return top, entries | {name: unfold.output}
+    return top, tensors | {name: unfold.output}

@@ -1,16 +1,15 @@
-"""Prediction by heads that are told which vehicle: its box is followed through the full-size frames.
+"""Predict for vehicles in boxes: follow each box through the full-size frames and describe its track as a vector.
 
-A data set's boxes are its labels'; a video's are given in a CSV, and each of its frames is decoded and searched once.
+The boxes of a data set come from its labels, those of a video from a CSV file.
 """
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from features._common.log import logger
 from features._common.progress import progress_bar
 from features._common.types import Image
 from features.config import Config
-from features.errors import ConfigError, DataError
+from features.errors import ConfigError
 from features.sequences import Box, FrameSequence
 from features.streams import APPEARANCE, MOTION
 from features.tracks import Track, track_key_by_label, tracked_vehicles
@@ -29,17 +28,16 @@ from stage1_extract.datasets.clip import Clip
 from stage1_extract.frame_loader import resize_frame
 from stage1_extract.tracking.online_tracker import OnlineTracker
 from stage1_extract.tracking.sequence_tracks import SHORT_SEQUENCE, to_grey, track_clips
-from stage2_temporal.sliding.boxes_csv import BoxesByFrame
+from stage2_temporal.sliding.boxes_csv import BOXES_HINT, BoxesByFrame
 from stage2_temporal.sliding.sliding_window import RunModels, SlidingWindow
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, WindowTracks
 
-BOXES_HINT = "--boxes FILE.csv with frame,left,top,right,bottom: where the vehicle is in one frame"
-FRAMES_PER_STEP = 8  # frames that go through the network at once
+FRAMES_PER_STEP = 8  # frames that go through the network together
 
 
 @dataclass(frozen=True)
 class VehiclePrediction:
-    """One vehicle at the end of one window: its box there and the values."""
+    """The prediction for one vehicle at the last frame of a window, and its box there."""
 
     frame: int
     vehicle: str
@@ -48,184 +46,186 @@ class VehiclePrediction:
 
 
 class VehicleTracks:
-    """The vehicles that a data set's labels are about: followed once, and the geometry vectors of their windows.
+    """Tracks of the vehicles that a data set's labels are about.
 
     Attributes:
-        followed: ids of sequences whose vehicles are still to be followed, by who decodes the frames for other ends.
-        tracks: by the vehicles' keys.
-        faults: a line for each sequence that would not decode.
+        pending: ids of the sequences whose vehicles are followed later, by whoever decodes their frames.
+        tracks: by vehicle key.
+        faults: one line per sequence that could not be decoded, by id.
     """
 
     def __init__(
-        self, scene: CameraGeometry, clips: Sequence[Clip], found: Examples, first: NDArray[np.int64], config: Config
+        self,
+        camera_geometry: CameraGeometry,
+        clips: Sequence[Clip],
+        examples: Examples,
+        first: NDArray[np.int64],
+        stride: int,
     ) -> None:
-        """For examples whose rows count the frames of all clips end to end; `first` (S,) is each clip's first."""
-        self._scene, self._found, self._first, self._stride = scene, found, first, config.window.stride
+        """Start without tracks.
+
+        Args:
+            camera_geometry: turns tracks into geometry vectors.
+            clips: the data set's.
+            examples: windows, whose rows count the frames of all clips laid end to end.
+            first: (S,) number of each clip's first frame.
+            stride: of the windows.
+        """
+        self._camera_geometry, self._examples, self._first, self._stride = camera_geometry, examples, first, stride
         self._sequences = [clip.sequence for clip in clips]
-        self._keys: dict[int, dict[int, str]] = {}
-        self.followed: set[str] = set()
+        self._keys = {s: track_key_by_label(self._sequences[s]) for s in np.unique(examples.sequence).tolist()}
+        self.pending: set[str] = set()
         self.tracks: dict[str, Track] = {}
         self.faults: dict[str, str] = {}
 
-    def follow(self, clips: Mapping[str, Clip], config: Config) -> None:
-        """Follow the vehicles of some clips, whose frames are read on demand."""
+    def follow(self, clips: Mapping[str, Clip], threads: int) -> None:
+        """Follow the vehicles of clips now, reading their frames on demand."""
         with progress_bar(len(clips), "track", "clips") as progress:
-            for name, made in track_clips(clips, clips, config.extract.threads or os.cpu_count() or 1):
+            for name, result in track_clips(clips, clips, threads):
                 progress.update(1)
-                if isinstance(made, str):
-                    self.faults[name] = made
+                if isinstance(result, str):
+                    self.faults[name] = result
                 else:
-                    self.tracks |= made
+                    self.tracks |= result
 
-    def vectors(self, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(n, F) of the chosen examples; a vehicle that has no track is lost in all frames."""
-        found = self._found[chosen]
-        boxes, confidence = np.full((*found.rows.shape, 4), np.nan), np.zeros(found.rows.shape)
-        for i, (owner, label) in enumerate(zip(found.sequence.tolist(), found.label.tolist(), strict=True)):
-            track = self.tracks.get(self._known(owner).get(label, ""))
+    def vectors(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Compute the geometry vectors (n, F) of examples; a vehicle without a track counts as lost in every frame."""
+        chosen = self._examples[indices]
+        boxes, confidence = np.full((*chosen.rows.shape, 4), np.nan), np.zeros(chosen.rows.shape)
+        for i, (s, label) in enumerate(zip(chosen.sequence.tolist(), chosen.label.tolist(), strict=True)):
+            track = self.tracks.get(self._keys[s].get(label, ""))
             if track is not None:
-                frames = found.rows[i] - self._first[owner]
+                frames = chosen.rows[i] - self._first[s]
                 boxes[i], confidence[i] = track.boxes[frames], track.confidence[frames]
-        sequences = [self._sequences[i] for i in found.sequence.tolist()]
+        sequences = [self._sequences[s] for s in chosen.sequence.tolist()]
         fps = np.array([s.fps for s in sequences]) / self._stride
-        return self._scene.vectors(WindowTracks(boxes, confidence, fps, [s.camera for s in sequences]))
-
-    def _known(self, owner: int) -> dict[int, str]:
-        """A sequence's labels → the key of the vehicle each is about."""
-        if owner not in self._keys:
-            self._keys[owner] = track_key_by_label(self._sequences[owner])
-        return self._keys[owner]
+        return self._camera_geometry.vectors(WindowTracks(boxes, confidence, fps, [s.camera for s in sequences]))
 
 
 def track_labelled_vehicles(
-    parts: RunModels, clips: Sequence[Clip], found: Examples, first: NDArray[np.int64], config: Config
+    models: RunModels, clips: Sequence[Clip], examples: Examples, first: NDArray[np.int64], config: Config
 ) -> VehicleTracks | None:
-    """What is told of the vehicles in a data set; None where the head isn't. A label without a box is counted.
+    """Follow the vehicles that a data set's labels are about; None if the head takes no tracks.
 
-    Vehicles are followed here, but for those of short clips whose frames are decoded for a stream in any case.
+    If the head also takes streams, vehicles in short clips stay pending: they are followed while the frames are
+    decoded for the streams.
 
     Raises:
-        ConfigError: no example has a box.
+        ConfigError: no label has a box.
     """
-    if parts.scene is None:
+    if models.camera_geometry is None:
         return None
-    boxed = np.isfinite(found.box).all(axis=1)
-    if not boxed.any():
+    has_box = np.isfinite(examples.box).all(axis=1)
+    if not has_box.any():
         raise ConfigError(
-            f"{config.data.path}: no label has a box, and {config.head.name} answers for the vehicle in one",
-            hint="give boxes in the annotation, or for a video " + BOXES_HINT,
+            f"{config.data.path}: no label has a box, but {config.head.name} predicts for the vehicle in a box",
+            hint="add boxes to the annotation; for a video, " + BOXES_HINT,
         )
-    if not boxed.all():
-        missing = int((~boxed).sum())
-        logger.warning(f"{missing} of {len(found)} labels have no box: answered with the usual values")
-    made = VehicleTracks(parts.scene, clips, found, first, config)
-    named = {clips[i].sequence.id: clips[i] for i in np.unique(found.sequence).tolist()}
-    for clip in named.values():
-        warn_of_other_size(parts.scene, clip.sequence)
-    if parts.streams:
-        short = {name for name, c in named.items() if c.sequence.length <= SHORT_SEQUENCE}
-        made.followed = {name for name in short if tracked_vehicles(named[name].sequence)}
-        named = {name: clip for name, clip in named.items() if name not in short}
-    made.follow(named, config)
-    return made
+    if not has_box.all():
+        logger.warning(f"{(~has_box).sum()} of {len(examples)} labels have no box; their prediction is a typical value")
+    vehicles = VehicleTracks(models.camera_geometry, clips, examples, first, config.window.stride)
+    needed = {clips[i].sequence.id: clips[i] for i in np.unique(examples.sequence).tolist()}
+    for clip in needed.values():
+        warn_of_other_size(models.camera_geometry, clip.sequence)
+    if models.inputs:
+        short = {name for name, clip in needed.items() if clip.sequence.length <= SHORT_SEQUENCE}
+        vehicles.pending = {name for name in short if tracked_vehicles(needed[name].sequence)}
+        needed = {name: clip for name, clip in needed.items() if name not in short}
+    vehicles.follow(needed, config.extract.threads or os.cpu_count() or 1)
+    return vehicles
 
 
-def warn_of_other_size(scene: CameraGeometry, sequence: FrameSequence) -> None:
-    """Say so where frames are of another size than the ground was learnt on."""
-    if sequence.size != scene.size:
-        (w, h), (w0, h0) = sequence.size, scene.size
+def warn_of_other_size(camera_geometry: CameraGeometry, sequence: FrameSequence) -> None:
+    """Log a warning if frames have another size than those that the ground was fitted to."""
+    if sequence.size != camera_geometry.size:
+        (width, height), (trained_width, trained_height) = sequence.size, camera_geometry.size
         logger.warning(
-            f"{sequence.id}: {w}x{h} frames, but the run's ground was learnt on {w0}x{h0}: distances are wrong "
-            "unless it is the same camera's view"
+            f"{sequence.id}: {width}x{height} frames, but the run was trained on {trained_width}x{trained_height}; "
+            "distances are wrong unless both show the same camera's view"
         )
 
 
 def predict_vehicles(
-    parts: RunModels, clip: Clip, given: BoxesByFrame, rows: NDArray[np.int64], config: Config
+    models: RunModels, clip: Clip, boxes: BoxesByFrame, rows: NDArray[np.int64], config: Config
 ) -> Iterator[tuple[Image, list[VehiclePrediction]]]:
-    """Each frame of a video, full size, with the vehicles whose window is full there, in the order they came.
+    """Yield each full-size frame of a video with predictions for the vehicles that are visible in it.
+
+    There are none before the first full window. Each frame is decoded once.
 
     Args:
-        given: the boxes.
+        models: of a run whose head takes tracks.
+        clip: the video.
+        boxes: where each vehicle is, in at least one frame.
         rows: (n, T) the frames of all windows.
+        config: the run's, with the video's window.
 
     Raises:
-        DataError: a frame that cannot be decoded.
+        DataError: a frame cannot be decoded.
     """
-    scene, sequence, stride = parts.scene, clip.sequence, config.window.stride
-    assert scene is not None
-    warn_of_other_size(scene, sequence)
-    slider, flow = SlidingWindow(parts, rows, FRAMES_PER_STEP), OnlineFlow()
+    camera_geometry, sequence, stride = models.camera_geometry, clip.sequence, config.window.stride
+    assert camera_geometry is not None
+    warn_of_other_size(camera_geometry, sequence)
     span = int(rows[0, -1] - rows[0, 0]) + 1
-    trails, fps = OnlineTracker(span), sequence.fps / stride
+    window, flow, tracker = SlidingWindow(models, rows, FRAMES_PER_STEP), OnlineFlow(), OnlineTracker(span)
+
+    def vectors(names: list[str]) -> NDArray[np.float32]:
+        tracks = np.stack([tracker.boxes[n][::stride] for n in names])
+        confidence = np.stack([tracker.confidence[n][::stride] for n in names])
+        fps, cameras = np.full(len(names), sequence.fps / stride), [sequence.camera] * len(names)
+        return camera_geometry.vectors(WindowTracks(tracks, confidence, fps, cameras))
+
     with progress_bar(sequence.length, "predict", "frames") as progress:
-        for start, images in _ranges(clip):
-            batch: dict[str, NDArray[Any]] = {}
-            if APPEARANCE in parts.streams:
+        for start, images in _batches(clip):
+            batch: dict[str, NDArray[np.generic]] = {}
+            if APPEARANCE in models.inputs:
                 batch[APPEARANCE] = _pixels(clip, start, images, config)
-            if MOTION in parts.streams:
+            if MOTION in models.inputs:
                 batch[MOTION] = flow(images)
-            slider.take(batch)
-            places, vectors = [], []
-            for i, image in enumerate(images, start):
-                trails.step(to_grey(image), given.get(i, {}))
-                names = [n for n, path in trails.boxes.items() if np.isfinite(path[-1]).all()]
-                if i + 1 < span or not names:
-                    continue
-                boxes = np.stack([trails.boxes[n][::stride] for n in names])
-                confidence = np.stack([trails.confidence[n][::stride] for n in names])
-                count = len(names)
-                vectors.append(
-                    scene.vectors(WindowTracks(boxes, confidence, np.full(count, fps), [sequence.camera] * count))
-                )
-                places += [(i, n, tuple(box)) for n, box in zip(names, boxes[:, -1].tolist(), strict=True)]
-            sights: dict[int, list[VehiclePrediction]] = {}
-            if places:
-                windows = rows[[i + 1 - span for i, _, _ in places]]
-                values = slider.answer(windows, np.concatenate(vectors)).tolist()
-                for (i, name, box), row in zip(places, values, strict=True):
-                    sights.setdefault(i, []).append(VehiclePrediction(i, name, box, tuple(row)))
-            for i, image in enumerate(images, start):
-                yield image, sights.get(i, [])
+            window.push(batch)
+            visible: list[tuple[int, str, Box]] = []
+            geometry = []
+            for frame, image in enumerate(images, start):
+                tracker.step(to_grey(image), boxes.get(frame, {}))
+                names = [n for n, track in tracker.boxes.items() if np.isfinite(track[-1]).all()]
+                if frame + 1 >= span and names:
+                    geometry.append(vectors(names))
+                    visible += [(frame, n, tuple(tracker.boxes[n][-1].tolist())) for n in names]
+            predictions: defaultdict[int, list[VehiclePrediction]] = defaultdict(list)
+            if visible:
+                windows = rows[[frame + 1 - span for frame, _, _ in visible]]
+                values = window.predict(windows, np.concatenate(geometry)).tolist()
+                for (frame, name, box), row in zip(visible, values, strict=True):
+                    predictions[frame].append(VehiclePrediction(frame, name, box, tuple(row)))
+            for frame, image in enumerate(images, start):
+                yield image, predictions[frame]
                 progress.update(1)
 
 
 class OnlineFlow:
-    """The motion stream's entries of frames as they come, in ranges of at least two."""
+    """Computes the motion stream of frames that arrive in batches, the first one of at least two frames."""
 
     def __init__(self) -> None:
         self._last: list[Image] = []
 
     def __call__(self, images: Sequence[Image]) -> NDArray[np.float16]:
-        """(n, …) of the next n full-size frames."""
+        """Return the entries (n, …) of the next n full-size frames."""
         strips = [*self._last, *map(optical_flow.flow_strip, images)]
         begins, self._last = not self._last, strips[-1:]
-        return optical_flow.flow_entries(strips, begins=begins)
+        return optical_flow.flow_entries(strips, starts_sequence=begins)
 
 
-def _ranges(clip: Clip) -> Iterator[tuple[int, list[Image]]]:
-    """`FRAMES_PER_STEP` full-size frames at a time, and the number of the first."""
-    frames = enumerate(clip.source.read(0, clip.sequence.length))
-    while some := list(islice(frames, FRAMES_PER_STEP)):
-        yield some[0][0], [image for _, image in some]
+def _batches(clip: Clip) -> Iterator[tuple[int, list[Image]]]:
+    """Yield up to `FRAMES_PER_STEP` full-size frames at a time with the number of the first."""
+    frames = clip.source.read(0, clip.sequence.length)
+    start = 0
+    while images := list(islice(frames, FRAMES_PER_STEP)):
+        yield start, images
+        start += len(images)
 
 
 def _pixels(clip: Clip, start: int, images: Sequence[Image], config: Config) -> Image:
-    """Frames as the trunk sees them; where extraction decodes them smaller, they are here as well."""
+    """Resize frames for the trunk; where extraction decodes at a reduced size, decode them so once more."""
     min_size = config.frames.min_size if clip.source.parallel else None
-    seen = images if min_size is None else clip.source.read(start, start + len(images), min_size)
-    return np.stack([resize_frame(image, config.frames) for image in seen])
-
-
-def check_any_followed(count: int, path: Path) -> None:
-    """Refuse a prediction that found nothing.
-
-    Raises:
-        DataError: no vehicle was seen at the end of a full window.
-    """
-    if count == 0:
-        raise DataError(
-            f"{path}: no vehicle could be followed to the end of a window",
-            expected="a box of 6 px and more, with contrast, at or before a frame at which a window is full",
-            hint=BOXES_HINT,
-        )
+    if min_size is not None:
+        images = list(clip.source.read(start, start + len(images), min_size))
+    return np.stack([resize_frame(image, config.frames) for image in images])

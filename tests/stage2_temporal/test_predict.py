@@ -17,13 +17,13 @@ from features._common.types import Image
 from features.config import Config
 from features.errors import DataError
 from stage1_extract.__main__ import main as stage1
-from stage1_extract.datasets.video_metadata import check_constant_size, readable_rate
+from stage1_extract.datasets.video_metadata import check_constant_size, header_frame_rate
 from stage1_extract.frame_loader import resize_frame
 from stage2_temporal import predict as module
 from stage2_temporal.__main__ import main
 from stage2_temporal.fused.fuse import build_fused_model
-from stage2_temporal.predict import predict, sliding_windows
-from stage2_temporal.sliding.sliding_window import RunModels, SlidingWindow, load_run_models
+from stage2_temporal.predict import predict
+from stage2_temporal.sliding.sliding_window import RunModels, SlidingWindow, load_run_models, sliding_windows
 from tests.helpers import picture, write_clips
 
 LENGTH, STRIDE, BATCH = 3, 2, 8
@@ -272,10 +272,10 @@ def test_a_change_of_size_shows_in_the_packets(tmp_path: Path, name: str, code: 
 
 
 def test_only_a_rate_that_a_header_gives_is_one(tmp_path: Path) -> None:
-    assert readable_rate(write_video(tmp_path / "a.mp4", images(), "mp4v", 29.97)) == pytest.approx(29.97)
+    assert header_frame_rate(write_video(tmp_path / "a.mp4", images(), "mp4v", 29.97)) == pytest.approx(29.97)
     bare = tmp_path / "a.mjpeg"
     bare.write_bytes(b"".join(bytes(cv2.imencode(".jpg", image)[1]) for image in images()))
-    assert readable_rate(bare) is None
+    assert header_frame_rate(bare) is None
 
 
 def rateless(path: Path) -> Path:

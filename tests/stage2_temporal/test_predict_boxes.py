@@ -24,9 +24,9 @@ from stage2_temporal.__main__ import main
 from stage2_temporal.data.task import read_task
 from stage2_temporal.fused.export import export_run
 from stage2_temporal.heads import check_streams
-from stage2_temporal.predict import predict, sliding_windows
+from stage2_temporal.predict import predict
 from stage2_temporal.sliding.boxes_csv import read_boxes
-from stage2_temporal.sliding.sliding_window import load_run_models
+from stage2_temporal.sliding.sliding_window import load_run_models, sliding_windows
 from stage2_temporal.sliding.vehicle_prediction import predict_vehicles, warn_of_other_size
 from stage2_temporal.train import train
 from stage2_temporal.vehicle.camera_geometry import read_camera_geometry
@@ -143,7 +143,7 @@ def test_a_window_slides_and_each_frame_is_read_once(here: Path) -> None:
 def test_several_vehicles_are_named_and_drawn(here: Path) -> None:
     boxes = {"ahead": box_of(1), "other": [500.0, 380.0, 700.0, 500.0]}
     file = write_boxes([f"7,{','.join(map(str, box))},{name}" for name, box in boxes.items()])
-    where = {"overlaid": here / "drawn.mp4", "boxes": file, "fps": 10.0}
+    where = {"overlay": here / "drawn.mp4", "boxes": file, "fps": 10.0}
     written = predict(here / "runs/boxes", here / "data/Test/Test/1/imgs", here / "out.csv", **where)
     assert written.files == (here / "out.csv", here / "drawn.mp4")
     assert "ahead" in [r["vehicle"] for r in rows_of(here / "out.csv")]

@@ -29,10 +29,9 @@ from stage2_temporal import predict as module
 from stage2_temporal.__main__ import main
 from stage2_temporal.fused.export import export_model, servable
 from stage2_temporal.heads.graph import model_inputs
-from stage2_temporal.predict import sliding_windows
 from stage2_temporal.sliding import sliding_window, vehicle_prediction
 from stage2_temporal.sliding.frame_stream import FrameStream
-from stage2_temporal.sliding.sliding_window import load_run_models
+from stage2_temporal.sliding.sliding_window import load_run_models, sliding_windows
 from stage2_temporal.sliding.vehicle_prediction import predict_vehicles
 
 CONFIG = """
@@ -175,7 +174,7 @@ def read_video(path: Path) -> list[Image]:
 
 def entries_of(frames: list[Image]) -> NDArray[np.float16]:
     cv2.setNumThreads(1)
-    return optical_flow.flow_entries([optical_flow.flow_strip(frame) for frame in frames], begins=True)
+    return optical_flow.flow_entries([optical_flow.flow_strip(frame) for frame in frames], starts_sequence=True)
 
 
 @pytest.mark.parametrize("name", ["flow", "solved", "vehicle"])
