@@ -18,7 +18,7 @@ from features.errors import StoreError
 from features.frame_ranges import covering_ranges, full_range
 from features.sequences import FrameSequence, Label, same_sequences
 from features.store import Header, Store, StreamInfo, TopRecord, consecutive_runs
-from features.store_writer import ShardWriter, StreamContent, assemble_store, shard_pieces
+from features.store_writer import ShardWriter, StreamContent, assemble_store, shard_ranges
 from tests.helpers import RECIPE, flip, jpeg, write_store
 
 GOLDEN = Path(__file__).parents[1] / "data" / "format1.h5"
@@ -215,9 +215,9 @@ def test_assembly_keeps_unsound_pieces_out_and_order_free(tmp_path: Path) -> Non
             writer = ShardWriter(temporary, RECIPE, pieces, info)
             writer.write({"appearance": values[list(rows)]}, [jpeg(r) for r in rows])
             writer.close(sound)
-    held = [h for name in "ab" for h in shard_pieces(tmp_path / f"{name}.h5", RECIPE.fingerprint)]
+    held = [h for name in "ab" for h in shard_ranges(tmp_path / f"{name}.h5", RECIPE.fingerprint)]
     assert [h.frame_range.sequence for h in held] == ["Train/0", "Train/2"]
-    assert shard_pieces(tmp_path / "a.h5", "another fingerprint") == []
+    assert shard_ranges(tmp_path / "a.h5", "another fingerprint") == []
     chosen = [wanted[0], wanted[2]]
     parts = [covering_ranges(full_range(s), [h for h in held if h.frame_range.sequence == s.id]) for s in chosen]
     assemble_store(

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import h5py
 import pytest
-from test_extract import CONFIG
+from tests.extraction_helpers import CONFIG
 
 from features.store import Store
 from stage1_extract.__main__ import main

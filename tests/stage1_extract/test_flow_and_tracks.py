@@ -105,7 +105,7 @@ def test_flow_is_that_of_the_whole_sequence_wherever_it_was_cut(tmp_path: Path, 
         assert store.streams["motion"].fingerprint == optical_flow.FLOW_INFO.fingerprint
         for each, first in zip(many, store.first.tolist(), strict=True):
             expected = optical_flow.flow_entries(
-                [optical_flow.flow_strip(f) for f in drive(each.sequence.length)], begins=True
+                [optical_flow.flow_strip(f) for f in drive(each.sequence.length)], starts_sequence=True
             )
             np.testing.assert_array_equal(store.read("motion", range(first, first + each.sequence.length)), expected)
 
@@ -127,7 +127,7 @@ def test_tracks_are_the_trackers(tmp_path: Path, engine: Engine) -> None:
             np.testing.assert_array_equal(found.confidence, expected.confidence)
         assert (found.confidence[30:50] > 0.8).all()
         shown = describe_store(store)
-    assert "3 of 3 vehicles followed" in shown and "texture" in shown
+    assert "3 of 3 vehicles tracked" in shown and "texture" in shown
 
 
 @pytest.mark.parametrize("what", ["motion", "tracks"])

@@ -62,12 +62,12 @@ def test_cells_without_texture_say_so() -> None:
 
 def test_the_first_frame_has_the_seconds_entry() -> None:
     strips = [optical_flow.flow_strip(textured(i * 1.0)) for i in range(4)]
-    begun, later = optical_flow.flow_entries(strips, begins=True), optical_flow.flow_entries(strips)
+    begun, later = optical_flow.flow_entries(strips, starts_sequence=True), optical_flow.flow_entries(strips)
     np.testing.assert_array_equal(begun[1:], later)
     np.testing.assert_array_equal(begun[0], begun[1])
     np.testing.assert_array_equal(optical_flow.flow_entries(strips[2:]), later[2:])  # wherever a piece begins
     np.testing.assert_array_equal(
-        optical_flow.flow_entries(strips[:1], begins=True), np.zeros((1, *optical_flow.FLOW_INFO.shape))
+        optical_flow.flow_entries(strips[:1], starts_sequence=True), np.zeros((1, *optical_flow.FLOW_INFO.shape))
     )
 
 
