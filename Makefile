@@ -1,77 +1,84 @@
-# framebank's front door: `make` lists what there is. Every target brings about what it needs.
+# The front door of a checkout: `make` lists what there is. Every target first brings about what it needs.
 
 CONFIG ?= configs/sample.toml
-STORE  ?= stores/$(basename $(notdir $(CONFIG))).h5
+STORE  ?=
 DATA   ?=
 RUN    ?=
 SWEEP  ?= configs/sweep.toml
 ARGS   ?=
 PYTHON ?= python3
+export CONFIG STORE DATA RUN SWEEP ARGS  # recipes read them as "$$DATA", so that any character may occur in a path
 
 PY    := .venv/bin/python
+FB    := .venv/bin/framebank
 READY := .venv/.ready
-TASK   = --config '$(CONFIG)' --store '$(STORE)' $(if $(DATA),--data.path '$(DATA)') $(ARGS)
+
+# $${DATA:+…} is nothing if DATA is empty; the shell splits ARGS
+WITH_DATA  = $${DATA:+--data.path "$$DATA"}
+WITH_STORE = --config "$$CONFIG" $${STORE:+--store "$$STORE"}
+TASK       = $(WITH_STORE) $(WITH_DATA) $(ARGS)
 
 # for recipes that work on a run
-NEEDS_RUN = @test -n '$(RUN)' || { echo 'which run? Try: make $@ RUN=NAME, one of:' $$(ls runs 2>/dev/null); exit 2; }
+NEEDS_RUN = @test -n "$$RUN" || { echo "Which run? Try: make $@ RUN=NAME, one of:" $$(ls runs 2>/dev/null); exit 2; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sample features train sweep leaderboard finetune predict export report info verify test soak check bench lock clean
+.PHONY: help setup sample features train sweep leaderboard finetune predict export report info verify test soak check bench docs lock clean
 
-help:  ## what there is
+help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 	@echo
-	@echo '  CONFIG=$(CONFIG)  DATA=folder, .zip or .csv  STORE=$(STORE)  RUN=runs/name  SWEEP=$(SWEEP)'
-	@echo '  ARGS="--train.epochs 3" overrides any setting; python -m stage1_extract extract --help lists them'
+	@echo "  CONFIG=$$CONFIG  DATA=folder, .zip or .csv  STORE=$${STORE:-stores/NAME.h5}  RUN=name  SWEEP=$$SWEEP"
+	@echo '  ARGS="--train.epochs 3" overrides any setting; $(FB) train --help lists them'
 
 setup: $(READY)  ## build .venv from requirements.lock
 
-$(READY): requirements.lock
+$(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "framebank: needs Python 3.11 or later, got $$($(PYTHON) --version). Try: make PYTHON=python3.11 …"; exit 2; }
+	  { echo "framebank needs Python 3.11 or later, this is $$($(PYTHON) --version). Try: make PYTHON=python3.11 …"; exit 2; }
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo "setting up .venv (about 2 GB, a minute or two) …"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-sample: $(READY)  ## render the sample set (320 clips)
-	@$(PY) -m stage1_extract sample --config '$(CONFIG)' $(if $(DATA),--data.path '$(DATA)') $(ARGS)
+sample: $(READY)  ## render the sample data set (320 clips)
+	@$(FB) sample --config "$$CONFIG" $(WITH_DATA) $(ARGS)
 
 features: $(READY)  ## run the frozen trunk over every new frame, into STORE
-	@$(PY) -m stage1_extract extract $(TASK)
+	@$(FB) extract $(TASK)
 
-train: features  ## train from STORE, write a run with its report
-	@$(PY) -m stage2_temporal train $(TASK) $(if $(RUN),--run '$(RUN)')
+train: features  ## train from STORE and write runs with their reports
+	@$(FB) train $(TASK) $${RUN:+--run "$$RUN"}
 
-sweep: features  ## train what SWEEP asks for from STORE, several runs at a time, and show the best
-	@$(PY) -m stage2_temporal sweep $(TASK) --sweep '$(SWEEP)'
+sweep: features  ## train what SWEEP lists from STORE, several runs at a time, and show the best
+	@$(FB) sweep $(TASK) --sweep "$$SWEEP"
 
-leaderboard: $(READY)  ## every run beside the constant predictor, in runs/leaderboard.html
-	@$(PY) -m stage2_temporal leaderboard $(ARGS)
+leaderboard: $(READY)  ## all runs next to the constant predictor, in runs/leaderboard.html
+	@$(FB) leaderboard $(ARGS)
 
-finetune: $(READY)  ## train RUN's top layers on from the images
+finetune: $(READY)  ## train RUN's top layers further, on the images
 	$(NEEDS_RUN)
-	@$(PY) -m stage2_temporal finetune --run '$(RUN)' $(if $(DATA),--data.path '$(DATA)') $(ARGS)
+	@$(FB) finetune --run "$$RUN" $(WITH_DATA) $(ARGS)
 
 predict: $(READY)  ## predict with RUN on DATA: a video, a folder of frames, a data set
 	$(NEEDS_RUN)
-	@$(PY) -m stage2_temporal predict --run '$(RUN)' $(if $(DATA),--input '$(DATA)') $(ARGS)
+	@$(FB) predict --run "$$RUN" $${DATA:+--input "$$DATA"} $(ARGS)
 
-export: $(READY)  ## RUN as SavedModel, ONNX and LiteRT, each checked in its own runtime
+export: $(READY)  ## RUN as SavedModel, ONNX and LiteRT, each compared with Keras
 	$(NEEDS_RUN)
-	@$(PY) -m stage2_temporal export --run '$(RUN)' $(if $(DATA),--data.path '$(DATA)') $(ARGS)
+	@$(FB) export --run "$$RUN" $(WITH_DATA) $(ARGS)
 
 report: $(READY)  ## write the report of RUN again
 	$(NEEDS_RUN)
-	@$(PY) -m stage2_temporal report --run '$(RUN)'
+	@$(FB) report --run "$$RUN"
 
 info: $(READY)  ## what STORE holds
-	@$(PY) -m stage1_extract info --store '$(STORE)'
+	@$(FB) info $(WITH_STORE)
 
 verify: $(READY)  ## read every chunk of STORE
-	@$(PY) -m stage1_extract verify --store '$(STORE)'
+	@$(FB) verify $(WITH_STORE)
 
-test: $(READY)  ## every test but the slow ones
+test: $(READY)  ## all tests but the slow ones
 	@$(PY) -m pytest -m "not soak" --numprocesses auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
 
 soak: $(READY)  ## the slow tests
@@ -85,10 +92,14 @@ check: $(READY)  ## lint, format, types
 bench: $(READY)  ## measure; prints ratios taken within one run
 	@$(PY) -m benchmarks
 
-lock: $(READY)  ## pin the newest of everything pyproject.toml admits
-	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev --extra export --extra cpu --upgrade \
+docs: $(READY)  ## build the documentation into site/
+	@$(PY) -m mkdocs build --quiet --strict
+
+lock: $(READY)  ## pin the newest version of everything that pyproject.toml admits
+	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --extra cpu --extra dev --extra docs --extra export --upgrade \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.lock
 
-clean:  ## remove .venv and caches; data/, stores/ and runs/ stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove .venv, site/ and caches; data/, stores/ and runs/ stay
+	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

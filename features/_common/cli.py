@@ -1,48 +1,38 @@
-"""What both entry points share: the config with its flags, and how errors reach the user."""
+"""How a command ends: errors the user can correct become one line on stderr and an exit status."""
 
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
-
-import tyro
-from pydantic import ValidationError
 
 from features._common.log import log_to_stderr
-from features.config import Config, read_config
-from features.errors import ConfigError, FramebankError
-from features.strict_model import describe_validation_error
+from features.errors import FramebankError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
-def config_with_flags(path: Path | str | None, flags: list[str], *, prog: str | None = None) -> Config:
-    """The config in a TOML file (the defaults without one), overridden by `--section.field value` flags.
+def run_command(command: Callable[[], int | None]) -> int:
+    """Call a command and turn what it raises into an exit status.
+
+    Returns:
+        What the command returns, 0 for None; 2 for an error that the user can correct; 130 after Ctrl-C.
 
     Raises:
-        ConfigError: the file or a flag is not as it should be. `--help` prints every flag and exits.
+        Exception: a fault of framebank itself, which ends with a traceback and Python's exit status 1.
     """
-    default = Config() if path is None else read_config(path)
-    flags = [flag.capitalize() if flag in ("true", "false") else flag for flag in flags]  # as TOML writes them
-    try:
-        chosen = tyro.cli(Config, args=flags, default=default, prog=prog, config=(tyro.conf.FlagConversionOff,))
-        return Config.model_validate(chosen.model_dump())
-    except ValidationError as e:
-        raise ConfigError(f"flags: {describe_validation_error(e, Config)}", hint="--help") from None
-
-
-def run_command(main: Callable[[], int | None]) -> int:
-    """Call `main` and turn what it raises into an exit status: 2 for what the user can hint, else Python's own 1."""
     log_to_stderr()
     try:
-        return main() or 0
+        return command() or 0
     except FramebankError as e:
         print(f"framebank: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("framebank: interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
+        print("framebank: Interrupted. Finished work is saved; run the same command to resume.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `framebank info | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains again when it flushes stdout at its end
         return 0
     except OSError as e:
         line = describe_os_error(e)
@@ -53,14 +43,16 @@ def run_command(main: Callable[[], int | None]) -> int:
 
 
 def describe_os_error(error: OSError) -> str | None:
-    """A line for what the operating system refused and the user can mend; None where it is a fault of ours."""
+    """Describe in one line what the operating system refused, if the user can correct it; None otherwise."""
     where = f"{error.filename}: " if error.filename else ""
-    reasons = {
-        errno.ENOSPC: "the disk is full; finished work is kept. Try: free some space, then the same command",
-        errno.EDQUOT: "the disk quota is used up; finished work is kept. Try: free some space, then the same command",
-        errno.EROFS: "the folder is read-only. Try: give a path that can be written, e.g. --store",
-        errno.ENOTDIR: "a file stands where a folder is needed. Try: give another path",
-        errno.EEXIST: "a file stands where a folder is needed. Try: give another path",
-        errno.EACCES: "no permission. Try: give a path that can be written, or change its permissions",
+    disk = "Finished work is saved. Try: free some space and run the same command again."
+    folder = "A file is where a folder is needed. Try: choose another path."
+    lines = {
+        errno.ENOSPC: f"The disk is full. {disk}",
+        errno.EDQUOT: f"The disk quota is used up. {disk}",
+        errno.EROFS: "The file system is read-only. Try: choose a path that can be written, e.g. with --store.",
+        errno.ENOTDIR: folder,
+        errno.EEXIST: folder,
+        errno.EACCES: "Permission denied. Try: choose another path, or change its permissions.",
     }
-    return where + reasons[error.errno] if error.errno in reasons else None
+    return where + lines[error.errno] if error.errno in lines else None

@@ -1,4 +1,4 @@
-"""The config: every shipped file reads, TOML and flags meet in one model, and faults are named."""
+"""The config: every shipped file reads, and faults are named."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from features._common.cli import config_with_flags
-from features.config import Config, read_config
+from features.config import read_config
 from features.errors import ConfigError
 
 # sweep.toml is a sweep's, see test_sweep.py
@@ -26,20 +25,10 @@ def test_the_promised_configs_are_there() -> None:
     assert {p.stem for p in CONFIGS} >= {"sample", "competition", "competition-rgb", "tusimple", "video"}
 
 
-def test_flags_override_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "c.toml"
-    path.write_text('[data]\ntarget = "ego_speed"\n[train]\nepochs = 3\n')
-    config = config_with_flags(
-        path, ["--data.target", "velocity", "--window.end", "-32", "--backbone.cut", "block4_pool"]
-    )
-    assert config.data.columns == ("vx", "vy")
-    assert (config.train.epochs, config.window.end, config.backbone.cut) == (3, -32, "block4_pool")
-
-
 def test_several_target_columns(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('[data]\ntarget = ["distance", "rate"]\n')
-    assert config_with_flags(path, []).data.columns == ("distance", "rate")
+    assert read_config(path).data.columns == ("distance", "rate")
 
 
 @pytest.mark.parametrize(
@@ -64,20 +53,3 @@ def test_faults_are_named_with_the_file(text: str, names: str, tmp_path: Path) -
 def test_no_such_config() -> None:
     with pytest.raises(ConfigError, match="no such config"):
         read_config("nowhere.toml")
-
-
-@pytest.mark.parametrize("flags", [["--train.epoch", "3"], ["--train.epochs", "three"], ["--train.epochs", "0"]])
-def test_a_wrong_flag_ends_with_status_2(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        config_with_flags(None, flags)
-    assert stopped.value.code == 2
-    assert "epoch" in capsys.readouterr().err
-
-
-def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        config_with_flags(None, ["--help"])
-    shown = capsys.readouterr().out
-    for section, model in Config.model_fields.items():
-        for key in model.default.__class__.model_fields:  # type: ignore[union-attr]
-            assert f"--{section}.{key.replace('_', '-')}" in shown

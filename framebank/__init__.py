@@ -1,0 +1,72 @@
+"""framebank: dash-cam clips in, velocity predictions out.
+
+    import framebank as fb
+
+    cfg = fb.read_config("configs/sample.toml")
+    store = fb.extract(cfg, "stores/sample.h5")
+    X, y, groups = fb.load_examples(store, cfg)
+    head = fb.heads.Ridge(difference=True).fit(X, y)
+
+Each name is imported when it is first used, so that `import framebank` loads neither TensorFlow nor OpenCV.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from features.config import Config, read_config
+    from features.errors import FramebankError
+    from features.store import Store
+    from framebank.workflows import extract, load_examples, predict, train
+    from stage2_temporal import heads
+
+    __version__: str
+
+__all__ = [
+    "Config",
+    "FramebankError",
+    "Store",
+    "__version__",
+    "extract",
+    "heads",
+    "load_examples",
+    "predict",
+    "read_config",
+    "train",
+]
+
+_MODULES = {
+    "Config": "features.config",
+    "FramebankError": "features.errors",
+    "Store": "features.store",
+    "extract": "framebank.workflows",
+    "load_examples": "framebank.workflows",
+    "predict": "framebank.workflows",
+    "read_config": "features.config",
+    "train": "framebank.workflows",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name in _MODULES:
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+    elif name == "heads":
+        from features._common.quiet_imports import quiet_imports
+
+        with quiet_imports():
+            value = importlib.import_module("stage2_temporal.heads")
+    elif name == "__version__":
+        from importlib import metadata
+
+        value = metadata.version("framebank")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

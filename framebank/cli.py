@@ -1,0 +1,97 @@
+"""The command line: `framebank COMMAND [--option value ...]`. What the commands do is in `commands`."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Union
+
+import tyro
+
+import framebank
+from features._common.cli import run_command
+from features.config import Config
+from features.errors import ConfigError
+from features.strict_model import did_you_mean
+from framebank.commands import COMMANDS, STAGE_ONE, STAGE_TWO
+from framebank.options import MARKERS, Command, parse, registry, wrap
+from framebank.workflows import quiet_opencv
+
+DESCRIPTION = (
+    "Dash-cam clips in, velocity predictions out: a frozen CNN runs once over every frame, then heads train in "
+)
+"seconds on what it saw."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    return run(argv, COMMANDS, prog="framebank")
+
+
+def run(argv: Sequence[str] | None, commands: Mapping[str, type[Command]], *, prog: str) -> int:
+    """Run one of several commands.
+
+    Args:
+        argv: a command and its options; default: those of the process.
+        commands: the commands by name.
+        prog: how this program is called, for its help.
+
+    Returns:
+        The exit status.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # "?" for a character that the terminal's encoding lacks
+    quiet_opencv()
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    return run_command(lambda: _run(name, arguments, commands, prog))
+
+
+def _run(name: str, arguments: list[str], commands: Mapping[str, type[Command]], prog: str) -> int:
+    if name in ("-h", "--help"):
+        print(_help(commands, prog))
+        return 0
+    if name == "--version":
+        print(f"framebank {framebank.__version__}")
+        return 0
+    if name.startswith("--tyro-"):
+        return _complete([name, *arguments], commands, prog)
+    if name not in commands:
+        raise ConfigError(
+            f"no such command: {name}{did_you_mean(name, commands)}",
+            expected=f"one of {', '.join(commands)}",
+            hint=f"{prog} --help",
+        )
+    command = commands[name]
+    try:
+        options = parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")
+    except SystemExit as e:  # after --help
+        return e.code if isinstance(e.code, int) else 1
+    options()
+    return 0
+
+
+def _help(commands: Mapping[str, type[Command]], prog: str) -> str:
+    """All commands, each with a sentence."""
+    lines = [f"usage: {prog} COMMAND [--option value ...]", "", wrap(DESCRIPTION)]
+    for title, group in (
+        ("Stage one, frames in, store out:", STAGE_ONE),
+        ("Stage two, store in, models out:", STAGE_TWO),
+    ):
+        sentences = [
+            wrap(command.summary(), f"  {name:<13}", 15 * " ") for name, command in group.items() if name in commands
+        ]
+        lines += ["", title, *sentences] if sentences else []
+    return "\n".join([*lines, "", f"{prog} COMMAND --help lists the options of a command."])
+
+
+def _complete(arguments: list[str], commands: Mapping[str, type[Command]], prog: str) -> int:
+    """Write a shell's completion script: `--tyro-write-completion SHELL FILE`."""
+    types = [Annotated[command, tyro.conf.subcommand(name)] for name, command in commands.items()]
+    program: Any = Union[tuple(types)]  # noqa: UP007 — made of a list
+    try:
+        tyro.cli(program, args=arguments, prog=prog, registry=registry(Config()), config=MARKERS, use_underscores=True)
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else 1
+    return 0

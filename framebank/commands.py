@@ -1,0 +1,472 @@
+"""The subcommands: one class each, with its options and what it does. Their docstrings are the help.
+
+Heavy libraries are imported when a command runs, so that help and early errors come at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from features._common.progress import progress_bar
+from features._common.quiet_imports import quiet_imports
+from features.config import Config, read_run_config
+from features.errors import BadInputs, ConfigError, DataError, StoreError
+from features.head_config import list_heads
+from features.store import Store
+from framebank import workflows
+from framebank.options import Command, Settings, given_options, last_value, wrap
+
+if TYPE_CHECKING:
+    from stage2_temporal.runs.leaderboard import Run
+
+
+def hint(metavar: str, default: str) -> Any:
+    """How help shows an option without which something else holds than None."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+Words = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --format a b, or --format a --format b
+ConfigFile = Annotated[Path | None, hint("FILE", "the defaults below")]
+
+
+@dataclass(frozen=True)
+class StoreCommand(Command):
+    """A command on a store."""
+
+    config: ConfigFile = None
+    """TOML file with the settings. Flags override it."""
+    store: Annotated[Path | None, hint("FILE", "stores/NAME.h5 for the config NAME.toml")] = None
+    """The store, an HDF5 file."""
+
+    @property
+    def store_path(self) -> Path:
+        """The store that the options name."""
+        if self.store is not None:
+            return self.store
+        if self.config is None:
+            raise ConfigError("which store?", hint="--config FILE or --store FILE")
+        return Path("stores") / f"{self.config.stem}.h5"
+
+
+@dataclass(frozen=True)
+class Sample(Command):
+    """Render the sample data set: 320 short clips of a drive, with labels. Needs no download."""
+
+    config: ConfigFile = None
+    """TOML file with the settings. Flags override it."""
+    store: tyro.conf.Suppress[Path | None] = None
+    """Not used."""
+    settings: Settings = Config()
+
+    def __call__(self) -> None:
+        workflows.render_sample(self.settings)
+        data = self.settings.data
+        print(f"{data.path}: the sample data set with seed {data.seed}")
+
+
+@dataclass(frozen=True)
+class Extract(StoreCommand):
+    """Run the frozen trunk over every frame that the store does not hold yet. Resumes where it was interrupted."""
+
+    settings: Settings = Config()
+
+    def __call__(self) -> None:
+        self.extract()
+
+    def extract(self, damaged_rows: dict[int, list[str]] | None = None) -> None:
+        """Extract, and print what was done."""
+        path = self.store_path
+        result = workflows.extract_data_set(self.settings, path, damaged_rows)
+        counts = {
+            f"frames extracted by {result.engine}": result.extracted,
+            "frames with optical flow computed": result.flows,
+            "vehicles tracked": result.tracks,
+        }
+        done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing to extract"
+        print(f"{path}: {done}; {result.frames:,} frames in the store")
+        for note in result.notes:
+            _warn(note)
+        if result.missing:
+            items = "1 item" if len(result.missing) == 1 else f"{len(result.missing)} items"
+            _warn(f"{path}: skipped {items} with errors; run `framebank info --store {path}` to list them")
+        if self.settings.backbone.weights == "random":
+            _warn(f"{path}: the backbone's weights are random (UNTRAINED): this store is only for tests")
+
+
+@dataclass(frozen=True)
+class Info(StoreCommand):
+    """Print what a store holds: backbone, streams, sequences, labels, and what is missing."""
+
+    def __call__(self) -> None:
+        from stage1_extract.info import describe_store
+
+        with Store(self.store_path) as store:
+            print(describe_store(store))
+
+
+@dataclass(frozen=True)
+class Verify(StoreCommand):
+    """Read every chunk of a store and list the frames that are damaged."""
+
+    def __call__(self) -> None:
+        path = self.store_path
+        damaged = _damaged_rows(path)
+        if damaged:
+            lines = "\n".join(_describe_rows(path, damaged))
+            raise StoreError(
+                f"{lines}\n{path}: {len(damaged)} damaged frames", hint=f"framebank repair --config FILE --store {path}"
+            )
+        print(f"{path}: intact, every frame was read")
+
+
+@dataclass(frozen=True)
+class Repair(Extract):
+    """Extract the damaged frames of a store again, and only these."""
+
+    def __call__(self) -> None:
+        damaged = _damaged_rows(self.store_path)
+        if damaged:
+            self.extract(damaged)
+        else:
+            print(f"{self.store_path}: intact, nothing to repair")
+
+
+@dataclass(frozen=True)
+class Train(StoreCommand):
+    """Train a head on a store and write a run with its report: one run for each of data.target and data.also.
+
+    A run that exists with the same settings is not trained again.
+    """
+
+    run: Annotated[str | None, hint("NAME", "CONFIG-TARGET-HEAD")] = None
+    """Name of the run, a folder in runs/. With a name, only data.target is trained."""
+    settings: Settings = Config()
+
+    def __call__(self) -> None:
+        stem = (self.config or self.store_path).stem
+        run = None if self.run is None else workflows.expand(self.run)
+        for trained in workflows.train_runs(self.settings, self.store_path, run, stem=stem):
+            if trained.existed:
+                print(f"{trained.folder}: trained already")
+            _print_run(trained.folder)
+
+    @classmethod
+    def read_config(cls, arguments: Sequence[str]) -> Config:
+        config = super().read_config(arguments)
+        if "data.target" in given_options(arguments):  # the one to train
+            config = config.with_target(config.data.target)
+        return config
+
+    @classmethod
+    def description(cls) -> str:
+        heads = [wrap(when, f"    {name:<14}", 18 * " ") for name, when in list_heads().items()]
+        title = "  Heads, chosen with --head.name, which decides what other --head options there are:"
+        return "\n".join([super().description(), "", title, *heads])
+
+
+@dataclass(frozen=True)
+class Sweep(StoreCommand):
+    """Train many settings, cross-validated and several at a time, and print them as a leaderboard."""
+
+    sweep: Path = dataclasses.field(kw_only=True)
+    """TOML file that lists the settings to try, such as configs/sweep.toml."""
+    settings: Settings = Config()
+
+    def __call__(self) -> None:
+        from stage2_temporal.sweep.spec import read_sweep, sweep_entries
+
+        sweep = read_sweep(self.sweep)
+        entries = sweep_entries(sweep, self.settings)
+        path = self.store_path
+        with quiet_imports():
+            from stage2_temporal.runs.leaderboard import read_run
+            from stage2_temporal.sweep.runner import run_sweep
+        result = run_sweep(sweep.sweep, entries, path)
+        _print_leaderboard([read_run(result.folder / name) for name in result.names], result.folder)
+        if result.remaining:
+            _warn(f"Time is up; {result.remaining} runs were not started. Run the same command to continue.")
+        if result.failed:
+            raise BadInputs(
+                f"{len(result.failed)} of {len(entries)} runs failed; error.json in each one's folder has the details",
+                list(result.failed),
+                hint="edit the sweep or correct the cause, and run the same command again",
+            )
+
+
+@dataclass(frozen=True)
+class Leaderboard(Command):
+    """Print all runs next to the constant predictor, best first, and write the same as a page."""
+
+    runs: Path = Path("runs")
+    """Folder with the runs."""
+    target: Annotated[str | None, hint("TARGET", "all")] = None
+    """Only runs with this target."""
+
+    def __call__(self) -> None:
+        from stage2_temporal.runs.leaderboard import find_runs
+
+        runs, faults = find_runs(self.runs)
+        for fault in faults:
+            _warn(f"skipped: {fault}")
+        if not runs:
+            raise DataError(f"{self.runs}: no finished run in this folder", hint="framebank train, or framebank sweep")
+        _print_leaderboard(runs, self.runs, self.target)
+
+
+@dataclass(frozen=True)
+class RunCommand(Command):
+    """A command on a run."""
+
+    run: str
+    """Name of the run, a folder in runs/, or the path of its folder."""
+    store: Annotated[Path | None, hint("FILE", "the one that the run was trained on")] = None
+    """The store, an HDF5 file."""
+
+    def run_and_store(self) -> tuple[Path, Path]:
+        """The run's folder and the path of its store."""
+        from stage2_temporal.runs.results import read_metrics
+
+        folder = _run_folder(self.run)
+        metrics = read_metrics(folder)
+        return folder, self.store or Path(metrics.store.path)
+
+
+@dataclass(frozen=True)
+class Evaluate(RunCommand):
+    """Predict with a run's saved model again, and write its predictions, metrics and report again."""
+
+    def __call__(self) -> None:
+        folder, path = self.run_and_store()
+        with quiet_imports():
+            from stage2_temporal.train import evaluate
+        with Store(path) as store:
+            evaluate(folder, store)
+        _print_run(folder)
+
+
+@dataclass(frozen=True)
+class Report(RunCommand):
+    """Write the report of a run again."""
+
+    def __call__(self) -> None:
+        from stage2_temporal.report import write_report
+
+        folder, path = self.run_and_store()
+        with Store(path) as store:
+            print(write_report(folder, store))
+
+
+@dataclass(frozen=True)
+class Fuse(RunCommand):
+    """Join backbone, top and head into one model from frames to the target, and compare it with the two stages."""
+
+    def __call__(self) -> None:
+        folder, path = self.run_and_store()
+        with quiet_imports():
+            from stage2_temporal.fused.fuse import fuse_run, save_fused_model
+        with Store(path) as store:
+            fused, equality = fuse_run(folder, store)
+        print(
+            f"{save_fused_model(folder, fused, equality)}: largest difference from the two stages "
+            f"{equality.output.absolute:.2g} ({equality.output.relative:.2g} of the largest value) over "
+            f"{equality.windows} windows; storing the maps accounts for {equality.rounding:.2g}"
+        )
+
+
+@dataclass(frozen=True)
+class RunConfigCommand(RunCommand):
+    """A command on a run that reads its config, which flags override."""
+
+    @classmethod
+    def read_config(cls, arguments: Sequence[str]) -> Config:
+        run = last_value(arguments, "--run")
+        return Config() if run is None else read_run_config(_run_folder(run))
+
+
+@dataclass(frozen=True)
+class Finetune(RunConfigCommand):
+    """Train a run's fused model end to end on frames. Settings other than data.path and finetune stay the run's own."""
+
+    sections = ("data", "finetune")
+    settings: Settings = Config()
+
+    def __call__(self) -> None:
+        folder, path = self.run_and_store()
+        with quiet_imports():
+            from stage2_temporal.finetune.finetune import finetune
+        with Store(path) as store:
+            finetune(folder, store, self.settings)
+
+
+@dataclass(frozen=True)
+class Export(RunConfigCommand):
+    """Write a run's fused model for serving, and compare each format, run by its own runtime, with Keras."""
+
+    sections = ("data",)
+    format: Annotated[Words, hint("NAME ...", "saved_model onnx litert")] = ()
+    """Formats to write: saved_model, onnx, litert or openvino."""
+    settings: Settings = Config()
+
+    def __call__(self) -> None:
+        folder, path = self.run_and_store()
+        with quiet_imports():
+            from stage2_temporal.fused.export import export_run
+        with Store(path) as store:
+            for file, difference in export_run(folder, store, self.settings, _flat(self.format)):
+                print(f"{file}: largest difference from Keras {difference:.2g} of the largest value")
+
+
+@dataclass(frozen=True)
+class Predict(Command):
+    """Predict with a run on a video, a folder of frames or a data set, and write a CSV file."""
+
+    run: str
+    """Name of the run, a folder in runs/, or the path of its folder."""
+    input: Annotated[Path | None, hint("PATH", "the run's own data set")] = None
+    """A video, a folder of frames, or a data set in the run's layout."""
+    output: Annotated[Path | None, hint("FILE", "predicted/INPUT.csv in the run's folder")] = None
+    """CSV file to write."""
+    overlay: Annotated[Path | None, hint("FILE", "none")] = None
+    """Also write this .mp4 file, with the predictions drawn on the frames."""
+    boxes: Annotated[Path | None, hint("FILE", "none")] = None
+    """CSV file with the boxes of the vehicles to predict for, in a video."""
+    stride: Annotated[int | None, hint("INT", "the run's window.stride")] = None
+    """Take every stride-th frame."""
+    fps: Annotated[float | None, hint("FLOAT", "what the input says")] = None
+    """Frames per second, if the input does not say or is wrong."""
+
+    def __call__(self) -> None:
+        result = workflows.predict(
+            _run_folder(self.run),
+            self.input,
+            self.output,
+            overlay=self.overlay,
+            boxes=self.boxes,
+            stride=self.stride,
+            fps=self.fps,
+        )
+        print(f"{result.windows:,} windows: {', '.join(map(str, result.files))}")
+        if result.skipped:
+            raise BadInputs(
+                f"{len(result.skipped)} sequences could not be decoded and were skipped",
+                list(result.skipped),
+                hint="replace their files and run the same command again",
+            )
+
+
+@dataclass(frozen=True)
+class Derive(Command):
+    """Compute streams from those of a store, once, and add them to it, so that pooled heads train faster."""
+
+    store: Path
+    """The store, an HDF5 file."""
+    stream: Annotated[Words, tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(required)")]
+    """Names of the streams, such as pooled, grid3x4, change3x4, change3x4lag2, pca64 or motion.grid3x4."""
+
+    def __call__(self) -> None:
+        names = _flat(self.stream)
+        if not names:
+            raise ConfigError("no stream named", hint="--stream grid3x4 change3x4")
+        with quiet_imports():
+            from stage2_temporal.data.derived_streams import derive_streams, parse_stream_name
+        derived = derive_streams(self.store, [parse_stream_name(name) for name in names])
+        print(f"{self.store}: {', '.join(derived) + ' derived' if derived else 'they are there already'}")
+
+
+@dataclass(frozen=True)
+class Benchmark(Command):
+    """Compute TuSimple's velocity and position errors (EV, EP) of predictions in the benchmark's own form."""
+
+    predictions: Path
+    """JSON file with the predictions, as TuSimple's submission.json."""
+    truth: Path
+    """JSON file with the labels, TuSimple's gt.json."""
+
+    def __call__(self) -> None:
+        from stage2_temporal.evaluation.tusimple import read_tusimple_json, tusimple_table
+
+        print(tusimple_table(read_tusimple_json(self.predictions), read_tusimple_json(self.truth)))
+
+
+STAGE_ONE: dict[str, type[Command]] = {
+    "sample": Sample,
+    "extract": Extract,
+    "info": Info,
+    "verify": Verify,
+    "repair": Repair,
+}
+STAGE_TWO: dict[str, type[Command]] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "report": Report,
+    "sweep": Sweep,
+    "leaderboard": Leaderboard,
+    "predict": Predict,
+    "finetune": Finetune,
+    "fuse": Fuse,
+    "export": Export,
+    "derive": Derive,
+    "benchmark": Benchmark,
+}
+COMMANDS = STAGE_ONE | STAGE_TWO
+
+
+def _run_folder(run: str) -> Path:
+    from stage2_temporal.runs.folder import run_path
+
+    return run_path(workflows.expand(run))
+
+
+def _print_run(folder: Path) -> None:
+    from stage2_temporal.runs.results import read_metrics
+    from stage2_temporal.runs.tables import metrics_table
+
+    print(f"{metrics_table(read_metrics(folder))}\n{folder / 'report.html'}")
+
+
+def _print_leaderboard(runs: list[Run], folder: Path, target: str | None = None) -> None:
+    """Print the leaderboard and write its page."""
+    from stage2_temporal.report.leaderboard_page import leaderboard_text, write_leaderboard
+    from stage2_temporal.runs.leaderboard import boards
+
+    tables = boards(runs, target)
+    if not tables and target is not None:
+        targets = sorted({", ".join(run.metrics.target) for run in runs})
+        raise ConfigError(f"no run has the target {target}", expected=f"one of {'; '.join(targets)}", hint="--target T")
+    print(f"{leaderboard_text(tables)}\n{write_leaderboard(tables, folder)}")
+
+
+def _damaged_rows(path: Path) -> dict[int, list[str]]:
+    """Rows of the store with damaged chunks, each with the streams that are damaged there."""
+    damaged: dict[int, list[str]] = {}
+    with Store(path) as store, progress_bar(store.frames, "verify", "frames") as progress:
+        for row, streams in store.check_frames():
+            if streams:
+                damaged[row] = streams
+            progress.update()
+        store.tracks()  # raises if these are damaged
+    return damaged
+
+
+def _describe_rows(path: Path, damaged: dict[int, list[str]]) -> list[str]:
+    with Store(path) as store:
+        sequences = [int(store.first.searchsorted(row, "right")) - 1 for row in damaged]
+        return [
+            f"{path}: {store.sequences[i].id} frame {row - int(store.first[i])}: {', '.join(streams)} damaged"
+            for i, (row, streams) in zip(sequences, damaged.items(), strict=True)
+        ]
+
+
+def _flat(groups: tuple[tuple[str, ...], ...]) -> list[str]:
+    return [word for group in groups for word in group]
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,298 @@
+"""Command lines as typed objects: a command's options and the config's settings become flags, by tyro.
+
+A command is a dataclass. Its fields are its options, and a field `settings: Settings` adds a flag `--section.key` for
+each setting of the config, whose defaults are those of the config file. Every error is raised as one ConfigError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import textwrap
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
+
+import tyro
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from tyro import _errors as parsing  # its hook is the one way to errors in our words; private, so pyproject caps tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
+
+from features._common.log import logger
+from features.config import Config, read_config
+from features.errors import ConfigError
+from features.head_config import HeadConfig
+from features.strict_model import StrictModel, describe_validation_error, did_you_mean
+from framebank.workflows import expand
+
+Settings = Annotated[Config, tyro.conf.arg(name="")]  # flags are --section.key, without a prefix for the field
+AnyCommand = TypeVar("AnyCommand", bound="Command")
+MARKERS = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand. Its fields are its options; `settings`, if it has such a field, holds the config.
+
+    Attributes:
+        sections: those of the config that help shows.
+    """
+
+    sections: ClassVar[Collection[str]] = tuple(Config.model_fields)
+
+    def __call__(self) -> None:
+        """Do what the command is for.
+
+        Raises:
+            FramebankError: something the user can correct.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def read_config(cls, arguments: Sequence[str]) -> Config:
+        """The settings that flags override, and that help shows as defaults."""
+        path = last_value(arguments, "--config")
+        return Config() if path is None else read_config(expand(path))
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first sentence of the docstring, without its full stop."""
+        return " ".join((cls.__doc__ or "").split()).split(". ")[0].rstrip(".")
+
+    @classmethod
+    def description(cls) -> str:
+        """What the command's help begins with. Its lines are indented, since tyro joins others."""
+        return wrap(" ".join((cls.__doc__ or "").split()), "  ", "  ")
+
+
+def wrap(text: str, first: str = "", rest: str = "") -> str:
+    """Break text into lines as wide as the terminal, indented by `first` and `rest`."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+
+
+def parse(command: type[AnyCommand], arguments: Sequence[str], config: Config, *, prog: str) -> AnyCommand:
+    """Read the options of a command.
+
+    Args:
+        command: the class.
+        arguments: what follows the command's name.
+        config: the settings that flags override.
+        prog: how the command is called, for its help.
+
+    Raises:
+        ConfigError: an option is wrong.
+        SystemExit: the arguments ask for help, which was printed.
+    """
+    name = last_value(arguments, "--head.name")
+    if name is not None and name != config.head.name:
+        config = _with_head(config, name)
+    known = [f"--{name}" for name in option_names(command, config)]
+    with parsing.on_parse_error(lambda event: _refuse(event, arguments, known, config, prog)):
+        options = tyro.cli(
+            command,
+            args=list(arguments),
+            prog=prog,
+            description=command.description(),
+            registry=registry(config, command.sections),
+            config=MARKERS,
+            use_underscores=True,
+        )
+    values = getattr(options, "settings", None)
+    if values is None:
+        return options
+    changes: dict[str, Any] = {"settings": _merged(config, values, given_options(arguments), prog)}
+    return dataclasses.replace(options, **changes)
+
+
+def registry(config: Config, sections: Collection[str] = Command.sections) -> ConstructorRegistry:
+    """How tyro turns our types into flags: settings as nested dictionaries, for pydantic to validate all at once.
+
+    Args:
+        config: defaults of the settings.
+        sections: those that help shows.
+    """
+    rules = ConstructorRegistry()
+
+    @rules.struct_rule
+    def model_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not (isinstance(info.type, type) and issubclass(info.type, StrictModel)):
+            return None
+        model = config if info.type is Config else info.default
+        fields = [_field_spec(model, name, field, sections) for name, field in type(model).model_fields.items()]
+        return StructConstructorSpec(instantiate=dict, fields=tuple(fields))
+
+    @rules.primitive_rule
+    def bool_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
+        if info.type is not bool:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{true,false}",
+            instance_from_str=_boolean,
+            is_instance=lambda value: isinstance(value, bool),
+            str_from_instance=lambda value: [str(value).lower()],
+        )
+
+    @rules.primitive_rule
+    def path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+        if info.type is not Path:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=lambda words: Path(expand(words[0])),
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return rules
+
+
+def option_names(command: type, config: Config) -> Iterator[str]:
+    """The names of all options of a command, without their dashes."""
+    for field in dataclasses.fields(command):
+        if field.name != "settings":
+            yield field.name
+            continue
+        for section in Config.model_fields:
+            yield from (f"{section}.{key}" for key in type(getattr(config, section)).model_fields)
+
+
+def given_options(arguments: Iterable[str]) -> set[str]:
+    """The names of the options on a command line, without their dashes and with underscores."""
+    return {word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
+
+
+def last_value(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option, before the command line is parsed as a whole; None where it is not given."""
+    value = None
+    for i, word in enumerate(arguments):
+        name, equals, text = word.partition("=")
+        if name.replace("-", "_") == option.replace("-", "_"):
+            value = text if equals else arguments[i + 1] if i + 1 < len(arguments) else value
+    return value
+
+
+def _field_spec(model: StrictModel, name: str, field: FieldInfo, sections: Collection[str]) -> StructFieldSpec:
+    value = getattr(model, name)
+    if isinstance(value, StrictModel):
+        kind: Any = type(value) if name in sections else tyro.conf.Suppress[type(value)]  # type: ignore[misc]
+        return StructFieldSpec(name, kind, value)
+    kind, description = field.annotation, field.description
+    if isinstance(model, HeadConfig) and name == "name":  # any name, since its head's settings are read then
+        kind, description = str, HeadConfig.model_fields["name"].description
+    text = " ".join((description or "").split())
+    shown = tyro.conf.arg(help=text, help_behavior_hint=f"(default: {_shown(value)})", metavar=_metavar(kind))
+    return StructFieldSpec(name, Annotated[kind, shown], value)  # type: ignore[arg-type]
+
+
+def _metavar(kind: Any) -> str | None:
+    """What help calls the values of a type; None where tyro's own word for it is good."""
+    parts = {get_origin(part) or part for part in map(_plain, get_args(kind) or (kind,))} - {type(None)}
+    if get_origin(kind) is tuple:
+        return None if ... not in get_args(kind) else f"{_plain(get_args(kind)[0]).__name__.upper()} ..."
+    if tuple in parts:
+        return "STR ..."
+    if get_origin(kind) is dict:
+        return "KEY VALUE ..."
+    if parts <= {int, float, str} and bool not in parts:
+        return "|".join(sorted(part.__name__.upper() for part in parts))
+    return None
+
+
+def _plain(kind: Any) -> Any:
+    """A type without its annotations."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _shown(value: Any) -> str:
+    """A default, as help shows it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | dict):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _boolean(words: list[str]) -> bool:
+    word = words[0].lower()
+    if word not in ("true", "false"):
+        raise ValueError("expected true or false")
+    return word == "true"
+
+
+def _with_head(config: Config, name: str) -> Config:
+    """The config with another head, which keeps the settings from the file that it reads as well."""
+    before, head = config.head, config.head.renamed(name)
+    dropped = sorted(before.model_fields_set - head.model_fields_set - {"name"})
+    if dropped:
+        logger.info(f"Settings of {before.name} that {name} does not have are dropped: {', '.join(dropped)}.")
+    return config.model_copy(update={"head": head})
+
+
+def _merged(config: Config, values: dict[str, dict[str, Any]], given: set[str], prog: str) -> Config:
+    """The config with the settings that the command line gives."""
+    sections = config.model_dump(exclude_unset=True)
+    sections["head"] = sections.get("head", {}) | {"name": config.head.name}
+    for section, settings in values.items():
+        flags = {key: value for key, value in settings.items() if f"{section}.{key}" in given}
+        if flags:
+            sections[section] = sections.get(section, {}) | flags
+    try:
+        return Config.model_validate(sections)
+    except ValidationError as e:
+        raise ConfigError(describe_validation_error(e, Config), hint=f"{prog} --help") from None
+
+
+def _refuse(
+    event: parsing.ParseErrorEvent, arguments: Sequence[str], known: Sequence[str], config: Config, prog: str
+) -> None:
+    """Raise an error in our words for what tyro refuses. Events of other kinds are left to tyro."""
+    hint = f"{prog} --help"
+    match event:
+        case parsing.UnrecognizedArgs(tokens=tokens):
+            raise ConfigError("; ".join(_unknown_options(tokens, known, config)), hint=hint)
+        case parsing.InvalidChoice(argument=argument, value=value, choices=choices):
+            raise ConfigError(
+                f"{_flag(argument)}: no such choice{did_you_mean(value, choices)}",
+                expected=f"one of {', '.join(choices)}",
+                got=value,
+                hint=hint,
+            )
+        case parsing.BadValue(argument=argument):
+            raise ConfigError(f"{_flag(argument)}: value missing", expected=argument.lowered.metavar, hint=hint)
+        case parsing.MissingArgs(missing_arguments=missing):
+            flags = ", ".join(f"{_flag(context.arg)} {context.arg.lowered.metavar}" for context in missing)
+            raise ConfigError(f"{flags} is required", hint=hint)
+        case parsing.InstantiationFailure(argument=argument) if argument is not None:
+            flag = _flag(argument)
+            got = last_value(arguments, flag)
+            raise ConfigError(f"{flag}: wrong value", expected=argument.lowered.metavar, got=got, hint=hint)
+
+
+def _unknown_options(tokens: Sequence[str], known: Sequence[str], config: Config) -> Iterator[str]:
+    """One clause for each unknown option; if there is none, for the words that belong to no option."""
+    options = [token.split("=")[0] for token in tokens if token.startswith("-")]
+    if not options:
+        yield f"unexpected {', '.join(map(repr, tokens))}"
+    for option in options:
+        if option.startswith("--head."):
+            settings = [name for name in known if name.startswith("--head.") and name != "--head.name"]
+            names = ", ".join(name.removeprefix("--head.") for name in settings) or "no settings"
+            yield f"unknown option {option}{did_you_mean(option, settings)}, {config.head.name} has {names}"
+        else:
+            yield f"unknown option {option}{did_you_mean(option, known)}"
+
+
+def _flag(argument: Any) -> str:
+    return str(argument.lowered.name_or_flags[-1])

@@ -1,0 +1,197 @@
+"""What the commands and the Python API do: extract a data set, train one run per target, predict.
+
+Heavy libraries are imported when a function needs them, so that an early error does not wait for TensorFlow.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from features._common.quiet_imports import quiet_imports
+from features.config import Config
+from features.store import Store
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from stage1_extract.extract import ExtractionResult
+    from stage2_temporal.data.examples import StoreExamples
+    from stage2_temporal.predict import PredictionFiles
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run.
+
+    Attributes:
+        folder: where it is.
+        existed: it was trained earlier, with the same settings on the same examples.
+    """
+
+    folder: Path
+    existed: bool
+
+
+def extract(config: Config, store: Path | str) -> Path:
+    """Extract what the store does not hold yet; render the sample data set first if the config reads it.
+
+    Args:
+        config: which data set, frames and backbone.
+        store: the HDF5 file to create or extend.
+
+    Returns:
+        The path of the store.
+
+    Raises:
+        FramebankError: something the user can correct, such as damaged files.
+    """
+    path = Path(store).expanduser()
+    extract_data_set(config, path)
+    return path
+
+
+def extract_data_set(config: Config, store: Path, damaged_rows: dict[int, list[str]] | None = None) -> ExtractionResult:
+    """As `extract`, with details of what was done.
+
+    Args:
+        damaged_rows: rows of the store, each with the streams to extract again.
+    """
+    quiet_opencv()
+    from stage1_extract.datasets import scan
+
+    if config.data.layout == "sample":
+        render_sample(config)
+    catalogue = scan(config.data)
+    with quiet_imports():
+        from stage1_extract.extract import extract as extract_catalogue
+
+    path = store.resolve() if store.is_symlink() else store  # replace the file that a link points to, not the link
+    return extract_catalogue(config, path, catalogue, damaged_rows=damaged_rows)
+
+
+def render_sample(config: Config) -> None:
+    """Render the sample data set into `data.path`, unless it is there."""
+    from stage1_extract.sample import render_sample_set
+
+    render_sample_set(Path(config.data.path), seed=config.data.seed)
+
+
+def train(config: Config, store: Path | str, run: str | None = None) -> list[Path]:
+    """Train one run for each target of the config; a run that exists with the same settings is not trained again.
+
+    Args:
+        config: the task: `data.target` and `data.also`, windows, head and training.
+        store: a complete store.
+        run: name of the run, or its folder; only `data.target` is trained then. Default: one name for each target,
+            made of the store's name, the target and the head.
+
+    Returns:
+        The folders of the runs.
+
+    Raises:
+        FramebankError: something the user can correct.
+    """
+    path = Path(store).expanduser()
+    return [trained.folder for trained in train_runs(config, path, run, stem=path.stem)]
+
+
+def train_runs(config: Config, store: Path, run: str | None, *, stem: str) -> Iterator[TrainedRun]:
+    """As `train`, one run at a time.
+
+    Args:
+        stem: first part of the names of runs.
+    """
+    from stage2_temporal.data.task import check_recipe, read_task, store_origin
+    from stage2_temporal.runs.folder import choose_run_folder
+
+    with Store(store) as opened:
+        check_recipe(config, opened)
+        for target in [config.data.target, *(() if run else config.data.also)]:
+            task_config = config.with_target(target)
+            task = read_task(task_config, opened)
+            with quiet_imports():
+                from stage2_temporal.heads.default_head import resolve_default_head
+            task_config = resolve_default_head(task_config, opened, task.examples)
+            folder, existed = choose_run_folder(run, stem, task_config, store_origin(opened, task, task_config))
+            if not existed:
+                with quiet_imports():
+                    from stage2_temporal.train import train as train_run
+
+                train_run(task_config, opened, task, folder)
+            yield TrainedRun(folder, existed)
+
+
+def load_examples(
+    store: Path | str, config: Config | None = None, splits: Sequence[str] = ("train",)
+) -> tuple[StoreExamples, NDArray[np.float64], NDArray[np.int64]]:
+    """Load the examples of a store for scikit-learn.
+
+    Args:
+        store: a complete store.
+        config: target and windows; default: the defaults.
+        splits: which of the store's splits; only examples with a known target.
+
+    Returns:
+        X, which reads features when a head asks for them; y (n, K) in the target's unit; and each example's sequence
+        (n,), for group-wise cross-validation.
+
+    Raises:
+        FramebankError: something the user can correct.
+    """
+    with quiet_imports():
+        from stage2_temporal.data import examples
+
+    return examples.load_examples(Path(store).expanduser(), config, splits)
+
+
+def predict(
+    run: Path | str,
+    source: Path | str | None = None,
+    output: Path | str | None = None,
+    *,
+    overlay: Path | str | None = None,
+    boxes: Path | str | None = None,
+    stride: int | None = None,
+    fps: float | None = None,
+) -> PredictionFiles:
+    """Predict with a run on a video, a folder of frames or a data set, and write the predictions as CSV.
+
+    Args:
+        run: name of the run, or its folder.
+        source: a video, a folder of frames, or a data set in the run's layout; default: the run's own data set.
+        output: the CSV file; default: `predicted/<name of the source>.csv` in the run's folder.
+        overlay: an .mp4 file with the predictions drawn on the frames.
+        boxes: a CSV file with the vehicles' boxes, for heads that predict for a vehicle in a video.
+        stride: take every stride-th frame instead of the run's `window.stride`.
+        fps: frames per second, if the source does not say or is wrong.
+
+    Returns:
+        The files written, the number of windows, and the sequences that were skipped.
+
+    Raises:
+        FramebankError: something the user can correct; nothing is written then.
+    """
+    quiet_opencv()
+    with quiet_imports():
+        from stage2_temporal.predict import predict as predict_run
+    from stage2_temporal.runs.folder import run_path
+
+    paths = {"source": source, "output": output, "overlaid": overlay, "boxes": boxes}
+    expanded = {name: Path(expand(path)) for name, path in paths.items() if path is not None}
+    return predict_run(run_path(expand(run)), **expanded, stride=stride, fps=fps)
+
+
+def expand(path: Path | str) -> str:
+    """A path with `~` replaced by the user's home folder."""
+    return os.path.expanduser(path)  # noqa: PTH111 — Path would turn "./name" into "name", which means runs/name
+
+
+def quiet_opencv() -> None:
+    """Silence OpenCV and FFmpeg, whose faults framebank reports itself; has an effect before cv2 is imported."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
