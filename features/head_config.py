@@ -70,7 +70,8 @@ class StatisticsConfig(PooledConfig):
     """A pooled head that summarises the whole window before its regression."""
 
     lags: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] = (1, 2, 4)
-    """Frame lags for difference features. With several lags, log-ratios between them are used, which cancels texture."""
+    """Frame lags for difference features. With several lags, log-ratios between them are used, which cancels
+    texture."""
 
 
 class DenseConfig(HeadConfig):
@@ -287,17 +288,18 @@ def head_settings_class(name: str) -> type[HeadConfig]:
         return SETTINGS[name]
     head = load_plugin(HEADS, name)
     if head is None:
-        names = list(list_heads())
-        raise ConfigError(
-            f"no such head{did_you_mean(name, names)}",
-            expected=f"one of {', '.join(names)}",
-            got=name,
-            hint="--head.name NAME",
-        )
+        raise unknown_head(name)
     model = getattr(head, "settings", None)
     if not (isinstance(model, type) and issubclass(model, HeadConfig)):
         raise plugin_error(HEADS, name, "its class attribute `settings` is no subclass of HeadConfig")
     return model
+
+
+def unknown_head(name: str) -> ConfigError:
+    """The error for a head that does not exist."""
+    names = list(list_heads())
+    what = f"no such head{did_you_mean(name, names)}"
+    return ConfigError(what, expected=f"one of {', '.join(names)}", got=name, hint="--head.name NAME")
 
 
 def list_heads() -> dict[str, str]:
@@ -320,7 +322,7 @@ def head_settings(value: Any) -> HeadConfig:
     try:
         model = head_settings_class(str(name))
     except ConfigError as e:
-        raise described_fault(f"head.name: {str(e.what)}, expected {e.expected}, got {name!r}") from None
+        raise described_fault(f"head.name: {e.what!s}, expected {e.expected}, got {name!r}") from None
     try:
         return model.model_validate({**value, "name": name})
     except ValidationError as e:

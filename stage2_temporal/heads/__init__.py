@@ -1,7 +1,4 @@
-"""Heads: what maps windows of a store's streams to the target. Each is a scikit-learn estimator, see `base`.
-
-Only Keras' own layers and operations occur in their models, so that a saved one loads anywhere.
-"""
+"""The heads, which predict the target from windows of a store's streams. `base` explains how they are built."""
 
 from __future__ import annotations
 
@@ -9,9 +6,11 @@ from pathlib import Path
 
 import keras
 
+from features import plugins
 from features.config import Config
 from features.errors import ConfigError
-from features.head_config import HeadConfig
+from features.head_config import HeadConfig, unknown_head
+from features.layer_names import FEATURES
 from features.store import TopRecord
 from features.streams import APPEARANCE, MOTION
 from stage2_temporal.heads.attention import Attention
@@ -45,79 +44,79 @@ HEADS: dict[str, type[Head]] = {
 
 
 def find_head(name: str) -> type[Head]:
-    """The head of that name.
+    """Find a head by its name, built in or a plugin's.
 
     Raises:
-        ConfigError: no such head; lists what there is.
+        ConfigError: there is no such head; the message lists those there are.
     """
-    try:
+    if name in HEADS:
         return HEADS[name]
-    except KeyError:
-        raise ConfigError(
-            "no such head", expected=f"one of {', '.join(HEADS)}", got=name, hint="--head.name NAME"
-        ) from None
+    head = plugins.load_plugin(plugins.HEADS, name)
+    if head is None:
+        raise unknown_head(name)
+    if not (isinstance(head, type) and issubclass(head, Head)):
+        raise plugins.plugin_error(plugins.HEADS, name, "it is no subclass of stage2_temporal.heads.Head")
+    return head
 
 
-def uses_track_alone(config: Config) -> bool:
-    """Whether a run's head sees a vehicle's track and nothing else."""
-    head = find_head(config.head.name)
-    return issubclass(head, VehicleHead) and head.alone
+def reads_track_only(config: Config) -> bool:
+    """Whether a run's head reads a vehicle's track and no stream."""
+    return not config.head.input_streams
 
 
 def uses_track(run: Path, config: Config) -> bool:
-    """Whether a run's head is told of a vehicle by its box, be it alone or beside frames."""
-    return uses_track_alone(config) or (
-        issubclass(find_head(config.head.name), VehicleHead) and (run / CAMERA_GEOMETRY_FILE).is_file()
-    )
+    """Whether a run's head reads a vehicle's track, be it alone or together with streams."""
+    head = find_head(config.head.name)
+    return issubclass(head, VehicleHead) and (reads_track_only(config) or (run / CAMERA_GEOMETRY_FILE).is_file())
 
 
 def check_streams(run: Path, config: Config) -> None:
-    """Refuse to predict from images where the head looks at a stream that is made from a store alone.
+    """Refuse to predict from images with a head that reads a derived stream, which only a store has.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: the head reads one.
     """
-    others = [stream for stream in config.head.input_streams if stream not in (APPEARANCE, MOTION)]
-    if others:
+    derived = [stream for stream in config.head.input_streams if stream not in (APPEARANCE, MOTION)]
+    if derived:
         raise ConfigError(
-            f"{run}: {config.head.name} looks at a stream that is derived in a store, and answers from a store alone",
+            f"{run}: {config.head.name} reads a stream that is derived in a store, so it cannot predict from images",
             expected=f"{APPEARANCE}, {MOTION} or both",
-            got=", ".join(others),
-            hint=f"make features of the clips, then evaluate; or train anew with --head.streams {APPEARANCE}",
+            got=", ".join(derived),
+            hint=f"extract the clips to a store, then evaluate; or train again with --head.streams {APPEARANCE}",
         )
 
 
 def check_uses_maps(run: Path, config: Config) -> None:
-    """Refuse what needs a backbone in the model, where the head doesn't look at the trunk's maps.
+    """Refuse to put a backbone below a head that does not read the trunk's maps.
 
     Raises:
-        ConfigError: it doesn't.
+        ConfigError: the head does not read them.
     """
     check_streams(run, config)
-    if uses_track_alone(config) or APPEARANCE not in config.head.input_streams:
-        seen = "a vehicle's track" if uses_track_alone(config) else "optical flow"
+    if APPEARANCE not in config.head.input_streams:
+        source = "a vehicle's track" if reads_track_only(config) else "optical flow"
         raise ConfigError(
-            f"{run}: {config.head.name} sees {seen} and no frames: there is no backbone to fuse it with",
-            hint="nothing: predict works as it is, and export writes the model with its named inputs; to fine-tune, "
-            f"train anew with --head.streams {APPEARANCE}",
+            f"{run}: {config.head.name} reads {source} and no frames: there is no backbone to fuse it with",
+            hint="use predict or export, which work without fusing; to fine-tune, train again with "
+            f"--head.name pooled_lstm --head.streams {APPEARANCE}",
         )
 
 
 def check_uses_maps_alone(run: Path, config: Config) -> None:
-    """Refuse what trains on frames, where the head looks at other things or at other things besides.
+    """Refuse to fine-tune a head that reads anything but the trunk's maps.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: the head does.
     """
     check_uses_maps(run, config)
     if len(config.head.input_streams) > 1 or uses_track(run, config):
-        seen = [*config.head.input_streams, *(["a vehicle's track"] if uses_track(run, config) else [])]
+        sources = [*config.head.input_streams, *(["a vehicle's track"] if uses_track(run, config) else [])]
         raise ConfigError(
-            f"{run}: fine-tuning trains on frames, and {config.head.name} sees more than these",
-            expected=f"a head on {APPEARANCE} alone",
-            got=", ".join(seen),
-            hint="fuse, predict and export take it as it is; to fine-tune, train anew with --head.name pooled_lstm "
-            f"--head.streams {APPEARANCE}",
+            f"{run}: fine-tuning trains on frames only, and {config.head.name} reads more than these",
+            expected=f"a head that reads only {APPEARANCE}",
+            got=", ".join(sources),
+            hint="use fuse, predict or export, which take it as it is; to fine-tune, train again with "
+            f"--head.name pooled_lstm --head.streams {APPEARANCE}",
         )
 
 
@@ -130,22 +129,22 @@ def build_model(
     target: Scale | None = None,
     vectors: Scale | None = None,
 ) -> keras.Model:
-    """The untrained model of a gradient-trained head from maps `features` (batch, T, h, w, c) to (batch, targets).
+    """Build the untrained model of a `GradientHead`, from maps (batch, T, h, w, c) to (batch, targets).
 
     Args:
         shape: T, h, w, c.
-        settings: the head.
-        targets: how many numbers are predicted.
-        top: the store's unfrozen layers, or None.
-        target: where given, the head works on targets of mean 0 and deviation 1 and its output is scaled back.
-        vectors: where given, what the head's vectors are standardised by.
+        settings: the head's.
+        targets: number of targets.
+        top: the store's unfrozen layers, if any.
+        target: the scale by which the output is converted to the target's unit; None leaves it as it is.
+        vectors: the scale that standardises the head's vectors; None leaves them as they are.
 
     Raises:
-        ConfigError: an unknown head, or settings that do not fit the map.
-        StoreError: a top that cannot be rebuilt.
+        ConfigError: the head is unknown, or its settings do not fit the map.
+        StoreError: the top cannot be rebuilt.
     """
-    head = find_head(settings.name).of(Config(head=settings))
-    head._begin()
-    head._plan({"features": shape}, targets, top=top, target=target)
+    head = find_head(settings.name).from_config(Config(head=settings))
+    head._read_settings()
+    head._plan_graph({FEATURES: shape}, targets, top=top, target=target)
     head._scale = vectors
-    return head._finished(head._graph())
+    return head._build_model(head._build_graph())

@@ -1,14 +1,30 @@
-"""What every head is: a scikit-learn estimator whose answer is a Keras model.
+"""The base of every head: a scikit-learn estimator that trains a Keras model.
 
-A head's graph has four steps, each overridable:
+Data flows through a head's graph in four steps. A head overrides those that it needs to:
 
-    _base(X)            the arrays that `model_` takes, by input name: the store's streams
-    _summarise(base)    Keras: these → what is trained on, frozen, so that it can be computed once into the store
-    _vectors(arrays)    Keras: → (batch, T, features) or (batch, features); then standardised where wanted
-    _answer(vectors)    Keras: → (batch, K) targets of mean 0 and deviation 1 where standardised, then in their unit
+    input_arrays(examples)       NumPy: the arrays that the model takes, by input name; by default the store's streams
+    features(inputs)             Keras: inputs → features; nothing here is trained but the store's top
+    vectors(features)            Keras: features → (batch, T, F) or (batch, F), which are then standardised
+    output(vectors, targets)     Keras: vectors → (batch, targets), which is then scaled to the target's unit
 
-Where `_ready(X)` says that the store has what `_summarise` gives, `_arrays(X)` gives it from there, and only what
-follows is trained. `_prepare(X, y)` may learn from the training examples before any of this.
+Features that are in the store already (`has_stored_features`) are read from there (`stored_features`), and only the
+steps after them run in training. `prepare(examples, targets)` runs first and may learn from the training examples.
+
+Most new heads extend a class that has the first three steps: `pooled.PooledFrames` (one vector per frame) or
+`pooled.PooledStatistics` (one vector per window), together with a way to train: `gradient.GradientHead` (Adam) or
+`closed_form.ClosedFormHead` (a regressor of scikit-learn). A whole head, with its settings:
+
+    class BiGRUConfig(PooledConfig, RecurrentConfig):
+        when = "For events that show only in the frames after them."
+
+    class BiGRU(PooledFrames, GradientHead):
+        settings = BiGRUConfig
+
+        def output(self, vectors, targets):
+            gru = keras.layers.GRU(self.settings_.units, activation=self.settings_.activation)
+            return self.dense_output(keras.layers.Bidirectional(gru)(vectors), targets)
+
+Models must consist of Keras' own layers and operations, so that they load anywhere.
 """
 
 from __future__ import annotations
@@ -28,6 +44,7 @@ from features._common.types import Floats, Tensor
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.head_config import HeadConfig
+from features.layer_names import FEATURES, STAGE_TWO, STANDARDISE, UNIT, VECTORS
 from features.store import TopRecord
 from features.streams import APPEARANCE
 from stage2_temporal.data.batches import Batches
@@ -48,22 +65,24 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """A regressor over windows of frames.
 
     Attributes:
-        settings: its settings class; each field is a parameter of the constructor.
-        train_settings: the fields of the config's section [train] that it reads, which are parameters as well.
-        standardised: whether its vectors are standardised.
-        gaps: whether plain arrays may have NaN in them.
-        needs_timestamps: whether it is told how much time lies between the frames.
-        model_: keras.Model from the store's streams to (batch, K) in the target's unit. One stream: one input named
-            `features`; several: a dictionary by stream.
-        outcome_: history, kept epoch and seconds of training.
+        settings: the head's settings class; its fields are parameters of the constructor.
+        train_settings: the fields of the config's section [train] that the head reads, which are parameters too.
+        standardises_vectors: whether vectors are standardised over the training examples.
+        allows_nan: whether plain arrays may contain NaN.
+        needs_timestamps: whether the result depends on the time between frames.
+        settings_: the validated [head] settings, an instance of `settings`; set by `fit` and `restore`.
+        train_: the validated [train] settings; set by `fit` and `restore`.
+        model_: keras.Model from the streams to (batch, K) in the target's unit. With one stream it has one input named
+            `features`, with several a dictionary of inputs by stream.
+        outcome_: the training's history, kept epoch and duration.
     """
 
     settings: ClassVar[type[HeadConfig]] = HeadConfig
     train_settings: ClassVar[tuple[str, ...]] = (
         "batch", "validation_split", "standardise", "reverse", "shift", "strides",
     )  # fmt: skip
-    standardised: ClassVar[bool] = True
-    gaps: ClassVar[bool] = False
+    standardises_vectors: ClassVar[bool] = True
+    allows_nan: ClassVar[bool] = False
     needs_timestamps: ClassVar[bool] = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -71,128 +90,141 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         cls.__init__ = constructor(parameter_fields(cls.settings, cls.train_settings))  # type: ignore[method-assign]
 
     @classmethod
-    def of(cls, config: Config) -> Self:
-        """The head with a config's settings."""
+    def from_config(cls, config: Config) -> Self:
+        """Make the head with a config's settings."""
         names = parameter_fields(cls.settings, cls.train_settings)
         return cls(**{n: v for section in (config.head, config.train) for n, v in section if n in names})
 
     def fit(self, X: Any, y: Any, validation: tuple[Any, Any] | None = None, *, logs: Path | None = None) -> Self:
-        """Train.
+        """Train the head.
 
         Args:
-            X: Inputs, or an array (n, F), (n, T, F) or (n, T, h, w, c).
-            y: (n, K) or (n,) targets, all known.
-            validation: (X, y) that choose the epoch. None: the last part of X where `validation_split` says so, else
-                nothing does and the last epoch is kept.
-            logs: folder for TensorBoard.
+            X: `StoreExamples`, or an array (n, F), (n, T, F) or (n, T, h, w, c).
+            y: (n, K) or (n,) targets without NaN.
+            validation: X and y that decide which epoch is kept. Without it the last part of X does if
+                `validation_split` is set; otherwise the last epoch is kept.
+            logs: folder for TensorBoard logs.
 
         Raises:
-            ConfigError: settings out of range or at odds with X.
-            ValueError: X or y that scikit-learn refuses, unknown targets among them.
+            ConfigError: a setting is out of range or does not fit X.
+            ValueError: scikit-learn refuses X or y.
             FramebankError: see `stage2_temporal.training.loop.fit_model`.
         """
-        self._begin()
-        examples, targets = self._accepted(X, y, fitting=True)
+        self._read_settings()
+        examples, targets = self._check_inputs(X, y, fitting=True)
         self._flat = targets.ndim == 1
         targets = targets.reshape(len(examples), -1)
-        held: ValidationSet | None = None
+        validation_set: ValidationSet | None = None
         if validation is not None:
-            held = as_head_inputs(validation[0]), _known(validation[1]).reshape(-1, targets.shape[1])
-        elif self._train.validation_split:
-            at = split_at(examples.groups, self._train.validation_split)
-            held = examples[at:], targets[at:]
+            validation_set = as_head_inputs(validation[0]), _as_targets(validation[1]).reshape(-1, targets.shape[1])
+        elif self.train_.validation_split:
+            at = split_at(examples.groups, self.train_.validation_split)
+            validation_set = examples[at:], targets[at:]
             examples, targets = examples[:at], targets[:at]
-        if augments_time(self._train):
-            examples, targets = self._retimed(examples, targets)
-        self._prepare(examples, targets)
-        self._plan(
-            self._entries(examples),
+        if augments_time(self.train_):
+            examples, targets = self._augment(examples, targets)
+        self.prepare(examples, targets)
+        self._plan_graph(
+            self.input_shapes(examples),
             targets.shape[1],
-            top=examples.top() if APPEARANCE in self._head.input_streams else None,
-            target=target_scale(targets) if self._train.standardise else None,
+            top=examples.top() if APPEARANCE in self.settings_.input_streams else None,
+            target=target_scale(targets) if self.train_.standardise else None,
         )
-        self._learn(examples, targets, held, logs)
+        self._train_model(examples, targets, validation_set, logs)
         return self
 
     def predict(self, X: Any) -> Floats:
-        """(n, K) in the target's unit, or (n,) where y was."""
+        """Predict (n, K) in the target's unit, or (n,) if y was one-dimensional."""
         check_is_fitted(self, "model_")
-        examples = self._accepted(X, None, fitting=False)[0]
-        predicted = self._predicted(examples)
+        examples = self._check_inputs(X, None, fitting=False)[0]
+        predicted = self._predict_examples(examples)
         return predicted[:, 0] if self._flat else predicted
 
-    def keep(self, folder: Path) -> None:
-        """Write what `_prepare` learnt and the graph doesn't hold into a run's folder. Nothing by default."""
+    def save_extras(self, folder: Path) -> None:
+        """Write to a run's folder what `prepare` learnt and the model does not contain. Nothing by default."""
 
     def restore(self, model: keras.Model, folder: Path | None = None) -> Self:
-        """Take a saved `model_` instead of training.
+        """Use a saved model instead of training.
 
         Args:
-            folder: of the run, see `keep`.
+            model: the `model_` of a head with the same settings.
+            folder: the run's folder, with the files that `save_extras` wrote.
         """
-        self._begin()
+        self._read_settings()
         self._flat, self.model_ = False, model
         return self
 
-    def taken(self, examples: StoreExamples) -> NamedTensors:
-        """What `model_` takes of examples, by input name, as stored."""
-        return self._base(examples)
-
-    def derived(self, examples: StoreExamples) -> list[DerivedStream]:
-        """The derived streams that training would put into the store, were they lacking."""
+    def derived_streams(self, examples: StoreExamples) -> list[DerivedStream]:
+        """List the derived streams that training would add to the store where they are missing."""
         return []
 
     # what heads override
 
-    def _prepare(self, examples: HeadInputs, targets: Floats) -> None:
-        """Learn from the training examples (targets (n, K)) what `_base` or `_arrays` need. Nothing by default."""
+    def prepare(self, examples: HeadInputs, targets: Floats) -> None:
+        """Learn from training examples and targets (n, K) what the other steps need. Nothing by default."""
 
-    def _entries(self, examples: HeadInputs) -> dict[str, tuple[int, ...]]:
-        """Shape of one example in each array of `_base`, without reading any."""
-        return {name: examples.window(stream) for name, stream in self._inputs.items()}
+    def input_shapes(self, examples: HeadInputs) -> dict[str, tuple[int, ...]]:
+        """The shape of one example in each of the `input_arrays`, without reading any."""
+        return {name: examples.window(stream) for name, stream in self.input_streams.items()}
 
-    def _base(self, examples: HeadInputs) -> NamedTensors:
-        """The arrays that `model_` takes: the streams of these examples, as stored."""
-        return {name: examples.stream(stream) for name, stream in self._inputs.items()}
+    def input_arrays(self, examples: HeadInputs) -> NamedTensors:
+        """The arrays that `model_` takes for these examples; by default the streams, as stored."""
+        return {name: examples.stream(stream) for name, stream in self.input_streams.items()}
 
-    def _ready(self, examples: HeadInputs) -> bool:
-        """Whether the store has what `_summarise` gives; never by default."""
+    def has_stored_features(self, examples: HeadInputs) -> bool:
+        """Whether the store holds what `features` computes; by default it does not."""
         return False
 
-    def _arrays(self, examples: HeadInputs) -> NamedTensors:
-        """What `_summarise` gives, from the store."""
+    def stored_features(self, examples: HeadInputs) -> NamedTensors:
+        """What `features` computes, read from the store."""
         raise NotImplementedError
 
-    def _summarise(self, base: NamedTensors) -> NamedTensors:
-        """Tensors by the names of `_base` → tensors that do not depend on what is trained, but for the top."""
-        return base
+    def features(self, inputs: NamedTensors) -> NamedTensors:
+        """Inputs → features by name, with no trained layer but the store's top. By default the inputs themselves."""
+        return inputs
 
-    def _vectors(self, arrays: NamedTensors) -> Tensor:
-        """What `_summarise` gives → (batch, T, features) or (batch, features)."""
-        return concatenate(list(arrays.values()))
+    def vectors(self, features: NamedTensors) -> Tensor:
+        """Features → (batch, T, F) or (batch, F). By default all features, concatenated."""
+        return concatenate(list(features.values()))
 
     @abstractmethod
-    def _answer(self, vectors: Tensor, targets: int) -> Tensor:
+    def output(self, vectors: Tensor, targets: int) -> Tensor:
         """Vectors → (batch, targets)."""
 
     @abstractmethod
-    def _learn(self, examples: HeadInputs, targets: Floats, held: ValidationSet | None, logs: Path | None) -> None:
+    def _train_model(
+        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
+    ) -> None:
         """Set `model_` and `outcome_`."""
+
+    # what heads may use
+
+    @property
+    def input_streams(self) -> dict[str, str]:
+        """The stream that each input of the model reads, by the input's name."""
+        streams = self.settings_.input_streams
+        return {FEATURES: streams[0]} if len(streams) == 1 else {stream: stream for stream in streams}
+
+    def with_top(self, maps: Tensor, name: str) -> Tensor:
+        """Apply the store's top, which is trainable, to the maps (batch, T, h, w, c) of the input `name`.
+
+        Maps of an input without a top are returned as they are. Time is folded into the batch: this gives the numbers
+        of a TimeDistributed top at inference, with one call and one batch-norm update per step.
+        """
+        if self._top is None or self.input_streams[name] != APPEARANCE:
+            return maps
+        _, time, *entry = maps.shape
+        x = rebuild_top(self._top)(keras.ops.reshape(maps, (-1, *entry)))
+        return keras.ops.reshape(x, (-1, time, *x.shape[1:]))
 
     # what they share
 
-    @property
-    def _inputs(self) -> dict[str, str]:
-        """Input name → stream."""
-        streams = self._head.streams
-        return {"features": streams[0]} if len(streams) == 1 else {s: s for s in streams}
+    def _read_settings(self) -> None:
+        """Validate the parameters, and forget the last training."""
+        self.settings_: Any = validated(self, self.settings)
+        self.train_: TrainConfig = validated(self, TrainConfig)
 
-    def _begin(self) -> None:
-        """Read the settings, and forget what was trained before."""
-        self._head: Any = validated(self, self.settings)
-        self._train: TrainConfig = validated(self, TrainConfig)
-
-    def _plan(
+    def _plan_graph(
         self,
         shapes: dict[str, tuple[int, ...]],
         targets: int,
@@ -200,7 +232,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         top: TopRecord | None = None,
         target: Scale | None = None,
     ) -> None:
-        """What the graph is built from."""
+        """Set what the graph is built from: input shapes, number of targets, the store's top and the targets' scale."""
         self._shapes, self._targets, self._top, self._target = shapes, targets, top, target
         self._scale: Scale | None = None
 
@@ -211,106 +243,101 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         tags.regressor_tags.poor_score = True  # on the dozens of rows of scikit-learn's checks
         return tags
 
-    def _accepted(self, X: Any, y: Any, *, fitting: bool) -> tuple[HeadInputs, Floats]:
-        """X and y, checked; y alone matters in fitting."""
+    def _check_inputs(self, X: Any, y: Any, *, fitting: bool) -> tuple[HeadInputs, Floats]:
+        """Check X and, when fitting, y."""
         if isinstance(X, StoreExamples):
             if len(X) == 0:
                 raise ValueError("found 0 examples, at least 1 is needed")
-            targets = _known(y) if fitting else np.empty(0)
+            targets = _as_targets(y) if fitting else np.empty(0)
             if fitting:
                 check_consistent_length(X, targets)
             return X, targets
         rules = {"allow_nd": True, "dtype": "numeric", "reset": fitting}
-        rules["ensure_all_finite"] = "allow-nan" if self.gaps else True
+        rules["ensure_all_finite"] = "allow-nan" if self.allows_nan else True
         if not fitting:
             return as_head_inputs(validate_data(self, X, **rules)), np.empty(0)
         X, y = validate_data(self, X, y, **rules, multi_output=True, y_numeric=True)
-        return as_head_inputs(X), _known(y)
+        return as_head_inputs(X), _as_targets(y)
 
-    def _retimed(self, examples: HeadInputs, targets: Floats) -> ValidationSet:
-        """The examples with what `reverse`, `shift` and `strides` make of them.
+    def _augment(self, examples: HeadInputs, targets: Floats) -> ValidationSet:
+        """Add the windows that `reverse`, `shift` and `strides` ask for.
 
         Raises:
-            ConfigError: a plain array, whose targets have no names, or a head that is told the time.
+            ConfigError: a plain array, whose targets have no names, or a head that depends on the time between frames.
         """
         if not isinstance(examples, StoreExamples) or self.needs_timestamps:
             raise ConfigError(
-                "train.reverse, shift and strides need windows of a store and a head that is not told the time",
+                "train.reverse, train.shift and train.strides do not work with this head or data",
+                expected="windows of a store, and a head that does not use the time between frames",
                 got=type(self).__name__ if self.needs_timestamps else "a plain array",
-                hint="leave them out",
+                hint="remove these three settings",
             )
-        more, of, factor = examples.retimed(self._train)
-        return more, targets[of] * factor
+        augmented, origin, factor = examples.augmented(self.train_)
+        return augmented, targets[origin] * factor
 
-    def _graph(self) -> Graph:
-        """The graph up to the vectors."""
+    def _build_graph(self) -> Graph:
+        """Build the graph up to the vectors."""
         inputs = {n: keras.Input(shape, name=n, dtype="float32") for n, shape in self._shapes.items()}
-        arrays = self._summarise(inputs)
-        if arrays is not inputs:  # marked by name, so that a saved model can be entered there
-            arrays = {n: keras.layers.Identity(name=n)(tensor) for n, tensor in arrays.items()}
-            for name, tensor in arrays.items():
+        features = self.features(inputs)
+        if features is not inputs:  # named, so that a saved model can be split there
+            features = {n: keras.layers.Identity(name=n)(tensor) for n, tensor in features.items()}
+            for name, tensor in features.items():
                 tensor.name = name
-        vectors = self._vectors(arrays)
-        if any(vectors is tensor for tensor in arrays.values()):
-            vectors = keras.layers.Identity(name="vectors")(vectors)  # Keras makes no model of no step
-        return Graph(inputs, arrays, vectors)
+        vectors = self.vectors(features)
+        if any(vectors is tensor for tensor in features.values()):
+            vectors = keras.layers.Identity(name=VECTORS)(vectors)  # Keras cannot build a model without any layer
+        return Graph(inputs, features, vectors)
 
-    def _finished(self, graph: Graph) -> keras.Model:
-        """The model from `_base` to the answer in the target's unit."""
+    def _build_model(self, graph: Graph) -> keras.Model:
+        """Build the model from `input_arrays` to the output in the target's unit."""
         x = graph.vectors
         if self._scale is not None:
             # a Rescaling: Keras' Normalization makes its constants inputs of the exported ONNX graph (3.15)
             factor = 1 / self._scale.deviation
-            x = keras.layers.Rescaling(factor.tolist(), (-self._scale.mean * factor).tolist(), name="standardise")(x)
-        x = self._answer(x, self._targets)
+            x = keras.layers.Rescaling(factor.tolist(), (-self._scale.mean * factor).tolist(), name=STANDARDISE)(x)
+        x = self.output(x, self._targets)
         if self._target is not None:
-            x = keras.layers.Rescaling(self._target.deviation.tolist(), self._target.mean.tolist(), name="unit")(x)
-        return keras.Model(model_inputs(graph.inputs), x, name="framebank")
+            x = keras.layers.Rescaling(self._target.deviation.tolist(), self._target.mean.tolist(), name=UNIT)(x)
+        return keras.Model(model_inputs(graph.inputs), x, name=STAGE_TWO)
 
-    def _computed(self, graph: Graph, examples: HeadInputs, *, whole: bool) -> Iterator[NDArray[Any]]:
-        """The examples' vectors, batch by batch, from `_base` (whole) or from `_arrays`."""
-        model = keras.Model(model_inputs(graph.inputs if whole else graph.arrays), graph.vectors)
-        return self._called(model, self._batches(examples, None, whole=whole))
+    def _compute_vectors(self, graph: Graph, examples: HeadInputs, *, stored: bool) -> Iterator[NDArray[Any]]:
+        """Compute the examples' vectors, batch by batch.
 
-    def _called(self, model: keras.Model, batches: Batches) -> Iterator[NDArray[Any]]:
-        """A model's answers, batch by batch, without the graph that `predict_batches` would trace first."""
+        Args:
+            graph: the head's.
+            examples: whose vectors.
+            stored: whether to start from `stored_features` instead of `input_arrays`.
+        """
+        model = keras.Model(model_inputs(graph.features if stored else graph.inputs), graph.vectors)
+        return self._call_in_batches(model, self._batches(examples, None, stored=stored))
+
+    def _call_in_batches(self, model: keras.Model, batches: Batches) -> Iterator[NDArray[Any]]:
+        """Call a model on each batch, eagerly: for one pass that is faster than tracing a `tf.function` first."""
         return (np.asarray(model(batches[i][0], training=False)) for i in range(len(batches)))
 
     def _batches(
-        self, examples: HeadInputs, targets: Floats | None, *, whole: bool, seed: int | None = None
+        self, examples: HeadInputs, targets: Floats | None, *, stored: bool, seed: int | None = None
     ) -> Batches:
-        """Batches of `_base` (whole) or of `_arrays`."""
-        reader = ExampleReader(examples, self._base if whole else self._arrays)
-        return Batches(reader, np.arange(len(examples)), targets, self._train.batch, seed)
+        """Make batches of `stored_features` or of `input_arrays`."""
+        reader = ExampleReader(examples, self.stored_features if stored else self.input_arrays)
+        return Batches(reader, np.arange(len(examples)), targets, self.train_.batch, seed)
 
-    def _entered(self, model: keras.Model, examples: HeadInputs) -> keras.Model:
-        """The part of a whole model that follows `_arrays`; the same layers and weights."""
-        return submodel_from({n: model.get_layer(n).output for n in self._arrays(examples[:1])}, model)
+    def _after_features(self, model: keras.Model, examples: HeadInputs) -> keras.Model:
+        """The part of a model that follows `stored_features`, with the same layers and weights."""
+        return submodel_from({n: model.get_layer(n).output for n in self.stored_features(examples[:1])}, model)
 
-    def _predicted(self, examples: HeadInputs) -> Floats:
-        """(n, K), from the store's own summaries where it has them."""
-        whole = not self._ready(examples)
-        model = self.model_ if whole else self._entered(self.model_, examples)
-        return predict_batches(model, self._batches(examples, None, whole=whole))
-
-    def _with_top(self, maps: Tensor, name: str) -> Tensor:
-        """Maps (batch, T, h, w, c) with the store's top applied where the input `name` has one; trainable.
-
-        Time is folded into the batch: one call, one batch-norm update a step, the same numbers at inference as a
-        TimeDistributed top.
-        """
-        if self._top is None or self._inputs[name] != APPEARANCE:
-            return maps
-        _, time, *entry = maps.shape
-        x = rebuild_top(self._top)(keras.ops.reshape(maps, (-1, *entry)))
-        return keras.ops.reshape(x, (-1, time, *x.shape[1:]))
+    def _predict_examples(self, examples: HeadInputs) -> Floats:
+        """Predict (n, K), from stored features if the store has them."""
+        stored = self.has_stored_features(examples)
+        model = self._after_features(self.model_, examples) if stored else self.model_
+        return predict_batches(model, self._batches(examples, None, stored=stored))
 
 
-def _known(y: Any) -> Floats:
-    """Targets as float64.
+def _as_targets(y: Any) -> Floats:
+    """Convert targets to float64.
 
     Raises:
-        ValueError: unknown ones among them.
+        ValueError: they contain NaN.
     """
-    found: Floats = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
-    return found
+    targets: Floats = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+    return targets

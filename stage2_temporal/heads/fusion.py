@@ -1,8 +1,8 @@
-"""Track, appearance and motion together: what pooled maps and flow say of the scene, what the box says of a vehicle.
+"""Track, appearance and motion in one head: pooled maps and flow describe the scene, the track describes the vehicle.
 
-It begins with an answer that is solved at once: from the track the robust line of `box_ridge`; where no example has a
-tracked box (own speed), a ridge on the window's mean. A recurrent layer over the frames learns what that leaves over.
-What lies before it, the store's top included, stays as it is, so that a window is summarised once.
+It starts from a linear model that is solved in one step: for tracked vehicles the robust one of `box_ridge`, for own
+speed a ridge regression on the window's mean vector. A GRU over the frames then learns the residual. Everything before
+the GRU, the store's top included, is left as it is, so that each window's vectors are computed only once.
 """
 
 from __future__ import annotations
@@ -17,126 +17,127 @@ from sklearn.linear_model import RidgeCV
 
 from features._common.types import Floats, Tensor
 from features.head_config import FusionConfig
+from features.layer_names import VECTORS
 from features.streams import GEOMETRY
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_maps
-from stage2_temporal.data.pooling import check_grid, grid_changes, grid_means
+from stage2_temporal.data.pooling import pool_frames
 from stage2_temporal.heads.base import Head, ValidationSet
-from stage2_temporal.heads.closed_form import standardise_targets, standardise_vectors
+from stage2_temporal.heads.closed_form import Vectors, standardise_targets, standardise_vectors
 from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.heads.graph import Graph, NamedTensors, concatenate
 from stage2_temporal.heads.vehicle import VehicleHead, about_vehicles
 from stage2_temporal.training.loop import fit_model, fix_seeds
-from stage2_temporal.training.scaling import vector_scale
+from stage2_temporal.training.scaling import Scale, vector_scale
 from stage2_temporal.vehicle.camera_geometry import CAMERA_GEOMETRY_FILE
 
-MAX_UNPOOLED_SIZE = 1024  # numbers an entry up to which a stream is taken whole, not pooled
-PENALTIES = np.logspace(0, 6, 13)  # of the ridge, on features of deviation 1; the best by leaving one out
-Vectors32 = NDArray[np.float32]
+MAX_UNPOOLED_SIZE = 1024  # entries of a stream with at most this many numbers are not pooled
+PENALTIES = np.logspace(0, 6, 13)  # of the ridge, on standardised features; leave-one-out errors choose one
 
 
 class Fusion(VehicleHead):
-    """GRU over pooled maps and flow, with the track's states in every frame, on top of a solved answer."""
+    """A linear model plus a GRU over pooled maps and flow, with the track's states repeated in every frame."""
 
     settings = FusionConfig
     train_settings = GradientHead.train_settings
-    alone = False
 
-    def _prepare(self, examples: HeadInputs, targets: Floats) -> None:
-        self.scene_ = None
+    def prepare(self, examples: HeadInputs, targets: Floats) -> None:
+        self.camera_geometry_ = None
         if isinstance(examples, StoreExamples) and about_vehicles(examples):
-            super()._prepare(examples, targets)
+            super().prepare(examples, targets)
 
     @property
-    def _inputs(self) -> dict[str, str]:
-        return {stream: stream for stream in self._head.streams}
+    def input_streams(self) -> dict[str, str]:
+        return {stream: stream for stream in self.settings_.streams}
 
-    def _entries(self, examples: HeadInputs) -> dict[str, tuple[int, ...]]:
-        return Head._entries(self, examples) | ({} if self.scene_ is None else super()._entries(examples))
+    def input_shapes(self, examples: HeadInputs) -> dict[str, tuple[int, ...]]:
+        shapes = Head.input_shapes(self, examples)
+        return shapes if self.camera_geometry_ is None else shapes | super().input_shapes(examples)
 
-    def _base(self, examples: HeadInputs) -> NamedTensors:
-        found = Head._base(self, examples)
-        return found if self.scene_ is None else found | {GEOMETRY: self._geometry(examples)}
+    def input_arrays(self, examples: HeadInputs) -> NamedTensors:
+        arrays = Head.input_arrays(self, examples)
+        return arrays if self.camera_geometry_ is None else arrays | {GEOMETRY: self._geometry(examples)}
 
-    def _vectors(self, arrays: NamedTensors) -> Tensor:
-        """(batch, T, F): each frame's cells and their change; then, where there are tracks, states and line."""
+    def vectors(self, features: NamedTensors) -> Tensor:
+        """(batch, T, F): each frame's cells and their change; then, with tracks, states and linear prediction."""
         parts = []
-        for name in self._inputs:
-            maps = self._with_top(as_maps(arrays[name]), name)
+        for name in self.input_streams:
+            maps = self.with_top(as_maps(features[name]), name)
             _, time, *entry = maps.shape
             if int(np.prod(entry)) <= MAX_UNPOOLED_SIZE:
                 parts.append(keras.ops.reshape(maps, (-1, time, int(np.prod(entry)))))
                 continue
-            check_grid(self._head.grid, *maps.shape[2:4])
-            parts.append(grid_means(maps, self._head.grid))
-            if self._head.difference:
-                moved = grid_changes(maps, self._head.grid, 1)
-                parts.append(keras.ops.concatenate([moved[:, :1], moved], axis=1))
-        if self.scene_ is not None:
-            clean = self._line.reading.clean(arrays[GEOMETRY])
-            told = keras.ops.concatenate([self._line.reading.states(clean), self._line(clean)], axis=-1)
-            parts.append(keras.ops.repeat(keras.ops.expand_dims(told, 1), parts[0].shape[1], axis=1))
+            parts.append(pool_frames(maps, self.settings_.grid))
+            if self.settings_.difference:
+                changes = pool_frames(maps, self.settings_.grid, lag=1)
+                parts.append(keras.ops.concatenate([changes[:, :1], changes], axis=1))
+        if self.camera_geometry_ is not None:
+            normaliser = self._linear_model.normaliser
+            clean = normaliser.clean(features[GEOMETRY])
+            track = concatenate([normaliser.states(clean), self._linear_model(clean)])
+            parts.append(keras.ops.repeat(keras.ops.expand_dims(track, 1), parts[0].shape[1], axis=1))
         return concatenate(parts)
 
-    def _answer(self, vectors: Tensor, targets: int) -> Tensor:
-        x = keras.layers.GRU(self._head.units, name="gru")(vectors)
-        if self._head.dense:
-            x = keras.layers.Dense(self._head.dense, activation="relu", name="dense")(x)
-        x = keras.layers.Dropout(self._head.dropout, name="dropout")(x)
-        rest = keras.layers.Dense(targets, kernel_initializer="zeros", name="rest")(x)
-        kernel, bias = (part.astype(np.float32) for part in self._solution)
-        return rest + keras.ops.matmul(keras.ops.mean(vectors, axis=1), kernel) + bias
+    def output(self, vectors: Tensor, targets: int) -> Tensor:
+        x = keras.layers.GRU(self.settings_.units, name="gru")(vectors)
+        if self.settings_.dense:
+            x = keras.layers.Dense(self.settings_.dense, activation="relu", name="dense")(x)
+        x = keras.layers.Dropout(self.settings_.dropout, name="dropout")(x)
+        residual = keras.layers.Dense(targets, kernel_initializer="zeros", name="rest")(x)
+        kernel, bias = (array.astype(np.float32) for array in self._start)
+        return residual + keras.ops.matmul(keras.ops.mean(vectors, axis=1), kernel) + bias
 
-    def _learn(self, examples: HeadInputs, targets: Floats, held: ValidationSet | None, logs: Path | None) -> None:
-        fix_seeds(self._train.seed)
-        graph = self._graph()
-        vectors = self._all(graph, examples)
+    def _train_model(
+        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
+    ) -> None:
+        fix_seeds(self.train_.seed)
+        graph = self._build_graph()
+        vectors = self._all_vectors(graph, examples)
         self._scale = vector_scale([vectors])
-        self._solution = self._solve(
-            standardise_vectors(vectors, self._scale).mean(axis=1), standardise_targets(targets, self._target)
-        )
-        entry = keras.Input(vectors.shape[1:], name="vectors")
-        tail = self._finished(Graph({"vectors": entry}, {}, entry))
+        mean_vectors = standardise_vectors(vectors, self._scale).mean(axis=1)
+        self._start = self._linear_start(mean_vectors, standardise_targets(targets, self._target), self._scale)
+        entry = keras.Input(vectors.shape[1:], name=VECTORS)
+        tail = self._build_model(Graph({VECTORS: entry}, {}, entry))
 
-        def batches(values: Vectors32, y: Floats, seed: int | None = None) -> Batches:
-            return Batches(_Held(values), np.arange(len(values)), y, self._train.batch, seed)
+        def batches(values: Vectors, y: Floats, seed: int | None = None) -> Batches:
+            return Batches(_VectorReader(values), np.arange(len(values)), y, self.train_.batch, seed)
 
         self.outcome_ = fit_model(
             tail,
-            batches(vectors, targets, self._train.seed),
-            None if held is None else batches(self._all(graph, held[0]), held[1]),
-            self._train,
+            batches(vectors, targets, self.train_.seed),
+            None if validation is None else batches(self._all_vectors(graph, validation[0]), validation[1]),
+            self.train_,
             deviation=self._target.deviation if self._target else None,
             logs=logs,
         )
-        self.model_ = self._finished(graph)
+        self.model_ = self._build_model(graph)
         for layer in tail.layers:
             if layer.weights:
                 self.model_.get_layer(layer.name).set_weights(layer.get_weights())
 
-    def _all(self, graph: Graph, examples: HeadInputs) -> Vectors32:
-        return np.concatenate([*self._computed(graph, examples, whole=True)])
+    def _all_vectors(self, graph: Graph, examples: HeadInputs) -> Vectors:
+        return np.concatenate([*self._compute_vectors(graph, examples, stored=False)])
 
-    def _solve(self, mean: Vectors32, targets: Floats) -> tuple[Floats, Floats]:
-        """Kernel (F, K) and bias (K,) from a window's mean vector to the answer that training starts from."""
-        kernel, count = np.zeros((mean.shape[1], targets.shape[1])), targets.shape[1]
-        if self.scene_ is None:
-            found = RidgeCV(PENALTIES).fit(mean.astype(np.float64), targets)
-            return np.reshape(found.coef_, (count, -1)).T, np.reshape(found.intercept_, -1)
-        # the line's own answer, the last columns, as it was before it was standardised
-        kernel[-count:] = np.eye(count) if self._scale is None else np.diag(self._scale.deviation[-count:])
-        return kernel, np.zeros(count) if self._scale is None else self._scale.mean[-count:]
+    def _linear_start(self, mean_vectors: Vectors, targets: Floats, scale: Scale) -> tuple[Floats, Floats]:
+        """Kernel (F, K) and bias (K,) that predict targets from a window's mean vector, before any training."""
+        count = targets.shape[1]
+        if self.camera_geometry_ is None:
+            ridge = RidgeCV(PENALTIES).fit(mean_vectors.astype(np.float64), targets)
+            return np.reshape(ridge.coef_, (count, -1)).T, np.reshape(ridge.intercept_, -1)
+        # the last columns are the linear model's prediction: undo their standardisation
+        kernel = np.zeros((mean_vectors.shape[1], count))
+        kernel[-count:] = np.diag(scale.deviation[-count:])
+        return kernel, scale.mean[-count:]
 
     def restore(self, model: keras.Model, folder: Path | None = None) -> Self:
-        return super().restore(
-            model, folder if folder is not None and (folder / CAMERA_GEOMETRY_FILE).is_file() else None
-        )
+        has_track = folder is not None and (folder / CAMERA_GEOMETRY_FILE).is_file()
+        return super().restore(model, folder if has_track else None)
 
 
-class _Held:
-    """Vectors in memory."""
+class _VectorReader:
+    """Reads vectors in memory, for `Batches`."""
 
-    def __init__(self, values: Vectors32) -> None:
+    def __init__(self, values: Vectors) -> None:
         self._values = values
 
     def windows(self, rows: NDArray[np.int64]) -> Any:

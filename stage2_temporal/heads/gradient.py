@@ -6,33 +6,42 @@ from pathlib import Path
 
 import keras
 
-from features._common.types import Floats
+from features._common.types import Floats, Tensor
 from stage2_temporal.data.examples import HeadInputs
 from stage2_temporal.heads.base import Head, ValidationSet
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import vector_scale
 
-
-# of [train], what `fit_model` reads
+# fields of [train] that `fit_model` reads
 GRADIENT_SETTINGS = ("epochs", "learning_rate", "weight_decay", "restore_best", "patience", "seed", "precision")
 
 
 class GradientHead(Head):
-    """A head whose weights are found by gradient descent on the mean squared error."""
+    """A head that gradient descent trains on the mean squared error. Its settings include those of `DenseConfig`."""
 
     train_settings = (*Head.train_settings, *GRADIENT_SETTINGS)
 
-    def _learn(self, examples: HeadInputs, targets: Floats, held: ValidationSet | None, logs: Path | None) -> None:
-        fix_seeds(self._train.seed)
-        graph, whole = self._graph(), not (self._ready(examples) and (held is None or self._ready(held[0])))
-        if self.standardised:
-            self._scale = vector_scale(self._computed(graph, examples, whole=whole))
-        model = self._finished(graph)
+    def dense_output(self, x: Tensor, targets: int) -> Tensor:
+        """(batch, F) → (batch, targets), through dense relu (unless `dense` is 0), dropout and a linear layer."""
+        if self.settings_.dense:
+            x = keras.layers.Dense(self.settings_.dense, activation="relu", name="dense")(x)
+        x = keras.layers.Dropout(self.settings_.dropout, name="dropout")(x)
+        return keras.layers.Dense(targets, name="output")(x)
+
+    def _train_model(
+        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
+    ) -> None:
+        fix_seeds(self.train_.seed)
+        graph = self._build_graph()
+        stored = self.has_stored_features(examples) and (validation is None or self.has_stored_features(validation[0]))
+        if self.standardises_vectors:
+            self._scale = vector_scale(self._compute_vectors(graph, examples, stored=stored))
+        model = self._build_model(graph)
         self.outcome_ = fit_model(
-            model if whole else self._entered(model, examples),
-            self._batches(examples, targets, whole=whole, seed=self._train.seed),
-            self._batches(*held, whole=whole) if held is not None else None,
-            self._train,
+            self._after_features(model, examples) if stored else model,
+            self._batches(examples, targets, stored=stored, seed=self.train_.seed),
+            self._batches(*validation, stored=stored) if validation is not None else None,
+            self.train_,
             deviation=self._target.deviation if self._target else None,
             logs=logs,
         )

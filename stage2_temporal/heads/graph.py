@@ -1,4 +1,4 @@
-"""What heads build their models of: tensors and arrays by input name, and the graph up to the vectors."""
+"""What heads build their models from: tensors and arrays by input name, and the graph up to the vectors."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ NamedTensors = dict[str, Any]  # tensors or arrays by input name
 
 @dataclass(frozen=True)
 class Graph:
-    """A head's graph up to its vectors: tensors by input name, what `_summarise` makes of them, and the vectors."""
+    """A head's graph up to its vectors: the inputs, the features computed from them, and the vectors."""
 
     inputs: NamedTensors
-    arrays: NamedTensors
+    features: NamedTensors
     vectors: Tensor
 
 
 @dataclass(frozen=True)
 class ExampleReader:
-    """What batches are made of: arrays of some of the examples."""
+    """Reads the arrays of some examples, for `Batches`."""
 
     examples: HeadInputs
-    make: Callable[[HeadInputs], NamedTensors]
+    read: Callable[[HeadInputs], NamedTensors]
 
     def windows(self, rows: NDArray[np.int64]) -> Any:
-        return model_inputs(self.make(self.examples[rows]))
+        return model_inputs(self.read(self.examples[rows]))
 
 
 def model_inputs(named: NamedTensors) -> Any:
-    """What a Keras model is built of or takes: one value itself, several by their names."""
+    """Inputs as a Keras model takes them: a single one itself, several as a dictionary."""
     return next(iter(named.values())) if len(named) == 1 else named
 
 
 def submodel_from(tensors: NamedTensors, model: keras.Model) -> keras.Model:
-    """The part of a model that follows some of its tensors, each by the name that its input is to have."""
+    """The part of a model that follows some of its tensors, whose new inputs have the given names."""
     for name, tensor in tensors.items():
-        tensor.name = name  # what Keras calls the input that stands in for it
+        tensor.name = name  # Keras names the input after the tensor that it replaces
     part = keras.Model(model_inputs(tensors), model.output, name=model.name)
     for tensor in part.inputs:
-        tensor.name = tensor.name.removesuffix("CLONE")  # else a clone of it would not know its inputs (3.15)
+        tensor.name = tensor.name.removesuffix("CLONE")  # else a clone of the part would not know its inputs (3.15)
     return part
 
 
 def concatenate(parts: list[Tensor]) -> Tensor:
-    """Vectors side by side."""
+    """Concatenate vectors along their last axis."""
     return keras.ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]

@@ -1,8 +1,9 @@
-"""Ridge regression, kernel ridge and support vectors on the window's statistics."""
+"""Ridge regression, kernel ridge and support vector regression on a window's statistics."""
 
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from typing import Any
 
 import keras
@@ -16,56 +17,54 @@ from features.head_config import KernelRidgeConfig, RidgeConfig, SVRConfig
 from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors, linear_layer
 from stage2_temporal.heads.pooled import PooledStatistics
 
-GAMMA_SCALE = 0.1  # γ · F: windows are compared over distances that are large beside their own, a bent plane
-KERNEL_ALPHA = {
-    "rbf": 1e-3,
-    "linear": 1.0,
-}  # what head.alpha = 1 means: rbf kernels are at most 1, products as large as F
-SVR_EPSILON = 0.02  # deviations of the target within which SVR calls an answer right
+GAMMA_SCALE = 0.1  # γ · F; so small that the kernel is wider than the data, and the fit a slightly bent plane
+# what head.alpha = 1 stands for: values of the rbf kernel are at most 1, those of the linear kernel as large as F
+KERNEL_ALPHA = {"rbf": 1e-3, "linear": 1.0}
+SVR_EPSILON = 0.02  # errors below this share of the target's deviation cost nothing in SVR
+KernelFit = tuple[Floats, Floats, NDArray[np.int64] | slice]
 
 
-class LinearHead(ClosedFormHead):
-    """scikit-learn's Ridge as one Dense layer, on whatever vectors."""
-
-    def _solve(self, vectors: Vectors, targets: Floats) -> Any:
-        return linear_model.Ridge(alpha=self._head.alpha).fit(vectors.astype(np.float64), targets)
-
-    def _answer(self, vectors: Tensor, targets: int) -> Tensor:
-        found = self._solution
-        return linear_layer(vectors, np.reshape(found.coef_, (targets, -1)).T, np.reshape(found.intercept_, -1))
-
-
-class Ridge(PooledStatistics, LinearHead):
-    """Linear regression with a penalty on the window's statistics."""
+class Ridge(PooledStatistics, ClosedFormHead):
+    """scikit-learn's Ridge."""
 
     settings = RidgeConfig
+
+    def solve(self, vectors: Vectors, targets: Floats) -> Any:
+        return linear_model.Ridge(alpha=self.settings_.alpha).fit(vectors.astype(np.float64), targets)
+
+    def output(self, vectors: Tensor, targets: int) -> Tensor:
+        ridge = self.solution_
+        return linear_layer(vectors, np.reshape(ridge.coef_, (targets, -1)).T, np.reshape(ridge.intercept_, -1))
 
 
 class KernelHead(PooledStatistics, ClosedFormHead):
     """A head that compares a window with training windows: Σ weight · kernel(window, training window) + bias.
 
-    The kernel is exp(−γ |a − b|²) with γ = WIDE / F, so that features count as a whole, however many; or a · b.
+    The kernel is a · b, or exp(−γ |a − b|²) with γ = GAMMA_SCALE / F, so that its width does not depend on the number
+    of features F.
     """
 
-    def _found(
-        self, vectors: Vectors, targets: Floats, gamma: float
-    ) -> tuple[Floats, Floats, NDArray[np.int64] | slice]:
-        """Weights (m, K), bias (K,), and which m training windows they belong to."""
-        raise NotImplementedError
+    @abstractmethod
+    def fit_kernel(self, vectors: Vectors, targets: Floats, gamma: float) -> KernelFit:
+        """Fit to vectors (n, F) and targets (n, K).
 
-    def _solve(self, vectors: Vectors, targets: Floats) -> Any:
-        weights, bias, chosen = self._found(vectors.astype(np.float64), targets, GAMMA_SCALE / vectors.shape[1])
-        return vectors[chosen].astype(np.float64), weights, bias
+        Returns:
+            Weights (m, K), bias (K,), and which m training windows the weights belong to.
+        """
 
-    def _answer(self, vectors: Tensor, targets: int) -> Tensor:
-        anchors, weights, bias = self._solution
-        if self._head.kernel == "linear":
+    def solve(self, vectors: Vectors, targets: Floats) -> Any:
+        weights, bias, used = self.fit_kernel(vectors.astype(np.float64), targets, GAMMA_SCALE / vectors.shape[1])
+        return vectors[used].astype(np.float64), weights, bias
+
+    def output(self, vectors: Tensor, targets: int) -> Tensor:
+        anchors, weights, bias = self.solution_
+        if self.settings_.kernel == "linear":
             return linear_layer(vectors, anchors.T @ weights, bias)
         gamma = GAMMA_SCALE / anchors.shape[1]
         # −γ |a − b|² = 2 γ a · b − γ |b|² − γ |a|²
-        near = linear_layer(vectors, 2 * gamma * anchors.T, -gamma * (anchors**2).sum(axis=1), name="anchors")
-        near = near - gamma * keras.ops.sum(keras.ops.square(vectors), axis=-1, keepdims=True)
-        return linear_layer(keras.ops.exp(near), weights, bias)
+        exponent = linear_layer(vectors, 2 * gamma * anchors.T, -gamma * (anchors**2).sum(axis=1), name="anchors")
+        exponent = exponent - gamma * keras.ops.sum(keras.ops.square(vectors), axis=-1, keepdims=True)
+        return linear_layer(keras.ops.exp(exponent), weights, bias)
 
 
 class KernelRidge(KernelHead):
@@ -73,31 +72,27 @@ class KernelRidge(KernelHead):
 
     settings = KernelRidgeConfig
 
-    def _found(
-        self, vectors: Vectors, targets: Floats, gamma: float
-    ) -> tuple[Floats, Floats, NDArray[np.int64] | slice]:
-        kernel = self._head.kernel
-        alpha = self._head.alpha * KERNEL_ALPHA[kernel]
-        found = kernel_ridge.KernelRidge(alpha=alpha, kernel=kernel, gamma=gamma).fit(vectors, targets)
-        return found.dual_coef_, np.zeros(targets.shape[1]), slice(None)
+    def fit_kernel(self, vectors: Vectors, targets: Floats, gamma: float) -> KernelFit:
+        kernel = self.settings_.kernel
+        alpha = self.settings_.alpha * KERNEL_ALPHA[kernel]
+        model = kernel_ridge.KernelRidge(alpha=alpha, kernel=kernel, gamma=gamma).fit(vectors, targets)
+        return model.dual_coef_, np.zeros(targets.shape[1]), slice(None)
 
 
 class SVR(KernelHead):
-    """scikit-learn's SVR, one a target."""
+    """scikit-learn's SVR, one per target."""
 
     settings = SVRConfig
 
-    def _found(
-        self, vectors: Vectors, targets: Floats, gamma: float
-    ) -> tuple[Floats, Floats, NDArray[np.int64] | slice]:
+    def fit_kernel(self, vectors: Vectors, targets: Floats, gamma: float) -> KernelFit:
         weights, bias = np.zeros(targets.shape), np.zeros(targets.shape[1])
-        kernel = self._head.kernel
+        kernel = self.settings_.kernel
         for k in range(targets.shape[1]):
-            c = 1 / (self._head.alpha * KERNEL_ALPHA[kernel])
-            machine = svm.SVR(C=c, kernel=kernel, gamma=gamma, epsilon=SVR_EPSILON)
+            c = 1 / (self.settings_.alpha * KERNEL_ALPHA[kernel])
+            model = svm.SVR(C=c, kernel=kernel, gamma=gamma, epsilon=SVR_EPSILON)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                machine.fit(vectors, targets[:, k])
-            weights[machine.support_, k], bias[k] = machine.dual_coef_[0], machine.intercept_[0]
+                model.fit(vectors, targets[:, k])
+            weights[model.support_, k], bias[k] = model.dual_coef_[0], model.intercept_[0]
         used = np.flatnonzero(weights.any(axis=1) | (np.arange(len(weights)) == 0))  # at least one
         return weights[used], bias, used

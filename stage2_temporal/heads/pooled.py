@@ -1,4 +1,4 @@
-"""What heads on pooled maps have in common: what a frame holds and how it changes, in a graph and from the store."""
+"""What heads on pooled maps share: each frame as a vector and how it changed, in a model's graph and from a store."""
 
 from __future__ import annotations
 
@@ -13,219 +13,243 @@ from numpy.typing import NDArray
 
 from features._common.types import Floats, Tensor
 from features.errors import ConfigError
-from features.store import Store
 from features.streams import APPEARANCE
 from stage2_temporal.data.derived_streams import DerivedStream, is_stored, try_derive_streams
 from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_maps
 from stage2_temporal.data.grid_pooling import GridPooling
 from stage2_temporal.data.pca_projection import PCABasis, PCAProjection, check_count, fit_pca
-from stage2_temporal.data.pooling import absolute_differences, check_grid, grid_changes, grid_means
+from stage2_temporal.data.pooling import absolute_differences, feature_name, pool_frames
 from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.graph import NamedTensors, concatenate
 
-MIN_CHANGE = 1e-3  # of the window's mean change, added to each cell's
-TINY = 1e-12  # and this where nothing moves at all
+MIN_CHANGE = 1e-3  # added to each cell's change, relative to the window's mean change
+TINY = 1e-12  # and absolutely, for windows in which nothing moves
 
 
 class PooledHead(Head):
-    """A head that sees each map as `grid` cells; with `difference` also how much each cell changed.
+    """A head on maps averaged over a grid; with `difference` also on how much each cell changed.
 
-    With `components` it sees each map's first principal components instead, and by how much each of these changed. The
+    With `components` it takes each map's first principal components instead, and how much each of these changed. Their
     basis comes from the store's training split, or from the frames of a plain array, and is part of the model.
 
-    Arrays, by name: `<input>.mean` (n, T, F) and for each lag `<input>.change<lag>` (n, T − lag, F). Where nothing that
-    is trained lies before them, they are derived into the store once, see `stage2_temporal.data.derived_streams`.
+    Its arrays are named by `feature_name`: (n, T, F) of each input and, for each lag, (n, T − lag, F). Unless layers
+    that train lie before them, they are derived into the store once, see `stage2_temporal.data.derived_streams`.
     """
 
     _bases: dict[str, list[NDArray[np.float32]]]  # by input name: kernel and bias of the projection
 
-    def derived(self, examples: StoreExamples) -> list[DerivedStream]:
-        """The derived streams that training would put into the store, were they lacking.
+    # one definition of the features: for the graph, and for `sliding.frame_cache`
+
+    def window_lags(self, length: int) -> tuple[int, ...]:
+        """The lags in frames at which change is computed: those that fit into a window of `length` frames.
+
+        If none does, the smallest: its computation then refuses the window.
+        """
+        if not self.settings_.difference:
+            return ()
+        return tuple(lag for lag in self.settings_.lags if lag < length) or (min(self.settings_.lags),)
+
+    def reduce_frames(self, name: str, maps: Tensor) -> Tensor:
+        """Project an input's maps (batch, T, h, w, c) to (batch, T, components), or return them as they are.
+
+        Raises:
+            ConfigError: the head has no basis to project on, since it was not fitted.
+        """
+        if not self.settings_.components:
+            return maps
+        if name not in self._bases:
+            raise ConfigError("head.components needs a basis from training frames", hint="fit the head first")
+        kernel, bias = self._bases[name]
+        flat = keras.ops.reshape(maps, (-1, maps.shape[1], len(kernel)))
+        if not isinstance(maps, keras.KerasTensor):
+            return keras.ops.matmul(flat, kernel) + bias
+        # in single precision whatever the rest computes in, as the stored components are
+        layer = keras.layers.Dense(len(bias), trainable=False, dtype="float32", name=_projection_layer(name))
+        projected = layer(flat)
+        layer.set_weights([kernel, bias])
+        return projected
+
+    def frame_features(self, frames: Tensor, lag: int = 0) -> Tensor:
+        """Compute features (batch, T − lag, F) from reduced frames: their own, or their change over `lag` frames."""
+        if not self.settings_.components:
+            return pool_frames(frames, self.settings_.grid, lag)
+        return absolute_differences(frames, lag) if lag else frames
+
+    # the steps of a head, see `base`
+
+    def derived_streams(self, examples: StoreExamples) -> list[DerivedStream]:
+        """List the derived streams that training would add to the store where they are missing.
 
         Raises:
             ConfigError: settings out of range, a difference of one frame, or components above layers that train.
         """
-        self._begin()
+        self._read_settings()
         self._check_top(examples)
-        return self._wanted(examples) if self._frozen(examples) else []
+        return self._derived_streams(examples) if self._is_frozen(examples) else []
 
     def restore(self, model: keras.Model, folder: Path | None = None) -> Self:
         super().restore(model, folder)
-        if self._head.components:
-            self._bases = {name: model.get_layer(_layer(name)).get_weights() for name in self._inputs}
+        if self.settings_.components:
+            self._bases = {name: model.get_layer(_projection_layer(name)).get_weights() for name in self.input_streams}
         return self
 
-    def _begin(self) -> None:
-        super()._begin()
+    def _read_settings(self) -> None:
+        super()._read_settings()
         self._bases = {}
 
-    def _prepare(self, examples: HeadInputs, targets: Floats) -> None:
+    def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         self._check_top(examples)
-        if isinstance(examples, StoreExamples) and self._frozen(examples) and not self._there(examples):
-            try_derive_streams(examples.source.path, self._wanted(examples))
-        if self._head.components:
-            self._bases = {name: self._basis(examples, stream).weights for name, stream in self._inputs.items()}
+        if isinstance(examples, StoreExamples) and self._is_frozen(examples) and not self._is_derived(examples):
+            try_derive_streams(examples.source.path, self._derived_streams(examples))
+        if self.settings_.components:
+            self._bases = {
+                name: self._fit_basis(examples, stream).weights for name, stream in self.input_streams.items()
+            }
 
-    def _ready(self, examples: HeadInputs) -> bool:
-        if not isinstance(examples, StoreExamples) or not self._frozen(examples) or not self._there(examples):
+    def has_stored_features(self, examples: HeadInputs) -> bool:
+        if not isinstance(examples, StoreExamples):
+            return False
+        if not self._is_frozen(examples) or not self._is_derived(examples):
             return False
         # a store with other training clips has another basis than the model
-        return all(self._same(examples.source.store, name) for name in self._bases)
+        return all(
+            np.array_equal(stored, kept)
+            for name, basis in self._bases.items()
+            for stored, kept in zip(self._stored_basis(examples, self.input_streams[name]).weights, basis, strict=True)
+        )
 
-    def _there(self, examples: StoreExamples) -> bool:
+    def stored_features(self, examples: HeadInputs) -> NamedTensors:
+        assert isinstance(examples, StoreExamples)
+        rows, grid = examples.examples.rows, self.settings_.grid
+        arrays: NamedTensors = {}
+        for name, stream in self.input_streams.items():
+            if self.settings_.components:
+                projected = examples.stream(PCAProjection(stream, self.settings_.components).name)
+                for lag in (0, *self.window_lags(rows.shape[1])):
+                    arrays[feature_name(name, lag)] = np.asarray(self.frame_features(projected, lag))
+                continue
+            arrays[feature_name(name)] = examples.stream(GridPooling(stream, grid).name)
+            for lag in self.window_lags(rows.shape[1]):
+                # a change is stored with the later of its two frames, which in a reversed window comes first
+                later, distances = np.maximum(rows[:, lag:], rows[:, :-lag]), _distances(rows, lag)
+                changes = np.empty((*later.shape, *arrays[feature_name(name)].shape[2:]), np.float32)
+                for distance in np.unique(distances).tolist():
+                    at = distances == distance
+                    changes[at] = examples.read(GridPooling(stream, grid, distance).name, later[at])
+                arrays[feature_name(name, lag)] = changes
+        return arrays
+
+    def features(self, inputs: NamedTensors) -> NamedTensors:
+        arrays: NamedTensors = {}
+        for name, values in inputs.items():
+            frames = self.reduce_frames(name, self.with_top(as_maps(values), name))
+            for lag in (0, *self.window_lags(frames.shape[1])):
+                arrays[feature_name(name, lag)] = self.frame_features(frames, lag)
+        return arrays
+
+    # the store
+
+    def _derived_streams(self, examples: StoreExamples) -> list[DerivedStream]:
+        """List the derived streams that `stored_features` reads."""
+        rows = examples.examples.rows
+        if self.settings_.components:
+            return [PCAProjection(stream, self.settings_.components) for stream in self.input_streams.values()]
+        distances = {d for lag in self.window_lags(rows.shape[1]) for d in _distances(rows, lag).tolist()}
+        return [
+            GridPooling(s, self.settings_.grid, d) for s in self.input_streams.values() for d in (0, *sorted(distances))
+        ]
+
+    def _is_derived(self, examples: StoreExamples) -> bool:
         """Whether the store has the derived streams."""
-        store, wanted = examples.source.store, self._wanted(examples)
-        if all(is_stored(store, d) for d in wanted):
+        streams = self._derived_streams(examples)
+        if all(is_stored(examples.source.store, stream) for stream in streams):
             return True
-        # another process, or we ourselves, may have put a new file in its place
-        return examples.source.renew() and all(is_stored(examples.source.store, d) for d in wanted)
+        # another process, or this one, may have replaced the file
+        return examples.source.reopen_if_replaced() and all(is_stored(examples.source.store, s) for s in streams)
 
-    def _same(self, store: Store, name: str) -> bool:
-        kept = PCABasis.of(store.basis(PCAProjection(self._inputs[name], self._head.components).name))
-        return all(np.array_equal(a, b) for a, b in zip(kept.weights, self._bases[name], strict=True))
+    def _is_frozen(self, examples: StoreExamples) -> bool:
+        """Whether no trainable layer lies before the pooling."""
+        top = examples.top() if APPEARANCE in self.settings_.streams else None
+        return top is None or not top.weights
 
-    def _basis(self, examples: HeadInputs, stream: str) -> PCABasis:
-        """The store's, or found from training frames."""
-        count = self._head.components
+    def _stored_basis(self, examples: StoreExamples, stream: str) -> PCABasis:
+        return PCABasis.of(examples.source.store.basis(PCAProjection(stream, self.settings_.components).name))
+
+    def _fit_basis(self, examples: HeadInputs, stream: str) -> PCABasis:
+        """Return the store's basis, or fit one to training frames."""
+        count = self.settings_.components
         if isinstance(examples, StoreExamples):
-            wanted, there = PCAProjection(stream, count), self._there(examples)  # which may open another file
-            store = examples.source.store
-            return PCABasis.of(store.basis(wanted.name)) if there else wanted.basis(store)
+            if self._is_derived(examples):
+                return self._stored_basis(examples, stream)
+            return PCAProjection(stream, count).basis(examples.source.store)
         frames = examples.stream(stream)
         frames = frames.reshape(-1, *frames.shape[2:])
         check_count(count, len(frames), math.prod(frames.shape[1:]), "head.components")
         return fit_pca(lambda rows: frames[rows], np.arange(len(frames)), count)
 
-    def _arrays(self, examples: HeadInputs) -> NamedTensors:
-        assert isinstance(examples, StoreExamples)
-        rows = examples.examples.rows
-        found: NamedTensors = {}
-        for name, stream in self._inputs.items():
-            if self._head.components:
-                projected = examples.stream(PCAProjection(stream, self._head.components).name)
-                found |= {n: np.asarray(values) for n, values in self._told(name, projected).items()}
-                continue
-            found[f"{name}.mean"] = examples.stream(GridPooling(stream, self._head.grid).name)
-            for lag in self._lags(rows.shape[1]):
-                later, distance = np.maximum(rows[:, lag:], rows[:, :-lag]), _distance(rows, lag)
-                parts = [(d, np.flatnonzero(distance == d)) for d in np.unique(distance).tolist()]
-                values = [examples.read(GridPooling(stream, self._head.grid, d).name, later[at]) for d, at in parts]
-                back = np.argsort(np.concatenate([at for _, at in parts]), kind="stable")
-                found[f"{name}.change{lag}"] = np.concatenate(values)[back]
-        return found
-
-    def _summarise(self, base: NamedTensors) -> NamedTensors:
-        grid = self._head.grid
-        found: NamedTensors = {}
-        for name, values in base.items():
-            if self._head.components:
-                found |= self._told(name, self._projected(name, values))
-                continue
-            maps = self._with_top(as_maps(values), name)
-            check_grid(grid, *maps.shape[2:4])
-            found[f"{name}.mean"] = grid_means(maps, grid)
-            for lag in self._lags(maps.shape[1]):
-                found[f"{name}.change{lag}"] = grid_changes(maps, grid, lag)
-        return found
-
-    def _projected(self, name: str, values: Tensor) -> Tensor:
-        """(batch, T, …) → (batch, T, components), by a layer that isn't trained."""
-        if name not in self._bases:
-            raise ConfigError("head.components are found in training frames", hint="fit, on a store or an array")
-        weights = self._bases[name]
-        # in single precision whatever the rest computes in, as the store's are
-        layer = keras.layers.Dense(weights[0].shape[1], trainable=False, dtype="float32", name=_layer(name))
-        projected = layer(keras.ops.reshape(values, (-1, values.shape[1], weights[0].shape[0])))
-        layer.set_weights(weights)
-        return projected
-
-    def _told(self, name: str, projected: Tensor) -> NamedTensors:
-        """The arrays of an input whose maps are projected (batch, T, components)."""
-        changes = {
-            f"{name}.change{lag}": absolute_differences(projected, lag) for lag in self._lags(projected.shape[1])
-        }
-        return {f"{name}.mean": projected} | changes
-
-    def _lags(self, length: int) -> tuple[int, ...]:
-        """The distances in frames over which change is looked at, those that fit into a window.
-
-        Raises:
-            ConfigError: there is no frame before.
-        """
-        if not self._head.difference:
-            return ()
-        return tuple(lag for lag in self._head.lags if lag < length) or (min(self._head.lags),)
-
-    def _wanted(self, examples: StoreExamples) -> list[DerivedStream]:
-        """The derived streams that `_arrays` reads."""
-        rows, grid = examples.examples.rows, self._head.grid
-        if self._head.components:
-            return [PCAProjection(stream, self._head.components) for stream in self._inputs.values()]
-        distances = {d for lag in self._lags(rows.shape[1]) for d in _distance(rows, lag).tolist()}
-        return [GridPooling(s, grid, d) for s in self._inputs.values() for d in (0, *sorted(distances))]
-
-    def _frozen(self, examples: StoreExamples) -> bool:
-        """Whether no trainable layer lies before the pooling."""
-        top = examples.top() if APPEARANCE in self._head.streams else None
-        return top is None or not top.weights
-
     def _check_top(self, examples: HeadInputs) -> None:
-        if self._head.components and APPEARANCE in self._head.streams and examples.top() is not None:
+        if self.settings_.components and APPEARANCE in self.settings_.streams and examples.top() is not None:
             raise ConfigError(
-                "head.components: layers lie between the stored map and the head, so that its components would change",
+                "head.components needs maps that training does not change, but this store has a top",
                 expected="a store without a top",
-                hint="--head.components 0, or features anew with backbone.top = false",
+                hint="--head.components 0, or extract with backbone.top = false",
             )
 
 
 class PooledFrames(PooledHead):
-    """A pooled head whose vectors are one a frame: cells' means, and their change since the frame before.
+    """A pooled head with one vector per frame: its cells and, with `difference`, their change since the frame before.
 
-    The window's first frame is given the second's change.
+    The first frame of a window gets the second frame's change.
     """
 
-    def _lags(self, length: int) -> tuple[int, ...]:
-        return (1,) if self._head.difference else ()
+    def window_lags(self, length: int) -> tuple[int, ...]:
+        return (1,) if self.settings_.difference else ()
 
-    def _vectors(self, arrays: NamedTensors) -> Tensor:
-        parts = []
-        for name, values in arrays.items():
-            later = name.endswith(".change1")
-            parts.append(keras.ops.concatenate([values[:, :1], values], axis=1) if later else values)
-        return concatenate(parts)
+    def vectors(self, features: NamedTensors) -> Tensor:
+        changes = [feature_name(name, 1) for name in self.input_streams]
+        return concatenate(
+            [
+                keras.ops.concatenate([values[:, :1], values], axis=1) if name in changes else values
+                for name, values in features.items()
+            ]
+        )
 
 
 class PooledStatistics(PooledHead):
-    """A pooled head whose vectors are one a window: what each cell holds and how it changes, over the whole window.
+    """A pooled head with one vector per window: what each cell holds and how it changes, over the whole window.
 
-    Without `difference`: the cells' means over time. With it, beside them: of one lag the logarithm of the mean change,
-    of several the logarithms of the ratios between one lag's and the next one's. How much a cell changes depends on its
-    texture as much as on the motion; how quickly the change grows with the lag depends on the motion alone.
+    Without `difference`: the cells' means over time. With it, also the logarithm of their mean change; with several
+    lags instead the logarithms of the ratios between the changes at one lag and the next. How much a cell changes
+    depends on its texture as well as on the motion; how quickly the change grows with the lag depends on motion only.
     """
 
-    def _vectors(self, arrays: NamedTensors) -> Tensor:
-        parts: list[Tensor] = []
-        changes: dict[str, list[Tensor]] = {}
-        for name, values in arrays.items():
-            stream, kind = name.rsplit(".", 1)
-            mean = keras.ops.mean(values, axis=1)
-            if kind == "mean":
-                parts.append(mean)
-            else:
-                # a dead channel must not become an infinite logarithm, whatever the unit of the map
-                floor = MIN_CHANGE * keras.ops.mean(mean, axis=-1, keepdims=True) + TINY
-                changes.setdefault(stream, []).append(keras.ops.log(mean + floor))
-        for logs in changes.values():
-            parts += [a - b for a, b in itertools.pairwise(logs)] if len(logs) > 1 else logs
-        return concatenate(parts)
+    def vectors(self, features: NamedTensors) -> Tensor:
+        means: list[Tensor] = []
+        changes: list[Tensor] = []
+        for name in self.input_streams:
+            values = features[feature_name(name)]
+            means.append(keras.ops.mean(values, axis=1))
+            logs = [_log_change(features[feature_name(name, lag)]) for lag in self.window_lags(values.shape[1])]
+            changes += [a - b for a, b in itertools.pairwise(logs)] if len(logs) > 1 else logs
+        return concatenate(means + changes)
 
 
-def _layer(name: str) -> str:
-    """What the projection of an input is called in a model."""
+def _log_change(changes: Tensor) -> Tensor:
+    """(batch, T − lag, F) → (batch, F): logarithm of the mean change over the window."""
+    mean = keras.ops.mean(changes, axis=1)
+    # a dead channel must not give an infinite logarithm, whatever the unit of the map
+    floor = MIN_CHANGE * keras.ops.mean(mean, axis=-1, keepdims=True) + TINY
+    return keras.ops.log(mean + floor)
+
+
+def _projection_layer(name: str) -> str:
+    """The name of the layer that projects an input's maps."""
     return f"{name}.components"
 
 
-def _distance(rows: NDArray[np.int64], lag: int) -> NDArray[np.int64]:
-    """(n,) rows between a window's frames that lie `lag` apart in it."""
-    found: NDArray[np.int64] = np.abs(rows[:, lag] - rows[:, 0]) if lag < rows.shape[1] else np.zeros(0, np.int64)
-    return found
+def _distances(rows: NDArray[np.int64], lag: int) -> NDArray[np.int64]:
+    """(n,) how many rows of the store lie between frames that are `lag` apart in each window."""
+    if lag >= rows.shape[1]:
+        return np.zeros(0, np.int64)
+    distances: NDArray[np.int64] = np.abs(rows[:, lag] - rows[:, 0])
+    return distances

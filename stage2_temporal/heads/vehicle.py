@@ -1,16 +1,16 @@
-"""Heads that are told which vehicle: its box, tracked through the window, as a geometry vector.
+"""Heads that predict for a vehicle whose box is tracked through the window.
 
-    examples ──► boxes of the window (store or tracker) ──► scene.vectors ──► `geometry` (n, F) ──► model_
+    examples ──► boxes (from the store or a tracker) ──► CameraGeometry.vectors ──► `geometry` (n, F) ──► model_
 
-The scene, where the ground is and what the camera is, is learnt from the training labels and kept in the run's folder;
-everything after it is in the model's graph.
+The camera geometry, which is the camera's calibration and where the ground lies, is estimated from the training labels
+and saved in the run's folder. Everything after it is in the model's graph.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -50,7 +50,7 @@ class ExamplesWithGeometry:
         return ExamplesWithGeometry(self.examples[index], self.geometry[index])
 
     def window(self, stream: str) -> tuple[int, ...]:
-        """Shape of one example of a stream."""
+        """The shape of one example of a stream."""
         return self.examples.window(stream)
 
     def stream(self, name: str) -> NDArray[Any]:
@@ -63,126 +63,129 @@ class ExamplesWithGeometry:
 
     @property
     def groups(self) -> NDArray[np.int64]:
-        """(n,) the sequence of each example."""
+        """(n,) the index of each example's sequence."""
         return self.examples.groups
 
 
 class VehicleHead(Head):
-    """A head with the input `geometry` (batch, F), see `vehicle.geometry.NAMES`; plain arrays are such vectors.
+    """A head with the input `geometry` (batch, F), whose columns are `vehicle.geometry.GEOMETRY_NAMES`.
+
+    As a plain array, X is such vectors.
 
     Attributes:
-        alone: whether the track is all it sees.
-        scene_: what was learnt of ground and camera; None where it was given geometry vectors.
+        camera_geometry_: the camera and ground estimated from training examples; None if X was a plain array.
     """
 
-    gaps = True
+    allows_nan = True
     needs_timestamps = True
-    alone: ClassVar[bool] = True
 
-    def _prepare(self, examples: HeadInputs, targets: Floats) -> None:
+    def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         if isinstance(examples, StoreExamples):
-            self.scene_: CameraGeometry | None = learn_camera_geometry(examples)
+            self.camera_geometry_: CameraGeometry | None = learn_camera_geometry(examples)
         elif not isinstance(examples, ExamplesWithGeometry):
-            self.scene_ = None
-        scale = target_scale(targets) if self._train.standardise else None
+            self.camera_geometry_ = None
+        scale = target_scale(targets) if self.train_.standardise else None
         geometry = self._geometry(examples)
-        alpha = RIDGE_PENALTY * self._head.alpha
-        self._line: RobustLinearModel = fit_robust_linear_model(
+        alpha = RIDGE_PENALTY * self.settings_.alpha
+        self._linear_model: RobustLinearModel = fit_robust_linear_model(
             geometry.astype(np.float64), standardise_targets(targets, scale), alpha
         )
 
-    def _entries(self, examples: HeadInputs) -> dict[str, tuple[int, ...]]:
+    def input_shapes(self, examples: HeadInputs) -> dict[str, tuple[int, ...]]:
         return {GEOMETRY: (len(GEOMETRY_NAMES),)}
 
-    def _base(self, examples: HeadInputs) -> NamedTensors:
+    def input_arrays(self, examples: HeadInputs) -> NamedTensors:
         return {GEOMETRY: self._geometry(examples)}
 
     def _geometry(self, examples: HeadInputs) -> NDArray[np.float32]:
-        """(n, F) of examples.
+        """The examples' geometry vectors (n, F).
 
         Raises:
-            ValueError: a plain array that is not (n, F).
+            ValueError: a plain array of another shape.
         """
         if isinstance(examples, ExamplesWithGeometry):
             return examples.geometry
         if isinstance(examples, StoreExamples):
-            assert self.scene_ is not None
-            return self.scene_.vectors(window_tracks(examples))
+            assert self.camera_geometry_ is not None
+            return self.camera_geometry_.vectors(window_tracks(examples))
         values = examples.stream(GEOMETRY)
         if values.shape[1:] != (1, len(GEOMETRY_NAMES)):
-            raise ValueError(f"expected Inputs, or geometry vectors (n, {len(GEOMETRY_NAMES)}), got {values.shape}")
+            expected = f"StoreExamples, or geometry vectors (n, {len(GEOMETRY_NAMES)})"
+            raise ValueError(f"expected {expected}; got an array of shape {values.shape}")
         return np.asarray(values[:, 0], np.float32)
 
-    def _seen(self, examples: HeadInputs) -> ExamplesWithGeometry:
-        return (
-            examples
-            if isinstance(examples, ExamplesWithGeometry)
-            else ExamplesWithGeometry(examples, self._geometry(examples))
-        )
+    def _with_geometry(self, examples: HeadInputs) -> ExamplesWithGeometry:
+        if isinstance(examples, ExamplesWithGeometry):
+            return examples
+        return ExamplesWithGeometry(examples, self._geometry(examples))
 
-    def keep(self, folder: Path) -> None:
-        if self.scene_ is not None:
-            self.scene_.write(folder)
+    def save_extras(self, folder: Path) -> None:
+        if self.camera_geometry_ is not None:
+            self.camera_geometry_.write(folder)
 
     def restore(self, model: keras.Model, folder: Path | None = None) -> Self:
-        self.scene_ = None if folder is None else read_camera_geometry(folder)
+        self.camera_geometry_ = None if folder is None else read_camera_geometry(folder)
         return super().restore(model, folder)
 
 
 class BoxRidge(VehicleHead, ClosedFormHead):
-    """A robust line from what the track says to the target."""
+    """A robust linear regression from the track's estimates to the target."""
 
     settings = BoxRidgeConfig
-    standardised = False
+    standardises_vectors = False
 
-    def _vectors(self, arrays: NamedTensors) -> Tensor:
-        return self._line.reading.estimates(self._line.reading.clean(arrays[GEOMETRY]))
+    def vectors(self, features: NamedTensors) -> Tensor:
+        normaliser = self._linear_model.normaliser
+        return normaliser.estimates(normaliser.clean(features[GEOMETRY]))
 
-    def _solve(self, vectors: Vectors, targets: Floats) -> RobustLinearModel:
-        return self._line
+    def solve(self, vectors: Vectors, targets: Floats) -> RobustLinearModel:
+        return self._linear_model
 
-    def _answer(self, vectors: Tensor, targets: int) -> Tensor:
-        return linear_layer(vectors, self._line.kernel, self._line.bias)
+    def output(self, vectors: Tensor, targets: int) -> Tensor:
+        return linear_layer(vectors, self._linear_model.kernel, self._linear_model.bias)
 
-    def _learn(self, examples: HeadInputs, targets: Floats, held: ValidationSet | None, logs: Path | None) -> None:
-        seen = None if held is None else (self._seen(held[0]), held[1])
-        super()._learn(self._seen(examples), targets, seen, logs)
+    def _train_model(
+        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
+    ) -> None:
+        if validation is not None:
+            validation = self._with_geometry(validation[0]), validation[1]
+        super()._train_model(self._with_geometry(examples), targets, validation, logs)
 
 
 def window_tracks(examples: StoreExamples) -> WindowTracks:
-    """The boxes of windows, as a store has them."""
+    """The stored boxes of the examples' windows."""
     boxes, confidence = examples.tracks()
     step = -examples.times[:, -2] if examples.times.shape[1] > 1 else 1 / examples.fps
     return WindowTracks(boxes, confidence, 1 / step, examples.cameras)
 
 
 def about_vehicles(examples: StoreExamples) -> bool:
-    """Whether examples are about tracked vehicles; a clip's own speed is not, though a vehicle be tracked in it."""
-    found = examples.examples
-    told = np.isfinite(found.box).any() or np.isfinite(found.position).any() or "vx" in found.columns
-    return bool(told and np.isfinite(window_tracks(examples).boxes).any())
+    """Whether examples are about tracked vehicles. The car's own speed is not, even in clips with tracked vehicles."""
+    rows = examples.examples
+    names_vehicle = np.isfinite(rows.box).any() or np.isfinite(rows.position).any() or "vx" in rows.columns
+    return bool(names_vehicle and np.isfinite(window_tracks(examples).boxes).any())
 
 
 def learn_camera_geometry(examples: StoreExamples) -> CameraGeometry:
-    """The scene from training examples.
+    """Estimate the camera geometry from training examples.
 
     Raises:
-        ConfigError: none of them has a track.
-        DataError: their labels are too few for a ground, or don't fit one.
+        ConfigError: no example has a track.
+        DataError: there are too few labels to estimate the ground, or no ground fits them.
     """
-    known = window_tracks(examples)
-    if not np.isfinite(known.boxes).any():
+    tracks = window_tracks(examples)
+    if not np.isfinite(tracks.boxes).any():
         raise ConfigError(
-            "no vehicle was tracked: its box in the label's frame says which one is asked about",
+            "this head predicts for a tracked vehicle, but no vehicle was tracked",
             expected="labels with a box, and their tracks in the store",
-            got=f"none in {len(examples)} training examples",
-            hint="make features, for a store of this version; or --head.name pooled_lstm, which needs no boxes",
+            got=f"no track in {len(examples)} training examples",
+            hint="make features, if the store is of an older version; or --head.name pooled_lstm, which needs no boxes",
         )
-    found = examples.examples
-    unknown = np.full(len(found), np.nan)
-    vx = found.targets[:, found.columns.index("vx")] if "vx" in found.columns else unknown
-    size = examples.source.store.sequences[int(found.sequence[0])].size
-    # a box known in one frame only is in the others where it was tracked to, if the window ends at the label
-    ends = found.rows[:, -1] - examples.source.store.first[found.sequence] == found.frame
-    boxes = np.where(np.isnan(found.box) & ends[:, None], known.boxes[:, -1], found.box)
-    return fit_camera_geometry(known, boxes, found.position, vx, size)
+    labels = examples.examples
+    unknown = np.full(len(labels), np.nan)
+    vx = labels.targets[:, labels.columns.index("vx")] if "vx" in labels.columns else unknown
+    size = examples.source.store.sequences[int(labels.sequence[0])].size
+    # a label without a box, whose window ends at its frame, takes the tracked box there
+    ends_at_label = labels.rows[:, -1] - examples.source.store.first[labels.sequence] == labels.frame
+    boxes = np.where(np.isnan(labels.box) & ends_at_label[:, None], tracks.boxes[:, -1], labels.box)
+    return fit_camera_geometry(tracks, boxes, labels.position, vx, size)

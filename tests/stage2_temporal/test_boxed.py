@@ -179,7 +179,7 @@ def test_more_networks_are_trained_apart(store: Path) -> None:
 def test_ranges_of_distance_overlap_and_sum_to_one(store: Path) -> None:
     X, y, _ = load_examples(store, config("box_mlp"))
     head = BoxMLP.from_config(config("box_mlp", units=2)).set_params(epochs=1).fit(X, y)
-    clean = np.array(head._linear_model.reading.clean(head._geometry(X)))
+    clean = np.array(head._linear_model.normaliser.clean(head._geometry(X)))
     column = GEOMETRY_NAMES.index("x_foot")
     near, middle = np.exp(head._centres[0]) / 2, np.exp((head._centres[1] + head._centres[2]) / 2)
     clean[:3, column] = near, middle, np.exp(head._centres[2])
@@ -216,7 +216,7 @@ def test_a_run_keeps_its_ground_and_is_evaluated_to_the_same(name: str, store: P
     for row, old in zip(csv.DictReader(again.splitlines()), csv.DictReader(before.splitlines()), strict=True):
         assert float(row["vx_pred"]) == pytest.approx(float(old["vx_pred"]), abs=1e-5)
     (tmp_path / "r" / "ground.json").write_text(json.dumps({"ground": {}}))
-    with Store(store) as opened, pytest.raises(DataError, match=r"ground\.json: no ground.*train anew"):
+    with Store(store) as opened, pytest.raises(DataError, match=r"ground\.json: cannot be read as camera geometry"):
         evaluate(tmp_path / "r", opened)
 
 

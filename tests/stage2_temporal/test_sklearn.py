@@ -117,7 +117,7 @@ def test_slices_masks_and_pickled_copies_are_inputs(path: Path) -> None:
     assert X[9:12].source is X.source
     assert X[:1].window("appearance") == (3, *MAP_SHAPE)
     np.testing.assert_allclose(X[:1].times, [[-0.2, -0.1, 0.0]])
-    with pytest.raises(TypeError, match="one example"):
+    with pytest.raises(TypeError, match="selects no examples"):
         X[0]
 
 

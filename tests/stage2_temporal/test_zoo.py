@@ -62,8 +62,8 @@ def test_what_scikit_learn_solved_is_what_keras_answers(name: str, settings: dic
     kept: dict[str, Any] = {}
 
     class Kept(find_head(name)):  # type: ignore[misc]
-        def _solve(self, vectors: Any, targets: Any) -> Any:
-            kept["vectors"], kept["solution"] = vectors, super()._solve(vectors, targets)
+        def solve(self, vectors: Any, targets: Any) -> Any:
+            kept["vectors"], kept["solution"] = vectors, super().solve(vectors, targets)
             return kept["solution"]
 
     head = Kept(**small(name, **settings, standardise=False).get_params()).fit(MAPS, Y)
@@ -94,7 +94,7 @@ def test_scaled_is_the_standardise_layer() -> None:
 
 
 def test_settings_are_the_configs_fields() -> None:
-    head = find_head("ridge").of(Config(head=RidgeConfig(alpha=3.0, grid=(2, 1)), train=TrainConfig(shift=2)))
+    head = find_head("ridge").from_config(Config(head=RidgeConfig(alpha=3.0, grid=(2, 1)), train=TrainConfig(shift=2)))
     assert (head.alpha, head.grid, head.shift) == (3.0, (2, 1), 2)
     own = {"streams", "grid", "components", "difference", "lags", "alpha"}
     assert set(head.get_params()) == own | {"batch", "validation_split", "standardise", "reverse", "shift", "strides"}
