@@ -23,6 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 from features._common.atomic import atomic_write
+from features._common.cpu import cpu_count
 from features._common.quiet_imports import quiet_imports
 from features.config import BackboneConfig, Config, DataConfig, ExtractConfig, FramesConfig
 from features.errors import ConfigError
@@ -161,7 +162,7 @@ def _write(source: Path, target: Path) -> None:
             for at in range(0, len(maps), BATCH):
                 part = maps[at : at + BATCH]
                 writer.write({APPEARANCE: part}, [b"jpeg"] * len(part))
-            writer.close()
+            writer.finish()
 
 
 def _read(path: Path) -> None:
@@ -177,7 +178,7 @@ def _decode(clips: tuple[Clip, ...], frames: FramesConfig) -> list[np.ndarray]:
         images = clip.source.read(0, clip.sequence.length, frames.min_size)
         return np.stack([resize_frame(image, frames) for image in images])
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:
         return list(pool.map(one, clips))
 
 

@@ -67,7 +67,7 @@ def measure(case: str, clips: int = 64, rounds: int = 5) -> dict[str, float | st
             track_vehicles(clip.sequence, own)
 
     def flow(own: list[Image]) -> None:
-        optical_flow.flow_entries([optical_flow.flow_strip(image) for image in own], begins=True)
+        optical_flow.flow_entries([optical_flow.flow_strip(image) for image in own], starts_sequence=True)
 
     cv2.setNumThreads(1)
     track_s, track_cpu = _times(track)

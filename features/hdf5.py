@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,100 +15,72 @@ from numpy.typing import NDArray
 from features.errors import StoreError
 
 FORMAT_NAME, FORMAT_VERSION = "framebank", 1
-THUMBNAIL_BLOCK = 1 << 16
-WRITE_BACK = 1 << 22  # bytes: the disk begins with them while more is written, so that the wait at the end is short
-# fixed-array chunk indices, which stay quick at millions of frames, and readable by every HDF5 since 1.10
+THUMBNAIL_BLOCK = 1 << 16  # bytes
+# fixed-array chunk indices, which stay fast at millions of frames, and readable by every HDF5 since 1.10
 LIBVER = ("v110", "v110")
 
 
-class ErrorTolerantFile(io.RawIOBase):
-    """A new file on the disk, as HDF5 sees it: a write the system refuses is remembered instead of passed on.
+class ErrorTolerantFile(io.FileIO):
+    """A new file for HDF5 to write to; a write that the system refuses is recorded instead of raised.
 
-    HDF5 crashes the process when its last flush fails (a full disk); this way it never learns of it, `check` raises
-    what the system said, and the file is thrown away.
+    HDF5 crashes the process if its last flush fails, e.g. on a full disk. Here it never sees the error; `check` raises
+    it, and the caller discards the file.
 
     Raises:
-        FileExistsError: an existing file is never opened for writing.
+        FileExistsError: the file exists; existing files are never opened for writing.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("x+b", buffering=0)
-        self._path, self._at, self._end, self._begun = path, 0, 0, 0
-        self._refusal: OSError | None = None
+        super().__init__(path, "x+")
+        self._path = path
+        self._error: OSError | None = None
 
     def check(self) -> None:
-        """Raise the first refusal, if there was one."""
-        if self._refusal is not None:
-            raise OSError(self._refusal.errno, self._refusal.strerror, str(self._path))
-
-    def close(self) -> None:
-        """Close the file; what was refused stays refused."""
-        self._file.close()
-        super().close()
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to an offset from the start (0), from here (1) or from the end (2)."""
-        self._at = offset + (0, self._at, self._end)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        """Where the next byte goes."""
-        return self._at
+        """Raise the first error that occurred, if any."""
+        if self._error is not None:
+            raise OSError(self._error.errno, self._error.strerror, str(self._path))
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer; what was never written reads as zeros."""
+        """Fill the whole buffer; bytes that were never written are zeros."""
         view = memoryview(buffer).cast("B")
-        self._file.seek(self._at)
         done = 0
-        while done < len(view) and (count := self._file.readinto(view[done:])):
+        while done < len(view) and (count := super().readinto(view[done:])):
             done += count
         view[done:] = bytes(len(view) - done)
-        self._at += len(view)
         return len(view)
 
     def write(self, data: Any) -> int:
-        """Write all of the data, or remember why not."""
+        """Write all of the data, or record the error."""
         view = memoryview(data).cast("B")
+        done = 0
         try:
-            self._file.seek(self._at)
-            done = 0
-            while self._refusal is None and done < len(view):
-                done += self._file.write(view[done:])
+            while self._error is None and done < len(view):
+                done += super().write(view[done:])
         except OSError as e:
-            self._refusal = e
-        self._at += len(view)
-        self._end = max(self._end, self._at)
-        if self._end - self._begun >= WRITE_BACK:
-            self._begin()
+            self._error = e
         return len(view)
 
-    def _begin(self) -> None:
-        if hasattr(os, "posix_fadvise"):
-            with suppress(OSError):  # advice; Linux begins to write what is dirty, and drops only what is written
-                os.posix_fadvise(self._file.fileno(), self._begun, self._end - self._begun, os.POSIX_FADV_DONTNEED)
-        self._begun = self._end
-
     def truncate(self, size: int | None = None) -> int:
-        """Set the file's length."""
-        size = self._at if size is None else size
+        """Set the file's length, or record the error."""
+        size = self.tell() if size is None else size
         try:
-            self._file.truncate(size)
+            super().truncate(size)
         except OSError as e:
-            self._refusal = self._refusal or e
-        self._end = size
+            self._error = self._error or e
         return size
-
-    def flush(self) -> None:
-        """Nothing is held back here."""
 
 
 def create_file(disk: ErrorTolerantFile) -> Any:
-    """A new HDF5 file on a disk."""
+    """Start a new HDF5 file."""
     return h5py.File(disk, "w", libver=LIBVER)
 
 
 def open_file(path: Path) -> Any:
-    """The file, opened for reading, once it is known to be a store of a format we read that stands on its own."""
+    """Open a store or shard for reading.
+
+    Raises:
+        StoreError: no such file, not a store, damaged, of a later format, or with links to other files.
+    """
     if path.is_dir():
         raise StoreError(f"{path}: a folder, not a store", hint="--store FILE.h5")
     if not path.is_file():
@@ -120,9 +91,9 @@ def open_file(path: Path) -> Any:
     except OSError as e:
         if isinstance(e, PermissionError):
             raise
-        raise StoreError(f"{path}: truncated, or no store at all ({e})", hint=hint) from None
+        raise StoreError(f"{path}: truncated, or not a store ({e})", hint=hint) from None
     try:
-        with reading(path, TABLE_FAULTS):
+        with damage_as_store_error(path, TABLE_ERRORS):
             _check(f, path, hint)
     except BaseException:
         f.close()
@@ -136,28 +107,28 @@ def _check(f: Any, path: Path, hint: str) -> None:
     version = int(f.attrs["version"])
     if version > FORMAT_VERSION:
         raise StoreError(
-            f"{path}: written by a later framebank",
+            f"{path}: written by a later version of framebank",
             expected=f"format {FORMAT_VERSION} or earlier",
             got=f"format {version}",
             hint="update framebank",
         )
-    _self_contained(f, path)
+    _check_self_contained(f, path)
 
 
-def _self_contained(group: Any, path: Path) -> None:
-    """Refuse links and data outside the file: a store from a stranger must not read other files of ours."""
+def _check_self_contained(group: Any, path: Path) -> None:
+    """Refuse links and data outside the file: a stranger's store must not read other files of the user's."""
     for name in group:
-        kind = group.get(name, getlink=True)
-        child = group.get(name) if isinstance(kind, h5py.HardLink) else None
+        link = group.get(name, getlink=True)
+        child = group.get(name) if isinstance(link, h5py.HardLink) else None
         outside = isinstance(child, h5py.Dataset) and (child.external or child.is_virtual)
         if child is None or outside:
             raise StoreError(f"{path}: {group.name.rstrip('/')}/{name} points outside the file", hint="don't use it")
         if isinstance(child, h5py.Group):
-            _self_contained(child, path)
+            _check_self_contained(child, path)
 
 
 def create_stream(f: Any, name: str, frames: int, shape: tuple[int, ...], dtype: str, origin: str) -> Any:
-    """A stream's dataset: first axis = frame, one frame a chunk, checksummed; `origin` in JSON."""
+    """Create a stream's dataset: first axis = frame, one frame per chunk, checksummed; `origin` in JSON."""
     data = f.create_dataset(
         f"frames/{name}",
         shape=(frames, *shape),
@@ -166,36 +137,34 @@ def create_stream(f: Any, name: str, frames: int, shape: tuple[int, ...], dtype:
         fletcher32=True,
         track_times=False,
     )
-    if origin != "{}":  # the trunk's stream follows from the recipe alone
+    if origin != "{}":  # the trunk's stream is determined by the recipe alone
         data.attrs["origin"] = origin
     return data
 
 
-def copy_chunks(source: Any, target: Any, start: int, at: int, count: int) -> None:
-    """Copy `count` frames' chunks as they lie on the disk, checksums included."""
+def copy_chunks(source: Any, target: Any, source_row: int, target_row: int, count: int) -> None:
+    """Copy the chunks of `count` frames as stored, checksums included."""
     inner = (0,) * (source.ndim - 1)
     for i in range(count):
-        mask, chunk = source.id.read_direct_chunk((start + i, *inner))
-        target.id.write_direct_chunk((at + i, *inner), chunk, filter_mask=mask)
+        mask, chunk = source.id.read_direct_chunk((source_row + i, *inner))
+        target.id.write_direct_chunk((target_row + i, *inner), chunk, filter_mask=mask)
 
 
 def write_columns(group: Any, columns: Mapping[str, Any]) -> None:
-    """One dataset a column; lists are text, arrays are numbers."""
+    """Write one dataset per column; lists are text, arrays are numbers."""
     for name, values in columns.items():
-        if isinstance(values, list):
-            group.create_dataset(name, data=values, dtype=h5py.string_dtype(), track_times=False)
-        else:
-            group.create_dataset(name, data=values, track_times=False)
+        dtype = h5py.string_dtype() if isinstance(values, list) else None
+        group.create_dataset(name, data=values, dtype=dtype, track_times=False)
 
 
 def write_array(group: Any, name: str, values: NDArray[Any]) -> None:
-    """A dataset in one chunk, checksummed; a scalar as it is."""
+    """Write a dataset as one checksummed chunk; scalars and empty arrays without chunks."""
     chunks = values.shape if values.ndim and values.size else None
     group.create_dataset(name, data=values, chunks=chunks, fletcher32=chunks is not None, track_times=False)
 
 
 class ThumbnailWriter:
-    """Appends bytes to `thumbnails/data` a block at a time, so that memory stays flat."""
+    """Appends JPEGs to `thumbnails/data` in blocks, so that few bytes are in memory."""
 
     def __init__(self, f: Any) -> None:
         self._group = f.create_group("thumbnails")
@@ -205,11 +174,13 @@ class ThumbnailWriter:
         self._pending: list[NDArray[np.uint8]] = []
 
     def write(self, data: NDArray[np.uint8]) -> None:
+        """Append bytes."""
         self._pending.append(data)
         if sum(map(len, self._pending)) >= THUMBNAIL_BLOCK:
             self._flush()
 
     def finish(self, offsets: NDArray[np.int64]) -> None:
+        """Write what is pending, and where each frame's JPEG begins, (frames + 1,)."""
         self._flush()
         self._group.create_dataset("offset", data=offsets, fletcher32=True, track_times=False, chunks=offsets.shape)
 
@@ -222,19 +193,17 @@ class ThumbnailWriter:
             self._pending = []
 
 
-READ_FAULTS = (OSError, KeyError)
-# what numpy, json and h5py raise on tables whose bytes are not what was written
-TABLE_FAULTS = (*READ_FAULTS, ValueError, TypeError, RuntimeError, IndexError, OverflowError, MemoryError)
+READ_ERRORS = (OSError, KeyError)
+# what numpy, json and h5py raise for tables with damaged bytes
+TABLE_ERRORS = (*READ_ERRORS, ValueError, TypeError, RuntimeError, IndexError, OverflowError, MemoryError)
 
 
 @contextmanager
-def reading(path: Path, faults: tuple[type[Exception], ...] = READ_FAULTS) -> Iterator[None]:
-    """What HDF5 cannot read is a damaged store, and repair mends it."""
+def damage_as_store_error(path: Path, errors: tuple[type[Exception], ...] = READ_ERRORS) -> Iterator[None]:
+    """Turn what HDF5 raises for damaged bytes into a StoreError that says how to repair them."""
     try:
         yield
     except PermissionError:
         raise
-    except faults as e:
-        raise StoreError(
-            f"{path}: damaged ({e})", hint=f"python -m stage1_extract verify --store {path}, then repair"
-        ) from None
+    except errors as e:
+        raise StoreError(f"{path}: damaged ({e})", hint=f"framebank verify --store {path}, then repair") from None

@@ -1,17 +1,18 @@
-"""The store, format 1: one HDF5 file that holds what the trunk saw, and all that is needed to train from it.
+"""The store, format 1: one HDF5 file with the trunk's features and everything else that training needs.
 
     attributes             format, version, recipe (JSON), fingerprint, complete, missing (JSON: id -> why),
                            versions (JSON), trunk (JSON: facts about the frozen part)
-    frames/<stream>        (frames, ...) one frame a chunk, fletcher32; attribute origin (JSON) but for the trunk's
+    frames/<stream>        (frames, ...) one frame per chunk, fletcher32; attribute origin (JSON), except the trunk's
     bases/<stream>/<array> what a derived stream was computed with: its principal components, and their mean
     thumbnails/data        JPEGs end to end, bytes; thumbnails/offset (frames + 1,)
     sequences/<column>     id, split, first, length, fps, width, height, digest, camera (fx fy cx cy height)
-    labels/<column>        sequence, frame, targets (labels, columns; NaN unknown), box, position
-    tracks/<column>        key, first, length: a path each; box (rows, 4), confidence (rows,): its frames'
+    labels/<column>        sequence, frame, targets (labels, columns; NaN unknown), named (labels, columns: whether
+                           the label has the column), box, position; attribute columns (JSON)
+    tracks/<column>        key, first, length, a row per track; box (rows, 4), confidence (rows,), a row per frame
     top/weights/<number>   the unfrozen layers' weights; attribute architecture: their Keras JSON
 
-Camera, tracks and bases came later, older files have none. Shards have the same form with `pieces/` in place of
-`sequences/` and `labels/`. Reading needs numpy and h5py alone.
+Camera, tracks and bases were added later; older files lack them. Shards have the same form, with `pieces/` instead of
+`sequences/` and `labels/`: the frame ranges they contain. Reading needs only numpy and h5py.
 """
 
 from __future__ import annotations
@@ -30,19 +31,21 @@ from numpy.typing import NDArray
 
 from features.errors import StoreError
 from features.frame_ranges import FrameRange, StoredRange
-from features.hdf5 import TABLE_FAULTS, open_file, reading
+from features.hdf5 import TABLE_ERRORS, damage_as_store_error, open_file
 from features.recipe import Recipe, json_digest
 from features.sequences import Camera, FrameSequence, Label
+from features.streams import THUMBNAILS
 from features.tracks import Track, track_key_by_label
 
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """One frame's entry in a stream.
+    """What a stream stores for each frame.
 
     Attributes:
-        shape, dtype: of the entry.
-        origin: what decides its numbers; empty for the trunk's stream, which follows from the recipe.
+        shape: shape of one frame's entry.
+        dtype: its type.
+        origin: what determines its numbers; empty for the trunk's stream, which the recipe determines.
     """
 
     shape: tuple[int, ...]
@@ -57,7 +60,7 @@ class StreamInfo:
 
 @dataclass(frozen=True)
 class TopRecord:
-    """The unfrozen layers: Keras' JSON of their model (cut's map in, backbone's output out) and their weights."""
+    """The unfrozen layers, from the map at the cut to the backbone's output: Keras JSON and pretrained weights."""
 
     architecture: str
     weights: list[NDArray[Any]]
@@ -65,14 +68,14 @@ class TopRecord:
 
 @dataclass(frozen=True)
 class Header:
-    """What a store says of itself, apart from frames, sequences and labels.
+    """A store's attributes.
 
     Attributes:
-        recipe: what decided the stored numbers.
-        trunk: facts about the frozen part: `parameters`, `cut` in words, `relative_error` of the engine.
+        recipe: what determined the stored numbers.
+        trunk: facts about the frozen part: `parameters`, `cut` in words, `relative_error` per engine.
         versions: library name → version that wrote the file.
         missing: sequence id → why it is not in the store.
-        complete: whether every wanted sequence is in, or the user said to do without.
+        complete: whether all sequences of the data set are stored, or the user chose to skip the missing ones.
     """
 
     recipe: Recipe
@@ -85,6 +88,12 @@ class Header:
 class Store:
     """A store opened for reading; use it in a `with` block.
 
+    Attributes:
+        sequences: its sequences, in order.
+        first: (sequences,) row of each sequence's first frame.
+        frames: number of frames.
+        streams: name → shape, type and origin.
+
     Raises:
         StoreError: no such file, not a store, damaged, or of a later format.
     """
@@ -93,7 +102,7 @@ class Store:
         self.path = Path(path)
         self._file = open_file(self.path)
         try:
-            with reading(self.path, TABLE_FAULTS):
+            with damage_as_store_error(self.path, TABLE_ERRORS):
                 self.header = _header(self._file)
                 self.recipe, self.complete = self.header.recipe, self.header.complete
                 self.versions, self.missing = self.header.versions, self.header.missing
@@ -102,9 +111,9 @@ class Store:
                 self.streams = stream_infos(self._file)
                 self.frames = int(self._file["thumbnails/offset"].shape[0]) - 1
                 self._offsets: NDArray[np.int64] = self._file["thumbnails/offset"][:]
-                self._paths = track_index(self._file)
+                self._track_rows = track_index(self._file)
             self._index = {s.id: i for i, s in enumerate(self.sequences)}
-            self._vehicles: dict[int, dict[int, str]] = {}  # per sequence: label → key of its vehicle's track
+            self._track_keys: dict[int, dict[int, str]] = {}  # index of a sequence → of its label → track's key
         except BaseException:
             self._file.close()
             raise
@@ -116,113 +125,118 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def index(self, sequence_id: str) -> int:
-        """Position of a sequence in `sequences`."""
+        """Return the position of a sequence in `sequences`."""
         try:
             return self._index[sequence_id]
         except KeyError:
             raise StoreError(
-                f"{self.path}: no sequence {sequence_id!r}", hint="python -m stage1_extract info"
+                f"{self.path}: no sequence {sequence_id!r}", hint=f"framebank info --store {self.path}"
             ) from None
 
     def read(self, stream: str, rows: NDArray[np.int64] | Sequence[int]) -> NDArray[Any]:
-        """Entries of a stream, (len(rows), …) in the stored dtype; any order, repeats allowed.
+        """Read entries of a stream, (len(rows), …) in the stored dtype.
 
-        Cast afterwards: letting HDF5 convert half to single while it reads is 80 times slower.
+        Cast the result if needed: letting HDF5 convert half to single precision while reading is 80 times slower.
+
+        Args:
+            stream: its name.
+            rows: in any order; repeats are allowed.
 
         Raises:
-            StoreError: no such stream, or a frame whose checksum does not fit.
+            StoreError: no such stream, or a frame with a wrong checksum.
         """
         data = self._stream(stream)
-        wanted = np.asarray(rows, np.int64)
-        out = np.empty((len(wanted), *data.shape[1:]), data.dtype)
-        with reading(self.path):
-            for at, start, count in consecutive_runs(wanted):
+        rows = np.asarray(rows, np.int64)
+        out = np.empty((len(rows), *data.shape[1:]), data.dtype)
+        with damage_as_store_error(self.path):
+            for at, start, count in consecutive_runs(rows):
                 data.read_direct(out, np.s_[start : start + count], np.s_[at : at + count])
         return out
 
     def basis(self, stream: str) -> dict[str, NDArray[Any]]:
-        """What a derived stream was computed with, by name; empty for most.
+        """Read the arrays a derived stream was computed with, by name; most streams have none.
 
         Raises:
-            StoreError: an array whose checksum does not fit.
+            StoreError: an array with a wrong checksum.
         """
         if f"bases/{stream}" not in self._file:
             return {}
-        with reading(self.path, TABLE_FAULTS):
+        with damage_as_store_error(self.path, TABLE_ERRORS):
             return {name: data[()] for name, data in self._file[f"bases/{stream}"].items()}
 
     def thumbnail(self, row: int) -> bytes:
-        """A frame's small JPEG."""
-        with reading(self.path):
+        """Read a frame's small JPEG."""
+        with damage_as_store_error(self.path):
             data: NDArray[np.uint8] = self._file["thumbnails/data"][self._offsets[row] : self._offsets[row + 1]]
         return data.tobytes()
 
     def top(self) -> TopRecord | None:
-        """The unfrozen layers with their pretrained weights; None where nothing is unfrozen."""
+        """Read the unfrozen layers with their pretrained weights; None if nothing is unfrozen."""
         if "top" not in self._file:
             return None
-        with reading(self.path, TABLE_FAULTS):
+        with damage_as_store_error(self.path, TABLE_ERRORS):
             group = self._file["top"]
             weights = [group["weights"][k][()] for k in sorted(group["weights"], key=int)]
             return TopRecord(str(group.attrs["architecture"]), weights)
 
     @property
     def track_keys(self) -> frozenset[str]:
-        """Keys of the tracks that are here, see `features.tracks.track_keys`."""
-        return frozenset(self._paths)
+        """Keys of the stored tracks, see `features.tracks.track_keys`."""
+        return frozenset(self._track_rows)
 
     def tracks(self) -> dict[str, Track]:
-        """Every track by its key."""
-        return {name: self._track(*where) for name, where in self._paths.items()}
+        """Read all tracks, by their keys."""
+        return {key: self._read_track(*rows) for key, rows in self._track_rows.items()}
 
     def track(self, sequence: int, label: int) -> Track | None:
-        """The path of the vehicle that a label is about, through its whole sequence; None where there is none.
+        """Read the track of the vehicle that a label describes; None if it has none.
 
         Args:
             sequence: index into `sequences`.
             label: index into that sequence's labels.
         """
-        if sequence not in self._vehicles:
-            self._vehicles[sequence] = track_key_by_label(self.sequences[sequence])
-        where = self._paths.get(self._vehicles[sequence].get(label, ""))
-        return None if where is None else self._track(*where)
+        if sequence not in self._track_keys:
+            self._track_keys[sequence] = track_key_by_label(self.sequences[sequence])
+        rows = self._track_rows.get(self._track_keys[sequence].get(label, ""))
+        return None if rows is None else self._read_track(*rows)
 
-    def _track(self, first: int, length: int) -> Track:
-        with reading(self.path):
+    def _read_track(self, first: int, length: int) -> Track:
+        with damage_as_store_error(self.path):
             return read_track(self._file, first, length)
 
-    def held(self, damaged: Sequence[int] = ()) -> list[StoredRange]:
-        """Every sequence as pieces in this file, without the `damaged` rows."""
-        bad, held = set(damaged), []
+    def stored_ranges(self, damaged_rows: Sequence[int] = ()) -> list[StoredRange]:
+        """Return every sequence as ranges in this file, without the damaged rows."""
+        stored = []
         streams = {name: info.fingerprint for name, info in self.streams.items()}
         for sequence, first in zip(self.sequences, self.first.tolist(), strict=True):
-            edges = [-1, *sorted(r - first for r in bad if first <= r < first + sequence.length), sequence.length]
-            for a, b in itertools.pairwise(edges):
-                if b > a + 1:
-                    piece = FrameRange(sequence.id, sequence.digest, a + 1, b)
-                    held.append(StoredRange(piece, self.path, first + a + 1, streams))
-        return held
+            damaged = sorted({r - first for r in damaged_rows if first <= r < first + sequence.length})
+            for before, stop in itertools.pairwise([-1, *damaged, sequence.length]):
+                start = before + 1
+                if start < stop:
+                    frame_range = FrameRange(sequence.id, sequence.digest, start, stop)
+                    stored.append(StoredRange(frame_range, self.path, first + start, streams))
+        return stored
 
-    def damaged(self) -> Iterator[tuple[int, list[str]]]:
-        """Read every chunk; for each frame its row and the streams that cannot be read (an empty list is well)."""
+    def check_frames(self) -> Iterator[tuple[int, list[str]]]:
+        """Read every chunk; yield each frame's row and its damaged streams (`thumbnails` among them), often none."""
         for row in range(self.frames):
-            faults = []
+            damaged = []
             for name in self.streams:
                 try:
                     self._file["frames"][name][row]
-                    if row == 0:  # with a stream's first frame counts what it was computed with
+                    if row == 0:  # a damaged basis counts as damage of the stream's first frame
                         self.basis(name)
                 except (OSError, StoreError):
-                    faults.append(name)
+                    damaged.append(name)
             try:
                 self._file["thumbnails/data"][self._offsets[row] : self._offsets[row + 1]]
             except OSError:
-                faults.append("thumbnails")
-            yield row, faults
+                damaged.append(THUMBNAILS)
+            yield row, damaged
 
     def _stream(self, name: str) -> Any:
         if name not in self.streams:
@@ -231,7 +245,7 @@ class Store:
 
 
 def consecutive_runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Runs of consecutive rows as (place in `rows`, first row, count)."""
+    """Split rows into runs of consecutive ones: (index in `rows`, first row, count) each."""
     if len(rows) == 0:
         return []
     starts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 2) != 1)
@@ -240,7 +254,7 @@ def consecutive_runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
 
 
 def stream_infos(f: Any) -> dict[str, StreamInfo]:
-    """The streams of an open store or shard, by name."""
+    """Return the streams of an open store or shard, by name."""
     return {
         name: StreamInfo(d.shape[1:], d.dtype.name, json.loads(d.attrs.get("origin", "{}")))
         for name, d in sorted(f["frames"].items())
@@ -248,53 +262,54 @@ def stream_infos(f: Any) -> dict[str, StreamInfo]:
 
 
 def track_index(f: Any) -> dict[str, tuple[int, int]]:
-    """Where the tracks of an open store or shard lie: key → first row and number of rows."""
+    """Return where the tracks of an open store or shard are: key → first row and number of rows."""
     if "tracks" not in f:
         return {}
     group = f["tracks"]
     columns = group["key"].asstr()[:].tolist(), group["first"][:].tolist(), group["length"][:].tolist()
-    return {name: (first, length) for name, first, length in zip(*columns, strict=True)}
+    return {key: (first, length) for key, first, length in zip(*columns, strict=True)}
 
 
 def read_track(f: Any, first: int, length: int) -> Track:
-    """A track of an open store or shard."""
+    """Read a track of an open store or shard."""
     rows = np.s_[first : first + length]
     return Track(f["tracks/box"][rows], f["tracks/confidence"][rows])
 
 
 def _header(f: Any) -> Header:
-    extra = {name: json.loads(f.attrs[name]) for name in ("trunk", "versions", "missing")}
-    return Header(Recipe.from_json(f.attrs["recipe"]), complete=bool(f.attrs["complete"]), **extra)
+    json_attributes = {name: json.loads(f.attrs[name]) for name in ("trunk", "versions", "missing")}
+    return Header(Recipe.from_json(f.attrs["recipe"]), complete=bool(f.attrs["complete"]), **json_attributes)
 
 
 def _sequences(f: Any) -> tuple[tuple[FrameSequence, ...], NDArray[np.int64]]:
-    group = f["labels"]
-    columns, owner = json.loads(group.attrs["columns"]), group["sequence"][:]
-    named = group["named"][:]
-    labels: dict[int, list[Label]] = {}
-    for i, (frame, targets, box, position) in enumerate(
-        zip(*(group[n][:].tolist() for n in ("frame", "targets", "box", "position")), strict=True)
-    ):
-        known = {c: v for c, v, there in zip(columns, targets, named[i], strict=True) if there}
-        labels.setdefault(int(owner[i]), []).append(
-            Label(
-                frame,
-                known,
-                None if math.isnan(box[0]) else tuple(box),
-                None if math.isnan(position[0]) else tuple(position),
-            )
-        )
+    labels = _labels(f["labels"])
     group = f["sequences"]
     text = [group[n].asstr()[:].tolist() for n in ("id", "split", "digest")]
     numbers = [group[n][:].tolist() for n in ("length", "fps", "width", "height")]
     cameras = group["camera"][:].tolist() if "camera" in group else [[math.nan] * 5] * len(text[0])
+    rows = zip(*text, *numbers, cameras, strict=True)
     sequences = tuple(
         FrameSequence(name, split, length, fps, (width, height), digest, tuple(labels.get(i, ())), _camera(camera))
-        for i, (name, split, digest, length, fps, width, height, camera) in enumerate(
-            zip(*text, *numbers, cameras, strict=True)
-        )
+        for i, (name, split, digest, length, fps, width, height, camera) in enumerate(rows)
     )
     return sequences, group["first"][:]
+
+
+def _labels(group: Any) -> dict[int, list[Label]]:
+    """Read the labels, by the index of their sequence."""
+    names = json.loads(group.attrs["columns"])
+    columns = [group[n][:].tolist() for n in ("sequence", "frame", "targets", "named", "box", "position")]
+    labels: dict[int, list[Label]] = {}
+    for sequence, frame, targets, named, box, position in zip(*columns, strict=True):
+        values = {name: v for name, v, has_column in zip(names, targets, named, strict=True) if has_column}
+        label = Label(
+            frame,
+            values,
+            None if math.isnan(box[0]) else tuple(box),
+            None if math.isnan(position[0]) else tuple(position),
+        )
+        labels.setdefault(sequence, []).append(label)
+    return labels
 
 
 def _camera(values: list[float]) -> Camera | None:

@@ -1,11 +1,11 @@
-"""Writing: shards as the frames come, and the store assembled from their raw chunks."""
+"""Writing: shards as frames are extracted, and the store assembled from their raw chunks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ from features.frame_ranges import FrameRange, StoredRange, full_range
 from features.hdf5 import (
     FORMAT_NAME,
     FORMAT_VERSION,
-    TABLE_FAULTS,
+    TABLE_ERRORS,
     ErrorTolerantFile,
     ThumbnailWriter,
     copy_chunks,
     create_file,
     create_stream,
+    damage_as_store_error,
     open_file,
-    reading,
     write_array,
     write_columns,
 )
@@ -33,92 +33,95 @@ from features.sequences import Camera, FrameSequence
 from features.store import Header, Store, StreamInfo, TopRecord, read_track, stream_infos, track_index
 from features.tracks import Track
 
-MAX_OPEN_FILES = 4  # files read from at a time
-FRAMES_PER_WRITE = 32  # frames written at a time: HDF5 is asked less often
-FRAMES_PER_COPY = 512  # frames copied at a time
+MAX_OPEN_FILES = 4  # open source files during assembly; each has its own caches
+FRAMES_PER_WRITE = 32  # many frames per call, because each call to HDF5 has a cost
+FRAMES_PER_COPY = 512
 
 
 class ShardWriter:
-    """Writes pieces, frame after frame, into a file of its own; use it inside `atomic_write`."""
+    """Writes frame ranges into a new file, frame after frame; use it inside `atomic_write`."""
 
     def __init__(
-        self, path: Path, recipe: Recipe, pieces: Sequence[FrameRange], streams: Mapping[str, StreamInfo]
+        self, path: Path, recipe: Recipe, ranges: Sequence[FrameRange], streams: Mapping[str, StreamInfo]
     ) -> None:
-        self.path, self.pieces, self.at = path, pieces, 0
-        self._total = sum(len(p) for p in pieces)
+        self._path, self._ranges = path, ranges
+        self._frames = sum(map(len, ranges))
+        self._written = 0  # frames
         self._thumbnails: list[bytes] = []
-        self._waiting: list[Mapping[str, NDArray[Any]]] = []
+        self._pending: list[Mapping[str, NDArray[Any]]] = []
         self._disk = ErrorTolerantFile(path)
         self._file = create_file(self._disk)
         _write_header(self._file, Header(recipe))
-        self._file.create_group("frames")  # a shard may hold tracks alone
+        self._file.create_group("frames")  # also in a shard with tracks only
         for name, info in streams.items():
-            _create(self._file, name, self._total, info)
+            _create(self._file, name, self._frames, info)
 
     def write(self, maps: Mapping[str, NDArray[Any]], thumbnails: Sequence[bytes]) -> None:
-        """Append frames: per stream (n, …) in its dtype, and n JPEGs (empty where the store has them already).
-
-        The arrays are kept for a while, and must not change.
-        """
-        self._waiting.append(maps)
-        self._thumbnails.extend(thumbnails)
-        if len(self._thumbnails) - self.at >= FRAMES_PER_WRITE:
-            self._flush()
-
-    def close(self, sound: Sequence[int] | None = None, tracks: Mapping[str, Track] | None = None) -> None:
-        """Finish the file.
+        """Append frames. The arrays must not change before `finish`.
 
         Args:
-            sound: indices of the pieces that are good; the rows of the others are never looked at. Default: all.
-            tracks: by their keys, of vehicles in these pieces' sequences.
+            maps: stream → (n, …) in its dtype.
+            thumbnails: n JPEGs; empty bytes for frames whose thumbnails are stored already.
+        """
+        self._pending.append(maps)
+        self._thumbnails.extend(thumbnails)
+        if len(self._thumbnails) - self._written >= FRAMES_PER_WRITE:
+            self._flush()
+
+    def finish(self, valid: Sequence[int] | None = None, tracks: Mapping[str, Track] | None = None) -> None:
+        """Complete and close the file.
+
+        Args:
+            valid: indices of the ranges to keep; the rows of the others are ignored from now on. Default: all.
+            tracks: tracks of vehicles in the ranges' sequences, by their keys.
         """
         self._flush()
-        if self.at != self._total:
-            raise RuntimeError(f"{self.path}: {self.at} of {self._total} frames written")
-        rows = np.cumsum([0, *map(len, self.pieces)])
-        kept = [(int(rows[i]), self.pieces[i]) for i in (range(len(self.pieces)) if sound is None else sound)]
+        if self._written != self._frames:
+            raise RuntimeError(f"{self._path}: {self._written} of {self._frames} frames written")
+        rows = list(accumulate(map(len, self._ranges), initial=0))
+        valid = range(len(self._ranges)) if valid is None else valid
         _write_thumbnails(self._file, self._thumbnails)
         columns = {
-            "sequence": [p.sequence for _, p in kept],
-            "digest": [p.digest for _, p in kept],
-            "start": np.array([p.start for _, p in kept], np.int64),
-            "stop": np.array([p.stop for _, p in kept], np.int64),
-            "row": np.array([row for row, _ in kept], np.int64),
+            "sequence": [self._ranges[i].sequence for i in valid],
+            "digest": [self._ranges[i].digest for i in valid],
+            "start": np.array([self._ranges[i].start for i in valid], np.int64),
+            "stop": np.array([self._ranges[i].stop for i in valid], np.int64),
+            "row": np.array([rows[i] for i in valid], np.int64),
         }
         write_columns(self._file.create_group("pieces"), columns)
         _write_tracks(self._file, tracks or {})
-        self.abandon()
+        self.close()
         self._disk.check()
 
-    def _flush(self) -> None:
-        for name in self._waiting[0] if self._waiting else ():
-            values = np.concatenate([maps[name] for maps in self._waiting])
-            self._file["frames"][name][self.at : self.at + len(values)] = values
-        self._disk.check()
-        self.at, self._waiting = len(self._thumbnails), []
-
-    def abandon(self) -> None:
-        """Close the file as it is."""
+    def close(self) -> None:
+        """Close the file, finished or not."""
         self._file.close()
         self._disk.close()
+
+    def _flush(self) -> None:
+        for name in self._pending[0] if self._pending else ():
+            values = np.concatenate([maps[name] for maps in self._pending])
+            self._file["frames"][name][self._written : self._written + len(values)] = values
+        self._disk.check()
+        self._written, self._pending = len(self._thumbnails), []
 
 
 def check_shard(path: Path) -> None:
     """Read every chunk of a shard.
 
     Raises:
-        StoreError: one that cannot be read.
+        StoreError: one cannot be read.
     """
-    with open_file(path) as f, reading(path, TABLE_FAULTS):
+    with open_file(path) as f, damage_as_store_error(path, TABLE_ERRORS):
         for data in f["frames"].values():
             for row in range(data.shape[0]):
                 data[row]
         f["thumbnails/data"][:], f["pieces/row"][:]
 
 
-def shard_pieces(path: Path, fingerprint: str) -> list[StoredRange]:
-    """What a finished shard holds; nothing where it was written by another recipe."""
-    with open_file(path) as f, reading(path):
+def shard_ranges(path: Path, fingerprint: str) -> list[StoredRange]:
+    """Return the ranges in a finished shard; none if its recipe has another fingerprint."""
+    with open_file(path) as f, damage_as_store_error(path):
         if f.attrs["fingerprint"] != fingerprint:
             return []
         group, streams = f["pieces"], {name: info.fingerprint for name, info in stream_infos(f).items()}
@@ -131,23 +134,24 @@ def shard_pieces(path: Path, fingerprint: str) -> list[StoredRange]:
 
 
 def shard_tracks(path: Path) -> dict[str, Track]:
-    """The tracks in a finished shard, by their keys."""
-    with open_file(path) as f, reading(path):
-        return {name: read_track(f, *where) for name, where in track_index(f).items()}
+    """Read the tracks in a finished shard, by their keys."""
+    with open_file(path) as f, damage_as_store_error(path):
+        return {key: read_track(f, *rows) for key, rows in track_index(f).items()}
 
 
 @dataclass(frozen=True)
 class StreamContent:
-    """A stream of a store to be assembled.
+    """The content of one stream of a store to be assembled: stored `ranges`, or computed `batches`.
 
     Attributes:
-        parts: per sequence the held pieces that make it up, in order; or
-        batches: all its frames in the store's order, computed as they are written, (n, …) each.
-        arrays: what it was computed with, kept beside it.
+        info: its shape, type and origin.
+        ranges: per sequence, stored ranges that together make it up, in order.
+        batches: all frames in the store's order, (n, …) each, computed while they are written.
+        arrays: what the stream was computed with, stored as its basis.
     """
 
     info: StreamInfo
-    parts: Sequence[Sequence[StoredRange]] = ()
+    ranges: Sequence[Sequence[StoredRange]] = ()
     batches: Iterable[NDArray[Any]] | None = None
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -160,19 +164,22 @@ def assemble_store(
     top: TopRecord | None,
     tracks: Mapping[str, Track] | None = None,
 ) -> None:
-    """Write a store from pieces that lie in shards or an older store; it takes `path`'s place when whole.
+    """Write a store from ranges in shards or an older store; it replaces `path` once complete.
 
-    Chunks are copied as they lie on the disk, checksums included: nothing is decoded or rounded again.
+    Chunks are copied as stored, checksums included, so nothing is decoded or rounded again.
 
     Args:
-        sequences: the store's sequences, in order.
-        streams: by name; the thumbnails come from where the first one's parts lie.
+        path: the store.
+        header: its attributes.
+        sequences: its sequences, in order.
+        streams: by name; the thumbnails are copied from the first one's files.
+        top: the unfrozen layers.
         tracks: by their keys, see `features.tracks.track_keys`.
     """
     for stream in streams.values():
-        for sequence, held in zip(sequences, stream.parts, strict=stream.batches is None):
-            if sum(len(h.frame_range) for h in held) != sequence.length:
-                raise RuntimeError(f"{sequence.id}: {held} do not make up {full_range(sequence)}")
+        for sequence, ranges in zip(sequences, stream.ranges, strict=stream.batches is None):
+            if sum(len(s.frame_range) for s in ranges) != sequence.length:
+                raise RuntimeError(f"{sequence.id}: {ranges} do not make up {full_range(sequence)}")
     frames = sum(s.length for s in sequences)
     sources: dict[Path, Any] = {}
     with atomic_write(path) as temporary:
@@ -185,15 +192,15 @@ def assemble_store(
                 _write_tracks(f, tracks or {})
                 if top:
                     _write_top(f, top)
-                _copy_thumbnails(f, next(iter(streams.values())).parts, frames, sources)
+                _copy_thumbnails(f, next(iter(streams.values())).ranges, frames, sources)
                 for name, stream in streams.items():
                     target = _create(f, name, frames, stream.info)
-                    for part, values in stream.arrays.items():
-                        write_array(f, f"bases/{name}/{part}", values)
+                    for array, values in stream.arrays.items():
+                        write_array(f, f"bases/{name}/{array}", values)
                     if stream.batches is not None:
-                        _fill(target, stream.batches, disk)
-                    for place, start, row, count in _runs(stream.parts):
-                        copy_chunks(_opened(sources, place)["frames"][name], target, start, row, count)
+                        _write_batches(target, stream.batches, disk)
+                    for source_path, source_row, row, count in _copies(stream.ranges):
+                        copy_chunks(_open_source(sources, source_path)["frames"][name], target, source_row, row, count)
                         disk.check()
             disk.check()
         finally:
@@ -203,33 +210,32 @@ def assemble_store(
 
 
 def extend_store(path: Path, streams: Mapping[str, StreamContent], tracks: Mapping[str, Track] | None = None) -> None:
-    """Add streams and tracks to a finished store, or put new ones in the place of old ones of the same names.
+    """Add streams and tracks to a finished store, replacing those of the same names.
 
-    What is there is copied chunk by chunk, never opened for writing; the new file takes the old one's place when whole.
-    The caller holds the store's lock.
+    Existing streams are copied chunk by chunk into a new file, which replaces the old one once complete. The caller
+    holds the store's lock.
     """
     with Store(path) as store:
-        held = store.held()
-        old = {n: StreamContent(info, [[h] for h in held], arrays=store.basis(n)) for n, info in store.streams.items()}
-        assemble_store(
-            path, store.header, store.sequences, old | dict(streams), store.top(), store.tracks() | dict(tracks or {})
-        )
+        ranges = [[stored] for stored in store.stored_ranges()]
+        existing = {n: StreamContent(info, ranges, arrays=store.basis(n)) for n, info in store.streams.items()}
+        all_tracks = store.tracks() | dict(tracks or {})
+        assemble_store(path, store.header, store.sequences, existing | dict(streams), store.top(), all_tracks)
 
 
-def _runs(parts: Sequence[Sequence[StoredRange]]) -> Iterator[tuple[Path, int, int, int]]:
-    """Rows that follow each other in one file too, at most `FRAMES_PER_COPY`: file, first row there, first row here, how many."""
-    held = [h for own in parts for h in own]
-    rows = accumulate((len(h.frame_range) for h in held), initial=0)
-    placed = zip(held, rows, strict=False)
-    for (path, shift), found in groupby(placed, lambda pair: (pair[0].path, pair[0].row - pair[1])):
-        run = list(found)
+def _copies(ranges: Sequence[Sequence[StoredRange]]) -> Iterator[tuple[Path, int, int, int]]:
+    """Join ranges that are consecutive in one file: (file, its first row, the store's first row, count) each."""
+    stored = list(chain.from_iterable(ranges))
+    rows = accumulate((len(s.frame_range) for s in stored), initial=0)
+    placed = zip(stored, rows, strict=False)
+    for (path, shift), group in groupby(placed, lambda pair: (pair[0].path, pair[0].row - pair[1])):
+        run = list(group)
         stop = run[-1][1] + len(run[-1][0].frame_range)
         for row in range(run[0][1], stop, FRAMES_PER_COPY):
             yield path, row + shift, row, min(FRAMES_PER_COPY, stop - row)
 
 
-def _opened(sources: dict[Path, Any], path: Path) -> Any:
-    """A file, opened; the one used longest ago makes room, for each open file keeps its caches in memory."""
+def _open_source(sources: dict[Path, Any], path: Path) -> Any:
+    """Return a file from `sources`, opened if needed; the least recently used one is closed if there are too many."""
     if path not in sources and len(sources) >= MAX_OPEN_FILES:
         sources.pop(next(iter(sources))).close()
     sources[path] = sources.pop(path, None) or open_file(path)
@@ -240,21 +246,21 @@ def _create(f: Any, name: str, frames: int, info: StreamInfo) -> Any:
     return create_stream(f, name, frames, info.shape, info.dtype, canonical_json(dict(info.origin)))
 
 
-def _fill(target: Any, batches: Iterable[NDArray[Any]], disk: ErrorTolerantFile) -> None:
-    at = 0
+def _write_batches(target: Any, batches: Iterable[NDArray[Any]], disk: ErrorTolerantFile) -> None:
+    row = 0
     for batch in batches:
-        target[at : at + len(batch)] = batch
-        at += len(batch)
+        target[row : row + len(batch)] = batch
+        row += len(batch)
         disk.check()
-    if at != len(target):
-        raise RuntimeError(f"{target.name}: {at} of {len(target)} frames were computed")
+    if row != len(target):
+        raise RuntimeError(f"{target.name}: {row} of {len(target)} frames were computed")
 
 
-def _copy_thumbnails(f: Any, parts: Sequence[Sequence[StoredRange]], frames: int, sources: dict[Path, Any]) -> None:
+def _copy_thumbnails(f: Any, ranges: Sequence[Sequence[StoredRange]], frames: int, sources: dict[Path, Any]) -> None:
     offsets, thumbnails = np.zeros(frames + 1, np.int64), ThumbnailWriter(f)
-    for path, start, row, count in _runs(parts):
-        source = _opened(sources, path)
-        bounds = source["thumbnails/offset"][start : start + count + 1]
+    for path, source_row, row, count in _copies(ranges):
+        source = _open_source(sources, path)
+        bounds = source["thumbnails/offset"][source_row : source_row + count + 1]
         thumbnails.write(source["thumbnails/data"][bounds[0] : bounds[-1]])
         offsets[row + 1 : row + 1 + count] = offsets[row] + bounds[1:] - bounds[0]
     thumbnails.finish(offsets)
@@ -318,7 +324,7 @@ def _write_tracks(f: Any, tracks: Mapping[str, Track]) -> None:
 def _write_labels(f: Any, sequences: Sequence[FrameSequence]) -> None:
     rows = [(i, label) for i, s in enumerate(sequences) for label in s.labels]
     columns = sorted({c for _, label in rows for c in label.targets})
-    # a label that names a column without knowing it differs from one that has nothing to do with it
+    # a label may have a column without a value, which differs from not having the column
     named = np.array([[c in label.targets for c in columns] for _, label in rows], bool)
     named = named.reshape(len(rows), len(columns))
     targets = [[label.targets.get(c, math.nan) for c in columns] for _, label in rows]
@@ -339,7 +345,7 @@ def _write_labels(f: Any, sequences: Sequence[FrameSequence]) -> None:
 
 def _write_top(f: Any, top: TopRecord) -> None:
     group = f.create_group("top")
-    # attributes hold 64 KB at most, an architecture may be longer: HDF5 keeps large ones apart since 1.8 (v110 here)
+    # may exceed the 64 KB of a plain attribute; with LIBVER, HDF5 stores larger ones too
     group.attrs["architecture"] = top.architecture
     for i, weight in enumerate(top.weights):
         write_array(group, f"weights/{i}", weight)

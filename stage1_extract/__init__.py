@@ -1,0 +1,1 @@
+"""Stage one: frames in, store out."""

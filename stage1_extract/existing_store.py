@@ -1,4 +1,4 @@
-"""What stands before an extraction begins: the store as it is, and what of its trunk can be known without a network."""
+"""The existing store, and trunk metadata that can be read without loading the network."""
 
 from __future__ import annotations
 
@@ -14,72 +14,86 @@ from features.frame_ranges import StoredRange
 from features.recipe import Recipe
 from features.sequences import FrameSequence
 from features.store import Header, Store, StreamInfo, TopRecord
-from features.streams import APPEARANCE
+from features.streams import APPEARANCE, THUMBNAILS
 from features.tracks import Track
 from stage1_extract.backbone.trunk import Trunk
 from stage1_extract.engines.engine import Engine
 from stage1_extract.plan import StoredStreams, complete_sequences
 
-DamagedRows = Mapping[
-    int, Sequence[str]
-]  # row of the store → the streams that are damaged there, `thumbnails` among them
+DamagedRows = Mapping[int, Sequence[str]]  # row of the store → its damaged streams, `thumbnails` among them
 
 
 @dataclass(frozen=True)
 class ExistingStore:
-    """A store's contents, all empty where there is none.
+    """The contents of a store; all empty if there is no store yet.
 
     Attributes:
-        held: per stream the pieces that lie in it, without those to be done anew.
-        bases: per stream what it was computed with, see `Store.basis`.
+        header: its attributes.
+        streams: stream → shape, type and origin.
+        ranges: stream → its stored ranges, without damaged frames.
+        top: the unfrozen layers.
+        tracks: by their keys.
+        bases: stream → what it was computed with, see `Store.basis`.
     """
 
     header: Header | None = None
     streams: Mapping[str, StreamInfo] = field(default_factory=dict)
-    held: Mapping[str, list[StoredRange]] = field(default_factory=dict)
+    ranges: Mapping[str, list[StoredRange]] = field(default_factory=dict)
     top: TopRecord | None = None
     tracks: Mapping[str, Track] = field(default_factory=dict)
     bases: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, store: Path, redo: DamagedRows) -> ExistingStore:
-        """What stands under a store's name."""
-        if not store.exists():
+    def read(cls, path: Path, damaged_rows: DamagedRows) -> ExistingStore:
+        """Read what the store at `path` contains."""
+        if not path.exists():
             return cls()
-        with Store(store) as s:
-            # thumbnails come with the trunk's stream
-            rows = {
-                name: [r for r, bad in redo.items() if name in bad or (name == APPEARANCE and "thumbnails" in bad)]
-                for name in s.streams
-            }
-            held = {name: s.held(rows[name]) for name in s.streams}
-            bases = {name: s.basis(name) for name in s.streams if not rows[name]}  # others are made anew or dropped
-            return cls(s.header, s.streams, held, s.top(), s.tracks(), bases)
+        with Store(path) as store:
+            damaged: dict[str, list[int]] = {name: [] for name in store.streams}
+            for row, streams in damaged_rows.items():
+                # thumbnails are extracted together with the trunk's stream
+                for name in {APPEARANCE if name == THUMBNAILS else name for name in streams}:
+                    damaged[name].append(row)
+            ranges = {name: store.stored_ranges(rows) for name, rows in damaged.items()}
+            # a damaged derived stream is dropped, and its basis with it
+            bases = {name: store.basis(name) for name, rows in damaged.items() if not rows}
+            return cls(store.header, store.streams, ranges, store.top(), store.tracks(), bases)
 
     def relative_errors(self, engine: Engine | None) -> dict[str, float]:
-        """The largest relative error measured of each engine that has a part in it, this run's among them."""
+        """Return engine → the largest relative error measured in this or earlier runs."""
         errors: dict[str, float] = {**self.header.trunk.get("relative_error", {})} if self.header else {}
         if engine is not None and engine.relative_error is not None:
             errors[engine.name] = max(engine.relative_error, errors.get(engine.name, 0.0))
         return errors
 
-    def derived(
-        self, ready: Sequence[FrameSequence], own: Mapping[str, StreamInfo]
+    def derived_streams(
+        self, sequences: Sequence[FrameSequence], extracted: Mapping[str, StreamInfo]
     ) -> tuple[dict[str, list[list[StoredRange]]], list[str]]:
-        """The streams that extraction doesn't make itself, where they have all of the sequences; and the others."""
-        kept, dropped = {}, []
-        for name in sorted(set(self.streams) - set(own)):
-            found, parts = complete_sequences(ready, {name: self.held[name]})
-            if len(found) == len(ready):
-                kept[name] = parts[name]
+        """Find the streams that stage two derived, i.e. all but the `extracted` ones.
+
+        Returns:
+            Stream → ranges per sequence, for streams that have all `sequences`; and the names of the other streams.
+        """
+        complete, incomplete = {}, []
+        for name in sorted(set(self.streams) - set(extracted)):
+            stored, ranges = complete_sequences(sequences, {name: self.ranges[name]})
+            if len(stored) == len(sequences):
+                complete[name] = ranges[name]
             else:
-                dropped.append(name)
-        return kept, dropped
+                incomplete.append(name)
+        return complete, incomplete
 
 
 @dataclass(frozen=True)
 class TrunkInfo:
-    """The trunk as the store keeps it: its recipe, its stream, the layers above the cut, facts for the header."""
+    """What a store keeps of the trunk.
+
+    Attributes:
+        recipe: what determines its numbers.
+        stream: shape and type of its map.
+        top: the layers above the cut.
+        facts: more about it, for the header.
+    """
 
     recipe: Recipe
     stream: StreamInfo
@@ -87,11 +101,11 @@ class TrunkInfo:
     facts: Mapping[str, Any]
 
     @classmethod
-    def of(cls, trunk: Trunk, config: Config, request: str) -> TrunkInfo:
-        """That of a trunk at hand."""
+    def from_trunk(cls, trunk: Trunk, config: Config, request: str) -> TrunkInfo:
+        """Describe a trunk that is loaded."""
         facts = {
             "parameters": trunk.model.count_params(),
-            "cut": trunk.cut.words,
+            "cut": trunk.cut.description,
             "backbone_layers": len(trunk.backbone.model.layers),
             "request": request,
             "asked": config.backbone.model_dump(include={"unfreeze", "cut", "top"}),
@@ -99,19 +113,19 @@ class TrunkInfo:
         return cls(trunk.recipe, trunk.stream, trunk.top(), facts)
 
     @classmethod
-    def kept(cls, old: ExistingStore, request: str, wanted: Sequence[FrameSequence]) -> TrunkInfo | None:
-        """That of the store, where the same was asked for and its trunk has seen every wanted frame."""
-        if old.header is None or old.header.trunk.get("request") != request:
+    def from_store(cls, store: ExistingStore, request: str, sequences: Sequence[FrameSequence]) -> TrunkInfo | None:
+        """Read it from the store if its trunk has the same `request` and all frames of the sequences are stored."""
+        if store.header is None or store.header.trunk.get("request") != request:
             return None
-        ready, _ = complete_sequences(wanted, {APPEARANCE: old.held[APPEARANCE]})
-        if len(ready) < len(wanted):
+        complete, _ = complete_sequences(sequences, {APPEARANCE: store.ranges[APPEARANCE]})
+        if len(complete) < len(sequences):
             return None
-        return cls(old.header.recipe, old.streams[APPEARANCE], old.top, old.header.trunk)
+        return cls(store.header.recipe, store.streams[APPEARANCE], store.top, store.header.trunk)
 
 
-def with_fingerprint(held: Mapping[str, list[StoredRange]], streams: Mapping[str, StreamInfo]) -> StoredStreams:
-    """Per wanted stream the pieces that hold it as it is wanted now, not of another origin, shape or type."""
+def with_fingerprint(stored: StoredStreams, streams: Mapping[str, StreamInfo]) -> dict[str, list[StoredRange]]:
+    """Keep, for each of `streams`, the ranges whose origin, shape and type are the same as now."""
     return {
-        name: [h for h in held.get(name, ()) if h.streams.get(name) == info.fingerprint]
+        name: [r for r in stored.get(name, ()) if r.streams.get(name) == info.fingerprint]
         for name, info in streams.items()
     }

@@ -1,16 +1,15 @@
-"""Extraction: frames in, store out. Only what no file holds yet goes through the trunk.
+"""Extraction: frames in, store out. Only frames that are not stored yet go through the trunk.
 
-Shards are written beside the store under `<store>.parts/`; when all are there, the store is assembled from their raw
-chunks and renamed into place. Killed at any moment, the same command goes on from the finished shards.
+Shards are written beside the store, in `<store>.parts/`. Once all are finished, the store is assembled from their raw
+chunks and renamed into place. If the process is killed, the same command continues from the finished shards.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.cpu import cpu_count
 from features._common.lock import exclusive_write_lock
 from features._common.log import logger
 from features._common.progress import progress_bar
@@ -44,7 +44,10 @@ from stage1_extract.plan import ExtractionPlan, complete_sequences, plan_extract
 from stage1_extract.shards import Shards, record_faults, regroup_batches
 from stage1_extract.tracking.sequence_tracks import empty_track_notes, missing_frame_notes, track_clips
 
-WRITES_AHEAD = 2
+MAX_PENDING_WRITES = 2  # batches that are computed but not written yet
+LIBRARIES = ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless")  # whose versions the store records
+
+VehiclesToTrack = Mapping[str, tuple[TrackedVehicle, ...]]  # sequence id → its vehicles
 
 
 @dataclass
@@ -53,12 +56,12 @@ class ExtractionResult:
 
     Attributes:
         extracted: frames that went through the trunk.
-        frames: frames in the store now.
+        frames: frames now in the store.
         missing: sequence id → why it is not in the store.
-        flows: frames whose flow was computed.
-        tracks: vehicles that were followed.
-        notes: what else the user should know, a line each.
-        engine: what the frames went through, and how far its maps are from TensorFlow's in float32.
+        flows: frames whose optical flow was computed.
+        tracks: vehicles that were tracked.
+        notes: further messages for the user, a line each.
+        engine: the engine with its precision and relative error.
     """
 
     extracted: int = 0
@@ -71,270 +74,286 @@ class ExtractionResult:
 
 
 def extract(
-    config: Config, store: Path, catalogue: Catalogue, *, redo: DamagedRows | None = None, engine: Engine | None = None
+    config: Config,
+    store: Path,
+    catalogue: Catalogue,
+    *,
+    damaged_rows: DamagedRows | None = None,
+    engine: Engine | None = None,
 ) -> ExtractionResult:
-    """Bring `store` to what the catalogue and the config want.
+    """Update `store` so that it holds features for every sequence in the catalogue.
 
     Args:
-        catalogue: what the layout found.
-        redo: rows of the store and which of their streams to extract anew although they are there (damaged ones).
-        engine: one already built from the same config.
+        config: the settings.
+        store: the store's path.
+        catalogue: the data set's clips.
+        damaged_rows: rows of the store to extract again, with their damaged streams.
+        engine: an engine already built from the same config.
 
     Raises:
-        BadInputs: faults seen without decoding, before any work; or, at the end, sequences that would not decode.
-        StoreError: the store has another recipe, is damaged, or is being written.
-        DataError: too little room on the disk.
+        BadInputs: errors found without decoding, before any work; or, at the end, sequences that could not be decoded.
+        StoreError: the store has another recipe, is damaged, or is being written by another process.
+        DataError: too little disk space.
     """
-    skip = config.extract.skip_damaged
-    if catalogue.faults and not skip:
+    skip_damaged = config.extract.skip_damaged
+    if catalogue.faults and not skip_damaged:
         raise BadInputs(
-            f"{len(catalogue.faults)} faults in {config.data.path}, nothing was extracted",
+            f"{len(catalogue.faults)} errors in {config.data.path}; nothing was extracted",
             list(catalogue.faults),
-            hint="put them right, or leave these clips out with --extract.skip_damaged true",
+            hint="correct them, or leave these clips out with --extract.skip_damaged true",
         )
     if not catalogue.clips:
-        raise BadInputs(f"{config.data.path}: no sound clip", list(catalogue.faults))
+        raise BadInputs(f"{config.data.path}: no clip without errors", list(catalogue.faults))
     with exclusive_write_lock(store):
-        request = _request(config)
-        wanted = [clip.sequence for clip in catalogue.clips]
-        if store.exists():
-            with Store(store) as s:
-                done = s.header.trunk.get("request") == request and s.complete and not redo
-                done = done and same_sequences(s.sequences, wanted) and set(s.missing.values()) == set(catalogue.faults)
-                if done and _has_extras(s, config):
-                    return ExtractionResult(0, s.frames, dict(s.missing))
-        outcome = _extract(config, store, catalogue, request, redo or {}, engine)
-    if outcome.missing and not skip:
+        request = _request_digest(config)
+        if not damaged_rows and (result := _finished_result(config, store, catalogue, request)):
+            return result
+        result = _extract(config, store, catalogue, request, damaged_rows or {}, engine)
+    if result.missing and not skip_damaged:
         raise BadInputs(
-            f"{store}: {len(outcome.missing)} of {len(wanted)} sequences would not decode and are left out",
-            list(outcome.missing.values()),
-            hint="replace their files and run the same command, or do without with --extract.skip_damaged true",
+            f"{store}: {len(result.missing)} of {len(catalogue.clips)} sequences could not be decoded and are left out",
+            list(result.missing.values()),
+            hint="replace their files and run the same command again, or skip them with --extract.skip_damaged true",
         )
-    return outcome
+    return result
+
+
+def _finished_result(config: Config, path: Path, catalogue: Catalogue, request: str) -> ExtractionResult | None:
+    """The result if the store already has everything, else None."""
+    if not path.exists():
+        return None
+    with Store(path) as store:
+        flow = store.streams.get(MOTION)
+        finished = (
+            store.complete
+            and store.header.trunk.get("request") == request
+            and same_sequences(store.sequences, [clip.sequence for clip in catalogue.clips])
+            and set(store.missing.values()) == set(catalogue.faults)
+            and (not config.extract.motion or (flow is not None and flow.fingerprint == _FLOW_FINGERPRINT))
+            and not (config.extract.tracks and vehicles_without_tracks(store.sequences, store.track_keys))
+        )
+        return ExtractionResult(0, store.frames, dict(store.missing)) if finished else None
+
+
+_FLOW_FINGERPRINT = optical_flow.FLOW_INFO.fingerprint
 
 
 def _extract(
-    config: Config, store: Path, catalogue: Catalogue, request: str, redo: DamagedRows, engine: Engine | None
+    config: Config, store: Path, catalogue: Catalogue, request: str, damaged_rows: DamagedRows, engine: Engine | None
 ) -> ExtractionResult:
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
-    wanted = [clip.sequence for clip in catalogue.clips]
-    parts = store.with_name(f"{store.name}.parts")
-    _sweep(store, parts)
-    _discard_damaged(parts)
-    old = ExistingStore.of(store, redo)
-    frozen = TrunkInfo.kept(old, request, wanted)
-    if frozen is None:
+    sequences = [clip.sequence for clip in catalogue.clips]
+    shard_folder = store.with_name(f"{store.name}.parts")
+    _delete_temporary_files(store, shard_folder)
+    _delete_damaged_shards(shard_folder)
+    existing = ExistingStore.read(store, damaged_rows)
+    trunk = TrunkInfo.from_store(existing, request, sequences)
+    if trunk is None:
         engine = engine or Engine(build_trunk(config), config.extract.batch, config.extract.engine)
-        frozen = TrunkInfo.of(engine.trunk, config, request)
-    _same_recipe(store, old, frozen)
-    streams = {APPEARANCE: frozen.stream} | ({MOTION: optical_flow.FLOW_INFO} if config.extract.motion else {})
-    shards = Shards(parts, frozen.recipe)
-    todo = plan_extraction(wanted, with_fingerprint(old.held, streams), shards.held(streams), config.extract.shard)
+        trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
+    _check_same_recipe(store, existing, trunk)
+    streams = {APPEARANCE: trunk.stream} | ({MOTION: optical_flow.FLOW_INFO} if config.extract.motion else {})
+    shards = Shards(shard_folder, trunk.recipe)
+    in_store = with_fingerprint(existing.ranges, streams)
+    plan = plan_extraction(sequences, in_store, shards.stored_ranges(streams), config.extract.shard)
+    vehicles: VehiclesToTrack = {}
+    if config.extract.tracks:
+        vehicles = vehicles_without_tracks(sequences, existing.tracks.keys() | shards.tracks().keys())
     faults: dict[str, str] = {}
-    lost = vehicles_without_tracks(wanted, old.tracks.keys() | shards.tracks().keys()) if config.extract.tracks else {}
-    if todo.frames or lost:
-        _room(store, todo, streams)
-        parts.mkdir(parents=True, exist_ok=True)
-        if todo.groups:
-            _run(config, shards, clips, todo, streams, engine, lost, faults)
-        _track(config, shards, clips, lost, faults)
-    held = shards.held(streams)
-    ready, laid = complete_sequences(
-        wanted, {n: [*held[n], *own] for n, own in with_fingerprint(old.held, streams).items()}
-    )
-    tracks = dict(old.tracks) | shards.tracks()
+    if plan.frames or vehicles:
+        _check_disk_space(store, plan, streams)
+        shard_folder.mkdir(parents=True, exist_ok=True)
+        if plan.groups:
+            _extract_groups(config, shards, clips, plan, streams, engine, vehicles, faults)
+        _track_remaining(config, shards, clips, vehicles, faults)
+    in_shards = shards.stored_ranges(streams)
+    complete, ranges = complete_sequences(sequences, {n: [*in_shards[n], *stored] for n, stored in in_store.items()})
+    tracks = dict(existing.tracks) | shards.tracks()
     missing = {f"fault {i}": fault for i, fault in enumerate(catalogue.faults, 1)}
-    missing |= {s.id: faults.get(s.id, "not extracted") for s in wanted if s not in ready}
-    missing |= {f"tracks of {s.id}": faults[s.id] for s in ready if s.id in faults}
-    header = Header(
-        frozen.recipe,
-        trunk={**frozen.facts, "relative_error": old.relative_errors(engine)},
-        versions={name: version(name) for name in ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless")},
-        missing=missing,
-        complete=not missing or config.extract.skip_damaged,
-    )
-    notes = empty_track_notes([s for s in ready if s.id in lost], tracks) + missing_frame_notes(ready if lost else [])
-    if ready:
-        derived, dropped = old.derived(ready, streams)
-        notes += [f"stream {name} was dropped: it lacks new or changed frames, make it anew" for name in dropped]
-        kept = {name: StreamContent(info, laid[name]) for name, info in streams.items()}
-        kept |= {n: StreamContent(old.streams[n], own, arrays=old.bases.get(n, {})) for n, own in derived.items()}
-        named = [name for s in ready for name in track_keys(s)]
-        assemble_store(store, header, ready, kept, frozen.top, {name: tracks[name] for name in named if name in tracks})
-        shutil.rmtree(parts, ignore_errors=True)
+    missing |= {s.id: faults.get(s.id, "not extracted") for s in sequences if s not in complete}
+    missing |= {f"tracks of {s.id}": faults[s.id] for s in complete if s.id in faults}
+    notes = empty_track_notes([s for s in complete if s.id in vehicles], tracks)
+    notes += missing_frame_notes(complete if vehicles else [])
+    if complete:
+        derived, incomplete = existing.derived_streams(complete, streams)
+        notes += [f"stream {name} was dropped, since it lacks new or changed frames" for name in incomplete]
+        contents = {name: StreamContent(info, ranges[name]) for name, info in streams.items()}
+        for name, derived_ranges in derived.items():
+            basis = existing.bases.get(name, {})
+            contents[name] = StreamContent(existing.streams[name], derived_ranges, arrays=basis)
+        header = Header(
+            trunk.recipe,
+            trunk={**trunk.facts, "relative_error": existing.relative_errors(engine)},
+            versions={name: version(name) for name in LIBRARIES},
+            missing=missing,
+            complete=not missing or config.extract.skip_damaged,
+        )
+        keys = [key for s in complete for key in track_keys(s) if key in tracks]
+        assemble_store(store, header, complete, contents, trunk.top, {key: tracks[key] for key in keys})
+        shutil.rmtree(shard_folder, ignore_errors=True)
     return ExtractionResult(
-        todo.lacking(APPEARANCE), sum(s.length for s in ready), missing, todo.lacking(MOTION),
-        sum(len(own) for own in lost.values()), [f"{store}: {note}" for note in notes],
-        str(engine),
-    )  # fmt: skip
+        extracted=plan.missing_frames(APPEARANCE),
+        frames=sum(s.length for s in complete),
+        missing=missing,
+        flows=plan.missing_frames(MOTION),
+        tracks=sum(map(len, vehicles.values())),
+        notes=[f"{store}: {note}" for note in notes],
+        engine=str(engine),
+    )
 
 
-def _run(
+def _extract_groups(
     config: Config,
     shards: Shards,
     clips: dict[str, Clip],
-    todo: ExtractionPlan,
+    plan: ExtractionPlan,
     streams: Mapping[str, StreamInfo],
     engine: Engine | None,
-    lost: Mapping[str, tuple[TrackedVehicle, ...]],
+    vehicles: VehiclesToTrack,
     faults: dict[str, str],
 ) -> None:
-    """Extract every group of a plan into a shard of its own; note the sequences that would not decode."""
-    threads = config.extract.threads or len(os.sched_getaffinity(0))
-    cv2.setNumThreads(1)  # the frames are what runs in parallel
-    # TensorFlow may have a GPU beside the cores that decode, OpenVINO has the same cores
-    turns = engine is not None and engine.name == "openvino"
+    """Extract each group of a plan into a shard; add the sequences that cannot be decoded to `faults`."""
+    threads = config.extract.threads or cpu_count()
+    cv2.setNumThreads(1)  # frames are decoded in parallel, each by one thread
     strips: dict[str, tuple[int, FlowStrip]] = {}
+    stored_frames = max(0, plan.total_frames - plan.frames)
     with (
-        progress_bar(todo.wanted, "features", "frames", initial=max(0, todo.wanted - todo.frames)) as progress,
+        progress_bar(plan.total_frames, "features", "frames", initial=stored_frames) as progress,
         ThreadPoolExecutor(1, "finish") as pool,
     ):
         finishing: Future[None] | None = None
-        for group in todo.groups:
-            pieces = [p for p in group.pieces if p.sequence not in faults]
-            if pieces:
-                extras = DecodeOptions(MOTION in group.streams, lost, strips)
-                decoded = load_frames(pieces, clips, config.frames, threads, extras, turns=turns)
-                own = {name: streams[name] for name in group.streams}
-                finish = _shard(shards, pieces, own, decoded, engine, faults, progress.update)
-                before, finishing = finishing, pool.submit(finish)  # beside the next group's frames
-                if before:
-                    before.result()
+        for group in plan.groups:
+            ranges = [r for r in group.ranges if r.sequence not in faults]
+            if not ranges:
+                continue
+            options = DecodeOptions(MOTION in group.streams, vehicles, strips)
+            loaded = load_frames(ranges, clips, config.frames, threads, options)
+            group_streams = {name: streams[name] for name in group.streams}
+            finish = _extract_group(shards, ranges, group_streams, loaded, engine, faults, progress.update)
+            previous, finishing = finishing, pool.submit(finish)  # while the next group's frames are computed
+            if previous:
+                previous.result()
         if finishing:
             finishing.result()
 
 
-def _shard(
+def _extract_group(
     shards: Shards,
-    pieces: list[FrameRange],
+    ranges: Sequence[FrameRange],
     streams: Mapping[str, StreamInfo],
-    decoded: Iterator[LoadedFrames],
+    loaded: Iterator[LoadedFrames],
     engine: Engine | None,
     faults: dict[str, str],
-    step: Callable[[int], object],
+    update_progress: Callable[[int], object],
 ) -> Callable[[], None]:
-    """Run one group through the trunk into a shard, which the returned function finishes and renames."""
-    sound = dict.fromkeys(range(len(pieces)), True)
+    """Run one group through the trunk into a shard; return a function that finishes and renames the shard."""
+    valid = dict.fromkeys(range(len(ranges)), True)
     tracks: dict[str, Track] = {}
-    pending: deque[Future[None]] = deque()
-    with ExitStack() as begun:
-        writer = begun.enter_context(shards.writing(pieces, streams))
-        pool = begun.enter_context(ThreadPoolExecutor(1, "write"))
-        size, ahead = (
-            (engine.batch, engine.lanes + WRITES_AHEAD) if engine is not None else (FRAMES_PER_JOB, WRITES_AHEAD)
-        )
-        for batch in regroup_batches(record_faults(decoded, pieces, sound, tracks, faults), size):
+    writes: deque[Future[None]] = deque()
+    with ExitStack() as stack:
+        writer = stack.enter_context(shards.new_shard(ranges, streams))
+        pool = stack.enter_context(ThreadPoolExecutor(1, "write"))
+        size, lanes = (engine.batch, engine.lanes) if engine is not None else (FRAMES_PER_JOB, 0)
+        for batch in regroup_batches(record_faults(loaded, ranges, valid, tracks, faults), size):
             maps: Future[NDArray[Any]] | None = None
             if APPEARANCE in streams:
                 assert engine is not None
                 maps = engine.submit(batch.frames)
-            pending.append(pool.submit(_write, writer, maps, batch.motion, batch.thumbnails))
-            while len(pending) > ahead or (pending and pending[0].done()):
-                pending.popleft().result()
-            step(len(batch.frames))
-        rest = begun.pop_all()
+            writes.append(pool.submit(_write_batch, writer, maps, batch.motion, batch.thumbnails))
+            while len(writes) > lanes + MAX_PENDING_WRITES or (writes and writes[0].done()):
+                writes.popleft().result()
+            update_progress(len(batch.frames))
+        open_shard = stack.pop_all()
 
     def finish() -> None:
-        with rest:
-            while pending:
-                pending.popleft().result()
-            writer.close([i for i, well in sound.items() if well], tracks)
+        with open_shard:
+            while writes:
+                writes.popleft().result()
+            writer.finish([i for i, is_valid in valid.items() if is_valid], tracks)
 
     return finish
 
 
-def _write(
-    writer: ShardWriter, maps: Future[NDArray[Any]] | None, flow: NDArray[Any] | None, thumbnails: list[bytes]
+def _write_batch(
+    writer: ShardWriter, maps: Future[NDArray[Any]] | None, motion: NDArray[Any] | None, thumbnails: list[bytes]
 ) -> None:
-    entries = {} if flow is None else {MOTION: flow}
+    entries = {} if motion is None else {MOTION: motion}
     if maps is not None:
         entries[APPEARANCE] = maps.result()
-    # thumbnails come with the trunk's stream
+    # thumbnails are stored together with the trunk's stream
     writer.write(entries, thumbnails if maps is not None else [b""] * len(thumbnails))
 
 
-def _track(
-    config: Config,
-    shards: Shards,
-    clips: dict[str, Clip],
-    lost: Mapping[str, tuple[TrackedVehicle, ...]],
-    faults: dict[str, str],
+def _track_remaining(
+    config: Config, shards: Shards, clips: dict[str, Clip], vehicles: VehiclesToTrack, faults: dict[str, str]
 ) -> None:
-    """Follow the vehicles that were not followed beside the network: of long sequences, or in frames long decoded."""
-    there = shards.tracks()
-    rest = vehicles_without_tracks([clips[name].sequence for name in lost if name not in faults], there)
-    if not rest:
+    """Track the vehicles that were not tracked while decoding: in long sequences, or if all frames were stored."""
+    sequences = [clips[name].sequence for name in vehicles if name not in faults]
+    remaining = vehicles_without_tracks(sequences, shards.tracks())
+    if not remaining:
         return
-    threads = config.extract.threads or len(os.sched_getaffinity(0))
+    threads = config.extract.threads or cpu_count()
     cv2.setNumThreads(1)
-    found: dict[str, Track] = {}
-    with progress_bar(sum(map(len, rest.values())), "tracks", "vehicles") as progress:
-        for name, tracks in track_clips(clips, rest, threads):
+    unsaved: dict[str, Track] = {}
+    with progress_bar(sum(map(len, remaining.values())), "tracks", "vehicles") as progress:
+        for name, tracks in track_clips(clips, remaining, threads):
             if isinstance(tracks, str):
                 faults[name] = tracks
             else:
-                found |= tracks
-            progress.update(len(rest[name]))
-            if sum(len(t.boxes) for t in found.values()) >= config.extract.shard:
-                shards.write_tracks(found)
-                found = {}
-    if found:
-        shards.write_tracks(found)
+                unsaved |= tracks
+            progress.update(len(remaining[name]))
+            if sum(len(t.boxes) for t in unsaved.values()) >= config.extract.shard:
+                shards.write_tracks(unsaved)
+                unsaved = {}
+    if unsaved:
+        shards.write_tracks(unsaved)
 
 
-def _has_extras(store: Store, config: Config) -> bool:
-    """Whether a store has flow and tracks as far as they are asked for."""
-    there = store.streams.get(MOTION)
-    flows = not config.extract.motion or (there is not None and there.fingerprint == optical_flow.FLOW_INFO.fingerprint)
-    return flows and not (config.extract.tracks and vehicles_without_tracks(store.sequences, store.track_keys))
-
-
-def _same_recipe(store: Path, old: ExistingStore, frozen: TrunkInfo) -> None:
-    """Refuse a store that was made by another recipe."""
-    if old.header is not None and old.header.recipe.fingerprint != frozen.recipe.fingerprint:
+def _check_same_recipe(path: Path, existing: ExistingStore, trunk: TrunkInfo) -> None:
+    if existing.header is not None and existing.header.recipe.fingerprint != trunk.recipe.fingerprint:
         raise StoreError(
-            f"{store}: made by another recipe",
-            got="; ".join(frozen.recipe.differences(old.header.recipe)),
-            hint=f"give this recipe a store of its own, --store OTHER.h5, or move {store} away",
+            f"{path}: made with another recipe",
+            got="; ".join(trunk.recipe.differences(existing.header.recipe)),
+            hint=f"use another store for this recipe, --store OTHER.h5, or move {path} away",
         )
 
 
-def _discard_damaged(parts: Path) -> None:
-    """Throw away shards that cannot be read to the end: extracting them anew is the mend."""
-    for path in sorted(parts.glob("*.h5")):
+def _delete_damaged_shards(folder: Path) -> None:
+    """Delete shards that cannot be read completely, so that they are extracted again."""
+    for path in sorted(folder.glob("*.h5")):
         try:
             check_shard(path)
         except StoreError as e:
-            logger.warning(f"{path}: a damaged shard is extracted anew ({e.what})")
+            logger.warning(f"{path}: damaged shard, will be extracted again ({e.what})")
             path.unlink()
 
 
-def _sweep(store: Path, parts: Path) -> None:
-    """Throw away what a killed writer left under temporary names; we hold the lock, so nobody writes them."""
-    for left in [*store.parent.glob(f".{store.name}.*.tmp"), *parts.glob(".*.tmp")]:
-        left.unlink()
+def _delete_temporary_files(store: Path, shard_folder: Path) -> None:
+    """Delete what a killed process left; since this process holds the lock, no other one is writing."""
+    for path in [*store.parent.glob(f".{store.name}.*.tmp"), *shard_folder.glob(".*.tmp")]:
+        path.unlink()
 
 
-def _room(store: Path, todo: ExtractionPlan, streams: Mapping[str, StreamInfo]) -> None:
-    """Refuse before hours of work what the disk cannot hold: shards and store stand side by side at the end."""
-    each = {n: int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize for n, info in streams.items()}
-    frame = sum(each.values())
-    needed = sum(todo.lacking(n) * size for n, size in each.items()) + todo.wanted * frame
+def _check_disk_space(store: Path, plan: ExtractionPlan, streams: Mapping[str, StreamInfo]) -> None:
+    """Refuse, before hours of work, if the disk cannot hold both the shards and the store assembled from them."""
+    sizes = {name: int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize for name, info in streams.items()}
+    frame = sum(sizes.values())
+    required = sum(plan.missing_frames(name) * size for name, size in sizes.items()) + plan.total_frames * frame
     free = shutil.disk_usage(store.parent).free
-    if needed > free:
+    if required > free:
         raise DataError(
-            f"{store}: the disk is too full",
-            expected=f"{needed / 1e9:.3g} GB free ({todo.wanted} frames of {frame / 1e3:.0f} kB, shards and store)",
+            f"{store}: not enough disk space",
+            expected=f"{required / 1e9:.3g} GB free "
+            f"({plan.total_frames} frames of {frame / 1e3:.0f} kB, for shards and store)",
             got=f"{free / 1e9:.3g} GB",
-            hint="free some space, or --extract.dtype float16, or --store on another disk",
+            hint="free some space, use --extract.dtype float16, or --store on another disk",
         )
 
 
-def _request(config: Config) -> str:
-    """A digest of all that decides the recipe, to see without loading a network that nothing is to be done."""
+def _request_digest(config: Config) -> str:
+    """Digest of all settings that determine the recipe, to see without loading a network whether it has changed."""
     weights = Path(config.backbone.weights)
-    content = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else config.backbone.weights
-    asked = config.model_dump(mode="json", include={"frames", "backbone"})
-    asked["backbone"]["weights"] = content
-    stored = [config.extract.precision, config.extract.dtype]
-    return json_digest([asked, *stored, version("keras")])
+    settings = config.model_dump(mode="json", include={"frames", "backbone"})
+    if weights.is_file():
+        settings["backbone"]["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return json_digest([settings, config.extract.precision, config.extract.dtype, version("keras")])

@@ -1,15 +1,14 @@
-"""Frames decoded in threads, ahead of the network, in order and within bounded memory; all that needs their pixels.
+"""Frames decoded in threads ahead of the network, in order, with a bounded number in memory.
 
-A frame is decoded once: resized for the trunk, its thumbnail, its flow and its vehicles' boxes come from the same pass.
+Each frame is decoded once: the trunk's input, the thumbnail, optical flow and vehicle tracks all come from that pass.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,28 +25,30 @@ from stage1_extract import optical_flow
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.tracking.sequence_tracks import SHORT_SEQUENCE, to_grey, track_vehicles
 
-FRAMES_PER_JOB = 4  # frames a job: long enough to keep the threads busy, short enough that they end a turn together
-AHEAD, TURN = 8, 16  # ranges a thread in flight; where decoding and what follows take turns, ranges a thread and turn
-TURN_FOLLOWING = 32  # where vehicles are followed a job is a whole clip, and a turn's end is waited for longer
-COLOUR = 16  # frames: a sequence up to here is held as it was decoded while its vehicles are followed
+FRAMES_PER_JOB = 4
+MAX_JOBS_PER_THREAD = 8  # decoded or being decoded, ahead of the network
+MAX_COLOUR_FRAMES = 16  # longer sequences are kept in grey while their vehicles are tracked, to save memory
 THUMBNAIL_WIDTH, THUMBNAIL_QUALITY = 160, 80
 INTERPOLATION = {"cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 
-# following is many short steps in Python: two threads at it hand its lock to and fro, and take twice the CPU time
-_FOLLOWING = threading.Lock()
+# tracking is many short steps in Python: two threads that do it compete for the interpreter's lock and take twice the
+# CPU time
+_TRACKING_LOCK = threading.Lock()
 
-FlowStrip = Future[
-    Image | None
-]  # what flow is computed from, of a job's last frame; None where it could not be decoded
+FlowStrip = Future[Image | None]  # flow input of a job's last frame; None if that could not be decoded
 
 
 @dataclass(frozen=True)
 class LoadedFrames:
-    """Some frames of a piece, (n, height, width, 3) uint8, with their thumbnails; blank where there is a fault.
+    """Consecutive frames of a range; blank if there is a fault.
 
     Attributes:
-        motion: (n, …) entries of the motion stream, where asked for.
-        tracks: of the vehicles asked for, by their keys.
+        range_index: which of the ranges they belong to.
+        frames: (n, height, width, 3) uint8, the trunk's input.
+        thumbnails: n JPEGs.
+        fault: why they could not be decoded.
+        motion: (n, …) entries of the motion stream, if requested.
+        tracks: tracks of the requested vehicles, by their keys.
     """
 
     range_index: int
@@ -60,23 +61,24 @@ class LoadedFrames:
 
 @dataclass
 class DecodeOptions:
-    """What is wanted of frames besides their resized pixels.
+    """What to compute from frames besides the trunk's input.
 
     Attributes:
-        motion: entries of the motion stream.
-        followed: ids of sequences whose vehicles are followed where a piece is a whole one of at most `SHORT_SEQUENCE` frames.
-        strips: by sequence id, the frame after the last one decoded and the strip of that: pieces of one sequence
-            may follow each other over several calls of `load_frames`, and no frame need be decoded again.
+        motion: whether to compute entries of the motion stream.
+        tracked: ids of sequences whose vehicles are tracked, if a range is a whole sequence of at most
+            `SHORT_SEQUENCE` frames.
+        strips: sequence id → the next frame, and the flow strip of the frame before it. Kept between calls of
+            `load_frames`, so that no frame is decoded twice when ranges of one sequence follow each other.
     """
 
     motion: bool = False
-    followed: Collection[str] = ()
+    tracked: Collection[str] = ()
     strips: dict[str, tuple[int, FlowStrip]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class DecodeJob:
-    """Frames start … stop − 1 of a piece's clip, and all that is to be made of them."""
+    """Frames `start` … `stop` − 1 of a clip, and what to compute from them."""
 
     range_index: int
     clip: Clip
@@ -84,61 +86,47 @@ class DecodeJob:
     stop: int
     frames: FramesConfig
     motion: bool
-    followed: bool
-    before: FlowStrip | None  # of the frame before `start`, from the job before this one
-    last: FlowStrip = field(default_factory=Future)
+    tracked: bool
+    strip_before: FlowStrip | None  # of frame `start` − 1, from the previous job
+    last_strip: FlowStrip = field(default_factory=Future)
 
 
 def load_frames(
-    pieces: Sequence[FrameRange],
+    ranges: Sequence[FrameRange],
     clips: Mapping[str, Clip],
     frames: FramesConfig,
     threads: int,
-    extras: DecodeOptions | None = None,
-    *,
-    turns: bool = False,
+    options: DecodeOptions | None = None,
 ) -> Iterator[LoadedFrames]:
-    """The pieces' frames in order, `FRAMES_PER_JOB` at a time. A frame that cannot be decoded gives a fault in its place.
+    """Decode the ranges' frames, in order; frames that cannot be decoded come as blanks with a fault.
 
     Args:
-        threads: that decode.
-        turns: whether they decode all that may wait before the first is given out, so that decoding and what is done
-            with the frames take turns at the cores and their caches (a video is decoded as it comes all the same).
-            Else the threads leave the cores to what else computes, see `_give_way`.
+        ranges: what to decode.
+        clips: sequence id → its clip.
+        frames: size, colours and interpolation.
+        threads: decoding threads.
+        options: what to compute besides the trunk's input; default: nothing.
     """
-    begin = None if turns else _give_way
-    pool = ThreadPoolExecutor(threads, "decode", initializer=begin)
-    # a video must be read in order: one thread, first come first served
-    one = ThreadPoolExecutor(1, "decode-in-order", initializer=begin)
+    parallel = ThreadPoolExecutor(threads, "decode")
+    in_order = ThreadPoolExecutor(1, "decode-in-order")  # for videos, whose frames must be read in order
+    max_frames = MAX_JOBS_PER_THREAD * threads * FRAMES_PER_JOB
     pending: deque[tuple[int, Future[LoadedFrames]]] = deque()
-    turns = turns and all(clips[piece.sequence].source.parallel for piece in pieces)
-    extras = extras or DecodeOptions()
-    turn = TURN_FOLLOWING if extras.followed else TURN
-    most = (turn if turns else AHEAD) * threads * FRAMES_PER_JOB
     try:
-        for job in _jobs(pieces, clips, frames, extras):
+        for job in _jobs(ranges, clips, frames, options or DecodeOptions()):
             count = job.stop - job.start
-            while len(pending) >= threads and sum(n for n, _ in pending) + count > most:
-                yield from _next(pending, turns)
-            executor = pool if job.clip.source.parallel else one
+            while len(pending) >= threads and sum(n for n, _ in pending) + count > max_frames:
+                yield pending.popleft()[1].result()
+            executor = parallel if job.clip.source.parallel else in_order
             pending.append((count, executor.submit(_decode, job)))
         while pending:
-            yield from _next(pending, turns)
+            yield pending.popleft()[1].result()
     finally:
-        for executor in (pool, one):
+        for executor in (parallel, in_order):
             executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _next(pending: deque[tuple[int, Future[LoadedFrames]]], turns: bool) -> Iterator[LoadedFrames]:
-    """The first of those that wait; where they take turns, all of them once the last is there."""
-    if turns:
-        wait([promise for _, promise in pending])
-    for _ in range(len(pending) if turns else 1):
-        yield pending.popleft()[1].result()
-
-
 def resize_frame(image: Image, frames: FramesConfig) -> Image:
-    """A BGR image of any size → (height, width, 3) uint8 in the recipe's size and colour order."""
+    """Resize a BGR image to (height, width, 3) in the recipe's size and colour order."""
     size = (frames.width, frames.height)
     if image.shape[1::-1] != size:
         image = cv2.resize(image, size, interpolation=INTERPOLATION[frames.interpolation])
@@ -146,7 +134,7 @@ def resize_frame(image: Image, frames: FramesConfig) -> Image:
 
 
 def encode_thumbnail(image: Image, colour: str) -> bytes:
-    """A small JPEG of a resized frame."""
+    """Make a small JPEG of a resized frame."""
     height = max(1, round(THUMBNAIL_WIDTH * image.shape[0] / image.shape[1]))
     small = cv2.resize(image, (THUMBNAIL_WIDTH, height), interpolation=cv2.INTER_AREA)
     if colour == "rgb":
@@ -155,90 +143,84 @@ def encode_thumbnail(image: Image, colour: str) -> bytes:
 
 
 def _jobs(
-    pieces: Sequence[FrameRange], clips: Mapping[str, Clip], frames: FramesConfig, extras: DecodeOptions
+    ranges: Sequence[FrameRange], clips: Mapping[str, Clip], frames: FramesConfig, options: DecodeOptions
 ) -> Iterator[DecodeJob]:
-    for i, piece in enumerate(pieces):
-        clip = clips[piece.sequence]
-        together = piece.sequence in extras.followed and len(piece) == clip.sequence.length <= SHORT_SEQUENCE
-        step = len(piece) if together else FRAMES_PER_JOB
-        for start in range(piece.start, piece.stop, step):
-            at, before = extras.strips.get(piece.sequence, (0, None))
+    for i, r in enumerate(ranges):
+        clip = clips[r.sequence]
+        tracked = r.sequence in options.tracked and len(r) == clip.sequence.length <= SHORT_SEQUENCE
+        step = len(r) if tracked else FRAMES_PER_JOB
+        for start in range(r.start, r.stop, step):
+            next_frame, strip = options.strips.pop(r.sequence, (0, None))
             job = DecodeJob(
-                i, clip, start, min(start + step, piece.stop), frames, extras.motion,
-                together, before if at == start else None,
-            )  # fmt: skip
-            extras.strips.pop(piece.sequence, None)
+                i,
+                clip,
+                start,
+                min(start + step, r.stop),
+                frames,
+                options.motion,
+                tracked,
+                strip if next_frame == start else None,
+            )
             if job.stop < clip.sequence.length:
-                extras.strips[piece.sequence] = job.stop, job.last
+                options.strips[r.sequence] = job.stop, job.last_strip
             yield job
-
-
-def _give_way() -> None:
-    """Let this thread run where the network leaves a core idle.
-
-    TensorFlow's threads wait for each other within a layer, and one that a decoder displaces holds up all.
-    """
-    if hasattr(os, "setpriority"):
-        thread = threading.get_native_id()  # of this thread alone, on Linux
-        # relative to what the user chose: only root may go back from a nice of 15 to one of 10
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + 10))
 
 
 def _decode(job: DecodeJob) -> LoadedFrames:
     out = np.zeros((job.stop - job.start, job.frames.height, job.frames.width, 3), np.uint8)
     try:
-        strips, held = _read(job, out)
+        strips, images = _read(job, out)
     except DataError as e:
         return _blank(job, str(e))
     finally:
-        if not job.last.done():
-            job.last.set_result(None)
-    flow = None
+        if not job.last_strip.done():
+            job.last_strip.set_result(None)
+    motion = None
     if job.motion:
-        if job.before is not None:
-            # the job before began before this one did, and sets it whatever happens
-            strip = job.before.result()
+        if job.strip_before is not None:
+            # no deadlock: the previous job started earlier, and always sets its result
+            strip = job.strip_before.result()
             if strip is None:
                 return _blank(job, f"{job.clip.sequence.id}: the frame before frame {job.start} could not be decoded")
             strips.insert(0, strip)
-        flow = optical_flow.flow_entries(strips, begins=job.start == 0)[: len(out)]
+        motion = optical_flow.flow_entries(strips, starts_sequence=job.start == 0)[: len(out)]
     thumbnails = [encode_thumbnail(image, job.frames.colour) for image in out]
     tracks = {}
-    if job.followed:
-        with _FOLLOWING:
-            tracks = track_vehicles(job.clip.sequence, held)
-    return LoadedFrames(job.range_index, out, thumbnails, None, flow, tracks)
+    if job.tracked:
+        with _TRACKING_LOCK:
+            tracks = track_vehicles(job.clip.sequence, images)
+    return LoadedFrames(job.range_index, out, thumbnails, None, motion, tracks)
 
 
 def _read(job: DecodeJob, out: Image) -> tuple[list[Image], list[Image]]:
-    """Fill `out`; the strips for the flow of its frames as far as they are here, and frames to follow boxes in."""
-    first, stop = job.start, job.stop
-    if job.motion and job.start > 0 and job.before is None:
-        first -= 1
+    """Fill `out` with the trunk's input; return the flow strips of the decoded frames, and the frames to track in."""
+    start, stop = job.start, job.stop
+    if job.motion and job.start > 0 and job.strip_before is None:
+        start -= 1
     if job.motion and job.stop == 1:  # the first frame has the second's flow
         stop = min(2, job.clip.sequence.length)
-    strips, held = [], []
-    source, min_size, small = job.clip.source, job.frames.min_size, False
-    if job.motion or job.followed:
-        # what is decoded must not depend on what else is wanted of it; a video is decoded in full in any case
-        if small := min_size is not None and source.parallel:
+    strips, images = [], []
+    source, min_size, filled = job.clip.source, job.frames.min_size, False
+    if job.motion or job.tracked:
+        # the trunk's input must be the same whatever else is computed; videos are always decoded at full size
+        if min_size is not None and source.parallel:
             out[:] = [resize_frame(image, job.frames) for image in source.read(job.start, job.stop, min_size)]
+            filled = True
         min_size = None
-    for i, image in enumerate(source.read(first, stop, min_size), first):
-        if job.start <= i < job.stop and not small:
+    for i, image in enumerate(source.read(start, stop, min_size), start):
+        if job.start <= i < job.stop and not filled:
             out[i - job.start] = resize_frame(image, job.frames)
-        if job.followed:
-            if job.stop - job.start > COLOUR:  # else only what is round a vehicle is made grey, when it is looked at
-                image = to_grey(image)
-            held.append(image)
+        if job.tracked:
+            # short clips stay in colour: the tracker then converts only what surrounds a vehicle
+            images.append(to_grey(image) if job.stop - job.start > MAX_COLOUR_FRAMES else image)
         if job.motion:
             strips.append(optical_flow.flow_strip(image))
             if i == job.stop - 1:
-                job.last.set_result(strips[-1])
-    return strips, held
+                job.last_strip.set_result(strips[-1])
+    return strips, images
 
 
 def _blank(job: DecodeJob, fault: str) -> LoadedFrames:
     shape = (job.stop - job.start, job.frames.height, job.frames.width, 3)
-    flow = np.zeros((shape[0], *optical_flow.FLOW_INFO.shape), optical_flow.FLOW_INFO.dtype) if job.motion else None
-    return LoadedFrames(job.range_index, np.zeros(shape, np.uint8), [b""] * shape[0], fault, flow)
+    motion = np.zeros((shape[0], *optical_flow.FLOW_INFO.shape), optical_flow.FLOW_INFO.dtype) if job.motion else None
+    return LoadedFrames(job.range_index, np.zeros(shape, np.uint8), [b""] * shape[0], fault, motion)

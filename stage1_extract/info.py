@@ -1,4 +1,4 @@
-"""What a person wants to know of a store, as text."""
+"""A summary of a store, as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stage1_extract.tracking.sequence_tracks import empty_track_notes, found_in_
 
 
 def describe_store(store: Store) -> str:
-    """Several lines: where it comes from, what it holds, what is missing."""
+    """Describe a store in several lines: how it was made, what it holds, what is missing."""
     r, size = store.recipe, store.path.stat().st_size
     lines = [
         f"{store.path}  {size / 1e6:,.1f} MB  {'complete' if store.complete else 'INCOMPLETE'}",
@@ -22,28 +22,28 @@ def describe_store(store: Store) -> str:
         f"backbone     {r.backbone}, weights {r.weights} ({r.weights_digest[:12]})"
         + (", UNTRAINED" if r.weights == "random" else ""),
         f"cut          {store.header.trunk.get('cut', '?')}, {r.top_layers} layers above",
-        f"frames seen  {r.size[0]}x{r.size[1]} {r.colour}, {r.interpolation}, {r.decode}, preprocessing {r.preprocess}",
+        f"frames       {r.size[0]}x{r.size[1]} {r.colour}, {r.interpolation}, {r.decode}, preprocessing {r.preprocess}",
         f"computed in  {r.precision}{_engines(store)}",
         f"written by   {', '.join(f'{name} {v}' for name, v in sorted(store.versions.items()))}",
         "",
     ]
     for name, info in store.streams.items():
-        one = int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize
+        frame_size = int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize
         shape = "x".join(map(str, info.shape))
-        lines.append(f"stream       {name}: {shape} {info.dtype}, {one / 1e3:,.1f} kB a frame")
-        lines += [f"               {k}: {_words(v)}" for k, v in sorted(info.origin.items())]
+        lines.append(f"stream       {name}: {shape} {info.dtype}, {frame_size / 1e3:,.1f} kB per frame")
+        lines += [f"               {k}: {_plain(v)}" for k, v in sorted(info.origin.items())]
     lines += _tracks(store)
     top = store.top()
     if top is None:
         lines.append("top          none: the map at the cut is the feature")
     else:
-        lines.append(f"top          {sum(w.size for w in top.weights):,} pretrained weights, unfrozen in stage two")
+        lines.append(f"top          {sum(w.size for w in top.weights):,} pretrained weights, trainable in stage two")
     lines += ["", f"{'split':<12}{'sequences':>10}{'frames':>10}{'labels':>10}"]
     for split in SPLITS:
-        chosen = [s for s in store.sequences if s.split == split]
-        if chosen:
-            frames, labels = sum(s.length for s in chosen), sum(len(s.labels) for s in chosen)
-            lines.append(f"{split:<12}{len(chosen):>10,}{frames:>10,}{labels:>10,}")
+        sequences = [s for s in store.sequences if s.split == split]
+        if sequences:
+            frames, labels = sum(s.length for s in sequences), sum(len(s.labels) for s in sequences)
+            lines.append(f"{split:<12}{len(sequences):>10,}{frames:>10,}{labels:>10,}")
     lines += ["", *_targets(store)]
     rates = Counter(s.fps for s in store.sequences)
     lines.append("frame rate   " + ", ".join(f"{fps:g} fps ({n} sequences)" for fps, n in rates.most_common(4)))
@@ -51,24 +51,22 @@ def describe_store(store: Store) -> str:
     return "\n".join(lines)
 
 
-def _words(value: object) -> str:
+def _plain(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _tracks(store: Store) -> list[str]:
     tracks = store.tracks()
-    wanted = {name for s in store.sequences for name in track_keys(s)}
-    if not wanted and not tracks:
-        return ["tracks       none: no label has a box on a frame that is there", *missing_frame_notes(store.sequences)]
-    share = [found_in_frame(t).mean() for t in tracks.values()]
-    mean = f", found in {np.mean(share):.1%} of their frames on average" if share else ""
-    lines = [f"tracks       {len(tracks):,} of {len(wanted):,} vehicles followed{mean}"]
+    keys = {key for s in store.sequences for key in track_keys(s)}
+    notes = missing_frame_notes(store.sequences)
+    if not keys and not tracks:
+        return ["tracks       none: no label has a box on one of the stored frames", *notes]
+    shares = [found_in_frame(t).mean() for t in tracks.values()]
+    mean = f", found in {np.mean(shares):.1%} of their frames on average" if shares else ""
+    notes = [*empty_track_notes(store.sequences, tracks), *notes]
     return [
-        *lines,
-        *(
-            f"             {n}"
-            for n in (*empty_track_notes(store.sequences, tracks), *missing_frame_notes(store.sequences))
-        ),
+        f"tracks       {len(tracks):,} of {len(keys):,} vehicles tracked{mean}",
+        *(f"             {note}" for note in notes),
     ]
 
 
@@ -87,8 +85,8 @@ def _targets(store: Store) -> list[str]:
         values = np.array([target_value(label, column) for label in labels])
         values = values[np.isfinite(values)]
         if len(values):
-            spread = f"mean {values.mean():.3f}, deviation {values.std():.3f}"
-            lines.append(f"target       {column}: {len(values):,} values, {spread}")
+            statistics = f"mean {values.mean():.3f}, standard deviation {values.std():.3f}"
+            lines.append(f"target       {column}: {len(values):,} values, {statistics}")
         else:
-            lines.append(f"target       {column}: no value known")
+            lines.append(f"target       {column}: all values unknown")
     return lines

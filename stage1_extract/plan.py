@@ -1,118 +1,133 @@
-"""What is to be extracted: wanted against held, stream by stream. Pure: no file is touched here."""
+"""What is to be extracted: the data set's sequences minus what is stored, per stream. Pure: touches no files."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 from features.frame_ranges import FrameRange, StoredRange, by_sequence, covering_ranges, full_range, missing_ranges
 from features.sequences import FrameSequence
 from features.tracks import TrackedVehicle, track_keys, tracked_vehicles
 
-StoredStreams = Mapping[str, Sequence[StoredRange]]  # per wanted stream, the pieces that some file holds of it
+StoredStreams = Mapping[str, Sequence[StoredRange]]  # stream → its stored ranges
+RangesBySequence = Mapping[tuple[str, str], list[StoredRange]]  # sequence's id and digest → its stored ranges
 
 
 @dataclass(frozen=True)
 class Group:
-    """What goes into one shard: pieces, and the streams that none of their frames has yet."""
+    """The content of one shard: frame ranges, and the streams to extract for all of them."""
 
     streams: tuple[str, ...]
-    pieces: tuple[FrameRange, ...]
+    ranges: tuple[FrameRange, ...]
 
     def __len__(self) -> int:
-        return sum(map(len, self.pieces))
+        return sum(map(len, self.ranges))
 
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """Groups to extract, and how many frames the wanted sequences have."""
+    """What to extract.
+
+    Attributes:
+        groups: the shards to write.
+        total_frames: frames of all sequences, stored or not.
+    """
 
     groups: tuple[Group, ...]
-    wanted: int
+    total_frames: int
 
     @property
     def frames(self) -> int:
-        """Frames to go through, in all groups."""
+        """Frames of all groups."""
         return sum(map(len, self.groups))
 
-    def lacking(self, stream: str) -> int:
-        """Frames that no file holds a stream's entry of."""
+    def missing_frames(self, stream: str) -> int:
+        """Frames whose entry of a stream is to be extracted."""
         return sum(len(g) for g in self.groups if stream in g.streams)
 
 
 def plan_extraction(
-    wanted: Sequence[FrameSequence], stored: StoredStreams, shards: StoredStreams, size: int
+    sequences: Sequence[FrameSequence], stored: StoredStreams, shards: StoredStreams, group_size: int
 ) -> ExtractionPlan:
-    """Which pieces of which streams no file holds yet, in groups of at most `size` frames.
+    """Find the frames and streams that are not stored yet, in groups of at most `group_size` frames.
 
-    A sequence that fits into a group is never cut in two. The groups are laid out as if there were no shards, so that
-    a run that goes on after a kill puts the same frames into the same batches as an uninterrupted one.
+    Sequences of up to `group_size` frames are never split. The groups are formed as if there were no shards, so a
+    resumed run puts the same frames into the same batches as an uninterrupted one.
 
     Args:
-        wanted: sequences as the data set has them now.
-        stored: per wanted stream, pieces in the store.
-        shards: per wanted stream, pieces in finished shards.
+        sequences: the data set's sequences.
+        stored: stream → ranges in the store; its keys are the streams to extract.
+        shards: stream → ranges in finished shards.
+        group_size: frames per group at most.
     """
-    in_store = {name: by_sequence(held) for name, held in stored.items()}
-    anywhere = {name: by_sequence([*held, *shards.get(name, ())]) for name, held in stored.items()}
-    lacking = [part for s in wanted for part in _gaps(full_range(s), in_store)]
+    in_store = {name: by_sequence(ranges) for name, ranges in stored.items()}
+    in_any_file = {name: by_sequence([*ranges, *shards.get(name, ())]) for name, ranges in stored.items()}
+    missing = [gap for s in sequences for gap in _missing(full_range(s), in_store)]
     groups = []
-    for streams in dict.fromkeys(streams for streams, _ in lacking):
-        for pieces in _groups([piece for own, piece in lacking if own == streams], size):
-            left = [part for piece in pieces for part in _gaps(piece, {n: anywhere[n] for n in streams})]
-            kinds = dict.fromkeys(own for own, _ in left)
-            groups += [Group(kind, tuple(piece for own, piece in left if own == kind)) for kind in kinds]
-    return ExtractionPlan(tuple(groups), sum(s.length for s in wanted))
+    for streams in dict.fromkeys(streams for streams, _ in missing):
+        for ranges in _split_into_groups([r for names, r in missing if names == streams], group_size):
+            left = [gap for r in ranges for gap in _missing(r, {n: in_any_file[n] for n in streams})]
+            kinds = dict.fromkeys(names for names, _ in left)
+            groups += [Group(kind, tuple(r for names, r in left if names == kind)) for kind in kinds]
+    return ExtractionPlan(tuple(groups), sum(s.length for s in sequences))
 
 
 def complete_sequences(
-    wanted: Sequence[FrameSequence], held: StoredStreams
+    sequences: Sequence[FrameSequence], stored: StoredStreams
 ) -> tuple[list[FrameSequence], dict[str, list[list[StoredRange]]]]:
-    """The sequences of which every stream is wholly held, in order; per stream the pieces that make each up."""
-    tables = {name: by_sequence(pieces) for name, pieces in held.items()}
-    ready: list[FrameSequence] = []
-    parts: dict[str, list[list[StoredRange]]] = {name: [] for name in held}
-    for s in wanted:
-        found = {name: covering_ranges(full_range(s), table[s.id, s.digest]) for name, table in tables.items()}
-        if all(sum(len(h.frame_range) for h in own) == s.length for own in found.values()):
-            ready.append(s)
-            for name, own in found.items():
-                parts[name].append(own)
-    return ready, parts
+    """Find the sequences whose frames are all stored in every stream.
+
+    Returns:
+        These sequences, in order; and stream → for each of them, the stored ranges that make it up.
+    """
+    tables = {name: by_sequence(ranges) for name, ranges in stored.items()}
+    complete: list[FrameSequence] = []
+    ranges_by_stream: dict[str, list[list[StoredRange]]] = {name: [] for name in stored}
+    for s in sequences:
+        covering = {name: covering_ranges(full_range(s), table[s.id, s.digest]) for name, table in tables.items()}
+        if all(sum(len(r.frame_range) for r in ranges) == s.length for ranges in covering.values()):
+            complete.append(s)
+            for name, ranges in covering.items():
+                ranges_by_stream[name].append(ranges)
+    return complete, ranges_by_stream
 
 
 def vehicles_without_tracks(
-    wanted: Sequence[FrameSequence], there: Collection[str]
+    sequences: Sequence[FrameSequence], stored_keys: Collection[str]
 ) -> dict[str, tuple[TrackedVehicle, ...]]:
-    """Per sequence id its vehicles, where not all of their tracks, by their keys, are there: one may hide another."""
-    return {s.id: tuple(tracked_vehicles(s)) for s in wanted if not all(name in there for name in track_keys(s))}
+    """Return sequence id → its vehicles, for sequences with a missing track.
+
+    All vehicles of such a sequence are tracked again, since one may hide another.
+    """
+    return {s.id: tuple(tracked_vehicles(s)) for s in sequences if not all(k in stored_keys for k in track_keys(s))}
 
 
-def _gaps(
-    frame_range: FrameRange, held: Mapping[str, Mapping[tuple[str, str], list[StoredRange]]]
+def _missing(
+    frame_range: FrameRange, stored: Mapping[str, RangesBySequence]
 ) -> Iterator[tuple[tuple[str, ...], FrameRange]]:
-    """What of a piece some stream lacks, in order, each part with the streams that lack all of it."""
-    owner = frame_range.sequence, frame_range.digest
-    gaps = {name: missing_ranges(frame_range, table.get(owner, ())) for name, table in held.items()}
-    edges = sorted({edge for own in gaps.values() for gap in own for edge in (gap.start, gap.stop)})
+    """Split what is missing of a range into parts that lack the same streams, in order: (streams, part) each."""
+    sequence = frame_range.sequence, frame_range.digest
+    gaps = {name: missing_ranges(frame_range, table.get(sequence, ())) for name, table in stored.items()}
+    edges = sorted({edge for ranges in gaps.values() for gap in ranges for edge in (gap.start, gap.stop)})
     for start, stop in pairwise(edges):
-        streams = tuple(n for n, own in gaps.items() if any(g.start <= start and stop <= g.stop for g in own))
+        streams = tuple(n for n, ranges in gaps.items() if any(g.start <= start and stop <= g.stop for g in ranges))
         if streams:
-            yield streams, FrameRange(*owner, start, stop)
+            yield streams, replace(frame_range, start=start, stop=stop)
 
 
-def _groups(pieces: Sequence[FrameRange], size: int) -> list[list[FrameRange]]:
-    """Pieces put together, in order, into groups of at most `size` frames; only those longer than that are cut."""
-    cut: list[tuple[int, FrameRange]] = []
-    at = 0
-    for piece in pieces:
-        start = piece.start
-        if len(piece) > size - at % size and len(piece) <= size:
-            at += size - at % size
-        while start < piece.stop:
-            stop = min(piece.stop, start + size - at % size)
-            cut.append((at // size, FrameRange(piece.sequence, piece.digest, start, stop)))
-            at += stop - start
+def _split_into_groups(ranges: Sequence[FrameRange], size: int) -> list[list[FrameRange]]:
+    """Put ranges, in order, into groups of at most `size` frames; only ranges longer than that are split."""
+    parts: list[tuple[int, FrameRange]] = []  # the number of its group, and the part
+    position = 0  # frames so far, counting what a group leaves unused
+    for r in ranges:
+        space = size - position % size
+        if space < len(r) <= size:
+            position += space
+        start = r.start
+        while start < r.stop:
+            stop = min(r.stop, start + size - position % size)
+            parts.append((position // size, replace(r, start=start, stop=stop)))
+            position += stop - start
             start = stop
-    return [[piece for _, piece in group] for _, group in groupby(cut, key=lambda pair: pair[0])]
+    return [[part for _, part in group] for _, group in groupby(parts, key=lambda pair: pair[0])]

@@ -1,4 +1,4 @@
-"""Shards: what a run has finished so far, each a file of its own beside the store; and frames in batches for them."""
+"""Shards: files beside the store with what a run has extracted so far; and the frames for them, in batches."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
 from features._common.types import Image
-from features.frame_ranges import FrameRange, StoredRange
+from features.frame_ranges import FrameRange
 from features.recipe import Recipe, json_digest
 from features.store import StreamInfo
-from features.store_writer import ShardWriter, shard_pieces, shard_tracks
+from features.store_writer import ShardWriter, shard_ranges, shard_tracks
 from features.tracks import Track
 from stage1_extract.existing_store import with_fingerprint
 from stage1_extract.frame_loader import LoadedFrames
@@ -25,54 +25,50 @@ from stage1_extract.plan import StoredStreams
 
 @dataclass(frozen=True)
 class Shards:
-    """The finished shards in a folder that were made by a recipe."""
+    """The finished shards in a folder that were made with a recipe."""
 
     folder: Path
     recipe: Recipe
 
-    def held(self, streams: Mapping[str, StreamInfo]) -> StoredStreams:
-        """Per wanted stream the pieces that lie in them."""
-        every = [held for path in self._files() for held in shard_pieces(path, self.recipe.fingerprint)]
-        table: dict[str, list[StoredRange]] = {name: [h for h in every if name in h.streams] for name in streams}
-        return with_fingerprint(table, streams)
+    def stored_ranges(self, streams: Mapping[str, StreamInfo]) -> StoredStreams:
+        """Return stream → its ranges in the shards."""
+        stored = [r for path in self._files() for r in shard_ranges(path, self.recipe.fingerprint)]
+        return with_fingerprint(dict.fromkeys(streams, stored), streams)
 
     def tracks(self) -> dict[str, Track]:
-        """Every track in them, by its key; the keys name the frames, so that no recipe need be compared."""
-        found: dict[str, Track] = {}
-        for path in self._files():
-            found |= shard_tracks(path)
-        return found
+        """Return all tracks in the shards, by their keys, which identify the frames whatever the recipe."""
+        return {key: track for path in self._files() for key, track in shard_tracks(path).items()}
 
     @contextmanager
-    def writing(self, pieces: Sequence[FrameRange], streams: Mapping[str, StreamInfo]) -> Iterator[ShardWriter]:
-        """A writer of a new shard, which appears when the block ends well."""
-        names = [[p.sequence, p.digest, p.start, p.stop] for p in pieces]
-        with atomic_write(self._path([sorted(streams), names])) as temporary:
-            writer = ShardWriter(temporary, self.recipe, pieces, streams)
+    def new_shard(self, ranges: Sequence[FrameRange], streams: Mapping[str, StreamInfo]) -> Iterator[ShardWriter]:
+        """Write a new shard, which appears in the folder once the block ends without an error."""
+        names = [[r.sequence, r.digest, r.start, r.stop] for r in ranges]
+        with self._write([sorted(streams), names], ranges, streams) as writer:
+            yield writer
+
+    def write_tracks(self, tracks: Mapping[str, Track]) -> None:
+        """Write a shard with tracks only."""
+        with self._write(sorted(tracks), [], {}) as writer:
+            writer.finish(tracks=tracks)
+
+    @contextmanager
+    def _write(
+        self, content: object, ranges: Sequence[FrameRange], streams: Mapping[str, StreamInfo]
+    ) -> Iterator[ShardWriter]:
+        with atomic_write(self.folder / f"{json_digest(content)[:24]}.h5") as temporary:
+            writer = ShardWriter(temporary, self.recipe, ranges, streams)
             try:
                 yield writer
             finally:
-                writer.abandon()
-
-    def write_tracks(self, tracks: Mapping[str, Track]) -> None:
-        """A shard that holds tracks alone."""
-        with atomic_write(self._path(sorted(tracks))) as temporary:
-            writer = ShardWriter(temporary, self.recipe, [], {})
-            try:
-                writer.close(tracks=tracks)
-            finally:
-                writer.abandon()
+                writer.close()
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.h5"))
 
-    def _path(self, content: object) -> Path:
-        return self.folder / f"{json_digest(content)[:24]}.h5"
-
 
 @dataclass(frozen=True)
 class FrameBatch:
-    """Frames, (n, height, width, 3), and what belongs to them."""
+    """Frames, (n, height, width, 3), with their thumbnails and entries of the motion stream."""
 
     frames: Image
     thumbnails: list[bytes]
@@ -80,30 +76,37 @@ class FrameBatch:
 
 
 def record_faults(
-    decoded: Iterator[LoadedFrames],
-    pieces: Sequence[FrameRange],
-    sound: dict[int, bool],
+    loaded: Iterator[LoadedFrames],
+    ranges: Sequence[FrameRange],
+    valid: dict[int, bool],
     tracks: dict[str, Track],
     faults: dict[str, str],
 ) -> Iterator[LoadedFrames]:
-    """Pass decoded frames on; note their tracks, and which pieces have a fault.
+    """Pass on loaded frames and collect what else comes with them.
 
-    A fault's frames are blank, so that the others keep their places.
+    Frames that could not be decoded are passed on too, as blanks, so that the others keep their positions.
+
+    Args:
+        loaded: the frames of `ranges`.
+        ranges: what is loaded.
+        valid: index of a range → whether all its frames could be decoded; updated.
+        tracks: their vehicles' tracks, by their keys; updated.
+        faults: sequence id → its first error; updated.
     """
-    for part in decoded:
-        if part.fault is not None:
-            sound[part.range_index] = False
-            faults.setdefault(pieces[part.range_index].sequence, part.fault)
-        tracks |= part.tracks
-        yield part
+    for frames in loaded:
+        if frames.fault is not None:
+            valid[frames.range_index] = False
+            faults.setdefault(ranges[frames.range_index].sequence, frames.fault)
+        tracks |= frames.tracks
+        yield frames
 
 
-def regroup_batches(decoded: Iterator[LoadedFrames], size: int) -> Iterator[FrameBatch]:
-    """Decoded frames in batches of `size`; those that come in as many already are passed on without a copy."""
+def regroup_batches(loaded: Iterator[LoadedFrames], size: int) -> Iterator[FrameBatch]:
+    """Regroup loaded frames into batches of `size`; frames that already come as such are not copied."""
     buffer, count = np.empty(0, np.uint8), 0
     thumbnails: list[bytes] = []
     flows: list[NDArray[Any]] = []
-    for part in decoded:
+    for part in loaded:
         thumbnails.extend(part.thumbnails)
         if part.motion is not None:
             flows.extend(part.motion)
@@ -113,7 +116,7 @@ def regroup_batches(decoded: Iterator[LoadedFrames], size: int) -> Iterator[Fram
             if taken == size:
                 buffer = left[:size]
             else:
-                if not count:  # the batch before may still be on its way through the network
+                if not count:  # a new buffer, since the network may still be reading the last one
                     buffer = np.empty((size, *left.shape[1:]), np.uint8)
                 buffer[count : count + taken] = left[:taken]
             left, count = left[taken:], count + taken

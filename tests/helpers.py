@@ -18,7 +18,7 @@ from features.frame_ranges import covering_ranges, full_range
 from features.recipe import Recipe
 from features.sequences import FrameSequence
 from features.store import Header, StreamInfo, TopRecord
-from features.store_writer import ShardWriter, StreamContent, assemble_store, shard_pieces
+from features.store_writer import ShardWriter, StreamContent, assemble_store, shard_ranges
 from features.tracks import Track
 
 ROOT = Path(__file__).parents[1]
@@ -42,19 +42,18 @@ def write_store(
     complete: bool = True,
     tracks: Mapping[str, Track] | None = None,
 ) -> Path:
-    """A real store of given maps, written as extraction writes one: a shard, then its chunks assembled."""
+    """Write a real store of given maps, as extraction does: a shard, then the store assembled from its chunks."""
     streams = {name: StreamInfo(values.shape[1:], values.dtype.name) for name, values in maps.items()}
     shard = path.with_suffix(".shard")
     with atomic_write(shard) as temporary:
         writer = ShardWriter(temporary, recipe, [full_range(s) for s in sequences], streams)
         writer.write(maps, [jpeg(i % 200) for i in range(sum(s.length for s in sequences))])
-        writer.close()
-    held = shard_pieces(shard, recipe.fingerprint)
-    parts = [covering_ranges(full_range(s), [h for h in held if h.frame_range.sequence == s.id]) for s in sequences]
+        writer.finish()
+    stored = shard_ranges(shard, recipe.fingerprint)
+    ranges = [covering_ranges(full_range(s), [r for r in stored if r.frame_range.sequence == s.id]) for s in sequences]
     header = Header(recipe, trunk=trunk or {}, complete=complete)
-    assemble_store(
-        path, header, sequences, {name: StreamContent(info, parts) for name, info in streams.items()}, top, tracks
-    )
+    contents = {name: StreamContent(info, ranges) for name, info in streams.items()}
+    assemble_store(path, header, sequences, contents, top, tracks)
     shard.unlink()
     return path
 

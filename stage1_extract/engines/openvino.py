@@ -1,8 +1,7 @@
-"""The OpenVINO engine, for CPUs: the same graph and weights as the TensorFlow engine's, compiled for the processor."""
+"""The OpenVINO engine, for CPUs: the same graph and weights as TensorFlow's, compiled for the processor."""
 
 from __future__ import annotations
 
-import os
 import queue
 import sys
 from collections.abc import Sequence
@@ -18,91 +17,94 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from features._common.cpu import cpu_count
 from features._common.types import Image
 from features.errors import ConfigError
 
-# measured: 1 to 4 frames fit the caches, larger batches are slower by up to a third
+# measured: 1 to 4 frames fit into the caches; larger batches are up to a third slower
 BATCH = 4
-HINT = {"float32": "f32", "bfloat16": "bf16"}
+PRECISION_NAMES = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def openvino_installed() -> bool:
-    """Whether the optional extra `cpu` is there."""
+    """Whether the optional extra `cpu` is installed."""
     return find_spec("openvino") is not None
 
 
 @cache
 def openvino_core() -> Any:
-    """OpenVINO's entry, the same for all of this process and never given up.
+    """Return the process's only OpenVINO `Core`, which is never destroyed.
 
-    Each `Core` puts up a stack for signals and takes it down with itself: when two end in the order they began, what is
-    left is a stack that is gone, and the next signal, Ctrl-C for one, ends the process (2026.4).
+    Each `Core` installs a signal stack and removes it when destroyed. If two are destroyed in the order they were
+    created, the process is left with a freed stack, and the next signal, e.g. Ctrl-C, kills it (2026.4).
     """
-    # without this it reports its use to its makers over the network
+    # prevents OpenVINO from sending usage data over the network
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
     return openvino.Core()
 
 
-def check_precision(precision: str, able: Sequence[str]) -> None:
-    """Refuse bfloat16 on a processor that is not `able` to compute in it; OpenVINO would quietly take float32.
+def check_precision(precision: str, capabilities: Sequence[str]) -> None:
+    """Refuse bfloat16 on processors that cannot compute in it, where OpenVINO would silently use float32.
 
     Raises:
-        ConfigError: says what the processor can do.
+        ConfigError: names the processor's capabilities.
     """
-    if precision == "bfloat16" and "BF16" not in able:
+    if precision == "bfloat16" and "BF16" not in capabilities:
         raise ConfigError(
             "this processor does not compute in bfloat16",
             expected="one with AVX512_BF16 or AMX",
-            got=", ".join(sorted(able)),
+            got=", ".join(sorted(capabilities)),
             hint="--extract.precision float32",
         )
 
 
 class OpenVinoRunner:
-    """Passes of a trunk in OpenVINO, one stream of passes a core; `lanes` threads may call it at once.
+    """Runs a trunk in OpenVINO with one inference stream per core; up to `lanes` threads may call it at once.
 
-    Streams run independently of each other: cores do not wait for one another within a layer, and copying frames in
-    and maps out goes on beside them. A frame's numbers depend neither on the stream nor on the frames beside it.
+    Streams are independent: no core waits for another within a layer, and frames and maps are copied meanwhile. A
+    frame's map depends neither on the stream nor on the other frames of its batch.
 
     Args:
         model: the trunk, uint8 frames → float32 map.
-        batch: frames a pass; 0: 4.
-        precision: `float32`, or `bfloat16` where the processor computes in it.
+        batch: frames per call; 0: 4.
+        precision: `float32`, or `bfloat16` if the processor computes in it.
 
     Raises:
-        ConfigError: a precision the processor lacks.
+        ConfigError: the processor does not compute in this precision.
 
     Attributes:
-        lanes: passes in flight.
+        batch: frames per call.
+        lanes: number of calls that can run at the same time.
     """
 
     def __init__(self, model: keras.Model, batch: int, precision: str) -> None:
         check_precision(precision, openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         self.batch = batch or BATCH
         with TemporaryDirectory() as folder:
-            network = openvino_core().read_model(_frozen(model, (self.batch, *model.input.shape[1:]), Path(folder)))
+            shape = (self.batch, *model.input.shape[1:])
+            network = openvino_core().read_model(_write_graph(model, shape, Path(folder)))
         compiled = openvino_core().compile_model(
             network,
             "CPU",
             {
                 "PERFORMANCE_HINT": "THROUGHPUT",
-                "INFERENCE_PRECISION_HINT": HINT[precision],  # its default is bfloat16 where the processor has it
-                "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
+                "INFERENCE_PRECISION_HINT": PRECISION_NAMES[precision],  # default: bfloat16 if the processor has it
+                "INFERENCE_NUM_THREADS": cpu_count(),
             },
         )
         streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        self.lanes = streams + 1  # one copies while the others compute
+        self.lanes = streams + 1  # one copies its data while the others compute
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self.lanes):
             self._free.put(compiled.create_infer_request())
-        # OpenVINO's bindings set up their use of NumPy at the first pass: two threads that do so at once wait for each
-        # other for ever, one for the interpreter's lock and one with it (2026.4)
-        self(np.zeros((self.batch, *model.input.shape[1:]), np.uint8))
+        # the first call in one thread only: OpenVINO's bindings initialise NumPy in it, and two threads that do so at
+        # once deadlock (2026.4)
+        self(np.zeros(shape, np.uint8))
 
     def __call__(self, frames: Image) -> NDArray[Any]:
-        """(batch, height, width, 3) uint8 → (batch, …) float32 maps."""
+        """Compute maps: (batch, height, width, 3) uint8 → (batch, …) float32."""
         request = self._free.get()
         try:
             request.infer([frames], share_inputs=True)
@@ -111,12 +113,12 @@ class OpenVinoRunner:
             self._free.put(request)
 
 
-def _frozen(model: keras.Model, shape: tuple[int, ...], folder: Path) -> Path:
-    """The model as a graph with its weights in it, for one batch size.
+def _write_graph(model: keras.Model, shape: tuple[int, ...], folder: Path) -> Path:
+    """Write the model as a graph that contains its weights, for one batch size; return the file.
 
-    OpenVINO reads this file within a second; walking the same graph in memory takes it up to half a minute.
+    OpenVINO reads the file within a second; converting the same graph in memory takes up to half a minute.
     """
     spec = tf.TensorSpec(shape, tf.uint8)
     graph = tf.function(lambda x: model(x, training=False), input_signature=[spec], autograph=False)
-    whole = convert_variables_to_constants_v2(graph.get_concrete_function()).graph
-    return Path(tf.io.write_graph(whole, str(folder), "trunk.pb", as_text=False))
+    frozen = convert_variables_to_constants_v2(graph.get_concrete_function()).graph
+    return Path(tf.io.write_graph(frozen, str(folder), "trunk.pb", as_text=False))

@@ -1,4 +1,4 @@
-"""The recipe: its fingerprint changes with whatever decides a number, and with nothing else."""
+"""The recipe: its fingerprint depends on everything that determines a number, and on nothing else."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ OTHER = {
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Recipe) if f.name != "weights"])
-def test_every_field_counts(name: str) -> None:
+def test_every_field_changes_the_fingerprint(name: str) -> None:
     other = replace(RECIPE, **{name: OTHER[name]})
     assert other.fingerprint != RECIPE.fingerprint
     assert [line.split(":")[0] for line in RECIPE.differences(other)] == [name]
 
 
-def test_how_the_weights_were_named_does_not_count() -> None:
+def test_the_name_of_the_weights_does_not_change_the_fingerprint() -> None:
     assert replace(RECIPE, weights="some/file.h5").fingerprint == RECIPE.fingerprint
 
 
@@ -31,6 +31,6 @@ def test_json_round_trip() -> None:
     assert Recipe.from_json(RECIPE.to_json()) == RECIPE
 
 
-def test_the_fingerprint_is_for_ever() -> None:
-    # a change here makes every store there is unreadable for its own config
+def test_the_fingerprint_never_changes() -> None:
+    # otherwise existing stores would not match their own configs any more
     assert RECIPE.fingerprint == "560538b798c46043b30a9980d9414e721a2874ace3bf970e6269e0693692c4fe"

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
-from test_extract import CONFIG, ROOT, settings
 
 from features.config import Config
 from features.errors import ConfigError
@@ -29,13 +28,14 @@ from stage1_extract.engines.engine import Engine, choose_engine, relative_error
 from stage1_extract.engines.tensorflow import TensorFlowRunner, largest_batch
 from stage1_extract.extract import extract
 from stage1_extract.frame_loader import resize_frame
-from tests.helpers import write_clips
+from tests.extraction_helpers import CONFIG, extraction_config
+from tests.helpers import ROOT, write_clips
 
 BATCH = 4
 
 
 def config(**extract_settings: object) -> Config:
-    return settings(Path("unused"), **{"dtype": "float32", **extract_settings})
+    return extraction_config(**{"dtype": "float32", **extract_settings})
 
 
 def pixels(count: int) -> NDArray[np.uint8]:
@@ -247,9 +247,9 @@ def test_a_store_begun_by_one_engine_goes_on_with_another(tmp_path: Path, capsys
         for new in (tmp_path / engine / "Train/Train").iterdir():
             if not (clips / "Train/Train" / new.name).exists():
                 new.rename(clips / "Train/Train" / new.name)
-        asked = settings(clips, engine=engine, dtype="float32")
+        asked = extraction_config(clips, engine=engine, dtype="float32")
         assert extract(asked, store, scan(asked.data)).extracted == 16
-    whole = settings(clips, engine="tensorflow", dtype="float32")
+    whole = extraction_config(clips, engine="tensorflow", dtype="float32")
     extract(whole, tmp_path / "t.h5", scan(whole.data))
     with Store(store) as mixed, Store(tmp_path / "t.h5") as pure:
         assert mixed.fingerprint == pure.fingerprint
@@ -268,7 +268,7 @@ def test_the_work_an_extraction_does(name: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(files, "read_file", lambda *a: opened.append(a) or read(*a))
     monkeypatch.setattr(files, "decode_image", lambda *a: decoded.append(a) or decode(*a))
     monkeypatch.setattr(ShardWriter, "write", lambda *a: written.append(a) or write(*a))
-    asked = settings(clips, engine=name, shard=40)
+    asked = extraction_config(clips, engine=name, shard=40)
     catalogue, engine = scan(asked.data), Engine(build_trunk(asked), 8, name)
     assert len(opened) == 80 and not decoded  # for sizes and digests
     assert extract(asked, tmp_path / "s.h5", catalogue, engine=engine).extracted == 80
@@ -278,7 +278,7 @@ def test_the_work_an_extraction_does(name: str, tmp_path: Path, monkeypatch: pyt
 
 def test_changed_labels_compile_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = write_clips(tmp_path / "data", {"Train": 2})
-    asked = settings(clips)
+    asked = extraction_config(clips)
     extract(asked, tmp_path / "s.h5", scan(asked.data))
     (clips / "Train/Train/1/ego.json").write_text('{"speed": 1.0}')
     engine = Engine(build_trunk(asked), 8)
@@ -298,7 +298,7 @@ def test_the_command_says_what_ran(tmp_path: Path, name: str, capsys: pytest.Cap
 @pytest.mark.parametrize("extras", [False, True])
 def test_fast_decoding_is_another_recipe_whatever_else_is_wanted_of_the_frames(extras: bool, tmp_path: Path) -> None:
     clips = write_clips(tmp_path / "data", {"Train": 2}, size=(256, 128))
-    full = settings(clips, tracks=extras, motion=extras)
+    full = extraction_config(clips, tracks=extras, motion=extras)
     fast = full.model_copy(update={"frames": full.frames.model_copy(update={"decode": "fast"})})
     catalogue, engine = scan(fast.data), Engine(build_trunk(fast), 8)
     assert build_trunk(fast).recipe.differences(build_trunk(full).recipe) == ["decode: cv2 against cv2-reduced"]

@@ -13,14 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
-from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
 from features.store import Store
 from stage1_extract import extract as module
@@ -30,41 +28,13 @@ from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
 from stage1_extract.engines.engine import Engine
 from stage1_extract.extract import ExtractionResult, extract
-from tests.helpers import flip, picture, write_clips
-
-ROOT = Path(__file__).parents[2]
-CONFIG = """
-[data]
-layout = "competition"
-path = "{data}"
-target = "velocity"
-[frames]
-width = 32
-height = 32
-[backbone]
-name = "MobileNet"
-weights = "random"
-cut = "conv_pw_3_relu"
-top = false
-arguments = {{alpha = 0.25}}
-[extract]
-batch = 8
-shard = 20
-motion = true
-"""
+from tests.extraction_helpers import CONFIG, extraction_config, store_content
+from tests.helpers import ROOT, flip, picture, write_clips
 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(build_trunk(settings(Path("unused"))), 8)
-
-
-def settings(data: Path, **extract_settings: object) -> Config:
-    import tomllib
-
-    value = tomllib.loads(CONFIG.format(data=data))
-    value["extract"] |= extract_settings
-    return Config.model_validate(value)
+    return Engine(build_trunk(extraction_config()), 8)
 
 
 @pytest.fixture
@@ -75,29 +45,12 @@ def clips(tmp_path: Path) -> Path:
 @pytest.fixture
 def bring_up(clips: Path, tmp_path: Path, engine: Engine) -> Callable[..., ExtractionResult]:
     def run(
-        store: str = "s.h5", redo: dict[int, list[str]] | None = None, **extract_settings: object
+        store: str = "s.h5", damaged_rows: dict[int, list[str]] | None = None, **extract_settings: object
     ) -> ExtractionResult:
-        config = settings(clips, **extract_settings)
-        return extract(config, tmp_path / store, scan(config.data), redo=redo, engine=engine)
+        config = extraction_config(clips, **extract_settings)
+        return extract(config, tmp_path / store, scan(config.data), damaged_rows=damaged_rows, engine=engine)
 
     return run
-
-
-def content(path: Path) -> dict[str, bytes]:
-    """Every dataset's bytes as they lie in the file (chunks raw, checksums included) or as values."""
-    found: dict[str, bytes] = {}
-
-    def visit(name: str, node: object) -> None:
-        if isinstance(node, h5py.Dataset):
-            if node.chunks and node.id.get_num_chunks():
-                chunks = [node.id.get_chunk_info(i).chunk_offset for i in range(node.id.get_num_chunks())]
-                found[name] = b"".join(node.id.read_direct_chunk(c)[1] for c in sorted(chunks))
-            else:
-                found[name] = repr(node[()].tolist()).encode()
-
-    with h5py.File(path) as f:
-        f.visititems(visit)
-    return found
 
 
 def test_a_second_run_extracts_nothing(
@@ -124,7 +77,7 @@ def test_maps_and_labels_are_those_of_the_files(
         ]  # fmt: skip
         clip = store.sequences[2]
         assert [dict(label.targets) for label in clip.labels] == [{"vx": 1.5, "vy": -0.3}, {"ego_speed": 8.0}]
-        config = settings(tmp_path / "data")
+        config = extraction_config(tmp_path / "data")
         source = scan(config.data).clips[2].source
         frames = np.stack([frame_loader.resize_frame(image, config.frames) for image in source.read(0, 8)])
         np.testing.assert_array_equal(store.read("appearance", range(16, 24)), engine(frames))
@@ -141,7 +94,7 @@ def test_only_what_is_new_or_changed_is_extracted(
     shutil.rmtree(clips / "Train/Train/2")
     assert bring_up().extracted == 16
     bring_up("fresh.h5")
-    assert content(tmp_path / "s.h5") == content(tmp_path / "fresh.h5")
+    assert store_content(tmp_path / "s.h5") == store_content(tmp_path / "fresh.h5")
 
 
 def test_changed_labels_cost_no_extraction(
@@ -170,8 +123,8 @@ def test_another_recipe_is_refused_with_both_values(
 ) -> None:
     bring_up()
     before = (tmp_path / "s.h5").read_bytes()
-    config = settings(clips, dtype="float32")
-    with pytest.raises(StoreError, match=r"dtype: float16 against float32.*--store"):
+    config = extraction_config(clips, dtype="float32")
+    with pytest.raises(StoreError, match=r"dtype: float16, not float32.*--store"):
         extract(config, tmp_path / "s.h5", scan(config.data))
     assert (tmp_path / "s.h5").read_bytes() == before
 
@@ -195,7 +148,7 @@ def test_a_failure_between_shards_loses_none(
     done = len(list((tmp_path / "s.h5.parts").iterdir()))
     assert done == 3
     assert bring_up().extracted == 80 - 16 * done
-    assert content(tmp_path / "s.h5") == content(tmp_path / "fresh.h5")
+    assert store_content(tmp_path / "s.h5") == store_content(tmp_path / "fresh.h5")
 
 
 def test_verify_names_and_repair_mends_only_the_damaged_frame(
@@ -205,7 +158,7 @@ def test_verify_names_and_repair_mends_only_the_damaged_frame(
     config.write_text(CONFIG.format(data=clips))
     where = ["--config", str(config), "--store", str(store)]
     assert main(["extract", *where]) == 0
-    before = content(store)
+    before = store_content(store)
     flip(store, "appearance", 19)
     assert main(["verify", *where]) == 2
     assert "Train/3 frame 3: appearance damaged" in capsys.readouterr().err
@@ -214,7 +167,7 @@ def test_verify_names_and_repair_mends_only_the_damaged_frame(
     assert main(["repair", *where]) == 0
     assert passes == [1]
     assert main(["verify", *where]) == 0
-    assert content(store) == before
+    assert store_content(store) == before
 
 
 def test_what_only_decoding_shows_leaves_its_clip_out(
@@ -235,7 +188,7 @@ def test_what_only_decoding_shows_leaves_its_clip_out(
     (clips / "Train/Train/4/imgs/005.jpg").write_bytes(good)
     assert bring_up().extracted == 8
     bring_up("fresh.h5")
-    assert content(tmp_path / "s.h5") == content(tmp_path / "fresh.h5")
+    assert store_content(tmp_path / "s.h5") == store_content(tmp_path / "fresh.h5")
 
 
 def test_faults_that_can_be_seen_stop_before_any_work(
@@ -253,7 +206,7 @@ def test_faults_that_can_be_seen_stop_before_any_work(
 
 
 def test_half_precision_that_overflows_is_said(clips: Path, tmp_path: Path) -> None:
-    config = settings(clips)
+    config = extraction_config(clips)
     made = build_trunk(config.model_copy(update={"backbone": config.backbone.model_copy(update={"cut": "conv1_bn"})}))
     weights = made.backbone.model.get_weights()
     made.backbone.model.set_weights([w * 1e5 for w in weights])
@@ -294,16 +247,16 @@ def small_disk(tmp_path: Path) -> Path:
 
 
 def test_a_disk_too_small_is_said_before_the_work(clips: Path, small_disk: Path, engine: Engine) -> None:
-    config = settings(clips)
-    with pytest.raises(DataError, match="too full"):
+    config = extraction_config(clips)
+    with pytest.raises(DataError, match="not enough disk space"):
         extract(config, small_disk / "s.h5", scan(config.data), engine=engine)
 
 
 def test_a_disk_that_fills_up_keeps_finished_shards(
     clips: Path, small_disk: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_room", lambda *a: None)
-    config = settings(clips)
+    monkeypatch.setattr(module, "_check_disk_space", lambda *a: None)
+    config = extraction_config(clips)
     with pytest.raises(OSError) as error:
         extract(config, small_disk / "s.h5", scan(config.data), engine=engine)
     assert error.value.errno == errno.ENOSPC
@@ -315,11 +268,11 @@ def test_a_disk_that_fills_up_keeps_finished_shards(
 def test_a_full_disk_ends_with_a_line_and_status_2(
     clips: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "_room", lambda *a: None)
+    monkeypatch.setattr(module, "_check_disk_space", lambda *a: None)
     config = tmp_path / "c.toml"
     config.write_text(CONFIG.format(data=clips))
     assert main(["extract", "--config", str(config), "--store", str(small_disk / "s.h5")]) == 2
-    assert "the disk is full" in capsys.readouterr().err
+    assert "disk is full" in capsys.readouterr().err
 
 
 def test_a_read_only_folder_ends_with_a_line_and_status_2(
@@ -355,12 +308,12 @@ def kill_at_random(clips: Path, tmp_path: Path, times: int) -> None:
             hits += 1
         if store.exists():
             with Store(store) as s:  # whatever stands under the final name is whole
-                assert not [row for row, faults in s.damaged() if faults]
+                assert not [row for row, faults in s.check_frames() if faults]
             if process.returncode == 0 and hits < times:
                 store.unlink()
                 span = min(span, time.monotonic() - begun)  # else an hour on a machine that has grown less busy
     subprocess.run([*command, "--store", str(store)], cwd=ROOT, check=True, capture_output=True)
-    assert content(store) == content(tmp_path / "fresh.h5")
+    assert store_content(store) == store_content(tmp_path / "fresh.h5")
     assert not list(tmp_path.glob(".s.h5.*")) and not (tmp_path / "s.h5.parts").exists()
 
 
@@ -389,7 +342,7 @@ def test_odd_pictures_are_resized_as_cv2_does() -> None:
 
     image = picture(3, (100, 70))
     for name, flag in (("cubic", cv2.INTER_CUBIC), ("area", cv2.INTER_AREA)):
-        frames = settings(Path("x")).frames.model_copy(update={"interpolation": name, "colour": "bgr"})
+        frames = extraction_config(Path("x")).frames.model_copy(update={"interpolation": name, "colour": "bgr"})
         np.testing.assert_array_equal(
             frame_loader.resize_frame(image, frames), cv2.resize(image, (32, 32), interpolation=flag)
         )
@@ -403,21 +356,21 @@ def test_a_damaged_shard_is_extracted_anew(
 ) -> None:
     bring_up("fresh.h5")
     with monkeypatch.context() as patched:
-        patched.setattr(module, "assemble", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(module, "assemble_store", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             bring_up()
     truncated, flipped, *_ = sorted((tmp_path / "s.h5.parts").iterdir())
     os.truncate(truncated, 1000)
     flip(flipped, "appearance", 3)
     assert bring_up().extracted == 32
-    assert capsys.readouterr().err.count("extracted anew") == 2
-    assert content(tmp_path / "s.h5") == content(tmp_path / "fresh.h5")
+    assert capsys.readouterr().err.count("will be extracted again") == 2
+    assert store_content(tmp_path / "s.h5") == store_content(tmp_path / "fresh.h5")
 
 
 def test_a_file_that_changes_after_the_scan_is_not_taken_for_the_scanned_one(
     clips: Path, tmp_path: Path, engine: Engine
 ) -> None:
-    config = settings(clips)
+    config = extraction_config(clips)
     catalogue = scan(config.data)
     shutil.copy(clips / "Train/Train/1/imgs/001.jpg", clips / "Train/Train/5/imgs/004.jpg")
     with pytest.raises(BadInputs, match=r"Train/5/imgs/004\.jpg: changed since"):
@@ -442,17 +395,3 @@ def test_a_link_to_a_store_stays_a_link(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "s.h5").symlink_to(tmp_path / "elsewhere" / "s.h5")
     assert main(["extract", "--config", str(tmp_path / "c.toml"), "--store", str(tmp_path / "s.h5")]) == 0
     assert (tmp_path / "s.h5").is_symlink() and (tmp_path / "elsewhere" / "s.h5").is_file()
-
-
-def test_decoding_gives_way_to_the_network_whatever_the_users_own_priority() -> None:
-    def priorities() -> list[int]:
-        thread = threading.get_native_id()
-        found = [os.getpriority(os.PRIO_PROCESS, thread)]
-        for _ in range(2):
-            frame_loader._give_way()
-            found.append(os.getpriority(os.PRIO_PROCESS, thread))
-        return found
-
-    with ThreadPoolExecutor(1) as pool:
-        own, once, twice = pool.submit(priorities).result()
-    assert (once, twice) == (min(19, own + 10), min(19, own + 20))

@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_extract import content, settings
 
 from features._common.types import Image
 from features.config import Config
@@ -31,6 +30,7 @@ from stage1_extract.extract import extract
 from stage1_extract.info import describe_store
 from stage1_extract.tracking.sequence_tracks import FRAMES_PER_READ, SHORT_SEQUENCE, LazyGreyFrames, to_grey
 from stage1_extract.tracking.tracker import track_known_boxes
+from tests.extraction_helpers import extraction_config, store_content
 from tests.helpers import flip, picture
 
 SIZE = 96, 64
@@ -38,7 +38,7 @@ SIZE = 96, 64
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(build_trunk(settings(Path("unused"))), 8)
+    return Engine(build_trunk(extraction_config()), 8)
 
 
 class Footage:
@@ -81,7 +81,7 @@ def clip(length: int, *labels: Label, name: str = "a", parallel: bool = True) ->
 
 
 def bring_up(path: Path, engine: Engine | None, *clips: Clip, **extract_settings: object) -> module.ExtractionResult:
-    config = settings(Path("unused"), **extract_settings)
+    config = extraction_config(**extract_settings)
     return extract(config, path, Catalogue(clips), engine=engine)
 
 
@@ -139,20 +139,20 @@ def test_a_finished_store_gets_what_is_turned_on_without_a_network(
 
     bring_up(tmp_path / "fresh.h5", engine, *clips())
     bring_up(tmp_path / "s.h5", engine, *clips(), **{what: False})
-    before = content(tmp_path / "s.h5")
+    before = store_content(tmp_path / "s.h5")
     monkeypatch.setattr(module, "build_trunk", lambda _: pytest.fail("a network was loaded for nothing"))
     added = clips()
     outcome = bring_up(tmp_path / "s.h5", None, *added)
     assert (outcome.extracted, outcome.flows, outcome.tracks) == ((0, 94, 0) if what == "motion" else (0, 0, 3))
-    after = content(tmp_path / "s.h5")
-    assert after == content(tmp_path / "fresh.h5")
+    after = store_content(tmp_path / "s.h5")
+    assert after == store_content(tmp_path / "fresh.h5")
     assert {name: data for name, data in after.items() if name in before} == before
     for each in added:
         assert isinstance(each.source, Footage)
         assert set(each.source.read_count.values()) == ({1} if each.sequence.labels or what == "motion" else set())
     assert bring_up(tmp_path / "s.h5", None, *clips()).frames == 94
     assert bring_up(tmp_path / "s.h5", None, *clips(), **{what: False}).frames == 94  # what is there stays
-    assert content(tmp_path / "s.h5") == after
+    assert store_content(tmp_path / "s.h5") == after
 
 
 @pytest.mark.parametrize("stream", ["motion", "appearance"])
@@ -160,21 +160,21 @@ def test_a_finished_store_gets_what_is_turned_on_without_a_network(
 def test_only_the_damaged_streams_frame_is_made_anew(
     stream: str, row: int, tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, config = tmp_path / "s.h5", settings(Path("unused"))
+    path, config = tmp_path / "s.h5", extraction_config()
     bring_up(path, engine, clip(8, Label(7, {"vx": 1.0}, around(7))), clip(50, name="long"))
-    before = content(path)
+    before = store_content(path)
     flip(path, stream, row)
     with Store(path) as store:
-        redo = {r: names for r, names in store.damaged() if names}
-    assert redo == {row: [stream]}
+        damaged_rows = {r: names for r, names in store.check_frames() if names}
+    assert damaged_rows == {row: [stream]}
     passes, call = [], Engine.submit
     monkeypatch.setattr(Engine, "submit", lambda self, frames: passes.append(len(frames)) or call(self, frames))
     outcome = extract(
         config, path, Catalogue((clip(8, Label(7, {"vx": 1.0}, around(7))), clip(50, name="long"))),
-        redo=redo, engine=engine,
+        damaged_rows=damaged_rows, engine=engine,
     )  # fmt: skip
     assert (passes, outcome.flows, outcome.tracks) == (([], 1, 0) if stream == "motion" else ([1], 0, 0))
-    assert content(path) == before
+    assert store_content(path) == before
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
@@ -202,7 +202,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
         except KeyboardInterrupt:
             assert list((tmp_path / "s.h5.parts").iterdir())
     assert runs > 2
-    assert content(tmp_path / "s.h5") == content(tmp_path / "fresh.h5")
+    assert store_content(tmp_path / "s.h5") == store_content(tmp_path / "fresh.h5")
 
 
 def test_derived_streams_stay_with_the_sequences_and_go_without(tmp_path: Path, engine: Engine) -> None:
@@ -286,7 +286,7 @@ def test_frames_that_are_gone_when_tracks_are_asked_for(tmp_path: Path, engine: 
         assert (store.complete, len(store.sequences), len(store.track_keys)) == (False, 2, 1)
     assert bring_up(tmp_path / "s.h5", None, *some).tracks == 1
     bring_up(tmp_path / "fresh.h5", engine, *some)
-    assert content(tmp_path / "s.h5") == content(tmp_path / "fresh.h5")
+    assert store_content(tmp_path / "s.h5") == store_content(tmp_path / "fresh.h5")
 
 
 def test_equal_boxes_are_one_vehicle(tmp_path: Path, engine: Engine) -> None:
@@ -341,7 +341,7 @@ def test_a_long_video_is_read_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch)
 
 def test_tusimples_clip_through_the_store(real: Path, tmp_path: Path, engine: Engine) -> None:
     config = Config.model_validate(
-        settings(real / "tusimple").model_dump() | {"data": {"layout": "tusimple", "path": str(real / "tusimple")}}
+        extraction_config(real / "tusimple").model_dump() | {"data": {"layout": "tusimple", "path": str(real / "tusimple")}}
     )
     extract(config, tmp_path / "s.h5", scan(config.data), engine=engine)
     note = json.loads((real / "tusimple/clips/1/annotation.json").read_text())[0]
