@@ -1,4 +1,4 @@
-"""What `make bench` runs: each comparison side by side in one run, printed as a ratio and written as JSON."""
+"""Run all benchmarks (`make bench`): print each comparison, and write all figures to benchmarks/results.json."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -14,35 +15,28 @@ from benchmarks import extraction, prediction, streams, training
 
 
 def main() -> int:
-    """Run every benchmark; results to the terminal and to benchmarks/results.json."""
+    """Run every benchmark."""
     machine = f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    print(f"{machine}\n\nextraction, 1280x720 JPEGs to a finished store; parts: trunk and decoding, each alone")
-    rows = []
-    for name in extraction.CASES:
-        rows.append(extraction.measure(name))
-        print(f"\n{extraction.table(rows[-1])}")
-    added = [streams.measure(case) for case in streams.CASES]
-    print(f"\nextraction with flow and tracks against without, frames/s\n{streams.HEADING}")
-    for row in added:
-        print(streams.ROW.format(**row))
-    slides = [prediction.measure(case) for case in prediction.CASES]
-    print()
-    prediction.show(slides)
-    epochs = training.measure()
-    print("\ntraining: the published model's heads from the store, beside plain model.fit and end to end")
-    training.show(epochs)
-    results = {
-        "machine": machine, "extraction": rows, "streams": added, "prediction": slides, "training": epochs,
-    }  # fmt: skip
+    results: dict[str, Any] = {"machine": machine, "extraction": {}}
+    print(f"{machine}\n\nExtraction from 1280x720 JPEGs, compared with Keras' predict and with its own parts")
+    for backbone in extraction.CLIPS:
+        results["extraction"][backbone] = extraction.measure(backbone)
+        print(f"\n{extraction.table(backbone, results['extraction'][backbone])}", flush=True)
+    results["streams"] = [streams.measure(name) for name in streams.BACKBONES]
+    print(f"\nExtraction with optical flow and tracks\n\n{streams.table(results['streams'])}", flush=True)
+    results["prediction"] = [prediction.measure(case) for case in prediction.CASES]
+    print(f"\nSliding windows, compared with the trunk alone\n\n{prediction.table(results['prediction'])}", flush=True)
+    results["training"] = training.measure()
+    print(f"\nThe published model from the store, by plain fit and end to end\n\n{training.table(results['training'])}")
     Path("benchmarks/results.json").write_text(json.dumps(results, indent=1))
     return 0
 
 
 def _processor() -> str:
-    """The processor's model name where the system says it."""
+    """The processor's model name, if the system gives one."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine())
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -1,30 +1,30 @@
-"""How fast is extraction, beside what one would else do, and does it cost its parts and nothing more?
+"""Compare whole extractions with Keras' `predict`, and with their parts: the trunk alone plus decoding alone.
 
-python -m benchmarks.extraction [BACKBONE …]
+python -m benchmarks.extraction [BACKBONE ...]
 
-Everything is measured in turn, round by round, in one process; ratios are taken within a round and their median over
-the rounds is given, by the clock and by CPU seconds of all threads (which what else runs on the machine leaves alone).
+1280x720 JPEGs, resized to 320x180, up to the cut of `unfreeze = 4`, with random weights.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
+from benchmarks.timing import Work, median_ratio, median_seconds, take_turns
 from features._common.atomic import atomic_write
+from features._common.console import text_table
 from features._common.cpu import cpu_count
 from features._common.quiet_imports import quiet_imports
+from features._common.types import Image
 from features.config import BackboneConfig, Config, DataConfig, ExtractConfig, FramesConfig
 from features.errors import ConfigError
 from features.frame_ranges import full_range
@@ -38,130 +38,107 @@ from stage1_extract.sample import render_sample_set
 
 with quiet_imports():
     from stage1_extract.backbone.trunk import build_trunk
-    from stage1_extract.engines import openvino
     from stage1_extract.engines.engine import Engine
+    from stage1_extract.engines.openvino import openvino_installed
     from stage1_extract.extract import extract
 
-BASE = "keras predict, batches of 32"
-BATCH, ONE_BY_ONE, WINDOW = 32, 16, 8
-CASES = {"EfficientNetLite0": 128, "InceptionResNetV2": 24}  # and clips of 8 frames
-Work = tuple[Callable[[], object], int]  # and how many frames it is
-ENGINES = {
+PREDICT = "Keras predict, batches of 32"
+BATCH, SINGLE_FRAMES, WINDOW = 32, 16, 8
+CLIPS = {"EfficientNetLite0": 128, "InceptionResNetV2": 24}  # of 8 frames, by backbone
+ENGINES = {  # engine, precision, decoding
     "tensorflow": ("tensorflow", "float32", "full"),
     "openvino": ("openvino", "float32", "full"),
     "openvino bfloat16": ("openvino", "bfloat16", "full"),
-    "openvino bfloat16, fast decode": ("openvino", "bfloat16", "fast"),
+    "openvino bfloat16, fast decoding": ("openvino", "bfloat16", "fast"),
 }
+HEADER = ("frames/s", "per CPU second", "x predict", "by CPU", "whole / parts", "by CPU")
 
 
-def measure(name: str, rounds: int = 5) -> dict[str, object]:
-    """Every row's frames/s, by the clock and by CPU seconds, and its ratios to batched `predict` and to its parts.
-
-    Args:
-        name: backbone; its trunk is cut as `unfreeze = 4` says, with random weights.
-    """
+def measure(backbone: str, rounds: int = 5) -> list[dict[str, Any]]:
+    """Measure one backbone; the rows of its table."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        render_sample_set(root / "data", seed=1, train=CASES[name], validation=0, test=0, progress=False)
+        render_sample_set(root / "data", seed=1, train=CLIPS[backbone], validation=0, test=0, progress=False)
         config = Config(
             data=DataConfig(layout="sample", path=str(root / "data"), fps=10.0),
             frames=FramesConfig(interpolation="cubic"),
-            backbone=BackboneConfig(name=name, weights="random"),
+            backbone=BackboneConfig(name=backbone, weights="random"),
             extract=ExtractConfig(tracks=False),
         )
         works = _works(config, root)
-        times: dict[str, list[tuple[float, float]]] = {label: [] for label in works}
-        for work, _ in works.values():  # traces, compiles and warms up
-            work()
-        for _ in range(rounds):
-            for store in (root / "stores").iterdir():  # to be made anew; taking the old ones away is nobody's work
-                store.unlink()
-            for label, (work, _) in works.items():
-                times[label].append(_time(work))
-    each = {label: [(c / works[label][1], p / works[label][1]) for c, p in spans] for label, spans in times.items()}
-    rows = [_row(label, spans, each) for label, spans in each.items()]
-    return {"backbone": name, "rounds": rounds, "rows": rows}
+        timings = take_turns(works, rounds, prepare=lambda: [p.unlink() for p in (root / "stores").iterdir()])
+    rows = []
+    for name, times in timings.items():
+        frames = SINGLE_FRAMES if "one frame" in name else CLIPS[backbone] * WINDOW
+        seconds = median_seconds(times)
+        row: dict[str, Any] = {"name": name, "fps": frames / seconds.wall, "fps_cpu": frames / seconds.cpu}
+        kind, _, engine = name.partition(": ")
+        if kind in ("trunk", "extraction"):
+            row["x_predict"], row["x_predict_cpu"] = median_ratio(timings[PREDICT], times)
+        if kind == "extraction":
+            parts = timings[f"trunk: {engine.split(',')[0]}"], timings[f"decoding, {ENGINES[engine][2]}"]
+            row["whole_over_parts"], row["whole_over_parts_cpu"] = median_ratio(times, *parts)
+        rows.append(row)
+    return rows
 
 
-def table(result: dict[str, object]) -> str:
-    """The rows of one backbone as Markdown."""
-    lines = [
-        f"| {result['backbone']} | frames/s | a CPU second | x `predict` | by CPU | whole / parts | by CPU |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+def table(backbone: str, rows: list[dict[str, Any]]) -> str:
+    """The rows of one backbone as a Markdown table."""
+    keys = ("x_predict", "x_predict_cpu", "whole_over_parts", "whole_over_parts_cpu")
+    cells = [
+        [r["name"], f"{r['fps']:.1f}", f"{r['fps_cpu']:.1f}", *(f"{r[k]:.2f}" if k in r else "" for k in keys)]
+        for r in rows
     ]
-    for row in result["rows"]:  # type: ignore[attr-defined]
-        parts = [f"{row[k]:.2f}" if k in row else "" for k in ("ratio", "ratio_cpu", "over_parts", "over_parts_cpu")]
-        lines.append(f"| {row['what']} | {row['fps']:.1f} | {row['fps_cpu']:.1f} | {' | '.join(parts)} |")
-    return "\n".join(lines)
-
-
-def _row(label: str, spans: list[tuple[float, float]], each: dict[str, list[tuple[float, float]]]) -> dict[str, object]:
-    row: dict[str, object] = {"what": label}
-    for i, suffix in enumerate(("", "_cpu")):
-        row[f"fps{suffix}"] = 1 / statistics.median(span[i] for span in spans)
-        if label.startswith(("trunk", "whole", "keras")):
-            row[f"ratio{suffix}"] = statistics.median(
-                base[i] / span[i] for base, span in zip(each[BASE], spans, strict=True)
-            )
-        if label.startswith("whole"):
-            engine = label.removeprefix("whole: ")
-            trunk, decode = each[f"trunk: {engine.split(',')[0]}"], each[f"decode, {ENGINES[engine][2]}"]
-            row[f"over_parts{suffix}"] = statistics.median(
-                w[i] / (t[i] + d[i]) for w, t, d in zip(spans, trunk, decode, strict=True)
-            )
-    return row
+    return text_table([backbone, *HEADER], cells, markdown=True)
 
 
 def _works(config: Config, root: Path) -> dict[str, Work]:
     clips = scan(config.data).clips
     fast = config.model_copy(update={"frames": config.frames.model_copy(update={"decode": "fast"})})
     frames = np.concatenate(_decode(clips, config.frames))
-    count = len(frames)
     (root / "stores").mkdir()
-    works: dict[str, Work] = {
-        "decode, full": (lambda: _decode(clips, config.frames), count),
-        "decode, fast": (lambda: _decode(clips, fast.frames), count),
-    }
     model = build_trunk(config).model
-    works["keras predict, one frame at a time"] = (
-        lambda: [model.predict(frame[None], verbose=0) for frame in frames[:ONE_BY_ONE]],
-        ONE_BY_ONE,
-    )
-    works[BASE] = (lambda: model.predict(frames, batch_size=BATCH, verbose=0), count)
-    for label, (engine, precision, decode) in ENGINES.items():
-        if engine == "openvino" and not openvino.openvino_installed():
+    works: dict[str, Work] = {
+        "decoding, full": lambda: _decode(clips, config.frames),
+        "decoding, fast": lambda: _decode(clips, fast.frames),
+        "Keras predict, one frame at a time": lambda: [
+            model.predict(frame[None], verbose=0) for frame in frames[:SINGLE_FRAMES]
+        ],
+        PREDICT: lambda: model.predict(frames, batch_size=BATCH, verbose=0),
+    }
+    for name, (engine_name, precision, decoding) in ENGINES.items():
+        if engine_name == "openvino" and not openvino_installed():
             continue
-        asked = (fast if decode == "fast" else config).model_copy(
-            update={"extract": ExtractConfig(engine=engine, precision=precision, tracks=False)}  # type: ignore[arg-type]
-        )
+        options = ExtractConfig.model_validate({"engine": engine_name, "precision": precision, "tracks": False})
+        engine_config = (fast if decoding == "fast" else config).model_copy(update={"extract": options})
         try:
-            runner = Engine(build_trunk(asked), 0, engine)
-            assert runner.batch  # compiles: only then is it known whether this processor has the precision
+            engine = Engine(build_trunk(engine_config), 0, engine_name)
+            assert engine.batch  # compiles, which fails on a processor without the precision
         except ConfigError as e:
-            print(f"left out, {label}: {e}", file=sys.stderr)
+            print(f"skipped {name}: {e}", file=sys.stderr)
             continue
-        if decode == "full":
-            works[f"trunk: {label}"] = (lambda runner=runner: runner(frames), count)  # type: ignore[misc]
-        store = root / "stores" / f"{label}.h5"
-        works[f"whole: {label}"] = (lambda a=asked, s=store, r=runner: _whole(a, s, r), count)  # type: ignore[misc]
-    _whole(config, root / "read.h5", Engine(build_trunk(config)))
-    works["store, written"] = (lambda: _write(root / "read.h5", root / "shard.h5"), count)
-    works["store, read as shuffled windows"] = (lambda: _read(root / "read.h5"), count)
+        if decoding == "full":
+            works[f"trunk: {name}"] = partial(engine, frames)
+        works[f"extraction: {name}"] = partial(_extract, engine_config, root / "stores" / f"{name}.h5", engine)
+    store = root / "read.h5"
+    _extract(config, store, Engine(build_trunk(config)))
+    works["writing a store"] = lambda: _write(store, root / "shard.h5")
+    works["reading a store as shuffled windows"] = lambda: _read(store)
     return works
 
 
-def _whole(config: Config, store: Path, engine: Engine) -> None:
+def _extract(config: Config, store: Path, engine: Engine) -> None:
     extract(config, store, scan(config.data), engine=engine)
 
 
 def _write(source: Path, target: Path) -> None:
     with Store(source) as store:
-        maps, names = store.read(APPEARANCE, range(store.frames)), [full_range(s) for s in store.sequences]
+        maps, ranges = store.read(APPEARANCE, range(store.frames)), [full_range(s) for s in store.sequences]
         with atomic_write(target) as temporary:
-            writer = ShardWriter(temporary, store.recipe, names, {APPEARANCE: store.streams[APPEARANCE]})
-            for at in range(0, len(maps), BATCH):
-                part = maps[at : at + BATCH]
-                writer.write({APPEARANCE: part}, [b"jpeg"] * len(part))
+            writer = ShardWriter(temporary, store.recipe, ranges, {APPEARANCE: store.streams[APPEARANCE]})
+            for start in range(0, len(maps), BATCH):
+                batch = maps[start : start + BATCH]
+                writer.write({APPEARANCE: batch}, [b"jpeg"] * len(batch))
             writer.finish()
 
 
@@ -171,25 +148,17 @@ def _read(path: Path) -> None:
             store.read(APPEARANCE, np.arange(first, first + WINDOW))
 
 
-def _decode(clips: tuple[Clip, ...], frames: FramesConfig) -> list[np.ndarray]:
-    """Decoding alone, on all cores: read, decode, resize; no thumbnails, nothing kept but the small frames."""
+def _decode(clips: tuple[Clip, ...], frames: FramesConfig) -> list[Image]:
+    """Read, decode and resize all frames on all cores."""
 
-    def one(clip: Clip) -> np.ndarray:
+    def decode_clip(clip: Clip) -> Image:
         images = clip.source.read(0, clip.sequence.length, frames.min_size)
         return np.stack([resize_frame(image, frames) for image in images])
 
     with ThreadPoolExecutor(cpu_count()) as pool:
-        return list(pool.map(one, clips))
-
-
-def _time(work: Callable[[], object]) -> tuple[float, float]:
-    begun, used = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - begun, time.process_time() - used
+        return list(pool.map(decode_clip, clips))
 
 
 if __name__ == "__main__":
-    for backbone_name in sys.argv[1:] or CASES:
-        found = measure(backbone_name)
-        print(table(found), flush=True)
-        print(json.dumps(found), file=sys.stderr)
+    for backbone_name in sys.argv[1:] or CLIPS:
+        print(table(backbone_name, measure(backbone_name)), flush=True)

@@ -1,4 +1,4 @@
-"""Does a sliding window cost its trunk passes and little more? 200 frames, T = 8, stride 1, beside the trunk alone.
+"""Compare predicting with a sliding window with its trunk passes alone: 200 frames, T = 8, stride 1.
 
 python -m benchmarks.prediction
 """
@@ -6,18 +6,19 @@ python -m benchmarks.prediction
 from __future__ import annotations
 
 import os
-import statistics
-import time
-from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
+from benchmarks.timing import median_ratio, median_seconds, take_turns
+from features._common.console import text_table
 from features._common.quiet_imports import quiet_imports
-from features.config import BackboneConfig, Config, FramesConfig
+from features.config import BackboneConfig, Config
 from features.head_config import FlattenLSTMConfig, PooledLSTMConfig
+from features.streams import APPEARANCE
 
 with quiet_imports():
     import keras
@@ -33,84 +34,63 @@ FRAMES, TIME = 200, 8
 CASES = {
     "EfficientNetLite0, pooled_lstm": (BackboneConfig(), PooledLSTMConfig(units=256)),
     "EfficientNetLite0 at block3b_add, pooled_lstm 3x4": (
-        BackboneConfig(cut="block3b_add", top=False),  # as configs/sample.toml has it
+        BackboneConfig(cut="block3b_add", top=False),  # as in configs/sample.toml
         PooledLSTMConfig(units=64, grid=(3, 4), difference=True),
     ),
     "InceptionResNetV2, flatten_lstm": (
-        BackboneConfig(
-            name="InceptionResNetV2", weights="random", preprocess=False
-        ),  # as configs/competition.toml has it
+        BackboneConfig(name="InceptionResNetV2", weights="random", preprocess=False),  # as in configs/competition.toml
         FlattenLSTMConfig(activation="relu"),
     ),
 }
+HEADER = ("frames per CPU second", "trunk", "sliding window", "window / trunk", "by CPU", "difference")
 
 
-def measure(name: str, rounds: int = 7) -> dict[str, float | str]:
-    """Sliding over frames in memory against the trunk alone in the same batches; medians over rounds.
+def measure(name: str, rounds: int = 7) -> dict[str, Any]:
+    """Measure one case.
 
-    Ratios are by the clock and by CPU seconds of all threads, which what else runs on the machine leaves alone.
-
-    `difference` is the largest from the fused model's answers over a few windows, relative to the largest answer.
+    `difference` is the largest between sliding windows and the fused model, relative to the largest prediction.
     """
     backbone, head = CASES[name]
-    config = Config(frames=FramesConfig(), backbone=backbone, head=head)
+    config = Config(backbone=backbone, head=head)
     trunk = build_trunk(config)
-    trunk = replace(trunk, recipe=replace(trunk.recipe, dtype="float32"))  # as load_parts has it
+    trunk = replace(trunk, recipe=replace(trunk.recipe, dtype="float32"))  # as load_run_models does
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, 180, 320, 3), dtype=np.uint8)
-    some = Engine(trunk, TIME)(frames[:TIME])[None]
-    # vectors of deviation 1, as training makes them: an LSTM driven into saturation magnifies rounding
-    plain = build_model(some.shape[1:], head, 2, top=trunk.top())
-    vectors = keras.Model(plain.input, plain.get_layer("lstm").input)
-    scale = vector_scale([vectors.predict_on_batch(some)]) if head.name == "pooled_lstm" else None
-    stage_two = build_model(some.shape[1:], head, 2, top=trunk.top(), vectors=scale)
+    maps = Engine(trunk, TIME)(frames[:TIME])[None]
+    scale = None
+    if head.name == "pooled_lstm":  # vectors of deviation 1, as in training: a saturated LSTM would magnify rounding
+        plain = build_model(maps.shape[1:], head, 2, top=trunk.top())
+        vectors = keras.Model(plain.input, plain.get_layer("lstm").input)
+        scale = vector_scale([vectors.predict_on_batch(maps)])
+    stage_two = build_model(maps.shape[1:], head, 2, top=trunk.top(), vectors=scale)
     rows = np.arange(FRAMES - TIME + 1)[:, None] + np.arange(TIME)
-    slider = SlidingWindow(RunModels(trunk, stage_two, config), rows)
-    engine = slider.engine
+    window = SlidingWindow(RunModels(trunk, stage_two, config), rows)
+    engine = window.engine
     assert engine is not None
-    batches = [frames[at : at + slider.step] for at in range(0, FRAMES, slider.step)]
+    batches = [frames[start : start + window.step] for start in range(0, FRAMES, window.step)]
 
     def slide() -> np.ndarray:
-        return np.concatenate(list(slider.run({"appearance": batch} for batch in batches)))
+        return np.concatenate(list(window.run({APPEARANCE: batch} for batch in batches)))
 
-    def batched() -> None:
-        for batch in batches:
-            engine(batch)
-
-    values, few = slide(), [0, 50, len(rows) - 1]
-    fused = build_fused_model(trunk.model, stage_two)
-    expected = fused.predict(frames[rows[few]], verbose=0)
-    difference = float(np.abs(values[few] - expected).max() / np.abs(expected).max())
-    slide()  # every shape of batch is traced by now
-    times = [(_time(slide), _time(batched)) for _ in range(rounds)]
-    clock, cpu = ([(s[i], t[i]) for s, t in times] for i in (0, 1))
+    values, compared = slide(), [0, 50, len(rows) - 1]
+    expected = build_fused_model(trunk.model, stage_two).predict(frames[rows[compared]], verbose=0)
+    timings = take_turns({"window": slide, "trunk": lambda: [engine(batch) for batch in batches]}, rounds)
+    ratio = median_ratio(timings["window"], timings["trunk"])
     return {
         "case": name,
-        "frames": FRAMES,
-        "trunk_fps": FRAMES / statistics.median(t for _, t in cpu),
-        "sliding_fps": FRAMES / statistics.median(s for s, _ in cpu),
-        "sliding_over_trunk": statistics.median(s / t for s, t in clock),
-        "sliding_over_trunk_cpu": statistics.median(s / t for s, t in cpu),
-        "difference": difference,
+        "trunk_fps": FRAMES / median_seconds(timings["trunk"]).cpu,
+        "sliding_fps": FRAMES / median_seconds(timings["window"]).cpu,
+        "sliding_over_trunk": ratio.wall,
+        "sliding_over_trunk_cpu": ratio.cpu,
+        "difference": float(np.abs(values[compared] - expected).max() / np.abs(expected).max()),
     }
 
 
-def _time(work: Callable[[], object]) -> tuple[float, float]:
-    begun, used = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - begun, time.process_time() - used
-
-
-def show(rows: Iterable[dict[str, float | str]]) -> None:
-    """Print a line for each case as it comes."""
-    print(f"sliding over {FRAMES} frames in memory, T = {TIME}, stride 1, beside their trunk passes alone")
-    print(f"{'frames per CPU second':<52}{'trunk':>8}{'sliding':>9}{'ratio':>8}{'by CPU':>8}{'difference':>12}")
-    line = (
-        "{case:<52}{trunk_fps:>8.1f}{sliding_fps:>9.1f}{sliding_over_trunk:>8.3f}{sliding_over_trunk_cpu:>8.3f}"
-        "{difference:>12.1e}"
-    )
-    for row in rows:
-        print(line.format(**row), flush=True)
+def table(rows: list[dict[str, Any]]) -> str:
+    """Format the rows."""
+    formats = {"trunk_fps": ".1f", "sliding_fps": ".1f", "difference": ".1e"}
+    cells = [[v if isinstance(v, str) else f"{v:{formats.get(k, '.3f')}}" for k, v in row.items()] for row in rows]
+    return text_table(HEADER, cells)
 
 
 if __name__ == "__main__":
-    show(measure(case) for case in CASES)
+    print(table([measure(case) for case in CASES]))

@@ -34,6 +34,8 @@ def hint(metavar: str, default: str) -> Any:
 
 Words = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --format a b, or --format a --format b
 ConfigFile = Annotated[Path | None, hint("FILE", "the defaults below")]
+File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
+RunName = Annotated[str, tyro.conf.arg(metavar="NAME")]
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class Train(StoreCommand):
 class Sweep(StoreCommand):
     """Train many settings, cross-validated and several at a time, and print them as a leaderboard."""
 
-    sweep: Path = dataclasses.field(kw_only=True)
+    sweep: File = dataclasses.field(kw_only=True)
     """TOML file that lists the settings to try, such as configs/sweep.toml."""
     settings: Settings = Config()
 
@@ -224,7 +226,7 @@ class Leaderboard(Command):
 class RunCommand(Command):
     """A command on a run."""
 
-    run: str
+    run: RunName
     """Name of the run, a folder in runs/, or the path of its folder."""
     store: Annotated[Path | None, hint("FILE", "the one that the run was trained on")] = None
     """The store, an HDF5 file."""
@@ -300,9 +302,10 @@ class Finetune(RunConfigCommand):
     def __call__(self) -> None:
         folder, path = self.run_and_store()
         with quiet_imports():
-            from stage2_temporal.finetune.finetune import finetune
+            from stage2_temporal.finetune.finetune import finetune, finetune_table
         with Store(path) as store:
-            finetune(folder, store, self.settings)
+            result = finetune(folder, store, self.settings)
+        print(f"{finetune_table(result)}\n{folder / 'report.html'}")
 
 
 @dataclass(frozen=True)
@@ -327,7 +330,7 @@ class Export(RunConfigCommand):
 class Predict(Command):
     """Predict with a run on a video, a folder of frames or a data set, and write a CSV file."""
 
-    run: str
+    run: RunName
     """Name of the run, a folder in runs/, or the path of its folder."""
     input: Annotated[Path | None, hint("PATH", "the run's own data set")] = None
     """A video, a folder of frames, or a data set in the run's layout."""
@@ -365,7 +368,7 @@ class Predict(Command):
 class Derive(Command):
     """Compute streams from those of a store, once, and add them to it, so that pooled heads train faster."""
 
-    store: Path
+    store: File
     """The store, an HDF5 file."""
     stream: Annotated[Words, tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(required)")]
     """Names of the streams, such as pooled, grid3x4, change3x4, change3x4lag2, pca64 or motion.grid3x4."""
@@ -384,9 +387,9 @@ class Derive(Command):
 class Benchmark(Command):
     """Compute TuSimple's velocity and position errors (EV, EP) of predictions in the benchmark's own form."""
 
-    predictions: Path
+    predictions: File
     """JSON file with the predictions, as TuSimple's submission.json."""
-    truth: Path
+    truth: File
     """JSON file with the labels, TuSimple's gt.json."""
 
     def __call__(self) -> None:

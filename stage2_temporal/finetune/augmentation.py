@@ -1,4 +1,4 @@
-"""Augmentation that knows its labels: one draw for all frames of a window, and targets that follow it."""
+"""Augment windows of images: one draw for all frames of a window, and targets that follow it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# what a mirrored scene does to each target; a column that is not here is not flipped
-MIRRORED = {"vx": 1.0, "vy": -1.0, "x": 1.0, "y": -1.0, "ego_speed": 1.0}
+from features._common.types import Image
+
+MIRROR_SIGNS = {"vx": 1.0, "vy": -1.0, "x": 1.0, "y": -1.0, "ego_speed": 1.0}  # of each target in a mirrored scene
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,10 @@ class Augmentation:
     """What is drawn for each window.
 
     Attributes:
-        flip: whether half of the windows are mirrored, left for right.
+        flip: whether half of the windows are mirrored, left to right.
         brightness: largest shift, as a share of 255.
         contrast: largest stretch around the window's mean, as a share.
-        signs: (K,) what mirroring does to the targets.
+        signs: (K,) sign of each target in a mirrored window.
     """
 
     flip: bool
@@ -28,9 +29,9 @@ class Augmentation:
     signs: tuple[float, ...]
 
     def __call__(
-        self, window: NDArray[np.uint8], targets: NDArray[np.float32], rng: np.random.Generator
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """A window (T, height, width, 3) and its targets (K,), augmented; the originals stay as they are."""
+        self, window: Image, targets: NDArray[np.float32], rng: np.random.Generator
+    ) -> tuple[Image, NDArray[np.float32]]:
+        """Return an augmented copy of a window (T, height, width, 3) and its targets (K,)."""
         mirrored = bool(rng.random() < 0.5) and self.flip
         shift = 255 * self.brightness * rng.uniform(-1, 1)
         stretch = 1 + self.contrast * rng.uniform(-1, 1)
@@ -43,11 +44,11 @@ class Augmentation:
         return window, targets
 
 
-def mirror_window(window: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(T, height, width, 3) with left and right exchanged."""
+def mirror_window(window: Image) -> Image:
+    """Exchange left and right of a window (T, height, width, 3)."""
     return window[:, :, ::-1]
 
 
 def mirror_signs(columns: tuple[str, ...]) -> tuple[float, ...] | None:
-    """What mirroring does to each target column; None where that is not known of every one."""
-    return tuple(MIRRORED[c] for c in columns) if all(c in MIRRORED for c in columns) else None
+    """The sign of each target column in a mirrored window; None unless all are known."""
+    return tuple(MIRROR_SIGNS[c] for c in columns) if set(columns) <= set(MIRROR_SIGNS) else None

@@ -1,216 +1,227 @@
-"""Fine-tuning: the fused model trains end to end on frames, the last layers of its backbone unfrozen.
+"""Fine-tune a run: its fused model trains end to end on frames, with the backbone's last layers unfrozen.
 
-Epoch 0 is the two stages' result, made by the fused model before any step; where no epoch does better on the
-validation examples, that is what is kept, and it is said.
+    framebank finetune --run NAME --finetune.unfreeze 9 --finetune.learning_rate 1e-5
+
+Epoch 0 is the two stages' own result, predicted by the fused model before any step. If no later epoch has a lower
+validation loss, its weights are kept, and the verdict says so.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field, ValidationError
 
 from features._common.atomic import atomic_write
 from features._common.console import text_table
+from features._common.log import logger
 from features.config import Config, read_run_config
-from features.errors import BadInputs, ConfigError, DataError, StoreError
+from features.errors import ConfigError, DataError, StoreError
 from features.recipe import json_digest
 from features.store import Store
-from stage1_extract.datasets import scan
-from stage1_extract.frame_loader import resize_frame
 from stage2_temporal.data.task import Task, read_task
 from stage2_temporal.evaluation.history import write_history
-from stage2_temporal.evaluation.metrics import as_json, scores
+from stage2_temporal.evaluation.metrics import Scores, scores
 from stage2_temporal.finetune.checkpoint import FinetuneState, with_changes
-from stage2_temporal.finetune.image_batches import ReadWindow
-from stage2_temporal.finetune.loop import PARTS, FinetuneJob, choose_devices, local_gpus
-from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen
+from stage2_temporal.finetune.loop import STATE_FOLDER, FinetuneJob
 from stage2_temporal.fused.fuse import fuse_run
+from stage2_temporal.fused.window_images import window_reader
 from stage2_temporal.heads import check_uses_maps_alone
 from stage2_temporal.report import write_report
-from stage2_temporal.runs.results import VERDICT_SPLITS, Metrics, read_metrics
-from stage2_temporal.training.keras_models import count_parameters
+from stage2_temporal.runs.results import (
+    VERDICT_SPLITS,
+    FinetunedSplit,
+    FinetuneMetrics,
+    Metrics,
+    Parameters,
+    read_metrics,
+)
+from stage2_temporal.runs.tables import format_scores
+from stage2_temporal.training.keras_models import count_parameters, save_model
 
-MODEL, HISTORY, RESULT = "finetuned.keras", "finetune.csv", "finetune.json"
-METRICS = ("rmse", "mae", "skill", "spread_ratio")
+MODEL_FILE, HISTORY_FILE, RESULT_FILE = "finetuned.keras", "finetune.csv", "finetune.json"
 
 
-def finetune(run: Path, store: Store, config: Config) -> None:
-    """Fine-tune a finished run; `finetuned.keras`, `finetune.csv` and `finetune.json` appear in it when it is done.
+class ComparedSplit(FinetunedSplit):
+    """One split: the scores of the constant predictor, of the two stages and after fine-tuning."""
 
-    Stopped at any moment, the same call goes on after the last finished epoch.
+    examples: int
+    constant: Scores
+    two_stage: Scores = Field(alias="two-stage")
+
+
+class FinetuneResult(FinetuneMetrics):
+    """finetune.json.
+
+    Attributes:
+        key: digest of what determines the result.
+        settings: the config's section [finetune].
+        policy, replicas: see `Devices`.
+        equality: see `FusedModelCheck`.
+        epoch0: see `check_epoch0`.
+        seconds: of all epochs.
+        helped: whether an epoch beat the two stages on the validation examples; None without these.
+        counted: the split that the verdict's table is about.
+    """
+
+    key: str
+    settings: dict[str, Any]
+    parameters: Parameters
+    policy: str
+    replicas: int
+    equality: dict[str, Any]
+    epoch0: dict[str, float]
+    seconds: float
+    helped: bool | None
+    unit: str | None
+    counted: str
+    splits: dict[str, ComparedSplit]  # type: ignore[assignment]
+
+
+def finetune(run: Path, store: Store, config: Config) -> FinetuneResult:
+    """Fine-tune a run and write `finetuned.keras`, `finetune.csv` and `finetune.json` into its folder.
+
+    Interrupted at any moment, the same call resumes after the last finished epoch.
 
     Args:
-        config: the run's own, but for `finetune` and `data.path`.
+        run: the run's folder.
+        store: the store that the run was trained on.
+        config: the run's, with other settings in `finetune` and `data.path` only.
 
     Raises:
-        FramebankError: what the user can mend.
+        FramebankError: what the user can correct.
     """
-    _same_run(config, read_run_config(run))
+    _check_same_settings(config, read_run_config(run))
     check_uses_maps_alone(run, config)
-    metrics, wanted = read_metrics(run), read_task(config, store)
-    if metrics.store.fingerprint != store.fingerprint or metrics.store.examples != wanted.digest:
+    metrics, task = read_metrics(run), read_task(config, store)
+    if metrics.store.fingerprint != store.fingerprint or metrics.store.examples != task.digest:
         raise StoreError(
-            f"{store.path}: not what {run} was trained on", hint=f"--store {metrics.store.path}, or train anew"
+            f"{store.path}: differs from the store that {run} was trained on",
+            hint=f"--store {metrics.store.path}, or train again",
         )
-    key = _key(run, store, wanted, config)
-    before = _result(run)
-    if before and before["key"] == key:
-        print(f"{run}: fine-tuned already\n{_table(before)}")
-        return
-    read = reader(store, wanted, config)
-    fused, equality = fuse_run(run, store, config)
-    names = [layer.name for layer in backbone_layers(fused)]
-    count = count_unfrozen(names, config.finetune.unfreeze)
-    job = FinetuneJob(run, store, wanted, config, fused, count, choose_devices(local_gpus()), key, read)
+    key = _result_key(run, store, task, config)
+    earlier = _read_result(run)
+    if earlier is not None and earlier.key == key:
+        logger.info(f"{run}: already fine-tuned with these settings")
+        return earlier
+    read = window_reader(store, task.examples, task.examples.known.nonzero()[0], config)
+    fused, check = fuse_run(run, store, config)
+    job = FinetuneJob(run, store.recipe.dtype, task, config, fused, read, key)
     state = job.train()
     fused.set_weights(with_changes(state.kept, job.start))
-    facts = {
-        "key": key,
-        "settings": config.finetune.model_dump(mode="json"),
-        "unfrozen": names[len(names) - count :],
-        "parameters": count_parameters(job.model),
+    helped, verdict = _verdict(state, job.has_validation)
+    counted = next(split for split in VERDICT_SPLITS if len(task.known(split)))
+    result = FinetuneResult(
+        key=key,
+        settings=config.finetune.model_dump(mode="json"),
+        unfrozen=tuple(job.unfrozen),
+        parameters=Parameters(**count_parameters(job.model)),
         **asdict(job.devices),
-        "equality": asdict(equality),
-        "epoch0": state.facts,
-        "seconds": sum(row.seconds for row in state.history),
-        **_verdict(state, job.validated),
-        "unit": metrics.unit,
-        **_judge(job, metrics),
-    }
-    _write(run, store, fused, state, facts)
-    print(f"{_table(facts)}\n{run / 'report.html'}")
+        equality=asdict(check),
+        epoch0=state.facts,
+        seconds=sum(row.seconds for row in state.history),
+        epochs=len(state.history) - 1,
+        best_epoch=state.best,
+        helped=helped,
+        verdict=verdict,
+        unit=metrics.unit,
+        counted=counted,
+        splits={
+            split: _compare(split, job, task, metrics) for split in (counted, "validation") if len(task.known(split))
+        },
+    )
+    _write_files(run, store, fused, state, result)
+    return result
 
 
-def reader(store: Store, wanted: Task, config: Config) -> ReadWindow:
-    """What decodes an example's window, only the frames that are in it.
+def finetune_table(result: FinetuneResult) -> str:
+    """The scores of the constant predictor, the two stages and the fine-tuned model, and the verdict."""
+    unit = f" [{result.unit}]" if result.unit else ""
+    split = result.splits[result.counted]
+    header = [f"{result.counted}, {split.examples:,} examples", f"RMSE{unit}", f"MAE{unit}", "skill", "spread ratio"]
+    rows = [
+        ["constant", *format_scores(split.constant)],
+        ["two-stage", *format_scores(split.two_stage)],
+        ["fine-tuned", *format_scores(split.finetuned)],
+    ]
+    return "\n".join(["", text_table(header, rows), "", result.verdict])
+
+
+def _check_same_settings(config: Config, trained: Config) -> None:
+    """Refuse settings that differ from the run's.
 
     Raises:
-        BadInputs: sequences whose images are gone or are others than the store was made of, all of them named.
+        ConfigError: names them.
     """
-    found, frames = wanted.examples, config.frames
-    clips = {clip.sequence.id: clip for clip in scan(config.data).clips}
-    faults = []
-    for s in np.unique(found.sequence[found.known]):
-        sequence = store.sequences[s]
-        clip = clips.get(sequence.id)
-        if clip is None or clip.sequence.digest != sequence.digest:
-            state = "gone or damaged" if clip is None else "not the one in the store"
-            faults.append(f"{config.data.path}: sequence {sequence.id} is {state}")
-    if faults:
-        raise BadInputs(
-            f"{len(faults)} sequences cannot be read", faults, hint="make features, or --data.path FOLDER of the images"
-        )
-
-    def read(index: int) -> NDArray[np.uint8]:
-        s = found.sequence[index]
-        source, images = clips[store.sequences[s].id].source, []
-        for frame in (found.rows[index] - store.first[s]).tolist():
-            images += [resize_frame(image, frames) for image in source.read(frame, frame + 1, frames.min_size)]
-        return np.stack(images)
-
-    return read
-
-
-def _same_run(config: Config, trained: Config) -> None:
-    """What a run was trained with stays as it is."""
-    data = config.data.model_copy(update={"path": trained.data.path})
-    asked = config.model_copy(update={"data": data, "finetune": trained.finetune}).model_dump()
+    values, trained_values = config.model_dump(), trained.model_dump()
     changed = [
         f"{section}.{name}"
-        for section, values in trained.model_dump().items()
-        for name in values
-        if asked[section][name] != values[name]
+        for section, settings in trained_values.items()
+        for name, value in settings.items()
+        if section != "finetune" and (section, name) != ("data", "path") and values[section].get(name) != value
     ]
     if changed:
         raise ConfigError(
             f"{', '.join(changed)}: the run was trained with another value",
-            hint="only --finetune.… and --data.path can be given; else train anew",
+            hint="change only --finetune.… and --data.path, or train again",
         )
 
 
-def _key(run: Path, store: Store, wanted: Task, config: Config) -> str:
-    """SHA-256 over all that decides the result."""
-    options = config.finetune.model_dump(mode="json", exclude={"threads"})
-    model = hashlib.sha256((run / "model.keras").read_bytes()).hexdigest() if (run / "model.keras").is_file() else ""
-    facts = [options, store.fingerprint, wanted.digest, config.train.seed, config.train.standardise, model]
-    return json_digest(facts)
+def _result_key(run: Path, store: Store, task: Task, config: Config) -> str:
+    """Digest of everything that determines the result."""
+    settings = config.finetune.model_dump(mode="json", exclude={"threads"})
+    path = run / "model.keras"
+    model = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return json_digest([settings, store.fingerprint, task.digest, config.train.seed, config.train.standardise, model])
 
 
-def _result(run: Path) -> dict[str, Any] | None:
-    """An earlier result, where its files are all there."""
-    if not all((run / name).is_file() for name in (MODEL, HISTORY, RESULT)):
+def _read_result(run: Path) -> FinetuneResult | None:
+    """An earlier result, if its files are complete."""
+    if not all((run / name).is_file() for name in (MODEL_FILE, HISTORY_FILE, RESULT_FILE)):
         return None
+    path = run / RESULT_FILE
     try:
-        value: dict[str, Any] = json.loads((run / RESULT).read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise DataError(f"{run / RESULT}: not JSON: {e}", hint=f"rm {run / RESULT}") from None
-    return value
+        return FinetuneResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as e:
+        raise DataError(f"{path}: damaged", got=e.errors()[0]["msg"], hint=f"rm {path}") from None
 
 
-def _verdict(state: FinetuneState, validated: bool) -> dict[str, Any]:
-    """Which epoch was kept, and whether it was worth it."""
-    facts = {"epochs": len(state.history) - 1, "best_epoch": state.best, "helped": None}
-    if not validated:
-        return {**facts, "verdict": "Without validation examples nobody knows whether fine-tuning helped."}
+def _verdict(state: FinetuneState, has_validation: bool) -> tuple[bool | None, str]:
+    """Whether fine-tuning helped, and a sentence that says so."""
+    if not has_validation:
+        return None, "No verdict: without validation examples, it is unknown whether fine-tuning helped."
     first, best = state.history[0].val_loss, state.history[state.best].val_loss
     if state.best == 0:
-        words = f"Fine-tuning did not help: no epoch has a lower validation loss than the two stages' {first:.4g}."
-        return {**facts, "helped": False, "verdict": f"{words} Their weights are kept."}
-    words = f"Fine-tuning helped: validation loss {first:.4g} → {best:.4g} in epoch {state.best}."
-    return {**facts, "helped": True, "verdict": words}
+        return False, (
+            f"Fine-tuning did not help: no epoch has a lower validation loss than the two stages' {first:.4g}. "
+            "Their weights are kept."
+        )
+    return True, f"Fine-tuning helped: validation loss {first:.4g} → {best:.4g} in epoch {state.best}."
 
 
-def _judge(job: FinetuneJob, metrics: Metrics) -> dict[str, Any]:
-    """Constant, two stages and fine-tuned on the validation split and on the one that counts."""
-    task, found, splits = job.task, job.task.examples, {}
-    counted = next(name for name in VERDICT_SPLITS if len(task.known(name)))
-    for split in dict.fromkeys([counted, "validation"]):
-        known = task.known(split)
-        if len(known) == 0:
-            continue
-        predicted = job.predict(job.fused, known)
-        tuned = scores(found.targets[known], predicted, task.constant, found.columns, found.position[known])
-        two = metrics.splits[split]
-        parts = {"constant": as_json(two.constant), "two-stage": as_json(two.model), "fine-tuned": as_json(tuned)}
-        splits[split] = {"examples": len(known), **parts}
-    return {"counted": counted, "splits": splits}
+def _compare(split: str, job: FinetuneJob, task: Task, metrics: Metrics) -> ComparedSplit:
+    """Score the fine-tuned model on a split, next to the run's own scores."""
+    examples, known = task.examples, task.known(split)
+    predicted = job.predict(job.fused, known)
+    finetuned = scores(examples.targets[known], predicted, task.constant, examples.columns, examples.position[known])
+    run = metrics.splits[split]
+    return ComparedSplit.model_validate(
+        {"examples": len(known), "constant": run.constant, "two-stage": run.model, "fine-tuned": finetuned}
+    )
 
 
-def _table(facts: dict[str, Any]) -> str:
-    """The split that counts, one predictor a line, and the verdict."""
-    unit = f" [{facts['unit']}]" if facts["unit"] else ""
-    part = facts["splits"][facts["counted"]]
-    title = f"{facts['counted']}, {part['examples']:,} examples"
-    header = [title, f"RMSE{unit}", f"MAE{unit}", "skill", "spread ratio"]
-    rows = [
-        [name, *("–" if (value := part[name][key]) is None else f"{value:.3f}" for key in METRICS)]
-        for name in ("constant", "two-stage", "fine-tuned")
-    ]
-    return "\n".join(["", text_table(header, rows), "", facts["verdict"]])
-
-
-def _write(run: Path, store: Store, fused: keras.Model, state: FinetuneState, facts: dict[str, Any]) -> None:
-    """The result's files, finetune.json last: where it is, the others are."""
-    (run / RESULT).unlink(missing_ok=True)
-    with atomic_write(run / MODEL) as temporary:
-        whole = temporary.with_suffix(".keras")  # Keras goes by the ending
-        try:
-            fused.save(whole)
-            whole.replace(temporary)
-        finally:
-            whole.unlink(missing_ok=True)
-    with atomic_write(run / HISTORY) as temporary:
+def _write_files(run: Path, store: Store, fused: keras.Model, state: FinetuneState, result: FinetuneResult) -> None:
+    """Write the result; finetune.json comes last, so that it exists only beside the other files."""
+    (run / RESULT_FILE).unlink(missing_ok=True)
+    save_model(run / MODEL_FILE, fused)
+    with atomic_write(run / HISTORY_FILE) as temporary:
         write_history(temporary, state.history)
-    with atomic_write(run / RESULT) as temporary:
-        text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        temporary.write_text(text, encoding="utf-8")
+    with atomic_write(run / RESULT_FILE) as temporary:
+        temporary.write_text(result.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
     write_report(run, store)
-    shutil.rmtree(run / PARTS, ignore_errors=True)
+    shutil.rmtree(run / STATE_FOLDER, ignore_errors=True)

@@ -1,10 +1,9 @@
-"""Export: the fused model for serving, each format loaded again by its own runtime and compared with Keras.
+"""Export a run's fused model for serving; each format is loaded by its own runtime and compared with Keras.
 
-The recurrent layers are unrolled, since LiteRT and OpenVINO stumble over the loop of a Keras LSTM; the weights and the
-numbers are the same. Every format takes `frames`, uint8 (batch, T, height, width, 3), and gives one output a target
-column, float32 (batch,). What a head sees besides or instead of frames its model takes by name: `geometry`, float32
-(batch, F), what `vehicle.geometry` makes of a track, and flow as it is stored, float32 (batch, T, …): `motion`, or
-`features` where a head other than fusion sees nothing else.
+All formats take `frames`, uint8 (batch, T, height, width, 3), and return one float32 (batch,) per target column. What
+a head reads besides frames, or instead of them, are further inputs: `geometry`, float32 (batch, F), see
+`vehicle.geometry`, and optical flow as stored, float32 (batch, T, …): `motion`, or `features` where a head other than
+fusion reads nothing else. Recurrent layers are unrolled, because LiteRT and OpenVINO fail on the loop of a Keras LSTM.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from features.config import Config
 from features.errors import ConfigError, FramebankError
+from features.layer_names import STAGE_TWO, TRUNK
 from features.store import Store
 from features.streams import APPEARANCE
 from stage1_extract.engines.openvino import openvino_core
@@ -37,110 +38,123 @@ from stage2_temporal.fused.fuse import (
 from stage2_temporal.heads.graph import model_inputs
 from stage2_temporal.training.keras_models import load_model
 
-NamedOutputs = Mapping[str, NDArray[np.float32]]
 NamedInputs = Mapping[str, NDArray[Any]]
+NamedOutputs = Mapping[str, NDArray[np.float32]]
 
 
-def export_run(
-    run: Path, store: Store, config: Config, formats: list[str] | None = None
-) -> Iterator[tuple[Path, float]]:
-    """Export a run's fused model, fine-tuned where it was, into its folder; yields each file and its difference.
+def export_run(run: Path, store: Store, config: Config, formats: Sequence[str] = ()) -> Iterator[tuple[Path, float]]:
+    """Export a run's fused model, fine-tuned if it was, into the run's folder.
+
+    Args:
+        run: the run's folder.
+        store: the store that the run was trained on.
+        config: the run's, where needed with another `data.path`.
+        formats: names of `FORMATS`; default: `DEFAULT_FORMATS`.
+
+    Yields:
+        The path of each exported file, and its largest relative difference from Keras.
 
     Raises:
         FramebankError: see `fuse_run` and `export_model`.
     """
-    unknown = [name for name in formats or [] if name not in FORMATS]
+    unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise ConfigError(
-            "no such format", expected=f"one of {', '.join(FORMATS)}", got=unknown[0], hint="--format NAME"
+            "no such format", expected=f"one of {', '.join(FORMATS)}", got=unknown[0], hint="--format onnx"
         )
-    chosen = stored_windows(config, store)
-    inputs = stored_inputs(run, config, store, chosen)
+    examples = stored_windows(config, store)
+    inputs = stored_inputs(run, config, store, examples)
     if APPEARANCE in config.head.input_streams:
         fused, _ = fuse_run(run, store, config)
         if (run / "finetuned.keras").is_file():
             fused.set_weights(load_model(run, "finetuned.keras").get_weights())
         model = servable(fused, config.data.columns)
-        others = {name: values for name, values in inputs.items() if name in [t.name for t in model.inputs]}
-        inputs = {FRAMES_INPUT: load_window_images(config, store, chosen)} | others
+        names = [tensor.name for tensor in model.inputs]
+        images = load_window_images(config, store, examples)
+        inputs = {FRAMES_INPUT: images} | {n: values for n, values in inputs.items() if n in names}
     else:
-        model = _named(unrolled(load_model(run)), config.data.columns)
-    inputs = {n: a if a.dtype == np.uint8 else a.astype(np.float32) for n, a in inputs.items()}
-    for name in formats or DEFAULT:
+        model = _with_named_outputs(unroll(load_model(run)), config.data.columns)
+    inputs = {n: values if values.dtype == np.uint8 else values.astype(np.float32) for n, values in inputs.items()}
+    for name in formats or DEFAULT_FORMATS:
         yield export_model(model, run / "export", name, inputs)
 
 
-def servable(fused: keras.Model, columns: tuple[str, ...]) -> keras.Model:
-    """The fused model with unrolled recurrent layers and one named output a target column."""
-    return _named(build_fused_model(fused.get_layer("trunk"), unrolled(fused.get_layer("framebank"))), columns)
-
-
-def unrolled(stage_two: keras.Model) -> keras.Model:
-    """The same model without a loop in it."""
-    made = keras.models.clone_model(stage_two, clone_function=_unrolled)
-    made.set_weights(stage_two.get_weights())
-    return made
-
-
-def _named(model: keras.Model, columns: tuple[str, ...]) -> keras.Model:
-    return keras.Model(model.input, {c: model.output[:, i] for i, c in enumerate(columns)}, name="framebank")
-
-
 def export_model(model: keras.Model, folder: Path, name: str, inputs: NamedInputs) -> tuple[Path, float]:
-    """Write one format into `folder`; its path and the largest relative difference from Keras on `inputs`, by name.
+    """Write a model in one format.
+
+    Args:
+        model: the model.
+        folder: where to write.
+        name: of the format.
+        inputs: arrays by input name, to compare the exported model with Keras on.
+
+    Returns:
+        The file's path, and the largest relative difference from Keras.
 
     Raises:
-        ConfigError: its packages are not installed.
-        FramebankError: what its own runtime computes is not what Keras does.
+        ConfigError: packages that the format needs are not installed.
+        FramebankError: its own runtime computes something else than Keras.
     """
-    keras_name, ending, packages, run = FORMATS[name]
-    lacking = [p for p in packages if importlib.util.find_spec(p) is None]
-    if lacking:
-        raise ConfigError(f"{name} needs {', '.join(lacking)}", hint=f"pip install {' '.join(lacking)}")
+    export_format = FORMATS[name]
+    missing = [package for package in export_format.packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ConfigError(f"{name} needs {', '.join(missing)}", hint=f"pip install {' '.join(missing)}")
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished, path = folder / f".unfinished{ending}", folder / f"model{ending}"
+    unfinished, path = folder / f".unfinished{export_format.ending}", folder / f"model{export_format.ending}"
     _remove(unfinished)
-    expected = model.predict(
-        model_inputs(dict(inputs)), verbose=0
-    )  # before the export, which needs a model that was called once
+    expected = model.predict(model_inputs(dict(inputs)), verbose=0)  # Keras exports only models that have been called
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of Keras' own converter (3.15)
-            model.export(str(unfinished), format=keras_name, verbose=False)
-        difference = _difference(run(unfinished, inputs), expected)
+            warnings.simplefilter("ignore", FutureWarning)  # from Keras' own converter (3.15)
+            model.export(str(unfinished), format=export_format.keras_name, verbose=False)
+        difference = _difference(export_format.run(unfinished, inputs), expected)
         if not difference <= TOLERANCE:
             raise FramebankError(
-                f"{path}: {name} does not compute what Keras does",
+                f"{path}: {name} computes something else than Keras",
                 expected=f"at most {TOLERANCE:.2g} of the largest value",
                 got=f"{difference:.2g}",
-                hint="another --format, and tell us",
+                hint="another --format, and please report this",
             )
         _remove(path)
         unfinished.rename(path)
-        if name == "openvino":  # its weights lie beside it
+        if name == "openvino":  # keeps its weights in a second file
             unfinished.with_suffix(".bin").rename(path.with_suffix(".bin"))
     finally:
         _remove(unfinished)
     return path, difference
 
 
-def _unrolled(layer: keras.Layer) -> keras.Layer:
-    config = layer.get_config()
-    if "unroll" in config:
-        config["unroll"] = True
-    return layer.__class__.from_config(config)
+def servable(fused: keras.Model, columns: tuple[str, ...]) -> keras.Model:
+    """Copy a fused model with unrolled recurrent layers and one named output per target column."""
+    unrolled = build_fused_model(fused.get_layer(TRUNK), unroll(fused.get_layer(STAGE_TWO)))
+    return _with_named_outputs(unrolled, columns)
 
 
-def _saved_model(path: Path, inputs: NamedInputs) -> NamedOutputs:
+def unroll(stage_two: keras.Model) -> keras.Model:
+    """Copy a stage-two model with unrolled recurrent layers."""
+
+    def clone(layer: keras.Layer) -> keras.Layer:
+        config = layer.get_config()
+        return layer.__class__.from_config(config | {"unroll": True} if "unroll" in config else config)
+
+    unrolled = keras.models.clone_model(stage_two, clone_function=clone)
+    unrolled.set_weights(stage_two.get_weights())
+    return unrolled
+
+
+def _with_named_outputs(model: keras.Model, columns: tuple[str, ...]) -> keras.Model:
+    return keras.Model(model.input, {c: model.output[:, i] for i, c in enumerate(columns)}, name=STAGE_TWO)
+
+
+def _run_saved_model(path: Path, inputs: NamedInputs) -> NamedOutputs:
     import tensorflow as tf
 
-    found = tf.saved_model.load(str(path)).signatures["serving_default"](
-        **{n: tf.constant(a) for n, a in inputs.items()}
-    )
-    return {name: value.numpy() for name, value in found.items()}
+    signature = tf.saved_model.load(str(path)).signatures["serving_default"]
+    outputs = signature(**{name: tf.constant(values) for name, values in inputs.items()})
+    return {name: value.numpy() for name, value in outputs.items()}
 
 
-def _onnx(path: Path, inputs: NamedInputs) -> NamedOutputs:
+def _run_onnx(path: Path, inputs: NamedInputs) -> NamedOutputs:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -148,38 +162,45 @@ def _onnx(path: Path, inputs: NamedInputs) -> NamedOutputs:
     return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
-def _litert(path: Path, inputs: NamedInputs) -> NamedOutputs:
+def _run_litert(path: Path, inputs: NamedInputs) -> NamedOutputs:
     from ai_edge_litert.interpreter import Interpreter
 
     run = Interpreter(str(path)).get_signature_runner("serving_default")
     count = len(next(iter(inputs.values())))
-    windows = [run(**{entry: array[[i]] for entry, array in inputs.items()}) for i in range(count)]
-    return {name: np.concatenate([w[name] for w in windows]) for name in windows[0]}
+    windows = [run(**{name: values[[i]] for name, values in inputs.items()}) for i in range(count)]
+    return {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
 
 
-def _openvino(path: Path, inputs: NamedInputs) -> NamedOutputs:
+def _run_openvino(path: Path, inputs: NamedInputs) -> NamedOutputs:
     compiled = openvino_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = compiled(dict(inputs))
-    return {output.any_name: found[output] for output in compiled.outputs}
+    results = compiled(dict(inputs))
+    return {output.any_name: results[output] for output in compiled.outputs}
 
 
-# name: Keras' name for it, the file's ending, packages it needs, its own runtime
-FORMATS: dict[str, tuple[str, str, tuple[str, ...], Callable[[Path, NamedInputs], NamedOutputs]]] = {
-    "saved_model": ("tf_saved_model", "", (), _saved_model),
-    "onnx": ("onnx", ".onnx", ("tf2onnx", "onnxruntime"), _onnx),
-    "litert": ("litert", ".tflite", ("ai_edge_litert",), _litert),
-    "openvino": ("openvino", ".xml", ("openvino",), _openvino),
+@dataclass(frozen=True)
+class ExportFormat:
+    """A format: Keras' name for it, the file's ending, packages it needs, and a function that runs it."""
+
+    keras_name: str
+    ending: str
+    packages: tuple[str, ...]
+    run: Callable[[Path, NamedInputs], NamedOutputs]
+
+
+FORMATS = {
+    "saved_model": ExportFormat("tf_saved_model", "", (), _run_saved_model),
+    "onnx": ExportFormat("onnx", ".onnx", ("tf2onnx", "onnxruntime"), _run_onnx),
+    "litert": ExportFormat("litert", ".tflite", ("ai_edge_litert",), _run_litert),
+    "openvino": ExportFormat("openvino", ".xml", ("openvino",), _run_openvino),
 }
+DEFAULT_FORMATS = ("saved_model", "onnx", "litert")
 
 
-DEFAULT = ("saved_model", "onnx", "litert")
-
-
-def _difference(got: NamedOutputs, expected: Mapping[str, Any]) -> float:
-    if set(got) != set(expected):
+def _difference(outputs: NamedOutputs, expected: Mapping[str, Any]) -> float:
+    if set(outputs) != set(expected):
         return float("nan")
     largest = max(float(np.abs(value).max()) for value in expected.values())
-    return max(float(np.abs(got[c] - expected[c]).max()) for c in expected) / max(largest, 1e-30)
+    return max(float(np.abs(outputs[c] - expected[c]).max()) for c in expected) / max(largest, 1e-30)
 
 
 def _remove(path: Path) -> None:
