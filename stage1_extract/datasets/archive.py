@@ -1,4 +1,4 @@
-"""Folders and zip archives behind one interface: files are reached the same way in both, from any thread."""
+"""Folders and zip archives behind one interface, which several threads may use at once."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from features.errors import DataError
 
 
 class ReadablePath(Protocol):
-    """A file or folder, on disk or in an archive; the part of `importlib.resources.abc.Traversable` we need.
+    """A file or folder, on disk or in an archive: the methods of `importlib.resources.abc.Traversable` used here.
 
-    `pathlib.Path` is one. `str()` gives its path, for errors.
+    `pathlib.Path` is one. `str()` gives the path to show in errors.
     """
 
     @property
@@ -31,37 +31,37 @@ class ReadablePath(Protocol):
 class ZipPath:
     """A file or folder in a zip archive, read without unpacking.
 
-    Unlike `zipfile.Path` it lists a folder without going through every name, and several threads may read.
+    Unlike `zipfile.Path` it lists a folder without going through all names, and several threads may read.
     """
 
-    def __init__(self, archive: _Archive, at: str) -> None:
-        self._archive, self._at = archive, at
+    def __init__(self, archive: _Archive, inner_path: str) -> None:
+        self._archive, self._inner_path = archive, inner_path
 
     def __str__(self) -> str:
-        return f"{self._archive.path}/{self._at}" if self._at else str(self._archive.path)
+        return f"{self._archive.path}/{self._inner_path}" if self._inner_path else str(self._archive.path)
 
     @property
     def name(self) -> str:
-        return PurePosixPath(self._at).name or self._archive.path.name
+        return PurePosixPath(self._inner_path).name or self._archive.path.name
 
     def iterdir(self) -> Iterator[ZipPath]:
-        return (self.joinpath(name) for name in self._archive.folders[self._at])
+        return (self.joinpath(name) for name in self._archive.folders[self._inner_path])
 
     def joinpath(self, name: str, /) -> ZipPath:
-        return ZipPath(self._archive, f"{self._at}/{name}" if self._at else name)
+        return ZipPath(self._archive, f"{self._inner_path}/{name}" if self._inner_path else name)
 
     def is_dir(self) -> bool:
-        return self._at in self._archive.folders
+        return self._inner_path in self._archive.folders
 
     def is_file(self) -> bool:
-        return self._at in self._archive.files
+        return self._inner_path in self._archive.files
 
     def read_bytes(self) -> bytes:
-        return self._archive.read(self._at)
+        return self._archive.read(self._inner_path)
 
 
 class _Archive:
-    """An open zip: its folders (path → names within) and its files (path → entry)."""
+    """An open zip: its folders (path → names of their entries) and its files (path → entry)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -72,61 +72,61 @@ class _Archive:
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as e:
             raise DataError(
-                f"{path}: not a zip archive, or truncated", expected="a whole .zip", got=e, hint="download it again"
+                f"{path}: not a zip archive, or truncated", expected="a complete .zip", got=e, hint="download it again"
             ) from None
         for info in self._zip.infolist():
-            at = self._safe(info)
+            inner_path = self._safe_path(info)
             if info.is_dir():
-                self._folder(at)
+                self._add_folder(inner_path)
             else:
-                parent, _, name = at.rpartition("/")
-                self._folder(parent)
-                if at not in self.files:
+                parent, _, name = inner_path.rpartition("/")
+                self._add_folder(parent)
+                if inner_path not in self.files:
                     self.folders[parent].append(name)
-                self.files[at] = info  # of two entries of one name the later counts, as when unpacking
+                self.files[inner_path] = info  # the last entry of a name wins, as in unpacking
 
-    def read(self, at: str) -> bytes:
-        if at not in self.files:
-            raise FileNotFoundError(2, "No such file", f"{self.path}/{at}")
-        # opening and closing count the archive's users, which is not atomic; reading has zipfile's own lock
+    def read(self, inner_path: str) -> bytes:
+        if inner_path not in self.files:
+            raise FileNotFoundError(2, "No such file", f"{self.path}/{inner_path}")
+        # ZipFile counts its open entries without a lock; reading itself is locked by zipfile
         with self._lock:
-            file = self._zip.open(self.files[at])
+            file = self._zip.open(self.files[inner_path])
         try:
             return file.read()
         finally:
             with self._lock:
                 file.close()
 
-    def _folder(self, at: str) -> None:
-        if at not in self.folders:
-            self.folders[at] = []
-            parent, _, name = at.rpartition("/")
-            self._folder(parent)
+    def _add_folder(self, inner_path: str) -> None:
+        if inner_path not in self.folders:
+            self.folders[inner_path] = []
+            parent, _, name = inner_path.rpartition("/")
+            self._add_folder(parent)
             self.folders[parent].append(name)
 
-    def _safe(self, info: zipfile.ZipInfo) -> str:
-        # orig_filename: zipfile turns the system's own separator into / and cuts at a NUL byte
+    def _safe_path(self, info: zipfile.ZipInfo) -> str:
+        # orig_filename, because zipfile replaces the system's separator by / and cuts names at a NUL byte
         name = info.orig_filename
         parts = name.rstrip("/").split("/")
         if "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name) or any(p in ("", ".", "..") for p in parts):
             raise DataError(
                 f"{self.path}: unsafe entry {name!r}",
-                expected="relative paths with / that stay inside",
-                got="a path that could point outside the archive",
-                hint="do not unpack it; download it again from its source, or repack the folder",
+                expected="relative paths with / that stay inside the archive",
+                got="a path that could point outside it",
+                hint="do not unpack it; download it again from its source, or zip the folder again",
             )
         return "/".join(parts)
 
 
 def open_folder_or_zip(path: Path | str, *, hint: str) -> ReadablePath:
-    """A folder, or the inside of a .zip.
+    """Open a folder, or the inside of a .zip.
 
     Args:
         path: the folder or archive.
-        hint: what to do when there is neither.
+        hint: what to try if there is neither.
 
     Raises:
-        DataError: nothing there, not a zip, a truncated one, or one with an entry that points outside.
+        DataError: nothing at the path, or no complete zip, or an entry of it points outside.
     """
     path = Path(path)
     if path.is_dir():
@@ -141,42 +141,42 @@ def open_folder_or_zip(path: Path | str, *, hint: str) -> ReadablePath:
         ) from None
 
 
-def read_file(place: ReadablePath) -> bytes:
-    """The contents of a file.
+def read_file(path: ReadablePath) -> bytes:
+    """Read a file.
 
     Raises:
-        DataError: missing, unreadable, or damaged in its archive.
+        DataError: it is missing or unreadable, or damaged in its archive.
     """
     try:
-        return place.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{place}: no such file") from None
+        raise DataError(f"{path}: no such file") from None
     except OSError as e:
-        raise DataError(f"{place}: cannot be read", got=e.strerror or e) from None
-    except ValueError as e:  # a NUL byte in its name
-        raise DataError(f"{place}: no path", got=e) from None
+        raise DataError(f"{path}: cannot be read", got=e.strerror or e) from None
+    except ValueError as e:  # a NUL byte in the name
+        raise DataError(f"{path}: not a valid path", got=e) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as e:
-        # a wrong checksum, a cut or an encrypted entry, an unknown compression
-        raise DataError(f"{place}: damaged or unreadable zip entry", got=e) from None
+        # a wrong checksum, a truncated or encrypted entry, an unknown compression
+        raise DataError(f"{path}: damaged or unreadable zip entry", got=e) from None
 
 
-def list_folder(place: ReadablePath) -> list[ReadablePath]:
-    """What a folder holds, in natural order; hidden entries and macOS' shadow folders are left out.
+def list_folder(folder: ReadablePath) -> list[ReadablePath]:
+    """List a folder in natural order, without hidden entries and macOS's shadow folders.
 
     Raises:
         DataError: it cannot be listed.
     """
     try:
-        found = [p for p in place.iterdir() if not p.name.startswith((".", "__MACOSX"))]
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
     except OSError as e:
-        raise DataError(f"{place}: cannot be listed", got=e.strerror or e, hint="check its permissions") from None
-    return sorted(found, key=lambda p: natural_sort_key(p.name))
+        raise DataError(f"{folder}: cannot be listed", got=e.strerror or e, hint="check its permissions") from None
+    return sorted(entries, key=lambda entry: natural_sort_key(entry.name))
 
 
-def find_folder(place: ReadablePath, *names: str) -> ReadablePath | None:
-    """The first folder of one of these names, case aside."""
-    wanted = {n.lower() for n in names}
-    return next((p for p in list_folder(place) if p.name.lower() in wanted and p.is_dir()), None)
+def find_folder(parent: ReadablePath, *names: str) -> ReadablePath | None:
+    """Find the first folder with one of these names, in upper or lower case; None if there is none."""
+    lower_names = {name.lower() for name in names}
+    return next((p for p in list_folder(parent) if p.name.lower() in lower_names and p.is_dir()), None)
 
 
 def natural_sort_key(name: str) -> list[tuple[int, int, str]]:

@@ -1,4 +1,4 @@
-"""A clip is a sequence with a source of its frames; a catalogue is what a layout found."""
+"""A clip is a sequence with the source of its frames; a catalogue is all that a scan found in a data set."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from features.sequences import FrameSequence
 
 
 class FrameSource(Protocol):
-    """Where a sequence's frames come from."""
+    """Reads the frames of a sequence."""
 
     @property
     def parallel(self) -> bool:
-        """Whether ranges may be read by several threads at once, in any order (files can, a video can't)."""
+        """Whether several threads may read ranges at once, in any order: true for image files, false for a video."""
         ...
 
     def read(self, start: int, stop: int, min_size: tuple[int, int] | None = None) -> Iterator[Image]:
-        """Frames start … stop − 1, uint8 BGR of shape (height, width, 3), at full resolution.
+        """Read frames start … stop − 1, each uint8 BGR of shape (height, width, 3), at full resolution.
 
         Args:
-            min_size: width and height; frames may be smaller than full, by a power of two, where that is at least this.
+            min_size: width, height in px; frames may be shrunk by 2, 4 or 8 as long as they stay at least this large.
 
         Raises:
-            DataError: a frame that cannot be decoded or has another size, named with its path.
+            DataError: a frame cannot be decoded or has the wrong size; the message names its file.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A sequence and the source of its frames."""
+    """A sequence with the source of its frames."""
 
     sequence: FrameSequence
     source: FrameSource
@@ -40,7 +40,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What a layout found: the sound clips in order, and one line for each fault seen without decoding."""
+    """What a scan found: the clips without faults, in order, and a line for each fault visible without decoding."""
 
     clips: tuple[Clip, ...]
     faults: tuple[str, ...] = ()

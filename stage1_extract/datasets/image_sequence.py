@@ -1,15 +1,17 @@
-"""From files to clips: every file is read once, by several threads, for its size and its digest."""
+"""Clips of image files: every file is read once, by several threads, for its size and its digest."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import PIL.Image
 from tqdm import tqdm
 
 from features._common.types import Image, Size
@@ -17,53 +19,46 @@ from features.errors import DataError
 from features.sequences import Camera, FrameSequence, Label
 from stage1_extract.datasets.archive import ReadablePath, read_file
 from stage1_extract.datasets.clip import Catalogue, Clip
+from stage1_extract.datasets.faults import error_to_fault, fault_line
 from stage1_extract.datasets.image_file import decode_image, image_size
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-FILES_PER_JOB = 16  # files a job at most: handing a file to a thread takes a third as long as reading and hashing it
-
-
-def error_line(what: str, *, expected: object = None, got: object = None) -> str:
-    """One line that names a fault; the mend is the caller's."""
-    return as_error_line(DataError(what, expected=expected, got=got))
-
-
-def as_error_line(error: DataError) -> str:
-    """An error as a fault: on one line, and without a mend."""
-    return " ".join(str(DataError(error.what, expected=error.expected, got=error.got)).split())
+FILES_PER_TASK = 16  # at most; handing a file to a thread takes a third as long as reading and hashing it
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Frames in one file each: a `Source` that any number of threads may read.
+    """A `FrameSource` with one image file per frame, which any number of threads may read.
 
     Attributes:
-        files: one a frame, in order.
-        digests: SHA-256 of each file as it was scanned.
+        files: the files in order of the frames.
+        digests: SHA-256 of each file when it was scanned.
+        size: width, height of every frame, px.
     """
 
     files: tuple[ReadablePath, ...]
     digests: tuple[bytes, ...]
+    size: Size
     parallel: bool = True
 
-    def read(self, start: int, stop: int, min_size: tuple[int, int] | None = None) -> Iterator[Image]:
-        """Frames start … stop − 1, uint8 BGR of shape (height, width, 3); JPEGs shrunk as far as is `min_size`.
+    def read(self, start: int, stop: int, min_size: Size | None = None) -> Iterator[Image]:
+        """Read frames start … stop − 1, each uint8 BGR of shape (height, width, 3); `min_size` as in `decode_image`.
 
         Raises:
-            DataError: a file that is gone, damaged, or not what it was when it was scanned.
+            DataError: a file is missing, damaged or has changed since the scan.
         """
         for file, digest in zip(self.files[start:stop], self.digests[start:stop], strict=True):
             data = read_file(file)
             if hashlib.sha256(data).digest() != digest:
                 raise DataError(f"{file}: changed since it was scanned")
-            yield decode_image(data, str(file), min_size)
+            yield decode_image(data, str(file), self.size, min_size)
 
 
 @dataclass
 class ClipSpec:
-    """A sequence on its way to become a clip: what is known before its files are read, and the faults found so far."""
+    """All that is known of a clip before its image files are read, and the faults found so far."""
 
     id: str
     split: str
@@ -74,62 +69,73 @@ class ClipSpec:
     faults: list[str] = field(default_factory=list)
 
 
-def check_files(drafts: list[ClipSpec], threads: int) -> Catalogue:
-    """Read every file once and make clips of the drafts without a fault.
+def check_files(specs: list[ClipSpec], threads: int) -> Catalogue:
+    """Read every file once, and make a clip of each specification without faults.
 
-    The digest is the SHA-256 over the SHA-256 of each file, in order.
+    A clip's digest is the SHA-256 over the SHA-256 of each of its files, in order.
     """
-    files = [file for draft in drafts for file in draft.files]
-    seen = iter(map_in_threads(_look, files, threads, unit="file", together=FILES_PER_JOB))
+    files = [file for spec in specs for file in spec.files]
+    with warnings.catch_warnings():  # here rather than in `_check_file`, because it is not safe in threads
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata
+        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+        results = iter(map_in_threads(_check_file, files, threads, unit="file", per_task=FILES_PER_TASK))
     clips, faults = [], []
-    for draft in drafts:
-        looks = [next(seen) for _ in draft.files]
-        draft.faults += [look for look in looks if isinstance(look, str)]
-        sound = [(file, *look) for file, look in zip(draft.files, looks, strict=True) if not isinstance(look, str)]
-        size = Counter(size for _, size, _ in sound).most_common(1)[0][0] if sound else (0, 0)
-        draft.faults += [
-            error_line(
-                f"{file}: frame of another size", expected=f"{_text(size)} as the sequence's others", got=_text(odd)
-            )
-            for file, odd, _ in sound
-            if odd != size
+    for spec in specs:
+        checks = [(file, next(results)) for file in spec.files]
+        spec.faults += [check for _, check in checks if isinstance(check, str)]
+        intact = [(file, *check) for file, check in checks if not isinstance(check, str)]
+        size = Counter(size for _, size, _ in intact).most_common(1)[0][0] if intact else (0, 0)
+        expected = f"{_size_text(size)} like the other frames"
+        spec.faults += [
+            fault_line(f"{file}: wrong frame size", expected=expected, got=_size_text(other))
+            for file, other, _ in intact
+            if other != size
         ]
-        faults += draft.faults
-        if not draft.faults and sound:
-            digest = hashlib.sha256(b"".join(d for _, _, d in sound)).hexdigest()
-            length = len(draft.files)
-            sequence = FrameSequence(draft.id, draft.split, length, draft.fps, size, digest, draft.labels, draft.camera)
-            clips.append(Clip(sequence, ImageFiles(draft.files, tuple(d for _, _, d in sound))))
+        faults += spec.faults
+        if not spec.faults and intact:
+            digests = tuple(digest for _, _, digest in intact)
+            digest = hashlib.sha256(b"".join(digests)).hexdigest()
+            sequence = FrameSequence(
+                spec.id, spec.split, len(spec.files), spec.fps, size, digest, spec.labels, spec.camera
+            )
+            clips.append(Clip(sequence, ImageFiles(spec.files, digests, size)))
     return Catalogue(tuple(clips), tuple(faults))
 
 
 def map_in_threads(
-    work: Callable[[T], R], items: Iterable[T], threads: int, *, unit: str, together: int = 1
+    function: Callable[[T], R], items: Iterable[T], threads: int, *, unit: str, per_task: int = 1
 ) -> list[R]:
-    """`work` of each item in order, in threads (0: one a core), with a bar where it takes long on a terminal.
+    """Call a function with each item in threads, and return the results in order.
+
+    On a terminal a progress bar appears if it takes longer than 2 s.
 
     Args:
-        together: items a job at most, where the work on one is short.
+        function: called with each item.
+        items: its arguments.
+        threads: number of threads; 0: one per core.
+        unit: what the progress bar counts.
+        per_task: items per task at most; more than 1 pays if a call is short.
     """
     items, threads = list(items), threads or os.cpu_count() or 1
-    step = max(1, min(together, len(items) // (4 * threads)))
-    parts = [items[at : at + step] for at in range(0, len(items), step)]
+    step = max(1, min(per_task, len(items) // (4 * threads)))
+    batches = [items[start : start + step] for start in range(0, len(items), step)]
     bar = tqdm(total=len(items), desc="scanning", unit=unit, delay=2, disable=None)
     with ThreadPoolExecutor(threads) as pool, bar:
         results: list[R] = []
-        for found in pool.map(lambda part: [work(item) for item in part], parts):
-            results += found
-            bar.update(len(found))
+        for batch_results in pool.map(lambda batch: [function(item) for item in batch], batches):
+            results += batch_results
+            bar.update(len(batch_results))
         return results
 
 
-def _look(file: ReadablePath) -> tuple[Size, bytes] | str:
+def _check_file(file: ReadablePath) -> tuple[Size, bytes] | str:
+    """An image file's size and SHA-256, or its fault."""
     try:
         data = read_file(file)
         return image_size(data, str(file)), hashlib.sha256(data).digest()
     except DataError as e:
-        return as_error_line(e)
+        return error_to_fault(e)
 
 
-def _text(size: Size) -> str:
+def _size_text(size: Size) -> str:
     return f"{size[0]}x{size[1]}"

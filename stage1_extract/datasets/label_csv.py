@@ -1,4 +1,4 @@
-"""CSV tables of labels: a header of column names, one row a label, an empty cell where a value is unknown."""
+"""CSV tables of labels: a header with column names, one row per label, an empty cell for an unknown value."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from features._common.csv_table import read_csv_table
+from features._common.csv_table import CsvRow, read_csv_table
 from features.sequences import Label
-from stage1_extract.datasets.image_sequence import error_line
+from stage1_extract.datasets.faults import fault_line
 
-_BOX = ("left", "top", "right", "bottom")
-_POSITION = ("x", "y")
+_BOX_COLUMNS = ("left", "top", "right", "bottom")
+_POSITION_COLUMNS = ("x", "y")
 
 
 @dataclass(frozen=True)
-class LabelRow:
-    """One row: where it stands (for faults) and its cells by column."""
-
-    where: str
-    cells: dict[str, str]
+class LabelRow(CsvRow):
+    """One row of a label table."""
 
     def number(self, column: str, faults: list[str]) -> float:
-        """The cell's number; NaN where it is empty or the column is absent, and for text, which is a fault."""
+        """The number in a cell; NaN if it is empty or its column is absent, or, as a fault, if it is not a number."""
         text = self.cells.get(column, "")
         if not text:
             return math.nan
@@ -33,18 +30,18 @@ class LabelRow:
             value = math.nan
         if not math.isfinite(value):
             expected = "a finite number, or an empty cell for unknown"
-            faults.append(error_line(f"{self.where}: {column} is no number", expected=expected, got=repr(text)))
+            faults.append(fault_line(f"{self.where}: {column} is not a number", expected=expected, got=repr(text)))
         return value
 
     def label(self, frame: int, targets: tuple[str, ...], faults: list[str]) -> Label | None:
-        """The row's label; None where nothing is known of the frame."""
-        values = {c: self.number(c, faults) for c in targets}
-        box = self._together(_BOX, faults)
-        position = self._together(_POSITION, faults)
+        """Make the row's label of a frame; None if all its values are unknown."""
+        values = {column: self.number(column, faults) for column in targets}
+        box = self._numbers(_BOX_COLUMNS, faults)
+        position = self._numbers(_POSITION_COLUMNS, faults)
         if box and not (box[0] < box[2] and box[1] < box[3]):
-            faults.append(error_line(f"{self.where}: no box", expected="left < right and top < bottom", got=box))
+            faults.append(fault_line(f"{self.where}: not a box", expected="left < right and top < bottom", got=box))
             box = None
-        if not box and not position and not any(math.isfinite(v) for v in values.values()):
+        if not box and not position and not any(map(math.isfinite, values.values())):
             return None
         return Label(
             frame,
@@ -53,28 +50,29 @@ class LabelRow:
             (position[0], position[1]) if position else None,
         )
 
-    def _together(self, columns: tuple[str, ...], faults: list[str]) -> list[float] | None:
-        given = [c for c in columns if self.cells.get(c)]
-        if not given:
+    def _numbers(self, columns: tuple[str, ...], faults: list[str]) -> list[float] | None:
+        """The numbers in columns that are either all filled or all empty."""
+        filled = [column for column in columns if self.cells.get(column)]
+        if not filled:
             return None
-        if len(given) < len(columns):
-            expected = f"{', '.join(columns)} together or none of them"
-            faults.append(error_line(f"{self.where}: incomplete", expected=expected, got=f"only {', '.join(given)}"))
+        if len(filled) < len(columns):
+            expected = f"all of {', '.join(columns)}, or none of them"
+            faults.append(fault_line(f"{self.where}: incomplete", expected=expected, got=f"only {', '.join(filled)}"))
             return None
-        values = [self.number(c, faults) for c in columns]
+        values = [self.number(column, faults) for column in columns]
         return values if all(map(math.isfinite, values)) else None
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """A CSV file's columns and rows."""
+    """The columns and rows of a label table."""
 
     columns: tuple[str, ...]
     rows: tuple[LabelRow, ...]
 
     def targets(self, *reserved: str) -> tuple[str, ...]:
-        """The columns that are label columns: all but the reserved ones, the box's and the position's."""
-        return tuple(c for c in self.columns if c not in {*reserved, *_BOX, *_POSITION})
+        """The target columns: all but the reserved ones, the box's and the position's."""
+        return tuple(c for c in self.columns if c not in {*reserved, *_BOX_COLUMNS, *_POSITION_COLUMNS})
 
 
 def read_label_csv(
@@ -83,7 +81,7 @@ def read_label_csv(
     """Read the table of labels in a CSV file; a row with too few or too many cells is a fault.
 
     Raises:
-        DataError: see `features._common.csv_table.read_csv_table`.
+        DataError: the file is missing or not CSV, or its header is bad; see `read_csv_table`.
     """
     table = read_csv_table(path, required=required, hint=hint, faults=faults)
-    return LabelTable(table.columns, tuple(LabelRow(row.where, row.cells) for row in table.rows))
+    return LabelTable(table.columns, tuple(LabelRow(row.path, row.line, row.cells) for row in table.rows))

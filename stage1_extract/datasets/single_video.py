@@ -1,4 +1,4 @@
-"""Footage: one video or one folder of frames, without labels, as a single clip to predict on."""
+"""A single clip without labels to predict on: a video, or a folder of frames."""
 
 from __future__ import annotations
 
@@ -11,35 +11,40 @@ from stage1_extract.datasets.archive import list_folder
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
 from stage1_extract.datasets.video import Video, VideoFrames
-from stage1_extract.datasets.video_metadata import check_constant_size, readable_rate
+from stage1_extract.datasets.video_metadata import check_constant_size, header_frame_rate
 
-IMAGES = frozenset([".jpg", ".jpeg", ".png"])
-DATA_SETS = frozenset([".zip", ".csv"])
+IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png"])
+DATA_SET_SUFFIXES = frozenset([".zip", ".csv"])
 
 
 def is_single_clip(path: Path) -> bool:
-    """Whether a path is one video or a folder of frames, rather than a data set."""
+    """Whether a path is a video or a folder of frames, rather than a data set."""
     if path.is_dir():
         entries = [p for p in path.iterdir() if not p.name.startswith(".")]
-        return not entries or any(p.suffix.lower() in IMAGES and p.is_file() for p in entries)
-    return path.suffix.lower() not in DATA_SETS
+        return not entries or any(p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() for p in entries)
+    return path.suffix.lower() not in DATA_SET_SUFFIXES
 
 
 def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
-    """A video, or a folder of frames in the order of the numbers in their names, as one clip.
+    """Open a video, or a folder of frames in the order of the numbers in their names, as one clip.
+
+    Args:
+        path: the video or folder.
+        data: only `fps` is used, for a folder.
+        fps: frames per second of a video; None: read them from its header.
 
     Raises:
-        DataError, BadInputs: nothing there, damaged, without frames, of changing size, or a video without a rate.
+        DataError, BadInputs: nothing there, damaged, without frames, of changing size, or a video without a frame rate.
     """
     if path.is_dir():
-        files = [p for p in list_folder(path) if p.name.lower().endswith(tuple(IMAGES))]
+        files = tuple(path / p.name for p in list_folder(path) if p.name.lower().endswith(tuple(IMAGE_SUFFIXES)))
         if not files:
-            endings = ", ".join(sorted(IMAGES))
-            raise DataError(f"{path}: no frames", expected=f"files ending in {endings}", got="none", hint="--input")
-        found = check_files([ClipSpec(path.name, "test", data.fps, tuple(path / p.name for p in files))], 0)
-        if found.faults:
-            raise BadInputs(f"{path}: damaged frames", list(found.faults), hint="replace or remove them")
-        return found.clips[0]
+            expected = f"files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
+            raise DataError(f"{path}: no frames", expected=expected, got="none", hint="--input another folder")
+        catalogue = check_files([ClipSpec(path.name, "test", data.fps, files)], 0)
+        if catalogue.faults:
+            raise BadInputs(f"{path}: damaged frames", list(catalogue.faults), hint="replace or remove them")
+        return catalogue.clips[0]
     if not path.exists():
         raise DataError(f"{path}: no such video or folder", hint="--input VIDEO or --input FOLDER")
     try:
@@ -47,12 +52,12 @@ def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
         check_constant_size(path)
     except DataError as e:
         raise DataError(e.what, expected=e.expected, got=e.got, hint="--input another video, or convert it") from None
-    rate = fps or readable_rate(path)
+    rate = fps or header_frame_rate(path)
     if rate is None:
         raise DataError(
             f"{path}: no frame rate can be read from it",
-            expected="frames a second in its header",
-            got="none, or one that no camera has",
+            expected="frames per second in its header",
+            got="none, or a rate that no camera has",
             hint="--fps N",
         )
     return Clip(FrameSequence(path.stem, "test", video.length, rate, video.size, ""), VideoFrames(video))

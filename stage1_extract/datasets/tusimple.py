@@ -1,7 +1,7 @@
-"""The TuSimple velocity benchmark: `clips/1/imgs/001.jpg … 040.jpg` with `annotation_json.json`, every vehicle a label.
+"""The TuSimple velocity benchmark: `clips/1/imgs/001.jpg … 040.jpg` with `annotation.json`, one label per vehicle.
 
-The benchmark's test part has boxes only; its answers come as one file beside `clips`, a list with one list of vehicles
-for each clip in numeric order (github.com/TuSimple/tusimple-benchmark, velocity estimation).
+The clips of the benchmark's test part have boxes only. Their velocities come in one file beside `clips`, which lists
+the vehicles of each clip in numeric order (github.com/TuSimple/tusimple-benchmark, velocity estimation).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from features.sequences import Label
 from stage1_extract.datasets import annotation_json, calibration
 from stage1_extract.datasets.archive import ReadablePath, find_folder, list_folder, open_folder_or_zip
 from stage1_extract.datasets.clip_folder import clip_folders, clip_spec
-from stage1_extract.datasets.image_sequence import ClipSpec, as_error_line, error_line
+from stage1_extract.datasets.faults import error_to_fault, fault_line
+from stage1_extract.datasets.image_sequence import ClipSpec
 
 TUSIMPLE_FOLDERS = {
     "train": "train",
@@ -24,14 +25,14 @@ TUSIMPLE_FOLDERS = {
     "benchmark_velocity_train": "train",
     "benchmark_velocity_test": "test",
 }
-ANSWERS = ("gt.json", "test_label.json")
-_TOLERANCE = 10.0  # pixels over a box's four sides: how far the benchmark's own evaluation matches boxes
+TEST_LABEL_FILES = ("gt.json", "test_label.json")
+MAX_BOX_DIFFERENCE = 10.0  # px, summed over the four sides, up to which the benchmark's evaluation matches boxes
 
 
 def tusimple_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
-    """A draft for each clip, and faults that belong to none.
+    """Describe each clip, and collect faults that belong to no clip.
 
-    Ids are `clips/1`, or `test/clips/1` where split folders hold the clips.
+    The ids are `clips/1`, or `test/clips/1` if there is a folder for each split.
 
     Raises:
         DataError: nothing at `data.path`, or no folder `clips` in it.
@@ -39,68 +40,69 @@ def tusimple_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
     hint = "set data.path to the folder that holds clips, or train/clips and test/clips"
     root = open_folder_or_zip(data.path, hint=hint)
     faults: list[str] = []
-    common = None if data.calibration else calibration.find_calibration(root, faults)
-    found = []
-    for prefix, split, home, clips in _splits(root, hint):
-        camera = common
+    root_camera = None if data.calibration else calibration.find_calibration(root, faults)
+    specs = []
+    for prefix, split, folder, clips in _splits(root, hint):
+        camera = root_camera
         if prefix and not data.calibration:
-            camera = calibration.find_calibration(home, faults) or common
-        part = [
-            clip_spec(clip, f"{prefix}clips/{clip.name}", split, data, camera, every=True)
+            camera = calibration.find_calibration(folder, faults) or root_camera
+        split_specs = [
+            clip_spec(clip, f"{prefix}clips/{clip.name}", split, data, camera, all_vehicles=True)
             for clip in clip_folders(clips)
         ]
-        answers = next((f for f in map(home.joinpath, ANSWERS) if f.is_file()), None)
-        if answers is not None and split == "test":
-            _answer(part, answers)
-        found += part
-    return found, faults
+        test_labels = next((file for file in map(folder.joinpath, TEST_LABEL_FILES) if file.is_file()), None)
+        if test_labels is not None and split == "test":
+            _set_test_labels(split_specs, test_labels)
+        specs += split_specs
+    return specs, faults
 
 
 def _splits(root: ReadablePath, hint: str) -> Iterator[tuple[str, str, ReadablePath, ReadablePath]]:
-    """Prefix of the ids, split, the folder beside `clips`, and `clips` itself."""
+    """For each split the prefix of its ids, its name, the folder that holds `clips`, and `clips` itself."""
     if clips := find_folder(root, "clips"):
         yield "", TUSIMPLE_FOLDERS.get(root.name.lower().removesuffix(".zip"), "train"), root, clips
         return
-    none = True
-    for home in list_folder(root):
-        if home.is_dir() and home.name.lower() in TUSIMPLE_FOLDERS and (clips := find_folder(home, "clips")):
-            none = False
-            yield f"{home.name}/", TUSIMPLE_FOLDERS[home.name.lower()], home, clips
-    if none:
-        names = ", ".join(p.name for p in list_folder(root)[:5]) or "nothing"
+    empty = True
+    for folder in list_folder(root):
+        if folder.is_dir() and folder.name.lower() in TUSIMPLE_FOLDERS and (clips := find_folder(folder, "clips")):
+            empty = False
+            yield f"{folder.name}/", TUSIMPLE_FOLDERS[folder.name.lower()], folder, clips
+    if empty:
+        names = ", ".join(p.name for p in list_folder(root)[:5]) or "an empty folder"
         raise DataError(
             f"{root}: no TuSimple data", expected="clips, or train/clips and test/clips", got=names, hint=hint
         )
 
 
-def _answer(part: list[ClipSpec], file: ReadablePath) -> None:
-    """Put the answers' labels in the place of the drafts', where their boxes are the same vehicles'."""
-    if not part:
+def _set_test_labels(specs: list[ClipSpec], file: ReadablePath) -> None:
+    """Replace the labels of a test split by those in a file, after checking that they have the same boxes."""
+    if not specs:
         return
     try:
         value = annotation_json.load_json(file)
     except DataError as e:
-        part[0].faults.append(as_error_line(e))
+        specs[0].faults.append(error_to_fault(e))
         return
-    if not isinstance(value, list) or len(value) != len(part):
+    if not isinstance(value, list) or len(value) != len(specs):
         got = len(value) if isinstance(value, list) else type(value).__name__
-        part[0].faults.append(error_line(f"{file}: not one entry a clip", expected=f"a list of {len(part)}", got=got))
+        specs[0].faults.append(
+            fault_line(f"{file}: not one entry per clip", expected=f"a list of {len(specs)}", got=got)
+        )
         return
-    for index, (clip, entry) in enumerate(zip(part, value, strict=True)):
+    for index, (spec, entry) in enumerate(zip(specs, value, strict=True)):
         where = f"{file}: [{index}]"
-        frame = clip.labels[0].frame if clip.labels else len(clip.files) - 1
-        labels = annotation_json.vehicle_labels(entry, where, frame, known=True, every=True, faults=clip.faults)
-        asked = [label for label in clip.labels if label.box]
-        if labels and not all(any(_same(a, b) for b in labels) for a in asked):
-            got = f"other boxes than those of {clip.id}"
-            clip.faults.append(
-                error_line(f"{where} belongs to another clip", expected=f"the boxes of {clip.id}", got=got)
-            )
-        own = tuple(label for label in clip.labels if "ego_speed" in label.targets)
-        clip.labels = labels + own
+        frame = spec.labels[0].frame if spec.labels else len(spec.files) - 1
+        labels = annotation_json.vehicle_labels(
+            entry, where, frame, velocity_required=True, all_vehicles=True, faults=spec.faults
+        )
+        with_box = [label for label in spec.labels if label.box]
+        if labels and not all(any(_same_box(label, other) for other in labels) for label in with_box):
+            expected = f"the boxes of {spec.id}"
+            spec.faults.append(fault_line(f"{where} belongs to another clip", expected=expected, got="other boxes"))
+        spec.labels = labels + tuple(label for label in spec.labels if "ego_speed" in label.targets)
 
 
-def _same(a: Label, b: Label) -> bool:
+def _same_box(a: Label, b: Label) -> bool:
     if a.box is None or b.box is None:
         return False
-    return sum(abs(p - q) for p, q in zip(a.box, b.box, strict=True)) <= _TOLERANCE
+    return sum(abs(p - q) for p, q in zip(a.box, b.box, strict=True)) <= MAX_BOX_DIFFERENCE

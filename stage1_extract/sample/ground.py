@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.types import Image
-from stage1_extract.sample.scene import CAMERA, CX, FPS, FRAMES, FX, FY, HEIGHT, WIDTH, Scene
+from stage1_extract.sample.scene import CAMERA_HEIGHT, CX, FPS, FRAMES, FX, FY, HEIGHT, WIDTH, Scene
 
 Float32s = NDArray[np.float32]
-Places = NDArray[np.floating[Any]]
+Coordinates = NDArray[np.floating[Any]]
 
-EDGES = tuple(3.2 * 2.0**k for k in range(7))  # m: where the bands begin and end
-SIGHT = 0.96  # |y| / x at the picture's sides is at most this
-EXPOSURE = 0.006  # s: what passes in it is blurred
+BAND_EDGES = tuple(3.2 * 2.0**k for k in range(7))  # m: where the bands begin and end
+MAX_LATERAL_SLOPE = 0.96  # |y| / x at the picture's sides is at most this
+EXPOSURE_TIME = 0.006  # s: what passes in it is blurred
 OVERSAMPLING = 2  # cells drawn for each cell kept along x, beyond the first band
-TILE = 256  # cells after which the noise repeats
+TILE_SIZE = 256  # cells after which the noise repeats
 TILES = 7, 8  # along x and y: as many as the largest band of the finest noise needs
-OCTAVES = (  # cell along x and y in m, and its strength on asphalt and beside it
+NOISE_OCTAVES = (  # cell along x and y in m, and its strength on asphalt and beside it
     (0.02, 0.015, 0.045, 0.10),
     (0.09, 0.06, 0.035, 0.10),
     (0.45, 0.25, 0.030, 0.10),
@@ -37,7 +37,7 @@ OCTAVES = (  # cell along x and y in m, and its strength on asphalt and beside i
 
 
 @dataclass(frozen=True)
-class Band:
+class GroundBand:
     """A texture of the ground between two distances.
 
     Attributes:
@@ -56,73 +56,73 @@ class Band:
 @cache
 def noise_tile() -> Float32s:
     """White noise of mean 0 and deviation 1, the same in every process, repeated: cv2's own wrapping is slow."""
-    return np.tile(np.random.default_rng(1).standard_normal((TILE, TILE)).astype(np.float32), TILES)
+    return np.tile(np.random.default_rng(1).standard_normal((TILE_SIZE, TILE_SIZE)).astype(np.float32), TILES)
 
 
-def lay_ground(world: Scene) -> tuple[Band, ...]:
+def make_ground(world: Scene) -> tuple[GroundBand, ...]:
     """The bands of a clip's ground, from near to far."""
     rng = np.random.default_rng([world.look.seed, 0])
     travel = world.speed * (FRAMES - 1) / FPS
-    offsets = rng.uniform(0, TILE, (len(OCTAVES), 2))
-    patches = _patches(rng, world, travel + EDGES[-1])
+    offsets = rng.uniform(0, TILE_SIZE, (len(NOISE_OCTAVES), 2))
+    patches = _patches(rng, world, travel + BAND_EDGES[-1])
     cracks = _cracks(rng, world, travel + 30.0)
-    return tuple(_band(world, near, far, travel, offsets, patches, cracks) for near, far in pairwise(EDGES))
+    return tuple(_band(world, near, far, travel, offsets, patches, cracks) for near, far in pairwise(BAND_EDGES))
 
 
 def _band(
     world: Scene, near: float, far: float, travel: float, offsets: NDArray[np.float64],
     patches: list[tuple[float, float, float, float, float]], cracks: list[NDArray[np.float64]],
-) -> Band:  # fmt: skip
-    over = 1 if near == EDGES[0] else OVERSAMPLING
-    dx, dy = 2.0 * near**2 / (FY * CAMERA) / over, 1.4 * near / FX
-    shape = over * int(np.ceil((travel + far - near) / dx / over) + 1), 2 * int(np.ceil(SIGHT * far / dy))
+) -> GroundBand:  # fmt: skip
+    over = 1 if near == BAND_EDGES[0] else OVERSAMPLING
+    dx, dy = 2.0 * near**2 / (FY * CAMERA_HEIGHT) / over, 1.4 * near / FX
+    shape = over * int(np.ceil((travel + far - near) / dx / over) + 1), 2 * int(np.ceil(MAX_LATERAL_SLOPE * far / dy))
     x = near + np.arange(shape[0]) * dx  # of the cells' near and left edges
     y = (np.arange(shape[1]) - shape[1] / 2) * dy
     road = world.road
-    asphalt = _covered(y, dy, road.left, road.right)
-    light = _light(world, x, y, dx, dy, asphalt, offsets)
+    asphalt = _coverage(y, dy, road.left, road.right)
+    light = _brightness(world, x, y, dx, dy, asphalt, offsets)
     for x0, y0, length, width, tone in patches:
         i, j = np.searchsorted(x, (x0, x0 + length)), np.searchsorted(y, (y0, y0 + width))
         light[i[0] : i[1], j[0] : j[1]] *= tone
     if near < 20:
-        light *= _cracked(shape, cracks, near, dx, dy)
+        light *= _crack_brightness(shape, cracks, near, dx, dy)
     hard, soft = (np.array(c, np.float32) for c in (world.look.asphalt, world.look.verge))
     colour = asphalt[:, None] * hard + (1 - asphalt[:, None]) * soft
     texture = cv2.merge([cv2.convertScaleAbs(light * c) for c in colour.T])
-    _mark(texture, light, world, x, y, dx, dy)
-    blur = round(world.speed * EXPOSURE / dx)
+    _draw_lane_lines(texture, light, world, x, y, dx, dy)
+    blur = round(world.speed * EXPOSURE_TIME / dx)
     if blur > 1:
         texture = cv2.blur(texture, (1, blur))
     if over > 1:
         texture = cv2.resize(texture, (shape[1], shape[0] // over), interpolation=cv2.INTER_AREA)
-    return Band(near, far, (dx * over, dy), texture)
+    return GroundBand(near, far, (dx * over, dy), texture)
 
 
-def _covered(places: Places, cell: float, start: float, end: float) -> Float32s:
+def _coverage(places: Coordinates, cell: float, start: float, end: float) -> Float32s:
     """Share of each cell (its lower edge in `places`) that lies between start and end."""
     share = np.minimum(places + cell, end) - np.maximum(places, start)
     return np.asarray(np.clip(share / cell, 0, 1), np.float32)
 
 
-def _dashed(places: Places, cell: float, dash: float, period: float, phase: float) -> Float32s:
+def _dash_coverage(places: Coordinates, cell: float, dash: float, period: float, phase: float) -> Float32s:
     """Share of each cell covered by dashes, exactly: differences of the painted length so far."""
     x = np.append(places, places[-1] + cell) - phase
     painted = np.floor(x / period) * dash + np.minimum(np.mod(x, period), dash)
     return np.asarray(np.diff(painted) / cell, np.float32)
 
 
-def _light(
-    world: Scene, x: Places, y: Places, dx: float, dy: float, asphalt: Float32s,
+def _brightness(
+    world: Scene, x: Coordinates, y: Coordinates, dx: float, dy: float, asphalt: Float32s,
     offsets: NDArray[np.float64],
 ) -> Float32s:  # fmt: skip
     """Brightness of each cell about 1: noise of several sizes, and the darker tracks of the wheels."""
     size = len(y), len(x)
     total = np.zeros((len(x), len(y)), np.float32)
-    for (cx, cy, hard, soft), (ox, oy) in zip(OCTAVES, offsets, strict=True):
+    for (cx, cy, hard, soft), (ox, oy) in zip(NOISE_OCTAVES, offsets, strict=True):
         if cx < 0.7 * dx or cy < 0.7 * dy:
             continue  # finer than this band can show
         # whole tiles off, so that the part begins in the first one
-        shift = (y[0] / cy + oy) % TILE, (x[0] / cx + ox) % TILE
+        shift = (y[0] / cy + oy) % TILE_SIZE, (x[0] / cx + ox) % TILE_SIZE
         m = np.array([[dy / cy, 0, shift[0]], [0, dx / cx, shift[1]]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         noise = cv2.warpAffine(noise_tile(), m, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
@@ -165,7 +165,9 @@ def _cracks(rng: np.random.Generator, world: Scene, length: float) -> list[NDArr
     return cracks
 
 
-def _cracked(shape: tuple[int, int], cracks: list[NDArray[np.float64]], near: float, dx: float, dy: float) -> Float32s:
+def _crack_brightness(
+    shape: tuple[int, int], cracks: list[NDArray[np.float64]], near: float, dx: float, dy: float
+) -> Float32s:
     """Brightness of the cells under cracks 15 mm wide."""
     mask = np.zeros(shape, np.uint8)
     lines = [
@@ -177,14 +179,16 @@ def _cracked(shape: tuple[int, int], cracks: list[NDArray[np.float64]], near: fl
     return np.asarray(cv2.LUT(mask, (1 - depth * np.arange(256) / 255).astype(np.float32)), np.float32)
 
 
-def _mark(texture: Image, light: Float32s, world: Scene, x: Places, y: Places, dx: float, dy: float) -> None:
+def _draw_lane_lines(
+    texture: Image, light: Float32s, world: Scene, x: Coordinates, y: Coordinates, dx: float, dy: float
+) -> None:
     """Paint the lane lines into the texture."""
     road = world.road
     solid = np.ones(len(x), np.float32)
-    dashed = _dashed(x, dx, road.dash, road.period, road.phase)
+    dashed = _dash_coverage(x, dx, road.dash, road.period, road.phase)
     for i, line in enumerate(road.lines):
         outer = i in (0, len(road.lines) - 1)
-        across = _covered(y, dy, line - 0.075, line + 0.075)
+        across = _coverage(y, dy, line - 0.075, line + 0.075)
         (touched,) = np.nonzero(across)
         if not len(touched):
             continue
@@ -194,11 +198,11 @@ def _mark(texture: Image, light: Float32s, world: Scene, x: Places, y: Places, d
         texture[:, part] = np.clip(texture[:, part] * (1 - cover) + paint * cover, 0, 255)
 
 
-def paint_ground(canvas: Image, bands: tuple[Band, ...], world: Scene, frame: int) -> None:
+def draw_ground(canvas: Image, bands: tuple[GroundBand, ...], world: Scene, frame: int) -> None:
     """Draw the ground of a frame into the picture, from the bottom up to the row below the horizon."""
     horizon = world.horizons[frame]
     passed = world.speed * frame / FPS
-    scale = FY * CAMERA
+    scale = FY * CAMERA_HEIGHT
     bottom = HEIGHT
     for band in bands:
         last = band is bands[-1]

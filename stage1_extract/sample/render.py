@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.types import Image
-from stage1_extract.sample.ground import Float32s, Places, lay_ground, paint_ground
+from stage1_extract.sample.ground import Coordinates, Float32s, draw_ground, make_ground
 from stage1_extract.sample.scene import (
-    CAMERA,
+    CAMERA_HEIGHT,
     CX,
     FPS,
     FRAMES,
@@ -24,50 +24,50 @@ from stage1_extract.sample.scene import (
     Colour,
     RoadsideObject,
     Scene,
-    SceneLook,
+    SceneStyle,
     image_column,
     image_row,
     upright_rectangle,
     vehicle_box,
 )
-from stage1_extract.sample.sprites import DRAWERS, Sprite, place_sprite, shadow, vehicle_rear
+from stage1_extract.sample.sprites import SPRITE_MAKERS, Sprite, draw_sprite, shadow, vehicle_rear
 
 VARIANTS = 3  # drawings of each kind of thing a clip has
-CLEAR = 10.0  # m: haze begins here, so that the near ground needs none
-CLOSEST = 2.5  # m: nearer things are out of the picture
+HAZE_START = 10.0  # m: haze begins here, so that the near ground needs none
+MIN_OBJECT_DISTANCE = 2.5  # m: nearer things are out of the picture
 
 
 def render_frames(world: Scene) -> Iterator[Image]:
     """The clip's frames in order, uint8 BGR of shape (720, 1280, 3)."""
     rng = np.random.default_rng([world.look.seed, 2])
     back = _backdrop(world)
-    ground = lay_ground(world)
-    things = {kind: [drawer(rng) for _ in range(VARIANTS)] for kind, drawer in DRAWERS.items()}
+    ground = make_ground(world)
+    things = {kind: [drawer(rng) for _ in range(VARIANTS)] for kind, drawer in SPRITE_MAKERS.items()}
     rears = [vehicle_rear(vehicle) for vehicle in world.vehicles]
     dark = shadow()
-    curve = _curve(world.look)
+    curve = _response_curve(world.look)
     # alike in all three colours, as a JPEG would leave it; what is added and what is taken away are bytes, as the
     # picture is: OpenCV adds numbers of unequal types ten times as slowly
-    noise = np.round(_grain() * np.float32(world.look.noise))
+    noise = np.round(_unit_noise() * np.float32(world.look.noise))
     grain = [cv2.merge([np.maximum(part, 0).astype(np.uint8)] * 3) for part in (noise, -noise)]
     for frame in range(FRAMES):
-        canvas = _behind(back, world.horizons[frame])
-        paint_ground(canvas, ground, world, frame)
-        _haze_over(canvas, world, frame)
-        _paint_things(canvas, world, frame, things)
+        canvas = _shifted_backdrop(back, world.horizons[frame])
+        draw_ground(canvas, ground, world, frame)
+        _draw_haze(canvas, world, frame)
+        _draw_roadside(canvas, world, frame, things)
         order = sorted(zip(world.vehicles, rears, strict=True), key=lambda pair: -pair[0].at(frame)[0])
         for vehicle, drawing in order:
             x, y = vehicle.at(frame)
             horizon = world.horizons[frame]
-            place_sprite(canvas, dark, _shadow_box(horizon, x, y, vehicle.width))
+            draw_sprite(canvas, dark, _shadow_box(horizon, x, y, vehicle.width))
             haze = float(_haze(world.look, x))
-            place_sprite(canvas, drawing, vehicle_box(world, vehicle, frame), haze, world.look.sky_bottom)
-        yield _sensor(cv2.LUT(canvas, curve), grain, rng)
+            draw_sprite(canvas, drawing, vehicle_box(world, vehicle, frame), haze, world.look.sky_bottom)
+        yield _add_sensor_noise(cv2.LUT(canvas, curve), grain, rng)
 
 
-def _haze(look: SceneLook, x: Places | float) -> Float32s:
+def _haze(look: SceneStyle, x: Coordinates | float) -> Float32s:
     """Share of the air's colour at each distance in m."""
-    return np.asarray(1 - np.exp(-np.maximum(x - CLEAR, 0) / look.haze), np.float32)
+    return np.asarray(1 - np.exp(-np.maximum(x - HAZE_START, 0) / look.haze), np.float32)
 
 
 def _backdrop(world: Scene) -> Image:
@@ -97,7 +97,7 @@ def _backdrop(world: Scene) -> Image:
     return canvas
 
 
-def _behind(back: Image, horizon: float) -> Image:
+def _shifted_backdrop(back: Image, horizon: float) -> Image:
     """The backdrop in a picture of full size, moved to a frame's horizon."""
     m = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, horizon - HORIZON]])
     canvas: Image = np.empty((HEIGHT, WIDTH, 3), np.uint8)
@@ -106,38 +106,38 @@ def _behind(back: Image, horizon: float) -> Image:
     return canvas
 
 
-def _haze_over(canvas: Image, world: Scene, frame: int) -> None:
+def _draw_haze(canvas: Image, world: Scene, frame: int) -> None:
     """Haze on the far ground."""
     horizon = world.horizons[frame]
-    v = np.arange(int(np.ceil(horizon + 1)), int(horizon + FY * CAMERA / CLEAR) + 1)
-    haze = _haze(world.look, FY * CAMERA / (v - horizon))[:, None]
+    v = np.arange(int(np.ceil(horizon + 1)), int(horizon + FY * CAMERA_HEIGHT / HAZE_START) + 1)
+    haze = _haze(world.look, FY * CAMERA_HEIGHT / (v - horizon))[:, None]
     part = canvas[v[0] : v[-1] + 1].reshape(len(v), -1)  # rows of numbers: three colours are a short axis, and slow
     part[:] = part * (1 - haze) + np.tile(np.array(world.look.sky_bottom, np.float32), WIDTH) * haze
 
 
-def _paint_things(canvas: Image, world: Scene, frame: int, drawings: dict[str, list[Sprite]]) -> None:
+def _draw_roadside(canvas: Image, world: Scene, frame: int, drawings: dict[str, list[Sprite]]) -> None:
     """Trees and the like from far to near, then the guard rails before them."""
     horizon = world.horizons[frame]
     passed = world.speed * frame / FPS
-    seen = [(t.x - passed, t) for t in world.things if t.x - passed > CLOSEST]
+    seen = [(t.x - passed, t) for t in world.things if t.x - passed > MIN_OBJECT_DISTANCE]
     seen.sort(key=lambda pair: -pair[0])
 
     def put(x: float, thing: RoadsideObject) -> None:
         where = upright_rectangle(horizon, x, thing.y, thing.width, thing.height)
         haze = float(_haze(world.look, x))
-        place_sprite(canvas, drawings[thing.kind][thing.variant], where, haze, world.look.sky_bottom)
+        draw_sprite(canvas, drawings[thing.kind][thing.variant], where, haze, world.look.sky_bottom)
 
     for x, thing in seen:
         if thing.kind != "rail_post":
             put(x, thing)
     for y in world.road.rails:
-        _paint_rail(canvas, horizon, y)
+        _draw_rail(canvas, horizon, y)
     for x, thing in seen:
         if thing.kind == "rail_post":
             put(x, thing)
 
 
-def _paint_rail(canvas: Image, horizon: float, y: float) -> None:
+def _draw_rail(canvas: Image, horizon: float, y: float) -> None:
     near = max(1.5, abs(y) * FX / (CX + 60))  # just outside the picture
 
     def strip(colour: Colour, low: float, high: float) -> None:
@@ -157,19 +157,19 @@ def _shadow_box(horizon: float, x: float, y: float, width: float) -> tuple[float
     return left, image_row(horizon, x + 2.5), right, image_row(horizon, x - min(0.45, 0.08 * x))
 
 
-def _curve(look: SceneLook) -> Image:
+def _response_curve(look: SceneStyle) -> Image:
     """The camera's response: 256 grey levels."""
     level = np.linspace(0, 1, 256) ** look.gamma * look.gain
     return np.asarray(np.clip(np.round(level * 255), 0, 255), np.uint8)
 
 
 @cache
-def _grain() -> NDArray[np.float32]:
+def _unit_noise() -> NDArray[np.float32]:
     """Unit noise larger than a frame, from which each frame takes a part at random."""
     return np.random.default_rng(4).standard_normal((HEIGHT + 256, WIDTH + 256)).astype(np.float32)
 
 
-def _sensor(canvas: Image, grain: Sequence[Image], rng: np.random.Generator) -> Image:
+def _add_sensor_noise(canvas: Image, grain: Sequence[Image], rng: np.random.Generator) -> Image:
     """The picture with the sensor's noise: what it adds, and what it takes away."""
     i, j = (int(k) for k in rng.integers(0, 256, 2))
     more, less = (part[i : i + HEIGHT, j : j + WIDTH] for part in grain)

@@ -16,17 +16,17 @@ from features.sequences import Box
 
 WIDTH, HEIGHT = 1280, 720
 FX, FY, CX, CY = 714.1526, 710.3725, 675.5754, 376.2563  # TuSimple's camera
-CAMERA = 1.80  # m above the ground
+CAMERA_HEIGHT = 1.80  # m above the ground
 FRAMES, FPS = 8, 10.0
-LAST = FRAMES - 1  # labels hold for this frame
+LAST_FRAME = FRAMES - 1  # labels hold for this frame
 
 HORIZON, HORIZON_SPREAD = 340.0, 4.0  # rows
-DISTANCE = (np.log(36.0), 0.368)  # log-normal with quartiles 28, 36, 46 m
-DISTANCES = (5.0, 90.0)  # m
-VX, VY = (0.525, 2.274), (-0.081, 0.291)  # m/s: mean and deviation over TuSimple's public test labels
+LOG_DISTANCE = (np.log(36.0), 0.368)  # log-normal with quartiles 28, 36, 46 m
+DISTANCE_RANGE = (5.0, 90.0)  # m
+VX_MEAN_SD, VY_MEAN_SD = (0.525, 2.274), (-0.081, 0.291)  # m/s: mean and deviation over TuSimple's public test labels
 VX_RANGE, VY_RANGE = (-6.5, 8.0), (-1.0, 0.9)  # m/s
-SPEED = (5.0, 32.0)  # m/s
-NEAREST = 4.0  # m: no vehicle comes closer in any frame
+SPEED_RANGE = (5.0, 32.0)  # m/s
+MIN_DISTANCE = 4.0  # m: no vehicle comes closer in any frame
 
 Colour = tuple[float, float, float]  # B, G, R from 0 to 255
 
@@ -52,7 +52,7 @@ class SceneVehicle:
 
     def at(self, frame: int) -> tuple[float, float]:
         """Position x, y at a frame (from 0), m."""
-        t = (frame - LAST) / FPS
+        t = (frame - LAST_FRAME) / FPS
         return self.position[0] + self.velocity[0] * t, self.position[1] + self.velocity[1] * t
 
 
@@ -101,7 +101,7 @@ class Road:
 
 
 @dataclass(frozen=True)
-class SceneLook:
+class SceneStyle:
     """Colours, light and weather of a clip.
 
     Attributes:
@@ -136,7 +136,7 @@ class Scene:
     road: Road
     things: tuple[RoadsideObject, ...]
     vehicles: tuple[SceneVehicle, ...]
-    look: SceneLook
+    look: SceneStyle
 
 
 def image_column(x: float, y: float) -> float:
@@ -146,7 +146,7 @@ def image_column(x: float, y: float) -> float:
 
 def image_row(horizon: float, x: float, height: float = 0.0) -> float:
     """Pixel row v of a point at distance x and `height` m above the ground."""
-    return horizon + FY * (CAMERA - height) / x
+    return horizon + FY * (CAMERA_HEIGHT - height) / x
 
 
 def upright_rectangle(horizon: float, x: float, y: float, width: float, height: float) -> Box:
@@ -166,16 +166,18 @@ def vehicle_box(world: Scene, vehicle: SceneVehicle, frame: int) -> Box:
 
 def random_scene(rng: np.random.Generator) -> Scene:
     """A clip drawn at random."""
-    speed = float(rng.uniform(*SPEED))
+    speed = float(rng.uniform(*SPEED_RANGE))
     horizon = HORIZON + rng.uniform(-HORIZON_SPREAD, HORIZON_SPREAD)
     # the body's pitch: a slow swing of about a pixel
     swing = rng.uniform(0, 0.8) * np.sin(rng.uniform(0, 2 * np.pi) + np.arange(FRAMES) / FPS * 2 * np.pi * 1.3)
     horizons = tuple(float(h) for h in horizon + swing)
-    road = _road(rng)
-    return Scene(speed, horizons, road, _things(rng, road), _vehicles(rng, road, speed), _look(rng))
+    road = _random_road(rng)
+    return Scene(
+        speed, horizons, road, _random_roadside(rng, road), _random_vehicles(rng, road, speed), _random_style(rng)
+    )
 
 
-def _road(rng: np.random.Generator) -> Road:
+def _random_road(rng: np.random.Generator) -> Road:
     width = rng.uniform(3.45, 3.8)
     left, right = [(0, 1), (1, 0), (1, 1), (2, 0), (0, 2), (2, 1), (1, 2)][rng.integers(7)]
     offset = rng.normal(0, 0.15)
@@ -192,7 +194,7 @@ def _road(rng: np.random.Generator) -> Road:
     return Road(lines, *edges, float(dash), float(dash + gap), float(rng.uniform(0, dash + gap)), rails)
 
 
-def _things(rng: np.random.Generator, road: Road) -> tuple[RoadsideObject, ...]:
+def _random_roadside(rng: np.random.Generator, road: Road) -> tuple[RoadsideObject, ...]:
     """Irregularly spaced, all of them beyond the asphalt and the rails, so that none ever hides a vehicle."""
     things = []
     end = 150.0  # m from the first frame's camera: none comes into being on the way
@@ -235,47 +237,51 @@ def _things(rng: np.random.Generator, road: Road) -> tuple[RoadsideObject, ...]:
     return tuple(things)
 
 
-KINDS = {  # share, width from and to, height from and to, m
+VEHICLE_KINDS = {  # share, width from and to, height from and to, m
     "car": (0.55, 1.80, 2.08, 1.42, 1.72),
     "van": (0.25, 1.95, 2.30, 1.85, 2.45),
     "truck": (0.20, 2.35, 2.80, 2.90, 3.70),
 }
 
 
-def _vehicles(rng: np.random.Generator, road: Road, speed: float) -> tuple[SceneVehicle, ...]:
+def _random_vehicles(rng: np.random.Generator, road: Road, speed: float) -> tuple[SceneVehicle, ...]:
     """One to three, each in a lane of its own and in the picture in every frame; first the one asked about."""
     count = min(int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])), len(road.lanes))
     vehicles: list[SceneVehicle] = []
     lanes = list(road.lanes)
     while len(vehicles) < count:
-        x, vx, vy, kind = _motion(rng, speed)
-        _, narrow, wide, low, high = KINDS[kind]
+        x, vx, vy, kind = _random_motion(rng, speed)
+        _, narrow, wide, low, high = VEHICLE_KINDS[kind]
         width, height = rng.uniform(narrow, wide), rng.uniform(low, high)
         for i in rng.permutation(len(lanes)):
             y = lanes[i] + np.clip(rng.normal(0, 0.25), -0.5, 0.5)
             new = SceneVehicle(kind, width, height, (x, float(y)), (vx, vy), int(rng.integers(2**31)))
-            if all(_inside(new, frame) for frame in range(FRAMES)):
+            if all(_in_picture(new, frame) for frame in range(FRAMES)):
                 vehicles.append(new)
                 del lanes[i]
                 break
     open_ones = [v for v in vehicles if not any(_hides(other, v) for other in vehicles if other is not v)]
     first = open_ones[rng.integers(len(open_ones))] if open_ones else None
     if first is None:  # two that overtake each other in one line of sight
-        return _vehicles(rng, road, speed)
+        return _random_vehicles(rng, road, speed)
     return (first, *(v for v in vehicles if v is not first))
 
 
-def _motion(rng: np.random.Generator, speed: float) -> tuple[float, float, float, str]:
+def _random_motion(rng: np.random.Generator, speed: float) -> tuple[float, float, float, str]:
     """Distance, vx, vy and kind; drawn again while it would come too close or drive backwards."""
     while True:
-        x = float(rng.lognormal(*DISTANCE))
-        vx, vy = (float(np.clip(rng.normal(*p), *r)) for p, r in ((VX, VX_RANGE), (VY, VY_RANGE)))
-        kind = str(rng.choice(list(KINDS), p=[k[0] for k in KINDS.values()]))
-        if DISTANCES[0] <= x <= DISTANCES[1] and x - vx * LAST / FPS >= NEAREST and speed + vx >= 0:
+        x = float(rng.lognormal(*LOG_DISTANCE))
+        vx, vy = (float(np.clip(rng.normal(*p), *r)) for p, r in ((VX_MEAN_SD, VX_RANGE), (VY_MEAN_SD, VY_RANGE)))
+        kind = str(rng.choice(list(VEHICLE_KINDS), p=[k[0] for k in VEHICLE_KINDS.values()]))
+        if (
+            DISTANCE_RANGE[0] <= x <= DISTANCE_RANGE[1]
+            and x - vx * LAST_FRAME / FPS >= MIN_DISTANCE
+            and speed + vx >= 0
+        ):
             return x, vx, vy, kind
 
 
-def _inside(vehicle: SceneVehicle, frame: int) -> bool:
+def _in_picture(vehicle: SceneVehicle, frame: int) -> bool:
     left, top, right, _ = upright_rectangle(
         HORIZON - HORIZON_SPREAD - 1, *vehicle.at(frame), vehicle.width, vehicle.height
     )
@@ -293,7 +299,7 @@ def _hides(near: SceneVehicle, far: SceneVehicle) -> bool:
     return False
 
 
-def _look(rng: np.random.Generator) -> SceneLook:
+def _random_style(rng: np.random.Generator) -> SceneStyle:
     grey = rng.uniform(0, 1)  # 0: clear sky, 1: overcast
     top = np.array([215, 150, 95]) * (1 - grey) + np.array([165, 160, 155]) * grey
     bottom = np.array([235, 220, 205]) * (1 - grey) + np.array([205, 202, 198]) * grey
@@ -306,7 +312,7 @@ def _look(rng: np.random.Generator) -> SceneLook:
         b, g, r = (float(c) for c in np.clip(value, 0, 255))
         return b, g, r
 
-    return SceneLook(
+    return SceneStyle(
         sky_top=bgr(top * rng.uniform(0.8, 1.1)),
         sky_bottom=bgr(bottom * rng.uniform(0.9, 1.1)),
         clouds=float(grey * rng.uniform(0.5, 1.5)),

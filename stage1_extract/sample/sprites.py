@@ -17,8 +17,8 @@ from stage1_extract.sample.scene import Colour, SceneVehicle
 
 Sprite = tuple[NDArray[np.float32], ...]  # levels, each half as large: B, G, R times alpha, and alpha, from 0 to 1
 
-GLASS: Colour = (48, 42, 36)
-TYRE: Colour = (26, 25, 25)
+GLASS_COLOUR: Colour = (48, 42, 36)
+TYRE_COLOUR: Colour = (26, 25, 25)
 
 
 def make_sprite(colour: NDArray[np.float32] | Image, alpha: Image) -> Sprite:
@@ -31,7 +31,7 @@ def make_sprite(colour: NDArray[np.float32] | Image, alpha: Image) -> Sprite:
     return tuple(levels)
 
 
-def place_sprite(canvas: Image, drawing: Sprite, box: Box, haze: float = 0.0, air: Colour = (0, 0, 0)) -> None:
+def draw_sprite(canvas: Image, drawing: Sprite, box: Box, haze: float = 0.0, air: Colour = (0, 0, 0)) -> None:
     """Draw a sprite so that it fills a box (left, top, right, bottom in pixels, centre of the first pixel at 0).
 
     Args:
@@ -60,10 +60,10 @@ def place_sprite(canvas: Image, drawing: Sprite, box: Box, haze: float = 0.0, ai
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_CONSTANT,
     )  # fmt: skip
     patch = cv2.resize(fine, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA) if over > 1 else fine
-    _lay_over(canvas[y0:y1, x0:x1], patch, np.float32(255 * (1 - haze)), np.multiply(air, haze).astype(np.float32))
+    _composite(canvas[y0:y1, x0:x1], patch, np.float32(255 * (1 - haze)), np.multiply(air, haze).astype(np.float32))
 
 
-def _lay_over(below: Image, patch: NDArray[np.float32], strength: np.float32, air: NDArray[np.float32]) -> None:
+def _composite(below: Image, patch: NDArray[np.float32], strength: np.float32, air: NDArray[np.float32]) -> None:
     """Lay a patch, B, G, R times alpha, and alpha, over a part of a picture; `air` is added where it covers.
 
     In arrays whose last axis is long: NumPy takes six times as long to spread one number over three colours.
@@ -80,7 +80,7 @@ def _lay_over(below: Image, patch: NDArray[np.float32], strength: np.float32, ai
     np.copyto(below, alpha.reshape(below.shape), casting="unsafe")
 
 
-class _Easel:
+class _SpriteCanvas:
     """A canvas in metres with the foot of its left side at (0, 0) and z upwards."""
 
     def __init__(self, width: float, height: float, pixels: int) -> None:
@@ -129,7 +129,7 @@ class _Easel:
         return make_sprite(np.clip(lit, 0, 255), self.alpha)
 
 
-PAINTS = (  # B, G, R
+PAINT_COLOURS = (  # B, G, R
     (225, 225, 225), (205, 205, 208), (150, 150, 152), (95, 95, 98), (45, 42, 42), (30, 28, 28),
     (40, 35, 140), (120, 70, 30), (95, 60, 45), (60, 75, 40), (120, 150, 175), (45, 110, 160),
 )  # fmt: skip
@@ -139,13 +139,15 @@ def vehicle_rear(vehicle: SceneVehicle) -> Sprite:
     """A vehicle's rear: its silhouette touches all four sides of the sprite."""
     rng = np.random.default_rng([vehicle.seed, 1])
     w, h = vehicle.width, vehicle.height
-    paint: Colour = tuple(float(np.clip(c + rng.normal(0, 8), 0, 255)) for c in PAINTS[rng.integers(len(PAINTS))])  # type: ignore[assignment]
-    easel = _Easel(w, h, 512)
+    paint: Colour = tuple(
+        float(np.clip(c + rng.normal(0, 8), 0, 255)) for c in PAINT_COLOURS[rng.integers(len(PAINT_COLOURS))]
+    )  # type: ignore[assignment]
+    easel = _SpriteCanvas(w, h, 512)
     tyre = rng.uniform(0.18, 0.24) * (1.3 if vehicle.kind == "truck" else 1.0)
     floor = rng.uniform(0.2, 0.28) * (1.8 if vehicle.kind == "truck" else 1.0)
     easel.block((18, 18, 18), 0.04, 0.10, w - 0.04, floor + 0.15)  # the dark below
     for x in (0.03, w - 0.03 - tyre):
-        easel.block(TYRE, x, 0.0, x + tyre, floor + 0.25, cut=0.02)
+        easel.block(TYRE_COLOUR, x, 0.0, x + tyre, floor + 0.25, cut=0.02)
     draw = _truck if vehicle.kind == "truck" else _car
     draw(easel, rng, vehicle, paint, floor)
     plate: Colour = (200, 205, 205) if rng.random() < 0.7 else (90, 190, 215)
@@ -162,7 +164,7 @@ def _shade(colour: Colour, by: float) -> Colour:
     return b, g, r
 
 
-def _car(easel: _Easel, rng: np.random.Generator, vehicle: SceneVehicle, paint: Colour, floor: float) -> None:
+def _car(easel: _SpriteCanvas, rng: np.random.Generator, vehicle: SceneVehicle, paint: Colour, floor: float) -> None:
     w, h = vehicle.width, vehicle.height
     belt = h * (rng.uniform(0.56, 0.62) if vehicle.kind == "car" else rng.uniform(0.48, 0.55))
     inset = rng.uniform(0.16, 0.24) if vehicle.kind == "car" else rng.uniform(0.05, 0.12)
@@ -175,7 +177,7 @@ def _car(easel: _Easel, rng: np.random.Generator, vehicle: SceneVehicle, paint: 
         (w - inset - gap, h - 0.13),
         (w - gap - 0.06, belt + 0.03),
     ]
-    easel.shape(GLASS, glass)
+    easel.shape(GLASS_COLOUR, glass)
     sheen = rng.uniform(0.2, 0.6) * w
     easel.shape(  # the sky in the window
         (120, 112, 104),
@@ -195,7 +197,7 @@ def _car(easel: _Easel, rng: np.random.Generator, vehicle: SceneVehicle, paint: 
     easel.block(_shade(paint, 0.6), w / 2 - 0.09, belt - 0.2, w / 2 + 0.09, belt - 0.15)
 
 
-def _truck(easel: _Easel, rng: np.random.Generator, vehicle: SceneVehicle, paint: Colour, floor: float) -> None:
+def _truck(easel: _SpriteCanvas, rng: np.random.Generator, vehicle: SceneVehicle, paint: Colour, floor: float) -> None:
     w, h = vehicle.width, vehicle.height
     base = floor + 0.45
     easel.block((34, 33, 33), 0.04, floor, w - 0.04, base + 0.02)  # frame and axles
@@ -259,7 +261,7 @@ def _leaves(rng: np.random.Generator, w: int, h: int, *, trunk: bool) -> Sprite:
 
 def sign(rng: np.random.Generator) -> Sprite:
     """A panel on a pole."""
-    easel = _Easel(1.0, 2.0, 128)
+    easel = _SpriteCanvas(1.0, 2.0, 128)
     easel.block((125, 125, 128), 0.46, 0.0, 0.54, 1.2)
     face = ((60, 120, 30), (150, 80, 20), (40, 170, 220), (230, 230, 230))[rng.integers(4)]
     easel.block((235, 235, 235), 0.0, 1.0, 1.0, 2.0, cut=0.05)
@@ -272,26 +274,26 @@ def sign(rng: np.random.Generator) -> Sprite:
 
 def post(rng: np.random.Generator) -> Sprite:
     """A white delineator with a dark band."""
-    easel = _Easel(0.13, 1.05, 16)
+    easel = _SpriteCanvas(0.13, 1.05, 16)
     easel.block((225, 225, 225), 0.0, 0.0, 0.13, 1.05)
     easel.block((35, 35, 35), 0.0, 0.72, 0.13, 0.92)
     return easel.done(rng, 0.02)
 
 
 def rail_post(rng: np.random.Generator) -> Sprite:
-    easel = _Easel(0.13, 0.85, 16)
+    easel = _SpriteCanvas(0.13, 0.85, 16)
     easel.block((70, 74, 76), 0.0, 0.0, 0.13, 0.85)
     return easel.done(rng, 0.03)
 
 
 def lamp(rng: np.random.Generator) -> Sprite:
     """A pole with a head."""
-    easel = _Easel(0.35, 8.0, 24)
+    easel = _SpriteCanvas(0.35, 8.0, 24)
     easel.block((115, 118, 120), 0.11, 0.0, 0.24, 7.9)
     easel.block((90, 92, 95), 0.0, 7.75, 0.35, 8.0)
     return easel.done(rng, 0.02)
 
 
-DRAWERS: dict[str, Callable[[np.random.Generator], Sprite]] = {
+SPRITE_MAKERS: dict[str, Callable[[np.random.Generator], Sprite]] = {
     "tree": tree, "bush": bush, "sign": sign, "post": post, "lamp": lamp, "rail_post": rail_post,
 }  # fmt: skip

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from features.errors import DataError
-from stage1_extract.sample import clip_annotation, clip_scene, render_sample_set
+from stage1_extract.sample.dataset import clip_annotation, clip_scene, render_sample_set
 from stage1_extract.sample.render import render_frames
-from stage1_extract.sample.scene import CX, FPS, FRAMES, FX, FY, LAST, Scene, image_row, vehicle_box
-from stage1_extract.sample.sprites import make_sprite, place_sprite, vehicle_rear
+from stage1_extract.sample.scene import CX, FPS, FRAMES, FX, FY, LAST_FRAME, Scene, image_row, vehicle_box
+from stage1_extract.sample.sprites import make_sprite, draw_sprite, vehicle_rear
 
 ROOT = Path(__file__).parents[2]
 COUNTS = {"train": 2, "validation": 1, "test": 1}
@@ -229,7 +229,7 @@ def test_labels_agree_with_one_another(worlds: list[Scene]) -> None:
     for world in worlds[:200]:
         for vehicle, entry in zip(world.vehicles, clip_annotation(world), strict=True):
             (x, y), (vx, vy), b = entry["position"], entry["velocity"], entry["bbox"]  # type: ignore[misc, has-type]
-            horizon = world.horizons[LAST]
+            horizon = world.horizons[LAST_FRAME]
             assert b["bottom"] == pytest.approx(horizon + FY * 1.8 / x)
             assert (b["left"] + b["right"]) / 2 == pytest.approx(CX + FX * y / x)
             assert b["right"] - b["left"] == pytest.approx(FX * vehicle.width / x)
@@ -249,7 +249,7 @@ def test_a_sprite_fills_its_box_to_a_fraction_of_a_pixel(width: float) -> None:
     for offset in (0.0, 0.23, 0.5, 0.81):
         canvas = np.zeros((300, 400, 3), np.uint8)
         left, top = 40.0 + offset, 30.6 - offset
-        place_sprite(canvas, white, (left, top, left + width, top + width * 0.75))
+        draw_sprite(canvas, white, (left, top, left + width, top + width * 0.75))
         light = canvas[..., 1].astype(float) / 255
         across, down = light.max(axis=0), light.max(axis=1)
         assert across.sum() == pytest.approx(width, abs=0.1)

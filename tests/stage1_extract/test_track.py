@@ -20,7 +20,7 @@ from features._common.types import Floats, Image
 from features.errors import DataError
 from features.sequences import Box
 from features.tracks import Track
-from stage1_extract.sample import clip_scene
+from stage1_extract.sample.dataset import clip_scene
 from stage1_extract.sample.render import render_frames as painted
 from stage1_extract.sample.scene import FPS, vehicle_box
 from stage1_extract.tracking.tracker import track_box

@@ -8,7 +8,7 @@ import pytest
 from features._common.types import Image
 from features.errors import DataError
 from features.sequences import Box
-from stage1_extract.sample import clip_scene
+from stage1_extract.sample.dataset import clip_scene
 from stage1_extract.sample.render import render_frames as painted
 from stage1_extract.sample.scene import vehicle_box
 from stage1_extract.tracking.online_tracker import OnlineTracker

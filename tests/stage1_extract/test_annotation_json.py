@@ -1,0 +1,82 @@
+"""annotation.json and ego.json: labels from correct files, a fault for each error in others."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from features.errors import DataError
+from stage1_extract.datasets.annotation_json import ego_labels, load_json, vehicle_labels
+from tests.dataset_helpers import VEHICLE
+
+
+@pytest.mark.parametrize("data", [b"{", b"\xff", b"[" * 100_000])
+def test_file_that_is_not_json_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.json: not JSON; expected JSON in UTF-8"):
+        load_json(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "got an empty list"),
+        ("null", "got null"),
+        ('{"velocity": [1, 2]}', "expected a list of vehicles"),
+        ("[3]", "is not a vehicle"),
+        ('[{"bbox": null}]', "[0] has no velocity"),
+        ('[{"velocity": null}]', '[0] has no velocity; expected "velocity": [vx, vy]; got null'),
+        ('[{"velocity": [NaN, 1]}]', "[0].velocity is not a finite number; expected a finite number; got NaN"),
+        ('[{"velocity": [1, -Infinity]}]', "got -Infinity"),
+        ('[{"velocity": ["1.0", 1]}]', 'got "1.0"'),
+        ('[{"velocity": [true, 1]}]', "got true"),
+        ('[{"velocity": [1' + "0" * 400 + ", 1]}]", "is not a finite number"),
+        ('[{"velocity": [1, 2, 3]}]', "is not 2 numbers; expected a list of 2 numbers; got [1, 2, 3]"),
+        ('[{"velocity": "fast"}]', "is not 2 numbers"),
+        ('[{"velocity": [1, 2], "bbox": [1, 2, 3, 4]}]', "[0].bbox is not a box"),
+        ('[{"velocity": [1, 2], "bbox": {"left": 1, "top": 2, "right": 3}}]', "[0].bbox is not a box"),
+        ('[{"velocity": [1, 2], "bbox": {"left": 3, "top": 2, "right": 3, "bottom": 4}}]', "left < right"),
+        ('[{"velocity": [1, 2], "bbox": {"left": "3", "top": 2, "right": 3, "bottom": 4}}]', 'got "3"'),
+        ('[{"velocity": [1, 2], "position": [1]}]', "[0].position is not 2 numbers"),
+    ],
+)
+def test_wrong_annotation_is_one_fault(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    faults: list[str] = []
+    vehicle_labels(load_json(path), "a.json", 3, velocity_required=True, all_vehicles=True, faults=faults)
+    assert len(faults) == 1 and faults[0].startswith("a.json: ") and message in faults[0]
+
+
+@pytest.mark.parametrize("value", [[1], {}, {"speed": "fast"}, {"speed": math.nan}, {"speed": True}])
+def test_wrong_own_speed_is_one_fault(value: object) -> None:
+    faults: list[str] = []
+    assert ego_labels(value, "e.json", 3, faults) == ()
+    assert len(faults) == 1 and faults[0].startswith("e.json: ")
+
+
+NUMBERS = st.integers() | st.floats() | st.booleans() | st.none() | st.text(max_size=3)
+PAIRS = st.lists(NUMBERS, min_size=1, max_size=3) | st.lists(st.floats(-50, 50), min_size=2, max_size=2) | NUMBERS
+BOXES = st.fixed_dictionaries({}, optional=dict.fromkeys(("left", "top", "right", "bottom"), NUMBERS)) | NUMBERS
+VEHICLES = st.fixed_dictionaries({}, optional={"velocity": PAIRS, "bbox": BOXES, "position": PAIRS}) | NUMBERS
+
+
+@given(st.lists(VEHICLES, max_size=3) | NUMBERS, st.booleans())
+@example([VEHICLE], True)
+@example([{"bbox": VEHICLE["bbox"]}], False)
+def test_any_json_gives_finite_labels_or_faults(value: object, velocity_required: bool) -> None:
+    faults: list[str] = []
+    labels = vehicle_labels(value, "a.json", 3, velocity_required=velocity_required, all_vehicles=True, faults=faults)
+    assert all(line.startswith("a.json: ") and "\n" not in line for line in faults)
+    if faults:
+        return
+    assert isinstance(value, list) and len(labels) == len(value)
+    for label, entry in zip(labels, value, strict=True):
+        assert all(map(math.isfinite, (*(label.box or ()), *(label.position or ()))))
+        known = {name: math.isfinite(speed) for name, speed in label.targets.items()}
+        assert known == dict.fromkeys(("vx", "vy"), velocity_required or entry.get("velocity") is not None)

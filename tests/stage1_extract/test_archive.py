@@ -1,0 +1,80 @@
+"""Folders and zip archives as data sets: what is read, and which archives are refused."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from features.errors import DataError
+from stage1_extract.datasets import scan
+from stage1_extract.datasets.archive import list_folder, natural_sort_key, open_folder_or_zip, read_file
+from stage1_extract.datasets.clip import Catalogue
+from tests.dataset_helpers import assert_only_fault, data_config, write_clip, zip_folder
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """A zip with the clips Train/Train/1 and Train/Train/2."""
+    for name in ("1", "2"):
+        write_clip(tmp_path / f"data/Train/Train/{name}")
+    return zip_folder(tmp_path / "data", tmp_path / "data.zip")
+
+
+def scanned(path: Path) -> Catalogue:
+    return scan(data_config("competition", path), threads=2)
+
+
+def test_folder_and_zip_are_listed_and_read_alike(tmp_path: Path) -> None:
+    (tmp_path / "a/imgs").mkdir(parents=True)
+    for name in ("10.txt", "9.txt", ".hidden"):
+        (tmp_path / "a/imgs" / name).write_text(name)
+    for root in (
+        open_folder_or_zip(tmp_path / "a", hint=""),
+        open_folder_or_zip(zip_folder(tmp_path / "a", tmp_path / "a.zip"), hint=""),
+    ):
+        (imgs,) = list_folder(root)
+        assert (imgs.name, imgs.is_dir(), imgs.is_file()) == ("imgs", True, False)
+        assert [read_file(p) for p in list_folder(imgs)] == [b"9.txt", b"10.txt"]
+        with pytest.raises(DataError, match="imgs/no: no such file"):
+            read_file(imgs.joinpath("no"))
+    assert sorted(["10", "9", "a2", "a10", "a"], key=natural_sort_key) == ["9", "10", "a", "a2", "a10"]
+
+
+def test_file_that_is_no_complete_zip_is_refused(archive: Path) -> None:
+    complete = archive.read_bytes()
+    for data in (b"", b"not a zip", complete[: len(complete) // 2], complete[len(complete) // 2 :][:-30]):
+        archive.write_bytes(data)
+        with pytest.raises(DataError, match=r"data\.zip: not a zip archive, or truncated.*Try"):
+            scanned(archive)
+
+
+@pytest.mark.parametrize(
+    "entry", ["../evil.jpg", "Train/../../evil.jpg", "/etc/evil", "C:/evil", "c:evil", "Train\\evil", "a//b", "./a"]
+)
+def test_zip_entry_that_points_outside_is_refused(tmp_path: Path, entry: str) -> None:
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as file:
+        file.writestr(entry, "x")
+    with pytest.raises(DataError) as caught:
+        open_folder_or_zip(tmp_path / "evil.zip", hint="")
+    assert str(caught.value).startswith(f"{tmp_path}/evil.zip: unsafe entry {entry!r}") and "Try" in str(caught.value)
+
+
+def test_damaged_zip_entry_is_a_fault(archive: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        info = file.getinfo("Train/Train/2/imgs/002.jpg")
+    data = bytearray(archive.read_bytes())
+    middle = info.header_offset + 30 + len(info.filename) + info.compress_size // 2
+    data[middle : middle + 4] = bytes(b ^ 0xFF for b in data[middle : middle + 4])
+    archive.write_bytes(data)
+    assert_only_fault(scanned(archive), f"{archive}/Train/Train/2/imgs/002.jpg", "damaged or unreadable zip entry")
+
+
+def test_encrypted_zip_entry_is_a_fault(archive: Path) -> None:
+    data = bytearray(archive.read_bytes())
+    name = b"Train/Train/2/imgs/002.jpg"
+    data[data.find(name) - 30 + 6] |= 1  # the flag in the local header, and in the central directory
+    data[data.rfind(name) - 46 + 8] |= 1
+    archive.write_bytes(data)
+    assert_only_fault(scanned(archive), f"{archive}/{name.decode()}", "encrypted")

@@ -1,0 +1,127 @@
+"""Data sets listed by a CSV manifest."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from features.errors import DataError
+from stage1_extract.datasets import scan
+from stage1_extract.datasets.clip import Catalogue
+from tests.dataset_helpers import assert_only_fault, data_config, noise_image
+
+HEADER = "path,sequence,frame,split"
+
+
+def scan_manifest(path: Path, header: str, *rows: str) -> Catalogue:
+    """Write a manifest and scan it."""
+    path.write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+    return scan(data_config("manifest", path, fps=7))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the images f/0.png … f/3.png."""
+    (tmp_path / "f").mkdir()
+    for i in range(4):
+        (tmp_path / f"f/{i}.png").write_bytes(noise_image(i, suffix=".png"))
+    return tmp_path
+
+
+def test_frames_are_ordered_and_all_labels_kept(folder: Path) -> None:
+    catalogue = scan_manifest(
+        folder / "m.csv",
+        "path,sequence,frame,split,speed,gap,left,top,right,bottom,x,y,fps",
+        "f/2.png,b,10,train,,,,,,,,,12.5",
+        "f/1.png,b,9,train,1.5,,1,2,3,4,20,-1,12.5",
+        f"{folder}/f/0.png,a,0,validation,3,4,,,,,,,",
+        "f/1.png,b,9,train,2.5,8,5,6,7,8,,,",
+        "f/3.png,b,2.5,train,,,,,,,,,",
+    )
+    assert catalogue.faults == ()
+    b, a = (clip.sequence for clip in catalogue.clips)
+    assert (b.id, b.split, b.length, b.fps, b.size) == ("b", "train", 3, 12.5, (32, 18))
+    assert (a.id, a.split, a.length, a.fps) == ("a", "validation", 1, 7.0)
+    first, second = b.labels
+    assert [first.frame, second.frame] == [1, 1]
+    assert [first.targets["speed"], second.targets["speed"]] == [1.5, 2.5]
+    assert math.isnan(first.targets["gap"]) and list(first.targets) == ["speed", "gap"]
+    assert (first.box, first.position) == ((1, 2, 3, 4), (20, -1))
+    assert (second.box, second.position) == ((5, 6, 7, 8), None)
+    images = catalogue.clips[0].source.read(0, 3)
+    for image, i in zip(images, (3, 1, 2), strict=True):
+        assert np.array_equal(image, cv2.imread(str(folder / f"f/{i}.png")))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("f/1.png,a,1,training,1,,,,,", "unknown split; expected one of train, validation, test; got 'training'"),
+        ("f/1.png,a,1,test,1,,,,,", "sequence a is in two splits; expected train; got test"),
+        ("f/1.png,a,one,train,1,,,,,", "frame is not a number"),
+        ("f/1.png,a,,train,1,,,,,", "no frame"),
+        (",a,1,train,1,,,,,", "no path"),
+        ("f/1.png,,1,train,1,,,,,", "no sequence"),
+        ("f/1.png,a,1,train,fast,,,,,", "speed is not a number; expected a finite number, or an empty cell"),
+        ("f/1.png,a,1,train,nan,,,,,", "speed is not a number"),
+        ("f/1.png,a,1,train,1,0,,,,", "wrong fps; expected more than 0"),
+        ("f/1.png,a,1,train,1,20,,,,", "wrong fps; expected 10.0, as above; got 20.0"),
+        ("f/1.png,a,1,train,1,,1,2,3,", "incomplete; expected all of left, top, right, bottom"),
+        ("f/1.png,a,1,train,1,,3,2,1,4", "not a box"),
+        ("f/1.png,a,0,train,1,,,,,", "two files for frame 0 of a; expected f/0.png; got f/1.png"),
+        ("f/1.png,a,1,train", "wrong number of cells; expected 10; got 4"),
+    ],
+)
+def test_wrong_row_is_a_fault_of_its_sequence(folder: Path, row: str, message: str) -> None:
+    header = f"{HEADER},speed,fps,left,top,right,bottom"
+    rows = ["f/0.png,a,0,train,1,10,,,,", row, "f/3.png,z,0,train,1,,,,,"]
+    if message.startswith("wrong fps; expected more"):
+        rows[0] = "f/0.png,a,0,train,1,,,,,"
+    catalogue = scan_manifest(folder / "m.csv", header, *rows)
+    assert_only_fault(catalogue, f"{folder}/m.csv, line 3: {message}")
+    assert "z" in [clip.sequence.id for clip in catalogue.clips]
+
+
+def test_missing_frame_and_frame_of_another_size_are_faults(folder: Path) -> None:
+    rows = ("f/0.png,a,0,train", "f/9.png,a,1,train")
+    assert_only_fault(scan_manifest(folder / "m.csv", HEADER, *rows), folder / "f/9.png", "no such file")
+    (folder / "f/9.png").write_bytes(noise_image(9, (40, 18)))
+    assert_only_fault(scan_manifest(folder / "m.csv", HEADER, *rows), folder / "f/9.png", "got 40x18")
+
+
+def test_manifest_without_rows_or_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    with pytest.raises(DataError, match=r"m\.csv: no rows.*Try"):
+        scan_manifest(path, HEADER)
+    with pytest.raises(DataError, match=r"m\.csv: no column sequence; .*Try: set data\.path"):
+        scan_manifest(path, "path,frame,split")
+    path.unlink()
+    with pytest.raises(DataError, match=r"m\.csv: no such file"):
+        scan(data_config("manifest", path))
+
+
+@pytest.mark.parametrize(
+    ("scene", "column", "length", "size"),
+    [
+        ("kitti_lead_car", "relative_velocity_mps", 78, (1242, 375)),
+        ("kitti_odometry", "ego_speed_mps", 51, (1226, 370)),
+    ],
+)
+def test_real_kitti_scene(
+    real: Path, tmp_path: Path, scene: str, column: str, length: int, size: tuple[int, int]
+) -> None:
+    with (real / scene / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [f"{real / scene}/frames/{row['frame']},{scene},{i},train,{row[column]}" for i, row in enumerate(rows)]
+    catalogue = scan_manifest(tmp_path / "kitti.csv", f"{HEADER},{column}", *lines)
+    assert catalogue.faults == ()
+    (clip,) = catalogue.clips
+    assert (clip.sequence.length, clip.sequence.size) == (length, size)
+    assert [label.targets[column] for label in clip.sequence.labels] == [float(row[column]) for row in rows]
+    (image,) = clip.source.read(length - 1, length)
+    assert image.shape == (size[1], size[0], 3)

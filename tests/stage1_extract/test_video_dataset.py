@@ -1,0 +1,241 @@
+"""The video data set, with real videos written by OpenCV."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from features._common.types import Image
+from features.errors import DataError
+from stage1_extract.datasets import scan
+from stage1_extract.datasets.clip import Catalogue
+from stage1_extract.datasets.video import Video, split_of
+from tests.dataset_helpers import assert_only_fault, data_config
+
+
+def write_video(
+    path: Path, frames: int = 30, codec: str = "mp4v", size: tuple[int, int] = (64, 48), fps: float = 12.0
+) -> Path:
+    """Write a video whose frame i has the grey level 8·i, so that a frame's mean tells its number."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, size)  # type: ignore[attr-defined]
+    assert writer.isOpened()
+    for i in range(frames):
+        writer.write(np.full((size[1], size[0], 3), 8 * i, np.uint8))
+    writer.release()
+    return path
+
+
+def write_speeds(path: Path, count: int = 30) -> Path:
+    path.write_text("".join(f"{i / 10}\n" for i in range(count)))
+    return path
+
+
+def scan_videos(path: Path, **settings: Any) -> Catalogue:
+    return scan(data_config("video", path, **settings), threads=2)
+
+
+def number(image: Image) -> int:
+    """The number of a frame written by `write_video`."""
+    return round(float(image.mean()) / 8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """train.mp4 and train.txt, as in comma.ai's speed challenge."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write_video(folder / "train.mp4")
+    write_speeds(folder / "train.txt")
+    return folder
+
+
+@pytest.fixture
+def openings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The videos that were opened to be read; the test may clear it."""
+    openings: list[Path] = []
+    open_video = Video._open
+
+    def recorded(video: Video) -> cv2.VideoCapture:
+        openings.append(video.path)
+        return open_video(video)
+
+    monkeypatch.setattr(Video, "_open", recorded)
+    return openings
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.avi", "MJPG"), ("a.mp4", "mp4v"), ("a.mkv", "mp4v")])
+def test_frames_labels_and_rate(tmp_path: Path, name: str, codec: str) -> None:
+    file = write_video(tmp_path / name, codec=codec)
+    write_speeds(tmp_path / "a.txt")
+    (tmp_path / "notes.md").write_text("not a video")
+    for path in (file, tmp_path):
+        catalogue = scan_videos(path)
+        assert catalogue.faults == ()
+        (clip,) = catalogue.clips
+        s = clip.sequence
+        assert (s.id, s.split, s.length, s.fps, s.size) == ("a", "train", 30, 12.0, (64, 48))
+        assert s.digest == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert [(x.frame, x.targets["ego_speed"]) for x in s.labels] == [(i, i / 10) for i in range(30)]
+        assert not clip.source.parallel
+        images = list(clip.source.read(0, 30))
+        assert [number(image) for image in images] == list(range(30))
+        assert images[0].shape == (48, 64, 3) and images[0].dtype == np.uint8
+
+
+def test_segments_split_frames_and_labels(folder: Path) -> None:
+    clips = scan_videos(folder, segment=12).clips
+    sequences = [clip.sequence for clip in clips]
+    assert [s.id for s in sequences] == ["train/00000-00011", "train/00012-00023", "train/00024-00029"]
+    assert [s.length for s in sequences] == [12, 12, 6] and len({s.digest for s in sequences}) == 3
+    assert [(x.frame, x.targets["ego_speed"]) for x in sequences[1].labels] == [(i, (12 + i) / 10) for i in range(12)]
+    assert [s.digest for s in sequences] == [clip.sequence.digest for clip in scan_videos(folder, segment=12).clips]
+    for start, clip in zip((0, 12, 24), clips, strict=True):
+        images = list(clip.source.read(0, clip.sequence.length))
+        assert [number(image) for image in images] == list(range(start, start + len(images)))
+
+
+def test_frames_are_exact_in_any_order(folder: Path) -> None:
+    first, second, third = (clip.source for clip in scan_videos(folder, segment=12).clips)
+    assert [number(image) for image in third.read(2, 5)] == [26, 27, 28]
+    assert [number(image) for image in first.read(3, 5)] == [3, 4]
+    a, b = first.read(0, 3), second.read(0, 3)  # two readers in turn share one capture
+    assert [number(next(reader)) for reader in (a, b, a, b, a, b)] == [0, 12, 1, 13, 2, 14]
+
+
+def test_threads_share_a_video(folder: Path) -> None:
+    clips = scan_videos(folder, segment=5).clips
+    with ThreadPoolExecutor(4) as pool:
+        numbers = list(pool.map(lambda clip: [number(image) for image in clip.source.read(0, 5)], clips * 2))
+    assert numbers == [list(range(i, i + 5)) for i in range(0, 30, 5)] * 2
+
+
+def test_reading_on_opens_the_video_once(folder: Path, openings: list[Path]) -> None:
+    clips = scan_videos(folder, segment=12).clips
+    openings.clear()
+    for clip in clips:
+        for start in range(0, clip.sequence.length, 4):
+            list(clip.source.read(start, min(start + 4, clip.sequence.length)))
+    assert len(openings) == 1
+
+
+def test_name_of_a_video_tells_its_split() -> None:
+    expected = {"train": "train", "2024-03-01": "train", "val_3": "validation", "Validation": "validation"}
+    assert {stem: split_of(stem) for stem in expected} == expected
+    assert split_of("test") == "test"
+
+
+def test_only_a_test_video_may_lack_labels(folder: Path) -> None:
+    write_video(folder / "test.mp4", 5)
+    catalogue = scan_videos(folder)
+    assert catalogue.faults == () and [clip.sequence.id for clip in catalogue.clips] == ["test", "train"]
+    assert catalogue.clips[0].sequence.labels == ()
+    (folder / "train.txt").unlink()
+    path = folder / "train.mp4"
+    assert_only_fault(scan_videos(path), path, "no labels; expected train.txt or train.csv beside it")
+
+
+def test_labels_in_a_table(folder: Path) -> None:
+    (folder / "train.txt").unlink()
+    table = folder / "train.csv"
+    table.write_text("ego_speed,yaw\n" + "".join(f"{i},\n" for i in range(29)) + ",0.5\n")
+    labels = scan_videos(folder).clips[0].sequence.labels
+    assert [label.frame for label in labels] == list(range(30)) and labels[29].targets["yaw"] == 0.5
+    assert labels[3].targets["ego_speed"] == 3 and math.isnan(labels[3].targets["yaw"])
+    table.write_text("frame,vx,vy,left,top,right,bottom\n7,1,2,3,4,5,6\n2,0,0,,,,\n7,3,4,,,,\n")
+    first, second, third = scan_videos(folder).clips[0].sequence.labels
+    assert (first.frame, second.frame, third.frame) == (2, 7, 7)
+    assert second.targets == {"vx": 1, "vy": 2} and second.box == (3, 4, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("train.txt", b"1\n" * 29, ": 29 labels for 30 frames; expected 30 labels; got 29"),
+        ("train.txt", b"1\n" * 31, ": 31 labels for 30 frames"),
+        ("train.txt", b"", ": 0 labels for 30 frames"),
+        ("train.txt", b"fast\n" + b"1\n" * 28 + b"nan\n", ", line 1: not a number; expected a finite number"),
+        ("train.txt", b"\xff\xfe1", ": not text"),
+        ("train.csv", b"ego_speed\n" + b"1\n" * 29, ": 29 labels for 30 frames"),
+        ("train.csv", b"ego_speed\n" + b"1\n" * 29 + b"x\n", ", line 31: ego_speed is not a number"),
+        ("train.csv", b"frame,ego_speed\n30,1\n", ", line 2: no such frame; expected 0 … 29; got '30'"),
+        ("train.csv", b"frame,ego_speed\n1.5,1\n", ", line 2: no such frame"),
+        ("train.csv", b"frame,ego_speed\n,1\n", ", line 2: no such frame; expected 0 … 29; got ''"),
+        ("train.csv", b"ego_speed,ego_speed\n", ": bad header"),
+    ],
+)  # fmt: skip
+def test_wrong_labels_are_a_fault(folder: Path, name: str, data: bytes, message: str) -> None:
+    (folder / "train.txt").unlink()
+    (folder / name).write_bytes(data)
+    catalogue = scan_videos(folder)
+    assert_only_fault(catalogue, folder / name, message)
+    assert not catalogue.clips
+
+
+def test_two_label_files_are_a_fault(folder: Path) -> None:
+    (folder / "train.csv").write_text("ego_speed\n")
+    message = "two label files; expected one; got train.txt and train.csv"
+    assert_only_fault(scan_videos(folder), folder / "train.mp4", message)
+
+
+def test_second_video_of_the_same_name_is_a_fault(folder: Path) -> None:
+    write_video(folder / "train.avi", codec="MJPG")
+    catalogue = scan_videos(folder)
+    assert len(catalogue.clips) == 1
+    assert_only_fault(catalogue, f"{folder}/train.mp4: two videos named train")
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5])  # an mp4's index is at its end
+def test_file_that_is_no_complete_video_is_a_fault(folder: Path, part: float) -> None:
+    path = folder / "train.mp4"
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+    assert_only_fault(scan_videos(folder), path, "not a video that OpenCV can open")
+
+
+def test_readable_frames_of_a_truncated_video_are_counted(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "b.avi", codec="MJPG")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 4 // 5])  # its header still says 30
+    write_speeds(tmp_path / "b.txt")
+    (line,) = scan_videos(path).faults
+    frames = int(line.split(" labels for ")[1].split(" ")[0])
+    assert line.startswith(f"{tmp_path}/b.txt: 30 labels for") and 1 < frames < 30
+    write_speeds(tmp_path / "b.txt", frames)
+    assert [number(image) for image in scan_videos(path).clips[0].source.read(0, frames)] == list(range(frames))
+
+
+def test_video_that_changes_after_the_scan_is_refused(folder: Path, openings: list[Path]) -> None:
+    source = scan_videos(folder).clips[0].source
+    write_video(folder / "train.mp4", 10)
+    with pytest.raises(DataError, match=r"train\.mp4: ends early; expected 30 frames; got no frame 10"):
+        list(source.read(0, 30))
+    openings.clear()
+    for start in range(10, 30, 5):  # frames beyond the end are refused without reading the video again
+        with pytest.raises(DataError, match="got no frame 10"):
+            list(source.read(start, start + 5))
+    assert openings == [] and number(next(source.read(9, 10))) == 9
+    write_video(folder / "train.mp4", size=(80, 48))
+    with pytest.raises(DataError, match=r"train\.mp4: frame 0 has another size; expected 64x48; got 80x48"):
+        list(source.read(0, 30))
+
+
+def test_frames_of_a_stream_without_header_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "test.mjpeg"
+    images = [np.full((48, 64, 3), 8 * i, np.uint8) for i in range(30)]
+    path.write_bytes(b"".join(bytes(cv2.imencode(".jpg", image)[1]) for image in images))
+    assert not 1 <= cv2.VideoCapture(str(path), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT) < 2**31
+    (clip,) = scan_videos(path).clips
+    assert clip.sequence.length == 30
+    assert [number(image) for image in clip.source.read(0, 30)] == list(range(30))
+
+
+def test_path_without_videos_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere: no such video or folder\. Try"):
+        scan_videos(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"no videos; expected files ending in .*\.mp4.*Try"):
+        scan_videos(tmp_path)
