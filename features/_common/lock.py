@@ -15,17 +15,21 @@ from features.errors import StoreError
 
 
 @contextmanager
-def exclusive_write_lock(store: Path) -> Iterator[None]:
+def exclusive_write_lock(store: Path, timeout: float = 0) -> Iterator[None]:
     """Hold the store's write lock during the block. The operating system releases it if the process dies.
 
+    Args:
+        store: the file to lock.
+        timeout: seconds to wait for another process that holds the lock.
+
     Raises:
-        StoreError: another process holds the lock; names the process, its host and the time.
+        StoreError: another process still holds the lock; names the process, its host and the time.
     """
     store.parent.mkdir(parents=True, exist_ok=True)
     holder = store.with_name(f"{store.name}.lock.holder")
     lock = FileLock(store.with_name(f"{store.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=timeout)
     except Timeout:
         writer = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
         raise StoreError(f"{store}: already being written by {writer}", hint="wait for it to end, or stop it") from None

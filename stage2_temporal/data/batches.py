@@ -1,4 +1,4 @@
-"""Batches for Keras from the store: shuffled with a seed, read by the chunk, in memory only where it fits."""
+"""Batches for Keras from a store: shuffled by a seed, and in memory where the frames fit."""
 
 from __future__ import annotations
 
@@ -11,75 +11,75 @@ from numpy.typing import NDArray
 from features.errors import FramebankError
 from features.store import Store
 
-ROWS_PER_READ = 256  # rows read at a time when everything is taken into memory
+ROWS_PER_READ = 256
 
 
 class FrameReader:
-    """Windows of one stream.
+    """Reads windows of one stream.
 
-    Where the needed rows fit into `memory_gb` they are read once, in the store's order and type, and held; else each
-    call reads the rows it needs, each once.
+    If the rows that windows need fit into `memory_gb`, they are read once, in the store's order and type, and kept in
+    memory. Otherwise each call reads the rows that it needs, each once.
 
     Args:
         store: an open store.
-        rows: every row that will be asked for, in any order and shape.
-        memory_gb: what may be held, in 10⁹ bytes.
+        rows: every row that windows will need, in any shape.
+        memory_gb: how much memory to use at most, in 10⁹ bytes.
         stream: name of the stream.
 
     Attributes:
-        held: whether the rows are held in memory.
-        held_bytes: what they take there.
-        reads: rows read from the store so far.
+        in_memory: whether the rows are in memory.
+        bytes_in_memory: what they take there.
+        rows_read: number of rows read from the store so far.
     """
 
     def __init__(self, store: Store, rows: NDArray[np.int64], memory_gb: float, stream: str = "appearance") -> None:
-        self.store, self.stream, self.reads = store, stream, 0
+        self.store, self.stream, self.rows_read = store, stream, 0
         info = store.streams[stream]
         self._rows = np.unique(rows)
         size = len(self._rows) * int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize
-        self.held = size <= memory_gb * 1e9
-        self.held_bytes = size if self.held else 0
-        if self.held:
+        self.in_memory = size <= memory_gb * 1e9
+        self.bytes_in_memory = size if self.in_memory else 0
+        if self.in_memory:
             self._frames = np.empty((len(self._rows), *info.shape), info.dtype)
             for start in range(0, len(self._rows), ROWS_PER_READ):
                 self._frames[start : start + ROWS_PER_READ] = self._read(self._rows[start : start + ROWS_PER_READ])
 
     def windows(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """(n, T) rows → (n, T, h, w, c) in the stored type.
+        """Read windows (n, T) → (n, T, h, w, c) in the stored type.
 
         Raises:
-            StoreError: a frame that cannot be read.
+            StoreError: a frame cannot be read.
         """
-        if self.held:
-            chosen: NDArray[Any] = self._frames[np.searchsorted(self._rows, rows)]
-            return chosen
-        unique, back = np.unique(rows, return_inverse=True)
-        return self._read(unique)[back.reshape(rows.shape)]
+        if self.in_memory:
+            windows: NDArray[Any] = self._frames[np.searchsorted(self._rows, rows)]
+            return windows
+        unique, inverse = np.unique(rows, return_inverse=True)
+        return self._read(unique)[inverse.reshape(rows.shape)]
 
     def _read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        self.reads += len(rows)
+        self.rows_read += len(rows)
         return self.store.read(self.stream, rows)
 
 
 class WindowReader(Protocol):
-    """Gives what a model takes for some examples."""
+    """Reads a model's inputs for some examples."""
 
     def windows(self, rows: NDArray[np.int64]) -> Any:
-        """An array, or a dictionary of arrays by the model's input names, first axis = `rows`' first."""
+        """Return an array, or a dictionary of arrays by the model's input names; first axis as in `rows`."""
 
 
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]
-    """Batches of windows and targets; a thread of Keras' reads ahead.
+    """Batches of windows and targets, for one call of `fit` or `predict`.
 
     Args:
-        reader: where windows come from.
-        rows: (n, …) what it is asked for, an example each.
-        targets: (n, K) their targets; None gives windows alone, to predict.
-        batch: examples a batch.
-        seed: shuffles anew each epoch; None keeps the order.
+        reader: reads the windows.
+        rows: (n, …) what the reader is given, one entry per example.
+        targets: (n, K) targets; None makes batches of windows alone, to predict.
+        batch: examples per batch.
+        seed: for shuffling in each epoch; None keeps the order.
 
     Attributes:
-        fault: what the user can mend and went wrong while reading; TensorFlow hides it in an error of its own.
+        fault: the user's error, if any, that reading raised; TensorFlow hides it in an error of its own.
     """
 
     def __init__(
@@ -91,7 +91,8 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self._reader, self._rows, self._batch, self._seed = reader, rows, batch, seed
+        self._reader: WindowReader | None = reader
+        self._rows, self._batch, self._seed = rows, batch, seed
         self._targets = None if targets is None else targets.astype(np.float32)
         self._order, self._epoch = np.arange(len(rows)), 0
         self.fault: FramebankError | None = None
@@ -100,6 +101,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         return -(-len(self._rows) // self._batch)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
+        assert self._reader is not None
         chosen = self._order[index * self._batch : (index + 1) * self._batch]
         try:
             windows = self._reader.windows(self._rows[chosen])
@@ -109,7 +111,15 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         return (windows,) if self._targets is None else (windows, self._targets[chosen])
 
     def on_epoch_begin(self) -> None:
-        """Draw this epoch's order, which depends on the seed and the epoch alone."""
+        """Draw the epoch's order, which depends only on the seed and the epoch."""
         if self._seed is not None:
             self._order = np.random.default_rng((self._seed, self._epoch)).permutation(len(self._rows))
         self._epoch += 1
+
+    def close(self) -> None:
+        """Release the reader and its frames.
+
+        TensorFlow keeps every data set that it was given as long as the process lives (2.21), so a sweep's worker would
+        otherwise keep the maps of all its runs.
+        """
+        self._reader = None

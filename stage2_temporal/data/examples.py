@@ -1,10 +1,7 @@
-"""Inputs: examples together with the store their frames lie in; the X of every head.
+"""Examples: what heads take as X. Windows of a store's frames, read when a head needs them, or a plain array.
 
-    X, y, groups = inputs("stores/sample.h5", config)
-    GridSearchCV(Ridge(), {"alpha": [1, 10]}, cv=GroupKFold(5)).fit(X, y, groups=groups)
-
-Nothing is read before a head asks for it, and slices share what is held in memory. A pickled copy opens the store by
-its path again.
+X, y, groups = load_examples("stores/sample.h5", config)
+GridSearchCV(Ridge(), {"alpha": [1, 10]}, cv=GroupKFold(5)).fit(X, y, groups=groups)
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.types import Floats
+from features._common.types import Floats, Tensor
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.sequences import Camera
@@ -31,98 +28,112 @@ from stage2_temporal.data.time_augmentation import augment_windows
 
 
 class StoreSource:
-    """A store by its path: opened when first read, with the frames of some windows held where they fit.
+    """A store that is opened when something is first read from it, and frames of it in memory where they fit.
+
+    A pickled copy holds no frames and opens the store by its path again.
 
     Args:
-        rows: every row that windows will ask for.
-        memory_gb: what all streams together may hold, in 10⁹ bytes.
+        path: the store.
+        rows: every row of the store's frame axis that windows will need, in any shape.
+        memory_gb: how much all streams together may take in memory, in 10⁹ bytes.
     """
+
+    _store: Store | None
+    _file_id: tuple[int, int]  # device and inode of the open file
+    _readers: dict[str, FrameReader]
+    _tracks: dict[tuple[int, int], Track | None]
 
     def __init__(self, path: Path | str, rows: NDArray[np.int64], memory_gb: float = 4.0) -> None:
         self.path, self.rows, self.memory_gb = Path(path).absolute(), np.unique(rows), memory_gb
-        self.forget()
-
-    _store: Store | None
-    _opened: tuple[int, int]
-    _readers: dict[str, FrameReader]
-    _tracks: dict[tuple[int, int], Track | None]
+        self.close()
 
     @property
     def store(self) -> Store:
         """The open store."""
         if self._store is None:
-            found = self.path.stat()
-            self._store, self._opened = Store(self.path), (found.st_dev, found.st_ino)
+            stat = self.path.stat()
+            self._store, self._file_id = Store(self.path), (stat.st_dev, stat.st_ino)
         return self._store
 
-    def renew(self) -> bool:
-        """Open the file anew where another one has taken its place since; whether it has."""
-        found = self.path.stat()
-        if (found.st_dev, found.st_ino) == self._opened:
+    def close(self) -> None:
+        """Forget the file and all frames; the next read opens whatever lies at the path by then."""
+        self._store, self._file_id, self._readers, self._tracks = None, (-1, -1), {}, {}
+
+    def reopen_if_replaced(self) -> bool:
+        """Close the file if another one lies at its path by now; return whether it does."""
+        stat = self.path.stat()
+        if (stat.st_dev, stat.st_ino) == self._file_id:
             return False
-        self.forget()
+        self.close()
         return True
 
     def reader(self, stream: str) -> FrameReader:
-        """What reads a stream's windows."""
+        """Return the reader of a stream."""
         if stream not in self._readers:
-            held = sum(r.held_bytes for r in self._readers.values())
-            self._readers[stream] = FrameReader(self.store, self.rows, self.memory_gb - held / 1e9, stream)
+            used = sum(reader.bytes_in_memory for reader in self._readers.values())
+            self._readers[stream] = FrameReader(self.store, self.rows, self.memory_gb - used / 1e9, stream)
         return self._readers[stream]
 
-    def cover(self, rows: NDArray[np.int64]) -> None:
-        """Take more rows in among those that windows will ask for."""
+    def add_rows(self, rows: NDArray[np.int64]) -> None:
+        """Add rows that windows will need."""
         if not np.isin(rows, self.rows).all():
             self.rows, self._readers = np.union1d(self.rows, rows), {}
 
     def track(self, sequence: int, label: int) -> Track | None:
-        """The path of the vehicle a label is about."""
+        """Return the track of the vehicle that a label describes; None if there is none."""
         if (sequence, label) not in self._tracks:
             self._tracks[sequence, label] = self.store.track(sequence, label)
         return self._tracks[sequence, label]
-
-    def forget(self) -> None:
-        """Let go of the file and of all that is held; the next read opens what then lies at the path."""
-        self._store, self._opened, self._readers, self._tracks = None, (-1, -1), {}, {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "rows": self.rows, "memory_gb": self.memory_gb}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.forget()
+        self.close()
 
 
 class HeadInputs(Protocol):
-    """What heads see of their X: `StoreExamples`, or `ArrayExamples` around a plain array."""
+    """What heads need from their X: `StoreExamples`, or `ArrayExamples` around a plain array."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Any) -> HeadInputs:
-        """The examples that a mask, a slice or an array of indices chooses."""
+        """Select examples by a mask, a slice or an array of indices."""
 
     def window(self, stream: str) -> tuple[int, ...]:
-        """Shape of one example of a stream: T and the shape of an entry."""
+        """Return the shape of one example of a stream: (T, h, w, c) of maps, (T, F) of vectors."""
 
     def stream(self, name: str) -> NDArray[Any]:
-        """(n, T, …) in the stored type."""
+        """Read a stream: (n, T, …) in the stored type."""
 
     def top(self) -> TopRecord | None:
-        """The unfrozen layers above the stream `appearance`."""
+        """Return the unfrozen layers above the stream `appearance`; None if there are none."""
 
     @property
     def groups(self) -> NDArray[np.int64]:
-        """(n,) the sequence of each example: none of them may stand on both sides of a split."""
+        """(n,) index of each example's sequence. No sequence may be on both sides of a split."""
 
 
 class StoreExamples:
-    """Examples and where their streams come from.
+    """Windows of a store's frames, each with a label: the X that heads take in `fit` and `predict`.
 
-    Indexing by an array, a mask or a slice gives Inputs again, as scikit-learn's splitters want it.
+    It has a length and is indexed like an array of n examples, as scikit-learn's splitters and searches do. Features
+    are read from the store only when a head asks for them, and slices share the frames that are in memory.
+
+    Make one with `load_examples`:
+
+    >>> X, y, groups = load_examples("tests/data/format1.h5", splits=("train", "validation"))
+    >>> X
+    StoreExamples(3 windows of 8 frames in format1.h5)
+    >>> X[groups != 1].window("appearance")  # frames, height, width and channels of one example
+    (8, 3, 5, 7)
+    >>> X[:2].stream("appearance").shape
+    (2, 8, 3, 5, 7)
 
     Args:
         source: the store.
-        examples: what is asked for; their rows are among the source's.
+        examples: which windows; their rows are among the source's.
     """
 
     def __init__(self, source: StoreSource, examples: Examples) -> None:
@@ -132,14 +143,17 @@ class StoreExamples:
         return len(self.examples)
 
     def __getitem__(self, index: Any) -> StoreExamples:
+        """Select examples by a mask, a slice or an array of indices."""
         if isinstance(index, tuple):  # scikit-learn asks for X[indices, ...]
             index = index[0]
         if isinstance(index, int | np.integer):
-            raise TypeError("one example is no Inputs; ask for a slice, a mask or an array of indices")
+            raise TypeError(
+                f"one index selects no examples. Try: X[{index}:{index + 1}], a mask or an array of indices"
+            )
         return StoreExamples(self.source, self.examples[index])
 
     def __repr__(self) -> str:
-        return f"Inputs({len(self)} windows of {self.examples.rows.shape[1]} frames in {self.source.path})"
+        return f"StoreExamples({len(self)} windows of {self.examples.rows.shape[1]} frames in {self.source.path.name})"
 
     @property
     def shape(self) -> tuple[int]:
@@ -153,22 +167,22 @@ class StoreExamples:
 
     @property
     def fps(self) -> Floats:
-        """(n,) frames a second of each example's sequence."""
+        """(n,) frames per second of each example's sequence."""
         return np.array([self.source.store.sequences[s].fps for s in self.groups.tolist()])
 
     @property
     def times(self) -> Floats:
-        """(n, T) seconds from the window's last frame, at most 0 (a window that runs backwards: at least 0)."""
+        """(n, T) seconds of each frame from the window's last one: at most 0, or at least 0 in a reversed window."""
         rows = self.examples.rows
         return (rows - rows[:, -1:]) / self.fps[:, None]
 
     @property
     def cameras(self) -> list[Camera | None]:
-        """Each example's camera, where its sequence knows one."""
+        """The camera of each example's sequence, None where it is unknown."""
         return [self.source.store.sequences[s].camera for s in self.groups.tolist()]
 
     def info(self, stream: str) -> StreamInfo:
-        """A stream's shape, type and origin.
+        """Return shape, type and origin of a stream.
 
         Raises:
             ConfigError: the store has no such stream.
@@ -184,55 +198,58 @@ class StoreExamples:
         return streams[stream]
 
     def window(self, stream: str) -> tuple[int, ...]:
-        """Shape of one example of a stream: T and the shape of an entry."""
+        """Return the shape of one example of a stream: (T, h, w, c) of maps, (T, F) of vectors."""
         return (self.examples.rows.shape[1], *self.info(stream).shape)
 
     def stream(self, name: str) -> NDArray[Any]:
-        """(n, T, …) in the stored type.
+        """Read a stream: (n, T, …) in the stored type.
 
         Raises:
-            StoreError: a frame that cannot be read.
+            ConfigError: the store has no such stream.
+            StoreError: a frame cannot be read.
         """
         return self.read(name, self.examples.rows)
 
     def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Entries of a stream for rows (n, m) that occur in the source's windows: (n, m, …) in the stored type."""
+        """Read rows (n, m) of a stream: (n, m, …) in the stored type. They must be among the source's rows."""
         self.info(name)
         return self.source.reader(name).windows(rows)
 
-    def retimed(self, options: TrainConfig) -> tuple[StoreExamples, NDArray[np.int64], Floats]:
-        """These windows and all that `[train] reverse`, `shift` and `strides` make of them.
+    def augmented(self, options: TrainConfig) -> tuple[StoreExamples, NDArray[np.int64], Floats]:
+        """Add what `[train] reverse`, `shift` and `strides` make of these windows.
 
         Returns:
-            Inputs; which example each was made of; what its targets (·, K) are multiplied by.
+            m examples, these windows first; (m,) the index of the window that each was made from; and (m, K) the
+            factors for its targets.
 
         Raises:
-            ConfigError: a target of which it is not known what then becomes of it.
+            ConfigError: it is not known how a target changes.
         """
-        found, store = self.examples, self.source.store
-        first = store.first[found.sequence]
-        last = first + np.array([store.sequences[s].length for s in found.sequence.tolist()], np.int64) - 1
-        made = augment_windows(found.rows, first, last, found.columns, options)
-        self.source.cover(made.rows)
-        examples = replace(found[made.of], rows=made.rows, start=made.rows[:, 0] - first[made.of])
-        return StoreExamples(self.source, examples), made.of, made.factor
+        examples, store = self.examples, self.source.store
+        first = store.first[examples.sequence]
+        last = first + np.array([store.sequences[s].length for s in examples.sequence.tolist()], np.int64) - 1
+        windows = augment_windows(examples.rows, first, last, examples.columns, options)
+        self.source.add_rows(windows.rows)
+        start = windows.rows[:, 0] - first[windows.origin]
+        examples = replace(examples[windows.origin], rows=windows.rows, start=start)
+        return StoreExamples(self.source, examples), windows.origin, windows.factor
 
     def top(self) -> TopRecord | None:
-        """The unfrozen layers above the stream `appearance`."""
+        """Return the unfrozen layers above the stream `appearance`; None if there are none."""
         return self.source.store.top()
 
     def tracks(self) -> tuple[Floats, Floats]:
-        """The annotated vehicle's box in each frame of the window.
+        """Return the box of each label's vehicle in all frames of its window.
 
         Returns:
-            boxes (n, T, 4) left, top, right, bottom in full-resolution px, NaN where lost or never tracked;
-            confidence (n, T), 0 where lost.
+            boxes (n, T, 4): left, top, right, bottom in full-resolution px, NaN where lost or never tracked;
+            confidence (n, T): 0 to 1, 0 where lost.
         """
-        found = self.examples
-        boxes = np.full((*found.rows.shape, 4), np.nan)
-        confidence = np.zeros(found.rows.shape)
-        frames = found.rows - self.source.store.first[found.sequence][:, None]
-        for i, (sequence, label) in enumerate(zip(found.sequence.tolist(), found.label.tolist(), strict=True)):
+        examples = self.examples
+        boxes = np.full((*examples.rows.shape, 4), np.nan)
+        confidence = np.zeros(examples.rows.shape)
+        frames = examples.rows - self.source.store.first[examples.sequence][:, None]
+        for i, (sequence, label) in enumerate(zip(examples.sequence.tolist(), examples.label.tolist(), strict=True)):
             track = self.source.track(sequence, label)
             if track is not None:
                 boxes[i], confidence[i] = track.boxes[frames[i]], track.confidence[frames[i]]
@@ -240,7 +257,16 @@ class StoreExamples:
 
 
 class ArrayExamples:
-    """A plain array as heads see it: (n, F) as one frame of vectors, (n, T, F), or maps (n, T, h, w, c)."""
+    """A plain array as the X of a head; each example counts as a sequence.
+
+    >>> ArrayExamples(np.zeros((20, 8, 1280))).window("appearance")
+    (8, 1280)
+    >>> ArrayExamples(np.zeros((20, 1280))).window("appearance")
+    (1, 1280)
+
+    Args:
+        values: maps (n, T, h, w, c), vectors (n, T, F), or one vector per example (n, F).
+    """
 
     def __init__(self, values: NDArray[Any]) -> None:
         self.values = values[:, None] if values.ndim == 2 else values
@@ -253,15 +279,15 @@ class ArrayExamples:
 
     @property
     def groups(self) -> NDArray[np.int64]:
-        """Each example is a sequence of its own."""
+        """(n,) a different number for each example."""
         return np.arange(len(self))
 
     def window(self, stream: str) -> tuple[int, ...]:
-        """Shape of one example, whatever the stream is called."""
+        """Return the shape of one example, whatever the stream is called."""
         return tuple(self.values.shape[1:])
 
     def stream(self, name: str) -> NDArray[Any]:
-        """(n, T, …)."""
+        """Return the array (n, T, …), whatever the stream is called."""
         return self.values
 
     def top(self) -> TopRecord | None:
@@ -270,14 +296,14 @@ class ArrayExamples:
 
 
 def as_head_inputs(X: Any) -> HeadInputs:
-    """X as heads see it."""
+    """Wrap X in `ArrayExamples` if it is an array."""
     if isinstance(X, StoreExamples | ArrayExamples):
         return X
     return ArrayExamples(np.asarray(X))
 
 
-def as_maps(values: Any) -> Any:
-    """(batch, T, h, w, c), a tensor's or an array's vectors (batch, T, F) as maps of one cell."""
+def as_maps(values: Tensor) -> Tensor:
+    """Turn vectors (batch, T, F) into maps of one cell (batch, T, 1, 1, F); maps stay as they are."""
     if len(values.shape) == 5:
         return values
     _, time, features = values.shape
@@ -287,25 +313,30 @@ def as_maps(values: Any) -> Any:
 def load_examples(
     path: Path | str, config: Config | None = None, splits: Sequence[str] = ("train",)
 ) -> tuple[StoreExamples, Floats, NDArray[np.int64]]:
-    """X, y and groups of a store's examples, for scikit-learn.
+    """Load the examples of a store for scikit-learn: X, y and groups.
+
+    >>> X, y, groups = load_examples("tests/data/format1.h5", splits=("train", "validation"))
+    >>> y.tolist(), groups.tolist()
+    ([[3.0], [9.0], [12.0]], [1, 3, 4])
 
     Args:
-        path: the store.
-        config: what to predict from which windows (`[data] target`, `[window]`, `[train] memory_gb`); default: the
-            defaults.
-        splits: which of the store's splits; only examples whose target is known.
+        path: a complete store.
+        config: what to predict from which windows (`[data] target`, `[window]`), how to split (`[train]`), and how much
+            memory to use (`[train] memory_gb`); default: the defaults.
+        splits: which splits; only examples with a known target are returned.
 
     Returns:
-        X, y (n, K) in the target's unit, and each example's sequence, so that a group-wise split never puts windows
-        of one sequence on both sides.
+        X: n examples, whose features are read when a head asks for them.
+        y: (n, K) targets in their unit, m/s for velocities.
+        groups: (n,) each example's sequence, for group-wise cross-validation: no windows of one sequence on both sides.
 
     Raises:
-        StoreError, ConfigError: see `read_task`.
+        StoreError: the store is incomplete.
+        ConfigError: no label has the target, no window fits into a sequence, or no example is left to train on.
     """
     config = config or Config()
     with Store(path) as store:
         task = read_task(config, store)
-    found = task.examples
-    chosen = found[np.isin(task.splits, splits) & found.known]
-    X = StoreExamples(StoreSource(path, found.rows, config.train.memory_gb), chosen)
-    return X, chosen.targets, X.groups
+    selected = task.examples[np.isin(task.splits, splits) & task.examples.known]
+    X = StoreExamples(StoreSource(path, task.examples.rows, config.train.memory_gb), selected)
+    return X, selected.targets, X.groups

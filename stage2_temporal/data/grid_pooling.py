@@ -1,4 +1,4 @@
-"""Streams of cells: a map's means over a grid, or how much each cell changed."""
+"""Derived streams of grid cells: the mean of each cell of a map, or how much each cell changed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from features.store import Store, StreamInfo
 from features.store_writer import StreamContent
 from features.streams import APPEARANCE
 from stage2_temporal.data.examples import as_maps
-from stage2_temporal.data.pooling import check_grid, grid_changes, grid_means
+from stage2_temporal.data.pooling import check_grid, pool_frames
 
-GRID_POOLING_VERSION = 1  # raise it whenever the same stream gives other numbers
-FRAMES_PER_BATCH = 64  # frames computed at a time
+GRID_POOLING_VERSION = 1  # increase it whenever the same stream gets other numbers
+FRAMES_PER_BATCH = 64
 
 
 @dataclass(frozen=True)
 class GridPooling:
-    """Cells' means (`lag` 0) or cells' changes over `lag` frames, of a stream."""
+    """Each frame's map of the stream `source`, averaged over a grid; with a lag above 0, its change over `lag` frames.
+
+    Attributes:
+        source: name of the stream whose maps are pooled.
+        grid: rows and columns.
+        lag: frames between the two maps that are compared; 0 averages the maps themselves.
+    """
 
     source: str
     grid: tuple[int, int]
@@ -29,7 +35,7 @@ class GridPooling:
 
     @property
     def name(self) -> str:
-        """Under which it lies in the store."""
+        """The stream's name in a store."""
         prefix = "" if self.source == APPEARANCE else f"{self.source}."
         cells = f"{self.grid[0]}x{self.grid[1]}"
         if not self.lag:
@@ -37,56 +43,45 @@ class GridPooling:
         return f"{prefix}change{cells}" + (f"lag{self.lag}" if self.lag > 1 else "")
 
     def info(self, store: Store) -> StreamInfo:
-        """Shape, type and origin in a store.
+        """Describe the stream as a store has it: shape, type and origin.
 
         Raises:
-            ConfigError: no such source, or a grid finer than its map.
+            ConfigError: the store has no such source, or the grid is finer than its maps.
         """
-        of = source_info(store, self.source, self.name)
-        height, width, channels = map_shape(of.shape)
+        source = source_info(store, self.source, self.name)
+        height, width, channels = (1, 1, *source.shape)[-3:]  # a vector counts as a map of one cell
         check_grid(self.grid, height, width)
         origin = {
             "derived": GRID_POOLING_VERSION,
-            "source": [store.fingerprint, self.source, of.fingerprint],
+            "source": [store.fingerprint, self.source, source.fingerprint],
             "grid": list(self.grid),
             "lag": self.lag,
         }
         return StreamInfo((self.grid[0] * self.grid[1] * channels,), "float32", origin)
 
     def batches(self, store: Store) -> Iterator[NDArray[np.float32]]:
-        """All frames of the store, in order; a sequence's first `lag` frames, which have nothing before, are 0."""
+        """Compute the stream for all frames of a store, in order; 0 where a sequence has no frame `lag` before."""
+        shape = self.info(store).shape
         for sequence, first in zip(store.sequences, store.first.tolist(), strict=True):
             for start in range(0, sequence.length, FRAMES_PER_BATCH):
                 stop = min(start + FRAMES_PER_BATCH, sequence.length)
-                before = min(self.lag, start)
-                rows = np.arange(first + start - before, first + stop)
-                maps = as_maps(store.read(self.source, rows).astype(np.float32)[None])
-                blank = min(self.lag - before, stop - start)
-                if not self.lag:
-                    made = grid_means(maps, self.grid)
-                elif maps.shape[1] > self.lag:
-                    made = grid_changes(maps, self.grid, self.lag)
-                else:
-                    yield np.zeros((blank, *self.info(store).shape), np.float32)
-                    continue
-                values = np.asarray(made, np.float32)[0]
-                yield np.concatenate([np.zeros((blank, values.shape[1]), np.float32), values]) if blank else values
+                rows = np.arange(first + max(start - self.lag, 0), first + stop)
+                values = np.zeros((stop - start, *shape), np.float32)
+                if len(rows) > self.lag:
+                    maps = as_maps(store.read(self.source, rows).astype(np.float32)[None])
+                    values[len(values) + self.lag - len(rows) :] = np.asarray(pool_frames(maps, self.grid, self.lag)[0])
+                yield values
 
     def stream(self, store: Store) -> StreamContent:
-        """What a store is extended by."""
+        """Return what is written into a store."""
         return StreamContent(self.info(store), batches=self.batches(store))
 
 
-def map_shape(entry: tuple[int, ...]) -> tuple[int, int, int]:
-    """(h, w, c) of a stream's entry, vectors as maps of one cell."""
-    return (1, 1, entry[0]) if len(entry) == 1 else (entry[0], entry[1], entry[2])
-
-
 def source_info(store: Store, source: str, name: str) -> StreamInfo:
-    """What a store says of the stream that the stream `name` is derived from.
+    """Describe the stream of a store from which the stream `name` is derived.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: the store does not have it.
     """
     if source not in store.streams:
         raise ConfigError(

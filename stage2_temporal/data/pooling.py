@@ -1,4 +1,8 @@
-"""Maps averaged to a grid of cells, and how much each cell changed: what pooled heads look at."""
+"""What pooled heads take from each frame: its map averaged over a grid of cells, and how much each cell changed.
+
+The same functions compute it everywhere: in a head's graph (`heads.pooled`), for the derived streams of a store
+(`grid_pooling`), and frame by frame for sliding windows (`sliding.frame_cache`).
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,56 @@ from features._common.types import Tensor
 from features.errors import ConfigError
 
 
+def feature_name(input_name: str, lag: int = 0) -> str:
+    """The name of a model's layer that outputs one input's features (lag 0) or their change over `lag` frames."""
+    return f"{input_name}.change{lag}" if lag else f"{input_name}.mean"
+
+
+def pool_frames(maps: Tensor, grid: tuple[int, int], lag: int = 0) -> Tensor:
+    """Average each map over a grid of cells or, with a lag, how much it changed.
+
+    The change is the mean of |map − map `lag` frames before| in each cell. The difference is taken before averaging:
+    texture that moves within a cell leaves the cell's mean as it is.
+
+    Args:
+        maps: (batch, T, h, w, c).
+        grid: rows and columns of the grid. Cells of a grid that does not divide the map overlap by a row or column.
+        lag: frames between the two maps that are compared; 0 averages the maps themselves.
+
+    Returns:
+        (batch, T − lag, rows · columns · c).
+
+    Raises:
+        ConfigError: the grid is finer than the map, or the window too short for the lag.
+    """
+    _, _, height, width, channels = maps.shape
+    check_grid(grid, height, width)
+    values = absolute_differences(maps, lag) if lag else maps
+    time, (rows, columns) = values.shape[1], grid
+    # keras.layers.AdaptiveAveragePooling2D refuses some grids inside a graph (3.15), so multiply by matrices instead
+    x = keras.ops.matmul(_averaging_matrix(height, rows), keras.ops.reshape(values, (-1, height, width * channels)))
+    x = keras.ops.matmul(_averaging_matrix(width, columns), keras.ops.reshape(x, (-1, rows, width, channels)))
+    return keras.ops.reshape(x, (-1, time, rows * columns * channels))
+
+
+def absolute_differences(values: Tensor, lag: int) -> Tensor:
+    """Compute |value − value `lag` frames before|: (batch, T, …) → (batch, T − lag, …).
+
+    Raises:
+        ConfigError: the window has no frame that many frames before.
+    """
+    if values.shape[1] <= lag:
+        raise ConfigError(
+            "the window is too short for difference features",
+            expected=f"a window of at least {lag + 1} frames",
+            got=values.shape[1],
+            hint=("--head.difference False" if lag == 1 else "smaller --head.lags") + ", or a larger --window.length",
+        )
+    return keras.ops.abs(values[:, lag:] - values[:, :-lag])
+
+
 def check_grid(grid: tuple[int, int], height: int, width: int) -> None:
-    """Refuse a grid finer than the map.
+    """Refuse a grid that is finer than the map.
 
     Raises:
         ConfigError: with the nearest grid that fits.
@@ -26,49 +78,8 @@ def check_grid(grid: tuple[int, int], height: int, width: int) -> None:
         )
 
 
-def grid_means(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maps (batch, T, h, w, c) → (batch, T, rows · columns · c), each cell the mean of its part of the map.
-
-    Cells of a grid that does not divide the map overlap by a row or column.
-    """
-    _, time, height, width, channels = maps.shape
-    rows, columns = grid
-    # keras.layers.AdaptiveAveragePooling2D refuses some grids inside a graph (3.15); averaging is a product anyway
-    x = keras.ops.matmul(averaging_matrix(height, rows), keras.ops.reshape(maps, (-1, height, width * channels)))
-    x = keras.ops.matmul(averaging_matrix(width, columns), keras.ops.reshape(x, (-1, rows, width, channels)))
-    return keras.ops.reshape(x, (-1, time, rows * columns * channels))
-
-
-def grid_changes(maps: Tensor, grid: tuple[int, int], lag: int = 1) -> Tensor:
-    """How much each cell changed over `lag` frames: (batch, T − lag, rows · columns · c).
-
-    The change is |map − map `lag` frames before|, taken before averaging: texture that moves through a cell leaves the
-    cell's average as it is.
-
-    Raises:
-        ConfigError: see `absolute_differences`.
-    """
-    return grid_means(absolute_differences(maps, lag), grid)
-
-
-def absolute_differences(values: Tensor, lag: int) -> Tensor:
-    """|value − value `lag` frames before|: (batch, T, …) → (batch, T − lag, …).
-
-    Raises:
-        ConfigError: the window has no frame so long before.
-    """
-    if values.shape[1] <= lag:
-        raise ConfigError(
-            "head.difference needs the frame before" if lag == 1 else "head.lags reach beyond the window",
-            expected=f"a window of at least {lag + 1} frames",
-            got=values.shape[1],
-            hint=("--head.difference False" if lag == 1 else "smaller --head.lags") + ", or a larger --window.length",
-        )
-    return keras.ops.abs(values[:, lag:] - values[:, :-lag])
-
-
-def averaging_matrix(size: int, cells: int) -> NDArray[np.float32]:
-    """(cells, size) matrix that averages `size` rows to `cells`.
+def _averaging_matrix(size: int, cells: int) -> NDArray[np.float32]:
+    """The (cells, size) matrix that averages `size` rows to `cells`.
 
     Cell i takes rows ⌊i · size / cells⌋ to ⌈(i + 1) · size / cells⌉ − 1, the bounds of PyTorch's adaptive pooling.
     """

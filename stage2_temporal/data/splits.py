@@ -1,4 +1,4 @@
-"""Which examples are trained on, which choose the epoch, and which are only predicted. Pure index arithmetic."""
+"""Splits: which examples a run trains on, which it validates on, and which it only predicts."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from sklearn.model_selection import GroupKFold
 from features.errors import ConfigError
 from features.windows import Examples
 
-STORED_VALIDATION = "validation-store"  # the store's validation split where `validation_split` makes another one
+STORED_VALIDATION = "validation-store"  # the store's validation split, if `validation_split` makes another one
 
 
 def name_splits(examples: Examples, validation_split: float) -> NDArray[np.str_]:
-    """(n,) each example's split in this run.
+    """Return each example's split in a run, (n,).
 
-    With `validation_split` the last part of the training examples, unshuffled, is `validation`, and the store's own
-    validation split becomes `validation-store`: it is predicted, but chooses nothing.
+    With a `validation_split` above 0, that share at the end of the training examples, unshuffled, is `validation`. The
+    store's own validation split is then named `validation-store`; it is predicted, but does not select the epoch.
 
     Raises:
-        ConfigError: no training example with a known target, or all of them in one sequence.
+        ConfigError: no training example has a known target, or all of them are in one sequence.
     """
     names = examples.split.astype("U32")
     train = np.flatnonzero((names == "train") & examples.known)
@@ -29,23 +29,23 @@ def name_splits(examples: Examples, validation_split: float) -> NDArray[np.str_]
         raise ConfigError(
             f"no example to train on: none in the train split has {', '.join(examples.columns)}",
             got=", ".join(f"{n} in {s}" for s, n in zip(*np.unique(names, return_counts=True), strict=True)),
-            hint="give sequences the split train in the data set, then make features",
+            hint="assign some sequences to the train split of the data set, then make features",
         )
     if validation_split > 0:
-        at = split_at(examples.sequence[train], validation_split)
+        border = split_at(examples.sequence[train], validation_split)
         names[names == "validation"] = STORED_VALIDATION
-        names[train[at:]] = "validation"
+        names[train[border:]] = "validation"
     return names
 
 
 def fold_splits(examples: Examples, folds: int, fold: int) -> NDArray[np.str_]:
-    """(n,) each example's split in one fold of a cross-validation.
+    """Return each example's split in one fold of a cross-validation, (n,).
 
     The store's training and validation examples are divided by sequence into `folds` parts of nearly equal size; part
-    `fold` is `validation`, the others are `train`. Test examples stay what they are.
+    `fold` is `validation`, the others are `train`. The test split stays as it is.
 
     Raises:
-        ConfigError: fewer than two folds, no such fold, or more folds than sequences with a known target.
+        ConfigError: fewer than two folds, a fold beyond them, or more folds than sequences with a known target.
     """
     names = examples.split.astype("U32")
     pool = np.isin(names, ("train", "validation"))
@@ -62,9 +62,7 @@ def fold_splits(examples: Examples, folds: int, fold: int) -> NDArray[np.str_]:
             hint="--train.folds N",
         )
     if not 0 <= fold < folds:
-        raise ConfigError(
-            "train.fold is none of the folds", expected=f"0 to {folds - 1}", got=fold, hint="--train.fold N"
-        )
+        raise ConfigError("train.fold is out of range", expected=f"0 to {folds - 1}", got=fold, hint="--train.fold N")
     parts = list(GroupKFold(folds).split(labelled, groups=sequence))
     names[pool] = "train"
     names[pool & np.isin(examples.sequence, sequence[parts[fold][1]])] = "validation"
@@ -72,21 +70,22 @@ def fold_splits(examples: Examples, folds: int, fold: int) -> NDArray[np.str_]:
 
 
 def split_at(sequence: NDArray[np.int64], validation_split: float) -> int:
-    """Where the held-out part begins: floor(n · (1 − validation_split)), as Keras' `fit` has it.
+    """Return the index of the first validation example: floor(n · (1 − validation_split)), as in Keras' `fit`.
 
-    Moved to the nearest border between sequences where it falls inside one, so that none stands on both sides.
+    If it falls inside a sequence, it is moved to the nearest border, so that no sequence is on both sides.
 
     Args:
-        sequence: (n,) each training example's sequence, in the order of training.
+        sequence: (n,) each training example's sequence, in order.
+        validation_split: share of the examples to validate on.
 
     Raises:
-        ConfigError: one sequence cannot be split.
+        ConfigError: there is only one sequence.
     """
-    wanted = math.floor(len(sequence) * (1 - validation_split))
+    border = math.floor(len(sequence) * (1 - validation_split))
     borders = np.flatnonzero(np.diff(sequence)) + 1
     if len(borders) == 0:
         raise ConfigError(
-            "train.validation_split cannot split one sequence: nothing of it may stand on both sides",
-            hint="more sequences (a video: --data.segment FRAMES, then make features), or --train.validation_split 0",
+            "train.validation_split cannot split one sequence, since its windows must all be on one side",
+            hint="--data.segment FRAMES to cut a video into several, then make features; or --train.validation_split 0",
         )
-    return int(borders[np.abs(borders - wanted).argmin()])
+    return int(borders[np.abs(borders - border).argmin()])

@@ -1,4 +1,4 @@
-"""The task: which examples a run trains on and is judged by. No TensorFlow here."""
+"""The task of a run: the examples that it trains on and is evaluated on. Does not load TensorFlow."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from stage2_temporal.data.splits import fold_splits, name_splits
 
 @dataclass(frozen=True)
 class Task:
-    """What a run trains on and is judged by.
+    """The examples that a run trains on and is evaluated on.
 
     Attributes:
-        examples: all examples, also those without a known target, which are only predicted.
+        examples: all examples; those without a known target are only predicted.
         splits: (n,) each example's split in this run.
         constant: (K,) mean of the training targets.
     """
@@ -34,12 +34,12 @@ class Task:
     constant: Floats
 
     def known(self, split: str) -> NDArray[np.int64]:
-        """Indices of a split's examples with known targets."""
+        """Return the indices of a split's examples with known targets."""
         return np.flatnonzero((self.splits == split) & self.examples.known)
 
     @property
     def labels(self) -> str:
-        """SHA-256 over what is to be predicted: runs with the same one are comparable, whatever they saw of it."""
+        """SHA-256 over the labels: runs with equal ones predict the same values, whatever features they use."""
         e = self.examples[self.examples.known]
         digest = hashlib.sha256("\n".join([*e.columns, *e.split.tolist()]).encode())
         for part in (e.targets, e.sequence, e.frame):
@@ -48,7 +48,7 @@ class Task:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the examples: two runs with the same one saw the same windows, targets and splits."""
+        """SHA-256 over the examples: runs with equal ones have the same windows, targets and splits."""
         e = self.examples
         digest = hashlib.sha256("\n".join([*e.columns, *self.splits.tolist()]).encode())
         for part in (e.rows, e.targets, e.position):
@@ -57,17 +57,17 @@ class Task:
 
 
 def read_task(config: Config, store: Store) -> Task:
-    """The examples a config makes of a store.
+    """List the examples that a config selects from a store.
 
     Raises:
-        StoreError: the store is not complete.
-        ConfigError: no label has the target, no window fits, or nothing is left to train on.
+        StoreError: the store is incomplete.
+        ConfigError: no label has the target, no window fits into a sequence, or no example is left to train on.
     """
     if not store.complete:
-        missing = f"{len(store.missing)} sequences are missing" if store.missing else "sequences are missing"
-        raise StoreError(f"{store.path}: not complete, {missing}", hint="make features")
+        count = f"{len(store.missing)} " if store.missing else ""
+        raise StoreError(f"{store.path}: incomplete, {count}sequences are missing", hint="make features")
     window = config.window
-    found = make_examples(
+    examples = make_examples(
         store.sequences,
         store.first,
         config.data.columns,
@@ -75,20 +75,19 @@ def read_task(config: Config, store: Store) -> Task:
         stride=window.stride,
         end=window.end,
     )
-    chosen = config.train
-    if chosen.folds:
-        splits = fold_splits(found, chosen.folds, chosen.fold)
+    if config.train.folds:
+        splits = fold_splits(examples, config.train.folds, config.train.fold)
     else:
-        splits = name_splits(found, chosen.validation_split)
-    train = found.targets[(splits == "train") & found.known]
-    return Task(found, splits, train.mean(axis=0))
+        splits = name_splits(examples, config.train.validation_split)
+    targets = examples.targets[(splits == "train") & examples.known]
+    return Task(examples, splits, targets.mean(axis=0))
 
 
 def check_recipe(config: Config, store: Store) -> None:
-    """Refuse a config that speaks of other features than the store holds: the run would lie about itself.
+    """Refuse a config whose features differ from the store's: the run's config would be wrong.
 
     Raises:
-        StoreError: names each setting with both values.
+        StoreError: some settings differ; lists each with both values.
     """
     recipe, cut = store.recipe, store.header.trunk.get("asked", {})
     stored = {
@@ -101,34 +100,34 @@ def check_recipe(config: Config, store: Store) -> None:
         "backbone": {"name": recipe.backbone, "preprocess": recipe.preprocess != "none", **cut},
         "extract": {"dtype": recipe.dtype},
     }
-    asked = config.model_dump()
-    differ = [
-        f"{section}.{key} {value!r} in the store, {asked[section][key]!r} asked for"
+    settings = config.model_dump()
+    differences = [
+        f"{section}.{key} {value!r} in the store, {settings[section][key]!r} in the config"
         for section, values in stored.items()
         for key, value in values.items()
-        if asked[section][key] != value
+        if settings[section][key] != value
     ]
-    if differ:
+    if differences:
         raise StoreError(
             f"{store.path}: holds other features than the config asks for",
-            got="; ".join(differ),
-            hint="make features with a STORE of its own, or leave these settings as they are in the store",
+            got="; ".join(differences),
+            hint="make features with another STORE, or give these settings the values in the store",
         )
 
 
-def store_origin(store: Store, wanted: Task, config: Config) -> dict[str, Any]:
-    """What metrics.json says of the store, and what two runs are compared by.
+def store_origin(store: Store, task: Task, config: Config) -> dict[str, Any]:
+    """Describe a run's store for metrics.json, where equal descriptions mean equal inputs.
 
-    Flow or tracks made anew by another version are another origin, for a run that looks at them.
+    Includes the versions of the streams and tracks that the head reads, which may be computed again.
     """
-    looks = {name: info.fingerprint for name, info in store.streams.items() if name in config.head.input_streams}
+    versions = {name: info.fingerprint for name, info in store.streams.items() if name in config.head.input_streams}
     if VEHICLE_COLUMNS.intersection(config.data.columns):
-        looks["tracks"] = json_digest(sorted(store.track_keys))
+        versions["tracks"] = json_digest(sorted(store.track_keys))
     return {
         "path": str(store.path),
         "fingerprint": store.fingerprint,
         "frames": store.frames,
         "sequences": len(store.sequences),
-        "examples": wanted.digest,
-        "streams": looks,
+        "examples": task.digest,
+        "streams": versions,
     }

@@ -1,6 +1,6 @@
-"""Windows at other times: the same scene backwards, a little earlier, or quicker, with the targets that then hold.
+"""Windows at other times, for training: the scene backwards, a little earlier, or faster, with adjusted targets.
 
-Frames are stored once, so that a window at another time is index arithmetic and costs no extraction.
+Frames are stored once per sequence, so a window at another time is index arithmetic and needs no extraction.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from numpy.typing import NDArray
 from features.config import TrainConfig
 from features.errors import ConfigError
 
-# what each target is multiplied by in a window that runs backwards. A car's own speed would have to become negative,
-# which no label of a forward drive ever is
-BACKWARDS = {"vx": -1.0, "vy": -1.0}
-SPEEDS = ("vx", "vy", "ego_speed")  # n times as large where frames lie n times as far apart
-STEADY = ("vx", "vy", "ego_speed")  # taken as the same all through a clip of a second or two
-WHERE = ("x", "y")  # as they are, however quickly the scene came there
+# The factor for each target in a reversed window. A car's own speed would become negative, which no label of a
+# forward drive is.
+REVERSED = {"vx": -1.0, "vy": -1.0}
+VELOCITIES = ("vx", "vy", "ego_speed")  # n times as large if frames are n times as far apart
+CONSTANT = ("vx", "vy", "ego_speed")  # assumed constant over a clip of a second or two
+POSITIONS = ("x", "y")  # the same however fast the scene moves
 
 
 @dataclass(frozen=True)
 class AugmentedWindows:
-    """Windows made of others.
+    """Windows made from others.
 
     Attributes:
         rows: (m, T) rows of the store's frame axis, in the order the head sees them.
-        of: (m,) which example each was made of.
-        factor: (m, K) what its targets are multiplied by.
+        origin: (m,) index of the window that each was made from.
+        factor: (m, K) factors for its targets.
     """
 
     rows: NDArray[np.int64]
-    of: NDArray[np.int64]
+    origin: NDArray[np.int64]
     factor: NDArray[np.float64]
 
 
@@ -44,52 +44,50 @@ def augment_windows(
     columns: tuple[str, ...],
     options: TrainConfig,
 ) -> AugmentedWindows:
-    """All that `[train] reverse`, `shift` and `strides` make of some windows, themselves first.
+    """Make all windows that `[train] reverse`, `shift` and `strides` ask for, after the windows themselves.
 
     Args:
-        rows: (n, T) the windows, in time order, of one stride.
-        first, last: (n,) rows of each window's sequence's first and last frame: no window leaves it.
-        columns: the K targets.
+        rows: (n, T) the windows' rows of the store's frame axis, in time order and of one stride.
+        first, last: (n,) rows of the first and last frame of each window's sequence; no window leaves it.
+        columns: names of the K targets.
         options: the section [train].
 
     Raises:
-        ConfigError: a target of which it is not known what then becomes of it.
+        ConfigError: it is not known how a target changes.
     """
     stride = int(rows[0, 1] - rows[0, 0]) if rows.shape[1] > 1 else 1
-    _check(columns, options)
+    _check_targets(columns, options)
     strides = dict.fromkeys((stride, *options.strides)) if rows.shape[1] > 1 else {stride: None}
     parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
-    for wide, shift in itertools.product(strides, range(options.shift + 1)):
+    for new_stride, shift in itertools.product(strides, range(options.shift + 1)):
         ends = rows[:, -1] - shift
-        moved = ends[:, None] - wide * np.arange(rows.shape[1] - 1, -1, -1)
-        of = np.flatnonzero((moved[:, 0] >= first) & (moved[:, -1] <= last))
-        factor = np.array([wide / stride if c in SPEEDS else 1.0 for c in columns])
-        parts.append((moved[of], of, np.tile(factor, (len(of), 1))))
+        moved = ends[:, None] - new_stride * np.arange(rows.shape[1] - 1, -1, -1)
+        origin = np.flatnonzero((moved[:, 0] >= first) & (moved[:, -1] <= last))
+        factor = np.array([new_stride / stride if c in VELOCITIES else 1.0 for c in columns])
+        parts.append((moved[origin], origin, np.tile(factor, (len(origin), 1))))
     if options.reverse:
-        turned = np.array([BACKWARDS[c] for c in columns])
-        parts += [(moved[:, ::-1], of, factor * turned) for moved, of, factor in parts]
-    together = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return AugmentedWindows(*together)
+        signs = np.array([REVERSED[c] for c in columns])
+        parts += [(moved[:, ::-1], origin, factor * signs) for moved, origin, factor in parts]
+    return AugmentedWindows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def augments_time(options: TrainConfig) -> bool:
-    """Whether the settings ask for any of it."""
+    """Whether the settings ask for windows at other times."""
     return bool(options.reverse or options.shift or options.strides)
 
 
-def _check(columns: tuple[str, ...], options: TrainConfig) -> None:
-    rules: list[tuple[bool, str, tuple[str, ...]]] = [
-        (options.reverse, "reverse", tuple(BACKWARDS)),
-        (options.shift > 0, "shift", STEADY),
-        (bool(options.strides), "strides", SPEEDS + WHERE),
+def _check_targets(columns: tuple[str, ...], options: TrainConfig) -> None:
+    rules: list[tuple[bool, str, tuple[str, ...], str]] = [
+        (options.reverse, "reverse", tuple(REVERSED), "False"),
+        (options.shift > 0, "shift", CONSTANT, "0"),
+        (bool(options.strides), "strides", VELOCITIES + POSITIONS, "(nothing)"),
     ]
-    for asked, name, known in rules:
-        unknown = [c for c in columns if c not in known]
-        if asked and unknown:
-            off = {"reverse": "False", "shift": "0"}.get(name, "(nothing)")
+    for enabled, name, supported, off in rules:
+        unsupported = [c for c in columns if c not in supported]
+        if enabled and unsupported:
             raise ConfigError(
-                f"train.{name}: what becomes of {', '.join(unknown)} then is not known",
-                expected=f"targets among {', '.join(known)}",
+                f"train.{name}: not known how it changes {', '.join(unsupported)}",
+                expected=f"targets among {', '.join(supported)}",
                 got=", ".join(columns),
                 hint=f"--train.{name} {off}",
             )

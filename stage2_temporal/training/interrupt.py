@@ -1,4 +1,4 @@
-"""Ctrl-C as a wish that is granted at the next batch."""
+"""Defer Ctrl-C until the current batch ends."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ import keras
 
 
 class DeferredInterrupt(keras.callbacks.Callback):  # type: ignore[misc]
-    """Raises KeyboardInterrupt after the batch in which Ctrl-C was pressed; a second one raises at once.
+    """Raises KeyboardInterrupt at the end of the batch in which Ctrl-C was pressed; a second Ctrl-C raises at once.
 
-    The signal's own exception comes up wherever Python happens to be, and is lost in a destructor or a callback of C.
+    Python's own handler raises wherever the interpreter happens to be, and the exception is lost in a destructor or a
+    callback from C.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._asked = False
+        self._interrupted = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take Ctrl-C for a wish meanwhile; where another thread trains, or it is ignored, it stays as it is."""
-        before = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is not threading.main_thread() or not callable(before):
+        """Handle Ctrl-C during the block; does nothing in a thread other than the main one, or if SIGINT is ignored."""
+        previous = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(previous):
             yield
             return
 
-        def ask(number: int, frame: FrameType | None) -> None:
-            self._asked = True
-            signal.signal(signal.SIGINT, before)
+        def handle(number: int, frame: FrameType | None) -> None:
+            self._interrupted = True
+            signal.signal(signal.SIGINT, previous)
 
-        signal.signal(signal.SIGINT, ask)
+        signal.signal(signal.SIGINT, handle)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, previous)
 
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:
-        if self._asked:
+        if self._interrupted:
             raise KeyboardInterrupt
 
     on_test_batch_end = on_train_batch_end

@@ -38,17 +38,17 @@ def load_model(run: Path, name: str = "model.keras") -> keras.Model:
 
 
 def rebuild_top(record: TopRecord) -> keras.Model:
-    """The unfrozen layers as they were in the backbone, trainable.
+    """Rebuild the backbone's unfrozen layers, with their weights and trainable.
 
     Raises:
-        StoreError: an architecture that Keras cannot or must not load, or weights of another.
+        StoreError: Keras cannot or must not load the architecture, or the weights do not fit it.
     """
     try:
         top = keras.models.model_from_json(record.architecture)
         top.set_weights(record.weights)
     except (ValueError, TypeError, KeyError) as e:
-        line = " ".join(str(e).split())[:300]
-        raise StoreError(f"the store's top cannot be rebuilt ({line})", hint="make features with this version") from e
+        reason = " ".join(str(e).split())[:300]
+        raise StoreError(f"the store's top cannot be rebuilt ({reason})", hint="make features with this version") from e
     top.trainable = True
     for layer in top.layers:
         layer.trainable = True

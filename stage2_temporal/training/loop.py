@@ -1,4 +1,4 @@
-"""Training: Adam on the mean squared error, the best epoch kept, the same numbers each time."""
+"""The training loop: Adam on the mean squared error; keeps the best epoch; the same seed gives the same numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,18 +24,17 @@ from features.errors import FramebankError
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.evaluation.history import Epoch
 from stage2_temporal.training.adam import Adam
-from stage2_temporal.training.ahead import Ahead
 from stage2_temporal.training.fast_layers import with_fast_layers
 from stage2_temporal.training.interrupt import DeferredInterrupt
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training came to; the model holds the weights of `best_epoch`.
+    """The course of a training, after which the model has the weights of `best_epoch`.
 
     Attributes:
-        history: one row an epoch, in order.
-        best_epoch: the epoch (from 1) whose weights were kept.
+        history: one row per epoch, in order.
+        best_epoch: the epoch, counted from 1, whose weights were kept.
         seconds: wall time.
         interrupted: whether the user stopped it.
     """
@@ -48,7 +46,7 @@ class TrainingResult:
 
 
 def fix_seeds(seed: int) -> None:
-    """Seed Python, numpy and TensorFlow and ask for deterministic kernels (a tenth slower on a CPU)."""
+    """Seed Python, NumPy and TensorFlow, and use deterministic kernels, which are 10 % slower on a CPU."""
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 
@@ -62,35 +60,41 @@ def fit_model(
     deviation: Floats | None = None,
     logs: Path | None = None,
 ) -> TrainingResult:
-    """Train `model` and leave the kept epoch's weights in it.
+    """Train a model, which then has the weights of the epoch that was kept.
 
-    Ctrl-C ends training with the best epoch so far. Without validation examples the last epoch is the best.
+    Ctrl-C ends training with the best epoch so far. Without validation examples, the last epoch is the best.
 
     Args:
-        model: answers in the target's unit.
-        train: shuffled batches.
-        validation: batches that choose the epoch, or None.
-        config: the `[train]` section.
-        deviation: (K,) where given, each target's error counts in units of it.
+        model: predicts in the target's unit.
+        train: shuffled batches; closed at the end.
+        validation: batches that select the epoch, or None; closed at the end.
+        config: the section [train].
+        deviation: (K,) units in which the targets' errors are counted in the loss; None: as they are.
         logs: folder for TensorBoard.
 
     Raises:
-        FramebankError: the loss is no number any more, or a frame cannot be read.
-        KeyboardInterrupt: Ctrl-C before the first epoch ended: there is nothing to keep.
+        FramebankError: the loss became NaN or infinite, or a frame cannot be read.
+        KeyboardInterrupt: Ctrl-C before the first epoch ended.
     """
-    twin = with_fast_layers(model, config.precision)
+    fast_model = with_fast_layers(model, config.precision)
     optimiser = Adam(config.learning_rate, weight_decay=config.weight_decay or None)
-    optimiser.build(twin.trainable_variables)  # left to the first step, it would be traced twice
+    optimiser.build(fast_model.trainable_variables)  # otherwise the first step would be traced twice
     rmse = keras.metrics.RootMeanSquaredError(name="rmse")
-    twin.compile(optimiser, loss=loss_function(deviation), metrics=[rmse])
+    fast_model.compile(optimiser, loss=loss_function(deviation), metrics=[rmse])
     keeper = _Keeper(config, validation is not None)
-    stop = DeferredInterrupt()
-    callbacks = [keeper, stop, *([_tensorboard(logs)] if logs else [])]
+    interrupt = DeferredInterrupt()
+    callbacks = [keeper, interrupt, *([_tensorboard(logs)] if logs else [])]
     started, interrupted = time.monotonic(), False
     try:
-        with stop.listening(), ExitStack() as reading:
-            ahead, held = (batches and reading.enter_context(Ahead(batches)) for batches in (train, validation))
-            twin.fit(ahead, validation_data=held, epochs=config.epochs, shuffle=False, verbose=0, callbacks=callbacks)
+        with interrupt.listening():
+            fast_model.fit(
+                train,
+                validation_data=validation,
+                epochs=config.epochs,
+                shuffle=False,
+                verbose=0,
+                callbacks=callbacks,
+            )
     except KeyboardInterrupt:
         if keeper.weights is None:
             raise
@@ -102,28 +106,32 @@ def fit_model(
         raise fault from None
     finally:
         keeper.close()
+        train.close()
+        if validation is not None:
+            validation.close()
     model.set_weights(keeper.weights)
-    return TrainingResult(tuple(keeper.history), keeper.best, time.monotonic() - started, interrupted)
+    return TrainingResult(tuple(keeper.history), keeper.best_epoch, time.monotonic() - started, interrupted)
 
 
 def predict_batches(model: keras.Model, batches: Batches) -> Floats:
-    """(n, K) predictions in the target's unit.
+    """Predict (n, K) targets in their unit; closes the batches.
 
     Raises:
-        StoreError: a frame that cannot be read.
+        StoreError: a frame cannot be read.
     """
     try:
-        with Ahead(batches) as ahead:
-            predicted: NDArray[np.float32] = with_fast_layers(model).predict(ahead, verbose=0)
+        predictions: NDArray[np.float32] = with_fast_layers(model).predict(batches, verbose=0)
     except tf.errors.OpError:
         if batches.fault is None:
             raise
         raise batches.fault from None
-    return predicted.astype(np.float64)
+    finally:
+        batches.close()
+    return predictions.astype(np.float64)
 
 
 def loss_function(deviation: Floats | None) -> str | Callable[[Any, Any], Any]:
-    """Mean squared error, each component in units of its deviation where given."""
+    """Return the mean squared error, each target counted in units of its deviation (K,) if given."""
     if deviation is None:
         return "mean_squared_error"
     weight = (1 / deviation).astype(np.float32)
@@ -137,53 +145,53 @@ def loss_function(deviation: Floats | None) -> str | Callable[[Any, Any], Any]:
 def _tensorboard(logs: Path) -> keras.callbacks.Callback:
     if find_spec("tensorboard") is None:
         raise FramebankError(
-            "train.tensorboard needs the package tensorboard", hint=".venv/bin/python -m pip install tensorboard"
+            "train.tensorboard needs the package tensorboard", hint="python -m pip install tensorboard"
         )
     return keras.callbacks.TensorBoard(log_dir=str(logs))
 
 
 class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]
-    """History, progress, the weights to keep, and when to stop."""
+    """Records the history, shows progress, keeps the best weights, and stops training when patience runs out."""
 
     def __init__(self, config: TrainConfig, validated: bool) -> None:
         super().__init__()
         self._config, self._validated = config, validated
         self.history: list[Epoch] = []
         self.weights: list[NDArray[np.float32]] | None = None
-        self.best, self._lowest, self._lowest_epoch = 0, math.inf, 0
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=config.epochs, desc="train", unit="epoch", file=sys.stderr) if terminal else None
+        self.best_epoch, self._lowest, self._lowest_epoch = 0, math.inf, 0
+        on_terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=config.epochs, desc="train", unit="epoch", file=sys.stderr) if on_terminal else None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._started = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        got = logs or {}
+        values = logs or {}
         row = Epoch(
             epoch=epoch + 1,
-            **{k: float(got.get(k, math.nan)) for k in ("loss", "rmse", "val_loss", "val_rmse")},
+            **{k: float(values.get(k, math.nan)) for k in ("loss", "rmse", "val_loss", "val_rmse")},
             seconds=time.monotonic() - self._started,
         )
-        judged = row.val_loss if self._validated else row.loss
-        if not math.isfinite(row.loss) or not math.isfinite(judged):
+        deciding = row.val_loss if self._validated else row.loss
+        if not math.isfinite(row.loss) or not math.isfinite(deciding):
             raise FramebankError(
-                f"the loss is no number any more in epoch {row.epoch}",
+                f"the loss became NaN or infinite in epoch {row.epoch}",
                 got=f"loss {row.loss}, validation {row.val_loss}",
                 hint=f"--train.learning_rate {self._config.learning_rate / 10:g}"
                 + ("" if self._config.standardise else ", or --train.standardise True"),
             )
         self.history.append(row)
-        if judged < self._lowest:
-            self._lowest, self._lowest_epoch = judged, row.epoch
+        if deciding < self._lowest:
+            self._lowest, self._lowest_epoch = deciding, row.epoch
         if self._lowest_epoch == row.epoch or not (self._config.restore_best and self._validated):
-            self.weights, self.best = self.model.get_weights(), row.epoch
+            self.weights, self.best_epoch = self.model.get_weights(), row.epoch
         patience = self._config.patience
         if patience and row.epoch - self._lowest_epoch >= patience:
             self.model.stop_training = True
         self._show(row)
 
     def close(self) -> None:
-        """Leave the terminal to others."""
+        """Remove the progress bar."""
         if self._bar is not None:
             self._bar.close()
 

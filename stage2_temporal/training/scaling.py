@@ -14,28 +14,37 @@ from features._common.types import Floats
 
 @dataclass(frozen=True)
 class Scale:
-    """Mean and standard deviation of each target or feature over the training examples, both (K,)."""
+    """Mean and standard deviation of each target or feature over the training examples.
+
+    Attributes:
+        mean: (K,).
+        deviation: (K,).
+    """
 
     mean: Floats
     deviation: Floats
 
 
 def target_scale(targets: Floats) -> Scale:
-    """Mean and deviation of (n, K) targets; a column that does not vary counts as deviation 1."""
+    """Return mean and deviation of targets (n, K); 1 for the deviation of a column that does not vary.
+
+    >>> target_scale(np.array([[1.0, 5.0], [3.0, 5.0]]))
+    Scale(mean=array([2., 5.]), deviation=array([1., 1.]))
+    """
     deviation = targets.std(axis=0)
     return Scale(targets.mean(axis=0), np.where(deviation > 0, deviation, 1.0))
 
 
 def vector_scale(batches: Iterable[NDArray[Any]]) -> Scale:
-    """Mean and deviation of each feature over batches of vectors (n, T, features).
+    """Return mean and deviation of each feature over batches of vectors (n, T, features).
 
-    The variance is at least 1e-4 of its mean over all features: one that hardly ever fires in training must not
-    explode when it does elsewhere.
+    The variance is at least 1e-4 of its mean over all features, so that a feature which is nearly constant in training
+    does not become huge elsewhere.
     """
     count, shift, total, squares = 0, np.zeros(1), np.zeros(1), np.zeros(1)
     for batch in batches:
         flat = batch.reshape(-1, batch.shape[-1]).astype(np.float64)
-        shift = flat.mean(axis=0) if count == 0 else shift  # sums around a near mean lose no digits
+        shift = flat.mean(axis=0) if count == 0 else shift  # sums of values near 0 lose no digits
         count += len(flat)
         total = total + (flat - shift).sum(axis=0)
         squares = squares + ((flat - shift) ** 2).sum(axis=0)

@@ -1,6 +1,6 @@
-"""The scene a run's camera looks at: ground and camera learnt from training labels, and what tracks say in it.
+"""Camera geometry: ground and camera fitted to training labels, and the geometry vectors of tracks. NumPy only.
 
-Pure numpy. What was learnt goes into the run's folder (`ground.json`), so that prediction makes the very same vectors.
+It is saved in the run's folder (`ground.json`), so that prediction computes the same vectors.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from stage2_temporal.vehicle.geometry import (
 )
 
 CAMERA_GEOMETRY_FILE = "ground.json"
-UNIT_GROUND = Ground(0.0, 1.0, 1.0)  # rates of size need no ground
+UNIT_GROUND = Ground(0.0, 1.0, 1.0)  # for the rates of sizes, which do not depend on the ground
 
 
 @dataclass(frozen=True)
 class WindowTracks:
-    """The boxes of n windows.
+    """The tracks of a vehicle in each of n windows.
 
     Attributes:
         boxes: (n, T, 4) left, top, right, bottom in full-resolution px, NaN where lost.
         confidence: (n, T) 0 to 1.
-        fps: (n,) frames a second of the windows, their stride included.
-        cameras: n, None where there is no calibration.
+        fps: (n,) frames per second of the windows: the sequence's, divided by the window's stride.
+        cameras: one per window, None without calibration.
     """
 
     boxes: Floats
@@ -48,66 +48,64 @@ class WindowTracks:
 
 @dataclass(frozen=True)
 class CameraGeometry:
-    """What a run learnt.
+    """Ground and camera, fitted to a run's training labels.
 
     Attributes:
-        ground: where the ground is in its images.
-        camera: of sequences without calibration.
-        size: width and height of the frames it was learnt on, px.
+        ground: the ground in the run's images.
+        camera: for sequences without calibration.
+        size: width and height of the training frames, px.
     """
 
     ground: Ground
     camera: Camera
     size: tuple[int, int]
 
-    def vectors(self, paths: WindowTracks) -> NDArray[np.float32]:
-        """(n, len(NAMES)): `stage2_temporal.vehicle.geometry.geometry_vector` of each window."""
+    def vectors(self, tracks: WindowTracks) -> NDArray[np.float32]:
+        """Compute the `geometry_vector` of each window: (n, len(GEOMETRY_NAMES))."""
+        windows = zip(tracks.boxes, tracks.confidence, tracks.fps, tracks.cameras, strict=True)
         rows = [
             geometry_vector(boxes, confidence, fps, self.ground, camera or self.camera)
-            for boxes, confidence, fps, camera in zip(
-                paths.boxes, paths.confidence, paths.fps, paths.cameras, strict=True
-            )
+            for boxes, confidence, fps, camera in windows
         ]
         return np.array(rows, np.float32).reshape(-1, len(GEOMETRY_NAMES))
 
     def write(self, folder: Path) -> None:
-        """Into a run's folder."""
+        """Save it in a run's folder."""
         text = json.dumps({"ground": asdict(self.ground), "camera": asdict(self.camera), "size": self.size}, indent=2)
         (folder / CAMERA_GEOMETRY_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_camera_geometry(folder: Path) -> CameraGeometry:
-    """The scene of a run.
+    """Read the camera geometry of a run.
 
     Raises:
-        DataError: it has none, or one that is not whole.
+        DataError: the file is missing or incomplete.
     """
     file = folder / CAMERA_GEOMETRY_FILE
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
         return CameraGeometry(Ground(**value["ground"]), Camera(**value["camera"]), tuple(value["size"]))
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{file}: no ground that was learnt in training", got=e, hint="train anew") from None
+        raise DataError(f"{file}: cannot be read as camera geometry", got=e, hint="train again") from None
 
 
 def fit_camera_geometry(
-    paths: WindowTracks, boxes: Floats, positions: Floats, vx: Floats, size: tuple[int, int]
+    tracks: WindowTracks, boxes: Floats, positions: Floats, vx: Floats, size: tuple[int, int]
 ) -> CameraGeometry:
-    """The scene from training labels: from boxes and positions, else from velocities and tracks.
+    """Fit ground and camera to training labels: to boxes and positions, or else to velocities and tracks.
 
     Args:
-        paths: of the training windows.
-        boxes: (n, 4) the labels' own, NaN unknown.
-        positions: (n, 2) x, y in m, NaN unknown.
-        vx: (n,) m/s, NaN unknown.
-        size: width and height of the frames.
+        tracks: of the training windows.
+        boxes: (n, 4) the labels' boxes, NaN if unknown.
+        positions: (n, 2) x, y in m, NaN if unknown.
+        vx: (n,) m/s, NaN if unknown.
+        size: width and height of the frames, px.
 
     Raises:
-        DataError: the labels are too few for a ground, or don't fit one.
+        DataError: there are too few labels to fit the ground, or they contradict flat ground.
     """
     camera = fit_camera(boxes, positions, size)
-    whole = np.isfinite(boxes).all(axis=1) & np.isfinite(positions).all(axis=1)
-    if whole.any():
+    if (np.isfinite(boxes).all(axis=1) & np.isfinite(positions).all(axis=1)).any():
         return CameraGeometry(fit_ground(boxes, positions), camera, size)
-    rates = CameraGeometry(UNIT_GROUND, camera, size).vectors(paths)[:, GEOMETRY_NAMES.index("closing")]
-    return CameraGeometry(fit_ground_from_motion(boxes, rates, vx), camera, size)
+    closing = CameraGeometry(UNIT_GROUND, camera, size).vectors(tracks)[:, GEOMETRY_NAMES.index("closing")]
+    return CameraGeometry(fit_ground_from_motion(boxes, closing, vx), camera, size)
