@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from features._common.log import logger
 from features.config import Config, read_run_config
 from features.errors import DataError, StoreError
+from features.layer_names import FEATURES, TOP
 from features.sequences import FrameSequence
 from features.streams import APPEARANCE, GEOMETRY, MOTION
 from features.windows import window_offsets
@@ -64,7 +65,7 @@ class RunModels:
 def stream_inputs(stage_two: keras.Model, config: Config) -> dict[str, str]:
     """Map each stream that a stage-two model takes to the name of its input."""
     names = [tensor.name for tensor in stage_two.inputs if tensor.name != GEOMETRY]
-    return {config.head.input_streams[0] if name == "features" else name: name for name in names}
+    return {config.head.input_streams[0] if name == FEATURES else name: name for name in names}
 
 
 def load_run_models(run: Path) -> RunModels:
@@ -243,9 +244,9 @@ def _split_top(stage_two: keras.Model, name: str) -> tuple[keras.Model | None, N
         the rest of the model starts from.
     """
     tensors = {tensor.name: tensor for tensor in stage_two.inputs}
-    if "top" not in [layer.name for layer in stage_two.layers]:
+    if TOP not in [layer.name for layer in stage_two.layers]:
         return None, tensors
-    top = stage_two.get_layer("top")
+    top = stage_two.get_layer(TOP)
     # a single operation follows: it unfolds the frames of a window from the batch
     (unfold,) = (node.operation for node in top._outbound_nodes if node.operation in stage_two.operations)
     return top, tensors | {name: unfold.output}
