@@ -104,10 +104,14 @@ def _epochs(store: Store, trunk: Trunk, config: Config, rounds: int) -> Figures:
     def framebank_epoch(head: HeadConfig, stream: str, epochs: int, precision: str = "float32") -> Callable[[], float]:
         with_top = top if head.name == config.head.name else None
         model = build_model((LENGTH, *store.streams[stream].shape), head, 2, top=with_top)
-        batches = Batches(FrameReader(store, rows, 4.0, stream), rows, targets, batch, seed=0)
+        reader = FrameReader(store, rows, 4.0, stream)
         options = config.train.model_copy(update={"epochs": epochs, "precision": precision})
-        # the first epoch builds the graph
-        return lambda: statistics.median(e.seconds for e in fit_model(model, batches, None, options).history[1:])
+
+        def median_epoch() -> float:
+            result = fit_model(model, Batches(reader, rows, targets, batch, seed=0), None, options)
+            return statistics.median(epoch.seconds for epoch in result.history[1:])  # the first one builds the graph
+
+        return median_epoch
 
     def plain_fit(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Callable[[], float]:
         model.compile(keras.optimizers.Adam(), loss="mean_squared_error", metrics=["root_mean_squared_error"])
