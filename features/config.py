@@ -6,38 +6,51 @@ made from these models, so that nothing is declared twice. The section [head] is
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomlkit
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from features.errors import ConfigError
 from features.head_config import DEFAULT_HEAD, AnyHeadConfig, PooledLSTMConfig, head_settings_class
-from features.strict_model import StrictModel, describe_validation_error
+from features.plugins import DATASETS, plugin_names
+from features.strict_model import StrictModel, describe_validation_error, did_you_mean
+
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]  # `~` is the home folder, whatever the shell does
+LAYOUTS = ("sample", "competition", "tusimple", "video", "manifest")
+
+
+def _known_layout(name: str) -> str:
+    known = [*LAYOUTS, *plugin_names(DATASETS)]
+    if name not in known:
+        raise ValueError(f"no such layout{did_you_mean(name, known)}, expected one of {', '.join(known)}")
+    return name
 
 
 class DataConfig(StrictModel):
-    layout: Literal["sample", "competition", "tusimple", "video", "manifest"] = "sample"
-    """How the files are laid out."""
-    path: str = "data/sample"
-    """Folder, .zip (competition) or .csv (manifest) of the data set."""
+    layout: Annotated[str, AfterValidator(_known_layout)] = "sample"
+    """Layout of the data set's files: `sample`, `competition`, `tusimple`, `video`, `manifest`, or a plugin's name."""
+    path: UserPath = "data/sample"
+    """Path of the data set: a folder, a .zip file (competition) or a .csv file (manifest)."""
     target: str | Annotated[tuple[str, ...], Field(min_length=1)] = "ego_speed"
-    """`velocity` (vx, vy of the annotated vehicle), `position` (its x, y), `velocity+position`, `ego_speed`, or the
-    names of label columns."""
+    """What to predict: `velocity` (vx, vy of the annotated vehicle), `position` (its x, y), `velocity+position`,
+    `ego_speed`, or names of label columns."""
     also: tuple[str, ...] = ()
-    """More targets: `train` makes a run for each, unless it is given a run's name or a target of its own."""
+    """More targets: `train` makes a run for each, unless a run's name or a target is given on the command line."""
     fps: float = Field(20.0, gt=0)
-    """Frames a second, where the files don't say (a video's own rate is read from it)."""
+    """Frames per second of data sets whose files do not state it; videos do."""
     frames: int | None = Field(None, gt=0)
-    """Frames every clip must have (001.jpg … N); unset: as many as there are, without gaps."""
+    """Number of frames that every clip must have (001.jpg … N.jpg); unset: any number, without gaps."""
     label_frame: int | None = Field(None, gt=0)
-    """Number (from 1) of the frame a clip's label holds for; unset: the clip's last."""
+    """Number, from 1, of the frame that a clip's label is about; unset: the clip's last frame."""
     segment: int | None = Field(None, gt=0)
-    """Cut a video into sequences of this many frames, so that splits have something to split."""
-    calibration: str | None = None
-    """File with the camera's matrix, as the competition's calibration.txt; unset: the one beside the clips, if any."""
+    """Cut each video into sequences of this many frames, so that it can be divided into splits."""
+    calibration: UserPath | None = None
+    """File with the camera matrix, in the format of the competition's calibration.txt; unset: the one in the data set,
+    if any."""
     seed: int = Field(0, ge=0)
     """Seed of the rendered sample set."""
 
@@ -51,132 +64,131 @@ class DataConfig(StrictModel):
 
 class FramesConfig(StrictModel):
     width: int = Field(320, gt=0)
-    """Width the network sees, in pixels."""
+    """Width of the network's input in pixels."""
     height: int = Field(180, gt=0)
-    """Height the network sees, in pixels."""
+    """Height of the network's input in pixels."""
     interpolation: Literal["cubic", "area"] = "area"
-    """cv2's INTER_CUBIC (the published one) or INTER_AREA (no aliasing when shrinking)."""
+    """OpenCV's interpolation for resizing: `area` avoids aliasing, `cubic` reproduces the published model."""
     colour: Literal["rgb", "bgr"] = "rgb"
-    """Order of the channels that enter the backbone."""
+    """Channel order of the backbone's input."""
     decode: Literal["full", "fast"] = "full"
-    """`fast` lets JPEG's own decoder shrink by 2, 4 or 8 where that suffices: close pixels at a fifth of the cost. PNGs
-    and videos are decoded in full; where box tracks or flow are made, full frames are decoded besides (no gain)."""
+    """`fast` lets the JPEG decoder shrink images by 2, 4 or 8 before they are resized: similar pixels for a fifth of
+    the time. PNGs and videos are decoded in full; so are frames that box tracks or optical flow need."""
 
     @property
     def min_size(self) -> tuple[int, int] | None:
-        """Width and height that decoding may shrink a frame to; None: decode in full."""
+        """Width and height that decoding must not go below; None: decode in full."""
         return (self.width, self.height) if self.decode == "fast" else None
 
 
 class BackboneConfig(StrictModel):
     name: str = "EfficientNetLite0"
-    """`EfficientNetLite0` (weights from its package, works offline) or any model of keras.applications."""
-    weights: str = "imagenet"
+    """`EfficientNetLite0` (works offline: its weights are installed), any model of keras.applications, or a plugin."""
+    weights: UserPath = "imagenet"
     """`imagenet`, the path of a .h5, .weights.h5 or .keras file, or `random` (for tests only)."""
     unfreeze: int = Field(4, ge=0)
-    """The last N layers stay trainable in stage two; the rest is the frozen trunk."""
+    """Number of last layers that stay trainable in stage two (the top); the rest is the frozen trunk."""
     cut: str | None = None
-    """Cut after this layer instead; everything above it is the top."""
+    """Name of the trunk's last layer, instead of `unfreeze`; all layers after it are the top."""
     top: bool = True
-    """False leaves the layers above the cut away altogether: the map at the cut is the feature."""
+    """Whether to keep the layers after the cut; without them, heads read the map at the cut."""
     preprocess: bool = True
-    """The backbone's own preprocess_input, inside the graph; false feeds raw 0–255."""
+    """Whether to apply the backbone's own preprocess_input, inside the graph; if not, it gets raw values 0 to 255."""
     arguments: dict[str, float | int | str | bool] = Field(default_factory=dict)
-    """More keyword arguments for the backbone, e.g. alpha = 0.25 for MobileNet."""
+    """Additional keyword arguments for the backbone, such as alpha = 0.25 for MobileNet."""
 
 
 class ExtractConfig(StrictModel):
     engine: Literal["auto", "tensorflow", "openvino"] = "auto"
-    """What runs the trunk; auto: OpenVINO where it is installed and there is no GPU, else TensorFlow."""
+    """What runs the trunk; `auto` is OpenVINO if it is installed and there is no GPU, else TensorFlow."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the trunk computes in: bfloat16 (1e-2 off) for CPUs and GPUs that are fast at it, float16 for older GPUs."""
+    """Precision of the trunk's arithmetic: bfloat16 is faster on some CPUs and GPUs with errors of 1e-2, float16 is for
+    older GPUs."""
     batch: int = Field(0, ge=0)
-    """Frames a pass of the trunk; 0: what suits the engine, on a GPU as many as its memory holds."""
+    """Frames per pass of the trunk; 0: chosen by the engine, on a GPU by its memory."""
     threads: int = Field(0, ge=0)
-    """Decoding threads; 0: one a core."""
+    """Number of threads that decode frames; 0: one per core."""
     dtype: Literal["float16", "float32"] = "float16"
-    """Type the maps are stored in; half precision halves the file and rounds at 5e-4."""
+    """Type in which maps are stored; float16 halves the file and rounds by 5e-4."""
     shard: int = Field(512, gt=0)
-    """Frames a shard: what a kill can cost at most."""
+    """Frames per shard: the most work that is lost when extraction is killed."""
     motion: bool = False
-    """Store optical flow from frame to frame as well (stream `motion`): the car's own speed, at 5 ms a frame."""
+    """Whether to store the optical flow between frames too, as the stream `motion`; takes 5 ms per frame. It shows the
+    car's own speed."""
     tracks: bool = True
-    """Follow every vehicle that a label has a box for through its sequence, at 2 ms a frame."""
+    """Whether to track every vehicle whose box is labelled; takes 2 ms per frame."""
     skip_damaged: bool = False
-    """Leave damaged sequences out and call the store complete without them."""
+    """Whether to leave out damaged sequences and call the store complete without them."""
 
 
 class WindowConfig(StrictModel):
     length: int = Field(8, gt=0)
-    """Frames a window."""
+    """Frames per window."""
     stride: int = Field(1, gt=0)
-    """Take every stride-th frame."""
+    """Step between a window's frames; 2 takes every second frame."""
     end: int = 0
-    """Where the window ends, in frames from the label's frame: 0 is that frame, −32 is 32 frames earlier."""
+    """Last frame of a window relative to the label's frame: 0 is that frame, −32 is 32 frames earlier."""
 
 
 class TrainConfig(StrictModel):
     epochs: int = Field(10, gt=0)
     """Passes over the training examples."""
     batch: int = Field(38, gt=0)
-    """Examples a step."""
+    """Examples per step."""
     learning_rate: float = Field(1e-3, gt=0)
-    """Adam's step size."""
+    """Learning rate of Adam."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay; 0: plain Adam."""
+    """Decoupled weight decay (AdamW); 0: plain Adam."""
     validation_split: float = Field(0.0, ge=0, lt=1)
-    """The last part of the training split, unshuffled, as Keras has it; 0: the store's validation split."""
+    """Share of the training split, at its end and unshuffled, to validate on; 0: the store's validation split."""
     folds: int = Field(0, ge=0)
-    """Cross-validate: training and validation examples in this many parts by sequence; 0: no."""
+    """Number of folds, by sequence, for cross-validation over the training and validation examples; 0: none."""
     fold: int = Field(0, ge=0)
-    """Which of these parts, from 0, is this run's validation split."""
+    """Index, from 0, of the fold that this run validates on."""
     standardise: bool = True
-    """Train on targets of mean 0 and deviation 1; the saved model still answers in the target's unit."""
+    """Whether to train on targets scaled to mean 0 and deviation 1; predictions are in the target's unit either way."""
     restore_best: bool = True
-    """Keep the weights of the epoch with the lowest validation loss; false keeps the last epoch's."""
+    """Whether to keep the epoch with the lowest validation loss, rather than the last one."""
     patience: int = Field(0, ge=0)
-    """Stop after this many epochs without a better validation loss; 0: never."""
+    """Stop after this many epochs without a lower validation loss; 0: never."""
     reverse: bool = False
-    """Train on every window backwards too, with vx and vy of the other sign (no other target allows it)."""
+    """Whether to train on reversed windows too, with the signs of vx and vy changed; for no other targets."""
     shift: int = Field(0, ge=0)
-    """Train on windows that end up to this many frames earlier too; speeds are taken as constant over a clip."""
+    """Train on windows that end up to this many frames earlier too; takes speeds as constant within a clip."""
     strides: tuple[Annotated[int, Field(gt=0)], ...] = ()
-    """Train on windows of these strides too: the same scene, speeds larger in proportion."""
+    """Train on windows with these strides too; speeds grow in proportion."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Seed of weights, order and dropout."""
+    """Seed of initial weights, order of examples, and dropout."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 rounds large products to 8 bits: for processors that multiply it (avx512_bf16, amx)."""
+    """Precision of large matrix products; bfloat16 is for processors with avx512_bf16 or amx."""
     memory_gb: float = Field(4.0, gt=0)
-    """Hold the features in memory where they take no more than this."""
+    """Keep the training features in memory if they need at most this many gigabytes."""
     tensorboard: bool = False
-    """Write TensorBoard logs into the run."""
+    """Whether to write TensorBoard logs into the run's folder."""
 
 
 class FinetuneConfig(StrictModel):
     unfreeze: Annotated[int, Field(ge=0)] | str = 9
-    """How much of the backbone trains: its last N layers, a layer's name (it and all after it), or `all`."""
+    """What trains besides the head: the backbone's last N layers, a layer's name (it and all layers after it), or
+    `all`."""
     epochs: int = Field(2, gt=0)
     """Passes over the training examples."""
     batch: int = Field(4, gt=0)
-    """Windows a step, on all devices together."""
+    """Windows per step, over all devices."""
     learning_rate: float = Field(1e-5, gt=0)
-    """Adam's highest step size; it falls to 0 along a cosine."""
-    warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps over which the step size rises to it."""
+    """Highest learning rate of Adam; it rises over the first tenth of the steps, then falls to 0 along a cosine."""
     batch_norm: bool = False
-    """Let unfrozen batch norm use each batch's statistics and update its own; false keeps them."""
+    """Whether unfrozen batch normalisation uses each batch's statistics and updates its own."""
     flip: bool = True
-    """Mirror half of the windows, left for right; vy and y change their sign."""
+    """Whether to mirror half of the windows; vy and y change their sign."""
     brightness: float = Field(0.1, ge=0, le=1)
-    """Largest change of brightness, as a share of the full range."""
+    """Largest random change of brightness, as a share of the full range."""
     contrast: float = Field(0.1, ge=0, lt=1)
-    """Largest change of contrast, as a share of it."""
-    threads: int = Field(0, ge=0)
-    """Decoding threads; 0: one a core."""
+    """Largest random change of contrast, as a share of it."""
 
 
 class Config(StrictModel):
-    """One task: what to read, what to store, what to train."""
+    """A whole task: the data, the features to store, the head to train on them."""
 
     data: DataConfig = DataConfig()
     frames: FramesConfig = FramesConfig()
@@ -188,7 +200,7 @@ class Config(StrictModel):
     finetune: FinetuneConfig = FinetuneConfig()
 
     def with_target(self, target: str | tuple[str, ...]) -> Config:
-        """The same task for one target."""
+        """The same config for a single target."""
         return self.model_copy(update={"data": self.data.model_copy(update={"target": target, "also": ()})})
 
     def to_toml(self) -> str:

@@ -1,4 +1,8 @@
-"""Backbones by name, with their weights and their own preprocessing."""
+"""Backbones by name, with their weights and their own preprocessing.
+
+A plugin adds a backbone by the entry point group `framebank.backbones`. Its entry point is a function like those of
+keras.applications: it takes include_top, weights and input_shape, and its module also defines `preprocess_input`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ import numpy as np
 
 from features.config import BackboneConfig, FramesConfig
 from features.errors import ConfigError, DataError
+from features.plugins import BACKBONES, load_plugin, plugin_error, plugin_names
+from features.strict_model import did_you_mean
 from stage1_extract.backbone import efficientnet_lite
 
 
@@ -22,8 +28,8 @@ class LoadedBackbone:
     """A backbone with its weights.
 
     Attributes:
-        model: include_top = False, input float32 (height, width, 3), output its last map.
-        preprocess: its preprocess_input, or None for raw 0–255.
+        model: without its classifier, from float32 images (batch, height, width, 3) to its last map.
+        preprocess: its preprocess_input, or None for raw values 0 to 255.
         digest: SHA-256 over all weights, see `weights_digest`.
     """
 
@@ -36,18 +42,20 @@ def load_backbone(backbone: BackboneConfig, frames: FramesConfig) -> LoadedBackb
     """Build a backbone for the given frame size and load its weights.
 
     Raises:
-        ConfigError: no such backbone, or arguments or a size it does not take.
-        DataError: the weights cannot be had or are another network's.
+        ConfigError: there is no such backbone, or it does not accept the arguments or the size.
+        DataError: the weights are not available or belong to another network.
     """
     build, preprocess = find_backbone(backbone.name)
     if backbone.weights == "random":
-        keras.utils.set_random_seed(0)  # a random backbone is still the same in every process
+        keras.utils.set_random_seed(0)  # so that the weights are the same in every process
     try:
         model = build(
             include_top=False, weights=None, input_shape=(frames.height, frames.width, 3), **backbone.arguments
         )
     except (ValueError, TypeError) as e:
-        raise ConfigError(f"{backbone.name} cannot be built: {_line(e)}", hint="edit [backbone] or [frames]") from None
+        raise ConfigError(
+            f"{backbone.name} cannot be built: {_one_line(e)}", hint="edit [backbone] or [frames]"
+        ) from None
     if backbone.weights == "imagenet":
         _load_imagenet(model, build, backbone, frames)
     elif backbone.weights != "random":
@@ -57,25 +65,30 @@ def load_backbone(backbone: BackboneConfig, frames: FramesConfig) -> LoadedBackb
 
 
 def find_backbone(name: str) -> tuple[Callable[..., keras.Model], Callable[[Any], Any]]:
-    """The function that builds a backbone, and its preprocess_input.
+    """Find the function that builds a backbone, and its preprocess_input.
 
     Raises:
-        ConfigError: no such name; lists what there is.
+        ConfigError: there is no such backbone, and the message lists those there are; or its plugin is broken.
     """
     if name == "EfficientNetLite0":
         return efficientnet_lite.EfficientNetLite0, efficientnet_lite.preprocess_input
-    # each function's own module holds its preprocess_input, also for MobileNetV3, which has no public module
-    found = {n: f for n, f in vars(keras.applications).items() if n[:1].isupper() and inspect.isfunction(f)}
-    if name not in found:
-        names = ", ".join(["EfficientNetLite0", *sorted(found)])
-        raise ConfigError("no such backbone", expected=f"one of {names}", got=name, hint="--backbone.name NAME")
-    return found[name], vars(inspect.getmodule(found[name]))["preprocess_input"]
+    built_in = {n: f for n, f in vars(keras.applications).items() if n[:1].isupper() and inspect.isfunction(f)}
+    build = built_in.get(name) or load_plugin(BACKBONES, name)
+    if build is None:
+        names = ["EfficientNetLite0", *sorted(built_in), *plugin_names(BACKBONES)]
+        what = f"no such backbone{did_you_mean(name, names)}"
+        raise ConfigError(what, expected=f"one of {', '.join(names)}", got=name, hint="--backbone.name NAME")
+    # preprocess_input is in each function's own module, also for MobileNetV3, which has no public module
+    preprocess = getattr(inspect.getmodule(build), "preprocess_input", None)
+    if preprocess is None:
+        raise plugin_error(BACKBONES, name, "there is no function preprocess_input in the module that defines it")
+    return build, preprocess
 
 
 def _load_imagenet(
     model: keras.Model, build: Callable[..., keras.Model], backbone: BackboneConfig, frames: FramesConfig
 ) -> None:
-    """ImageNet's weights, copied into `model` so that every path builds the same graph."""
+    """Copy ImageNet weights into `model`, so that the graph is built in the same way whatever the weights are."""
     shape = (frames.height, frames.width, 3)
     try:
         pretrained = build(include_top=False, weights="imagenet", input_shape=shape, **backbone.arguments)
@@ -83,34 +96,34 @@ def _load_imagenet(
         if isinstance(e, DataError):
             raise
         raise DataError(
-            f"{backbone.name}: its ImageNet weights could not be downloaded ({_line(e)})",
-            hint="download the no-top .h5 of keras.applications elsewhere and give its path: --backbone.weights FILE, "
-            "or take --backbone.name EfficientNetLite0, whose weights are installed",
+            f"{backbone.name}: the ImageNet weights could not be downloaded ({_one_line(e)})",
+            hint="download the no-top .h5 of keras.applications elsewhere and give its path by "
+            "--backbone.weights FILE, or use --backbone.name EfficientNetLite0, whose weights are installed",
         ) from None
     model.set_weights(pretrained.get_weights())
 
 
 def _load_file(model: keras.Model, path: Path, name: str) -> None:
-    hint = f"give the weights of {name} without top: --backbone.weights FILE"
+    hint = f"give a file with the weights of {name} without its classifier: --backbone.weights FILE"
     if not path.is_file():
         raise DataError(f"{path}: no such weights file", hint=hint)
     before = [np.array(w) for w in model.get_weights()]
     try:
         if path.suffix == ".keras":
-            given = keras.models.load_model(path, compile=False, safe_mode=True).get_weights()
-            if [w.shape for w in given] != [w.shape for w in before]:
-                raise ValueError(f"{len(given)} weights where {name} has {len(before)}, or of other shapes")
-            model.set_weights(given)
+            weights = keras.models.load_model(path, compile=False, safe_mode=True).get_weights()
+            if [w.shape for w in weights] != [w.shape for w in before]:
+                raise ValueError(f"{len(weights)} weights where {name} has {len(before)}, or of other shapes")
+            model.set_weights(weights)
         else:
             model.load_weights(path)
     except (ValueError, OSError, KeyError, TypeError) as e:
-        raise DataError(f"{path}: not the weights of {name} ({_line(e)})", hint=hint) from None
+        raise DataError(f"{path}: not the weights of {name} ({_one_line(e)})", hint=hint) from None
     if before and all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)):
-        raise DataError(f"{path}: holds no weight of {name}", hint=hint)
+        raise DataError(f"{path}: contains no weights of {name}", hint=hint)
 
 
 def weights_digest(model: keras.Model) -> str:
-    """SHA-256 over all weights in the model's order: shape, type and bytes of each."""
+    """Compute the SHA-256 over all weights in the model's order: the shape, type and bytes of each."""
     digest = hashlib.sha256()
     for weight in model.get_weights():
         digest.update(f"{weight.shape}{weight.dtype}".encode())
@@ -118,5 +131,5 @@ def weights_digest(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def _line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]

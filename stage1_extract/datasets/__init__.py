@@ -1,60 +1,88 @@
-"""Layouts of data sets: what lies where, and which frames and labels that makes."""
+"""Data sets: which clips, frames and labels their files hold, by layout.
+
+A plugin adds a layout by the entry point group `framebank.datasets`. Its entry point is a function that takes the
+config's section [data] and returns what `competition_clips` does, clip specifications and faults, or a `Catalogue` if
+its frames are not image files.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from features.config import DataConfig
-from features.errors import DataError
-from stage1_extract.datasets import calibration, competition, manifest, tusimple, video
+from features.errors import ConfigError, DataError
+from features.plugins import DATASETS, load_plugin, plugin_error
+from stage1_extract.datasets.calibration import read_camera
 from stage1_extract.datasets.clip import Catalogue
-from stage1_extract.datasets.image_sequence import check_files
+from stage1_extract.datasets.competition import competition_clips
+from stage1_extract.datasets.image_sequence import ClipSpec, check_files
+from stage1_extract.datasets.manifest import manifest_clips
+from stage1_extract.datasets.tusimple import tusimple_clips
+from stage1_extract.datasets.video import video_clips
 
 __all__ = ["scan"]
 
+Layout = Callable[[DataConfig], Catalogue | tuple[list[ClipSpec], list[str]]]
+
 
 def scan(data: DataConfig, *, threads: int = 0) -> Catalogue:
-    """Every sound clip of a data set, and every fault that shows without decoding, in one pass.
+    """Find every clip of a data set, and every fault that is visible without decoding, in one pass.
 
     Args:
-        data: where it is and how it is laid out.
-        threads: that read and hash files; 0: one a core.
+        data: its path and layout.
+        threads: number of threads that read and hash files; 0: one per core.
 
     Raises:
-        DataError: what makes the scan impossible: nothing at the path, no zip, a manifest without a column, no clip;
-            or `data.calibration` names no file, or a malformed one.
+        DataError: the data set cannot be scanned, for example because there is nothing at its path, or
+            `data.calibration` is no calibration file.
+        ConfigError: the layout's plugin is broken.
     """
+    layout = _find_layout(data.layout, threads)
     try:
-        catalogue = _catalogue(data, threads)
-    except OSError as e:  # a folder that may not be entered
+        result = layout(data)
+        catalogue = result if isinstance(result, Catalogue) else _check(*result, threads)
+    except OSError as e:  # such as a folder without permission to read it
         what = f"{e.filename or data.path}: cannot be read"
         raise DataError(what, got=e.strerror or e, hint="check its permissions") from None
     if not catalogue.clips and not catalogue.faults:
         raise DataError(
             f"{data.path}: no clips",
-            expected=f"layout {data.layout}",
+            expected=f"files in the layout {data.layout}",
             got="none",
             hint="check data.path and data.layout",
         )
     if data.calibration is None:
         return catalogue
     try:
-        camera = calibration.read_camera(Path(data.calibration))
+        camera = read_camera(Path(data.calibration))
     except DataError as e:
         raise DataError(e.what, expected=e.expected, got=e.got, hint="--data.calibration FILE") from None
     clips = tuple(replace(clip, sequence=replace(clip.sequence, camera=camera)) for clip in catalogue.clips)
     return replace(catalogue, clips=clips)
 
 
-def _catalogue(data: DataConfig, threads: int) -> Catalogue:
-    if data.layout == "video":
-        return video.video_clips(data, threads)
-    if data.layout == "manifest":
-        drafts, faults = manifest.manifest_clips(data)
-    elif data.layout == "tusimple":
-        drafts, faults = tusimple.tusimple_clips(data)
-    else:
-        drafts, faults = competition.competition_clips(data)
-    found = check_files(drafts, threads)
-    return Catalogue(found.clips, (*faults, *found.faults))
+def _find_layout(name: str, threads: int) -> Layout:
+    built_in: dict[str, Layout] = {
+        "sample": competition_clips,
+        "competition": competition_clips,
+        "tusimple": tusimple_clips,
+        "manifest": manifest_clips,
+        "video": partial(video_clips, threads=threads),
+    }
+    if name in built_in:
+        return built_in[name]
+    plugin = load_plugin(DATASETS, name)
+    if plugin is None:
+        raise ConfigError("no such layout", got=name, hint="--data.layout NAME")
+    if not callable(plugin):
+        raise plugin_error(DATASETS, name, "it is no function of a DataConfig")
+    layout: Layout = plugin
+    return layout
+
+
+def _check(specs: list[ClipSpec], faults: list[str], threads: int) -> Catalogue:
+    catalogue = check_files(specs, threads)
+    return Catalogue(catalogue.clips, (*faults, *catalogue.faults))
