@@ -67,7 +67,7 @@ def _run(name: str, arguments: list[str], commands: Mapping[str, type[Command]],
     try:
         options = parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")
     except SystemExit as e:  # after --help
-        return e.code if isinstance(e.code, int) else 1
+        return int(e.code or 0)
     options()
     return 0
 
@@ -88,10 +88,13 @@ def _help(commands: Mapping[str, type[Command]], prog: str) -> str:
 
 def _complete(arguments: list[str], commands: Mapping[str, type[Command]], prog: str) -> int:
     """Write a shell's completion script: `--tyro-write-completion SHELL FILE`."""
-    types = [Annotated[command, tyro.conf.subcommand(name)] for name, command in commands.items()]
+    types = [
+        Annotated[command, tyro.conf.subcommand(name, description=command.summary())]
+        for name, command in commands.items()
+    ]
     program: Any = Union[tuple(types)]  # noqa: UP007 — made of a list
     try:
         tyro.cli(program, args=arguments, prog=prog, registry=registry(Config()), config=MARKERS, use_underscores=True)
     except SystemExit as e:
-        return e.code if isinstance(e.code, int) else 1
+        return int(e.code or 0)
     return 0
