@@ -1,4 +1,4 @@
-"""Runs as training leaves them, made in a moment, with a store that lends their frames."""
+"""Run folders as training writes them, made up within milliseconds, and stores in memory for their frames."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VELOCITY = ("vx", "vy")
 
 
 def road(frame: int, speed: float, distance: float) -> bytes:
-    """A thumbnail: a road whose dashes pass by, and a car ahead."""
+    """A thumbnail: a road with lane marks that pass by, and a car ahead."""
     picture = np.full((90, 160, 3), (178, 160, 140), np.uint8)
     picture[42:] = (82, 84, 86)
     for k in range(5):
@@ -37,23 +37,23 @@ def road(frame: int, speed: float, distance: float) -> bytes:
     return bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1])
 
 
-class Stored:
-    """Sequences and thumbnails as a store holds them, without the file."""
+class MemoryStore:
+    """Sequences and thumbnails like a store's, without a file; it records which thumbnails were read."""
 
     def __init__(self, sequences: tuple[FrameSequence, ...]) -> None:
         self.sequences = sequences
         self.tracks: dict[tuple[str, int], Track] = {}
         self.first = np.cumsum([0, *(s.length for s in sequences)])[:-1]
-        self.asked: list[int] = []
+        self.thumbnails_read: list[int] = []
 
     def index(self, sequence_id: str) -> int:
         return [s.id for s in self.sequences].index(sequence_id)
 
     def thumbnail(self, row: int) -> bytes:
-        self.asked.append(row)
-        at = int(np.searchsorted(self.first, row, side="right")) - 1
-        targets = self.sequences[at].labels[0].targets
-        return road(row - int(self.first[at]), targets.get("ego_speed", 14.0), 12 + 7 * (at % 6))
+        self.thumbnails_read.append(row)
+        index = int(np.searchsorted(self.first, row, side="right")) - 1
+        targets = self.sequences[index].labels[0].targets
+        return road(row - int(self.first[index]), targets.get("ego_speed", 14.0), 12 + 7 * (index % 6))
 
     @property
     def track_keys(self) -> list[str]:
@@ -73,14 +73,14 @@ def make_run(
     length: int = 8,
     dense: bool = False,
     **changes: Any,
-) -> tuple[Path, Stored]:
-    """A run's folder as training writes it, its figures computed from its own predictions, and its store.
+) -> tuple[Path, MemoryStore]:
+    """A run's folder as training writes it, with metrics computed from its predictions, and its store.
 
     Args:
-        noise: deviation of the predictions' noise in deviations of the target.
-        shrink: factor towards the mean: 0 is a constant predictor.
-        dense: one sequence a split with a label for every frame, instead of clips with one each.
-        changes: keys of metrics.json to set.
+        noise: standard deviation of the predictions' noise, in standard deviations of the target.
+        shrink: how far predictions follow the target; 0 is a constant predictor.
+        dense: one sequence per split with a label for every frame, instead of clips with one label each.
+        changes: keys of metrics.json to override.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(len(target))
@@ -112,15 +112,15 @@ def make_run(
                 for i, v in enumerate(labels)
             ]
         model = scores(true, predicted, constant, target, position)
-        blank = scores(true, np.broadcast_to(constant, true.shape), constant, target, position)
-        splits[split] = {"examples": count, "model": as_json(model), "constant": as_json(blank)}
-    sentence, constant_like = verdict("test", model)
+        baseline = scores(true, np.broadcast_to(constant, true.shape), constant, target, position)
+        splits[split] = {"examples": count, "model": as_json(model), "constant": as_json(baseline)}
+    sentence, no_better = verdict("test", model)
     metrics = {
         "target": target, "unit": "m/s", "head": "pooled_lstm", "backbone": "EfficientNetLite0", "weights": "imagenet",
         "trained_backbone": True, "parameters": {"total": 5_020_673, "trainable": 1_739_265, "frozen": 3_281_408},
         "epochs": 12, "best_epoch": 10, "seconds": 41.2,
         "store": {"path": "stores/sample.h5", "fingerprint": "5f" * 32, "frames": 2560, "sequences": 320},
-        "splits": splits, "verdict": sentence, "no_better_than_constant": constant_like, **changes,
+        "splits": splits, "verdict": sentence, "no_better_than_constant": no_better, **changes,
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "config.toml").write_text(Config().to_toml())
@@ -132,10 +132,11 @@ def make_run(
             later = 1.08 * error + 0.05 * abs(epoch - 10)
             writer.writerow([epoch, error**2 / deviation[0] ** 2, error, later**2 / deviation[0] ** 2, later, 3.4])
     write_predictions(folder, target, rows)
-    return folder, Stored(tuple(sequences))
+    return folder, MemoryStore(tuple(sequences))
 
 
 def write_predictions(folder: Path, target: tuple[str, ...], rows: list[list[Any]]) -> None:
+    """Write predictions.csv; see `read_predictions`."""
     head = ["split", "sequence", "label", "frame", "first", "stride", "length"]
     values = [f"{c}_{kind}" for c in target for kind in ("true", "pred")]
     with (folder / "predictions.csv").open("w", newline="") as f:
@@ -143,25 +144,26 @@ def write_predictions(folder: Path, target: tuple[str, ...], rows: list[list[Any
 
 
 def read_predictions(folder: Path) -> list[list[str]]:
+    """The rows of predictions.csv: split, sequence, label, frame, first, stride, length, values, distance."""
     with (folder / "predictions.csv").open(newline="") as f:
         return list(csv.reader(f))[1:]
 
 
-def body(folder: Path, store: Stored) -> str:
-    """The report as text, without its script and the script's data."""
+def body(folder: Path, store: MemoryStore) -> str:
+    """The report's HTML, without its script and the script's data."""
     text = write_report(folder, store).read_text(encoding="utf-8")
     return re.sub(r"<script.*?</script>", "", text, flags=re.S)
 
 
 def script_data(folder: Path) -> Any:
-    """What the report's script knows."""
+    """The data that the report's script gets."""
     text = (folder / "report.html").read_text(encoding="utf-8")
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, flags=re.S)
-    assert found is not None
-    return json.loads(found[1])
+    script = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, flags=re.S)
+    assert script is not None
+    return json.loads(script[1])
 
 
 def row(page: str, split: str, predictor: str) -> str:
-    """A split's first row of the table of metrics for a predictor."""
+    """A predictor's first row for a split in the table of metrics."""
     group = next(part for part in page.split("<tbody")[1:] if f'rowspan="2">{split}<' in part)
     return re.search(rf'<tr class="{predictor}">(.*?)</tr>', group, flags=re.S)[1]  # type: ignore[index]

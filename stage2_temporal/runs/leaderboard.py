@@ -121,7 +121,8 @@ def read_run(path: Path) -> Run:
     Raises:
         DataError, ConfigError: the folder holds no run, or a file of it is not as training writes it.
     """
-    return Run(path, read_run_config(path), read_metrics(path))
+    metrics = read_metrics(path)  # first, since it tells whether the folder is a run
+    return Run(path, read_run_config(path), metrics)
 
 
 def boards(runs: Iterable[Run], target: str | None = None) -> list[Board]:

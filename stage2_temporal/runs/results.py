@@ -23,7 +23,7 @@ from stage2_temporal.evaluation.history import Epoch, read_history
 from stage2_temporal.evaluation.metrics import Scores, have_one_unit
 
 VERDICT_SPLITS = ("test", "validation", STORED_VALIDATION, "train")  # the verdict is about the first that has labels
-RETRAIN = "train again: framebank train"
+RETRAIN = "train again with framebank train"
 JsonModel = TypeVar("JsonModel", bound=BaseModel)
 
 

@@ -1,4 +1,4 @@
-"""The report: what a run found, in one page."""
+"""The report page: metrics, verdict, and what it does with unknown or hostile values."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from stage2_temporal.runs.results import read_results
 from tests.report_runs import VELOCITY, body, make_run, read_predictions, row, script_data, write_predictions
 
 
-def test_each_split_has_its_row_beside_the_constant_and_test_is_first(tmp_path: Path) -> None:
+def test_each_split_has_rows_for_model_and_constant_and_test_is_first(tmp_path: Path) -> None:
     page = body(*make_run(tmp_path / "night-drive"))
     metrics = json.loads((tmp_path / "night-drive" / "metrics.json").read_text())
-    for split, figures in metrics["splits"].items():
+    for split, scores in metrics["splits"].items():
         for predictor in ("model", "constant"):
             cells = re.findall(r"<td>(.*?)</td>", row(page, split, predictor))
-            wanted = [figures[predictor][k] for k in ("rmse", "mae", "skill", "spread_ratio")]
-            assert cells == [f"{v:.3f}".replace("-", "−") for v in wanted]
+            values = [scores[predictor][k] for k in ("rmse", "mae", "skill", "spread_ratio")]
+            assert cells == [f"{v:.3f}".replace("-", "−") for v in values]
     order = re.findall(r'class="split" rowspan="2">(\w+)<', page)
     assert order == ["test", "validation", "train"]
-    assert '<tbody class="counts">' in page.split('rowspan="2">validation')[0]
+    assert '<tbody class="verdict-split">' in page.split('rowspan="2">validation')[0]
     assert "<h1>night-drive</h1>" in page
     assert "5,020,673" in page and "5f" * 32 in page and 'layout = "sample"'.replace('"', "&#34;") in page
 
 
-def test_each_component_has_its_figures_and_its_plots(tmp_path: Path) -> None:
+def test_each_component_has_metrics_and_plots(tmp_path: Path) -> None:
     page = body(*make_run(tmp_path, VELOCITY))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for split in metrics["splits"].values():
@@ -42,7 +42,7 @@ def test_each_component_has_its_figures_and_its_plots(tmp_path: Path) -> None:
     assert page.count('class="plot"') == page.count('" aria-hidden="true" data-component=') + 2 == 8
 
 
-def test_errors_by_distance_stand_beside_the_constant_s(tmp_path: Path) -> None:
+def test_errors_by_distance_are_shown_for_model_and_constant(tmp_path: Path) -> None:
     folder, store = make_run(tmp_path, VELOCITY)
     page = body(folder, store)
     assert page.count("[(m/s)²]") == 1 and "EP [" not in page
@@ -57,12 +57,12 @@ def test_errors_by_distance_stand_beside_the_constant_s(tmp_path: Path) -> None:
         for predictor in ("model", "constant"):
             for table, measure in ((ev, "ev"), (ep, "ep")):
                 values = [split[predictor][measure][band] for band in bands]
-                wanted = ["–" if v is None else f"{v:.2f}" for v in values]
-                assert re.findall(r"<td>(.*?)</td>", row(table, name, predictor)) == wanted
+                expected = ["–" if v is None else f"{v:.2f}" for v in values]
+                assert re.findall(r"<td>(.*?)</td>", row(table, name, predictor)) == expected
     assert 'id="by-distance"' not in body(*make_run(tmp_path / "speed"))
 
 
-def test_a_constant_like_model_is_called_one(tmp_path: Path) -> None:
+def test_banner_tells_whether_the_model_beats_the_constant(tmp_path: Path) -> None:
     page = body(*make_run(tmp_path / "flat", shrink=0.05))
     assert '<p class="banner bad"><strong>No better than a constant on the test split</strong>The predictions' in page
     page = body(*make_run(tmp_path / "good"))
@@ -70,14 +70,14 @@ def test_a_constant_like_model_is_called_one(tmp_path: Path) -> None:
     assert '<p class="banner"><strong>Better than a constant on the test split</strong>Skill 0.' in page
 
 
-def test_an_untrained_backbone_is_named_loudly(tmp_path: Path) -> None:
+def test_untrained_backbone_has_a_warning_banner(tmp_path: Path) -> None:
     trained = body(*make_run(tmp_path / "a"))
     random = body(*make_run(tmp_path / "b", weights="random", trained_backbone=False))
     assert "Untrained backbone" not in trained
     assert '<p class="banner bad"><strong>Untrained backbone</strong>' in random
 
 
-def test_what_comes_from_data_is_escaped(tmp_path: Path) -> None:
+def test_values_from_data_are_escaped(tmp_path: Path) -> None:
     evil = "</script><img src=x onerror=alert(1)>"
     folder, store = make_run(tmp_path / "a<b", verdict=evil, head=evil)
     store.sequences = tuple(FrameSequence(evil + s.id, *list(vars(s).values())[1:]) for s in store.sequences)
@@ -89,14 +89,14 @@ def test_what_comes_from_data_is_escaped(tmp_path: Path) -> None:
     assert "<h1>a&lt;b</h1>" in page
 
 
-def test_nothing_is_fetched(tmp_path: Path) -> None:
+def test_page_loads_nothing(tmp_path: Path) -> None:
     page = write_report(*make_run(tmp_path)).read_text()
     assert set(re.findall(r"https?://[^\s\"']+", page)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
     assert "default-src 'none'" in page
     assert set(re.findall(r'src="([a-z]+:)', page)) == {"data:"}
 
 
-def test_unknown_values_are_dashes_and_leave_no_trace_in_plots(tmp_path: Path) -> None:
+def test_unknown_values_are_dashes_and_missing_from_plots(tmp_path: Path) -> None:
     folder, store = make_run(tmp_path)
     metrics = json.loads((folder / "metrics.json").read_text())
     nothing = dict.fromkeys(("rmse", "mae", "skill", "spread_ratio")) | {"components": {}, "ev": None}
@@ -105,24 +105,24 @@ def test_unknown_values_are_dashes_and_leave_no_trace_in_plots(tmp_path: Path) -
     lines = (folder / "history.csv").read_text().splitlines()
     (folder / "history.csv").write_text("\n".join([lines[0], *(f"{i},{2 / i},{3 / i},,,1" for i in (1, 2, 3))]))
     rows = read_predictions(folder)
-    blank = {id(r) for r in rows if r[0] == "test"} | {id(r) for r in rows if r[1] in ("validation/1", "validation/2")}
-    write_predictions(folder, ("ego_speed",), [[*r[:7], "", *r[8:]] if id(r) in blank else r for r in rows])
+    without_label = {id(r) for r in rows if r[0] == "test"} | {id(r) for r in rows if r[1] in ("validation/1", "validation/2")}
+    write_predictions(folder, ("ego_speed",), [[*r[:7], "", *r[8:]] if id(r) in without_label else r for r in rows])
 
     results = read_results(folder)
     assert results.splits == ["validation", "train", "test"]
-    assert len(results.counted) == 38
+    assert len(results.verdict_examples) == 38
     assert len(scatters(results, 0)[0].series[1].x) == 38
-    assert [s.name for s in curves(results)[0].series] == ["training", "kept"]
+    assert [s.name for s in curves(results)[0].series] == ["training", "best epoch"]
     assert "training split" not in curves(results)[1].note and "train split" in curves(results)[1].note
     page = body(folder, store)
     assert re.findall(r"<td>(.*?)</td>", row(page, "test", "model")) == ["–"] * 4
     assert "NaN" not in page and "None" not in page
-    known = script_data(folder)
-    assert known["drawn"] == len(known["clips"]) == 38
-    assert not {"validation/1", "validation/2"} & {c["name"] for c in known["clips"]}
+    data = script_data(folder)
+    assert data["dots"] == len(data["clips"]) == 38
+    assert not {"validation/1", "validation/2"} & {c["name"] for c in data["clips"]}
 
 
-def test_a_run_without_labels_or_epochs_still_has_a_report(tmp_path: Path) -> None:
+def test_run_without_labels_or_epochs_has_a_report(tmp_path: Path) -> None:
     folder, store = make_run(tmp_path, splits={})
     (folder / "history.csv").write_text("epoch,loss,rmse,val_loss,val_rmse,seconds\n")
     page = body(folder, store)
@@ -133,12 +133,12 @@ def test_a_run_without_labels_or_epochs_still_has_a_report(tmp_path: Path) -> No
     )
 
 
-def test_targets_of_several_units_have_none(tmp_path: Path) -> None:
+def test_mixed_units_are_not_named(tmp_path: Path) -> None:
     page = body(*make_run(tmp_path, unit=None))
     assert "None" not in page and ">RMSE</th>" in page
 
 
-def test_the_validation_that_chose_the_epoch_counts_before_the_stored_one(tmp_path: Path) -> None:
+def test_verdict_prefers_the_validation_split_that_chose_the_epoch(tmp_path: Path) -> None:
     folder, _ = make_run(tmp_path)
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics["splits"]["validation-store"] = metrics["splits"].pop("test")
@@ -147,21 +147,21 @@ def test_the_validation_that_chose_the_epoch_counts_before_the_stored_one(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("metrics.json", "{", "Invalid JSON"),
         ("metrics.json", '{"target": "x"}', "target"),
         ("predictions.csv", "split,sequence\n", "no column label"),
-        ("history.csv", "epoch,loss,rmse,val_loss,val_rmse\n1,fast,2,3,4\n", "line 2: could not convert"),
+        ("history.csv", "epoch,loss,rmse,val_loss,val_rmse,seconds\n1,fast,2,3,4,5\n", "line 2: could not convert"),
         ("config.toml", None, "no such file"),
     ],
 )
-def test_a_broken_run_is_named(tmp_path: Path, name: str, text: str | None, said: str) -> None:
+def test_broken_file_is_named(tmp_path: Path, name: str, text: str | None, message: str) -> None:
     folder, store = make_run(tmp_path)
     (folder / name).unlink()
     if text is not None:
         (folder / name).write_text(text)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         write_report(folder, store)
     assert name in str(caught.value) and "Try:" in str(caught.value)
     assert not (folder / "report.html").exists()

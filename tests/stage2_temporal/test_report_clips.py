@@ -1,4 +1,4 @@
-"""The report's clips: which, with what frames, boxes and arrows."""
+"""The report's clips: which are shown, with which frames, boxes and arrows."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from stage2_temporal.runs.results import PredictedExample, read_results
 from tests.report_runs import VELOCITY, body, make_run, script_data
 
 
-def test_the_worst_clips_show_their_own_frames(tmp_path: Path) -> None:
+def test_worst_and_best_clips_show_their_frames_and_values(tmp_path: Path) -> None:
     folder, store = make_run(tmp_path)
     page = body(folder, store)
-    known = read_results(folder).counted
-    ranked = sorted(known, key=lambda e: -e.error)
-    shown = re.findall(r"<h4>((?:test|train|validation)/.*?)</h4>", page)
-    assert shown == [e.sequence for e in ranked[:8]] + [e.sequence for e in ranked[:-4:-1]]
+    ranked = sorted(read_results(folder).verdict_examples, key=lambda e: -e.error)
+    titles = re.findall(r"<h4>((?:test|train|validation)/.*?)</h4>", page)
+    assert titles == [e.sequence for e in ranked[:8]] + [e.sequence for e in ranked[:-4:-1]]
     rows = [int(store.first[store.index(e.sequence)]) + f for e in [*ranked[:8], *ranked[:-4:-1]] for f in range(8)]
-    assert store.asked[:88] == rows and len(store.asked) == len(set(store.asked)) == 320
+    assert store.thumbnails_read[:88] == rows and len(set(store.thumbnails_read)) == len(store.thumbnails_read) == 320
     assert [int(row) for row in re.findall(r'data-row="(\d+)"', page)] == rows
     assert page.count("data:image/jpeg;base64,") == 88
     assert page.count('class="box" x="70.0" y="42.5" width="35.0" height="33.8"') == 11
@@ -37,33 +36,33 @@ def example(sequence: str, first: int, error: float, stride: int = 1) -> Predict
     return PredictedExample("test", sequence, 0, first + 7, first, stride, 8, (0.0,), (error,), math.nan)
 
 
-def test_no_two_worst_clips_share_a_frame() -> None:
+def test_picked_clips_share_no_frame() -> None:
     rows = [example("a", 0, 9.0), example("a", 1, -10.0), example("b", 1, 8.0), example("a", 20, 1.0)]
     assert pick_clips(rows, 3, worst=True) == [rows[1], rows[2], rows[3]]
     assert pick_clips(rows, 1, worst=False) == [rows[3]]
 
 
-def test_long_windows_are_thinned_to_a_strip() -> None:
+def test_long_window_is_thinned_to_a_strip() -> None:
     assert spread_evenly(4, 8) == [0, 1, 2, 3]
     assert spread_evenly(40, 8) == [0, 6, 11, 17, 22, 28, 33, 39]
     assert spread_evenly(40, 1) == [39]
 
 
-def test_a_box_is_the_tracks_and_without_one_the_labels(tmp_path: Path) -> None:
+def test_box_comes_from_the_track_or_else_from_the_label(tmp_path: Path) -> None:
     folder, store = make_run(tmp_path, VELOCITY)
-    some = read_results(folder).counted[0]
-    labelled = (70.0, 42.5, 35.0, 33.8)
-    assert report_clip(some, store).boxes == (*[None] * 7, labelled)
+    first = read_results(folder).verdict_examples[0]
+    label_box = (70.0, 42.5, 35.0, 33.8)
+    assert report_clip(first, store).boxes == (*[None] * 7, label_box)
     boxes = np.array([[80.0 * f, 160.0, 80.0 * f + 160, 240.0] for f in range(8)])
     boxes[2] = np.nan
-    store.tracks[some.sequence, 0] = Track(boxes, np.ones(8))
-    tracked = report_clip(some, store).boxes
+    store.tracks[first.sequence, 0] = Track(boxes, np.ones(8))
+    tracked = report_clip(first, store).boxes
     assert tracked[2] is None
     assert tracked[:2] == ((0.0, 20.0, 20.0, 10.0), (10.0, 20.0, 20.0, 10.0))
     assert tracked[7] == (70.0, 20.0, 20.0, 10.0)
 
 
-def test_every_tracked_frame_of_a_strip_has_box_and_arrows(tmp_path: Path) -> None:
+def test_tracked_frames_have_box_and_arrows(tmp_path: Path) -> None:
     folder, store = make_run(tmp_path, VELOCITY)
     assert body(folder, store).count('class="box" x=') == 11
     for s in store.sequences:
@@ -81,8 +80,8 @@ def test_arrows_point_where_velocities_do() -> None:
     assert drawn.predicted(fast).startswith("M3.0 0.0L3.0 26.0L")  # backwards, down
     assert drawn.true(fast, (100.0, 40.0, 20.0, 10.0)).startswith("M98.5 45.0L111.5 45.0L")
     assert arrows(("ego_speed",), [fast]) is None
-    more = PredictedExample("test", "a", 0, 7, 0, 1, 8, (50.0, 13.0, 0.0), (60.0, 0.0, -26.0), math.nan)
-    assert arrows(("x", "vy", "vx"), [more]).true(more) == drawn.true(fast)
+    other_columns = PredictedExample("test", "a", 0, 7, 0, 1, 8, (50.0, 13.0, 0.0), (60.0, 0.0, -26.0), math.nan)
+    assert arrows(("x", "vy", "vx"), [other_columns]).true(other_columns) == drawn.true(fast)
 
 
 def test_bars_start_at_zero() -> None:
@@ -93,40 +92,40 @@ def test_bars_start_at_zero() -> None:
     )  # fmt: skip
 
 
-def test_frames_come_in_by_turns_until_the_budget_is_used_up(tmp_path: Path) -> None:
+def test_frames_are_added_by_turns_until_the_budget_is_used_up(tmp_path: Path) -> None:
     folder, store = make_run(tmp_path)
-    clips = [report_clip(e, store) for e in read_results(folder).counted[:3]]
+    clips = [report_clip(e, store) for e in read_results(folder).verdict_examples[:3]]
     rows = list(dict.fromkeys(frames_by_turns(clips)))
     assert rows[:3] == [c.rows[-1] for c in clips] and rows[3:6] == [c.rows[0] for c in clips]
     assert sorted(rows) == sorted(row for c in clips for row in c.rows)
     plenty, scarce = Pictures(store), Pictures(store, budget=20_000)
-    for some in (plenty, scarce):
-        some.add(frames_by_turns(clips))
-    assert list(plenty.held) == rows and not plenty.full
-    assert 0 < len(scarce.held) < len(rows) and scarce.full
-    assert list(scarce.held) == rows[: len(scarce.held)]
-    assert sum(map(len, scarce.held.values())) <= 20_000
+    for pictures in (plenty, scarce):
+        pictures.add(frames_by_turns(clips))
+    assert list(plenty.uris) == rows and not plenty.full
+    assert 0 < len(scarce.uris) < len(rows) and scarce.full
+    assert list(scarce.uris) == rows[: len(scarce.uris)]
+    assert sum(map(len, scarce.uris.values())) <= 20_000
 
 
 @pytest.mark.parametrize("dense", [False, True])
-def test_however_many_examples_the_report_stays_small(tmp_path: Path, dense: bool) -> None:
-    folder, store = make_run(tmp_path, VELOCITY, clips=3000, length=40, dense=dense)
+def test_report_with_many_examples_stays_small(tmp_path: Path, dense: bool) -> None:
+    folder, store = make_run(tmp_path, VELOCITY, clips=2100, length=40, dense=dense)
     assert 3_000_000 < write_report(folder, store).stat().st_size < 8_000_000
-    known = script_data(folder)
-    assert known["drawn"] == 2000
-    here = {int(row) for row in known["pictures"]}
-    last = sum(c["row"] + c["stride"] * (c["length"] - 1) in here for c in known["clips"])
-    assert last > (1900 if dense else 300)
+    data = script_data(folder)
+    assert data["dots"] == 2000
+    rows = {int(row) for row in data["pictures"]}
+    with_last_frame = sum(c["row"] + c["stride"] * (c["length"] - 1) in rows for c in data["clips"])
+    assert with_last_frame > (1900 if dense else 300)
 
 
-def test_the_script_knows_each_dot(tmp_path: Path) -> None:
+def test_script_gets_the_values_of_every_dot(tmp_path: Path) -> None:
     folder, store = make_run(tmp_path, VELOCITY)
     write_report(folder, store)
-    known, counted = script_data(folder), read_results(folder).counted
-    assert [c["name"] for c in known["clips"]] == [e.sequence for e in counted]
-    for shown, example in zip(known["clips"], counted, strict=True):
-        assert shown["predicted"] == pytest.approx(example.predicted, rel=1e-5)
-        assert shown["distance"] == pytest.approx(example.distance, rel=1e-5)
+    data, examples = script_data(folder), read_results(folder).verdict_examples
+    assert [c["name"] for c in data["clips"]] == [e.sequence for e in examples]
+    for clip, example in zip(data["clips"], examples, strict=True):
+        assert clip["predicted"] == pytest.approx(example.predicted, rel=1e-5)
+        assert clip["distance"] == pytest.approx(example.distance, rel=1e-5)
     strips = set(re.findall(r'data-row="(\d+)"', (folder / "report.html").read_text()))
-    assert len(strips) == 88 and not strips & set(known["pictures"])
-    assert len(strips) + len(known["pictures"]) == 320
+    assert len(strips) == 88 and not strips & set(data["pictures"])
+    assert len(strips) + len(data["pictures"]) == 320

@@ -1,4 +1,4 @@
-"""Sweeps carried out on a small real store: by processes, again, in part, and killed."""
+"""Sweeps on a small real store: with several processes, repeated, in part, interrupted and killed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from features._common.lock import exclusive_write_lock
 from features.config import Config, read_config
 from features.errors import BadInputs, StoreError
 from features.store import Store
-from stage2_temporal.runs.folder import read_metrics
+from framebank.cli import main
+from stage2_temporal.runs.results import read_metrics
 from stage2_temporal.sweep.runner import SweepResult, run_sweep
-from stage2_temporal.sweep.spec import Sweep, read_sweep, sweep_entries
+from stage2_temporal.sweep.spec import Sweep, sweep_entries
 from stage2_temporal.train import evaluate
-from tests.helpers import write_store
+from tests.helpers import ROOT, write_store
 from tests.stage2_helpers import CLIP_LENGTH, drifting_clips
 
-ROOT = Path(__file__).parents[2]
 TASK = f"""
 [frames]
 width = 32
@@ -44,7 +44,7 @@ dense = 0
 epochs = 3
 batch = 8
 """
-SWEEP = """
+GOOD_ENTRY = """
 [sweep]
 name = "s"
 folds = 2
@@ -53,242 +53,212 @@ reports = 1
 [[entries]]
 "head.units" = [4]
 "train.learning_rate" = [0.01]
+"""
+FAILING_ENTRY = """
 [[entries]]
 "head.units" = 5
 "train.learning_rate" = 1e30
 """
-GOOD = SWEEP[: SWEEP.rindex("[[entries]]")]
+COMMAND = ["sweep", "--config", "task.toml", "--sweep", "sweep.toml"]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where sweeps are made: a store, a config and a sweep."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: it has a store, a config and a sweep."""
     maps, sequences = drifting_clips({"train": 14, "validation": 6, "test": 6})
     (tmp_path / "stores").mkdir()
     write_store(tmp_path / "stores" / "task.h5", sequences, {"appearance": maps})
     (tmp_path / "task.toml").write_text(TASK)
-    (tmp_path / "sweep.toml").write_text(SWEEP)
+    (tmp_path / "sweep.toml").write_text(GOOD_ENTRY)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def begin(folder: Path, *arguments: str, threads: int = 0) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, threads: int = 0) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own, as a terminal does."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_NUM_INTRAOP_THREADS": str(threads)}
-    command = [sys.executable, "-m", "stage2_temporal", *arguments]
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "framebank", *arguments],
         cwd=folder,
         env=environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        # a shell's background job is deaf to Ctrl-C, and so is all it starts
+        # a shell's background job ignores Ctrl-C, and so does all that it starts
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
-def sweep(folder: Path) -> tuple[int, str, str]:
-    process = begin(folder, "sweep", "--config", "task.toml", "--sweep", "sweep.toml")
-    out, err = process.communicate()
-    return process.returncode, out, err
+def sweep_in_process(folder: Path, entry: dict[str, object] | None = None, **plan: object) -> SweepResult:
+    """Run a sweep with one job in this process."""
+    small_heads = {"head.name": "pooled_lstm", "head.units": [4, 5, 6], "train.epochs": 1}
+    sweep = Sweep.model_validate({"sweep": {"name": "s", "jobs": 1, **plan}, "entries": [entry or small_heads]})
+    return run_sweep(sweep.sweep, sweep_entries(sweep, read_config(folder / "task.toml")), Path("stores/task.h5"))
 
 
 def leaderboard(folder: Path) -> list[dict[str, str]]:
-    """All figures, but how long it took."""
+    """All that the leaderboard's CSV says, except training times and links."""
     with (folder / "runs" / "s" / "leaderboard.csv").open(newline="", encoding="utf-8") as f:
         return [{k: v for k, v in row.items() if k not in ("seconds", "report")} for row in csv.DictReader(f)]
 
 
-def runs(folder: Path) -> dict[str, int]:
-    """Each finished run, and what tells its file from another's."""
+def finished_runs(folder: Path) -> dict[str, int]:
+    """The inode of each finished run's model, which changes if it is trained again."""
     return {p.parent.name: p.stat().st_ino for p in (folder / "runs" / "s").glob("*/model.keras")}
 
 
-def test_what_fails_is_recorded_and_the_rest_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    status, out, err = sweep(folder)
-    assert status == 2, err
-    *_, first, second, last = err.splitlines()
-    assert "s/pooled_lstm-" in first and "the loss is no number any more" in first and "fold1" in second
+def test_failed_runs_are_recorded_and_the_others_finish(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "sweep.toml").write_text(GOOD_ENTRY + FAILING_ENTRY)
+    assert main(COMMAND) == 2
+    printed = capsys.readouterr()
+    *_, first, second, last = printed.err.splitlines()
+    assert "s/pooled_lstm-" in first and "loss" in first and "fold1" in second
     assert "2 of 4 runs failed" in last
-    assert "4/4 run" in err and "best skill" in err and "beside the constant's" in err
-    assert "on the validation split (2 folds, 20 examples)" in out
-    assert out.splitlines()[-1] == "runs/s/leaderboard.html"
-    there = runs(folder)
-    assert len(there) == 2
+    assert "4/4 run" in printed.err and "best skill" in printed.err and "(constant " in printed.err
+    assert "on the validation split (2 folds, 20 examples)" in printed.out
+    assert printed.out.splitlines()[-1] == "runs/s/leaderboard.html"
+    runs = finished_runs(folder)
+    assert len(runs) == 2
     errors = sorted((folder / "runs" / "s").glob("*/error.json"))
     assert len(errors) == 2
-    assert "the loss is no number" in json.loads(errors[0].read_text())["error"]
+    assert "loss" in json.loads(errors[0].read_text())["error"]
     assert {p.name for p in errors[0].parent.iterdir()} == {"config.toml", "error.json"}
     reports = list((folder / "runs" / "s").glob("*/report.html"))
     assert [p.parent.name for p in reports] == [leaderboard(folder)[0]["run"]]
 
-    # the same run by itself, with the threads of one of two workers
-    name = next(name for name in there if name.endswith("fold1"))
-    alone = begin(
-        folder, "train", "--config", f"runs/s/{name}/config.toml", "--store", "stores/task.h5", "--run", "alone",
-        threads=max(1, len(os.sched_getaffinity(0)) // 2),
-    )  # fmt: skip
-    _, err = alone.communicate()
-    assert alone.returncode == 0, err
-    predictions = [(folder / "runs" / p / "predictions.csv").read_bytes() for p in (f"s/{name}", "alone")]
-    assert predictions[0] == predictions[1]
-
-    # again, without what failed: what is finished stays
-    (folder / "sweep.toml").write_text(GOOD)
-    monkeypatch.chdir(folder)
-    wanted = read_sweep(Path("sweep.toml"))
-    done = run_sweep(wanted.sweep, sweep_entries(wanted, read_config("task.toml")), Path("stores/task.h5"))
-    assert (set(done.names), done.failed, done.left) == (set(there), (), 0)
-    assert runs(folder) == there
+    (folder / "sweep.toml").write_text(GOOD_ENTRY)
+    assert main(COMMAND) == 0
+    assert finished_runs(folder) == runs  # nothing was trained again
 
 
-def carried(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, entry: dict[str, object] | None = None, **plan: object
-) -> SweepResult:
-    """A sweep in this process."""
-    monkeypatch.chdir(folder)
-    units = {"head.name": "pooled_lstm", "head.units": [4, 5, 6], "train.epochs": 1}
-    wanted = Sweep.model_validate({"sweep": {"name": "s", "jobs": 1, **plan}, "entries": [entry or units]})
-    base = Config.model_validate(
-        {"window": {"length": CLIP_LENGTH}, "frames": {"width": 32, "height": 18}, "extract": {"dtype": "float32"}}
-        | {"backbone": {"name": "Tiny", "preprocess": False}}
-    )
-    return run_sweep(wanted.sweep, sweep_entries(wanted, base), Path("stores/task.h5"))
-
-
-def test_a_time_budget_begins_nothing_more_and_the_rest_comes_later(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    done = carried(folder, monkeypatch, minutes=1e-6)
-    assert (done.names, done.failed, done.left) == ((), (), 3)
-    done = carried(folder, monkeypatch, seeds=[7], limit=2, reports=0)
-    assert done.failed == ()
-    assert (len(done.names), done.left) == (2, 0)
+def test_sweep_continues_after_its_time_budget(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = sweep_in_process(folder, minutes=1e-6)
+    assert (result.names, result.failed, result.remaining) == ((), (), 3)
+    result = sweep_in_process(folder, seeds=[7], limit=2, reports=0)
+    assert result.failed == ()
+    assert (len(result.names), result.remaining) == (2, 0)
     assert capsys.readouterr().out == ""
-    there = runs(folder)
-    assert set(there) == set(done.names)
-    done = carried(folder, monkeypatch, seeds=[7], reports=0)
-    assert len(done.names) == 3 and set(there.items()) < set(runs(folder).items())
-    assert not list((folder / "runs").glob("s/*/report.html"))
-    done = carried(folder, monkeypatch, seeds=[7], reports=2)
+    runs = finished_runs(folder)
+    assert set(runs) == set(result.names)
+    result = sweep_in_process(folder, seeds=[7], reports=2)
+    assert len(result.names) == 3 and set(runs.items()) < set(finished_runs(folder).items())
     assert len(list((folder / "runs").glob("s/*/report.html"))) == 2
 
 
-def test_auto_becomes_a_head(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = carried(folder, monkeypatch, {"head.name": "auto", "train.epochs": 1}, reports=0)
-    assert done.names[0].startswith("auto-")
-    assert read_config(done.folder / done.names[0] / "config.toml").head.name == "ridge"
-    there = runs(folder)
-    assert carried(folder, monkeypatch, {"head.name": "auto", "train.epochs": 1}, reports=0) == done
-    assert runs(folder) == there
+def test_auto_is_replaced_by_a_head(folder: Path) -> None:
+    entry = {"head.name": "auto", "train.epochs": 1}
+    result = sweep_in_process(folder, entry, reports=0)
+    assert result.names[0].startswith("auto-")
+    assert read_config(result.folder / result.names[0] / "config.toml").head.name == "ridge"
+    runs = finished_runs(folder)
+    assert sweep_in_process(folder, entry, reports=0) == result
+    assert finished_runs(folder) == runs
 
 
-def test_a_fold_is_an_ordinary_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = carried(folder, monkeypatch, folds=2, limit=1, reports=0)
-    path = done.folder / done.names[1]
-    metrics = read_metrics(path)
-    assert metrics["splits"]["validation"]["examples"] == metrics["splits"]["train"]["examples"] == 10
-    assert metrics["splits"]["test"]["examples"] == 6
+def test_fold_can_be_evaluated_like_any_run(folder: Path) -> None:
+    result = sweep_in_process(folder, {"head.name": "ridge"}, folds=2, reports=0)
+    first, second = (result.folder / name for name in result.names)
+    metrics = read_metrics(second)
+    assert metrics.splits["validation"].examples == metrics.splits["train"].examples == 10
+    assert metrics.splits["test"].examples == 6
     with Store("stores/task.h5") as store:
-        evaluate(path, store)
-    again = read_metrics(path)
-    assert again["splits"] == metrics["splits"] and again["labels"] == metrics["labels"]
-    assert (path / "report.html").is_file()
-    assert read_metrics(done.folder / done.names[0])["labels"] == metrics["labels"]
+        evaluated = evaluate(second, store)
+    assert evaluated == read_metrics(second) == metrics
+    assert (second / "report.html").is_file()
+    assert read_metrics(first).labels == metrics.labels
 
 
-def test_what_does_not_fit_the_store_is_found_before_any_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    base = Config.model_validate(
-        {"window": {"length": CLIP_LENGTH}, "frames": {"width": 32, "height": 18}, "extract": {"dtype": "float32"}}
-        | {"backbone": {"name": "Tiny", "preprocess": False}}
-    )
-    tables = [
-        {"head.name": ["bert", "pooled_lstm"]},
+def test_entries_that_do_not_fit_the_store_are_reported_before_training(folder: Path) -> None:
+    base = read_config(folder / "task.toml")
+    entries = [
         {"head.grid": [[9, 9]]},
         {"window.length": CLIP_LENGTH + 1},
         {"data.target": "weight"},
     ]
-    wanted = Sweep.model_validate({"sweep": {"name": "s", "jobs": 1}, "entries": tables})
+    sweep = Sweep.model_validate({"sweep": {"name": "s", "jobs": 1}, "entries": entries})
     with pytest.raises(BadInputs) as caught:
-        run_sweep(wanted.sweep, sweep_entries(wanted, base), Path("stores/task.h5"))
-    for said, part in zip(caught.value.faults, ("no such head", "grid", "no window fits", "weight"), strict=True):
-        assert part in said
+        run_sweep(sweep.sweep, sweep_entries(sweep, base), Path("stores/task.h5"))
+    for error, part in zip(caught.value.faults, ("grid", "no window fits", "weight"), strict=True):
+        assert part in error
     assert not list((folder / "runs" / "s").glob("*/"))
-    with pytest.raises(StoreError, match="holds other features"):
-        run_sweep(wanted.sweep, sweep_entries(wanted, Config()), Path("stores/task.h5"))
-    wanted = Sweep.model_validate({"sweep": {"name": "s", "folds": 50}, "entries": [{}]})
+    with pytest.raises(StoreError):
+        run_sweep(sweep.sweep, sweep_entries(sweep, Config()), Path("stores/task.h5"))
     with pytest.raises(BadInputs, match="2 to 20"):
-        run_sweep(wanted.sweep, sweep_entries(wanted, base), Path("stores/task.h5"))
+        sweep_in_process(folder, {"head.units": 4}, folds=50)
 
 
-def test_two_sweeps_of_one_name_do_not_run_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with (
-        exclusive_write_lock(folder / "runs" / "s" / "sweep"),
-        pytest.raises(StoreError, match="being written by process"),
-    ):
-        carried(folder, monkeypatch)
+def test_two_sweeps_of_one_name_cannot_run_at_once(folder: Path) -> None:
+    with exclusive_write_lock(folder / "runs" / "s" / "sweep"), pytest.raises(StoreError, match="process"):
+        sweep_in_process(folder)
 
 
-def test_a_wrong_sweep_needs_no_tensorflow(folder: Path) -> None:
+def test_error_in_the_sweep_file_is_found_without_tensorflow(folder: Path) -> None:
     (folder / "sweep.toml").write_text('[[entries]]\n"head.unit" = 3\n')
     script = (
-        "import sys; from stage2_temporal.__main__ import main\n"
-        "assert main(['sweep', '--config', 'task.toml', '--sweep', 'sweep.toml']) == 2\n"
-        "assert main(['sweep', '--config', 'task.toml']) == 2\n"
-        "assert 'tensorflow' not in sys.modules"
+        f"import sys; from framebank.cli import main; assert main({COMMAND}) == 2; assert 'keras' not in sys.modules"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
-        [sys.executable, "-c", script], cwd=folder, env=environment, check=True, capture_output=True, text=True
+    process = subprocess.run(
+        [sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True
     )
-    assert "unknown key head.unit" in ended.stderr and "which sweep?" in ended.stderr
+    assert "unknown key head.unit" in process.stderr
 
 
 @pytest.mark.soak
-def test_ctrl_c_keeps_what_is_done(folder: Path) -> None:
-    """As a terminal sends it: to the sweep and all its workers."""
-    (folder / "sweep.toml").write_text(GOOD.replace("[4]", "[4, 5, 6, 7, 8]"))
-    process = begin(folder, "sweep", "--config", "task.toml", "--sweep", "sweep.toml")
-    while len(runs(folder)) < 3:
+def test_run_alone_repeats_the_numbers_of_the_sweep(folder: Path) -> None:
+    """With the threads of one of two workers."""
+    assert main(COMMAND) == 0
+    name = next(name for name in finished_runs(folder) if name.endswith("fold1"))
+    config = ["--config", f"runs/s/{name}/config.toml", "--store", "stores/task.h5", "--run", "alone"]
+    process = start(folder, "train", *config, threads=max(1, len(os.sched_getaffinity(0)) // 2))
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    first, second = ((folder / "runs" / run / "predictions.csv").read_bytes() for run in (f"s/{name}", "alone"))
+    assert first == second
+
+
+@pytest.mark.soak
+def test_ctrl_c_keeps_finished_runs(folder: Path) -> None:
+    """A terminal sends the signal to the sweep and to all its workers."""
+    (folder / "sweep.toml").write_text(GOOD_ENTRY.replace("[4]", "[4, 5, 6, 7, 8]"))
+    process = start(folder, *COMMAND)
+    while len(finished_runs(folder)) < 3:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "what was finished is kept" in err and "Traceback" not in err
-    there = runs(folder)
-    assert 3 <= len(there) < 10
-    status, _, err = sweep(folder)
-    assert status == 0, err
-    assert len(runs(folder)) == 10 and there.items() <= runs(folder).items()
+    assert "Interrupted" in err and "Traceback" not in err
+    runs = finished_runs(folder)
+    assert 3 <= len(runs) < 10
+    assert main(COMMAND) == 0
+    assert len(finished_runs(folder)) == 10 and runs.items() <= finished_runs(folder).items()
     assert not list((folder / "runs" / "s").glob(".unfinished-*"))
 
 
 @pytest.mark.soak
-def test_killed_five_times_it_ends_with_the_same_leaderboard(folder: Path) -> None:
-    """SIGKILL for the sweep alone: its workers see to their own end."""
-    (folder / "sweep.toml").write_text(GOOD.replace("[4]", "[4, 5, 6, 7, 8, 9]"))
-    began = time.monotonic()
-    status, _, err = sweep(folder)
-    whole = time.monotonic() - began
-    assert status == 0, err
+def test_killed_sweep_continues_to_the_same_leaderboard(folder: Path) -> None:
+    """SIGKILL goes to the sweep alone; its workers end by themselves."""
+    (folder / "sweep.toml").write_text(GOOD_ENTRY.replace("[4]", "[4, 5, 6, 7, 8, 9]"))
+    started = time.monotonic()
+    assert start(folder, *COMMAND).wait() == 0
+    duration = time.monotonic() - started
     expected = leaderboard(folder)
     (folder / "runs").rename(folder / "uninterrupted")
 
     moments = random.Random(time.time_ns())
-    kept = 0
+    count = 0
     for _ in range(5):
-        process = begin(folder, "sweep", "--config", "task.toml", "--sweep", "sweep.toml")
+        process = start(folder, *COMMAND)
         try:
-            process.wait(timeout=moments.uniform(0.2, 0.9) * whole)
+            process.wait(timeout=moments.uniform(0.2, 0.9) * duration)
         except subprocess.TimeoutExpired:
             process.kill()
         process.communicate()
-        assert len(runs(folder)) >= kept
-        kept = len(runs(folder))
-    status, _, err = sweep(folder)
-    assert status == 0, err
+        assert len(finished_runs(folder)) >= count
+        count = len(finished_runs(folder))
+    assert start(folder, *COMMAND).wait() == 0
     assert leaderboard(folder) == expected
     names = {p.name for p in (folder / "runs" / "s").iterdir() if p.is_dir()}
     assert names == {p.name for p in (folder / "uninterrupted" / "s").iterdir() if p.is_dir()}

@@ -1,4 +1,4 @@
-"""The benchmark's yardstick against a case worked out by hand, and the submission as its own evaluation reads it."""
+"""The TuSimple metrics against a case worked out by hand, and the submission in the benchmark's format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from features.errors import DataError
 from features.sequences import FrameSequence, Label
 from features.windows import make_examples
-from stage2_temporal.__main__ import main
+from framebank.cli import main
 from stage2_temporal.evaluation import tusimple
 from stage2_temporal.evaluation.tusimple import ByDistance, evaluate_tusimple
 from stage2_temporal.runs import submission
@@ -38,40 +38,40 @@ PREDICTED = [
 ]
 
 
-def test_values_by_hand() -> None:
-    found = evaluate_tusimple(PREDICTED, TRUTH)
-    assert found.ev == ByDistance(pytest.approx(4.5), pytest.approx(3), pytest.approx(25), pytest.approx(32.5 / 3))
-    assert found.ep == ByDistance(pytest.approx(0.5), pytest.approx(14.5), pytest.approx(25), pytest.approx(40 / 3))
+def test_ev_and_ep_match_values_by_hand() -> None:
+    result = evaluate_tusimple(PREDICTED, TRUTH)
+    assert result.ev == ByDistance(pytest.approx(4.5), pytest.approx(3), pytest.approx(25), pytest.approx(32.5 / 3))
+    assert result.ep == ByDistance(pytest.approx(0.5), pytest.approx(14.5), pytest.approx(25), pytest.approx(40 / 3))
 
 
-def test_nothing_moves_by_hand() -> None:
+def test_zero_velocities_match_values_by_hand() -> None:
     """Near (1 + 0) / 2, medium (5 + 26) / 2, far 9."""
-    found = evaluate_tusimple(tusimple.still(TRUTH), TRUTH)
-    assert found.ev == ByDistance(0.5, 15.5, 9.0, pytest.approx(25 / 3))
-    assert found.ep is None
+    result = evaluate_tusimple(tusimple.zero_velocities(TRUTH), TRUTH)
+    assert result.ev == ByDistance(0.5, 15.5, 9.0, pytest.approx(25 / 3))
+    assert result.ep is None
 
 
-def test_a_class_without_vehicles_leaves_the_mean_unknown() -> None:
-    found = evaluate_tusimple(PREDICTED[1:], TRUTH[1:])
-    assert math.isnan(found.ev.far)
-    assert math.isnan(found.ev.mean)
-    assert found.ev.near == 4
+def test_mean_is_unknown_without_far_vehicles() -> None:
+    result = evaluate_tusimple(PREDICTED[1:], TRUTH[1:])
+    assert math.isnan(result.ev.far)
+    assert math.isnan(result.ev.mean)
+    assert result.ev.near == 4
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p[:1], "other clips; expected 2 clips; got 1"),
+        (lambda p: p[:1], "different numbers of clips; expected 2 clips; got 1"),
         (lambda p: [p[0], p[1][:1]], "clip 1: no prediction for the vehicle .*within 10 px.*got 12"),
         (lambda p: [[], p[1]], "clip 0: no prediction.*no vehicle"),
-        (lambda p: {"clips": p}, "not in the benchmark's form"),
-        (lambda p: [[{"velocity": [0, 0]}], p[1]], "not in the benchmark's form"),
-        (lambda p: [[{**p[0][0], "bbox": {"left": 3}}], p[1]], "no box"),
-        (lambda p: [p[0], [{**p[1][0], "velocity": [1]}, p[1][1]]], "without velocity"),
-        (lambda p: [p[0], [{k: v for k, v in p[1][0].items() if k != "position"}, p[1][1]]], "without position"),
+        (lambda p: {"clips": p}, "not in the benchmark's format"),
+        (lambda p: [[{"velocity": [0, 0]}], p[1]], "not in the benchmark's format"),
+        (lambda p: [[{**p[0][0], "bbox": {"left": 3}}], p[1]], "incomplete box"),
+        (lambda p: [p[0], [{**p[1][0], "velocity": [1]}, p[1][1]]], "has no velocity"),
+        (lambda p: [p[0], [{k: v for k, v in p[1][0].items() if k != "position"}, p[1][1]]], "has no position"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(change: Any, message: str) -> None:
+def test_unusable_predictions_are_refused(change: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         evaluate_tusimple(change(copy.deepcopy(PREDICTED)), TRUTH)
 
@@ -93,11 +93,11 @@ def clips() -> list[FrameSequence]:
 
 
 @pytest.mark.parametrize("columns", [("vx", "vy"), ("vx", "vy", "x", "y"), ("y", "vy", "x", "vx")])
-def test_the_submission_holds_what_was_predicted_in_clip_order(columns: tuple[str, ...], tmp_path: Path) -> None:
-    found = make_examples(clips(), np.arange(4) * 4, columns, length=4)
+def test_submission_lists_predictions_in_clip_order(columns: tuple[str, ...], tmp_path: Path) -> None:
+    examples = make_examples(clips(), np.arange(4) * 4, columns, length=4)
     value = {"vx": 1.0, "vy": 2.0, "x": 30.0, "y": 4.0}
-    predicted = np.array([[value[c] + 100 * i for c in columns] for i in range(len(found))])
-    (path,) = submission.write_submission_files(tmp_path, "tusimple", found, predicted, clips())
+    predicted = np.array([[value[c] + 100 * i for c in columns] for i in range(len(examples))])
+    (path,) = submission.write_submission_files(tmp_path, "tusimple", examples, predicted, clips())
     second, short, tenth = json.loads(path.read_text())  # clips 2, 3 and 10
     assert short == []
     assert [v["bbox"]["left"] for v in tenth] == [700, 100]
@@ -107,20 +107,19 @@ def test_the_submission_holds_what_was_predicted_in_clip_order(columns: tuple[st
     assert second[0].get("position") == ([330, 304] if "x" in columns else None)
 
 
-def test_a_submission_judged_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmark_command_prints_ev_and_ep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "p.json").write_text(json.dumps(PREDICTED))
     (tmp_path / "t.json").write_text(json.dumps(TRUTH))
     files = ["--predictions", str(tmp_path / "p.json"), "--truth", str(tmp_path / "t.json")]
     assert main(["benchmark", *files]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[2:] == ["4.500", "3.000", "25.000", "10.833"]
-    assert lines[2].split()[-4:] == ["0.500", "15.500", "9.000", "8.333"]
-    assert lines[3].split()[2:] == ["0.500", "14.500", "25.000", "13.333"]
-    assert main(["benchmark", *files[:2]]) == 2
+    assert lines[0].split() == ["near", "medium", "far", "mean"]
+    assert lines[2].split()[2:] == ["4.500", "3.000", "25.000", "10.833"]
+    assert lines[3].split()[-4:] == ["0.500", "15.500", "9.000", "8.333"]
+    assert lines[4].split()[2:] == ["0.500", "14.500", "25.000", "13.333"]
     assert main(["benchmark", *files[:3], str(tmp_path / "none.json")]) == 2
     (tmp_path / "t.json").write_text("{")
     assert main(["benchmark", *files]) == 2
     error = capsys.readouterr().err
-    assert "which files?" in error
     assert "no such file" in error
     assert "not JSON" in error
