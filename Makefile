@@ -25,7 +25,7 @@ NEEDS_RUN = @test -n "$$RUN" || { echo "Which run? Try: make $@ RUN=NAME, one of
 .PHONY: help setup sample features train sweep leaderboard finetune predict export report info verify test soak check bench docs lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
 	@echo
 	@echo "  CONFIG=$$CONFIG  DATA=folder, .zip or .csv  STORE=$${STORE:-stores/NAME.h5}  RUN=name  SWEEP=$$SWEEP"
 	@echo '  ARGS="--train.epochs 3" overrides any setting; $(FB) train --help lists them'

@@ -176,14 +176,18 @@ def predict(
     Raises:
         FramebankError: something the user can correct; nothing is written then.
     """
+    from stage2_temporal.runs.folder import run_path
+    from stage2_temporal.runs.results import read_metrics
+
+    folder = run_path(expand(run))
+    read_metrics(folder)  # an error here need not wait for TensorFlow
     quiet_opencv()
     with quiet_imports():
         from stage2_temporal.predict import predict as predict_run
-    from stage2_temporal.runs.folder import run_path
 
     paths = {"source": source, "output": output, "overlaid": overlay, "boxes": boxes}
     expanded = {name: Path(expand(path)) for name, path in paths.items() if path is not None}
-    return predict_run(run_path(expand(run)), **expanded, stride=stride, fps=fps)
+    return predict_run(folder, **expanded, stride=stride, fps=fps)
 
 
 def expand(path: Path | str) -> str:
