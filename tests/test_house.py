@@ -44,10 +44,10 @@ SHARED_NAMES = {
 }
 
 # The names of the first version, which the field's words replaced. Left out are those that have a good use beside the
-# bad one they had: Sequence, cells, components, decode, inspect, motion, read, scene, stream, value, whole.
+# bad one they had: Sequence, cells, components, decode, inspect, motion, read, scene, stream, summary, value, whole.
 OLD_NAMES = """
     mend Piece Held uncovered assembly Disk only_writer asked standing Standing Frozen having layouts footage packets
-    trail Draft Place enough Extras Strip Reel Trails Look like twin accelerate thaw Still ahead auto retime summary
+    trail Draft Place enough Extras Strip Reel Trails Look like twin accelerate thaw Still ahead auto retime
     slider Boxed Told Sight clocked is_told Solved Trained decide fed entered Reading Line doubt Outcome Done Written
     carry_out wanted found made there own held on
 """

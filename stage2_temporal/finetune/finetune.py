@@ -45,6 +45,7 @@ from stage2_temporal.runs.tables import format_scores
 from stage2_temporal.training.keras_models import count_parameters, save_model
 
 MODEL_FILE, HISTORY_FILE, RESULT_FILE = "finetuned.keras", "finetune.csv", "finetune.json"
+FREE_SETTINGS = (("data", "path"), ("extract", "threads"))  # may differ from the run's besides [finetune]
 
 
 class ComparedSplit(FinetunedSplit):
@@ -163,18 +164,18 @@ def _check_same_settings(config: Config, trained: Config) -> None:
         f"{section}.{name}"
         for section, settings in trained_values.items()
         for name, value in settings.items()
-        if section != "finetune" and (section, name) != ("data", "path") and values[section].get(name) != value
+        if section != "finetune" and (section, name) not in FREE_SETTINGS and values[section].get(name) != value
     ]
     if changed:
         raise ConfigError(
             f"{', '.join(changed)}: the run was trained with another value",
-            hint="change only --finetune.… and --data.path, or train again",
+            hint="change only --finetune.…, --data.path and --extract.threads, or train again",
         )
 
 
 def _result_key(run: Path, store: Store, task: Task, config: Config) -> str:
     """Digest of everything that determines the result."""
-    settings = config.finetune.model_dump(mode="json", exclude={"threads"})
+    settings = config.finetune.model_dump(mode="json")
     path = run / "model.keras"
     model = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
     return json_digest([settings, store.fingerprint, task.digest, config.train.seed, config.train.standardise, model])

@@ -41,6 +41,7 @@ from stage2_temporal.training.loop import fix_seeds, loss_function
 from stage2_temporal.training.scaling import target_scale
 
 STATE_FOLDER, STATE_FILE = "finetune.parts", "state.npz"
+WARMUP_SHARE = 0.1  # share of all steps over which the learning rate rises
 FAST_HALF_PRECISION = (7, 0)  # CUDA compute capability from which half precision is faster than single
 
 
@@ -97,7 +98,7 @@ class FinetuneJob:
         self.fused, self.start, self.devices = fused, fused.get_weights(), choose_devices(local_gpus())
         self._state_path, self._key = run / STATE_FOLDER / STATE_FILE, key
         self._dtype, self._seed, self._options, self._read = dtype, config.train.seed, config.finetune, read
-        self._targets = task.examples.targets
+        self._threads, self._targets = config.extract.threads, task.examples.targets
         train, validation = task.known("train"), task.known("validation")
         self.has_validation = len(validation) > 0
         if not self.has_validation:
@@ -115,7 +116,7 @@ class FinetuneJob:
             train,
             self._targets,
             self._batch,
-            threads=self._options.threads,
+            threads=self._threads,
             seed=self._seed,
             augmentation=choose_augmentation(self._options, task.examples.columns),
             only_full=replicas > 1,  # a partial batch may leave a replica without windows
@@ -153,7 +154,7 @@ class FinetuneJob:
 
     def predict(self, model: keras.Model, indices: NDArray[np.int64]) -> Floats:
         """Predict examples from their images: (n, K) in the target's unit."""
-        windows = ImageWindowBatches(self._read, indices, None, self._batch, threads=self._options.threads)
+        windows = ImageWindowBatches(self._read, indices, None, self._batch, threads=self._threads)
         with decoding_errors(windows):
             predicted: Floats = np.asarray(model.predict(windows, verbose=0), np.float64)
         return predicted
@@ -255,7 +256,7 @@ def check_epoch0(
 
 def learning_rate_schedule(options: FinetuneConfig, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
     """Rise linearly to the learning rate, then fall to 0 along a cosine over the remaining steps."""
-    warmup = round(options.warmup * steps)
+    warmup = round(WARMUP_SHARE * steps)
     if warmup == 0:
         return keras.optimizers.schedules.CosineDecay(options.learning_rate, steps)
     return keras.optimizers.schedules.CosineDecay(

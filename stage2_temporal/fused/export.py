@@ -49,7 +49,7 @@ def export_run(run: Path, store: Store, config: Config, formats: Sequence[str] =
         run: the run's folder.
         store: the store that the run was trained on.
         config: the run's, where needed with another `data.path`.
-        formats: names of `FORMATS`; default: `DEFAULT_FORMATS`.
+        formats: names of `EXPORT_FORMATS`; default: `DEFAULT_FORMATS`.
 
     Yields:
         The path of each exported file, and its largest relative difference from Keras.
@@ -57,10 +57,10 @@ def export_run(run: Path, store: Store, config: Config, formats: Sequence[str] =
     Raises:
         FramebankError: see `fuse_run` and `export_model`.
     """
-    unknown = [name for name in formats if name not in FORMATS]
+    unknown = [name for name in formats if name not in EXPORT_FORMATS]
     if unknown:
         raise ConfigError(
-            "no such format", expected=f"one of {', '.join(FORMATS)}", got=unknown[0], hint="--format onnx"
+            "no such format", expected=f"one of {', '.join(EXPORT_FORMATS)}", got=unknown[0], hint="--format onnx"
         )
     examples = stored_windows(config, store)
     inputs = stored_inputs(run, config, store, examples)
@@ -95,7 +95,7 @@ def export_model(model: keras.Model, folder: Path, name: str, inputs: NamedInput
         ConfigError: packages that the format needs are not installed.
         FramebankError: its own runtime computes something else than Keras.
     """
-    export_format = FORMATS[name]
+    export_format = EXPORT_FORMATS[name]
     missing = [package for package in export_format.packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ConfigError(f"{name} needs {', '.join(missing)}", hint=f"pip install {' '.join(missing)}")
@@ -187,7 +187,7 @@ class ExportFormat:
     run: Callable[[Path, NamedInputs], NamedOutputs]
 
 
-FORMATS = {
+EXPORT_FORMATS = {
     "saved_model": ExportFormat("tf_saved_model", "", (), _run_saved_model),
     "onnx": ExportFormat("onnx", ".onnx", ("tf2onnx", "onnxruntime"), _run_onnx),
     "litert": ExportFormat("litert", ".tflite", ("ai_edge_litert",), _run_litert),

@@ -12,7 +12,7 @@ import pytest
 from features.errors import ConfigError, FramebankError
 from features.store import Store
 from stage2_temporal.__main__ import main
-from stage2_temporal.fused.export import FORMATS, NamedInputs, NamedOutputs, export_model, servable
+from stage2_temporal.fused.export import EXPORT_FORMATS, NamedInputs, NamedOutputs, export_model, servable
 from stage2_temporal.fused.fuse import fuse_run
 from tests.image_runs import train_on_images
 
@@ -44,7 +44,7 @@ def model(fused: keras.Model) -> keras.Model:
 def test_each_format_equals_keras(name: str, fused: keras.Model, model: keras.Model, tmp_path: Path) -> None:
     path, difference = export_model(model, tmp_path, name, {"frames": FRAMES})
     assert difference <= 1e-4
-    outputs = FORMATS[name].run(path, {"frames": FRAMES})  # again, from the file under its final name
+    outputs = EXPORT_FORMATS[name].run(path, {"frames": FRAMES})  # again, from the file under its final name
     expected = fused.predict(FRAMES, verbose=0)
     for i, column in enumerate(COLUMNS):
         np.testing.assert_allclose(outputs[column], expected[:, i], atol=1e-4 * np.abs(expected).max())
@@ -54,19 +54,19 @@ def test_each_format_equals_keras(name: str, fused: keras.Model, model: keras.Mo
 def test_format_that_computes_something_else_is_refused(
     model: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved_model = FORMATS["saved_model"]
+    saved_model = EXPORT_FORMATS["saved_model"]
 
     def run_wrongly(path: Path, inputs: NamedInputs) -> NamedOutputs:
         return {name: value * 1.001 for name, value in saved_model.run(path, inputs).items()}
 
-    monkeypatch.setitem(FORMATS, "saved_model", replace(saved_model, run=run_wrongly))
+    monkeypatch.setitem(EXPORT_FORMATS, "saved_model", replace(saved_model, run=run_wrongly))
     with pytest.raises(FramebankError, match="computes something else than Keras"):
         export_model(model, tmp_path, "saved_model", {"frames": FRAMES})
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_package_is_named(model: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], packages=("no_such_package",)))
+    monkeypatch.setitem(EXPORT_FORMATS, "onnx", replace(EXPORT_FORMATS["onnx"], packages=("no_such_package",)))
     with pytest.raises(ConfigError, match="pip install no_such_package"):
         export_model(model, tmp_path, "onnx", {"frames": FRAMES})
 
