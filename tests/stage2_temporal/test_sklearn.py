@@ -1,4 +1,4 @@
-"""Heads as scikit-learn takes them: its own checks, and its tools on the examples of a real store."""
+"""Heads are scikit-learn estimators: its own checks pass, and its tools work on the examples of a real store."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from stage2_temporal.heads.vehicle import VehicleHead
 from tests.helpers import write_store
 from tests.stage2_helpers import CLIP_LENGTH, MAP_SHAPE, drifting_clips, train_config
 
-WHOLE = [head for head in HEADS.values() if not issubclass(head, VehicleHead)]  # the others take geometry vectors alone
-QUICK = [head() for head in WHOLE if issubclass(head, ClosedFormHead)]
-SLOW = [head(units=4, dense=4, epochs=2) for head in WHOLE if issubclass(head, GradientHead)]
+ON_MAPS = [head for head in HEADS.values() if not issubclass(head, VehicleHead)]
+CLOSED_FORM = [head() for head in ON_MAPS if issubclass(head, ClosedFormHead)]
+GRADIENT = [head(units=4, dense=4, epochs=2) for head in ON_MAPS if issubclass(head, GradientHead)]
 
 
 def unmet(head: Any) -> dict[str, str]:
-    """Which of scikit-learn's checks a head does not pass, and why."""
-    single = "answers in single precision: 1e-7 apart by the size of a batch and a row's place in it, times its weights"
+    """The checks of scikit-learn that a head does not pass, and why."""
+    single = "single precision: the last digits depend on the size of a batch and a row's place in it"
     return {"check_methods_subset_invariance": single, "check_methods_sample_order_invariance": single}
 
 
-@parametrize_with_checks(QUICK, expected_failed_checks=unmet)
+@parametrize_with_checks(CLOSED_FORM, expected_failed_checks=unmet)
 def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
 @pytest.mark.soak
-@parametrize_with_checks(SLOW, expected_failed_checks=unmet)
+@parametrize_with_checks(GRADIENT, expected_failed_checks=unmet)
 def test_scikit_learns_checks_of_gradient_trained_heads(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three clips a camera position, so that groups matter: one sequence, three labels."""
+    """Clips with three labels each, so that groups matter."""
     maps, clips = drifting_clips({"train": 24, "test": 4}, noise=0.005)
     sequences = []
     for clip in clips:
@@ -64,24 +64,24 @@ def examples(path: Path) -> tuple[StoreExamples, Any, Any]:
 RIDGE = {"difference": True, "lags": (1,), "alpha": 0.1}
 
 
-def test_scores_across_folds_and_processes_are_the_same(path: Path) -> None:
+def test_scores_do_not_depend_on_the_number_of_processes(path: Path) -> None:
     X, y, groups = examples(path)
     assert len(X) == 72 and X.shape == (72,) and len(np.unique(groups)) == 24
     head = find_head("ridge")(**RIDGE)
-    alone = cross_val_score(head, X, y, groups=groups, cv=GroupKFold(4))
-    assert alone.min() > 0.3
-    np.testing.assert_allclose(cross_val_score(head, X, y, groups=groups, cv=GroupKFold(4), n_jobs=2), alone)
+    scores = cross_val_score(head, X, y, groups=groups, cv=GroupKFold(4))
+    assert scores.min() > 0.3
+    np.testing.assert_allclose(cross_val_score(head, X, y, groups=groups, cv=GroupKFold(4), n_jobs=2), scores)
 
 
-def test_a_grid_is_searched_and_groups_stay_together(path: Path) -> None:
+def test_grid_search_keeps_groups_together(path: Path) -> None:
     X, y, groups = examples(path)
     folds = GroupKFold(4)
     search = GridSearchCV(find_head("ridge")(**RIDGE), {"alpha": [1.0, 1e6], "grid": [(1, 1), (2, 2)]}, cv=folds)
     search.fit(X, y, groups=groups)
     assert search.best_params_["alpha"] == 1.0
     assert search.score(X, y) > 0.8
-    for train, held in folds.split(X, y, groups):
-        assert set(X[train].groups).isdisjoint(X[held].groups)
+    for train, validation in folds.split(X, y, groups):
+        assert set(X[train].groups).isdisjoint(X[validation].groups)
 
 
 def test_learning_curves_and_pipelines(path: Path) -> None:
@@ -93,22 +93,22 @@ def test_learning_curves_and_pipelines(path: Path) -> None:
     assert train.shape == (2, 3)
 
 
-def test_a_gradient_trained_head_is_searched_too(path: Path) -> None:
+def test_grid_search_of_a_gradient_trained_head(path: Path) -> None:
     X, y, groups = examples(path)
     head = find_head("pooled_lstm")(units=4, dense=0, dropout=0.0, difference=True, batch=8, epochs=3)
     search = GridSearchCV(head, {"learning_rate": [0.03, 1e-6]}, cv=GroupKFold(2)).fit(X, y, groups=groups)
     assert search.best_params_ == {"learning_rate": 0.03}
 
 
-def test_a_fitted_head_is_pickled_and_cloned(path: Path) -> None:
+def test_fitted_head_is_pickled_and_cloned(path: Path) -> None:
     X, y, _ = examples(path)
     head = find_head("ridge")(**RIDGE).fit(X, y)
-    again = pickle.loads(pickle.dumps(head))
-    np.testing.assert_allclose(again.predict(X), head.predict(X), rtol=1e-6)
+    copy = pickle.loads(pickle.dumps(head))
+    np.testing.assert_allclose(copy.predict(X), head.predict(X), rtol=1e-6)
     assert clone(head).get_params() == head.get_params()
 
 
-def test_slices_masks_and_pickled_copies_are_inputs(path: Path) -> None:
+def test_slices_masks_and_pickled_copies_select_examples(path: Path) -> None:
     X, _, _ = examples(path)
     mask = X.groups == 3
     for chosen in (X[mask], X[np.flatnonzero(mask)], X[9:12], pickle.loads(pickle.dumps(X[9:12]))):
@@ -121,7 +121,7 @@ def test_slices_masks_and_pickled_copies_are_inputs(path: Path) -> None:
         X[0]
 
 
-def test_tracks_are_those_of_the_windows_frames(tmp_path: Path) -> None:
+def test_tracks_cover_the_frames_of_the_windows(tmp_path: Path) -> None:
     maps, clips = drifting_clips({"train": 2})
     box = (1.0, 2.0, 3.0, 4.0)
     clips = [

@@ -1,4 +1,4 @@
-"""Which head `auto` becomes, by target and by what the store holds."""
+"""Which head replaces `auto`, by the target and by what the store holds."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def store(path: Path, *, motion: bool, tracks: bool) -> Path:
     maps = {"appearance": np.zeros((16, 2, 2, 3), np.float16)}
     maps |= {"motion": np.zeros((16, 3, 4, 2), np.float16)} if motion else {}
     box = Track(np.full((8, 4), BOX), np.ones(8))
-    found = {name: box for c in clips for name in track_keys(c)} if tracks else None
-    return write_store(path / "s.h5", clips, maps, tracks=found)
+    stored_tracks = {name: box for c in clips for name in track_keys(c)} if tracks else None
+    return write_store(path / "s.h5", clips, maps, tracks=stored_tracks)
 
 
 @pytest.mark.parametrize(
@@ -41,17 +41,18 @@ def store(path: Path, *, motion: bool, tracks: bool) -> Path:
         ("ego_speed", False, True, "ridge", {}),
     ],
 )
-def test_by_target_and_store(
+def test_head_depends_on_target_and_store(
     target: str | tuple[str, ...], motion: bool, tracks: bool, name: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     config = Config(data=DataConfig(target=target), head=AutoConfig())
     with Store(store(tmp_path, motion=motion, tracks=tracks)) as opened:
         head = resolve_default_head(config, opened, read_task(config, opened).examples).head
-    changes: dict[str, Any] = {"difference": True, "grid": (2, 2)} if name == "ridge" else {}  # the map has no more cells
+    # the map has no more than 2x2 cells
+    changes: dict[str, Any] = {"difference": True, "grid": (2, 2)} if name == "ridge" else {}
     assert head == head_settings({"name": name, **changes, **settings})
 
 
-def test_a_head_that_was_named_stays(tmp_path: Path) -> None:
+def test_named_head_is_kept(tmp_path: Path) -> None:
     config = Config(data=DataConfig(target="velocity"), head=GRUConfig())
     with Store(store(tmp_path, motion=True, tracks=True)) as opened:
         assert resolve_default_head(config, opened, read_task(config, opened).examples) == config

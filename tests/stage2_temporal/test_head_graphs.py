@@ -1,4 +1,4 @@
-"""Heads and the stage-two model: shapes, numbers, parameter counts, saving."""
+"""The graphs that heads build: features, vectors, the store's top, and scales."""
 
 from __future__ import annotations
 
@@ -15,59 +15,54 @@ from features.store import TopRecord
 from stage2_temporal.heads import build_model, find_head
 from stage2_temporal.training.keras_models import rebuild_top
 from stage2_temporal.training.scaling import Scale, target_scale, vector_scale
+from tests.stage2_helpers import conv_top
 
 SHAPE = (4, 3, 5, 16)
 MAPS = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)
 
 
-def tiny_top() -> TopRecord:
-    keras.utils.set_random_seed(3)
-    maps = keras.Input(SHAPE[1:])
-    x = keras.layers.Conv2D(8, 1, use_bias=False, name="conv")(maps)
-    x = keras.layers.Activation("relu", name="ac")(keras.layers.BatchNormalization(name="bn")(x))
-    model = keras.Model(maps, x)
-    return TopRecord(model.to_json(), model.get_weights())
+TOP = conv_top(SHAPE[1:])
 
 
-def pooled(grid: tuple[int, int], difference: bool) -> np.ndarray:
+def pooled_vectors(grid: tuple[int, int], difference: bool) -> np.ndarray:
     model = build_model(SHAPE, PooledLSTMConfig(grid=grid, difference=difference), 1)
     return np.asarray(keras.Model(model.input, model.get_layer("lstm").input)(MAPS))
 
 
-def test_pooling_by_hand() -> None:
-    np.testing.assert_allclose(pooled((1, 1), False), MAPS.mean(axis=(2, 3)), atol=1e-6)
+def test_cells_are_means_of_their_part_of_the_map() -> None:
+    np.testing.assert_allclose(pooled_vectors((1, 1), False), MAPS.mean(axis=(2, 3)), atol=1e-6)
     cells = []
     for i in range(2):
         for j in range(3):  # 3 rows into 2: 0–1, 1–2; 5 columns into 3: 0–1, 1–3, 3–4
             rows = slice(math.floor(i * 3 / 2), math.ceil((i + 1) * 3 / 2))
             columns = slice(math.floor(j * 5 / 3), math.ceil((j + 1) * 5 / 3))
             cells.append(MAPS[:, :, rows, columns].mean(axis=(2, 3)))
-    np.testing.assert_allclose(pooled((2, 3), False), np.concatenate(cells, axis=-1), atol=1e-6)
+    np.testing.assert_allclose(pooled_vectors((2, 3), False), np.concatenate(cells, axis=-1), atol=1e-6)
 
 
-def test_difference_by_hand() -> None:
-    plain, both = pooled((1, 1), False), pooled((1, 1), True)
+def test_difference_is_the_mean_absolute_change_of_each_cell() -> None:
+    plain, both = pooled_vectors((1, 1), False), pooled_vectors((1, 1), True)
     np.testing.assert_array_equal(both[..., :16], plain)
     change = np.abs(MAPS[:, 1:] - MAPS[:, :-1]).mean(axis=(2, 3))
     np.testing.assert_allclose(both[:, 1:, 16:], change, atol=1e-6)
     np.testing.assert_array_equal(both[:, 0, 16:], both[:, 1, 16:])
 
 
-def test_one_frame_has_no_difference() -> None:
+def test_difference_of_a_single_frame_is_refused() -> None:
     assert build_model((1, 3, 5, 16), PooledLSTMConfig(units=4), 1)(MAPS[:, :1]).shape == (6, 1)
     with pytest.raises(ConfigError, match="at least 2 frames"):
         build_model((1, 3, 5, 16), PooledLSTMConfig(units=4, difference=True), 1)
 
 
-def test_flatten_is_time_distributed_flatten() -> None:
+def test_flatten_equals_a_time_distributed_flatten() -> None:
     model = build_model(SHAPE, FlattenLSTMConfig(units=4), 1)
-    ours = keras.Model(model.input, model.get_layer("flatten").output)
-    theirs = keras.layers.TimeDistributed(keras.layers.Flatten())(MAPS)
-    np.testing.assert_array_equal(np.asarray(ours(MAPS)), np.asarray(theirs))
+    flat = keras.Model(model.input, model.get_layer("flatten").output)
+    expected = keras.layers.TimeDistributed(keras.layers.Flatten())(MAPS)
+    np.testing.assert_array_equal(np.asarray(flat(MAPS)), np.asarray(expected))
 
 
-def test_folded_top_is_the_time_distributed_top() -> None:
-    record = tiny_top()
+def test_top_applied_to_folded_time_equals_the_top_applied_per_frame() -> None:
+    record = TOP
     model = build_model(SHAPE, FlattenLSTMConfig(units=4), 2, top=record)
     inner = keras.Model(model.input, model.get_layer("flatten").output)
     frame_by_frame = np.stack([rebuild_top(record)(MAPS[:, t], training=False) for t in range(4)], axis=1)
@@ -75,11 +70,11 @@ def test_folded_top_is_the_time_distributed_top() -> None:
 
 
 @pytest.mark.parametrize("name", ["flatten_lstm", "pooled_lstm"])
-def test_saves_and_loads_safely(name: str, tmp_path: Path) -> None:
+def test_model_with_top_is_saved_and_loaded_in_safe_mode(name: str, tmp_path: Path) -> None:
     pooled = {"grid": (2, 2), "difference": True} if name == "pooled_lstm" else {}
     head = head_settings({"name": name, "units": 4, **pooled})
     scale = Scale(np.array([3.0, -1.0]), np.array([0.5, 7.0]))
-    model = build_model(SHAPE, head, 2, top=tiny_top(), target=scale)
+    model = build_model(SHAPE, head, 2, top=TOP, target=scale)
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
     np.testing.assert_array_equal(loaded.predict_on_batch(MAPS), model.predict_on_batch(MAPS))
@@ -94,7 +89,7 @@ def test_standardised_vectors_have_mean_0_and_deviation_1() -> None:
     np.testing.assert_allclose(values.std(axis=(0, 1)), 1, atol=1e-3)
 
 
-def test_vector_scale_in_batches_and_dead_features() -> None:
+def test_vector_scale_over_batches_bounds_the_variance_of_dead_features() -> None:
     values = np.random.default_rng(1).normal(1e4, 2, size=(30, 4, 3)).astype(np.float32)
     values[..., 2] = 5  # never varies
     scale = vector_scale([values[:7], values[7:]])
@@ -104,13 +99,13 @@ def test_vector_scale_in_batches_and_dead_features() -> None:
     assert vector_scale([np.ones((3, 2, 2))]).deviation.tolist() == [1, 1]
 
 
-def test_target_scale() -> None:
+def test_target_that_does_not_vary_is_not_scaled() -> None:
     scale = target_scale(np.array([[1.0, 5.0], [3.0, 5.0]]))
     assert scale.mean.tolist() == [2, 5]
     assert scale.deviation.tolist() == [1, 1]
 
 
-def test_output_is_scaled_back() -> None:
+def test_output_is_scaled_to_the_unit_of_the_target() -> None:
     keras.utils.set_random_seed(0)
     plain = build_model(SHAPE, PooledLSTMConfig(units=4), 2)
     scaled = build_model(SHAPE, PooledLSTMConfig(units=4), 2, target=Scale(np.array([3.0, -1.0]), np.array([0.5, 7.0])))
@@ -119,25 +114,25 @@ def test_output_is_scaled_back() -> None:
     np.testing.assert_allclose(scaled.predict_on_batch(MAPS), expected, atol=1e-5)
 
 
-def test_top_is_trainable_whatever_it_was_saved_as() -> None:
-    model = keras.models.model_from_json(tiny_top().architecture)
+def test_top_is_trainable_even_if_it_was_saved_frozen() -> None:
+    model = keras.models.model_from_json(TOP.architecture)
     model.trainable = False
-    top = rebuild_top(TopRecord(model.to_json(), tiny_top().weights))
+    top = rebuild_top(TopRecord(model.to_json(), TOP.weights))
     assert len(top.trainable_weights) == 3
-    for got, stored in zip(top.get_weights(), tiny_top().weights, strict=True):
+    for got, stored in zip(top.get_weights(), TOP.weights, strict=True):
         np.testing.assert_array_equal(got, stored)
 
 
-def test_a_top_with_code_or_other_weights_is_refused() -> None:
+def test_top_with_code_or_wrong_weights_is_refused() -> None:
     maps = keras.Input((2,))
-    evil = keras.Model(maps, keras.layers.Lambda(lambda x: x * 2)(maps))
+    with_code = keras.Model(maps, keras.layers.Lambda(lambda x: x * 2)(maps))
     with pytest.raises(StoreError, match="cannot be rebuilt"):
-        rebuild_top(TopRecord(evil.to_json(), []))
+        rebuild_top(TopRecord(with_code.to_json(), []))
     with pytest.raises(StoreError, match="cannot be rebuilt"):
-        rebuild_top(TopRecord(tiny_top().architecture, tiny_top().weights[:-1]))
+        rebuild_top(TopRecord(TOP.architecture, TOP.weights[:-1]))
 
 
-def test_unknown_head_and_too_fine_a_grid() -> None:
+def test_unknown_head_and_too_fine_grid_are_refused() -> None:
     with pytest.raises(ConfigError, match="flatten_lstm, pooled_lstm"):
         find_head("transformer")
     with pytest.raises(ConfigError, match="at most 3 rows and 5 columns"):

@@ -1,4 +1,4 @@
-"""The zoo: every head fits, answers, saves, loads and exports; what scikit-learn solved equals scikit-learn."""
+"""Every head fits, predicts, saves and loads; closed-form heads predict what scikit-learn's regressors do."""
 
 from __future__ import annotations
 
@@ -15,16 +15,29 @@ from features.errors import ConfigError
 from features.head_config import RidgeConfig
 from stage2_temporal.heads import HEADS, find_head
 from stage2_temporal.heads.closed_form import ClosedFormHead, standardise_vectors
+from stage2_temporal.heads.settings import validated
 from stage2_temporal.heads.vehicle import VehicleHead
 from stage2_temporal.training.scaling import vector_scale
+from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES
 
 SHAPE = (5, 4, 6, 8)
 RNG = np.random.default_rng(0)
 MAPS = RNG.normal(size=(30, *SHAPE)).astype(np.float16)
 Y = np.stack([MAPS[:, :, 0].mean(axis=(1, 2, 3)), RNG.normal(size=30)], axis=1).astype(float) * 10 + 3
 SMALL: dict[str, Any] = {"units": 8, "dense": 4, "grid": (2, 2), "difference": True, "epochs": 1, "batch": 10}
-WHOLE = [name for name, head in HEADS.items() if not issubclass(head, VehicleHead)]  # the others are told of a vehicle
-SOLVED = [name for name in WHOLE if issubclass(HEADS[name], ClosedFormHead)]
+ON_MAPS = [name for name, head in HEADS.items() if not issubclass(head, VehicleHead)]
+CLOSED_FORM = [name for name in ON_MAPS if issubclass(HEADS[name], ClosedFormHead)]
+
+
+class Recorder:
+    """Settings that remember which of them were read."""
+
+    def __init__(self, settings: Any, names: set[str]) -> None:
+        self._settings, self._names = settings, names
+
+    def __getattr__(self, name: str) -> Any:
+        self._names.add("streams" if name == "input_streams" else name)
+        return getattr(self._settings, name)
 
 
 def small(name: str, **settings: Any) -> Any:
@@ -33,41 +46,55 @@ def small(name: str, **settings: Any) -> Any:
     return head(**{key: value for key, value in (SMALL | settings).items() if key in head().get_params()})
 
 
-@pytest.fixture(scope="module", params=WHOLE)
-def fitted(request: pytest.FixtureRequest) -> Any:
-    return small(request.param).fit(MAPS, Y)
+def fit_recording(name: str, shape: tuple[int, ...]) -> tuple[Any, set[str]]:
+    """A head fitted to maps of a shape, and the names of the settings that it read."""
+    names: set[str] = set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stage2_temporal.heads.base.validated", lambda *section: Recorder(validated(*section), names))
+        maps = MAPS if shape == SHAPE else RNG.uniform(1, 2, (30, *shape))
+        return small(name).fit(maps, Y), names
 
 
-def test_it_answers_in_the_targets_shape(fitted: Any) -> None:
+@pytest.fixture(scope="module", params=ON_MAPS)
+def recorded(request: pytest.FixtureRequest) -> tuple[Any, set[str]]:
+    return fit_recording(request.param, SHAPE)
+
+
+@pytest.fixture
+def fitted(recorded: tuple[Any, set[str]]) -> Any:
+    return recorded[0]
+
+
+def test_prediction_has_the_shape_of_the_target(fitted: Any) -> None:
     assert fitted.predict(MAPS).shape == (30, 2)
     assert fitted.outcome_.history[0].loss > 0
     assert np.isfinite(fitted.score(MAPS, Y))
 
 
-def test_its_model_is_a_model_of_keras_alone(fitted: Any, tmp_path: Path) -> None:
+def test_saved_model_loads_without_framebank_and_predicts_the_same(fitted: Any, tmp_path: Path) -> None:
     fitted.model_.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
     assert loaded.input.shape == (None, *SHAPE)
     assert loaded.input.name == "features"
-    answers = loaded.predict(MAPS, batch_size=SMALL["batch"], verbose=0)  # a batch's size shows in the last digits
-    np.testing.assert_allclose(answers, fitted.predict(MAPS), rtol=1e-6, atol=1e-6)
-    again = clone(fitted).restore(loaded)
-    np.testing.assert_allclose(again.predict(MAPS), fitted.predict(MAPS), rtol=1e-6, atol=1e-6)
+    predictions = loaded.predict(MAPS, batch_size=SMALL["batch"], verbose=0)
+    np.testing.assert_allclose(predictions, fitted.predict(MAPS), rtol=1e-6, atol=1e-6)
+    restored = clone(fitted).restore(loaded)
+    np.testing.assert_allclose(restored.predict(MAPS), fitted.predict(MAPS), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{}, {"difference": False}, {"kernel": "linear", "lags": (2,)}])
-@pytest.mark.parametrize("name", SOLVED)
-def test_what_scikit_learn_solved_is_what_keras_answers(name: str, settings: dict[str, Any]) -> None:
-    """Beside the regressor itself on the same vectors, to rounding in single precision."""
-    kept: dict[str, Any] = {}
+@pytest.mark.parametrize("name", CLOSED_FORM)
+def test_closed_form_head_predicts_what_scikit_learn_does(name: str, settings: dict[str, Any]) -> None:
+    """Compared with the regressor on the same vectors, up to rounding in single precision."""
+    solved: dict[str, Any] = {}
 
-    class Kept(find_head(name)):  # type: ignore[misc]
+    class Recording(find_head(name)):  # type: ignore[misc]
         def solve(self, vectors: Any, targets: Any) -> Any:
-            kept["vectors"], kept["solution"] = vectors, super().solve(vectors, targets)
-            return kept["solution"]
+            solved["vectors"], solved["solution"] = vectors, super().solve(vectors, targets)
+            return solved["solution"]
 
-    head = Kept(**small(name, **settings, standardise=False).get_params()).fit(MAPS, Y)
-    vectors, solution = kept["vectors"], kept["solution"]
+    head = Recording(**small(name, **settings, standardise=False).get_params()).fit(MAPS, Y)
+    vectors, solution = solved["vectors"], solved["solution"]
     if name == "ridge":
         expected = solution.predict(vectors)
     elif name == "boosting":
@@ -85,7 +112,7 @@ def test_what_scikit_learn_solved_is_what_keras_answers(name: str, settings: dic
     np.testing.assert_allclose(head.predict(MAPS), expected, atol=2e-5 * np.abs(expected).max())
 
 
-def test_scaled_is_the_standardise_layer() -> None:
+def test_standardised_vectors_have_mean_0_and_deviation_1() -> None:
     vectors = RNG.normal(3, 2, (50, 4)).astype(np.float32)
     scale = vector_scale([vectors])
     np.testing.assert_allclose(standardise_vectors(vectors, scale).mean(axis=0), 0, atol=1e-5)
@@ -93,32 +120,50 @@ def test_scaled_is_the_standardise_layer() -> None:
     np.testing.assert_array_equal(standardise_vectors(vectors, None), vectors)
 
 
-def test_settings_are_the_configs_fields() -> None:
+def test_parameters_are_the_settings_that_the_head_reads() -> None:
     head = find_head("ridge").from_config(Config(head=RidgeConfig(alpha=3.0, grid=(2, 1)), train=TrainConfig(shift=2)))
     assert (head.alpha, head.grid, head.shift) == (3.0, (2, 1), 2)
     own = {"streams", "grid", "components", "difference", "lags", "alpha"}
     assert set(head.get_params()) == own | {"batch", "validation_split", "standardise", "reverse", "shift", "strides"}
     with pytest.raises(TypeError, match=r"no setting alpah \(did you mean alpha\?\), it has streams, grid"):
         find_head("ridge")(alpah=1)
-    with pytest.raises(TypeError, match="GRU has no setting alpha, it has .*units"):
+    with pytest.raises(TypeError, match=r"GRU has no setting alpha, it has .*units"):
         find_head("gru")(alpha=1.0)
     with pytest.raises(ConfigError, match=r"Ridge: alpha: .*got -1"):
         find_head("ridge")(alpha=-1).fit(MAPS, Y)
 
 
-def test_unknown_targets_are_refused() -> None:
+def test_head_reads_every_setting_it_has(recorded: tuple[Any, set[str]]) -> None:
+    head, names = recorded
+    assert set(head.settings.model_fields) - names == {"name"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "unread"),
+    [
+        ("box_ridge", (len(GEOMETRY_NAMES),), set()),
+        ("box_mlp", (len(GEOMETRY_NAMES),), set()),
+        ("fusion", (5, 8, 16, 16), {"alpha"}),  # which is for tracks
+    ],
+)
+def test_vehicle_head_reads_every_setting_it_has(name: str, shape: tuple[int, ...], unread: set[str]) -> None:
+    head, names = fit_recording(name, shape)
+    assert set(head.settings.model_fields) - names == {"name"} | unread
+
+
+def test_nan_targets_are_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         find_head("ridge")().fit(MAPS, np.where(Y > 3, Y, np.nan))
 
 
-def test_vectors_of_every_rank_are_taken() -> None:
+def test_arrays_of_every_rank_are_accepted() -> None:
     for shape in ((30, 6), (30, 4, 6), (30, 4, 2, 2, 6)):
         values = RNG.normal(size=shape)
         assert find_head("ridge")().fit(values, Y[:, 0]).predict(values).shape == (30,)
         assert find_head("pooled_lstm")(units=2, epochs=1).fit(values, Y).predict(values).shape == (30, 2)
 
 
-def test_lags_beyond_the_window_are_left_out_and_none_is_refused() -> None:
+def test_lags_longer_than_the_window_are_ignored_unless_all_are() -> None:
     values = RNG.normal(size=(30, 3, 6))
     long, short = (find_head("ridge")(difference=True, lags=lags).fit(values, Y) for lags in ((1, 2, 9), (1, 2)))
     np.testing.assert_array_equal(long.predict(values), short.predict(values))
@@ -126,8 +171,8 @@ def test_lags_beyond_the_window_are_left_out_and_none_is_refused() -> None:
         find_head("ridge")(difference=True).fit(values[:, :1], Y)
 
 
-def test_the_last_part_is_held_out_when_asked() -> None:
+def test_validation_split_is_the_last_part_of_the_examples() -> None:
     head = small("pooled_lstm", validation_split=0.2, epochs=3).fit(MAPS, Y)
-    apart = small("pooled_lstm", epochs=3).fit(MAPS[:24], Y[:24], validation=(MAPS[24:], Y[24:]))
-    np.testing.assert_array_equal(head.predict(MAPS), apart.predict(MAPS))
+    separate = small("pooled_lstm", epochs=3).fit(MAPS[:24], Y[:24], validation=(MAPS[24:], Y[24:]))
+    np.testing.assert_array_equal(head.predict(MAPS), separate.predict(MAPS))
     assert np.isfinite(head.outcome_.history[0].val_loss)

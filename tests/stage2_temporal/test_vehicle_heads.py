@@ -1,4 +1,4 @@
-"""Heads that are told which vehicle, on stores whose tracks a pinhole camera gave."""
+"""Heads on a vehicle's track, on stores whose tracks were computed with a pinhole camera."""
 
 from __future__ import annotations
 
@@ -36,36 +36,36 @@ COUNTS = {"train": 50, "validation": 10, "test": 25}
 def make(
     path: Path, *, positions: bool = True, calibrated: bool = True, tracked: bool = True, hidden: int = 0, seed: int = 0
 ) -> Path:
-    """Clips of 8 frames at 10 a second with two vehicles each, boxes good to 0.05 px; some tracks lost or wrong."""
+    """Clips of 8 frames at 10 fps with two vehicles each, and boxes to 0.05 px; some tracks are lost or wrong."""
     rng = np.random.default_rng(seed)
     camera = Camera(714.0, 710.0, 675.0, 376.0)
     t = np.arange(1 - T, 1) / 10
     sequences, tracks = [], {}
     for split, count in COUNTS.items():
         for i in range(count):
-            labels, moved = [], []
+            labels, clip_tracks = [], []
             for _ in range(2):
                 x, y, vx, vy = rng.uniform(8, 75), rng.uniform(-5, 5), rng.normal(0.5, 2.3), rng.normal(0, 0.3)
-                ahead, wide = x + vx * t, rng.normal(2.1, 0.1)
-                middle, foot = 675 + 714 * (y + vy * t) / ahead, 340 + 1270 / ahead
-                half, high = 357 * wide / ahead, 714 * 1.6 / ahead
-                boxes = np.stack([middle - half, foot - high, middle + half, foot], axis=1)
-                at = tuple(boxes[-1].tolist())
+                distance, width = x + vx * t, rng.normal(2.1, 0.1)
+                centre, bottom = 675 + 714 * (y + vy * t) / distance, 340 + 1270 / distance
+                half_width, height = 357 * width / distance, 714 * 1.6 / distance
+                boxes = np.stack([centre - half_width, bottom - height, centre + half_width, bottom], axis=1)
+                last_box = tuple(boxes[-1].tolist())
                 boxes = boxes + rng.normal(0, 0.05, (T, 4))
-                boxes[-1] = at
+                boxes[-1] = last_box
                 confidence = np.append(rng.uniform(0.97, 1, T - 1), 1.0)
-                if len(tracks) + len(moved) < hidden:
+                if len(tracks) + len(clip_tracks) < hidden:
                     boxes[:-1] *= rng.uniform(0.4, 2.0)
                 if rng.random() < 0.05:
                     boxes[:-1], confidence[:-1] = np.nan, 0
-                labels.append(Label(T - 1, {"vx": vx, "vy": vy}, at, (x, y) if positions else None))
-                moved.append(Track(boxes, confidence))
+                labels.append(Label(T - 1, {"vx": vx, "vy": vy}, last_box, (x, y) if positions else None))
+                clip_tracks.append(Track(boxes, confidence))
             sequence = FrameSequence(
                 f"{split}/{i}", split, T, 10.0, (1280, 720), f"{split}{i}", tuple(labels),
                 camera if calibrated else None,
             )  # fmt: skip
             sequences.append(sequence)
-            tracks |= dict(zip(track_keys(sequence), moved, strict=True))
+            tracks |= dict(zip(track_keys(sequence), clip_tracks, strict=True))
     maps = np.zeros((sum(COUNTS.values()) * T, 1, 2, 3), np.float32)
     return write_store(path, sequences, {"appearance": maps}, tracks=tracks if tracked else None)
 
@@ -105,15 +105,17 @@ def test_velocity_and_position_from_tracks(name: str, store: Path) -> None:
     assert y > 0.95
 
 
-def test_other_tracks_are_another_origin(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracks_of_another_tracker_are_another_origin(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vehicle, car = config(), config(target="ego_speed")
     path = make(tmp_path / "s.h5")
     assert origins(store, vehicle, car) == origins(path, vehicle, car)
     monkeypatch.setattr("features.tracks.TRACKER_VERSION", 99)
     newer = make(tmp_path / "newer.h5")
-    (was, whose), (now, still) = origins(store, vehicle, car), origins(newer, vehicle, car)
-    assert was != now
-    assert whose == still
+    before, after = origins(store, vehicle, car), origins(newer, vehicle, car)
+    assert before[0] != after[0]
+    assert before[1] == after[1]
 
 
 def origins(path: Path, *configs: Config) -> list[dict[str, Any]]:
@@ -123,7 +125,7 @@ def origins(path: Path, *configs: Config) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
-def test_without_positions_the_ground_comes_from_velocities(calibrated: bool, tmp_path: Path) -> None:
+def test_without_positions_the_ground_is_estimated_from_velocities(calibrated: bool, tmp_path: Path) -> None:
     path = make(tmp_path / "s.h5", positions=False, calibrated=calibrated)
     head = fitted(path, config())
     assert head.camera_geometry_.ground.horizon == pytest.approx(340, abs=3)
@@ -132,14 +134,14 @@ def test_without_positions_the_ground_comes_from_velocities(calibrated: bool, tm
     assert vy > 0.6
 
 
-def test_without_calibration_the_camera_comes_from_positions(tmp_path: Path) -> None:
+def test_without_calibration_the_camera_is_estimated_from_positions(tmp_path: Path) -> None:
     path = make(tmp_path / "s.h5", calibrated=False)
     head = fitted(path, config())
     assert (head.camera_geometry_.camera.fx, head.camera_geometry_.camera.cx) == pytest.approx((714, 675), rel=0.02)
     assert r2(head, path, config())[1] > 0.6
 
 
-def test_hidden_vehicles_hardly_move_the_line(store: Path, tmp_path: Path) -> None:
+def test_wrong_tracks_of_hidden_vehicles_hardly_change_the_fit(store: Path, tmp_path: Path) -> None:
     before = r2(fitted(store, config()), store, config())
     hidden = make(tmp_path / "s.h5", hidden=2)
     after = r2(fitted(hidden, config()), store, config())
@@ -147,36 +149,35 @@ def test_hidden_vehicles_hardly_move_the_line(store: Path, tmp_path: Path) -> No
     assert after[1] > before[1] - 0.05
 
 
-def test_lost_tracks_are_answered_with_the_usual(store: Path) -> None:
+def test_prediction_for_a_lost_track_is_near_the_median(store: Path) -> None:
     head = fitted(store, config())
     X, y, _ = load_examples(store, config(), ("test",))
     lost = np.isnan(window_tracks(X).boxes[:, :-1]).all(axis=(1, 2))
     assert lost.any()
-    found = head.predict(X)
-    assert np.isfinite(found).all()
-    assert np.abs(found[lost] - np.median(y, axis=0)).max() < 1.5
+    predictions = head.predict(X)
+    assert np.isfinite(predictions).all()
+    assert np.abs(predictions[lost] - np.median(y, axis=0)).max() < 1.5
     nothing = np.full((2, len(GEOMETRY_NAMES)), np.nan, np.float32)
     assert np.isfinite(head.model_.predict(nothing, verbose=0)).all()
 
 
-def test_more_networks_are_trained_apart(store: Path) -> None:
-    """Judged each by its own error, the answers of the members differ; their mean is the head's answer."""
+def test_members_differ_and_their_mean_is_the_prediction(store: Path) -> None:
     chosen = config("box_mlp", layers=1)
     X, y, _ = load_examples(store, chosen)
     head = BoxMLP.from_config(chosen).fit(X, y)
     assert head.outcome_.history[-1].loss < head.outcome_.history[0].loss
     geometry = keras.Input((len(GEOMETRY_NAMES),), name="geometry")
     members = head._in_target_unit(head._member_outputs(head.vectors({"geometry": geometry}), 2))
-    apart = keras.Model(geometry, members)
-    apart.set_weights(head.model_.get_weights())
+    separate = keras.Model(geometry, members)
+    separate.set_weights(head.model_.get_weights())
     vectors = head._geometry(X)
-    answers = apart.predict(vectors, verbose=0)
-    assert answers.shape == (len(X), 5, 2)
-    assert np.abs(answers[:, 0] - answers[:, 1]).max() > 1e-3
-    np.testing.assert_allclose(answers.mean(axis=1), head.predict(X), rtol=1e-4, atol=1e-4)
+    outputs = separate.predict(vectors, verbose=0)
+    assert outputs.shape == (len(X), 5, 2)
+    assert np.abs(outputs[:, 0] - outputs[:, 1]).max() > 1e-3
+    np.testing.assert_allclose(outputs.mean(axis=1), head.predict(X), rtol=1e-4, atol=1e-4)
 
 
-def test_ranges_of_distance_overlap_and_sum_to_one(store: Path) -> None:
+def test_weights_of_overlapping_ranges_sum_to_one(store: Path) -> None:
     X, y, _ = load_examples(store, config("box_mlp"))
     head = BoxMLP.from_config(config("box_mlp", units=2)).set_params(epochs=1).fit(X, y)
     clean = np.array(head._linear_model.normaliser.clean(head._geometry(X)))
@@ -188,24 +189,27 @@ def test_ranges_of_distance_overlap_and_sum_to_one(store: Path) -> None:
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
 
 
-def test_it_is_an_estimator(store: Path) -> None:
+def test_scikit_learn_tools_work_on_vehicle_heads(store: Path) -> None:
     X, y, groups = load_examples(store, config())
     scores = cross_val_score(BoxRidge(), X, y, groups=groups, cv=GroupKFold(3))
     assert scores.min() > 0.6
     head = fitted(store, config())
     vectors = head._geometry(X)
-    plain = clone(head).fit(vectors, y)  # on geometry vectors alone
+    plain = clone(head).fit(vectors, y)  # on plain geometry vectors
     np.testing.assert_allclose(plain.predict(vectors), head.predict(X), atol=1e-4)
     with pytest.raises(ValueError, match="geometry vectors"):
         BoxRidge().fit(np.ones((9, 5)), np.ones(9))
 
 
 @pytest.mark.parametrize("name", ["box_ridge", "box_mlp"])
-def test_a_run_keeps_its_ground_and_is_evaluated_to_the_same(name: str, store: Path, tmp_path: Path) -> None:
+def test_run_keeps_its_camera_geometry_and_predictions(name: str, store: Path, tmp_path: Path) -> None:
     chosen = config(name)
     with Store(store) as opened:
         train(chosen, opened, read_task(chosen, opened), tmp_path / "r")
-    before, figures = (tmp_path / "r" / "predictions.csv").read_text(), json.loads((tmp_path / "r" / "metrics.json").read_text())
+    before, figures = (
+        (tmp_path / "r" / "predictions.csv").read_text(),
+        json.loads((tmp_path / "r" / "metrics.json").read_text()),
+    )
     assert figures["splits"]["test"]["model"]["ev"]["mean"] < figures["splits"]["test"]["constant"]["ev"]["mean"] / 5
     assert read_camera_geometry(tmp_path / "r").ground.horizon == pytest.approx(340, abs=1)
     assert [i.name for i in load_model(tmp_path / "r").inputs] == ["geometry"]
@@ -221,7 +225,7 @@ def test_a_run_keeps_its_ground_and_is_evaluated_to_the_same(name: str, store: P
 
 
 def with_flow(path: Path, seed: int = 4) -> Path:
-    """The same clips with a stream `motion` that grows with their own speed, and labels of it."""
+    """Clips with labels of their own speed, and a stream `motion` that grows with it."""
     rng = np.random.default_rng(seed)
     sequences, flow = [], []
     for split, count in COUNTS.items():
@@ -234,7 +238,7 @@ def with_flow(path: Path, seed: int = 4) -> Path:
     return write_store(path, sequences, {"appearance": maps, "motion": np.concatenate(flow).astype(np.float32)})
 
 
-def test_fusion_takes_own_speed_from_flow(tmp_path: Path) -> None:
+def test_fusion_predicts_own_speed_from_flow(tmp_path: Path) -> None:
     path = with_flow(tmp_path / "s.h5")
     chosen = config("fusion", "ego_speed", streams=("appearance", "motion"), difference=True)
     head = fitted(path, chosen)
@@ -243,11 +247,14 @@ def test_fusion_takes_own_speed_from_flow(tmp_path: Path) -> None:
     assert head.camera_geometry_ is None
 
 
-def test_fusion_takes_a_vehicle_from_its_track(store: Path, tmp_path: Path) -> None:
+def test_fusion_predicts_a_vehicle_from_its_track(store: Path, tmp_path: Path) -> None:
     chosen = config("fusion", "velocity+position")
     with Store(store) as opened:
         train(chosen, opened, read_task(chosen, opened), tmp_path / "r")
-        figures, before = json.loads((tmp_path / "r" / "metrics.json").read_text()), (tmp_path / "r" / "predictions.csv").read_text()
+        figures, before = (
+            json.loads((tmp_path / "r" / "metrics.json").read_text()),
+            (tmp_path / "r" / "predictions.csv").read_text(),
+        )
         evaluate(tmp_path / "r", opened)
     assert sorted(i.name for i in load_model(tmp_path / "r").inputs) == ["appearance", "geometry"]
     test = figures["splits"]["test"]
@@ -258,7 +265,7 @@ def test_fusion_takes_a_vehicle_from_its_track(store: Path, tmp_path: Path) -> N
         assert float(row["vx_pred"]) == pytest.approx(float(old["vx_pred"]), abs=1e-4)
 
 
-def test_a_store_without_tracks_is_refused(tmp_path: Path) -> None:
+def test_store_without_tracks_is_refused(tmp_path: Path) -> None:
     X, y, _ = load_examples(make(tmp_path / "s.h5", tracked=False), config())
     with pytest.raises(ConfigError, match=r"no vehicle was tracked.*make features"):
         BoxRidge().fit(X, y)
