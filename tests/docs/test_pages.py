@@ -34,7 +34,7 @@ def settings() -> set[str]:
 def test_commands_options_and_make_targets_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     inline = re.findall(r"`([^`\n]+)`", text)
-    code = "\n".join([*(block.text for block in code_blocks(page)), *inline])
+    code = "\n".join([*(block.text for block in code_blocks(page)), *inline]).replace("\\\n", " ")
     known_settings = settings()
     for name, options in re.findall(r"^framebank ([a-z]+)([^\n#]*)", code, re.MULTILINE):
         assert name in COMMANDS, name

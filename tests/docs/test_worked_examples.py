@@ -29,8 +29,8 @@ def blocks_below(heading: str, language: str) -> list[CodeBlock]:
 
 def run_commands(heading: str) -> None:
     """Run the `framebank` commands of CONTRIBUTING.md below a heading; each must succeed."""
-    commands = [line for block in blocks_below(heading, "console") for line in block.text.splitlines()]
-    for command in commands:
+    text = "".join(block.text for block in blocks_below(heading, "console"))
+    for command in text.replace("\\\n", " ").splitlines():
         program, *arguments = shlex.split(command)
         assert program == "framebank"
         assert main(arguments) == 0, command
