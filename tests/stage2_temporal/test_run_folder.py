@@ -1,0 +1,71 @@
+"""A run's folder: it appears when it is complete, never replaces another one, and a finished run is found again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from features.errors import FramebankError
+from features.store import Store
+from stage2_temporal.data.task import read_task, store_origin
+from stage2_temporal.runs.folder import atomic_folder, choose_run_folder
+from stage2_temporal.train import train
+from tests.helpers import write_store
+from tests.stage2_helpers import drifting_clips, train_config
+
+FIRST = Path("runs/sample-ego_speed-ridge")
+
+
+def test_finished_run_with_the_same_settings_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    maps, sequences = drifting_clips({"train": 10})
+    path = write_store(tmp_path / "s.h5", sequences, {"appearance": maps})
+    config, other = train_config({"name": "ridge"}), train_config({"name": "ridge", "alpha": 2.0})
+    with Store(path) as store:
+        task = read_task(config, store)
+        origin = store_origin(store, task, config)
+        assert choose_run_folder(None, "sample", config, origin) == (FIRST, False)
+        train(config, store, task, FIRST, report=False)
+    (FIRST / "report.html").touch()
+    assert choose_run_folder(None, "sample", config, origin) == (FIRST, True)
+    assert choose_run_folder(None, "sample", train_config({"name": "ridge"}, memory_gb=9), origin) == (FIRST, True)
+    assert choose_run_folder(None, "sample", other, origin) == (FIRST.with_name(f"{FIRST.name}-2"), False)
+    assert choose_run_folder(None, "sample", config, origin | {"examples": "others"})[1] is False
+    assert choose_run_folder("mine", "sample", config, origin) == (Path("runs/mine"), False)
+    metrics = FIRST / "metrics.json"
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"interrupted": True}))
+    assert choose_run_folder(None, "sample", config, origin) == (FIRST, False)
+
+
+def test_folder_that_is_not_a_run_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/precious").mkdir(parents=True)
+    Path("runs/precious/thesis.txt").write_text("mine")
+    with pytest.raises(FramebankError, match="not replaced"):
+        choose_run_folder("precious", "sample", train_config(), {})
+
+
+def test_failed_run_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "old").write_text("old")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "r") as temporary:
+        (temporary / "new").write_text("new")
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["r"]
+    assert (tmp_path / "r" / "old").exists()
+    with atomic_folder(tmp_path / "r") as temporary:
+        assert temporary.name == "r"
+        (temporary / "new").write_text("new")
+    assert [p.name for p in (tmp_path / "r").iterdir()] == ["new"]
+
+
+def test_run_that_finished_meanwhile_keeps_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "r"
+    with atomic_folder(path) as slow:
+        (slow / "who").write_text("slow")
+        with atomic_folder(path) as quick:
+            (quick / "who").write_text("quick")
+    assert [(tmp_path / name / "who").read_text() for name in ("r", "r-2")] == ["quick", "slow"]
+    assert "r-2" in capsys.readouterr().err
