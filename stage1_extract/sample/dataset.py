@@ -1,6 +1,6 @@
-"""The sample set: clips rendered from a seed, in the competition's layout, so that everything runs with no download.
+"""Writes the sample set: clips rendered from a seed, in the competition's layout.
 
-world decides what a clip shows, ground and sprites draw its parts, paint its frames; this module writes the set.
+scene decides what a clip shows, ground and sprites draw its parts, render its frames.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from features.errors import DataError
 from stage1_extract.sample.render import render_frames
 from stage1_extract.sample.scene import CAMERA_HEIGHT, CX, CY, FX, FY, LAST_FRAME, Scene, random_scene, vehicle_box
 
-RENDERER = 1  # raise it whenever the same seed gives other bytes
+RENDERER = 1  # version; increase it whenever the same seed gives other bytes
 MARKER_FILE = "sample.json"
-JPEG_QUALITY = 88  # of the JPEGs: about 115 kB a frame
+JPEG_QUALITY = 88  # about 115 kB per frame
 SPLIT_FOLDERS = ("Train", "Validation", "Test")
 CALIBRATION = f"""Intrinsic matrix:
 {FX:.4f}    0.      {CX:.4f}
@@ -35,7 +34,7 @@ CALIBRATION = f"""Intrinsic matrix:
 Camera Height:
 
 {CAMERA_HEIGHT:.2f}m
-"""  # noqa: W291 — as the competition's own file has it
+"""  # noqa: W291 — the competition's file has these spaces
 
 
 def render_sample_set(
@@ -48,32 +47,30 @@ def render_sample_set(
     workers: int | None = None,
     progress: bool = True,
 ) -> None:
-    """Write the sample set into a folder; where it already stands, do nothing.
+    """Write the sample set into a folder; do nothing if it is there already.
 
-    Each clip has 8 frames at 10 a second, 1280x720, `annotation.json` with one entry a vehicle (the first is the one
-    asked about; labels hold for the last frame) and `ego.json` with the own speed in m/s. The bytes depend on the
-    seed alone, not on the number of workers. The folder appears under its name only when it is whole.
+    Each clip has 8 frames of 1280x720 px at 10 frames per second; `annotation.json` with one entry per vehicle for the
+    last frame, of which the first is the target; and `ego.json` with the car's own speed in m/s. The bytes depend only
+    on the seed, not on the number of workers. The folder gets its name only when it is complete.
 
     Args:
         out: the folder.
-        seed: decides every clip; a clip's content depends on seed, split and number alone.
-        train, validation, test: clips in each split.
-        workers: processes; unset: one a core.
-        progress: show a bar.
+        seed: decides all clips; the content of a clip depends only on seed, split and number.
+        train, validation, test: number of clips in each split.
+        workers: number of processes; None: one per core.
+        progress: show a progress bar.
 
     Raises:
         DataError: `out` holds something else, or cannot be written.
         StoreError: another process is rendering it.
     """
-    counts = (train, validation, test)
-    wanted = {"renderer": RENDERER, "seed": seed, "train": train, "validation": validation, "test": test}
+    settings = {"renderer": RENDERER, "seed": seed, "train": train, "validation": validation, "test": test}
     try:
-        if _is_complete(out, wanted):
+        if _is_complete(out, settings):
             return
         with exclusive_write_lock(out):
-            if _is_complete(out, wanted):
-                return
-            _write_set(out, wanted, seed, counts, workers, progress)
+            if not _is_complete(out, settings):
+                _write_set(out, settings, workers, progress)
     except OSError as e:
         raise DataError(
             f"{out}: the sample set cannot be written: {e.strerror or e}",
@@ -81,33 +78,32 @@ def render_sample_set(
         ) from e
 
 
-def _is_complete(out: Path, wanted: dict[str, int]) -> bool:
-    """Whether the folder holds the wanted set; False where there is nothing."""
+def _is_complete(out: Path, settings: dict[str, int]) -> bool:
+    """Whether the folder holds the set with these settings; False if it is missing or empty."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
         got: object = json.loads((out / MARKER_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        got = f"files of another kind (no {MARKER_FILE})"
+        got = f"other files (no {MARKER_FILE})"
     except ValueError:
-        got = f"a {MARKER_FILE} that is no JSON"
-    if got == wanted:
+        got = f"a {MARKER_FILE} that is not JSON"
+    if got == settings:
         return True
     raise DataError(
-        f"{out}: not the sample set that was asked for",
-        expected=wanted,
+        f"{out}: not the requested sample set",
+        expected=settings,
         got=got,
-        hint="if these are your own clips, say how they lie: --data.layout competition (or tusimple, video, manifest); "
-        "for a rendered set choose a new folder: --data.path FOLDER",
+        hint="if these are your own clips, name their layout: --data.layout competition (or tusimple, video, "
+        "manifest); for a rendered set choose a new folder: --data.path FOLDER",
     )
 
 
-def _write_set(
-    out: Path, wanted: dict[str, int], seed: int, counts: Iterable[int], workers: int | None, progress: bool
-) -> None:
-    for stale in out.parent.glob(f".{out.name}.*.partial"):  # of killed renders: the lock says that none is running
+def _write_set(out: Path, settings: dict[str, int], workers: int | None, progress: bool) -> None:
+    for stale in out.parent.glob(f".{out.name}.*.partial"):  # from killed processes: the lock excludes running ones
         shutil.rmtree(stale, ignore_errors=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    counts = (settings["train"], settings["validation"], settings["test"])
     clips = [(split, number) for split, count in enumerate(counts) for number in range(1, count + 1)]
     try:
         temporary.mkdir()
@@ -115,12 +111,12 @@ def _write_set(
         for split in SPLIT_FOLDERS:
             (temporary / split / split).mkdir(parents=True)
         parallel = Parallel(n_jobs=workers or cpu_count(), return_as="generator_unordered")
-        tasks = (delayed(_write_clip)(temporary, seed, split, number) for split, number in clips)
-        with progress_bar(len(clips), "sample", "clips") if progress else nullcontext() as shown:
+        tasks = (delayed(_write_clip)(temporary, settings["seed"], split, number) for split, number in clips)
+        with progress_bar(len(clips), "sample", "clips") if progress else nullcontext() as bar:
             for _ in parallel(tasks):
-                if shown is not None:
-                    shown.update()
-        (temporary / MARKER_FILE).write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+                if bar is not None:
+                    bar.update()
+        (temporary / MARKER_FILE).write_text(json.dumps(settings) + "\n", encoding="utf-8")
         fsync_path(temporary / MARKER_FILE)
         temporary.replace(out)
         fsync_path(out.parent)
@@ -129,33 +125,39 @@ def _write_set(
 
 
 def clip_scene(seed: int, split: int, number: int) -> Scene:
-    """What clip `number` (from 1) of a split (0 train, 1 validation, 2 test) shows."""
+    """Decide what a clip shows.
+
+    Args:
+        seed: the set's.
+        split: 0 train, 1 validation, 2 test.
+        number: the clip's, from 1.
+    """
     return random_scene(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split, number))))
 
 
 def _write_clip(root: Path, seed: int, split: int, number: int) -> None:
-    """Render one clip into its folder."""
-    world = clip_scene(seed, split, number)
+    """Render a clip into its folder."""
+    scene = clip_scene(seed, split, number)
     folder = root / SPLIT_FOLDERS[split] / SPLIT_FOLDERS[split] / str(number)
-    folder.mkdir()  # not its parents: a worker left over from a killed render must not bring its folder back
+    folder.mkdir()  # without parents, lest a worker left by a killed process creates its folder again
     (folder / "imgs").mkdir()
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # the processes already fill the cores
+    cv2.setNumThreads(1)  # the processes already use all cores
     try:
-        for i, frame in enumerate(render_frames(world), 1):
+        for i, frame in enumerate(render_frames(scene), 1):
             jpeg = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
             (folder / "imgs" / f"{i:03d}.jpg").write_bytes(jpeg.tobytes())
     finally:
         cv2.setNumThreads(threads)
-    (folder / "annotation.json").write_text(json.dumps(clip_annotation(world)), encoding="utf-8")
-    (folder / "ego.json").write_text(json.dumps({"speed": world.speed}), encoding="utf-8")
+    (folder / "annotation.json").write_text(json.dumps(clip_annotation(scene)), encoding="utf-8")
+    (folder / "ego.json").write_text(json.dumps({"speed": scene.speed}), encoding="utf-8")
 
 
-def clip_annotation(world: Scene) -> list[dict[str, object]]:
-    """One entry a vehicle in TuSimple's form, for the last frame."""
+def clip_annotation(scene: Scene) -> list[dict[str, object]]:
+    """The vehicles of a clip in its last frame, in TuSimple's format."""
     entries: list[dict[str, object]] = []
-    for vehicle in world.vehicles:
-        left, top, right, bottom = vehicle_box(world, vehicle, LAST_FRAME)
+    for vehicle in scene.vehicles:
+        left, top, right, bottom = vehicle_box(scene, vehicle, LAST_FRAME)
         entries.append(
             {
                 "velocity": list(vehicle.velocity),

@@ -1,7 +1,7 @@
-"""The ground: textures in metres that stay where they are in the world, warped into the picture by the homography.
+"""The ground: textures in metres, fixed in the world, which a homography warps into the picture.
 
-The ground ahead is cut into bands, each twice as far as the one before, with a texture of its own whose cells are
-about as large as a pixel's footprint there. So near cells are fine, far ones coarse, and nothing flickers.
+The ground ahead is divided into bands, each reaching twice as far as the one before. A band's texture has cells about
+as large as a pixel's footprint at its distance: fine nearby, coarse far away, so that nothing flickers.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from stage1_extract.sample.scene import CAMERA_HEIGHT, CX, FPS, FRAMES, FX, FY, 
 Float32s = NDArray[np.float32]
 Coordinates = NDArray[np.floating[Any]]
 
-BAND_EDGES = tuple(3.2 * 2.0**k for k in range(7))  # m: where the bands begin and end
-MAX_LATERAL_SLOPE = 0.96  # |y| / x at the picture's sides is at most this
-EXPOSURE_TIME = 0.006  # s: what passes in it is blurred
-OVERSAMPLING = 2  # cells drawn for each cell kept along x, beyond the first band
+BAND_EDGES = tuple(3.2 * 2.0**k for k in range(7))  # m from the camera, between the bands
+MAX_LATERAL_SLOPE = 0.96  # greatest |y| / x in the picture
+EXPOSURE_TIME = 0.006  # s; what moves during it is blurred
+OVERSAMPLING = 2  # cells drawn per cell kept along x, beyond the first band
 TILE_SIZE = 256  # cells after which the noise repeats
-TILES = 7, 8  # along x and y: as many as the largest band of the finest noise needs
-NOISE_OCTAVES = (  # cell along x and y in m, and its strength on asphalt and beside it
+TILES = 7, 8  # along x and y; as many as the largest band needs of the finest noise
+NOISE_OCTAVES = (  # cell size along x and y in m, strength on asphalt, strength beside it
     (0.02, 0.015, 0.045, 0.10),
     (0.09, 0.06, 0.035, 0.10),
     (0.45, 0.25, 0.030, 0.10),
@@ -42,9 +42,9 @@ class GroundBand:
 
     Attributes:
         near, far: m from the camera.
-        cell: its cells' size along x and y, m.
-        texture: uint8 of shape (cells along x, cells along y, 3); x runs from `near` at the first frame onwards,
-            y is 0 in the middle.
+        cell: size of a cell along x and y, m.
+        texture: uint8 of shape (cells along x, cells along y, 3); x begins at `near` in the first frame, and y is 0 in
+            the middle.
     """
 
     near: float
@@ -55,42 +55,45 @@ class GroundBand:
 
 @cache
 def noise_tile() -> Float32s:
-    """White noise of mean 0 and deviation 1, the same in every process, repeated: cv2's own wrapping is slow."""
+    """White noise of mean 0 and standard deviation 1, the same in every process.
+
+    It is repeated here, because OpenCV's border wrapping is slow.
+    """
     return np.tile(np.random.default_rng(1).standard_normal((TILE_SIZE, TILE_SIZE)).astype(np.float32), TILES)
 
 
-def make_ground(world: Scene) -> tuple[GroundBand, ...]:
-    """The bands of a clip's ground, from near to far."""
-    rng = np.random.default_rng([world.look.seed, 0])
-    travel = world.speed * (FRAMES - 1) / FPS
+def make_ground(scene: Scene) -> tuple[GroundBand, ...]:
+    """Make the ground of a clip: its bands from near to far."""
+    rng = np.random.default_rng([scene.style.seed, 0])
+    travel = scene.speed * (FRAMES - 1) / FPS
     offsets = rng.uniform(0, TILE_SIZE, (len(NOISE_OCTAVES), 2))
-    patches = _patches(rng, world, travel + BAND_EDGES[-1])
-    cracks = _cracks(rng, world, travel + 30.0)
-    return tuple(_band(world, near, far, travel, offsets, patches, cracks) for near, far in pairwise(BAND_EDGES))
+    patches = _patches(rng, scene, travel + BAND_EDGES[-1])
+    cracks = _cracks(rng, scene, travel + 30.0)
+    return tuple(_band(scene, near, far, travel, offsets, patches, cracks) for near, far in pairwise(BAND_EDGES))
 
 
 def _band(
-    world: Scene, near: float, far: float, travel: float, offsets: NDArray[np.float64],
+    scene: Scene, near: float, far: float, travel: float, offsets: NDArray[np.float64],
     patches: list[tuple[float, float, float, float, float]], cracks: list[NDArray[np.float64]],
 ) -> GroundBand:  # fmt: skip
     over = 1 if near == BAND_EDGES[0] else OVERSAMPLING
     dx, dy = 2.0 * near**2 / (FY * CAMERA_HEIGHT) / over, 1.4 * near / FX
     shape = over * int(np.ceil((travel + far - near) / dx / over) + 1), 2 * int(np.ceil(MAX_LATERAL_SLOPE * far / dy))
-    x = near + np.arange(shape[0]) * dx  # of the cells' near and left edges
+    x = near + np.arange(shape[0]) * dx  # near and left edges of the cells
     y = (np.arange(shape[1]) - shape[1] / 2) * dy
-    road = world.road
+    road = scene.road
     asphalt = _coverage(y, dy, road.left, road.right)
-    light = _brightness(world, x, y, dx, dy, asphalt, offsets)
+    light = _brightness(scene, x, y, dx, dy, asphalt, offsets)
     for x0, y0, length, width, tone in patches:
         i, j = np.searchsorted(x, (x0, x0 + length)), np.searchsorted(y, (y0, y0 + width))
         light[i[0] : i[1], j[0] : j[1]] *= tone
     if near < 20:
         light *= _crack_brightness(shape, cracks, near, dx, dy)
-    hard, soft = (np.array(c, np.float32) for c in (world.look.asphalt, world.look.verge))
+    hard, soft = (np.array(c, np.float32) for c in (scene.style.asphalt, scene.style.verge))
     colour = asphalt[:, None] * hard + (1 - asphalt[:, None]) * soft
     texture = cv2.merge([cv2.convertScaleAbs(light * c) for c in colour.T])
-    _draw_lane_lines(texture, light, world, x, y, dx, dy)
-    blur = round(world.speed * EXPOSURE_TIME / dx)
+    _draw_lane_lines(texture, light, scene, x, y, dx, dy)
+    blur = round(scene.speed * EXPOSURE_TIME / dx)
     if blur > 1:
         texture = cv2.blur(texture, (1, blur))
     if over > 1:
@@ -98,30 +101,30 @@ def _band(
     return GroundBand(near, far, (dx * over, dy), texture)
 
 
-def _coverage(places: Coordinates, cell: float, start: float, end: float) -> Float32s:
-    """Share of each cell (its lower edge in `places`) that lies between start and end."""
-    share = np.minimum(places + cell, end) - np.maximum(places, start)
+def _coverage(edges: Coordinates, cell: float, start: float, end: float) -> Float32s:
+    """Share of each cell that lies between start and end; `edges` are the cells' lower edges."""
+    share = np.minimum(edges + cell, end) - np.maximum(edges, start)
     return np.asarray(np.clip(share / cell, 0, 1), np.float32)
 
 
-def _dash_coverage(places: Coordinates, cell: float, dash: float, period: float, phase: float) -> Float32s:
-    """Share of each cell covered by dashes, exactly: differences of the painted length so far."""
-    x = np.append(places, places[-1] + cell) - phase
+def _dash_coverage(edges: Coordinates, cell: float, dash: float, period: float, phase: float) -> Float32s:
+    """Exact share of each cell that dashes cover, from differences of the cumulative painted length."""
+    x = np.append(edges, edges[-1] + cell) - phase
     painted = np.floor(x / period) * dash + np.minimum(np.mod(x, period), dash)
     return np.asarray(np.diff(painted) / cell, np.float32)
 
 
 def _brightness(
-    world: Scene, x: Coordinates, y: Coordinates, dx: float, dy: float, asphalt: Float32s,
+    scene: Scene, x: Coordinates, y: Coordinates, dx: float, dy: float, asphalt: Float32s,
     offsets: NDArray[np.float64],
 ) -> Float32s:  # fmt: skip
-    """Brightness of each cell about 1: noise of several sizes, and the darker tracks of the wheels."""
+    """Brightness of each cell, about 1: noise of several sizes, and darker wheel tracks."""
     size = len(y), len(x)
     total = np.zeros((len(x), len(y)), np.float32)
     for (cx, cy, hard, soft), (ox, oy) in zip(NOISE_OCTAVES, offsets, strict=True):
         if cx < 0.7 * dx or cy < 0.7 * dy:
-            continue  # finer than this band can show
-        # whole tiles off, so that the part begins in the first one
+            continue  # finer than this band's cells
+        # without whole tiles, so that the section begins in the first one
         shift = (y[0] / cy + oy) % TILE_SIZE, (x[0] / cx + ox) % TILE_SIZE
         m = np.array([[dy / cy, 0, shift[0]], [0, dx / cx, shift[1]]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -129,7 +132,7 @@ def _brightness(
         noise *= hard * asphalt + soft * (1 - asphalt)
         total += noise
     tracks = np.ones(len(y), np.float32)
-    for lane in world.road.lanes:
+    for lane in scene.road.lanes:
         for side in (-0.85, 0.85):
             tracks -= 0.07 * np.exp(-(((y - lane - side) / 0.28) ** 2)).astype(np.float32)
     total += 1
@@ -137,9 +140,9 @@ def _brightness(
     return total
 
 
-def _patches(rng: np.random.Generator, world: Scene, length: float) -> list[tuple[float, float, float, float, float]]:
-    """Mended places: x, y, length, width in m, and tone."""
-    road = world.road
+def _patches(rng: np.random.Generator, scene: Scene, length: float) -> list[tuple[float, float, float, float, float]]:
+    """Repaired patches of asphalt: x, y, length, width in m, and relative brightness."""
+    road = scene.road
     patches = []
     x = 0.0
     while (x := x + rng.exponential(18)) < length:
@@ -151,16 +154,16 @@ def _patches(rng: np.random.Generator, world: Scene, length: float) -> list[tupl
     return patches
 
 
-def _cracks(rng: np.random.Generator, world: Scene, length: float) -> list[NDArray[np.float64]]:
-    """Random walks over the asphalt: points (x, y) in m."""
+def _cracks(rng: np.random.Generator, scene: Scene, length: float) -> list[NDArray[np.float64]]:
+    """Random walks over the asphalt, each (points, 2) x, y in m."""
     cracks = []
     x = 0.0
     while (x := x + rng.exponential(4)) < length:
         across = rng.random() < 0.5
         step = rng.normal((0, 0.22) if across else (0.25, 0), 0.08, (int(rng.integers(6, 22)), 2))
-        start = x, rng.uniform(world.road.left, world.road.right)
+        start = x, rng.uniform(scene.road.left, scene.road.right)
         path = start + np.cumsum(step, axis=0)
-        path[:, 1] = np.clip(path[:, 1], world.road.left, world.road.right)
+        path[:, 1] = np.clip(path[:, 1], scene.road.left, scene.road.right)
         cracks.append(path)
     return cracks
 
@@ -168,7 +171,7 @@ def _cracks(rng: np.random.Generator, world: Scene, length: float) -> list[NDArr
 def _crack_brightness(
     shape: tuple[int, int], cracks: list[NDArray[np.float64]], near: float, dx: float, dy: float
 ) -> Float32s:
-    """Brightness of the cells under cracks 15 mm wide."""
+    """Brightness of each cell, lower under the cracks, which are 15 mm wide."""
     mask = np.zeros(shape, np.uint8)
     lines = [
         np.round(np.column_stack([c[:, 1] / dy + shape[1] / 2, (c[:, 0] - near) / dx]) * 16).astype(np.int32)
@@ -180,28 +183,28 @@ def _crack_brightness(
 
 
 def _draw_lane_lines(
-    texture: Image, light: Float32s, world: Scene, x: Coordinates, y: Coordinates, dx: float, dy: float
+    texture: Image, light: Float32s, scene: Scene, x: Coordinates, y: Coordinates, dx: float, dy: float
 ) -> None:
-    """Paint the lane lines into the texture."""
-    road = world.road
+    """Draw the lane lines into the texture."""
+    road = scene.road
     solid = np.ones(len(x), np.float32)
     dashed = _dash_coverage(x, dx, road.dash, road.period, road.phase)
     for i, line in enumerate(road.lines):
         outer = i in (0, len(road.lines) - 1)
         across = _coverage(y, dy, line - 0.075, line + 0.075)
-        (touched,) = np.nonzero(across)
-        if not len(touched):
+        (columns,) = np.nonzero(across)
+        if not len(columns):
             continue
-        part = slice(touched[0], touched[-1] + 1)
+        part = slice(columns[0], columns[-1] + 1)
         cover = 0.92 * (solid if outer else dashed)[:, None, None] * across[None, part, None]
-        paint = np.array(world.look.left_line if i == 0 else (215.0, 215.0, 215.0), np.float32) * light[:, part, None]
+        paint = np.array(scene.style.left_line if i == 0 else (215.0, 215.0, 215.0), np.float32) * light[:, part, None]
         texture[:, part] = np.clip(texture[:, part] * (1 - cover) + paint * cover, 0, 255)
 
 
-def draw_ground(canvas: Image, bands: tuple[GroundBand, ...], world: Scene, frame: int) -> None:
-    """Draw the ground of a frame into the picture, from the bottom up to the row below the horizon."""
-    horizon = world.horizons[frame]
-    passed = world.speed * frame / FPS
+def draw_ground(canvas: Image, bands: tuple[GroundBand, ...], scene: Scene, frame: int) -> None:
+    """Draw the ground of a frame, from the bottom of the picture up to the row below the horizon."""
+    horizon = scene.horizons[frame]
+    passed = scene.speed * frame / FPS
     scale = FY * CAMERA_HEIGHT
     bottom = HEIGHT
     for band in bands:
@@ -212,8 +215,8 @@ def draw_ground(canvas: Image, bands: tuple[GroundBand, ...], world: Scene, fram
         dx, dy = band.cell
         middle = band.texture.shape[1] / 2
         start = passed - band.near
-        # a row v and column u see x = scale/(v−horizon), y = (u−CX)·CAMERA·FY/FX/(v−horizon); cells are half a cell
-        # off their edges
+        # row v and column u show x = scale/(v−horizon), y = (u−CX)·CAMERA_HEIGHT·FY/FX/(v−horizon);
+        # the 0.5 leads from a cell's edge to its centre
         to_cell = np.array(
             [
                 [scale / FX / dy, middle - 0.5, -scale * CX / FX / dy - (middle - 0.5) * horizon],
@@ -221,7 +224,7 @@ def draw_ground(canvas: Image, bands: tuple[GroundBand, ...], world: Scene, fram
                 [0.0, 1.0, -horizon],
             ]
         )
-        # two rows drawn for each kept: footprints are longest along x
+        # two rows per row kept, because footprints are longest along x
         half = np.array([[1.0, 0.0, 0.0], [0.0, 0.5, top - 0.25], [0.0, 0.0, 1.0]])
         twice = cv2.warpPerspective(
             band.texture, to_cell @ half, (WIDTH, 2 * (bottom - top)),

@@ -2,7 +2,7 @@
 
 Coordinates: x forward and y right of the camera in metres, on a flat ground; u right and v down in pixels, the centre
 of the first pixel at (0, 0). The camera looks level and its picture is shifted so that the horizon lies at a given
-row: a point on the ground at (x, y) appears at (cx + fx·y/x, horizon + fy·HEIGHT/x).
+row: a point on the ground at (x, y) appears at (cx + fx·y/x, horizon + fy·CAMERA_HEIGHT/x).
 """
 
 from __future__ import annotations
@@ -12,35 +12,36 @@ from itertools import pairwise
 
 import numpy as np
 
+from features._common.types import Floats
 from features.sequences import Box
 
 WIDTH, HEIGHT = 1280, 720
 FX, FY, CX, CY = 714.1526, 710.3725, 675.5754, 376.2563  # TuSimple's camera
-CAMERA_HEIGHT = 1.80  # m above the ground
+CAMERA_HEIGHT = 1.80  # m above the road
 FRAMES, FPS = 8, 10.0
-LAST_FRAME = FRAMES - 1  # labels hold for this frame
+LAST_FRAME = FRAMES - 1  # the frame that labels describe
 
 HORIZON, HORIZON_SPREAD = 340.0, 4.0  # rows
-LOG_DISTANCE = (np.log(36.0), 0.368)  # log-normal with quartiles 28, 36, 46 m
+LOG_DISTANCE = (np.log(36.0), 0.368)  # mean and deviation of a log-normal: quartiles 28, 36, 46 m
 DISTANCE_RANGE = (5.0, 90.0)  # m
-VX_MEAN_SD, VY_MEAN_SD = (0.525, 2.274), (-0.081, 0.291)  # m/s: mean and deviation over TuSimple's public test labels
+VX_MEAN_SD, VY_MEAN_SD = (0.525, 2.274), (-0.081, 0.291)  # m/s, over TuSimple's public test labels
 VX_RANGE, VY_RANGE = (-6.5, 8.0), (-1.0, 0.9)  # m/s
 SPEED_RANGE = (5.0, 32.0)  # m/s
-MIN_DISTANCE = 4.0  # m: no vehicle comes closer in any frame
+MIN_DISTANCE = 4.0  # m, of all vehicles in all frames
 
 Colour = tuple[float, float, float]  # B, G, R from 0 to 255
 
 
 @dataclass(frozen=True)
 class SceneVehicle:
-    """A vehicle ahead, seen from the rear.
+    """A vehicle ahead, shown from the rear.
 
     Attributes:
         kind: `car`, `van` or `truck`.
-        width, height: of its rear, m.
-        position: x, y of the foot of its rear at the last frame, m.
-        velocity: vx, vy relative to the camera, m/s, the same in every frame.
-        seed: decides its paint and details.
+        width, height: size of its rear, m.
+        position: x, y of the foot of its rear in the last frame, m.
+        velocity: constant vx, vy relative to the camera, m/s.
+        seed: seed of its paint and details.
     """
 
     kind: str
@@ -51,7 +52,7 @@ class SceneVehicle:
     seed: int
 
     def at(self, frame: int) -> tuple[float, float]:
-        """Position x, y at a frame (from 0), m."""
+        """Position x, y in a frame (from 0), m."""
         t = (frame - LAST_FRAME) / FPS
         return self.position[0] + self.velocity[0] * t, self.position[1] + self.velocity[1] * t
 
@@ -62,9 +63,9 @@ class RoadsideObject:
 
     Attributes:
         kind: `tree`, `bush`, `sign`, `post`, `lamp` or `rail_post`.
-        x, y: of the middle of its foot at the first frame, m.
+        x, y: middle of its foot in the first frame, m.
         width, height: m.
-        variant: which of the clip's drawings of that kind.
+        variant: index into the clip's drawings of that kind.
     """
 
     kind: str
@@ -80,9 +81,9 @@ class Road:
     """A straight road along x; y in m from the camera.
 
     Attributes:
-        lines: y of the lane lines from left to right; the outer two are solid, the others dashed.
+        lines: y of the lane lines from left to right; the outer two are solid, the others are dashed.
         left, right: y where the asphalt ends.
-        dash, period, phase: length of a dash, distance from dash to dash, place of the first, m.
+        dash, period, phase: length of a dash, distance between dashes, position of the first, m.
         rails: y of the guard rails.
     """
 
@@ -96,7 +97,7 @@ class Road:
 
     @property
     def lanes(self) -> tuple[float, ...]:
-        """y of the lanes' middles."""
+        """y of the middle of each lane."""
         return tuple((a + b) / 2 for a, b in pairwise(self.lines))
 
 
@@ -105,10 +106,10 @@ class SceneStyle:
     """Colours, light and weather of a clip.
 
     Attributes:
-        gain, gamma: of the whole picture.
-        haze: distance in m at which 63 % of a thing's contrast is gone.
+        gain, gamma: of the camera's response.
+        haze: distance in m at which 63 % of an object's contrast is lost.
         noise: standard deviation of the sensor's noise, grey levels.
-        seed: decides textures and drawings.
+        seed: seed of textures and drawings.
     """
 
     sky_top: Colour
@@ -126,17 +127,21 @@ class SceneStyle:
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip: own speed in m/s, the horizon's row in each frame, and all there is to see.
+    """The content of a clip.
 
-    The first vehicle is the one that is asked about; no other hides it in any frame.
+    Attributes:
+        speed: the car's own, m/s.
+        horizons: row of the horizon in each frame, px.
+        roadside: objects beside the road.
+        vehicles: the first is the target; no other hides it in any frame.
     """
 
     speed: float
     horizons: tuple[float, ...]
     road: Road
-    things: tuple[RoadsideObject, ...]
+    roadside: tuple[RoadsideObject, ...]
     vehicles: tuple[SceneVehicle, ...]
-    look: SceneStyle
+    style: SceneStyle
 
 
 def image_column(x: float, y: float) -> float:
@@ -150,7 +155,7 @@ def image_row(horizon: float, x: float, height: float = 0.0) -> float:
 
 
 def upright_rectangle(horizon: float, x: float, y: float, width: float, height: float) -> Box:
-    """Left, top, right, bottom of an upright rectangle that stands at (x, y), in pixels."""
+    """Left, top, right, bottom in px of an upright rectangle whose foot is at (x, y)."""
     return (
         image_column(x, y - width / 2),
         image_row(horizon, x, height),
@@ -159,16 +164,16 @@ def upright_rectangle(horizon: float, x: float, y: float, width: float, height: 
     )
 
 
-def vehicle_box(world: Scene, vehicle: SceneVehicle, frame: int) -> Box:
-    """Left, top, right, bottom of a vehicle's rear in a frame (from 0), in pixels."""
-    return upright_rectangle(world.horizons[frame], *vehicle.at(frame), vehicle.width, vehicle.height)
+def vehicle_box(scene: Scene, vehicle: SceneVehicle, frame: int) -> Box:
+    """Left, top, right, bottom in px of a vehicle's rear in a frame (from 0)."""
+    return upright_rectangle(scene.horizons[frame], *vehicle.at(frame), vehicle.width, vehicle.height)
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """A clip drawn at random."""
+    """Draw the content of a clip at random."""
     speed = float(rng.uniform(*SPEED_RANGE))
     horizon = HORIZON + rng.uniform(-HORIZON_SPREAD, HORIZON_SPREAD)
-    # the body's pitch: a slow swing of about a pixel
+    # the car body pitches slowly, by about a pixel
     swing = rng.uniform(0, 0.8) * np.sin(rng.uniform(0, 2 * np.pi) + np.arange(FRAMES) / FPS * 2 * np.pi * 1.3)
     horizons = tuple(float(h) for h in horizon + swing)
     road = _random_road(rng)
@@ -190,54 +195,54 @@ def _random_road(rng: np.random.Generator) -> Road:
         if rng.random() < 0.45
     )
     dash, gap = rng.uniform(3.5, 4.5), rng.uniform(8, 12)
-    # even the fastest clip moves less than a third of a period a frame, so the dashes' motion stays unambiguous
+    # even the fastest clip moves by less than a third of a period per frame, so that the dashes' motion is unambiguous
     return Road(lines, *edges, float(dash), float(dash + gap), float(rng.uniform(0, dash + gap)), rails)
 
 
 def _random_roadside(rng: np.random.Generator, road: Road) -> tuple[RoadsideObject, ...]:
-    """Irregularly spaced, all of them beyond the asphalt and the rails, so that none ever hides a vehicle."""
-    things = []
-    end = 150.0  # m from the first frame's camera: none comes into being on the way
+    """Irregularly spaced objects, all beyond the asphalt and the rails, so that none hides a vehicle."""
+    objects = []
+    end = 150.0  # m from the camera in the first frame, beyond what later frames show
     for side in (-1, 1):
         edge = road.left if side < 0 else road.right
         rail = [r for r in road.rails if r * side > edge * side]
         clear = abs(rail[0] if rail else edge) + 0.4
 
-        def along(low: float, high: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-            """Places with gaps between `low` and `high`."""
+        def along(low: float, high: float) -> Floats:
+            """Positions x with gaps between `low` and `high`."""
             steps = rng.uniform(low, high, int(end / low) + 2)
-            places: np.ndarray[tuple[int], np.dtype[np.float64]] = np.cumsum(steps) - rng.uniform(0, high)
-            return places[places < end]
+            positions: Floats = np.cumsum(steps) - rng.uniform(0, high)
+            return positions[positions < end]
 
-        def stand(
+        def add(
             kind: str, x: float, gap: float, width: float, height: float, side: int = side, clear: float = clear
         ) -> None:
-            things.append(
+            objects.append(
                 RoadsideObject(kind, x, side * (clear + gap + width / 2), width, height, int(rng.integers(3)))
             )
 
-        for x in map(float, along(5, 30)):  # dense or sparse: gaps differ sixfold
+        for x in map(float, along(5, 30)):  # dense in places and sparse in others
             height = rng.uniform(4, 12)
-            stand("tree", x, rng.gamma(1.5, 5), height * rng.uniform(0.45, 0.8), height)
+            add("tree", x, rng.gamma(1.5, 5), height * rng.uniform(0.45, 0.8), height)
         for x in map(float, along(4, 24)):
             height = rng.uniform(0.6, 2.2)
-            stand("bush", x, rng.gamma(1.3, 3), height * rng.uniform(1.0, 2.2), height)
+            add("bush", x, rng.gamma(1.3, 3), height * rng.uniform(1.0, 2.2), height)
         for x in map(float, along(40, 110)):
             height = rng.uniform(2.2, 4)
-            stand("sign", x, rng.uniform(0, 2), height * rng.uniform(0.35, 0.7), height)
+            add("sign", x, rng.uniform(0, 2), height * rng.uniform(0.35, 0.7), height)
         if rng.random() < 0.4:
             for x in map(float, along(28, 50)):
-                stand("lamp", x, rng.uniform(0.2, 1.2), 0.35, rng.uniform(7, 9))
+                add("lamp", x, rng.uniform(0.2, 1.2), 0.35, rng.uniform(7, 9))
         for x in map(float, along(7, 14) if rail else along(14, 34)):
             kind, width, height = ("rail_post", 0.13, 0.85) if rail else ("post", 0.13, 1.05)
             if rail:
-                things.append(RoadsideObject(kind, x, rail[0], width, height, 0))
+                objects.append(RoadsideObject(kind, x, rail[0], width, height, 0))
             else:
-                stand(kind, x, 0.0, width, height)
-    return tuple(things)
+                add(kind, x, 0.0, width, height)
+    return tuple(objects)
 
 
-VEHICLE_KINDS = {  # share, width from and to, height from and to, m
+VEHICLE_KINDS = {  # share; least and greatest width, least and greatest height in m
     "car": (0.55, 1.80, 2.08, 1.42, 1.72),
     "van": (0.25, 1.95, 2.30, 1.85, 2.45),
     "truck": (0.20, 2.35, 2.80, 2.90, 3.70),
@@ -245,7 +250,7 @@ VEHICLE_KINDS = {  # share, width from and to, height from and to, m
 
 
 def _random_vehicles(rng: np.random.Generator, road: Road, speed: float) -> tuple[SceneVehicle, ...]:
-    """One to three, each in a lane of its own and in the picture in every frame; first the one asked about."""
+    """One to three vehicles in different lanes, inside the picture in every frame; the first is the target."""
     count = min(int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])), len(road.lanes))
     vehicles: list[SceneVehicle] = []
     lanes = list(road.lanes)
@@ -260,15 +265,15 @@ def _random_vehicles(rng: np.random.Generator, road: Road, speed: float) -> tupl
                 vehicles.append(new)
                 del lanes[i]
                 break
-    open_ones = [v for v in vehicles if not any(_hides(other, v) for other in vehicles if other is not v)]
-    first = open_ones[rng.integers(len(open_ones))] if open_ones else None
-    if first is None:  # two that overtake each other in one line of sight
+    unhidden = [v for v in vehicles if not any(_hides(other, v) for other in vehicles if other is not v)]
+    first = unhidden[rng.integers(len(unhidden))] if unhidden else None
+    if first is None:  # they hide each other, in different frames
         return _random_vehicles(rng, road, speed)
     return (first, *(v for v in vehicles if v is not first))
 
 
 def _random_motion(rng: np.random.Generator, speed: float) -> tuple[float, float, float, str]:
-    """Distance, vx, vy and kind; drawn again while it would come too close or drive backwards."""
+    """Distance, vx, vy and kind of a vehicle that neither comes too close nor drives backwards."""
     while True:
         x = float(rng.lognormal(*LOG_DISTANCE))
         vx, vy = (float(np.clip(rng.normal(*p), *r)) for p, r in ((VX_MEAN_SD, VX_RANGE), (VY_MEAN_SD, VY_RANGE)))
@@ -294,7 +299,7 @@ def _hides(near: SceneVehicle, far: SceneVehicle) -> bool:
         if near.at(frame)[0] > far.at(frame)[0]:
             continue
         a, b = (upright_rectangle(HORIZON, *v.at(frame), v.width, v.height) for v in (near, far))
-        if a[0] < b[2] and b[0] < a[2]:  # both stand across the horizon or just below it: columns decide
+        if a[0] < b[2] and b[0] < a[2]:  # both are near the horizon's row, so that columns decide
             return True
     return False
 
@@ -308,7 +313,7 @@ def _random_style(rng: np.random.Generator) -> SceneStyle:
     verge = green + (dry - green) * rng.beta(1, 1.5) + rng.normal(0, 6, 3)
     line = np.array([60, 175, 215]) if rng.random() < 0.4 else np.array([215, 215, 215])
 
-    def bgr(value: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Colour:
+    def bgr(value: Floats) -> Colour:
         b, g, r = (float(c) for c in np.clip(value, 0, 255))
         return b, g, r
 

@@ -1,6 +1,6 @@
-"""Flat drawings of vehicles' rears and roadside objects, and their placing at a fraction of a pixel's accuracy.
+"""Flat drawings of vehicles' rears and roadside objects, placed with sub-pixel accuracy.
 
-A sprite is drawn once, large; in the picture it is filtered from the level of a pyramid that fits its size there.
+A sprite is drawn once, at a large size; the picture gets it from the pyramid level that fits its size there.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from features._common.types import Image
 from features.sequences import Box
 from stage1_extract.sample.scene import Colour, SceneVehicle
 
-Sprite = tuple[NDArray[np.float32], ...]  # levels, each half as large: B, G, R times alpha, and alpha, from 0 to 1
+Sprite = tuple[NDArray[np.float32], ...]  # levels, each half as large; channels B, G, R times alpha, and alpha, 0 to 1
 
 GLASS_COLOUR: Colour = (48, 42, 36)
 TYRE_COLOUR: Colour = (26, 25, 25)
 
 
 def make_sprite(colour: NDArray[np.float32] | Image, alpha: Image) -> Sprite:
-    """Levels of a drawing: colour of shape (h, w, 3) and alpha (h, w), both from 0 to 255."""
+    """Make the levels of a sprite from its colour (h, w, 3) and alpha (h, w), both 0 to 255."""
     a = alpha.astype(np.float32) / 255
     levels = [cv2.merge([*(plane * a for plane in cv2.split(colour.astype(np.float32) / 255)), a])]
     while min(levels[-1].shape[:2]) >= 8:
@@ -31,12 +31,15 @@ def make_sprite(colour: NDArray[np.float32] | Image, alpha: Image) -> Sprite:
     return tuple(levels)
 
 
-def draw_sprite(canvas: Image, drawing: Sprite, box: Box, haze: float = 0.0, air: Colour = (0, 0, 0)) -> None:
-    """Draw a sprite so that it fills a box (left, top, right, bottom in pixels, centre of the first pixel at 0).
+def draw_sprite(canvas: Image, sprite: Sprite, box: Box, haze: float = 0.0, air: Colour = (0, 0, 0)) -> None:
+    """Draw a sprite so that it fills a box.
 
     Args:
-        haze: share of the air's colour in front of it, from 0 to 1.
-        air: that colour.
+        canvas: the picture, uint8 BGR of shape (height, width, 3).
+        sprite: what is drawn.
+        box: left, top, right, bottom in px; the centre of the first pixel is at 0.
+        haze: share of the haze's colour in front of it, 0 to 1.
+        air: the haze's colour.
     """
     left, top, right, bottom = box
     x0, y0 = max(0, int(np.floor(left))), max(0, int(np.floor(top)))
@@ -44,10 +47,10 @@ def draw_sprite(canvas: Image, drawing: Sprite, box: Box, haze: float = 0.0, air
     if x0 >= x1 or y0 >= y1:
         return
     over = 4 if right - left < 50 else 2 if right - left < 150 else 1
-    # the finest level whose cells are no smaller than the grid's: smaller ones would be skipped over
-    level = next((s for s in drawing if s.shape[1] <= (right - left) * over), drawing[-1])
+    # the finest level whose cells are no smaller than the grid's, so that none is skipped
+    level = next((s for s in sprite if s.shape[1] <= (right - left) * over), sprite[-1])
     h, w = level.shape[:2]
-    # from the finer grid to the level's cells; a pixel's area reaches half a pixel to each side of its centre
+    # from the oversampled grid to the level's cells; a pixel reaches half a pixel to each side of its centre
     sx, sy = w / (right - left), h / (bottom - top)
     m = np.array(
         [
@@ -64,9 +67,9 @@ def draw_sprite(canvas: Image, drawing: Sprite, box: Box, haze: float = 0.0, air
 
 
 def _composite(below: Image, patch: NDArray[np.float32], strength: np.float32, air: NDArray[np.float32]) -> None:
-    """Lay a patch, B, G, R times alpha, and alpha, over a part of a picture; `air` is added where it covers.
+    """Blend a patch of a sprite over a part of a picture, which is changed, and add `air` where the sprite covers it.
 
-    In arrays whose last axis is long: NumPy takes six times as long to spread one number over three colours.
+    The arrays are flattened to long rows, because NumPy takes six times as long to broadcast over three channels.
     """
     rows, columns = patch.shape[:2]
     colour = cv2.cvtColor(patch, cv2.COLOR_BGRA2BGR).reshape(rows, -1)
@@ -81,7 +84,7 @@ def _composite(below: Image, patch: NDArray[np.float32], strength: np.float32, a
 
 
 class _SpriteCanvas:
-    """A canvas in metres with the foot of its left side at (0, 0) and z upwards."""
+    """Draws a sprite in metres: (0, 0) is its lower left corner, z points up."""
 
     def __init__(self, width: float, height: float, pixels: int) -> None:
         self.scale = pixels / width
@@ -95,15 +98,14 @@ class _SpriteCanvas:
         p = np.column_stack([p[:, 0] * self.scale, self.h - p[:, 1] * self.sy]) - 0.5
         return np.asarray(np.round(p * 256), np.int32)
 
-    def shape(self, colour: Colour, points: list[tuple[float, float]], *, solid: bool = True) -> None:
-        """A filled polygon; with `solid` it covers what is behind the sprite."""
+    def shape(self, colour: Colour, points: list[tuple[float, float]]) -> None:
+        """Fill a polygon."""
         p = self._points(points)
         cv2.fillPoly(self.colour, [p], colour, cv2.LINE_AA, 8)
-        if solid:
-            cv2.fillPoly(self.alpha, [p], 255, cv2.LINE_AA, 8)
+        cv2.fillPoly(self.alpha, [p], 255, cv2.LINE_AA, 8)
 
     def block(self, colour: Colour, x0: float, z0: float, x1: float, z1: float, *, cut: float = 0.0) -> None:
-        """A rectangle whose corners are cut off by `cut` m."""
+        """Fill a rectangle whose corners are cut off by `cut` m."""
         c = cut
         self.shape(
             colour,
@@ -113,13 +115,8 @@ class _SpriteCanvas:
             ],
         )  # fmt: skip
 
-    def disc(self, colour: Colour, x: float, z: float, radius: float) -> None:
-        p = self._points([(x, z)])[0]
-        for image, value in ((self.colour, colour), (self.alpha, 255)):
-            cv2.circle(image, (int(p[0]), int(p[1])), round(radius * self.scale * 256), value, -1, cv2.LINE_AA, 8)
-
-    def done(self, rng: np.random.Generator, grain: float) -> Sprite:
-        """The sprite, with a fine and a coarse texture over everything."""
+    def finish(self, rng: np.random.Generator, grain: float) -> Sprite:
+        """Return the sprite with fine and coarse noise on it."""
         h, w = self.alpha.shape
         light = np.ones((h, w), np.float32)
         for cells in (10, 28, 80):
@@ -136,27 +133,27 @@ PAINT_COLOURS = (  # B, G, R
 
 
 def vehicle_rear(vehicle: SceneVehicle) -> Sprite:
-    """A vehicle's rear: its silhouette touches all four sides of the sprite."""
+    """Draw a vehicle's rear; its silhouette touches all four sides of the sprite."""
     rng = np.random.default_rng([vehicle.seed, 1])
     w, h = vehicle.width, vehicle.height
     paint: Colour = tuple(
         float(np.clip(c + rng.normal(0, 8), 0, 255)) for c in PAINT_COLOURS[rng.integers(len(PAINT_COLOURS))]
     )  # type: ignore[assignment]
-    easel = _SpriteCanvas(w, h, 512)
+    canvas = _SpriteCanvas(w, h, 512)
     tyre = rng.uniform(0.18, 0.24) * (1.3 if vehicle.kind == "truck" else 1.0)
     floor = rng.uniform(0.2, 0.28) * (1.8 if vehicle.kind == "truck" else 1.0)
-    easel.block((18, 18, 18), 0.04, 0.10, w - 0.04, floor + 0.15)  # the dark below
+    canvas.block((18, 18, 18), 0.04, 0.10, w - 0.04, floor + 0.15)  # the dark gap below
     for x in (0.03, w - 0.03 - tyre):
-        easel.block(TYRE_COLOUR, x, 0.0, x + tyre, floor + 0.25, cut=0.02)
+        canvas.block(TYRE_COLOUR, x, 0.0, x + tyre, floor + 0.25, cut=0.02)
     draw = _truck if vehicle.kind == "truck" else _car
-    draw(easel, rng, vehicle, paint, floor)
+    draw(canvas, rng, vehicle, paint, floor)
     plate: Colour = (200, 205, 205) if rng.random() < 0.7 else (90, 190, 215)
     middle, z = w / 2 + rng.normal(0, 0.02), floor + rng.uniform(0.22, 0.42)
-    easel.block(plate, middle - 0.24, z, middle + 0.24, z + 0.12)
+    canvas.block(plate, middle - 0.24, z, middle + 0.24, z + 0.12)
     for i in range(6):
         x = middle - 0.19 + i * 0.065
-        easel.block((40, 35, 35), x, z + 0.03, x + rng.uniform(0.02, 0.05), z + 0.09)
-    return easel.done(rng, 0.03)
+        canvas.block((40, 35, 35), x, z + 0.03, x + rng.uniform(0.02, 0.05), z + 0.09)
+    return canvas.finish(rng, 0.03)
 
 
 def _shade(colour: Colour, by: float) -> Colour:
@@ -164,12 +161,12 @@ def _shade(colour: Colour, by: float) -> Colour:
     return b, g, r
 
 
-def _car(easel: _SpriteCanvas, rng: np.random.Generator, vehicle: SceneVehicle, paint: Colour, floor: float) -> None:
+def _car(canvas: _SpriteCanvas, rng: np.random.Generator, vehicle: SceneVehicle, paint: Colour, floor: float) -> None:
     w, h = vehicle.width, vehicle.height
     belt = h * (rng.uniform(0.56, 0.62) if vehicle.kind == "car" else rng.uniform(0.48, 0.55))
     inset = rng.uniform(0.16, 0.24) if vehicle.kind == "car" else rng.uniform(0.05, 0.12)
     roof = [(inset, h - 0.05), (inset + 0.08, h), (w - inset - 0.08, h), (w - inset, h - 0.05)]
-    easel.shape(_shade(paint, 0.92), [(0.03, belt - 0.02), *roof, (w - 0.03, belt - 0.02)])
+    canvas.shape(_shade(paint, 0.92), [(0.03, belt - 0.02), *roof, (w - 0.03, belt - 0.02)])
     gap = 0.09
     glass = [
         (gap + 0.06, belt + 0.03),
@@ -177,51 +174,51 @@ def _car(easel: _SpriteCanvas, rng: np.random.Generator, vehicle: SceneVehicle, 
         (w - inset - gap, h - 0.13),
         (w - gap - 0.06, belt + 0.03),
     ]
-    easel.shape(GLASS_COLOUR, glass)
+    canvas.shape(GLASS_COLOUR, glass)
     sheen = rng.uniform(0.2, 0.6) * w
-    easel.shape(  # the sky in the window
+    canvas.shape(  # reflected sky
         (120, 112, 104),
         [(sheen, belt + 0.05), (sheen + 0.12, h - 0.14), (sheen + 0.3, h - 0.14), (sheen + 0.25, belt + 0.05)],
     )
-    easel.block(paint, 0.0, floor, w, belt, cut=0.05)
-    easel.block(_shade(paint, 1.12), 0.05, belt - 0.09, w - 0.05, belt - 0.04)  # light along the edge
+    canvas.block(paint, 0.0, floor, w, belt, cut=0.05)
+    canvas.block(_shade(paint, 1.12), 0.05, belt - 0.09, w - 0.05, belt - 0.04)  # highlight along the edge
     bumper = _shade(paint, 0.8) if rng.random() < 0.6 else (52, 52, 54)
-    easel.block(bumper, 0.0, floor, w, floor + 0.24, cut=0.05)
-    easel.block((30, 30, 30), 0.06, floor + 0.235, w - 0.06, floor + 0.255)
+    canvas.block(bumper, 0.0, floor, w, floor + 0.24, cut=0.05)
+    canvas.block((30, 30, 30), 0.06, floor + 0.235, w - 0.06, floor + 0.255)
     tall, wide = rng.uniform(0.13, 0.34), rng.uniform(0.2, 0.4)
     top = belt - rng.uniform(0.04, 0.1)
     for x0, x1 in ((0.04, 0.04 + wide), (w - 0.04 - wide, w - 0.04)):
-        easel.block((38, 28, 165), x0, top - tall, x1, top, cut=0.03)
-        easel.block((190, 200, 215), x0 + wide * 0.35, top - tall * 0.6, x1 - wide * 0.25, top - tall * 0.3)
-    easel.block((35, 30, 190), w / 2 - 0.15, h - 0.11, w / 2 + 0.15, h - 0.08)  # the third brake light
-    easel.block(_shade(paint, 0.6), w / 2 - 0.09, belt - 0.2, w / 2 + 0.09, belt - 0.15)
+        canvas.block((38, 28, 165), x0, top - tall, x1, top, cut=0.03)
+        canvas.block((190, 200, 215), x0 + wide * 0.35, top - tall * 0.6, x1 - wide * 0.25, top - tall * 0.3)
+    canvas.block((35, 30, 190), w / 2 - 0.15, h - 0.11, w / 2 + 0.15, h - 0.08)  # the third brake light
+    canvas.block(_shade(paint, 0.6), w / 2 - 0.09, belt - 0.2, w / 2 + 0.09, belt - 0.15)
 
 
-def _truck(easel: _SpriteCanvas, rng: np.random.Generator, vehicle: SceneVehicle, paint: Colour, floor: float) -> None:
+def _truck(canvas: _SpriteCanvas, rng: np.random.Generator, vehicle: SceneVehicle, paint: Colour, floor: float) -> None:
     w, h = vehicle.width, vehicle.height
     base = floor + 0.45
-    easel.block((34, 33, 33), 0.04, floor, w - 0.04, base + 0.02)  # frame and axles
-    easel.block(paint, 0.0, base, w, h, cut=0.02)
-    easel.block(_shade(paint, 0.7), 0.0, h - 0.1, w, h)
+    canvas.block((34, 33, 33), 0.04, floor, w - 0.04, base + 0.02)  # frame and axles
+    canvas.block(paint, 0.0, base, w, h, cut=0.02)
+    canvas.block(_shade(paint, 0.7), 0.0, h - 0.1, w, h)
     for x in (0.03, w - 0.08):
-        easel.block(_shade(paint, 0.75), x, base, x + 0.05, h - 0.1)
-    easel.block((35, 35, 35), w / 2 - 0.012, base + 0.05, w / 2 + 0.012, h - 0.12)  # between the doors
+        canvas.block(_shade(paint, 0.75), x, base, x + 0.05, h - 0.1)
+    canvas.block((35, 35, 35), w / 2 - 0.012, base + 0.05, w / 2 + 0.012, h - 0.12)  # between the doors
     for x in (w * 0.3, w * 0.42, w * 0.58, w * 0.7):
-        easel.block((110, 110, 112), x - 0.02, base + 0.05, x + 0.02, h - 0.15)  # lock bars
+        canvas.block((110, 110, 112), x - 0.02, base + 0.05, x + 0.02, h - 0.15)  # lock bars
     sign: Colour = tuple(float(c) for c in rng.uniform(40, 220, 3))  # type: ignore[assignment]
     z = rng.uniform(0.55, 0.72) * h
-    easel.block(sign, w * 0.12, z, w * rng.uniform(0.26, 0.28), z + rng.uniform(0.2, 0.5))
-    easel.block((45, 45, 48), 0.06, floor, w - 0.06, floor + 0.16)  # bumper beam
-    easel.block((60, 60, 62), 0.0, base - 0.12, w, base)
+    canvas.block(sign, w * 0.12, z, w * rng.uniform(0.26, 0.28), z + rng.uniform(0.2, 0.5))
+    canvas.block((45, 45, 48), 0.06, floor, w - 0.06, floor + 0.16)  # bumper beam
+    canvas.block((60, 60, 62), 0.0, base - 0.12, w, base)
     for x in (0.08, w - 0.38):
-        easel.block((35, 28, 170), x, floor + 0.17, x + 0.3, floor + 0.3, cut=0.02)
+        canvas.block((35, 28, 170), x, floor + 0.17, x + 0.3, floor + 0.3, cut=0.02)
     for i in range(5):
         x = 0.1 + i * (w - 0.2) / 5
-        easel.block((200, 200, 200) if i % 2 else (40, 40, 190), x, base - 0.09, x + (w - 0.2) / 5, base - 0.03)
+        canvas.block((200, 200, 200) if i % 2 else (40, 40, 190), x, base - 0.09, x + (w - 0.2) / 5, base - 0.03)
 
 
 def shadow() -> Sprite:
-    """A soft dark spot, darkest in the middle."""
+    """Draw a vehicle's shadow: a soft dark spot."""
     y, x = np.mgrid[-1:1:64j, -1:1:128j]
     edge = np.clip((1 - np.abs(x)) / 0.25, 0, 1) * np.clip((1 - np.abs(y)) / 0.5, 0, 1)
     alpha = (185 * edge * edge * (3 - 2 * edge)).astype(np.uint8)
@@ -229,15 +226,15 @@ def shadow() -> Sprite:
 
 
 def tree(rng: np.random.Generator) -> Sprite:
-    return _leaves(rng, 256, 384, trunk=True)
+    return _foliage(rng, 256, 384, trunk=True)
 
 
 def bush(rng: np.random.Generator) -> Sprite:
-    return _leaves(rng, 192, 128, trunk=False)
+    return _foliage(rng, 192, 128, trunk=False)
 
 
-def _leaves(rng: np.random.Generator, w: int, h: int, *, trunk: bool) -> Sprite:
-    """A crown of overlapping discs, light above and dark below."""
+def _foliage(rng: np.random.Generator, w: int, h: int, *, trunk: bool) -> Sprite:
+    """Draw a crown of overlapping discs, light above and dark below."""
     colour, alpha = np.zeros((h, w, 3), np.uint8), np.zeros((h, w), np.uint8)
     green = np.array([35, 75, 55]) * rng.uniform(0.6, 1.3) + rng.normal(0, 8, 3)
     foot = int(h * 0.7) if trunk else h
@@ -260,38 +257,38 @@ def _leaves(rng: np.random.Generator, w: int, h: int, *, trunk: bool) -> Sprite:
 
 
 def sign(rng: np.random.Generator) -> Sprite:
-    """A panel on a pole."""
-    easel = _SpriteCanvas(1.0, 2.0, 128)
-    easel.block((125, 125, 128), 0.46, 0.0, 0.54, 1.2)
+    """Draw a panel on a pole."""
+    canvas = _SpriteCanvas(1.0, 2.0, 128)
+    canvas.block((125, 125, 128), 0.46, 0.0, 0.54, 1.2)
     face = ((60, 120, 30), (150, 80, 20), (40, 170, 220), (230, 230, 230))[rng.integers(4)]
-    easel.block((235, 235, 235), 0.0, 1.0, 1.0, 2.0, cut=0.05)
-    easel.block(face, 0.05, 1.05, 0.95, 1.95, cut=0.04)
+    canvas.block((235, 235, 235), 0.0, 1.0, 1.0, 2.0, cut=0.05)
+    canvas.block(face, 0.05, 1.05, 0.95, 1.95, cut=0.04)
     ink: Colour = (235, 235, 235) if sum(face) < 500 else (30, 30, 30)
     for z in (1.25, 1.5, 1.72):
-        easel.block(ink, 0.15, z, float(rng.uniform(0.4, 0.85)), z + 0.1)
-    return easel.done(rng, 0.01)
+        canvas.block(ink, 0.15, z, float(rng.uniform(0.4, 0.85)), z + 0.1)
+    return canvas.finish(rng, 0.01)
 
 
 def post(rng: np.random.Generator) -> Sprite:
-    """A white delineator with a dark band."""
-    easel = _SpriteCanvas(0.13, 1.05, 16)
-    easel.block((225, 225, 225), 0.0, 0.0, 0.13, 1.05)
-    easel.block((35, 35, 35), 0.0, 0.72, 0.13, 0.92)
-    return easel.done(rng, 0.02)
+    """Draw a white delineator with a dark band."""
+    canvas = _SpriteCanvas(0.13, 1.05, 16)
+    canvas.block((225, 225, 225), 0.0, 0.0, 0.13, 1.05)
+    canvas.block((35, 35, 35), 0.0, 0.72, 0.13, 0.92)
+    return canvas.finish(rng, 0.02)
 
 
 def rail_post(rng: np.random.Generator) -> Sprite:
-    easel = _SpriteCanvas(0.13, 0.85, 16)
-    easel.block((70, 74, 76), 0.0, 0.0, 0.13, 0.85)
-    return easel.done(rng, 0.03)
+    canvas = _SpriteCanvas(0.13, 0.85, 16)
+    canvas.block((70, 74, 76), 0.0, 0.0, 0.13, 0.85)
+    return canvas.finish(rng, 0.03)
 
 
 def lamp(rng: np.random.Generator) -> Sprite:
-    """A pole with a head."""
-    easel = _SpriteCanvas(0.35, 8.0, 24)
-    easel.block((115, 118, 120), 0.11, 0.0, 0.24, 7.9)
-    easel.block((90, 92, 95), 0.0, 7.75, 0.35, 8.0)
-    return easel.done(rng, 0.02)
+    """Draw a street lamp: a pole with a head."""
+    canvas = _SpriteCanvas(0.35, 8.0, 24)
+    canvas.block((115, 118, 120), 0.11, 0.0, 0.24, 7.9)
+    canvas.block((90, 92, 95), 0.0, 7.75, 0.35, 8.0)
+    return canvas.finish(rng, 0.02)
 
 
 SPRITE_MAKERS: dict[str, Callable[[np.random.Generator], Sprite]] = {
