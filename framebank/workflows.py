@@ -185,7 +185,7 @@ def predict(
     with quiet_imports():
         from stage2_temporal.predict import predict as predict_run
 
-    paths = {"source": source, "output": output, "overlaid": overlay, "boxes": boxes}
+    paths = {"source": source, "output": output, "overlay": overlay, "boxes": boxes}
     expanded = {name: Path(expand(path)) for name, path in paths.items() if path is not None}
     return predict_run(folder, **expanded, stride=stride, fps=fps)
 

@@ -36,7 +36,7 @@ from stage2_temporal.runs.submission import write_submission_files
 from stage2_temporal.sliding.boxes_csv import BOXES_HINT, SIDES, BoxesByFrame, read_boxes
 from stage2_temporal.sliding.frame_stream import FrameStream
 from stage2_temporal.sliding.overlay import draw_box, open_overlay, value_text, write_overlay
-from stage2_temporal.sliding.request import PredictionRequest, check_request
+from stage2_temporal.sliding.request import check_request
 from stage2_temporal.sliding.sliding_window import (
     CLIP_LAYOUTS,
     RunModels,
@@ -82,45 +82,50 @@ def predict(
         FramebankError: what the user can correct; no file is written then.
     """
     cv2.setNumThreads(1)  # frames are decoded in parallel; and optical flow depends on the number of threads
-    request = check_request(run, source, output, overlay, stride=stride, fps=fps, boxes=boxes)
-    if not request.is_clip:
-        return _predict_data_set(request)
-    config = request.config
+    config, is_clip, output = check_request(run, source, output, overlay, stride=stride, fps=fps, boxes=boxes)
+    if not is_clip:
+        return _predict_data_set(run, config, output)
     clip = read_single_clip(Path(config.data.path), config.data, fps)
     rows = sliding_windows(clip.sequence, config)
     boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
     models = load_run_models(run)
     warn_of_other_interval(clip.sequence, models, config.window.stride)
     if boxes_by_frame is None:
-        return _predict_clip(request, models, clip, rows)
-    return _predict_vehicles(request, models, clip, rows, boxes_by_frame)
+        return _predict_clip(models, clip, rows, config, output, overlay)
+    return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, overlay)
 
 
 def _predict_clip(
-    request: PredictionRequest, models: RunModels, clip: Clip, rows: NDArray[np.int64]
+    models: RunModels, clip: Clip, rows: NDArray[np.int64], config: Config, output: Path, overlay: Path | None
 ) -> PredictionFiles:
     """Predict each window of a video: columns time [s], frame (the window's last) and the targets."""
-    columns, sequence = request.config.data.columns, clip.sequence
+    columns, sequence = config.data.columns, clip.sequence
     window = SlidingWindow(models, rows)
-    stream = FrameStream([clip], np.arange(sequence.length), request.config, list(models.inputs))
+    stream = FrameStream([clip], np.arange(sequence.length), config, list(models.inputs))
     values = np.concatenate(list(window.run(stream.batches(window.step))))
     lines = zip(rows[:, -1].tolist(), values.tolist(), strict=True)
-    with atomic_write(request.output) as temporary:
+    with atomic_write(output) as temporary:
         table = ([f"{frame / sequence.fps:.6f}", frame, *row] for frame, row in lines)
         write_csv_table(temporary, ["time", "frame", *columns], table)
-    if request.overlay is None:
-        return PredictionFiles((request.output,), len(rows))
-    with atomic_write(request.overlay) as temporary:
+    if overlay is None:
+        return PredictionFiles((output,), len(rows))
+    with atomic_write(overlay) as temporary:
         titles = [(column, UNITS.get(column, "")) for column in columns]
         write_overlay(temporary, _frames(clip), sequence, int(rows[0, -1]), values, titles)
-    return PredictionFiles((request.output, request.overlay), len(rows))
+    return PredictionFiles((output, overlay), len(rows))
 
 
 def _predict_vehicles(
-    request: PredictionRequest, models: RunModels, clip: Clip, rows: NDArray[np.int64], boxes: BoxesByFrame
+    models: RunModels,
+    clip: Clip,
+    rows: NDArray[np.int64],
+    boxes: BoxesByFrame,
+    config: Config,
+    output: Path,
+    overlay: Path | None,
 ) -> PredictionFiles:
     """Predict each window of each vehicle: columns time [s], frame, vehicle, its box in px and the targets."""
-    columns, fps, overlay = request.config.data.columns, clip.sequence.fps, request.overlay
+    columns, fps = config.data.columns, clip.sequence.fps
     names = sorted({name for by_vehicle in boxes.values() for name in by_vehicle})
     table: list[list[object]] = []
     with ExitStack() as stack:
@@ -128,7 +133,7 @@ def _predict_vehicles(
         if overlay is not None:
             temporary = stack.enter_context(atomic_write(overlay))
             write_frame = stack.enter_context(open_overlay(temporary, clip.sequence))
-        for image, predictions in predict_vehicles(models, clip, boxes, rows, request.config):
+        for image, predictions in predict_vehicles(models, clip, boxes, rows, config):
             table += [[f"{p.frame / fps:.6f}", p.frame, p.vehicle, *p.box, *p.values] for p in predictions]
             if write_frame is not None:
                 for p in predictions:
@@ -137,18 +142,18 @@ def _predict_vehicles(
                 write_frame(image)
         if not table:
             raise DataError(
-                f"{request.config.data.path}: no vehicle could be followed to the end of a window",
+                f"{config.data.path}: no vehicle could be followed to the end of a window",
                 expected="a box with contrast, at least 6 px wide and high, in or before the last frame of a window",
                 hint=BOXES_HINT,
             )
-    with atomic_write(request.output) as temporary:
+    with atomic_write(output) as temporary:
         write_csv_table(temporary, ["time", "frame", "vehicle", *SIDES, *columns], table)
-    return PredictionFiles((request.output, *([overlay] if overlay else [])), len(table))
+    return PredictionFiles((output, *([overlay] if overlay else [])), len(table))
 
 
-def _predict_data_set(request: PredictionRequest) -> PredictionFiles:
+def _predict_data_set(run: Path, config: Config, output: Path) -> PredictionFiles:
     """Predict the examples of a data set: predictions.csv and what the data set's own evaluation asks for."""
-    config, window = request.config, request.config.window
+    window = config.window
     catalogue = scan(config.data)
     if catalogue.faults and not config.extract.skip_damaged:
         what = f"{config.data.path}: {len(catalogue.faults)} errors, nothing was predicted"
@@ -160,7 +165,7 @@ def _predict_data_set(request: PredictionRequest) -> PredictionFiles:
     examples = make_examples(
         sequences, first[:-1], config.data.columns, length=window.length, stride=window.stride, end=window.end
     )
-    models = load_run_models(request.run)
+    models = load_run_models(run)
     vehicles = track_labelled_vehicles(models, catalogue.clips, examples, first, config)
     order = np.argsort(examples.rows[:, -1], kind="stable")
     needed = np.unique(examples.rows)  # frames outside all windows are not decoded
@@ -174,10 +179,10 @@ def _predict_data_set(request: PredictionRequest) -> PredictionFiles:
     if not decoded.any():
         raise BadInputs(f"{config.data.path}: nothing could be decoded", list(faults), hint="replace these files")
     examples, values = examples[decoded], values[decoded]
-    with atomic_write(request.output) as temporary:
+    with atomic_write(output) as temporary:
         write_predictions(temporary, examples, examples.split, values, sequences, window.stride)
-    submission = write_submission_files(request.output.parent, config.data.layout, examples, values, sequences)
-    return PredictionFiles((request.output, *submission), len(examples), faults)
+    submission = write_submission_files(output.parent, config.data.layout, examples, values, sequences)
+    return PredictionFiles((output, *submission), len(examples), faults)
 
 
 def _with_unknown_labels(sequence: FrameSequence, config: Config) -> FrameSequence:

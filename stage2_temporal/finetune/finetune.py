@@ -45,7 +45,7 @@ from stage2_temporal.runs.tables import format_scores
 from stage2_temporal.training.keras_models import count_parameters, save_model
 
 MODEL_FILE, HISTORY_FILE, RESULT_FILE = "finetuned.keras", "finetune.csv", "finetune.json"
-FREE_SETTINGS = (("data", "path"), ("extract", "threads"))  # may differ from the run's besides [finetune]
+FREE_SETTINGS = (("data", "path"), ("extract", "threads"))  # may differ from the run's, and so may [finetune]
 
 
 class ComparedSplit(FinetunedSplit):
@@ -57,18 +57,7 @@ class ComparedSplit(FinetunedSplit):
 
 
 class FinetuneResult(FinetuneMetrics):
-    """finetune.json.
-
-    Attributes:
-        key: digest of what determines the result.
-        settings: the config's section [finetune].
-        policy, replicas: see `Devices`.
-        equality: see `FusedModelCheck`.
-        epoch0: see `check_epoch0`.
-        seconds: of all epochs.
-        helped: whether an epoch beat the two stages on the validation examples; None without these.
-        counted: the split that the verdict's table is about.
-    """
+    """finetune.json; `equality` is a `FusedModelCheck`, `helped` is None without validation examples."""
 
     key: str
     settings: dict[str, Any]

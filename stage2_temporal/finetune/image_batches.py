@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.cpu import cpu_count
 from features.errors import FramebankError
 from stage2_temporal.finetune.augmentation import Augmentation
 from stage2_temporal.fused.window_images import ReadWindow
@@ -49,7 +49,7 @@ class ImageWindowBatches(keras.utils.PyDataset):  # type: ignore[misc]
             augmentation: drawn for each window in each epoch.
             only_full: leave out the last batch of an epoch if it is not full.
         """
-        threads = threads or os.cpu_count() or 1
+        threads = threads or cpu_count()
         super().__init__(workers=threads, max_queue_size=QUEUED_BATCHES * threads)
         self._read, self._indices, self._batch, self._seed = read, indices, batch, seed
         self._targets = None if targets is None else targets.astype(np.float32)

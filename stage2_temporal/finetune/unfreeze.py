@@ -77,7 +77,7 @@ def unfreeze_layers(
 
     Args:
         fused: uint8 frames (batch, T, height, width, 3) to (batch, targets).
-        count: number of the last backbone layers that train, beside the whole head.
+        count: number of the last backbone layers that train, in addition to the whole head.
         batch_norm: let unfrozen batch norm use each batch's statistics and update its own.
         policy: the backbone's dtype policy, such as `mixed_float16`; the head stays in float32.
     """

@@ -1,9 +1,9 @@
 """Export a run's fused model for serving; each format is loaded by its own runtime and compared with Keras.
 
-All formats take `frames`, uint8 (batch, T, height, width, 3), and return one float32 (batch,) per target column. What
-a head reads besides frames, or instead of them, are further inputs: `geometry`, float32 (batch, F), see
-`vehicle.geometry`, and optical flow as stored, float32 (batch, T, …): `motion`, or `features` where a head other than
-fusion reads nothing else. Recurrent layers are unrolled, because LiteRT and OpenVINO fail on the loop of a Keras LSTM.
+All formats take `frames`, uint8 (batch, T, height, width, 3), and return one float32 (batch,) per target column. Heads
+that read more than frames, or something else, have other inputs: `geometry`, float32 (batch, F), see
+`vehicle.geometry`, and optical flow as stored, float32 (batch, T, …), named `motion`, or `features` if a head other
+than fusion reads only flow. Recurrent layers are unrolled, because LiteRT and OpenVINO fail on the loop of a Keras LSTM.
 """
 
 from __future__ import annotations

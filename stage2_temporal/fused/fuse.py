@@ -1,9 +1,9 @@
 """Build the fused model: backbone, trained top and head as one Keras model from uint8 frames to the target.
 
-Whatever the head reads besides the trunk's maps (`motion`, `geometry`), the fused model takes as inputs of these names
-beside `frames`. Before it is saved, it predicts a few stored windows from their images, and the two stages predict
-them from the store. If the predictions differ by more than rounding, the model is refused and the part that differs is
-named.
+If the head also reads `motion` or `geometry`, the fused model takes them as inputs of these names next to `frames`.
+
+Before it is saved, it predicts a few stored windows from their images, and the two stages predict them from the store.
+If the predictions differ by more than rounding, the model is refused and the part that differs is named.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def compare_models(
         frames: (n, T, height, width, 3) images of n windows.
         maps: (n, T, h, w, c) the store's maps of these windows, in its type.
         precision: that these maps were computed in.
-        other_inputs: (n, …) what the models take besides, by input name.
+        other_inputs: (n, …) the models' other inputs, by name.
     """
     name, other_inputs = maps_input(stage_two).name, dict(other_inputs or {})
 

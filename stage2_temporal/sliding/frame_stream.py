@@ -5,12 +5,12 @@ Everything is computed by extraction's own code, so predictions from images equa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.cpu import cpu_count
 from features._common.progress import progress_bar
 from features.config import Config
 from features.errors import DataError
@@ -83,7 +83,7 @@ class FrameStream:
         followed = set() if self._vehicles is None else self._vehicles.pending
         options = DecodeOptions(MOTION in self._streams, followed)
         done = 0
-        for loaded in load_frames(ranges, clips, frames, self._config.extract.threads or os.cpu_count() or 1, options):
+        for loaded in load_frames(ranges, clips, frames, self._config.extract.threads or cpu_count(), options):
             self._take_notes(loaded, ranges[loaded.range_index].sequence)
             needed = np.isin(numbers[done : done + len(loaded.frames)], self._needed)
             done += len(loaded.frames)

@@ -60,7 +60,7 @@ def open_overlay(path: Path, sequence: FrameSequence) -> Iterator[Callable[[Imag
     Raises:
         DataError: OpenCV cannot write the video.
     """
-    with_ending = path.with_suffix(".mp4")  # OpenCV chooses the format by the file's ending
+    with_ending = path.with_name(f"{path.name}.mp4")  # OpenCV chooses the format by the file's ending
     width, height = (side & ~1 for side in sequence.size)
     try:
         codec = cv2.VideoWriter.fourcc(*"mp4v")

@@ -1,10 +1,9 @@
-"""Check what a prediction is asked for before any model is loaded, so that errors come early and nothing is written."""
+"""Check a prediction request before any model is loaded, so that errors come early and nothing is written."""
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from features.config import Config, read_run_config
@@ -13,29 +12,6 @@ from stage1_extract.datasets.single_video import is_single_clip
 from stage2_temporal.heads import uses_track
 from stage2_temporal.runs.results import read_metrics
 from stage2_temporal.sliding.boxes_csv import BOXES_HINT
-
-
-@dataclass(frozen=True)
-class PredictionRequest:
-    """A checked request.
-
-    Attributes:
-        run: the run's folder.
-        config: the run's, with the request's data, stride and frame rate.
-        is_clip: whether the input is one video or folder of frames, not a data set.
-        output: the CSV file to write.
-        overlay: the video to write, if any.
-        boxes: the CSV file of boxes to read, if any.
-        fps: the frame rate that the user gave, if any.
-    """
-
-    run: Path
-    config: Config
-    is_clip: bool
-    output: Path
-    overlay: Path | None
-    boxes: Path | None
-    fps: float | None
 
 
 def check_request(
@@ -47,8 +23,12 @@ def check_request(
     stride: int | None,
     fps: float | None,
     boxes: Path | None,
-) -> PredictionRequest:
+) -> tuple[Config, bool, Path]:
     """Check a request; see `stage2_temporal.predict.predict` for the arguments.
+
+    Returns:
+        The run's config with the request's data set, stride and frame rate; whether the input is one video or folder
+        of frames; and the CSV file to write.
 
     Raises:
         FramebankError: what the user can correct.
@@ -78,7 +58,7 @@ def check_request(
     _check_writable(output, path)
     if overlay is not None:
         _check_writable(overlay, path)
-    return PredictionRequest(run, config, is_clip, output, overlay, boxes, fps)
+    return config, is_clip, output
 
 
 def _check_writable(path: Path, source: Path) -> None:

@@ -5,7 +5,6 @@ The boxes of a data set come from its labels, those of a video from a CSV file.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.cpu import cpu_count
 from features._common.log import logger
 from features._common.progress import progress_bar
 from features._common.types import Image
@@ -131,7 +131,7 @@ def track_labelled_vehicles(
         short = {name for name, clip in needed.items() if clip.sequence.length <= SHORT_SEQUENCE}
         vehicles.pending = {name for name in short if tracked_vehicles(needed[name].sequence)}
         needed = {name: clip for name, clip in needed.items() if name not in short}
-    vehicles.follow(needed, config.extract.threads or os.cpu_count() or 1)
+    vehicles.follow(needed, config.extract.threads or cpu_count())
     return vehicles
 
 
