@@ -1,4 +1,4 @@
-"""Optical flow on strips whose motion is known, on rendered clips and on real frames."""
+"""Optical flow of known shifts, of rendered clips and of real frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from features._common.types import Floats
-from features.recipe import canonical_json
 from stage1_extract import optical_flow
 from stage1_extract.sample import render_sample_set
 
@@ -27,12 +26,12 @@ def one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def textured(across: float = 0.0, down: float = 0.0, size: tuple[int, int] = (1280, 720)) -> NDArray[np.uint8]:
+def texture(right: float = 0.0, down: float = 0.0, size: tuple[int, int] = (1280, 720)) -> NDArray[np.uint8]:
     """A random texture, shifted by px of the strip."""
     noise = np.random.default_rng(0).integers(0, 256, (size[1] // 8, size[0] // 8), np.uint8)
     picture = cv2.resize(noise, size, interpolation=cv2.INTER_CUBIC)
     band = size[1] * (optical_flow.BAND[1] - optical_flow.BAND[0])
-    shift = np.array([[1, 0, across * size[0] / WIDTH], [0, 1, down * band / HEIGHT]])
+    shift = np.array([[1, 0, right * size[0] / WIDTH], [0, 1, down * band / HEIGHT]])
     moved = cv2.warpAffine(picture, shift, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
     return np.asarray(cv2.cvtColor(moved, cv2.COLOR_GRAY2BGR), np.uint8)
 
@@ -41,8 +40,8 @@ def channel(entry: Floats, name: str) -> Floats:
     return entry[..., optical_flow.CHANNELS.index(name)]
 
 
-def test_a_known_shift_in_every_cell() -> None:
-    strips = [optical_flow.flow_strip(textured()), optical_flow.flow_strip(textured(2.0, 3.0))]
+def test_flow_equals_a_known_shift_in_every_cell() -> None:
+    strips = [optical_flow.flow_strip(texture()), optical_flow.flow_strip(texture(2.0, 3.0))]
     (entry,) = optical_flow.flow_entries(strips).astype(np.float64)
     assert entry.shape == optical_flow.FLOW_INFO.shape
     np.testing.assert_allclose(channel(entry, "u0.5"), 2.0, atol=0.3)
@@ -51,8 +50,8 @@ def test_a_known_shift_in_every_cell() -> None:
     assert (channel(entry, "texture") > 0.5).all()
 
 
-def test_cells_without_texture_say_so() -> None:
-    image = textured()
+def test_cells_without_texture_have_none() -> None:
+    image = texture()
     image[:, :640] = 90
     (entry,) = optical_flow.flow_entries([optical_flow.flow_strip(image), optical_flow.flow_strip(image)])
     np.testing.assert_array_equal(channel(entry, "texture")[:, :3], 0)
@@ -60,28 +59,20 @@ def test_cells_without_texture_say_so() -> None:
     np.testing.assert_allclose(entry[..., :6], 0, atol=0.01)
 
 
-def test_the_first_frame_has_the_seconds_entry() -> None:
-    strips = [optical_flow.flow_strip(textured(i * 1.0)) for i in range(4)]
-    begun, later = optical_flow.flow_entries(strips, starts_sequence=True), optical_flow.flow_entries(strips)
-    np.testing.assert_array_equal(begun[1:], later)
-    np.testing.assert_array_equal(begun[0], begun[1])
-    np.testing.assert_array_equal(optical_flow.flow_entries(strips[2:]), later[2:])  # wherever a piece begins
+def test_the_first_frame_has_the_entry_of_the_second() -> None:
+    strips = [optical_flow.flow_strip(texture(i * 1.0)) for i in range(4)]
+    entries, rest = optical_flow.flow_entries(strips, starts_sequence=True), optical_flow.flow_entries(strips)
+    np.testing.assert_array_equal(entries[1:], rest)
+    np.testing.assert_array_equal(entries[0], entries[1])
+    np.testing.assert_array_equal(optical_flow.flow_entries(strips[2:]), rest[2:])  # wherever a range begins
     np.testing.assert_array_equal(
         optical_flow.flow_entries(strips[:1], starts_sequence=True), np.zeros((1, *optical_flow.FLOW_INFO.shape))
     )
 
 
-def test_any_size_of_frame() -> None:
+def test_frames_may_have_any_size() -> None:
     for size in ((1226, 370), (320, 180), (64, 48), (3, 2)):
-        assert optical_flow.flow_strip(cv2.resize(textured(), size)).shape == (HEIGHT, WIDTH)
-
-
-def test_the_origin_says_what_decides_the_numbers() -> None:
-    assert json.loads(canonical_json(dict(optical_flow.ORIGIN)))["grid"] == [12, 8]
-    assert optical_flow.FLOW_INFO.shape == (*optical_flow.FLOW_GRID, len(optical_flow.CHANNELS))
-    assert (
-        HEIGHT % (2 * optical_flow.FLOW_GRID[0]) == WIDTH % (2 * optical_flow.FLOW_GRID[1]) == 0
-    )  # cells of a quarter of the flow
+        assert optical_flow.flow_strip(cv2.resize(texture(), size)).shape == (HEIGHT, WIDTH)
 
 
 def skill(x: Floats, y: Floats, train: NDArray[np.bool_], test: NDArray[np.bool_]) -> float:
@@ -91,7 +82,7 @@ def skill(x: Floats, y: Floats, train: NDArray[np.bool_], test: NDArray[np.bool_
 
 
 def test_real_flow_carries_speed(real: Path) -> None:
-    """One drive at 11.5 m/s; leaving out frames makes it two and three times as fast."""
+    """One drive at 11.5 m/s; leaving out frames gives two and three times the speed."""
     scene = real / "kitti_odometry"
     rows = list(csv.DictReader((scene / "labels.csv").read_text().splitlines()))
     strips = [optical_flow.flow_strip(cv2.imread(str(next(scene.rglob(row["frame"]))))) for row in rows]
@@ -107,7 +98,7 @@ def test_real_flow_carries_speed(real: Path) -> None:
 
 
 @pytest.mark.soak
-def test_a_line_through_the_flow_gives_the_rendered_cars_speed(tmp_path: Path) -> None:
+def test_linear_regression_on_flow_predicts_the_rendered_own_speed(tmp_path: Path) -> None:
     render_sample_set(tmp_path / "set", seed=0, validation=0, progress=False)
     x, y = [], []
     clips = [tmp_path / "set" / s / s / str(i) for s, n in (("Train", 200), ("Test", 60)) for i in range(1, n + 1)]
