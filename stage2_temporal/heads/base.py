@@ -70,11 +70,11 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         standardises_vectors: whether vectors are standardised over the training examples.
         allows_nan: whether plain arrays may contain NaN.
         needs_timestamps: whether the result depends on the time between frames.
-        settings_: the validated [head] settings, an instance of `settings`; set by `fit` and `restore`.
-        train_: the validated [train] settings; set by `fit` and `restore`.
-        model_: keras.Model from the streams to (batch, K) in the target's unit. With one stream it has one input named
+        settings_ (HeadConfig): the validated [head] settings, an instance of `settings`; set by `fit` and `restore`.
+        train_ (TrainConfig): the validated [train] settings; set by `fit` and `restore`.
+        model_ (keras.Model): from the streams to (batch, K) in the target's unit. With one stream it has one input named
             `features`, with several a dictionary of inputs by stream.
-        outcome_: the training's history, kept epoch and duration.
+        outcome_ (TrainingResult): the training's history, kept epoch and duration.
     """
 
     settings: ClassVar[type[HeadConfig]] = HeadConfig
