@@ -72,8 +72,8 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         needs_timestamps: whether the result depends on the time between frames.
         settings_ (HeadConfig): the validated [head] settings, an instance of `settings`; set by `fit` and `restore`.
         train_ (TrainConfig): the validated [train] settings; set by `fit` and `restore`.
-        model_ (keras.Model): from the streams to (batch, K) in the target's unit. With one stream it has one input named
-            `features`, with several a dictionary of inputs by stream.
+        model_ (keras.Model): from the streams to (batch, K) in the target's unit. With one stream it has one input
+            named `features`, with several a dictionary of inputs by stream.
         outcome_ (TrainingResult): the training's history, kept epoch and duration.
     """
 
