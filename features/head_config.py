@@ -1,7 +1,7 @@
 """The settings of each head: what the config's section [head] may hold, and what `--help` says about it.
 
-Every head has a class of its own, whose fields are the settings that it reads; what several heads read comes from the
-bases that they share. Nothing here imports TensorFlow.
+Each head has its own class, whose fields are the settings that the head reads. Settings that several heads read are in
+shared bases. Nothing here imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class SVRConfig(KernelConfig):
 class BoostingConfig(StatisticsConfig):
     """Settings of `boosting`."""
 
-    when = "For features that act by thresholds or in combination; slower than svr and needs more examples."
+    when = "For thresholds and interactions between features; slower than svr and needs more examples."
     name: Literal["boosting"] = "boosting"
     units: int = Field(256, gt=0)
     """Number of trees."""
@@ -236,7 +236,7 @@ class BoxMLPConfig(VehicleConfig):
 class FusionConfig(VehicleConfig, StreamsConfig, DenseConfig):
     """Settings of `fusion`."""
 
-    when = "For own speed from several streams, or for a vehicle where the scene tells more than its box."
+    when = "For own speed from several streams, or for a vehicle whose surroundings help to predict its velocity."
     name: Literal["fusion"] = "fusion"
     units: int = Field(64, gt=0)
     """Units of the GRU over the frames."""

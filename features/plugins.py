@@ -1,4 +1,4 @@
-"""Extensions that other packages offer: heads, backbones and data sets, found by their entry points.
+"""Heads, backbones and data sets that other packages provide, found by their entry points.
 
 A package declares them in its pyproject.toml, and framebank finds them by name once it is installed:
 
@@ -17,12 +17,12 @@ HEADS, BACKBONES, DATASETS = "framebank.heads", "framebank.backbones", "frameban
 
 
 def plugin_names(group: str) -> dict[str, str]:
-    """The plugins of a group, without importing any: each one's name, and the package that offers it."""
+    """The name of each plugin of a group and the package that provides it, without importing any."""
     return {name: _package(entry) for name, entry in sorted(_entries(group).items())}
 
 
 def load_plugin(group: str, name: str) -> Any:
-    """Import a plugin; None where no installed package offers that name.
+    """Import a plugin; None if no installed package provides that name.
 
     Raises:
         ConfigError: importing it fails; the message names the package.
@@ -32,7 +32,7 @@ def load_plugin(group: str, name: str) -> Any:
         return None
     try:
         return entry.load()
-    except Exception as e:  # whatever the package's own code raises
+    except Exception as e:  # the package's code may raise anything
         raise plugin_error(group, name, f"cannot be imported ({type(e).__name__}: {e})") from e
 
 
@@ -41,7 +41,7 @@ def plugin_error(group: str, name: str, what: str) -> ConfigError:
     entry = _entries(group)[name]
     return ConfigError(
         f"{group.removeprefix('framebank.').removesuffix('s')} {name!r} of the package {_package(entry)}: {what}",
-        hint=f"mend {entry.value} in that package, or uninstall it",
+        hint=f"correct {entry.value} in that package, or uninstall it",
     )
 
 

@@ -1,4 +1,4 @@
-"""`head.name = "auto"`: which head a target gets, by what the store holds. The run's config says what it became."""
+"""The head that `head.name = "auto"` stands for. A run's config names the head that was chosen."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ DEFAULT_GRID = (8, 4)  # rows and columns; finer grids add little on the sample 
 def resolve_default_head(config: Config, store: Store, examples: Examples) -> Config:
     """Replace `auto` by a head, with that head's defaults.
 
-    A vehicle's velocity or position: `box_ridge` where training vehicles were tracked, else `pooled_lstm`. Any other
-    target: `fusion` on the optical flow where the store holds it, else `ridge` on how the maps change, where the
-    windows are long enough for that.
+    A vehicle's velocity or position: `box_ridge` if training vehicles were tracked, else `pooled_lstm`. Any other
+    target: `fusion` on the optical flow if the store holds it, else `ridge` on how the maps change if the windows are
+    long enough for its lags, else `pooled_lstm`.
     """
     if not isinstance(config.head, AutoConfig):
         return config

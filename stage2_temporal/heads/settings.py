@@ -17,18 +17,18 @@ from features.strict_model import StrictModel, describe_validation_error, did_yo
 
 
 def parameter_fields(settings: type[HeadConfig], train: Iterable[str]) -> dict[str, FieldInfo]:
-    """The fields that become a head's parameters.
+    """Choose the fields that become a head's parameters.
 
     Args:
         settings: the head's settings class; its name is not a parameter.
         train: names of the fields of [train] that the head reads.
     """
-    own = {name: field for name, field in settings.model_fields.items() if name != "name"}
-    return own | {name: field for name, field in TrainConfig.model_fields.items() if name in train}
+    fields = {name: field for name, field in settings.model_fields.items() if name != "name"}
+    return fields | {name: field for name, field in TrainConfig.model_fields.items() if name in train}
 
 
 def constructor(fields: dict[str, FieldInfo]) -> Callable[..., None]:
-    """An `__init__` with these parameters, whose signature scikit-learn reads them from."""
+    """Make an `__init__` with these parameters; scikit-learn reads them from its signature."""
 
     def __init__(self: Any, **parameters: Any) -> None:
         unknown = [name for name in parameters if name not in fields]
@@ -48,12 +48,12 @@ def constructor(fields: dict[str, FieldInfo]) -> Callable[..., None]:
 
 
 def validated(estimator: Any, section: type[StrictModel]) -> Any:
-    """An estimator's parameters as an instance of `section`, which has defaults for those that are none.
+    """Validate an estimator's parameters as a `section`, whose other fields have their defaults.
 
     Raises:
-        ConfigError: a parameter of a wrong kind or out of range.
+        ConfigError: a parameter has the wrong type or is out of range.
     """
-    # as Python's own numbers: a grid of parameters may be an array
+    # NumPy numbers become Python's, because grids of parameters are often arrays
     values = {
         name: value.item() if isinstance(value := getattr(estimator, name), np.generic) else value
         for name in section.model_fields

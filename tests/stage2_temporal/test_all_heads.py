@@ -14,6 +14,7 @@ from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.head_config import RidgeConfig
 from stage2_temporal.heads import HEADS, find_head
+from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.closed_form import ClosedFormHead, standardise_vectors
 from stage2_temporal.heads.settings import validated
 from stage2_temporal.heads.vehicle import VehicleHead
@@ -123,8 +124,8 @@ def test_standardised_vectors_have_mean_0_and_deviation_1() -> None:
 def test_parameters_are_the_settings_that_the_head_reads() -> None:
     head = find_head("ridge").from_config(Config(head=RidgeConfig(alpha=3.0, grid=(2, 1)), train=TrainConfig(shift=2)))
     assert (head.alpha, head.grid, head.shift) == (3.0, (2, 1), 2)
-    own = {"streams", "grid", "components", "difference", "lags", "alpha"}
-    assert set(head.get_params()) == own | {"batch", "validation_split", "standardise", "reverse", "shift", "strides"}
+    head_settings = {"streams", "grid", "components", "difference", "lags", "alpha"}
+    assert set(head.get_params()) == head_settings | set(Head.train_settings)
     with pytest.raises(TypeError, match=r"no setting alpah \(did you mean alpha\?\), it has streams, grid"):
         find_head("ridge")(alpah=1)
     with pytest.raises(TypeError, match=r"GRU has no setting alpha, it has .*units"):

@@ -136,7 +136,7 @@ def test_tracks_cover_the_frames_of_the_windows(tmp_path: Path) -> None:
         update={"window": train_config().window.model_copy(update={"length": 3})}
     )
     X, _, _ = load_examples(store, chosen)
-    found, confidence = X.tracks()
-    assert np.isnan(found[0]).all() and (confidence[0] == 0).all()
-    np.testing.assert_array_equal(found[1], boxes[2:5])
+    tracked, confidence = X.tracks()
+    assert np.isnan(tracked[0]).all() and (confidence[0] == 0).all()
+    np.testing.assert_array_equal(tracked[1], boxes[2:5])
     np.testing.assert_allclose(confidence[1], [0.4, 0.6, 0.8])

@@ -121,7 +121,7 @@ def test_tracks_of_another_tracker_are_another_origin(
 def origins(path: Path, *configs: Config) -> list[dict[str, Any]]:
     with Store(path) as store:
         task = read_task(config(), store)
-        return [{k: v for k, v in store_origin(store, task, own).items() if k != "path"} for own in configs]
+        return [{k: v for k, v in store_origin(store, task, c).items() if k != "path"} for c in configs]
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
