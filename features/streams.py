@@ -4,7 +4,7 @@ from __future__ import annotations
 
 APPEARANCE = "appearance"  # the trunk's map at the cut
 MOTION = "motion"  # optical flow between consecutive frames
-GEOMETRY = "geometry"  # no stream but a model input: features of a vehicle's tracked box
+GEOMETRY = "geometry"  # not a stream but a model input: features of a vehicle's tracked box
 THUMBNAILS = "thumbnails"
 
 VEHICLE_COLUMNS = frozenset(["vx", "vy", "x", "y"])  # targets of a single vehicle, which its box identifies
