@@ -121,8 +121,6 @@ class VehicleConfig(HeadConfig):
 
 
 class FlattenLSTMConfig(RecurrentConfig):
-    """Settings of `flatten_lstm`."""
-
     when = "To reproduce the published model; needs thousands of clips, since its LSTM has h·w·c inputs per frame."
     name: Literal["flatten_lstm"] = "flatten_lstm"
     units: int = Field(256, gt=0)
@@ -132,36 +130,26 @@ class FlattenLSTMConfig(RecurrentConfig):
 
 
 class PooledLSTMConfig(PooledConfig, RecurrentConfig):
-    """Settings of `pooled_lstm`."""
-
     when = "A first neural head: trains in seconds. Set difference = true for the car's own speed."
     name: Literal["pooled_lstm"] = "pooled_lstm"
 
 
 class GRUConfig(PooledConfig, RecurrentConfig):
-    """Settings of `gru`."""
-
     when = "Like pooled_lstm with a quarter fewer weights; use it when there are few examples."
     name: Literal["gru"] = "gru"
 
 
 class TCNConfig(BlocksConfig):
-    """Settings of `tcn`."""
-
     when = "For long windows: sees 2^(layers + 1) − 1 frames back and trains faster than an LSTM."
     name: Literal["tcn"] = "tcn"
 
 
 class AttentionConfig(BlocksConfig):
-    """Settings of `attention`."""
-
     when = "For thousands of examples in which some frames matter more than others, such as stops or occlusions."
     name: Literal["attention"] = "attention"
 
 
 class DeltaConfig(StreamsConfig, DenseConfig):
-    """Settings of `delta`."""
-
     when = "For the car's own speed with fine maps and many clips; trains on whole maps, which takes minutes."
     name: Literal["delta"] = "delta"
     units: int = Field(64, gt=0)
@@ -171,8 +159,6 @@ class DeltaConfig(StreamsConfig, DenseConfig):
 
 
 class ConvLSTMConfig(StreamsConfig, DenseConfig):
-    """Settings of `conv_lstm`."""
-
     when = "For targets that depend on where in the image things move; the slowest head, for small maps or a GPU."
     name: Literal["conv_lstm"] = "conv_lstm"
     units: int = Field(64, gt=0)
@@ -180,8 +166,6 @@ class ConvLSTMConfig(StreamsConfig, DenseConfig):
 
 
 class RidgeConfig(StatisticsConfig):
-    """Settings of `ridge`."""
-
     when = "As a baseline for every other head: solved in a second. Set difference = true for the car's own speed."
     name: Literal["ridge"] = "ridge"
     alpha: float = Field(1.0, gt=0)
@@ -189,22 +173,16 @@ class RidgeConfig(StatisticsConfig):
 
 
 class KernelRidgeConfig(KernelConfig):
-    """Settings of `kernel_ridge`."""
-
     when = "Like ridge for nonlinear relations; keeps every training window, so for up to some thousands of them."
     name: Literal["kernel_ridge"] = "kernel_ridge"
 
 
 class SVRConfig(KernelConfig):
-    """Settings of `svr`."""
-
     when = "Like kernel_ridge, but robust to outliers in the labels, and it keeps only the windows it needs."
     name: Literal["svr"] = "svr"
 
 
 class BoostingConfig(StatisticsConfig):
-    """Settings of `boosting`."""
-
     when = "For thresholds and interactions between features; slower than svr and needs more examples."
     name: Literal["boosting"] = "boosting"
     units: int = Field(256, gt=0)
@@ -214,15 +192,11 @@ class BoostingConfig(StatisticsConfig):
 
 
 class BoxRidgeConfig(VehicleConfig):
-    """Settings of `box_ridge`."""
-
     when = "For a vehicle's velocity and position where its box is known: use it first, it needs few labels."
     name: Literal["box_ridge"] = "box_ridge"
 
 
 class BoxMLPConfig(VehicleConfig):
-    """Settings of `box_mlp`."""
-
     when = "Like box_ridge plus small networks, for hundreds of labelled vehicles or tracks of poor quality."
     name: Literal["box_mlp"] = "box_mlp"
     units: int = Field(64, gt=0)
@@ -234,8 +208,6 @@ class BoxMLPConfig(VehicleConfig):
 
 
 class FusionConfig(VehicleConfig, StreamsConfig, DenseConfig):
-    """Settings of `fusion`."""
-
     when = "For own speed from several streams, or for a vehicle whose surroundings help to predict its velocity."
     name: Literal["fusion"] = "fusion"
     units: int = Field(64, gt=0)
@@ -247,8 +219,7 @@ class FusionConfig(VehicleConfig, StreamsConfig, DenseConfig):
 
 
 class AutoConfig(HeadConfig):
-    """`auto` has no settings: training replaces it by a head with that head's defaults."""
-
+    # has no settings: training replaces it by a head with that head's defaults
     when = (
         "For a good default: box_ridge for a vehicle's velocity or position where vehicles are tracked; otherwise "
         "fusion on the optical flow, or ridge if the store holds no flow."

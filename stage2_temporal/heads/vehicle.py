@@ -8,9 +8,8 @@ and saved in the run's folder. Everything after it is in the model's graph.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import keras
 import numpy as np
@@ -19,9 +18,8 @@ from numpy.typing import NDArray
 from features._common.types import Floats, Tensor
 from features.errors import ConfigError
 from features.head_config import BoxRidgeConfig
-from features.store import TopRecord
 from features.streams import GEOMETRY
-from stage2_temporal.data.examples import HeadInputs, StoreExamples
+from stage2_temporal.data.examples import ArrayExamples, HeadInputs, StoreExamples
 from stage2_temporal.heads.base import Head, ValidationSet
 from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors, linear_layer, standardise_targets
 from stage2_temporal.heads.graph import NamedTensors
@@ -34,37 +32,6 @@ from stage2_temporal.vehicle.camera_geometry import (
 )
 from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES
 from stage2_temporal.vehicle.velocity_estimates import RIDGE_PENALTY, RobustLinearModel, fit_robust_linear_model
-
-
-@dataclass(frozen=True)
-class ExamplesWithGeometry:
-    """Examples with their geometry vectors (n, F), computed once."""
-
-    examples: HeadInputs
-    geometry: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: Any) -> ExamplesWithGeometry:
-        return ExamplesWithGeometry(self.examples[index], self.geometry[index])
-
-    def window(self, stream: str) -> tuple[int, ...]:
-        """The shape of one example of a stream."""
-        return self.examples.window(stream)
-
-    def stream(self, name: str) -> NDArray[Any]:
-        """(n, T, …) in the stored type."""
-        return self.examples.stream(name)
-
-    def top(self) -> TopRecord | None:
-        """The unfrozen layers above the stream `appearance`."""
-        return self.examples.top()
-
-    @property
-    def groups(self) -> NDArray[np.int64]:
-        """(n,) the index of each example's sequence."""
-        return self.examples.groups
 
 
 class VehicleHead(Head):
@@ -82,7 +49,7 @@ class VehicleHead(Head):
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         if isinstance(examples, StoreExamples):
             self.camera_geometry_: CameraGeometry | None = learn_camera_geometry(examples)
-        elif not isinstance(examples, ExamplesWithGeometry):
+        else:
             self.camera_geometry_ = None
         scale = target_scale(targets) if self.train_.standardise else None
         geometry = self._geometry(examples)
@@ -103,8 +70,6 @@ class VehicleHead(Head):
         Raises:
             ValueError: a plain array of another shape.
         """
-        if isinstance(examples, ExamplesWithGeometry):
-            return examples.geometry
         if isinstance(examples, StoreExamples):
             assert self.camera_geometry_ is not None
             return self.camera_geometry_.vectors(window_tracks(examples))
@@ -114,10 +79,9 @@ class VehicleHead(Head):
             raise ValueError(f"expected {expected}; got an array of shape {values.shape}")
         return np.asarray(values[:, 0], np.float32)
 
-    def _with_geometry(self, examples: HeadInputs) -> ExamplesWithGeometry:
-        if isinstance(examples, ExamplesWithGeometry):
-            return examples
-        return ExamplesWithGeometry(examples, self._geometry(examples))
+    def _as_geometry(self, examples: HeadInputs) -> ArrayExamples:
+        """The examples as geometry vectors, so that these are computed only once."""
+        return ArrayExamples(self._geometry(examples))
 
     def save_extras(self, folder: Path) -> None:
         if self.camera_geometry_ is not None:
@@ -148,8 +112,8 @@ class BoxRidge(VehicleHead, ClosedFormHead):
         self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
     ) -> None:
         if validation is not None:
-            validation = self._with_geometry(validation[0]), validation[1]
-        super()._train_model(self._with_geometry(examples), targets, validation, logs)
+            validation = self._as_geometry(validation[0]), validation[1]
+        super()._train_model(self._as_geometry(examples), targets, validation, logs)
 
 
 def window_tracks(examples: StoreExamples) -> WindowTracks:

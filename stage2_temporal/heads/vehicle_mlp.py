@@ -22,7 +22,7 @@ from stage2_temporal.data.examples import HeadInputs
 from stage2_temporal.heads.base import ValidationSet
 from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.heads.graph import NamedTensors, concatenate, model_inputs
-from stage2_temporal.heads.vehicle import ExamplesWithGeometry, VehicleHead
+from stage2_temporal.heads.vehicle import VehicleHead
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, vector_scale
 from stage2_temporal.vehicle.velocity_estimates import select_columns
@@ -89,16 +89,16 @@ class BoxMLP(VehicleHead, GradientHead):
     ) -> None:
         """Train each member on its own error: trained on the error of their mean, they would depend on one another."""
         fix_seeds(self.train_.seed)
-        with_geometry, graph = self._with_geometry(examples), self._build_graph()
+        graph = self._build_graph()
         outputs = self._in_target_unit(self._member_outputs(graph.vectors, self._targets))
 
-        def batches(x: ExamplesWithGeometry, y: Floats, seed: int | None = None) -> Batches:
+        def batches(x: HeadInputs, y: Floats, seed: int | None = None) -> Batches:
             return self._batches(x, np.tile(y, MEMBERS), stored=False, seed=seed)
 
         self.outcome_ = fit_model(
             keras.Model(model_inputs(graph.inputs), keras.layers.Flatten(name="members")(outputs)),
-            batches(with_geometry, targets, self.train_.seed),
-            None if validation is None else batches(self._with_geometry(validation[0]), validation[1]),
+            batches(self._as_geometry(examples), targets, self.train_.seed),
+            None if validation is None else batches(self._as_geometry(validation[0]), validation[1]),
             self.train_,
             deviation=np.tile(self._target.deviation, MEMBERS) if self._target else None,
             logs=logs,
