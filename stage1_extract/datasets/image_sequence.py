@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ from typing import TypeVar
 import PIL.Image
 from tqdm import tqdm
 
+from features._common.cpu import cpu_count
 from features._common.types import Image, Size
 from features.errors import DataError
 from features.sequences import Camera, FrameSequence, Label
@@ -116,7 +116,7 @@ def map_in_threads(
         unit: what the progress bar counts.
         per_task: items per task at most; more than 1 pays if a call is short.
     """
-    items, threads = list(items), threads or os.cpu_count() or 1
+    items, threads = list(items), threads or cpu_count()
     step = max(1, min(per_task, len(items) // (4 * threads)))
     batches = [items[start : start + step] for start in range(0, len(items), step)]
     bar = tqdm(total=len(items), desc="scanning", unit=unit, delay=2, disable=None)
