@@ -1,1 +1,1 @@
-"""Following a vehicle's box through a sequence: alignment of a patch with a frame, and tracking from frame to frame."""
+"""Tracking a vehicle's box through a sequence: template search, sub-pixel alignment, occlusion by other vehicles."""

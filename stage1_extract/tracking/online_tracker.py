@@ -1,4 +1,4 @@
-"""Boxes followed through frames as they come: each frame is read once, and only a window's are held."""
+"""Track boxes through frames as they arrive: each frame is read once, and only a window of frames is kept."""
 
 from __future__ import annotations
 
@@ -7,80 +7,89 @@ from collections import deque
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
-from features._common.types import Image
+from features._common.types import Floats, Image
 from features.sequences import Box
-from stage1_extract.tracking.follower import Follower, box_at_pose, box_size, same_vehicle
-from stage1_extract.tracking.tracker import start_follower
+from stage1_extract.tracking.boxes import box_size, same_vehicle
+from stage1_extract.tracking.template import box_at_pose
+from stage1_extract.tracking.tracker import TemplateTracker, start_tracker
 
 
 class OnlineTracker:
-    """The last `length` boxes of every vehicle, after each frame.
+    """Keeps the boxes of all vehicles in the last `length` frames.
 
-    A vehicle's first box is followed backwards through the frames held and forwards from there on. A later one starts
-    it anew where it was lost, or where the two have less than half of their union in common; else it changes nothing:
-    a path keeps one box's proportions, and what a detector wavers by from frame to frame would hide its growth.
-    The nearer vehicles come first in each frame, and hide of the others what they cover.
+    A vehicle is tracked from its first box, backwards through the kept frames and forwards from then on. A later box
+    restarts it if it was lost, or if the box overlaps its track too little to be the same vehicle's. Otherwise the
+    later box is ignored: a track keeps the proportions of one box, and a detector's jitter would hide the growth.
+    In each frame, nearer vehicles are tracked first and hide what they cover of the others.
 
     Attributes:
-        boxes: vehicle → (length, 4) left, top, right, bottom in px, the newest last; NaN where lost or not seen yet.
-        confidence: vehicle → (length,), 0 where lost.
+        length: number of frames.
+        boxes: vehicle → (length, 4) left, top, right, bottom in px, the newest last; NaN where the vehicle is lost or
+            not known yet.
+        confidence: vehicle → (length,) 0 to 1; 0 where it is lost or not known yet.
     """
 
     def __init__(self, length: int) -> None:
         self.length = length
-        self.boxes: dict[str, NDArray[np.float64]] = {}
-        self.confidence: dict[str, NDArray[np.float64]] = {}
+        self.boxes: dict[str, Floats] = {}
+        self.confidence: dict[str, Floats] = {}
         self._frames: deque[Image] = deque(maxlen=length)
-        self._followers: dict[str, tuple[Follower | None, Box]] = {}
+        self._trackers: dict[str, tuple[TemplateTracker | None, Box]] = {}
 
     def step(self, frame: Image, known: Mapping[str, Box]) -> None:
-        """Take in the next frame, uint8 BGR at full resolution, with the boxes that are given for it.
+        """Track all vehicles in the next frame.
+
+        A vehicle that is lost in all kept frames is removed.
+
+        Args:
+            frame: uint8, grey or BGR, at full resolution.
+            known: vehicle → its known box in this frame.
 
         Raises:
-            DataError: a box of no size, or outside the image.
+            DataError: a known box has no size, or lies outside the image.
         """
         self._frames.append(frame)
-        found: list[Box] = []  # in this frame
-        for name in sorted(self._followers, key=lambda n: -np.nan_to_num(self.boxes[n][-1][3], nan=np.inf)):
-            follower, box = self._followers[name]
-            seen = None if follower is None else follower.step(frame, found)
-            here = None if seen is None else box_at_pose(seen.pose, box_size(box))
-            self._push(name, here, 0.0 if seen is None else seen.correlation)
-            found += [here] if here else []
+        nearer: list[Box] = []
+        for name in sorted(self._trackers, key=lambda n: -np.nan_to_num(self.boxes[n][-1][3], nan=np.inf)):
+            tracker, known_box = self._trackers[name]
+            match = None if tracker is None else tracker.step(frame, nearer)
+            box = None if match is None else box_at_pose(match.pose, box_size(known_box))
+            self._append(name, box, 0.0 if match is None else match.correlation)
+            nearer += [box] if box else []
         for name, box in sorted(known.items(), key=lambda item: -item[1][3]):
-            if name not in self._followers or not _same(self.boxes[name][-1], box):
-                self._begin(name, box)
-        for name in [n for n, path in self.boxes.items() if np.isnan(path).all()]:
-            del self.boxes[name], self.confidence[name], self._followers[name]
+            if name not in self._trackers or not _is_at(self.boxes[name][-1], box):
+                self._start(name, box)
+        for name in [n for n, boxes in self.boxes.items() if np.isnan(boxes).all()]:
+            del self.boxes[name], self.confidence[name], self._trackers[name]
 
-    def _begin(self, name: str, box: Box) -> None:
+    def _start(self, name: str, box: Box) -> None:
         frames = list(self._frames)
         boxes, confidence = np.full((self.length, 4), np.nan), np.zeros(self.length)
-        beside = self._others(name, 1)
-        back = start_follower(frames[-1], box, beside)
+        others = self._other_boxes(name, 1)
+        backwards = start_tracker(frames[-1], box, others)
         for i, frame in enumerate(reversed(frames[:-1]), 2):
-            seen = None if back is None else back.step(frame, self._others(name, i))
-            if seen is not None:
-                boxes[-i], confidence[-i] = box_at_pose(seen.pose, box_size(box)), seen.correlation
+            match = None if backwards is None else backwards.step(frame, self._other_boxes(name, i))
+            if match is not None:
+                boxes[-i], confidence[-i] = box_at_pose(match.pose, box_size(box)), match.correlation
         boxes[-1], confidence[-1] = box, 1.0
-        self._followers[name] = start_follower(frames[-1], box, beside), box
+        self._trackers[name] = start_tracker(frames[-1], box, others), box
         self.boxes[name], self.confidence[name] = boxes, confidence
 
-    def _others(self, name: str, back: int) -> list[Box]:
-        """The other vehicles' boxes, `back` frames from the end."""
-        paths = (path[-back].tolist() for n, path in self.boxes.items() if n != name)
-        return [(left, top, right, bottom) for left, top, right, bottom in paths if not math.isnan(left)]
+    def _other_boxes(self, name: str, index: int) -> list[Box]:
+        """The other vehicles' boxes in the frame at `index` from the end."""
+        rows = (boxes[-index].tolist() for other, boxes in self.boxes.items() if other != name)
+        return [(left, top, right, bottom) for left, top, right, bottom in rows if not math.isnan(left)]
 
-    def _push(self, name: str, box: Box | None, confidence: float) -> None:
+    def _append(self, name: str, box: Box | None, confidence: float) -> None:
         for values, new in ((self.boxes[name], np.nan if box is None else box), (self.confidence[name], confidence)):
             values[:-1] = values[1:]
             values[-1] = new
 
 
-def _same(path: NDArray[np.float64], box: Box) -> bool:
-    if np.isnan(path).any():
+def _is_at(tracked: Floats, box: Box) -> bool:
+    """Whether a tracked box (4,) is not lost, and the same vehicle's as another box."""
+    if np.isnan(tracked).any():
         return False
-    left, top, right, bottom = path.tolist()
+    left, top, right, bottom = tracked.tolist()
     return same_vehicle((left, top, right, bottom), box)

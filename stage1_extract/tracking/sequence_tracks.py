@@ -1,4 +1,4 @@
-"""The tracks of a sequence's vehicles, from frames in memory or read on demand within bounded memory."""
+"""Tracks of all vehicles of a sequence, from frames in memory or read on demand within bounded memory."""
 
 from __future__ import annotations
 
@@ -18,26 +18,35 @@ from features.tracks import Track, track_keys, tracked_vehicles
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.tracking.tracker import track_known_boxes
 
-SHORT_SEQUENCE = 64  # frames: a sequence up to here is held whole while its vehicles are followed
-FRAMES_PER_READ = 32  # frames read at a time from a longer one
-MAX_GREY_BYTES = 256 << 20  # bytes of its grey frames that are held at most
+SHORT_SEQUENCE = 64  # frames; a sequence up to this length is kept in memory while its vehicles are tracked
+FRAMES_PER_READ = 32  # of a longer sequence
+MAX_GREY_BYTES = 256 << 20  # of a longer sequence's grey frames, kept at most
 
 
 def to_grey(image: Image) -> Image:
-    """A BGR frame as the tracker takes it."""
+    """Convert a BGR frame to grey, for the tracker."""
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
 
 
 def track_vehicles(sequence: FrameSequence, frames: Sequence[Image]) -> dict[str, Track]:
-    """Each vehicle's track by its key; all of them go through the frames in the order of the boxes.
+    """Track all vehicles of a sequence.
 
-    The nearer of two that are known in the same frame comes first, and hides of the other what its track covers.
+    Vehicles are tracked in order of the first frame with a known box, and of two in the same frame the nearer first.
+    A track hides what it covers of the vehicles tracked after it.
+
+    Returns:
+        Each vehicle's track by its key.
     """
     tracks: dict[str, Track] = {}
     boxes: defaultdict[int, list[Box]] = defaultdict(list)
-    named = dict(zip(track_keys(sequence), tracked_vehicles(sequence), strict=True))
-    for name, vehicle in sorted(named.items(), key=lambda item: (item[1].known_boxes[0][0], -item[1].known_boxes[0][1][3])):
-        track = tracks[name] = track_known_boxes(frames, dict(vehicle.known_boxes), boxes)
+    vehicles = dict(zip(track_keys(sequence), tracked_vehicles(sequence), strict=True))
+
+    def order(key: str) -> tuple[int, float]:
+        frame, box = vehicles[key].known_boxes[0]
+        return frame, -box[3]
+
+    for key in sorted(vehicles, key=order):
+        track = tracks[key] = track_known_boxes(frames, dict(vehicles[key].known_boxes), boxes)
         for i in np.flatnonzero(found_in_frame(track)).tolist():
             left, top, right, bottom = track.boxes[i].tolist()
             boxes[i].append((left, top, right, bottom))
@@ -45,26 +54,35 @@ def track_vehicles(sequence: FrameSequence, frames: Sequence[Image]) -> dict[str
 
 
 def track_clips(
-    clips: Mapping[str, Clip], lost: Iterable[str], threads: int
+    clips: Mapping[str, Clip], ids: Iterable[str], threads: int
 ) -> Iterator[tuple[str, dict[str, Track] | str]]:
-    """Per sequence id the tracks of its vehicles, or what could not be decoded, in order; frames are read on demand."""
+    """Track the vehicles of several clips in threads, reading frames on demand.
+
+    Args:
+        clips: clips by id of their sequence.
+        ids: the sequences to track.
+        threads: number of threads.
+
+    Yields:
+        In order, each id with the tracks of its vehicles by key, or with the error if a frame cannot be decoded.
+    """
     pool = ThreadPoolExecutor(threads, "track")
-    one = ThreadPoolExecutor(1, "track-in-order")  # a video must be read in order
+    single = ThreadPoolExecutor(1, "track-in-order")  # for videos, which must be read in order
     pending: deque[tuple[str, Future[dict[str, Track] | str]]] = deque()
     try:
-        for name in lost:
+        for id in ids:
             if len(pending) > 2 * threads:
                 yield pending[0][0], pending.popleft()[1].result()
-            executor = pool if clips[name].source.parallel else one
-            pending.append((name, executor.submit(_tracked, clips[name])))
+            executor = pool if clips[id].source.parallel else single
+            pending.append((id, executor.submit(_track_clip, clips[id])))
         while pending:
             yield pending[0][0], pending.popleft()[1].result()
     finally:
-        for executor in (pool, one):
+        for executor in (pool, single):
             executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _tracked(clip: Clip) -> dict[str, Track] | str:
+def _track_clip(clip: Clip) -> dict[str, Track] | str:
     try:
         return track_vehicles(clip.sequence, LazyGreyFrames(clip))
     except DataError as e:
@@ -72,48 +90,50 @@ def _tracked(clip: Clip) -> dict[str, Track] | str:
 
 
 def found_in_frame(track: Track) -> NDArray[np.bool_]:
-    """(T,) whether the vehicle was found in a frame."""
+    """Whether the vehicle was found in each frame, (T,)."""
     return np.asarray(np.isfinite(track.boxes[:, 0]))
 
 
 def empty_track_notes(sequences: Sequence[FrameSequence], tracks: Mapping[str, Track]) -> list[str]:
-    """A line on the vehicles that were found in no frame but those their boxes were given for, if there are any."""
-    named = [(s, v, name) for s in sequences for name, v in zip(track_keys(s), tracked_vehicles(s), strict=True)]
-    every = [(s, v, tracks[name]) for s, v, name in named if name in tracks]
-    alone = [(s, v) for s, v, t in every if len(v.known_boxes) < s.length and found_in_frame(t).sum() <= len(v.known_boxes)]
-    if not alone:
+    """Describe in one line the vehicles that were found in no frame but those with known boxes; empty if none."""
+    vehicles = [
+        (s, vehicle.known_boxes, found_in_frame(tracks[key]).sum())
+        for s in sequences
+        for key, vehicle in zip(track_keys(s), tracked_vehicles(s), strict=True)
+        if key in tracks
+    ]
+    empty = [(s, known) for s, known, found in vehicles if len(known) < s.length and found <= len(known)]
+    if not empty:
         return []
-    s, v = alone[0]
+    s, known = empty[0]
     return [
-        f"{len(alone)} of {len(every)} vehicles could not be followed, their tracks are empty but for the boxes given: "
+        f"{len(empty)} of {len(vehicles)} vehicles could not be tracked beyond their known boxes: "
         "outside the image, under 6 px, without contrast, or hidden by others "
-        f"(the first: {s.id} frame {v.known_boxes[0][0]})"
+        f"(the first: {s.id} frame {known[0][0]})"
     ]
 
 
 def missing_frame_notes(sequences: Sequence[FrameSequence]) -> list[str]:
-    """A line on the boxes that hold for frames outside their sequences, if there are any."""
+    """Describe in one line the boxes of frames outside their sequences; empty if there are none."""
     outside = [(s, x) for s in sequences for x in s.labels if x.box is not None and not 0 <= x.frame < s.length]
     if not outside:
         return []
     s, label = outside[0]
-    return [
-        f"{len(outside)} boxes hold for frames that aren't there, and have no tracks "
-        f"(the first: {s.id} frame {label.frame} of {s.length})"
-    ]
+    boxes = "1 box is for a frame" if len(outside) == 1 else f"{len(outside)} boxes are for frames"
+    return [f"{boxes} outside the sequence, and not tracked (the first: {s.id} frame {label.frame} of {s.length})"]
 
 
 class LazyGreyFrames(Sequence[Image]):
-    """A clip's grey frames, read in blocks when they are asked for; the blocks used last are held.
+    """The grey frames of a clip, read in blocks on demand; the blocks used last are kept.
 
-    Frames that nobody asks for are never read. A source that must be read in order goes back to its beginning for
-    every step back, so it reads as many blocks before the one asked for as may be held.
+    A source that must be read in order starts again at its beginning for every step back. A step back therefore reads
+    as many blocks before the requested one as may be kept.
     """
 
     def __init__(self, clip: Clip) -> None:
         self._clip = clip
         width, height = clip.sequence.size
-        self._most = max(2, MAX_GREY_BYTES // (FRAMES_PER_READ * width * height))
+        self._max_blocks = max(2, MAX_GREY_BYTES // (FRAMES_PER_READ * width * height))
         self._blocks: OrderedDict[int, list[Image]] = OrderedDict()
         self._last = -1
 
@@ -125,15 +145,16 @@ class LazyGreyFrames(Sequence[Image]):
     @overload
     def __getitem__(self, index: slice) -> list[Image]: ...
     def __getitem__(self, index: int | slice) -> Image | list[Image]:
-        """Raises DataError where a frame can't be decoded."""
+        """Raises DataError if a frame cannot be decoded."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
         block = index // FRAMES_PER_READ
         if block not in self._blocks:
-            back = block < self._last and not self._clip.source.parallel
-            self._read(max(0, block - self._most + 2) if back else block, block)  # the newest one stays
+            backwards = block < self._last and not self._clip.source.parallel
+            # + 2: the block used last stays too
+            self._read(max(0, block - self._max_blocks + 2) if backwards else block, block)
         self._blocks.move_to_end(block)
         self._last = block
         return self._blocks[block][index % FRAMES_PER_READ]
@@ -144,6 +165,6 @@ class LazyGreyFrames(Sequence[Image]):
             if i % FRAMES_PER_READ == 0:
                 self._blocks.pop(i // FRAMES_PER_READ, None)
                 self._blocks[i // FRAMES_PER_READ] = []
-                while len(self._blocks) > self._most:
+                while len(self._blocks) > self._max_blocks:
                     self._blocks.popitem(last=False)
             self._blocks[i // FRAMES_PER_READ].append(to_grey(image))

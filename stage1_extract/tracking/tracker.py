@@ -1,9 +1,13 @@
-"""A box followed through a sequence from the one frame it is known for, to sub-pixel accuracy in place and scale."""
+"""Track a vehicle through a sequence from a frame where its box is known, with sub-pixel position and scale.
+
+Each frame is compared with the one where the box is known, so that small errors do not accumulate as they do from
+frame to frame. Once the vehicle has grown or shrunk by a quarter and shows other detail, a newer frame takes its place.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -13,103 +17,176 @@ from features.errors import DataError
 from features.sequences import Box
 from features.tracks import Track
 from stage1_extract.tracking.alignment import Pose
-from stage1_extract.tracking.follower import CONTRAST, Follower, Template, box_at_pose, box_size, follow_frames, overlap
+from stage1_extract.tracking.boxes import box_size, length_inside, occluding_boxes
+from stage1_extract.tracking.template import Match, Template, box_at_pose, locate_template
+
+MIN_CONTRAST = 1.5  # standard deviation of grey levels; a vehicle with less cannot be tracked
+# greatest deviation of the log of its size from what is expected: until its motion is known, and afterwards
+MAX_SCALE_ERROR = (0.25, 0.07)
+MAX_MISSED_FRAMES = 3  # in a row, until a vehicle is given up
+RENEWAL_GROWTH = 1.25  # growth, or shrinkage by its inverse, that renews the template …
+RENEWAL_CORRELATION = 0.8  # … if the correlation is at least this
+
+
+class TemplateTracker:
+    """Tracks a vehicle from frame to frame, forwards or backwards from the one where its box is known.
+
+    Attributes:
+        given_up: whether it was lost in more than `MAX_MISSED_FRAMES` frames in a row, which ends the tracking.
+    """
+
+    def __init__(self, start: Pose, template: Template) -> None:
+        """Begin at the known pose, of scale 1, with the template taken there."""
+        self._size = template.layers[0].grid.width, template.layers[0].grid.height
+        self._template, self._last, self._missed = template, start, 0
+        self._change: float | None = None  # of 1/scale, per frame
+
+    @property
+    def given_up(self) -> bool:
+        return self._missed > MAX_MISSED_FRAMES
+
+    def step(self, frame: Image, others: Sequence[Box] = ()) -> Match | None:
+        """Find the vehicle in the next frame; None if it is lost there.
+
+        Args:
+            frame: uint8, grey or BGR.
+            others: boxes of other vehicles in it, px; those in front of this one hide what they cover.
+        """
+        if self.given_up:
+            return None
+        expected = self._extrapolate()
+        hidden = occluding_boxes(box_at_pose(expected, self._size), others, frame)
+        match = locate_template(frame, self._template, expected, hidden)
+        max_error = MAX_SCALE_ERROR[0] if self._change is None else MAX_SCALE_ERROR[1]
+        if match is None or abs(math.log(match.pose.scale / expected.scale)) > max_error:
+            self._missed += 1
+            return None
+        pose = match.pose
+        change = (1 / pose.scale - 1 / self._last.scale) / (self._missed + 1)
+        # the mean of the old and the new value, so that one noisy frame does not throw it off
+        self._change = change if self._change is None else (self._change + change) / 2
+        self._last, self._missed = pose, 0
+        growth = pose.scale / self._template.scale
+        if max(growth, 1 / growth) > RENEWAL_GROWTH and match.correlation >= RENEWAL_CORRELATION:
+            self._template = Template.from_frame(frame, pose, self._size, others)
+        return match
+
+    def _extrapolate(self) -> Pose:
+        """The pose expected in the next frame: at constant velocity the distance, 1/scale, changes linearly.
+
+        The position stays, because the camera shakes too much to extrapolate it.
+        """
+        last, steps = self._last, self._missed + 1
+        inverse = max(1 / last.scale + steps * (self._change or 0.0), 0.5 / last.scale)
+        return Pose(1 / inverse, last.x, last.y)
+
+
+def start_tracker(frame: Image, box: Box, others: Sequence[Box] = ()) -> TemplateTracker | None:
+    """Begin to track a box in the frame where it is known; None if it has no contrast.
+
+    Args:
+        frame: uint8, grey or BGR.
+        box: left, top, right, bottom in px.
+        others: boxes of other vehicles in the frame.
+
+    Raises:
+        DataError: the box is not finite, has no size, or lies outside its image.
+    """
+    _check_box(box, frame)
+    left, top, right, bottom = box
+    pose = Pose(1.0, (left + right) / 2, (top + bottom) / 2)
+    template = Template.from_frame(frame, pose, box_size(box), others)
+    return TemplateTracker(pose, template) if template.contrast >= MIN_CONTRAST else None
 
 
 def track_box(frames: Sequence[Image], box: Box, at: int) -> Track:
-    """Follow a box backwards and forwards from frame `at`.
+    """Track a box backwards and forwards from frame `at`.
 
-    The box is lost, and NaN, where nothing like it is near where it is expected, where more than half of it is outside
-    the image, and where a side is under 6 px; three such frames in a row it may come back from, not more. A box
-    without contrast can't be followed: all frames but `at` are NaN. A box over the whole image follows the scene.
+    The box is lost, and NaN, in a frame where nothing similar is near the expected position, more than half of it is
+    outside the image, or a side is under 6 px. It may be found again after at most three such frames in a row. A box
+    without contrast cannot be tracked: all frames but `at` are NaN. A box over the whole image follows the scene.
 
     Args:
         frames: images in order at full resolution, uint8, grey (height, width) or BGR (height, width, 3). Each is read
-            once (the one at `at` first), so they may be decoded on demand.
-        box: left, top, right, bottom in px, the centre of the first pixel at (0, 0), known at frame `at`; may reach
-            out of the image.
+            once (the one at `at` first), so that they may be decoded on demand.
+        box: left, top, right, bottom in px, the centre of the first pixel at (0, 0), known in frame `at`; may reach out
+            of the image.
         at: 0-based index into `frames`.
 
     Raises:
-        DataError: `at` is not among the frames, or the box is not finite, has no size or lies outside its image.
+        DataError: there is no frame `at`, or the box is not finite, has no size or lies outside its image.
     """
     if not 0 <= at < len(frames):
-        raise DataError("the box's frame is not among those given", expected=f"0 to {len(frames) - 1}", got=at)
+        raise DataError("no frame at the box's index", expected=f"0 to {len(frames) - 1}", got=at)
     frame = frames[at]
-    _check(box, frame)
-    found = Track(np.full((len(frames), 4), np.nan), np.zeros(len(frames)))
-    _follow_both(frames, frame, box, (range(at - 1, -1, -1), range(at + 1, len(frames))), found, {}, at)
-    found.boxes[at], found.confidence[at] = box, 1.0
-    return found
+    _check_box(box, frame)
+    track = _empty_track(len(frames))
+    _extend_track(track, frames, frame, box, at, (range(at - 1, -1, -1), range(at + 1, len(frames))), {})
+    track.boxes[at], track.confidence[at] = box, 1.0
+    return track
 
 
 def track_known_boxes(
     frames: Sequence[Image], known: Mapping[int, Box], others: Mapping[int, Sequence[Box]] = MappingProxyType({})
 ) -> Track:
-    """Follow a vehicle whose box is known in one or several frames; the others are followed from the nearest of them.
+    """Track a vehicle whose box is known in one or several frames; other frames are reached from the nearest of them.
 
-    A known box is kept as it is, with confidence 1. One that can't be followed (without contrast, outside its image)
-    leaves its neighbours lost, and one that is no box at all (not finite, no size) is passed over.
+    A known box stays as it is, with confidence 1. If it cannot be tracked (without contrast, outside its image), the
+    frames around it are lost. If it is not a box (not finite, without size), it is ignored.
 
     Args:
-        frames: as for `track_box`; frames between known neighbours are never looked at.
+        frames: as for `track_box`; frames between adjacent known ones are not read.
         known: 0-based index into `frames` → box.
         others: index → boxes of other vehicles in that frame, which may hide this one.
     """
-    found = Track(np.full((len(frames), 4), np.nan), np.zeros(len(frames)))
-    at = sorted(i for i, box in known.items() if _is_box(box))
-    for before, here, after in zip([None, *at], at, [*at[1:], None], strict=False):
-        box = known[here]
-        first = 0 if before is None else (before + here) // 2 + 1
-        last = len(frames) if after is None else (here + after) // 2 + 1
-        ways = [way for way in (range(here - 1, first - 1, -1), range(here + 1, last)) if way]
-        if ways and _inside(box, frame := frames[here]):
-            _follow_both(frames, frame, box, ways, found, others, here)
-        found.boxes[here], found.confidence[here] = box, 1.0
-    return found
+    track = _empty_track(len(frames))
+    known_indices = sorted(i for i, box in known.items() if _is_box(box))
+    for previous, at, following in zip([None, *known_indices], known_indices, [*known_indices[1:], None], strict=False):
+        box = known[at]
+        first = 0 if previous is None else (previous + at) // 2 + 1
+        stop = len(frames) if following is None else (at + following) // 2 + 1
+        directions = [d for d in (range(at - 1, first - 1, -1), range(at + 1, stop)) if d]
+        if directions and _is_inside(box, frame := frames[at]):
+            _extend_track(track, frames, frame, box, at, directions, others)
+        track.boxes[at], track.confidence[at] = box, 1.0
+    return track
 
 
-def _follow_both(
+def _empty_track(length: int) -> Track:
+    return Track(np.full((length, 4), np.nan), np.zeros(length))
+
+
+def _extend_track(
+    track: Track,
     frames: Sequence[Image],
     frame: Image,
     box: Box,
-    ways: Iterable[range],
-    found: Track,
-    others: Mapping[int, Sequence[Box]],
     at: int,
+    directions: Sequence[range],
+    others: Mapping[int, Sequence[Box]],
 ) -> None:
-    """Note in `found` where a box known in `frame`, the one `at`, goes each way from there."""
-    for way in ways:
-        follower = start_follower(frame, box, others.get(at, ()))
-        for i, seen in (follow_frames(frames, way, follower, others) if follower else {}).items():
-            found.boxes[i], found.confidence[i] = box_at_pose(seen.pose, box_size(box)), seen.correlation
-
-
-def start_follower(frame: Image, box: Box, others: Sequence[Box] = ()) -> Follower | None:
-    """What follows a box away from the frame it is known in, beside `others`; None where it has no contrast.
-
-    Raises:
-        DataError: the box is not finite, has no size or lies outside its image.
-    """
-    _check(box, frame)
-    left, top, right, bottom = box
-    home = Pose(1.0, (left + right) / 2, (top + bottom) / 2)
-    look = Template.of(frame, home, box_size(box), others)
-    return Follower(home, look) if look.contrast >= CONTRAST else None
+    """Write into a track where a box known in `frame`, the one at `at`, is found in each direction."""
+    for indices in directions:
+        tracker = start_tracker(frame, box, others.get(at, ()))
+        for i in indices:
+            if tracker is None or tracker.given_up:
+                break
+            if match := tracker.step(frames[i], others.get(i, ())):
+                track.boxes[i], track.confidence[i] = box_at_pose(match.pose, box_size(box)), match.correlation
 
 
 def _is_box(box: Box) -> bool:
     return all(map(math.isfinite, box)) and box[2] > box[0] and box[3] > box[1]
 
 
-def _inside(box: Box, frame: Image) -> bool:
+def _is_inside(box: Box, frame: Image) -> bool:
     height, width = frame.shape[:2]
-    return overlap(box[0], box[2], width) > 0 and overlap(box[1], box[3], height) > 0
+    return length_inside(box[0], box[2], width) > 0 and length_inside(box[1], box[3], height) > 0
 
 
-def _check(box: Box, frame: Image) -> None:
+def _check_box(box: Box, frame: Image) -> None:
     if not _is_box(box):
         raise DataError("the box has no size", expected="finite left < right and top < bottom", got=box)
-    if not _inside(box, frame):
+    if not _is_inside(box, frame):
         height, width = frame.shape[:2]
-        raise DataError("the box lies outside its image", expected=f"some of it within {width}x{height}", got=box)
+        raise DataError("the box lies outside its image", expected=f"part of it within {width}x{height}", got=box)

@@ -1,0 +1,44 @@
+"""Geometry of boxes in a frame: left, top, right, bottom in px, with the centre of the first pixel at (0, 0)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from features._common.types import Image
+from features.sequences import Box
+
+SAME_VEHICLE_IOU = 0.5  # intersection over union from which two boxes count as one vehicle's
+SCENE_SHARE = 0.9  # share of the image from which a box counts as the whole scene's
+
+
+def box_size(box: Box) -> tuple[float, float]:
+    """Width and height, px."""
+    return box[2] - box[0], box[3] - box[1]
+
+
+def intersection_area(box: Box, other: Box) -> float:
+    """The area that two boxes share, px²."""
+    width, height = (max(0.0, min(box[i + 2], other[i + 2]) - max(box[i], other[i])) for i in (0, 1))
+    return width * height
+
+
+def length_inside(low: float, high: float, size: int) -> float:
+    """How much of the interval from `low` to `high` lies inside an image of `size` pixels."""
+    return max(0.0, min(high, size - 0.5) - max(low, -0.5))
+
+
+def same_vehicle(box: Box, other: Box) -> bool:
+    """Whether two boxes overlap so much that they count as one vehicle's."""
+    (w, h), (w0, h0), shared = box_size(box), box_size(other), intersection_area(box, other)
+    return shared >= SAME_VEHICLE_IOU * (w * h + w0 * h0 - shared)
+
+
+def occluding_boxes(box: Box, others: Sequence[Box], frame: Image) -> list[Box]:
+    """Those of the other vehicles' boxes that hide part of a box.
+
+    On flat ground, a box that reaches further down is nearer. A box of the same vehicle, or over nearly the whole
+    image, hides nothing.
+    """
+    (width, height), bottom = frame.shape[1::-1], box[3]
+    nearer = [o for o in others if o[3] > bottom and intersection_area(box, o) > 0 and not same_vehicle(box, o)]
+    return [o for o in nearer if (o[2] - o[0]) * (o[3] - o[1]) < SCENE_SHARE * width * height]
