@@ -112,14 +112,14 @@ def evaluate(run: Path, store: Store) -> Metrics:
 
 def _fit_head(config: Config, task: Task, X: StoreExamples, folder: Path) -> Head:
     """Fit the config's head on the training examples; the validation examples, if any, choose the epoch."""
-    targets, train_rows, validation_rows = task.examples.targets, task.known("train"), task.known("validation")
-    if len(validation_rows) == 0:
+    targets, train_indices, validation_indices = task.examples.targets, task.known("train"), task.known("validation")
+    if len(validation_indices) == 0:
         logger.info("no validation examples: the last epoch is kept")
     head: Head = find_head(config.head.name).from_config(config).set_params(validation_split=0.0)  # the task is split
     head.fit(
-        X[train_rows],
-        targets[train_rows],
-        validation=(X[validation_rows], targets[validation_rows]) if len(validation_rows) else None,
+        X[train_indices],
+        targets[train_indices],
+        validation=(X[validation_indices], targets[validation_indices]) if len(validation_indices) else None,
         logs=folder / "tensorboard" if config.train.tensorboard else None,
     )
     result = head.outcome_

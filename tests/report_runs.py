@@ -15,8 +15,9 @@ import numpy as np
 from features.config import Config
 from features.sequences import FrameSequence, Label
 from features.tracks import Track
-from stage2_temporal.evaluation.metrics import as_json, scores, verdict
+from stage2_temporal.evaluation.metrics import scores, verdict
 from stage2_temporal.report import write_report
+from stage2_temporal.runs.results import SplitMetrics
 
 VELOCITY = ("vx", "vy")
 
@@ -113,7 +114,7 @@ def make_run(
             ]
         model = scores(true, predicted, constant, target, position)
         baseline = scores(true, np.broadcast_to(constant, true.shape), constant, target, position)
-        splits[split] = {"examples": count, "model": as_json(model), "constant": as_json(baseline)}
+        splits[split] = json.loads(SplitMetrics(examples=count, model=model, constant=baseline).model_dump_json())
     sentence, no_better = verdict("test", model)
     metrics = {
         "target": target, "unit": "m/s", "head": "pooled_lstm", "backbone": "EfficientNetLite0", "weights": "imagenet",

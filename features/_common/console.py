@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from tabulate import tabulate
+import tabulate
+
+tabulate.MIN_PADDING = 0  # no extra space in headers, so that tables fit into 80 columns
 
 
 def text_table(
@@ -18,7 +20,7 @@ def text_table(
         left: positions of the columns that are aligned to the left; the others are aligned to the right.
         markdown: write a Markdown table.
     """
-    return tabulate(
+    return tabulate.tabulate(
         rows,
         headers=header,
         tablefmt="github" if markdown else "simple",

@@ -6,13 +6,10 @@ learnt nothing, however small its error looks.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from features._common.types import Floats
 from features.streams import UNITS
@@ -114,12 +111,6 @@ def verdict(split: str, model: Scores) -> tuple[str, bool]:
     if model.skill <= 0:
         return f"No better than a constant {where}: the error is not smaller ({skill}, {spread}).", True
     return f"Better than a constant {where}: {skill}, {spread}.", False
-
-
-def as_json(value: Scores) -> dict[str, Any]:
-    """The scores as JSON values; NaN and infinity become null."""
-    converted: dict[str, Any] = json.loads(TypeAdapter(Scores).dump_json(value))
-    return converted
 
 
 def _root_mean_square(error: Floats) -> float:

@@ -79,14 +79,14 @@ def _curves(results: Results, history: tuple[Epoch, ...], best_epoch: int, count
         if any(map(math.isfinite, validation)):
             series.append(Series("validation", "line", "model", epochs, validation))
         best = [(e, v) for e, v in zip(epochs, series[-1].y, strict=True) if e == best_epoch]
-        series.append(Series("best epoch", "ring", "model", [e for e, _ in best], [v for _, v in best]))
+        series.append(Series("saved model", "ring", "model", [e for e, _ in best], [v for _, v in best]))
         if title == "RMSE" and math.isfinite(constant):
             series.append(Series("constant", "dashed", "constant", list(x_range), [constant] * 2))
         values = [v for s in series for v in s.y if math.isfinite(v)]
         if not values:
             continue
         log = min(values) > 0 and max(values) / min(values) > LOG_AXIS_RATIO
-        note = f"The model is that of epoch {best_epoch} of {count}."
+        note = f"The saved model is that of epoch {best_epoch} of {count}."
         if title == "RMSE":
             note += f" Dashed: the constant predictor on the {split_name} split."
         y_range = _padded_range(values, log=log, zero=not log)

@@ -122,4 +122,4 @@ def _scale(values: Range, start: float, stop: float, *, log: bool = False) -> Sc
 
 
 def _format(value: float, digits: int = 6) -> str:
-    return f"{value:.{digits}g}".replace("-", "−")
+    return f"{value:.{digits}g}".replace("e-0", "e-").replace("-", "−")

@@ -46,7 +46,7 @@ def _clip(c: ReportClip) -> dict[str, Any]:
     e = c.example
     return {
         "name": e.sequence,
-        "label": f"label {e.label + 1} of {c.label_count} for frame {e.frame}",
+        "label": f"label {e.label + 1} of {c.label_count} at frame {e.frame}",
         "first": e.first,
         "stride": e.stride,
         "seconds": _round(c.seconds),

@@ -54,7 +54,7 @@ class StoreOrigin(Part):
 
     Attributes:
         examples: digest of the examples; see `Task.digest`.
-        streams: digest of each stream besides the appearance that the head reads.
+        streams: fingerprint of each stream that the head reads, and `tracks` for a vehicle's target.
     """
 
     path: str

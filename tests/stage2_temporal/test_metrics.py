@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stage2_temporal.evaluation.metrics import as_json, scores, verdict
+from stage2_temporal.evaluation.metrics import scores, verdict
 from stage2_temporal.evaluation.tusimple import ByDistance
+from stage2_temporal.runs.results import SplitMetrics
 
 TRUE = np.array([[1.0, 0.0], [3.0, 0.0], [5.0, 6.0]])
 PREDICTED = np.array([[2.0, 0.0], [3.0, 1.0], [4.0, 4.0]])
@@ -59,7 +60,7 @@ def test_ev_matches_values_by_hand() -> None:
     near = scores(TRUE, PREDICTED, CONSTANT, COLUMNS, np.array([[5, 0], [9, 3], [math.nan, math.nan]]))
     assert near.ev is not None
     assert near.ev.near == 1
-    assert as_json(near)["ev"] == {"near": 1.0, "medium": None, "far": None, "mean": None}
+    assert all(map(math.isnan, (near.ev.medium, near.ev.far, near.ev.mean)))
 
 
 def test_ev_needs_positions_and_velocities() -> None:
@@ -86,8 +87,15 @@ def test_scores_of_velocity_and_position_match_values_by_hand() -> None:
 def test_labels_that_do_not_vary_give_neither_skill_nor_verdict() -> None:
     s = scores(np.ones((3, 1)), np.array([[1.0], [2], [3]]), np.ones(1), ("ego_speed",))
     assert math.isnan(s.skill)
-    assert as_json(s)["components"]["ego_speed"]["spread_ratio"] is None
+    assert math.isnan(s.components["ego_speed"].spread_ratio)
     assert verdict("validation", s)[1] is False
+
+
+def test_unknown_scores_are_null_in_json() -> None:
+    s = scores(np.ones((3, 1)), np.array([[1.0], [2], [3]]), np.ones(1), ("ego_speed",))
+    text = SplitMetrics(examples=3, model=s, constant=s).model_dump_json()
+    assert '"skill":null' in text and "NaN" not in text
+    assert math.isnan(SplitMetrics.model_validate_json(text).model.skill)
 
 
 @pytest.mark.parametrize(

@@ -257,9 +257,7 @@ def test_empty_selection_shows_dashes(visit: Visit, reports: dict[str, Path]) ->
     assert page.get_by_role("button", name="better").is_disabled()
 
 
-def test_viewer_steps_with_keys_slider_and_play(
-    visit: Visit, reports: dict[str, Path], velocity: Results
-) -> None:
+def test_viewer_steps_with_keys_slider_and_play(visit: Visit, reports: dict[str, Path], velocity: Results) -> None:
     page = visit.open(reports["velocity"])
     worst = sorted(velocity.verdict_examples, key=lambda e: -e.error)
     second = page.locator(".clip").nth(1)

@@ -57,7 +57,7 @@ def test_errors_by_distance_are_shown_for_model_and_constant(tmp_path: Path) -> 
         for predictor in ("model", "constant"):
             for table, measure in ((ev, "ev"), (ep, "ep")):
                 values = [split[predictor][measure][band] for band in bands]
-                expected = ["–" if v is None else f"{v:.2f}" for v in values]
+                expected = ["–" if v is None else f"{v:.3f}" for v in values]
                 assert re.findall(r"<td>(.*?)</td>", row(table, name, predictor)) == expected
     assert 'id="by-distance"' not in body(*make_run(tmp_path / "speed"))
 
@@ -105,14 +105,16 @@ def test_unknown_values_are_dashes_and_missing_from_plots(tmp_path: Path) -> Non
     lines = (folder / "history.csv").read_text().splitlines()
     (folder / "history.csv").write_text("\n".join([lines[0], *(f"{i},{2 / i},{3 / i},,,1" for i in (1, 2, 3))]))
     rows = read_predictions(folder)
-    without_label = {id(r) for r in rows if r[0] == "test"} | {id(r) for r in rows if r[1] in ("validation/1", "validation/2")}
+    without_label = {id(r) for r in rows if r[0] == "test"} | {
+        id(r) for r in rows if r[1] in ("validation/1", "validation/2")
+    }
     write_predictions(folder, ("ego_speed",), [[*r[:7], "", *r[8:]] if id(r) in without_label else r for r in rows])
 
     results = read_results(folder)
     assert results.splits == ["validation", "train", "test"]
     assert len(results.verdict_examples) == 38
     assert len(scatters(results, 0)[0].series[1].x) == 38
-    assert [s.name for s in curves(results)[0].series] == ["training", "best epoch"]
+    assert [s.name for s in curves(results)[0].series] == ["training", "saved model"]
     assert "training split" not in curves(results)[1].note and "train split" in curves(results)[1].note
     page = body(folder, store)
     assert re.findall(r"<td>(.*?)</td>", row(page, "test", "model")) == ["–"] * 4
