@@ -1,7 +1,8 @@
 """Keras' Adam with TensorFlow's fused kernel for the update, which reads and writes each parameter once per step.
 
-Keras composes the update from elementwise operations, each of which goes through memory. An epoch of a small
-`pooled_lstm` takes 13 % longer with it. Same equations and variables (D. Kingma, J. Ba, Adam, 2015, section 2).
+Keras composes the update from elementwise operations, each of which goes through memory: an epoch of the published
+model or of `pooled_lstm` takes 13 % longer with it. The equations and variables are the same (D. Kingma, J. Ba, Adam,
+2015, section 2).
 """
 
 from __future__ import annotations

@@ -26,10 +26,13 @@ from features.errors import FramebankError
 from features.store import Store
 from stage2_temporal.data.task import read_task
 from stage2_temporal.runs.folder import FILES
+from stage2_temporal.runs.results import read_metrics
+from stage2_temporal.runs.tables import metrics_table
 from stage2_temporal.train import evaluate, train
 from tests.helpers import write_store
 from tests.stage2_helpers import CLIP_LENGTH, MAP_SHAPE, conv_top, drifting_clips, train_config
 
+DISTANCES = ("mean", "near", "medium", "far")
 FLATTEN_LSTM = {"name": "flatten_lstm", "units": 16, "dense": 8, "dropout": 0.5, "activation": "relu"}
 
 
@@ -175,7 +178,17 @@ def test_velocity_and_position_are_predicted_together(path: Path, tmp_path: Path
     metrics = run(path, tmp_path / "r", train_config(target="velocity+position", epochs=1), report=True)
     assert (metrics["target"], metrics["unit"]) == (["vx", "vy", "x", "y"], None)
     assert metrics["units"] == ["m/s", "m/s", "m", "m"]
-    assert set(metrics["splits"]["test"]["model"]) >= {"ev", "ep"}
+    scores = metrics["splits"]["test"]["model"]
+    table = [line.split() for line in metrics_table(read_metrics(tmp_path / "r")).splitlines()]
+    first = next(i for i, words in enumerate(table) if words[:1] == ["test"])
+    errors = [
+        f"{scores[error][distance]:.3f}" for error in ("ev", "ep") for distance in ("mean", "near", "medium", "far")
+    ]
+    assert [word.rstrip(":") for word in table[first][-8:]] == errors
+    assert table[first][3:5] == ["–", "–"]  # no RMSE and MAE over different units
+    x = table[first + 6]
+    assert x[:3] == ["x", "[m]", "model"]
+    assert f"{scores['components']['x']['rmse']:.3f}" in x
     assert "EP [m²]" in (tmp_path / "r" / "report.html").read_text()
 
 
