@@ -21,18 +21,18 @@ from tests.helpers import write_clips
 
 MOBILENET = {"name": "MobileNet", "weights": "random", "arguments": {"alpha": 0.25}}
 WITH_TOP = MOBILENET | {"unfreeze": 3}  # 83 layers in the trunk, 3 in the top
-EARLY_CUT = MOBILENET | {"cut": "conv_pw_2_relu", "top": False}  # 16 layers in the trunk, so everything is fast
+EARLY_CUT = MOBILENET | {"cut": "conv_pw_3_relu", "top": False}  # 22 layers in the trunk, so everything is fast
 
 
-def image_config(data: Path, **sections: Mapping[str, Any]) -> Config:
-    """A config for 64x48 px frames of the data set at `data`: two epochs of a small pooled LSTM behind `EARLY_CUT`.
+def image_config(clips: Path, /, **sections: Mapping[str, Any]) -> Config:
+    """A config for 64x48 px frames of the data set at `clips`: two epochs of a small pooled LSTM behind `EARLY_CUT`.
 
     Args:
-        data: the data set's folder.
+        clips: the data set's folder.
         sections: changes to these sections; one with a name replaces its section.
     """
     config: dict[str, Mapping[str, Any]] = {
-        "data": {"layout": "competition", "path": str(data), "target": "velocity"},
+        "data": {"layout": "competition", "path": str(clips), "target": "velocity"},
         "frames": {"width": 64, "height": 48},
         "backbone": EARLY_CUT,
         "extract": {"dtype": "float32"},

@@ -1,84 +1,62 @@
-"""Prediction from real videos, folders and data sets with a real run: the clip model's values, a pass a frame."""
+"""Predicting videos, folders of frames and data sets: the fused model's values, with one trunk pass per frame."""
 
 from __future__ import annotations
 
-import csv
 import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
+import keras
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from features._common.types import Image
 from features.config import Config
-from features.errors import DataError
-from stage1_extract.__main__ import main as stage1
+from features.errors import DataError, FramebankError, StoreError
+from features.sequences import FrameSequence
 from stage1_extract.datasets.video_metadata import check_constant_size, header_frame_rate
 from stage1_extract.frame_loader import resize_frame
-from stage2_temporal import predict as module
+from stage2_temporal import predict as predict_module
 from stage2_temporal.__main__ import main
 from stage2_temporal.fused.fuse import build_fused_model
 from stage2_temporal.predict import predict
+from stage2_temporal.sliding.overlay import write_overlay
 from stage2_temporal.sliding.sliding_window import RunModels, SlidingWindow, load_run_models, sliding_windows
 from tests.helpers import picture, write_clips
+from tests.image_runs import image_config, read_rows, read_video, train_on_images, write_video
 
 LENGTH, STRIDE, BATCH = 3, 2, 8
 SPAN = (LENGTH - 1) * STRIDE + 1
 FRAMES = 21
-CONFIG = f"""
-[data]
-layout = "competition"
-path = "data"
-target = "velocity"
-fps = 12.0
-[frames]
-width = 64
-height = 48
-[extract]
-batch = {BATCH}
-dtype = "float32"
-[window]
-length = {LENGTH}
-stride = {STRIDE}
-[head]
-units = 8
-dense = 4
-difference = true
-[train]
-epochs = 1
-batch = 4
-"""
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with a data set, a store and the run `tiny`: EfficientNet-Lite0 with its packaged weights."""
-    folder = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        write_clips(folder / "data", {"Train": 6, "Validation": 2, "Test": 11})
-        (folder / "task.toml").write_text(CONFIG)
-        assert stage1(["extract", "--config", "task.toml", "--store", "s.h5"]) == 0
-        assert main(["train", "--config", "task.toml", "--store", "s.h5", "--run", "tiny"]) == 0
-    return folder
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run trained on clips of 12 frames per second, every second of which is in a window."""
+    return train_on_images(
+        tmp_path_factory.mktemp("home"),
+        {"Train": 6, "Validation": 2, "Test": 11},
+        data={"fps": 12.0},
+        extract={"batch": BATCH},
+        window={"length": LENGTH, "stride": STRIDE},
+        head={"units": 8, "difference": True},
+        train={"epochs": 1},
+    )
 
 
 @pytest.fixture(scope="module")
-def parts(home: Path) -> RunModels:
-    return load_run_models(home / "runs" / "tiny")
+def models(run: Path) -> RunModels:
+    return load_run_models(run)
 
 
-@pytest.fixture
-def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder beside the run."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").symlink_to(home / "runs")
-    (tmp_path / "data").symlink_to(home / "data")
-    return tmp_path
+@pytest.fixture(scope="module")
+def fused(models: RunModels) -> keras.Model:
+    assert models.trunk is not None
+    return build_fused_model(models.trunk.model, models.stage_two)
 
 
 def images(count: int = FRAMES, size: tuple[int, int] = (160, 120)) -> list[Image]:
@@ -87,304 +65,268 @@ def images(count: int = FRAMES, size: tuple[int, int] = (160, 120)) -> list[Imag
     return [(wide[:, 8 * i : 8 * i + size[0]] * (1 - 0.5 * i / count)).astype(np.uint8) for i in range(count)]
 
 
-def write_video(path: Path, frames: list[Image], code: str = "MJPG", fps: float = 12.0) -> Path:
-    size = frames[0].shape[1::-1]
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*code), fps, size)
-    assert writer.isOpened()
-    for frame in frames:
-        writer.write(frame)
-    writer.release()
-    return path
+def resized(frames: list[Image], config: Config) -> Image:
+    return np.stack([resize_frame(frame, config.frames) for frame in frames])
 
 
-def read_video(path: Path) -> list[Image]:
-    capture, frames = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), []
-    while (image := capture.read()[1]) is not None:
-        frames.append(np.asarray(image, np.uint8))
-    return frames
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as f:
-        return list(csv.DictReader(f))
-
-
-def by_clip_model(parts: RunModels, frames: list[Image], stride: int = STRIDE) -> NDArray[np.float32]:
-    """The fused model's answer for every window, each on its own."""
-    fused = build_fused_model(parts.trunk.model, parts.stage_two)
-    small = np.stack([resize_frame(image, parts.config.frames) for image in frames])
+def assert_predicted(rows: list[dict[str, str]], fused: keras.Model, frames: Image, stride: int = STRIDE) -> None:
+    """Compare the last two columns with the fused model's prediction of each window."""
     span = (LENGTH - 1) * stride + 1
-    return np.concatenate(
-        [fused.predict(small[None, i : i + span : stride], verbose=0) for i in range(len(frames) - span + 1)]
+    expected = fused.predict(
+        np.stack([frames[i : i + span : stride] for i in range(len(frames) - span + 1)]), verbose=0
     )
-
-
-def close(got: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
     assert expected.std() > 1e-2  # the windows do differ
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+    values = np.array([list(row.values())[-2:] for row in rows], np.float32)
+    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-4)
 
 
-def test_a_video_by_the_clip_models_values(here: Path, parts: RunModels) -> None:
-    video = write_video(here / "drive.avi", images())
-    written = predict(here / "runs" / "tiny", video, here / "out" / "drive.csv")
-    rows = rows_of(here / "out" / "drive.csv")
-    assert written.files == (here / "out" / "drive.csv",) and written.windows == len(rows) == FRAMES - SPAN + 1
-    assert list(rows[0]) == ["time", "frame", "vx", "vy"]
-    assert [int(r["frame"]) for r in rows] == list(range(SPAN - 1, FRAMES))
-    assert float(rows[0]["time"]) == pytest.approx((SPAN - 1) / 12, abs=1e-6)
-    close(np.array([[r["vx"], r["vy"]] for r in rows], np.float32), by_clip_model(parts, read_video(video)))
-    assert [p.name for p in (here / "out").iterdir()] == ["drive.csv"]
-
-
-def test_a_folder_of_frames_in_the_order_of_their_numbers(here: Path, parts: RunModels) -> None:
-    (here / "frames").mkdir()
+def test_folder_of_frames_has_the_fused_models_values_in_the_order_of_its_numbers(
+    tmp_path: Path, run: Path, models: RunModels, fused: keras.Model
+) -> None:
+    (tmp_path / "frames").mkdir()
     for i, image in enumerate(images()):  # f1, f2, … f10: not the order of the alphabet
-        assert cv2.imwrite(str(here / "frames" / f"f{i + 1}.png"), image)
-    (here / "frames" / "notes.txt").write_text("not a frame")
-    arguments = ["predict", "--run", "tiny", "--input", "frames", "--stride", "1", "--fps", "4"]
-    assert main(arguments) == 0
-    rows = rows_of(here / "runs" / "tiny" / "predicted" / "frames.csv")
-    close(np.array([[r["vx"], r["vy"]] for r in rows], np.float32), by_clip_model(parts, images(), stride=1))
+        assert cv2.imwrite(str(tmp_path / "frames" / f"f{i + 1}.png"), image)
+    (tmp_path / "frames" / "notes.txt").write_text("not a frame")
+    files = predict(run, tmp_path / "frames", stride=1, fps=4)
+    assert files.files == (run / "predicted" / "frames.csv",)
+    rows = read_rows(files.files[0])
+    assert_predicted(rows, fused, resized(images(), models.config), stride=1)
     assert (int(rows[0]["frame"]), float(rows[0]["time"])) == (LENGTH - 1, (LENGTH - 1) / 4)
     assert len(rows) == FRAMES - LENGTH + 1
 
 
-@pytest.mark.parametrize("count", [SPAN, BATCH, BATCH + 1, 5 * BATCH + 3])
-def test_each_frame_goes_through_the_trunk_once_and_memory_stays_flat(parts: RunModels, count: int) -> None:
-    frames = np.stack([resize_frame(image, parts.config.frames) for image in images(count)])
-    first = np.arange(count - SPAN + 1)[:, None]
-    # beside the fused model in the engine that computes it; the engines' own difference is tested with them
-    extract = parts.config.extract.model_copy(update={"engine": "tensorflow"})
-    parts = replace(parts, config=parts.config.model_copy(update={"extract": extract}))
-    slider = SlidingWindow(parts, first + STRIDE * np.arange(LENGTH))
-    got = np.concatenate(list(slider.run({"appearance": frames[i : i + BATCH]} for i in range(0, count, BATCH))))
-    assert slider.engine is not None and slider.engine.passes == math.ceil(count / BATCH)
-    assert {len(held) for held in slider.buffers.values()} == {SPAN - 1 + BATCH}  # whatever the count
-    fused = build_fused_model(parts.trunk.model, parts.stage_two)
-    np.testing.assert_allclose(got, fused.predict(frames[slider.rows], verbose=0), rtol=0, atol=1e-4)
+def test_command_predicts_a_video_and_draws_the_overlay(
+    tmp_path: Path, run: Path, models: RunModels, fused: keras.Model, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    windows: list[SlidingWindow] = []
+
+    class RecordedWindow(SlidingWindow):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            windows.append(self)
+
+    monkeypatch.setattr(predict_module, "SlidingWindow", RecordedWindow)
+    video, table, overlay = (tmp_path / name for name in ("drive.avi", "out/d.csv", "out/d.mp4"))
+    write_video(video, images(size=(320, 240)), fps=24)
+    command = ["predict", "--run", str(run), "--input", str(video), "--output", str(table), "--overlay", str(overlay)]
+    assert main(command) == 0
+    assert [w.engine.passes for w in windows if w.engine is not None] == [math.ceil(FRAMES / BATCH)]
+    out, err = capsys.readouterr()
+    assert out == f"{FRAMES - SPAN + 1} windows: {table}, {overlay}\n"
+    assert "trained on frames 0.167 s apart, but these are 0.0833 s apart. Try: --stride 4" in err
+    rows, decoded = read_rows(table), read_video(video)
+    assert list(rows[0]) == ["time", "frame", "vx", "vy"]
+    assert [int(r["frame"]) for r in rows] == list(range(SPAN - 1, FRAMES))
+    assert float(rows[0]["time"]) == pytest.approx((SPAN - 1) / 24, abs=1e-6)
+    assert_predicted(rows, fused, resized(decoded, models.config))
+
+    assert cv2.VideoCapture(str(overlay), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FPS) == 24
+    drawn = read_video(overlay)
+    assert len(drawn) == FRAMES and {f.shape for f in drawn} == {(240, 320, 3)}
+    for i, (after, before) in enumerate(zip(drawn, decoded, strict=True)):
+        change = np.abs(after.astype(int) - before)
+        assert change[10:60, 10:60].mean() > 20, i  # the panel
+        assert change[150:].mean() < 6, i  # the road below is changed only by the codec
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["d.csv", "d.mp4"]
 
 
-def test_the_whole_command_passes_each_frame_once(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_overlay_of_odd_size_loses_a_row_and_a_column(tmp_path: Path) -> None:
+    sequence = FrameSequence("drive", "test", 6, 10.0, (161, 121), "")
+    write_overlay(tmp_path / "o.mp4", images(6, (161, 121)), sequence, 4, np.ones((2, 1), np.float32), [("v", "m/s")])
+    frames = read_video(tmp_path / "o.mp4")
+    assert len(frames) == 6 and frames[0].shape == (120, 160, 3)
+
+
+@pytest.mark.parametrize("count", [SPAN, 5 * BATCH + 3])
+def test_each_frame_passes_the_trunk_once_and_memory_does_not_grow(
+    models: RunModels, fused: keras.Model, count: int
 ) -> None:
-    made: list[SlidingWindow] = []
-
-    class Seen(SlidingWindow):
-        def __init__(self, parts: RunModels, rows: NDArray[np.int64]) -> None:
-            super().__init__(parts, rows)
-            made.append(self)
-
-    monkeypatch.setattr(module, "SlidingWindow", Seen)
-    write_video(here / "drive.avi", images(), fps=24)
-    assert main(["predict", "--run", "tiny", "--input", "drive.avi", "--output", "d.csv", "--overlay", "d.mp4"]) == 0
-    assert [s.engine.passes for s in made] == [math.ceil(FRAMES / BATCH)]
-    said = capsys.readouterr()
-    assert said.out == f"{FRAMES - SPAN + 1} windows: d.csv, d.mp4\n"
-    assert "trained on frames 0.167 s apart, these are 0.0833 s apart; --stride 4 comes nearest" in said.err
+    frames = resized(images(count), models.config)
+    # in the engine of the fused model; the differences between engines have tests of their own
+    extract = models.config.extract.model_copy(update={"engine": "tensorflow"})
+    models = replace(models, config=models.config.model_copy(update={"extract": extract}))
+    window = SlidingWindow(models, np.arange(count - SPAN + 1)[:, None] + STRIDE * np.arange(LENGTH))
+    batches = ({"appearance": frames[i : i + BATCH]} for i in range(0, count, BATCH))
+    values = np.concatenate(list(window.run(batches)))
+    assert window.engine is not None and window.engine.passes == math.ceil(count / BATCH)
+    assert {len(buffer) for buffer in window.buffers.values()} == {SPAN - 1 + BATCH}  # whatever the count
+    np.testing.assert_allclose(values, fused.predict(frames[window.rows], verbose=0), rtol=0, atol=1e-4)
 
 
-def test_a_data_set_as_evaluation_has_it(here: Path) -> None:
-    run = here / "runs" / "tiny"
-    assert main(["predict", "--run", "tiny", "--output", "out/p.csv"]) == 0
-    got, expected = rows_of(here / "out" / "p.csv"), rows_of(run / "predictions.csv")
-    assert len(got) == len(expected) == 19 and list(got[0]) == list(expected[0])
-    for a, b in zip(got, expected, strict=True):
+def test_data_set_predictions_equal_those_of_the_run(tmp_path: Path, run: Path) -> None:
+    predict(run, None, tmp_path / "p.csv")
+    rows, expected = read_rows(tmp_path / "p.csv"), read_rows(run / "predictions.csv")
+    assert len(rows) == len(expected) == 19 and list(rows[0]) == list(expected[0])
+    for a, b in zip(rows, expected, strict=True):
         for name, value in a.items():
             assert (float(value) == pytest.approx(float(b[name]), abs=1e-4)) if "_pred" in name else value == b[name]
-    ours, theirs = rows_of(here / "out" / "submission.csv"), rows_of(run / "submission.csv")
-    assert [r["ID"] for r in ours] == [r["ID"] for r in theirs] == [str(i) for i in range(1, 12)]
-    for a, b in zip(ours, theirs, strict=True):
+    speeds, expected = read_rows(tmp_path / "submission.csv"), read_rows(run / "submission.csv")
+    assert [r["ID"] for r in speeds] == [r["ID"] for r in expected] == [str(i) for i in range(1, 12)]
+    for a, b in zip(speeds, expected, strict=True):
         assert float(a["speed"]) == pytest.approx(float(b["speed"]), abs=1e-4)
-    assert sorted(p.name for p in (here / "out").iterdir()) == ["p.csv", "submission.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.csv", "submission.csv"]
 
 
-def test_a_data_sets_damaged_clip_is_left_out_and_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(here / "data", here / "mine")
-    file = here / "mine" / "Test" / "Test" / "2" / "imgs" / "008.jpg"
-    data = bytearray(file.read_bytes())
-    at = data.index(b"\xff\xc4")  # Huffman tables: only decoding shows what is wrong with them
-    data[at + 4 : at + 40] = b"\xff" * 36
-    file.write_bytes(data)
-    assert main(["predict", "--run", "tiny", "--input", "mine", "--output", "p.csv"]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "mine/Test/Test/2/imgs/008.jpg" in said and "Try: " in said
-    names = {r["sequence"] for r in rows_of(here / "p.csv")}
+def test_damaged_clip_is_skipped_and_named(tmp_path: Path, run: Path) -> None:
+    shutil.copytree(run.parents[1] / "clips", tmp_path / "data")
+    file = tmp_path / "data" / "Test" / "Test" / "2" / "imgs" / "008.jpg"
+    content = bytearray(file.read_bytes())
+    content[content.index(b"\xff\xda") + 6] = 0x33  # no such Huffman tables, which only decoding shows
+    file.write_bytes(content)
+    (skipped,) = predict(run, tmp_path / "data", tmp_path / "p.csv").skipped
+    assert "data/Test/Test/2/imgs/008.jpg" in skipped
+    names = {r["sequence"] for r in read_rows(tmp_path / "p.csv")}
     assert "Test/2" not in names and len(names) == 18
-    assert [r["ID"] for r in rows_of(here / "submission.csv")] == ["1", *map(str, range(3, 12))]
+    assert [r["ID"] for r in read_rows(tmp_path / "submission.csv")] == ["1", *map(str, range(3, 12))]
 
 
-def test_sequences_without_labels_are_predicted_too(here: Path, parts: RunModels) -> None:
-    """A manifest of bare frames: a value for every frame behind which a window fits."""
-    write_clips(here / "bare", {"Test": 1}, frames=SPAN + 2)
-    frames = sorted((here / "bare" / "Test" / "Test" / "1" / "imgs").iterdir())
-    lines = [f"{p},a,{i},test,\n" for i, p in enumerate(frames)]
-    (here / "bare.csv").write_text("path,sequence,frame,split,vx\n" + "".join(lines))
-    run = here / "other"
-    shutil.copytree(here / "runs" / "tiny", run)
-    (run / "config.toml").write_text((run / "config.toml").read_text().replace('"competition"', '"manifest"'))
-    predict(run, here / "bare.csv", here / "p.csv")
-    rows = rows_of(here / "p.csv")
+def test_unlabelled_video_frames_are_predicted(
+    tmp_path: Path, run: Path, models: RunModels, fused: keras.Model
+) -> None:
+    """A manifest without labels gives a row for every frame that ends a full window."""
+    write_clips(tmp_path / "bare", {"Test": 1}, frames=SPAN + 2)
+    paths = sorted((tmp_path / "bare" / "Test" / "Test" / "1" / "imgs").iterdir())
+    lines = [f"{p},a,{i},test,\n" for i, p in enumerate(paths)]
+    (tmp_path / "bare.csv").write_text("path,sequence,frame,split,vx\n" + "".join(lines))
+    shutil.copytree(run, tmp_path / "other")
+    config = tmp_path / "other" / "config.toml"
+    config.write_text(config.read_text().replace('"competition"', '"manifest"'))
+    predict(tmp_path / "other", tmp_path / "bare.csv", tmp_path / "p.csv")
+    rows = read_rows(tmp_path / "p.csv")
     assert [int(r["frame"]) for r in rows] == [SPAN - 1, SPAN, SPAN + 1]
-    read = [np.asarray(cv2.imread(str(p)), np.uint8) for p in frames]
-    close(np.array([[r["vx_pred"], r["vy_pred"]] for r in rows], np.float32), by_clip_model(parts, read))
+    frames = resized([np.asarray(cv2.imread(str(p)), np.uint8) for p in paths], models.config)
+    assert_predicted([{c: r[f"{c}_pred"] for c in ("vx", "vy")} for r in rows], fused, frames)
 
 
-def test_the_overlay(here: Path) -> None:
-    frames = images(30, (320, 240))
-    video = write_video(here / "drive.mp4", frames, "mp4v", fps=15)
-    predict(here / "runs" / "tiny", video, here / "d.csv", here / "o.mp4")
-    capture = cv2.VideoCapture(str(here / "o.mp4"), cv2.CAP_FFMPEG)
-    assert capture.get(cv2.CAP_PROP_FPS) == 15
-    before, after = read_video(video), read_video(here / "o.mp4")
-    assert len(after) == 30 and {f.shape for f in after} == {(240, 320, 3)}
-    change = [np.abs(a.astype(int) - b) for a, b in zip(after, before, strict=True)]
-    for i, part in enumerate(change):
-        assert part[10:60, 10:60].mean() > 20, i  # the panel
-        assert part[150:].mean() < 6, i  # the road below is as it was, but for coding it again
-    assert sorted(p.name for p in here.iterdir() if p.name not in ("runs", "data")) == ["d.csv", "drive.mp4", "o.mp4"]
-
-
-def test_an_overlay_of_odd_size(here: Path) -> None:
-    (here / "frames").mkdir()
-    for i, image in enumerate(images(6, (161, 121))):
-        cv2.imwrite(str(here / "frames" / f"{i:03d}.jpg"), image)
-    predict(here / "runs" / "tiny", here / "frames", here / "d.csv", here / "o.mp4")
-    after = read_video(here / "o.mp4")
-    assert len(after) == 6 and after[0].shape == (120, 160, 3)
-
-
-def two_sizes(path: Path, code: str) -> Path:
-    """Two streams end to end, the second of another size: 6 frames each."""
-    one, two = (write_video(path.with_name(f"{n}{path.suffix}"), images(6, (n, 96)), code) for n in (128, 160))
-    path.write_bytes(one.read_bytes() + two.read_bytes())
-    one.unlink()
-    two.unlink()
+def two_sizes(path: Path, codec: str) -> Path:
+    """A video whose frame size changes: 6 frames of 128x96, then 6 of 160x96."""
+    parts = [write_video(path.with_name(f"{n}{path.suffix}"), images(6, (n, 96)), codec, 12) for n in (128, 160)]
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    for part in parts:
+        part.unlink()
     return path
 
 
-@pytest.mark.parametrize(("name", "code"), [("a.ts", "mp4v"), ("a.ts", "mpg2"), ("a.avi", "MJPG")])
-def test_a_change_of_size_shows_in_the_packets(tmp_path: Path, name: str, code: str) -> None:
-    path = two_sizes(tmp_path / name, code)
-    assert {f.shape for f in read_video(path)} == {(96, 128, 3)}  # cv2 hides it
-    with pytest.raises(DataError, match=r"its frame size changes at frame 6; expected 128x96 throughout; got 160x96"):
+@pytest.mark.parametrize(("name", "codec"), [("a.ts", "mp4v"), ("a.ts", "mpg2"), ("a.avi", "MJPG")])
+def test_change_of_frame_size_is_found(tmp_path: Path, name: str, codec: str) -> None:
+    path = two_sizes(tmp_path / name, codec)
+    assert {f.shape for f in read_video(path)} == {(96, 128, 3)}  # OpenCV hides it
+    with pytest.raises(DataError, match=r"frame size changes at frame 6; expected 128x96 throughout; got 160x96"):
         check_constant_size(path)
-    check_constant_size(write_video(tmp_path / f"b{path.suffix}", images(), code))
+    check_constant_size(write_video(tmp_path / f"b{path.suffix}", images(), codec, 12))
 
 
-def test_only_a_rate_that_a_header_gives_is_one(tmp_path: Path) -> None:
-    assert header_frame_rate(write_video(tmp_path / "a.mp4", images(), "mp4v", 29.97)) == pytest.approx(29.97)
+def test_frame_rate_is_read_only_from_headers_that_have_one(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4", images(), "mp4v", 29.97)
+    assert header_frame_rate(video) == pytest.approx(29.97)
     bare = tmp_path / "a.mjpeg"
     bare.write_bytes(b"".join(bytes(cv2.imencode(".jpg", image)[1]) for image in images()))
     assert header_frame_rate(bare) is None
 
 
-def rateless(path: Path) -> Path:
-    """An MP4 that says each frame lasts 0 s."""
-    data = bytearray(write_video(path, images(), "mp4v").read_bytes())
-    at = data.index(b"stts") + 16
-    data[at : at + 4] = b"\0\0\0\0"
-    path.write_bytes(data)
+def without_rate(path: Path) -> Path:
+    """An MP4 whose header says that each frame lasts 0 s."""
+    content = bytearray(write_video(path, images(), "mp4v", 12).read_bytes())
+    start = content.index(b"stts") + 16
+    content[start : start + 4] = b"\0\0\0\0"
+    path.write_bytes(content)
     return path
 
 
-@pytest.fixture
-def inputs(here: Path) -> Path:
-    """Everything that can be wrong with an input."""
-    (here / "corrupt.mp4").write_bytes(b"no video" * 200)
-    whole = write_video(here / "good.mp4", images(), "mp4v")
-    (here / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    write_video(here / "three.avi", images(3))
-    two_sizes(here / "grows.ts", "mp4v")
-    rateless(here / "rateless.mp4")
-    (here / "empty").mkdir()
-    for folder, sizes in (("mixed", [(64, 48)] * 6 + [(80, 48)]), ("short", [(64, 48)] * 4), ("torn", [(64, 48)] * 6)):
-        (here / folder).mkdir()
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that can be wrong with an input."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "corrupt.mp4").write_bytes(b"no video" * 200)
+    good = write_video(folder / "good.mp4", images(), "mp4v", 12)
+    (folder / "half.mp4").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    write_video(folder / "three.avi", images(3))
+    two_sizes(folder / "grows.ts", "mp4v")
+    without_rate(folder / "rateless.mp4")
+    (folder / "empty").mkdir()
+    for name, sizes in (("mixed", [(64, 48)] * 6 + [(80, 48)]), ("short", [(64, 48)] * 4), ("torn", [(64, 48)] * 6)):
+        (folder / name).mkdir()
         for i, size in enumerate(sizes):
-            cv2.imwrite(str(here / folder / f"{i}.jpg"), picture(i, size))
-    torn = here / "torn" / "3.jpg"
+            cv2.imwrite(str(folder / name / f"{i}.jpg"), picture(i, size))
+    torn = folder / "torn" / "3.jpg"
     torn.write_bytes(torn.read_bytes()[:-200])
-    return here
+    return folder
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("source", "options", "message"),
     [
-        ("--input corrupt.mp4", "corrupt.mp4: not a video cv2 can open"),
-        ("--input half.mp4", "half.mp4: not a video cv2 can open"),
-        ("--input three.avi", "three.avi: shorter than one window (3 frames, stride 2); expected at least 5 frames"),
-        ("--input grows.ts", "grows.ts: its frame size changes at frame 6; expected 128x96 throughout; got 160x96"),
-        ("--input rateless.mp4", "rateless.mp4: no frame rate can be read from it"),
-        ("--input empty", "empty: no frames; expected files ending in .jpeg, .jpg, .png"),
-        ("--input mixed", "mixed/6.jpg: frame of another size; expected 64x48 as the sequence's others; got 80x48"),
-        ("--input short", "short: shorter than one window"),
-        ("--input torn", "torn/3.jpg: truncated JPEG"),
-        ("--input nowhere.mp4", "nowhere.mp4: no such video or folder"),
-        ("--input nowhere.csv", "nowhere.csv"),
-        ("--input good.mp4 --stride 0", "--stride must be positive; got 0"),
-        ("--input good.mp4 --stride 11", "shorter than one window (3 frames, stride 11); expected at least 23 frames"),
-        ("--input good.mp4 --fps -1", "--fps must be positive; got -1.0"),
-        ("--input good.mp4 --output corrupt.mp4/o.csv", "corrupt.mp4/o.csv: cannot be written"),
-        ("--input good.mp4 --output empty", "empty: a folder, not written to"),
-        ("--input good.mp4 --overlay corrupt.mp4/o.mp4", "corrupt.mp4/o.mp4: cannot be written"),
-        ("--input good.mp4 --overlay good.mp4", "good.mp4: the input itself"),
-        ("--overlay o.mp4", "--overlay draws on one video or one folder of frames"),
-        ("--input good.mp4 --frobnicate", "unknown flags; got --frobnicate"),
-        ("--run nothing", "runs/nothing is no run"),
+        ("corrupt.mp4", {}, "corrupt.mp4: not a video that OpenCV can open"),
+        ("half.mp4", {}, "half.mp4: not a video that OpenCV can open"),
+        ("three.avi", {}, "three.avi: shorter than one window (3 frames, stride 2); expected at least 5 frames"),
+        ("grows.ts", {}, "frame size changes at frame 6; expected 128x96 throughout; got 160x96"),
+        ("rateless.mp4", {}, "rateless.mp4: no frame rate can be read from it"),
+        ("empty", {}, "empty: no frames; expected files ending in .jpeg, .jpg, .png"),
+        ("mixed", {}, "mixed/6.jpg: "),
+        ("short", {}, "short: shorter than one window"),
+        ("torn", {}, "torn/3.jpg: damaged image"),
+        ("nowhere.mp4", {}, "nowhere.mp4: no such video or folder"),
+        ("nowhere.csv", {}, "nowhere.csv"),
+        ("good.mp4", {"stride": 0}, "--stride must be positive; got 0"),
+        ("good.mp4", {"stride": 11}, "shorter than one window (3 frames, stride 11); expected at least 23 frames"),
+        ("good.mp4", {"fps": -1.0}, "--fps must be positive; got -1.0"),
+        ("good.mp4", {"output": "corrupt.mp4/o.csv"}, "corrupt.mp4/o.csv: cannot be written"),
+        ("good.mp4", {"output": "empty"}, "empty: is a folder, not an output file"),
+        ("good.mp4", {"overlay": "corrupt.mp4/o.mp4"}, "corrupt.mp4/o.mp4: cannot be written"),
+        ("good.mp4", {"overlay": "good.mp4"}, "good.mp4: is the input, not an output file"),
+        (None, {"overlay": "o.mp4"}, "--overlay needs one video or one folder of frames"),
+        ("good.mp4", {"run": Path("runs/nothing")}, "runs/nothing is not a run"),
     ],
 )
-def test_what_the_user_can_mend(
-    inputs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: str, says: str
+def test_bad_request_is_refused_before_a_model_is_loaded(
+    run: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch, source: str | None, options: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(module, "load_run_models", lambda run: pytest.fail("a network was loaded for nothing"))
+    monkeypatch.setattr(predict_module, "load_run_models", lambda run: pytest.fail("a network was loaded for nothing"))
     before = sorted(inputs.rglob("*"))
-    asked = arguments.split()
-    run = [] if "--run" in asked else ["--run", "tiny"]
-    output = [] if "--output" in asked else ["--output", "new.csv"]
-    assert main(["predict", *run, *output, *asked]) == 2
-    said = "\n".join(x for x in capfd.readouterr().err.splitlines() if not x.startswith(("[", "OpenCV")))
-    assert says in said and "Try: " in said
-    assert len(said.splitlines()) == 1, said
+    options = {n: inputs / v if n in ("output", "overlay") else v for n, v in options.items()}
+    options = {"run": run, "output": inputs / "new.csv"} | options
+    with pytest.raises(FramebankError) as caught:
+        predict(source=None if source is None else inputs / source, **options)
+    text = str(caught.value)
+    assert message in text and "Try: " in text and len(text.splitlines()) == 1, text
     assert sorted(inputs.rglob("*")) == before
 
 
-def test_with_a_rate_given_the_rateless_video_is_predicted(here: Path) -> None:
-    rateless(here / "rateless.mp4")
-    assert main(["predict", "--run", "tiny", "--input", "rateless.mp4", "--output", "r.csv", "--fps", "10"]) == 0
-    assert [r["time"] for r in rows_of(here / "r.csv")][:2] == ["0.400000", "0.500000"]
+def test_given_frame_rate_replaces_a_missing_one(tmp_path: Path, run: Path) -> None:
+    predict(run, without_rate(tmp_path / "rateless.mp4"), tmp_path / "r.csv", fps=10)
+    assert [r["time"] for r in read_rows(tmp_path / "r.csv")][:2] == ["0.400000", "0.500000"]
 
 
-def test_a_video_that_ends_early_leaves_the_old_files(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What only decoding shows comes after the scan: nothing half-written, and nothing lost."""
-    video = write_video(here / "drive.avi", images())
-    (here / "d.csv").write_text("before")
-    (here / "o.mp4").write_bytes(b"before")
-    begun = module.sliding_windows
+def test_video_that_cannot_be_read_to_its_end_leaves_the_old_files(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video, table, overlay = (tmp_path / name for name in ("drive.avi", "d.csv", "o.mp4"))
+    write_video(video, images(), fps=12)
+    table.write_text("before")
+    overlay.write_bytes(b"before")
 
-    def shrunk(clip: object, config: Config) -> NDArray[np.int64]:
-        rows = begun(clip, config)  # type: ignore[arg-type]
-        write_video(video, images(10))
-        return rows
+    def shorten(sequence: FrameSequence, config: Config) -> NDArray[np.int64]:
+        """Shorten the video after it was opened: only decoding shows that frames are missing."""
+        write_video(video, images(10), fps=12)
+        return sliding_windows(sequence, config)
 
-    monkeypatch.setattr(module, "sliding_windows", shrunk)
-    assert main(["predict", "--run", "tiny", "--input", "drive.avi", "--output", "d.csv", "--overlay", "o.mp4"]) == 2
-    assert ((here / "d.csv").read_text(), (here / "o.mp4").read_bytes()) == ("before", b"before")
-    assert sorted(p.name for p in here.iterdir()) == ["d.csv", "data", "drive.avi", "o.mp4", "runs"]
-
-
-def test_a_backbone_that_is_not_the_runs_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = here / "other"
-    shutil.copytree(here / "runs" / "tiny", run)
-    text = (run / "config.toml").read_text()
-    (run / "config.toml").write_text(text.replace('weights = "imagenet"', 'weights = "random"'))
-    write_video(here / "drive.avi", images())
-    assert main(["predict", "--run", str(run), "--input", "drive.avi", "--output", "d.csv"]) == 2
-    assert "the backbone its config builds is not the one it was trained on" in capsys.readouterr().err
-    assert not (here / "d.csv").exists()
+    monkeypatch.setattr(predict_module, "sliding_windows", shorten)
+    with pytest.raises(DataError):
+        predict(run, video, table, overlay)
+    assert (table.read_text(), overlay.read_bytes()) == ("before", b"before")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.csv", "drive.avi", "o.mp4"]
 
 
-def test_windows_are_all_there_are(parts: RunModels, here: Path) -> None:
-    from stage1_extract.datasets.single_video import read_single_clip
+def test_backbone_other_than_the_runs_is_refused(tmp_path: Path, run: Path) -> None:
+    shutil.copytree(run, tmp_path / "other")
+    config = tmp_path / "other" / "config.toml"
+    config.write_text(config.read_text().replace("0.25", "0.5"))
+    with pytest.raises(StoreError, match="builds another backbone than the run was trained on"):
+        load_run_models(tmp_path / "other")
 
-    clip = read_single_clip(write_video(here / "drive.avi", images()), parts.config.data, None)
-    rows = sliding_windows(replace(clip, sequence=replace(clip.sequence, length=SPAN + 1)), parts.config)
-    assert rows.tolist() == [[0, 2, 4], [1, 3, 5]]
+
+def test_sliding_windows_are_all_that_fit() -> None:
+    sequence = FrameSequence("drive", "test", SPAN + 1, 10.0, (64, 48), "")
+    config = image_config(Path("unused"), window={"length": LENGTH, "stride": STRIDE})
+    assert sliding_windows(sequence, config).tolist() == [[0, 2, 4], [1, 3, 5]]
