@@ -18,7 +18,7 @@ from features.errors import ConfigError
 # forward drive is.
 REVERSED = {"vx": -1.0, "vy": -1.0}
 VELOCITIES = ("vx", "vy", "ego_speed")  # n times as large if frames are n times as far apart
-CONSTANT = ("vx", "vy", "ego_speed")  # assumed constant over a clip of a second or two
+STEADY_TARGETS = ("vx", "vy", "ego_speed")  # assumed constant over a clip of a second or two
 POSITIONS = ("x", "y")  # the same however fast the scene moves
 
 
@@ -79,7 +79,7 @@ def augments_time(options: TrainConfig) -> bool:
 def _check_targets(columns: tuple[str, ...], options: TrainConfig) -> None:
     rules: list[tuple[bool, str, tuple[str, ...], str]] = [
         (options.reverse, "reverse", tuple(REVERSED), "False"),
-        (options.shift > 0, "shift", CONSTANT, "0"),
+        (options.shift > 0, "shift", STEADY_TARGETS, "0"),
         (bool(options.strides), "strides", VELOCITIES + POSITIONS, "(nothing)"),
     ]
     for enabled, name, supported, off in rules:
