@@ -48,7 +48,7 @@ class MemoryStore:
         self.thumbnails_read: list[int] = []
 
     def index(self, sequence_id: str) -> int:
-        return [s.id for s in self.sequences].index(sequence_id)
+        return next(i for i, s in enumerate(self.sequences) if s.id == sequence_id)
 
     def thumbnail(self, row: int) -> bytes:
         self.thumbnails_read.append(row)

@@ -173,7 +173,8 @@ class Results:
     @property
     def verdict_examples(self) -> tuple[PredictedExample, ...]:
         """The examples of the verdict's split whose truth and prediction are known."""
-        return tuple(e for e in self.examples if self.splits and e.split == self.splits[0] and e.known)
+        verdict_split = next(iter(self.splits), None)
+        return tuple(e for e in self.examples if e.split == verdict_split and e.known)
 
     @property
     def constant(self) -> tuple[float, ...] | None:
