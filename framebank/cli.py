@@ -18,10 +18,8 @@ from framebank.commands import COMMANDS, STAGE_ONE, STAGE_TWO
 from framebank.options import MARKERS, Command, parse, registry, wrap
 from framebank.workflows import quiet_opencv
 
-DESCRIPTION = (
-    "Dash-cam clips in, velocity predictions out: a frozen CNN runs once over every frame, then heads train in "
-)
-"seconds on what it saw."
+DESCRIPTION = """Dash-cam clips in, velocity predictions out. A frozen CNN runs once over every frame, its features are
+kept in a store, and heads train on the store in seconds."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

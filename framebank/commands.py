@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 
 def hint(metavar: str, default: str) -> Any:
-    """How help shows an option without which something else holds than None."""
+    """How help describes an optional option: what its value is called, and what holds without it."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 Words = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --format a b, or --format a --format b
-ConfigFile = Annotated[Path | None, hint("FILE", "the defaults below")]
+ConfigFile = Annotated[Path | None, hint("FILE", "none")]
 File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 RunName = Annotated[str, tyro.conf.arg(metavar="NAME")]
 
@@ -43,7 +43,7 @@ class StoreCommand(Command):
     """A command on a store."""
 
     config: ConfigFile = None
-    """TOML file with the settings. Flags override it."""
+    """TOML file with the settings, which options override."""
     store: Annotated[Path | None, hint("FILE", "stores/NAME.h5 for the config NAME.toml")] = None
     """The store, an HDF5 file."""
 
@@ -62,7 +62,7 @@ class Sample(Command):
     """Render the sample data set: 320 short clips of a drive, with labels. Needs no download."""
 
     config: ConfigFile = None
-    """TOML file with the settings. Flags override it."""
+    """TOML file with the settings, which options override."""
     store: tyro.conf.Suppress[Path | None] = None
     """Not used."""
     settings: Settings = Config()
@@ -142,10 +142,8 @@ class Repair(Extract):
 
 @dataclass(frozen=True)
 class Train(StoreCommand):
-    """Train a head on a store and write a run with its report: one run for each of data.target and data.also.
-
-    A run that exists with the same settings is not trained again.
-    """
+    """Train a head on a store and write a run with its report. Each of data.target and data.also gets a run; one that
+    exists with the same settings is not trained again."""
 
     run: Annotated[str | None, hint("NAME", "CONFIG-TARGET-HEAD")] = None
     """Name of the run, a folder in runs/. With a name, only data.target is trained."""
@@ -175,7 +173,7 @@ class Train(StoreCommand):
 
 @dataclass(frozen=True)
 class Sweep(StoreCommand):
-    """Train many settings, cross-validated and several at a time, and print them as a leaderboard."""
+    """Train many settings, several at a time, and rank them in a leaderboard. Run it again to resume it."""
 
     sweep: File = dataclasses.field(kw_only=True)
     """TOML file that lists the settings to try, such as configs/sweep.toml."""
@@ -204,7 +202,7 @@ class Sweep(StoreCommand):
 
 @dataclass(frozen=True)
 class Leaderboard(Command):
-    """Print all runs next to the constant predictor, best first, and write the same as a page."""
+    """Rank all runs next to the constant predictor, and write the same as a page."""
 
     runs: Path = Path("runs")
     """Folder with the runs."""
@@ -242,7 +240,7 @@ class RunCommand(Command):
 
 @dataclass(frozen=True)
 class Evaluate(RunCommand):
-    """Predict with a run's saved model again, and write its predictions, metrics and report again."""
+    """Predict with a run's saved model again, and rewrite its metrics and report."""
 
     def __call__(self) -> None:
         folder, path = self.run_and_store()
@@ -267,7 +265,7 @@ class Report(RunCommand):
 
 @dataclass(frozen=True)
 class Fuse(RunCommand):
-    """Join backbone, top and head into one model from frames to the target, and compare it with the two stages."""
+    """Join backbone, top and head into one model from frames to the target. It is compared with the two stages."""
 
     def __call__(self) -> None:
         folder, path = self.run_and_store()
@@ -294,9 +292,10 @@ class RunConfigCommand(RunCommand):
 
 @dataclass(frozen=True)
 class Finetune(RunConfigCommand):
-    """Train a run's fused model end to end on frames. Settings other than data.path and finetune stay the run's own."""
+    """Train a run's fused model end to end on frames. Settings other than data.path, extract.threads and
+    those of finetune stay the run's own."""
 
-    sections = ("data", "finetune")
+    sections = ("data", "extract", "finetune")
     settings: Settings = Config()
 
     def __call__(self) -> None:
@@ -310,7 +309,7 @@ class Finetune(RunConfigCommand):
 
 @dataclass(frozen=True)
 class Export(RunConfigCommand):
-    """Write a run's fused model for serving, and compare each format, run by its own runtime, with Keras."""
+    """Write a run's fused model for serving: SavedModel, ONNX, LiteRT or OpenVINO. Each is compared with Keras."""
 
     sections = ("data",)
     format: Annotated[Words, hint("NAME ...", "saved_model onnx litert")] = ()
@@ -366,7 +365,7 @@ class Predict(Command):
 
 @dataclass(frozen=True)
 class Derive(Command):
-    """Compute streams from those of a store, once, and add them to it, so that pooled heads train faster."""
+    """Add streams computed from others to a store, so that pooled heads train faster."""
 
     store: File
     """The store, an HDF5 file."""
@@ -385,7 +384,7 @@ class Derive(Command):
 
 @dataclass(frozen=True)
 class Benchmark(Command):
-    """Compute TuSimple's velocity and position errors (EV, EP) of predictions in the benchmark's own form."""
+    """Compute TuSimple's errors EV and EP of predictions in the benchmark's format."""
 
     predictions: File
     """JSON file with the predictions, as TuSimple's submission.json."""
