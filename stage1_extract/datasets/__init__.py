@@ -37,7 +37,7 @@ def scan(data: DataConfig, *, threads: int = 0) -> Catalogue:
 
     Raises:
         DataError: the data set cannot be scanned, for example because there is nothing at its path, or
-            `data.calibration` is no calibration file.
+            `data.calibration` is not a calibration file.
         ConfigError: the layout's plugin is broken.
     """
     layout = _find_layout(data.layout, threads)
@@ -78,7 +78,7 @@ def _find_layout(name: str, threads: int) -> Layout:
     if plugin is None:
         raise ConfigError("no such layout", got=name, hint="--data.layout NAME")
     if not callable(plugin):
-        raise plugin_error(DATASETS, name, "it is no function of a DataConfig")
+        raise plugin_error(DATASETS, name, "it is not a function of a DataConfig")
     layout: Layout = plugin
     return layout
 

@@ -33,12 +33,12 @@ def same_vehicle(box: Box, other: Box) -> bool:
     return shared >= SAME_VEHICLE_IOU * (w * h + w0 * h0 - shared)
 
 
-def occluding_boxes(box: Box, others: Sequence[Box], frame: Image) -> list[Box]:
+def occluding_boxes(box: Box, other_boxes: Sequence[Box], frame: Image) -> list[Box]:
     """Those of the other vehicles' boxes that hide part of a box.
 
     On flat ground, a box that reaches further down is nearer. A box of the same vehicle, or over nearly the whole
     image, hides nothing.
     """
     (width, height), bottom = frame.shape[1::-1], box[3]
-    nearer = [o for o in others if o[3] > bottom and intersection_area(box, o) > 0 and not same_vehicle(box, o)]
+    nearer = [o for o in other_boxes if o[3] > bottom and intersection_area(box, o) > 0 and not same_vehicle(box, o)]
     return [o for o in nearer if (o[2] - o[0]) * (o[3] - o[1]) < SCENE_SHARE * width * height]

@@ -66,14 +66,14 @@ class OnlineTracker:
     def _start(self, name: str, box: Box) -> None:
         frames = list(self._frames)
         boxes, confidence = np.full((self.length, 4), np.nan), np.zeros(self.length)
-        others = self._other_boxes(name, 1)
-        backwards = start_tracker(frames[-1], box, others)
+        other_boxes = self._other_boxes(name, 1)
+        backwards = start_tracker(frames[-1], box, other_boxes)
         for i, frame in enumerate(reversed(frames[:-1]), 2):
             match = None if backwards is None else backwards.step(frame, self._other_boxes(name, i))
             if match is not None:
                 boxes[-i], confidence[-i] = box_at_pose(match.pose, box_size(box)), match.correlation
         boxes[-1], confidence[-1] = box, 1.0
-        self._trackers[name] = start_tracker(frames[-1], box, others), box
+        self._trackers[name] = start_tracker(frames[-1], box, other_boxes), box
         self.boxes[name], self.confidence[name] = boxes, confidence
 
     def _other_boxes(self, name: str, index: int) -> list[Box]:

@@ -102,7 +102,7 @@ def empty_track_notes(sequences: Sequence[FrameSequence], tracks: Mapping[str, T
         for key, vehicle in zip(track_keys(s), tracked_vehicles(s), strict=True)
         if key in tracks
     ]
-    empty = [(s, known) for s, known, found in vehicles if len(known) < s.length and found <= len(known)]
+    empty = [(s, known) for s, known, frames in vehicles if len(known) < s.length and frames <= len(known)]
     if not empty:
         return []
     s, known = empty[0]

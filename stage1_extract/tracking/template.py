@@ -65,17 +65,19 @@ class Template:
     partly_hidden: bool
 
     @classmethod
-    def from_frame(cls, frame: Image, pose: Pose, size: tuple[float, float], others: Sequence[Box] = ()) -> Template:
+    def from_frame(
+        cls, frame: Image, pose: Pose, size: tuple[float, float], other_boxes: Sequence[Box] = ()
+    ) -> Template:
         """Take the template from a frame.
 
         Args:
             frame: uint8, grey or BGR.
             pose: where the vehicle is, relative to the known box.
             size: width, height of the known box, px.
-            others: boxes of other vehicles in the frame, px.
+            other_boxes: boxes of other vehicles in the frame, px.
         """
         position = Pose(1.0, pose.x, pose.y)
-        hidden = occluding_boxes(box_at_pose(pose, size), others, frame)
+        hidden = occluding_boxes(box_at_pose(pose, size), other_boxes, frame)
         layers: list[TemplateLayer] = []
         for points in GRID_POINTS:
             grid = make_grid(size[0] * pose.scale, size[1] * pose.scale, points, MARGIN)

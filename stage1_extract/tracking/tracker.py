@@ -45,17 +45,17 @@ class TemplateTracker:
     def given_up(self) -> bool:
         return self._missed > MAX_MISSED_FRAMES
 
-    def step(self, frame: Image, others: Sequence[Box] = ()) -> Match | None:
+    def step(self, frame: Image, other_boxes: Sequence[Box] = ()) -> Match | None:
         """Find the vehicle in the next frame; None if it is lost there.
 
         Args:
             frame: uint8, grey or BGR.
-            others: boxes of other vehicles in it, px; those in front of this one hide what they cover.
+            other_boxes: boxes of other vehicles in it, px; those in front of this one hide what they cover.
         """
         if self.given_up:
             return None
         expected = self._extrapolate()
-        hidden = occluding_boxes(box_at_pose(expected, self._size), others, frame)
+        hidden = occluding_boxes(box_at_pose(expected, self._size), other_boxes, frame)
         match = locate_template(frame, self._template, expected, hidden)
         max_error = MAX_SCALE_ERROR[0] if self._change is None else MAX_SCALE_ERROR[1]
         if match is None or abs(math.log(match.pose.scale / expected.scale)) > max_error:
@@ -68,7 +68,7 @@ class TemplateTracker:
         self._last, self._missed = pose, 0
         growth = pose.scale / self._template.scale
         if max(growth, 1 / growth) > RENEWAL_GROWTH and match.correlation >= RENEWAL_CORRELATION:
-            self._template = Template.from_frame(frame, pose, self._size, others)
+            self._template = Template.from_frame(frame, pose, self._size, other_boxes)
         return match
 
     def _extrapolate(self) -> Pose:
@@ -81,13 +81,13 @@ class TemplateTracker:
         return Pose(1 / inverse, last.x, last.y)
 
 
-def start_tracker(frame: Image, box: Box, others: Sequence[Box] = ()) -> TemplateTracker | None:
+def start_tracker(frame: Image, box: Box, other_boxes: Sequence[Box] = ()) -> TemplateTracker | None:
     """Begin to track a box in the frame where it is known; None if it has no contrast.
 
     Args:
         frame: uint8, grey or BGR.
         box: left, top, right, bottom in px.
-        others: boxes of other vehicles in the frame.
+        other_boxes: boxes of other vehicles in the frame.
 
     Raises:
         DataError: the box is not finite, has no size, or lies outside its image.
@@ -95,7 +95,7 @@ def start_tracker(frame: Image, box: Box, others: Sequence[Box] = ()) -> Templat
     _check_box(box, frame)
     left, top, right, bottom = box
     pose = Pose(1.0, (left + right) / 2, (top + bottom) / 2)
-    template = Template.from_frame(frame, pose, box_size(box), others)
+    template = Template.from_frame(frame, pose, box_size(box), other_boxes)
     return TemplateTracker(pose, template) if template.contrast >= MIN_CONTRAST else None
 
 
@@ -127,7 +127,7 @@ def track_box(frames: Sequence[Image], box: Box, at: int) -> Track:
 
 
 def track_known_boxes(
-    frames: Sequence[Image], known: Mapping[int, Box], others: Mapping[int, Sequence[Box]] = MappingProxyType({})
+    frames: Sequence[Image], known: Mapping[int, Box], other_boxes: Mapping[int, Sequence[Box]] = MappingProxyType({})
 ) -> Track:
     """Track a vehicle whose box is known in one or several frames; other frames are reached from the nearest of them.
 
@@ -137,7 +137,7 @@ def track_known_boxes(
     Args:
         frames: as for `track_box`; frames between adjacent known ones are not read.
         known: 0-based index into `frames` → box.
-        others: index → boxes of other vehicles in that frame, which may hide this one.
+        other_boxes: index → boxes of other vehicles in that frame, which may hide this one.
     """
     track = _empty_track(len(frames))
     known_indices = sorted(i for i, box in known.items() if _is_box(box))
@@ -147,7 +147,7 @@ def track_known_boxes(
         stop = len(frames) if following is None else (at + following) // 2 + 1
         directions = [d for d in (range(at - 1, first - 1, -1), range(at + 1, stop)) if d]
         if directions and _is_inside(box, frame := frames[at]):
-            _extend_track(track, frames, frame, box, at, directions, others)
+            _extend_track(track, frames, frame, box, at, directions, other_boxes)
         track.boxes[at], track.confidence[at] = box, 1.0
     return track
 
@@ -163,15 +163,15 @@ def _extend_track(
     box: Box,
     at: int,
     directions: Sequence[range],
-    others: Mapping[int, Sequence[Box]],
+    other_boxes: Mapping[int, Sequence[Box]],
 ) -> None:
     """Write into a track where a box known in `frame`, the one at `at`, is found in each direction."""
     for indices in directions:
-        tracker = start_tracker(frame, box, others.get(at, ()))
+        tracker = start_tracker(frame, box, other_boxes.get(at, ()))
         for i in indices:
             if tracker is None or tracker.given_up:
                 break
-            if match := tracker.step(frames[i], others.get(i, ())):
+            if match := tracker.step(frames[i], other_boxes.get(i, ())):
                 track.boxes[i], track.confidence[i] = box_at_pose(match.pose, box_size(box)), match.correlation
 
 
