@@ -17,9 +17,9 @@ from features.errors import ConfigError
 # The factor for each target in a reversed window. A car's own speed would become negative, which no label of a
 # forward drive is.
 REVERSED = {"vx": -1.0, "vy": -1.0}
-VELOCITIES = ("vx", "vy", "ego_speed")  # n times as large if frames are n times as far apart
+VELOCITY_TARGETS = ("vx", "vy", "ego_speed")  # n times as large if frames are n times as far apart
 STEADY_TARGETS = ("vx", "vy", "ego_speed")  # assumed constant over a clip of a second or two
-POSITIONS = ("x", "y")  # the same however fast the scene moves
+POSITION_TARGETS = ("x", "y")  # the same however fast the scene moves
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def augment_windows(
         ends = rows[:, -1] - shift
         moved = ends[:, None] - new_stride * np.arange(rows.shape[1] - 1, -1, -1)
         origin = np.flatnonzero((moved[:, 0] >= first) & (moved[:, -1] <= last))
-        factor = np.array([new_stride / stride if c in VELOCITIES else 1.0 for c in columns])
+        factor = np.array([new_stride / stride if c in VELOCITY_TARGETS else 1.0 for c in columns])
         parts.append((moved[origin], origin, np.tile(factor, (len(origin), 1))))
     if options.reverse:
         signs = np.array([REVERSED[c] for c in columns])
@@ -80,7 +80,7 @@ def _check_targets(columns: tuple[str, ...], options: TrainConfig) -> None:
     rules: list[tuple[bool, str, tuple[str, ...], str]] = [
         (options.reverse, "reverse", tuple(REVERSED), "False"),
         (options.shift > 0, "shift", STEADY_TARGETS, "0"),
-        (bool(options.strides), "strides", VELOCITIES + POSITIONS, "(nothing)"),
+        (bool(options.strides), "strides", VELOCITY_TARGETS + POSITION_TARGETS, "(nothing)"),
     ]
     for enabled, name, supported, off in rules:
         unsupported = [c for c in columns if c not in supported]
