@@ -123,19 +123,16 @@ def _finished_result(config: Config, path: Path, catalogue: Catalogue, request: 
     if not path.exists():
         return None
     with Store(path) as store:
-        flow = store.streams.get(MOTION)
+        flow = store.streams[MOTION].fingerprint if MOTION in store.streams else None
         finished = (
             store.complete
             and store.header.trunk.get("request") == request
             and same_sequences(store.sequences, [clip.sequence for clip in catalogue.clips])
             and set(store.missing.values()) == set(catalogue.faults)
-            and (not config.extract.motion or (flow is not None and flow.fingerprint == _FLOW_FINGERPRINT))
+            and (not config.extract.motion or flow == optical_flow.FLOW_INFO.fingerprint)
             and not (config.extract.tracks and vehicles_without_tracks(store.sequences, store.track_keys))
         )
         return ExtractionResult(0, store.frames, dict(store.missing)) if finished else None
-
-
-_FLOW_FINGERPRINT = optical_flow.FLOW_INFO.fingerprint
 
 
 def _extract(
