@@ -84,8 +84,8 @@ def open_file(path: Path) -> Any:
     if path.is_dir():
         raise StoreError(f"{path}: a folder, not a store", hint="--store FILE.h5")
     if not path.is_file():
-        raise StoreError(f"{path}: no such store", hint=f"make features CONFIG=… STORE={path}")
-    hint = f"move it away and run make features CONFIG=… STORE={path}"
+        raise StoreError(f"{path}: no such store", hint=f"framebank extract --config FILE --store {path}")
+    hint = f"move it away and run framebank extract --config FILE --store {path}"
     try:
         f = h5py.File(path, "r")
     except OSError as e:

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import GroupKFold
 
 from features.errors import ConfigError
 from features.windows import Examples
@@ -29,7 +28,7 @@ def name_splits(examples: Examples, validation_split: float) -> NDArray[np.str_]
         raise ConfigError(
             f"no example to train on: none in the train split has {', '.join(examples.columns)}",
             got=", ".join(f"{n} in {s}" for s, n in zip(*np.unique(names, return_counts=True), strict=True)),
-            hint="assign some sequences to the train split of the data set, then make features",
+            hint="assign some sequences to the train split of the data set, then run framebank extract",
         )
     if validation_split > 0:
         border = split_at(examples.sequence[train], validation_split)
@@ -63,6 +62,8 @@ def fold_splits(examples: Examples, folds: int, fold: int) -> NDArray[np.str_]:
         )
     if not 0 <= fold < folds:
         raise ConfigError("train.fold is out of range", expected=f"0 to {folds - 1}", got=fold, hint="--train.fold N")
+    from sklearn.model_selection import GroupKFold  # 0.8 s, which only folds need
+
     parts = list(GroupKFold(folds).split(labelled, groups=sequence))
     names[pool] = "train"
     names[pool & np.isin(examples.sequence, sequence[parts[fold][1]])] = "validation"
@@ -86,6 +87,6 @@ def split_at(sequence: NDArray[np.int64], validation_split: float) -> int:
     if len(borders) == 0:
         raise ConfigError(
             "train.validation_split cannot split one sequence, since its windows must all be on one side",
-            hint="--data.segment FRAMES to cut a video into several, then make features; or --train.validation_split 0",
+            hint="--data.segment FRAMES to cut a video into several, then framebank extract; or --train.validation_split 0",
         )
     return int(borders[np.abs(borders - border).argmin()])

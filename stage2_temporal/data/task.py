@@ -65,7 +65,10 @@ def read_task(config: Config, store: Store) -> Task:
     """
     if not store.complete:
         count = f"{len(store.missing)} " if store.missing else ""
-        raise StoreError(f"{store.path}: incomplete, {count}sequences are missing", hint="make features")
+        raise StoreError(
+            f"{store.path}: incomplete, {count}sequences are missing",
+            hint=f"framebank extract --config FILE --store {store.path}",
+        )
     window = config.window
     examples = make_examples(
         store.sequences,
@@ -111,7 +114,7 @@ def check_recipe(config: Config, store: Store) -> None:
         raise StoreError(
             f"{store.path}: holds other features than the config asks for",
             got="; ".join(differences),
-            hint="make features with another STORE, or give these settings the values in the store",
+            hint="framebank extract into another --store, or give these settings the values in the store",
         )
 
 

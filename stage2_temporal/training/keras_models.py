@@ -48,7 +48,10 @@ def rebuild_top(record: TopRecord) -> keras.Model:
         top.set_weights(record.weights)
     except (ValueError, TypeError, KeyError) as e:
         reason = " ".join(str(e).split())[:300]
-        raise StoreError(f"the store's top cannot be rebuilt ({reason})", hint="make features with this version") from e
+        raise StoreError(
+            f"the store's top cannot be rebuilt ({reason})",
+            hint="framebank extract into a new store, with this version",
+        ) from e
     top.trainable = True
     for layer in top.layers:
         layer.trainable = True

@@ -177,7 +177,7 @@ def test_nothing_outside_the_file_is_read(kind: str, path: Path, tmp_path: Path)
 
 
 def test_a_missing_store_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="make features"):
+    with pytest.raises(StoreError, match="framebank extract"):
         Store(tmp_path / "none.h5")
 
 
