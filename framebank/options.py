@@ -287,9 +287,9 @@ def _unknown_options(tokens: Sequence[str], known: Sequence[str], config: Config
         yield f"unexpected {', '.join(map(repr, tokens))}"
     for option in options:
         if option.startswith("--head."):
-            settings = [name for name in known if name.startswith("--head.") and name != "--head.name"]
-            names = ", ".join(name.removeprefix("--head.") for name in settings) or "no settings"
-            yield f"unknown option {option}{did_you_mean(option, settings)}, {config.head.name} has {names}"
+            settings = [name[7:] for name in known if name.startswith("--head.") and name != "--head.name"]
+            nearest = did_you_mean(option[7:], settings)
+            yield f"unknown option {option}{nearest}, {config.head.name} has {', '.join(settings) or 'no settings'}"
         else:
             yield f"unknown option {option}{did_you_mean(option, known)}"
 

@@ -125,7 +125,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --epochs 3", "did you mean --train.epochs?"),
         ("info --stor a.h5", "unknown option --stor (did you mean --store?)"),
         ("train --head.name rigde", "no such head (did you mean ridge?)"),
-        ("train --head.unit 3", "unknown option --head.unit (did you mean --head.units?), pooled_lstm has "),
+        ("train --head.unit 3", "unknown option --head.unit (did you mean units?), pooled_lstm has "),
         ("train --head.name ridge --head.units 3", "ridge has streams, grid, components, difference, lags, alpha"),
         ("train --head.name auto --head.units 3", "auto has no settings"),
         ("train --frames.colour rgp", "(did you mean rgb?)"),
