@@ -1,11 +1,20 @@
-"""What the tests of tracking share: measures of a track."""
+"""What the tests of tracking share: tracking one box, and measures of a track."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from features._common.types import Floats
+from features._common.types import Floats, Image
+from features.sequences import Box
 from features.tracks import Track
+from stage1_extract.tracking.tracker import track_known_boxes
+
+
+def track_box(frames: Sequence[Image], box: Box, at: int) -> Track:
+    """Track a box that is known in one frame."""
+    return track_known_boxes(frames, {at: box})
 
 
 def relative_widths(track: Track, at: int) -> Floats:

@@ -99,47 +99,27 @@ def start_tracker(frame: Image, box: Box, other_boxes: Sequence[Box] = ()) -> Te
     return TemplateTracker(pose, template) if template.contrast >= MIN_CONTRAST else None
 
 
-def track_box(frames: Sequence[Image], box: Box, at: int) -> Track:
-    """Track a box backwards and forwards from frame `at`.
-
-    The box is lost, and NaN, in a frame where nothing similar is near the expected position, more than half of it is
-    outside the image, or a side is under 6 px. It may be found again after at most three such frames in a row. A box
-    without contrast cannot be tracked: all frames but `at` are NaN. A box over the whole image follows the scene.
-
-    Args:
-        frames: images in order at full resolution, uint8, grey (height, width) or BGR (height, width, 3). Each is read
-            once (the one at `at` first), so that they may be decoded on demand.
-        box: left, top, right, bottom in px, the centre of the first pixel at (0, 0), known in frame `at`; may reach out
-            of the image.
-        at: 0-based index into `frames`.
-
-    Raises:
-        DataError: there is no frame `at`, or the box is not finite, has no size or lies outside its image.
-    """
-    if not 0 <= at < len(frames):
-        raise DataError("no frame at the box's index", expected=f"0 to {len(frames) - 1}", got=at)
-    frame = frames[at]
-    _check_box(box, frame)
-    track = _empty_track(len(frames))
-    _extend_track(track, frames, frame, box, at, (range(at - 1, -1, -1), range(at + 1, len(frames))), {})
-    track.boxes[at], track.confidence[at] = box, 1.0
-    return track
-
-
 def track_known_boxes(
     frames: Sequence[Image], known: Mapping[int, Box], other_boxes: Mapping[int, Sequence[Box]] = MappingProxyType({})
 ) -> Track:
-    """Track a vehicle whose box is known in one or several frames; other frames are reached from the nearest of them.
+    """Track a vehicle backwards and forwards from the frames where its box is known, each frame from the nearest.
+
+    The box is lost, and NaN, in a frame where nothing similar is near the expected position, more than half of it is
+    outside the image, or a side is under 6 px. It may be found again after at most three such frames in a row. A box
+    over the whole image follows the scene.
 
     A known box stays as it is, with confidence 1. If it cannot be tracked (without contrast, outside its image), the
     frames around it are lost. If it is not a box (not finite, without size), it is ignored.
 
     Args:
-        frames: as for `track_box`; frames between adjacent known ones are not read.
-        known: 0-based index into `frames` → box.
+        frames: images in order at full resolution, uint8, grey (height, width) or BGR (height, width, 3). They may be
+            decoded on demand: a known frame is read first, then its neighbours in both directions, each once; frames
+            between adjacent known ones are not read.
+        known: 0-based index into `frames` → left, top, right, bottom in px, the centre of the first pixel at (0, 0);
+            boxes may reach out of the image.
         other_boxes: index → boxes of other vehicles in that frame, which may hide this one.
     """
-    track = _empty_track(len(frames))
+    track = Track(np.full((len(frames), 4), np.nan), np.zeros(len(frames)))
     known_indices = sorted(i for i, box in known.items() if _is_box(box))
     for previous, at, following in zip([None, *known_indices], known_indices, [*known_indices[1:], None], strict=False):
         box = known[at]
@@ -147,32 +127,15 @@ def track_known_boxes(
         stop = len(frames) if following is None else (at + following) // 2 + 1
         directions = [d for d in (range(at - 1, first - 1, -1), range(at + 1, stop)) if d]
         if directions and _is_inside(box, frame := frames[at]):
-            _extend_track(track, frames, frame, box, at, directions, other_boxes)
+            for indices in directions:
+                tracker = start_tracker(frame, box, other_boxes.get(at, ()))
+                for i in indices:
+                    if tracker is None or tracker.given_up:
+                        break
+                    if match := tracker.step(frames[i], other_boxes.get(i, ())):
+                        track.boxes[i], track.confidence[i] = box_at_pose(match.pose, box_size(box)), match.correlation
         track.boxes[at], track.confidence[at] = box, 1.0
     return track
-
-
-def _empty_track(length: int) -> Track:
-    return Track(np.full((length, 4), np.nan), np.zeros(length))
-
-
-def _extend_track(
-    track: Track,
-    frames: Sequence[Image],
-    frame: Image,
-    box: Box,
-    at: int,
-    directions: Sequence[range],
-    other_boxes: Mapping[int, Sequence[Box]],
-) -> None:
-    """Write into a track where a box known in `frame`, the one at `at`, is found in each direction."""
-    for indices in directions:
-        tracker = start_tracker(frame, box, other_boxes.get(at, ()))
-        for i in indices:
-            if tracker is None or tracker.given_up:
-                break
-            if match := tracker.step(frames[i], other_boxes.get(i, ())):
-                track.boxes[i], track.confidence[i] = box_at_pose(match.pose, box_size(box)), match.correlation
 
 
 def _is_box(box: Box) -> bool:

@@ -12,7 +12,7 @@ from stage1_extract.sample.dataset import clip_scene
 from stage1_extract.sample.render import render_frames
 from stage1_extract.sample.scene import vehicle_box
 from stage1_extract.tracking.online_tracker import OnlineTracker
-from stage1_extract.tracking.tracker import track_box
+from tests.tracking_helpers import track_box
 
 Clip = tuple[list[Image], list[list[Box]]]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from features.errors import DataError
 from features.sequences import Camera
-from stage1_extract.tracking.tracker import track_box
+from stage1_extract.tracking.tracker import track_known_boxes
 from stage2_temporal.vehicle.camera_geometry import (
     CameraGeometry,
     WindowTracks,
@@ -50,7 +50,7 @@ def test_kitti_lead_car_velocity_matches_the_lidar(real: Path) -> None:
     folder = real / "kitti_lead_car"
     rows = list(csv.DictReader((folder / "labels.csv").read_text().splitlines()))
     frames = [cv2.imread(str(folder / "frames" / row["frame"]), cv2.IMREAD_GRAYSCALE) for row in rows]
-    track = track_box(frames, (556, 190, 700, 308), 0)
+    track = track_known_boxes(frames, {0: (556, 190, 700, 308)})
     ends = np.arange(6, len(rows))
     windows = ends[:, None] + np.arange(-6, 1)
     distance, velocity = (np.array([float(r[c]) for r in rows])[ends] for c in ("distance_m", "relative_velocity_mps"))
