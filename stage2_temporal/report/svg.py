@@ -18,7 +18,7 @@ PAGE_WIDTH, HEIGHT = 1100, 300
 RIGHT, TOP, BOTTOM = 8, 8, 40  # margins
 TITLE_WIDTH, DIGIT_WIDTH, MIN_LEFT = 26, 8, 52  # of the left margin: y title, one digit of a tick label, least width
 MAX_COLUMNS = 200  # columns of a plot that show their values under the pointer
-Scale = Callable[[float], float]  # from a value to its place in the drawing
+AxisScale = Callable[[float], float]  # from a value to its place in the drawing
 
 
 def plot_svg(plot: Plot, plots_per_row: int = 3) -> Markup:
@@ -88,7 +88,7 @@ def _columns(plot: Plot) -> Iterator[tuple[float, float, str]]:
         yield edges[i], edges[after], f"{place}: {', '.join([*values, *constants])}"
 
 
-def _mark(series: Series, to_x: Scale, to_y: Scale) -> Markup:
+def _mark(series: Series, to_x: AxisScale, to_y: AxisScale) -> Markup:
     points = [(to_x(x), to_y(y)) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(y)]
     if series.kind == "ring":
         path = "".join(f"M{x - 4.5:.1f} {y:.1f}a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0" for x, y in points)
@@ -112,7 +112,7 @@ def _mark(series: Series, to_x: Scale, to_y: Scale) -> Markup:
     return Markup('<path class="{}" d="{}"/>').format(f"{series.kind} role-{series.role}", path)
 
 
-def _scale(values: Range, start: float, stop: float, *, log: bool = False) -> Scale:
+def _scale(values: Range, start: float, stop: float, *, log: bool = False) -> AxisScale:
     low, high = (math.log10(v) for v in values) if log else values
 
     def place(value: float) -> float:

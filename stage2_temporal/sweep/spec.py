@@ -34,7 +34,7 @@ from features.errors import BadInputs, ConfigError
 from features.strict_model import StrictModel, describe_validation_error
 from stage2_temporal.runs.folder import run_settings
 
-SECTIONS = ("window", "head", "train")  # these may vary on one store, and so may data.target
+SWEPT_SECTIONS = ("window", "head", "train")  # these may vary on one store, and so may data.target
 PLAN_KEYS = {"train.seed": "seeds", "train.folds": "folds", "train.fold": "folds"}  # set under [sweep]
 Settings = dict[str, Any]  # full name → value
 
@@ -212,8 +212,8 @@ def _check_key(key: str) -> None:
     if key in PLAN_KEYS:
         raise ConfigError(f"{key} cannot be set in an entry", expected=f"{PLAN_KEYS[key]} under [sweep]")
     section, _, field = key.partition(".")
-    if key != "data.target" and (section not in SECTIONS or not field):
-        sections = ", ".join(f"{name}.…" for name in SECTIONS)
+    if key != "data.target" and (section not in SWEPT_SECTIONS or not field):
+        sections = ", ".join(f"{name}.…" for name in SWEPT_SECTIONS)
         raise ConfigError(
             f"{key} cannot vary within a sweep, which trains on one store", expected=f"{sections} or data.target"
         )
