@@ -164,7 +164,8 @@ def _train_entries(
             started.append(entry)
             yield delayed(_train_named)(entry, store, folder)
 
-    processes = {"backend": "loky", "initializer": prepare_worker, "initargs": (os.getpid(), max(1, cores // jobs))}
+    worker_settings = (os.getpid(), max(1, cores // jobs), Path.cwd())  # loky keeps workers only if these are the same
+    processes = {"backend": "loky", "initializer": prepare_worker, "initargs": worker_settings}
     workers = Parallel(
         jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1, **(processes if jobs > 1 else {})
     )

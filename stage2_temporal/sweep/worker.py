@@ -24,13 +24,15 @@ ERROR_FILE = "error.json"
 PARENT_CHECK_INTERVAL = 0.2  # seconds
 
 
-def prepare_worker(parent: int, threads: int) -> None:
+def prepare_worker(parent: int, threads: int, folder: Path) -> None:
     """Turn this process into a worker: load TensorFlow with its share of the cores, ignore Ctrl-C, end with the sweep.
 
     Args:
         parent: process id of the sweep.
         threads: number of threads that TensorFlow may use in one operation.
+        folder: the sweep's current folder, which its paths are relative to.
     """
+    os.chdir(folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep handles it and ends its workers
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     with quiet_imports():

@@ -242,7 +242,7 @@ def test_killed_sweep_continues_to_the_same_leaderboard(folder: Path) -> None:
     """SIGKILL goes to the sweep alone; its workers end by themselves."""
     (folder / "sweep.toml").write_text(GOOD_ENTRY.replace("[4]", "[4, 5, 6, 7, 8, 9]"))
     started = time.monotonic()
-    assert start(folder, *COMMAND).wait() == 0
+    assert main(COMMAND) == 0
     duration = time.monotonic() - started
     expected = leaderboard(folder)
     (folder / "runs").rename(folder / "uninterrupted")
@@ -258,7 +258,7 @@ def test_killed_sweep_continues_to_the_same_leaderboard(folder: Path) -> None:
         process.communicate()
         assert len(finished_runs(folder)) >= count
         count = len(finished_runs(folder))
-    assert start(folder, *COMMAND).wait() == 0
+    assert main(COMMAND) == 0
     assert leaderboard(folder) == expected
     names = {p.name for p in (folder / "runs" / "s").iterdir() if p.is_dir()}
     assert names == {p.name for p in (folder / "uninterrupted" / "s").iterdir() if p.is_dir()}
