@@ -10,8 +10,7 @@ class FramebankError(Exception):
 
     Args:
         what: the sentence that says what is wrong, with the path if there is one.
-        expected: what should be there.
-        got: what is there instead.
+        expected, got: what should be there, and what is there instead.
         hint: the command or edit that corrects it.
     """
 
@@ -40,13 +39,7 @@ class ConfigError(FramebankError):
 
 
 class BadInputs(FramebankError):
-    """Several errors collected in one pass, one line each.
-
-    Args:
-        what: the summary.
-        faults: the errors, a line each.
-        hint: the command or edit that corrects them.
-    """
+    """Several errors collected in one pass, one line each; `what` sums them up."""
 
     def __init__(self, what: str, faults: list[str], *, hint: str | None = None) -> None:
         super().__init__(what, hint=hint)

@@ -25,13 +25,7 @@ class FrameRange:
 
 @dataclass(frozen=True)
 class StoredRange:
-    """A range whose frames are stored in a file.
-
-    Attributes:
-        path: the file.
-        row: the file's row of the range's first frame.
-        streams: the streams the file has for these frames: name → fingerprint.
-    """
+    """A range whose frames are stored in a file, from `row` on, with `streams`: name → fingerprint."""
 
     frame_range: FrameRange
     path: Path

@@ -25,9 +25,6 @@ class ErrorTolerantFile(io.FileIO):
 
     HDF5 crashes the process if its last flush fails, e.g. on a full disk. Here it never sees the error; `check` raises
     it, and the caller discards the file.
-
-    Raises:
-        FileExistsError: the file exists; existing files are never opened for writing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,25 +91,18 @@ def open_file(path: Path) -> Any:
         raise StoreError(f"{path}: truncated, or not a store ({e})", hint=hint) from None
     try:
         with damage_as_store_error(path, TABLE_ERRORS):
-            _check(f, path, hint)
+            name = f.attrs.get("format")
+            if name != FORMAT_NAME:
+                raise StoreError(f"{path}: not a store", expected=f"format {FORMAT_NAME}", got=name, hint=hint)
+            version = int(f.attrs["version"])
+            if version > FORMAT_VERSION:
+                what, newest = f"{path}: written by a later version of framebank", f"format {FORMAT_VERSION} or earlier"
+                raise StoreError(what, expected=newest, got=f"format {version}", hint="update framebank")
+            _check_self_contained(f, path)
     except BaseException:
         f.close()
         raise
     return f
-
-
-def _check(f: Any, path: Path, hint: str) -> None:
-    if f.attrs.get("format") != FORMAT_NAME:
-        raise StoreError(f"{path}: not a store", expected=f"format {FORMAT_NAME}", got=f.attrs.get("format"), hint=hint)
-    version = int(f.attrs["version"])
-    if version > FORMAT_VERSION:
-        raise StoreError(
-            f"{path}: written by a later version of framebank",
-            expected=f"format {FORMAT_VERSION} or earlier",
-            got=f"format {version}",
-            hint="update framebank",
-        )
-    _check_self_contained(f, path)
 
 
 def _check_self_contained(group: Any, path: Path) -> None:
@@ -125,21 +115,6 @@ def _check_self_contained(group: Any, path: Path) -> None:
             raise StoreError(f"{path}: {group.name.rstrip('/')}/{name} points outside the file", hint="don't use it")
         if isinstance(child, h5py.Group):
             _check_self_contained(child, path)
-
-
-def create_stream(f: Any, name: str, frames: int, shape: tuple[int, ...], dtype: str, origin: str) -> Any:
-    """Create a stream's dataset: first axis = frame, one frame per chunk, checksummed; `origin` in JSON."""
-    data = f.create_dataset(
-        f"frames/{name}",
-        shape=(frames, *shape),
-        dtype=dtype,
-        chunks=(1, *shape),
-        fletcher32=True,
-        track_times=False,
-    )
-    if origin != "{}":  # the trunk's stream is determined by the recipe alone
-        data.attrs["origin"] = origin
-    return data
 
 
 def copy_chunks(source: Any, target: Any, source_row: int, target_row: int, count: int) -> None:

@@ -27,8 +27,7 @@ class Recipe:
         interpolation: `cubic` or `area`.
         colour: order of the channels that enter the trunk, `rgb` or `bgr`.
         preprocess: name of the preprocessing inside the trunk's graph; `none` for raw 0–255.
-        backbone: its name.
-        arguments: keyword arguments the backbone was built with, e.g. `{"alpha": 0.25}`.
+        backbone, arguments: its name, and the keyword arguments it was built with, e.g. `{"alpha": 0.25}`.
         weights: `imagenet`, a file name, or `random`, as the user specified.
         weights_digest: SHA-256 over all of the backbone's weights as loaded, in the model's order.
         top_layers: number of the backbone's layers above the cut. A count, because Keras' automatic layer names
@@ -65,8 +64,7 @@ class Recipe:
     def fingerprint(self) -> str:
         """SHA-256 of the canonical JSON, hex."""
         # `weights` is only the name the user gave; the digest determines the numbers
-        value = {k: v for k, v in asdict(self).items() if k != "weights"}
-        return json_digest(value)
+        return json_digest({k: v for k, v in asdict(self).items() if k != "weights"})
 
     def differences(self, other: Recipe) -> list[str]:
         """The fields that determine numbers and differ, as `name: value in other, not value here`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Box = tuple[float, float, float, float]
 SPLITS = ("train", "validation", "test")
@@ -33,8 +33,7 @@ class Camera:
     """A pinhole camera.
 
     Attributes:
-        fx, fy: focal length, px.
-        cx, cy: principal point, px.
+        fx, fy, cx, cy: focal length and principal point, px.
         height: height above the road in m; None if unknown.
     """
 
@@ -52,12 +51,10 @@ class FrameSequence:
     Attributes:
         id: unique in its store, e.g. `Train/12` for the competition.
         split: one of `SPLITS`.
-        length: number of frames.
-        fps: frames per second.
+        length: number of frames, of which there are `fps` per second.
         size: width, height of the source frames, px.
         digest: SHA-256 (hex) over the contents of the source files.
-        labels: its rows of ground truth, in order.
-        camera: the camera that took the frames; None without a calibration.
+        camera: None without a calibration.
     """
 
     id: str
@@ -76,6 +73,5 @@ def same_sequences(first: Sequence[FrameSequence], second: Sequence[FrameSequenc
 
 
 def _comparison_key(s: FrameSequence) -> str:
-    # repr, because NaN differs even from itself
-    labels = [(x.frame, sorted(x.targets.items()), x.box, x.position) for x in s.labels]
-    return repr((s.id, s.split, s.length, float(s.fps), s.size, s.digest, labels, s.camera))
+    labels = tuple(replace(x, targets=dict(sorted(x.targets.items()))) for x in s.labels)
+    return repr(replace(s, fps=float(s.fps), labels=labels))  # because NaN differs even from itself

@@ -40,12 +40,9 @@ from features.tracks import Track, track_key_by_label
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """What a stream stores for each frame.
+    """Shape and type of one frame's entry in a stream, and what determines its numbers.
 
-    Attributes:
-        shape: shape of one frame's entry.
-        dtype: its type.
-        origin: what determines its numbers; empty for the trunk's stream, which the recipe determines.
+    The trunk's stream is determined by the recipe, and has an empty `origin`.
     """
 
     shape: tuple[int, ...]
@@ -71,7 +68,6 @@ class Header:
     """A store's attributes.
 
     Attributes:
-        recipe: what determined the stored numbers.
         trunk: facts about the frozen part: `parameters`, `cut` in words, `relative_error` per engine.
         versions: library name → version that wrote the file.
         missing: sequence id → why it is not in the store.
@@ -103,10 +99,13 @@ class Store:
         self._file = open_file(self.path)
         try:
             with damage_as_store_error(self.path, TABLE_ERRORS):
-                self.header = _header(self._file)
-                self.recipe, self.complete = self.header.recipe, self.header.complete
-                self.versions, self.missing = self.header.versions, self.header.missing
-                self.fingerprint = str(self._file.attrs["fingerprint"])
+                attributes = self._file.attrs
+                self.recipe, self.complete = Recipe.from_json(attributes["recipe"]), bool(attributes["complete"])
+                trunk, self.versions, self.missing = (
+                    json.loads(attributes[n]) for n in ("trunk", "versions", "missing")
+                )
+                self.header = Header(self.recipe, trunk, self.versions, self.missing, self.complete)
+                self.fingerprint = str(attributes["fingerprint"])
                 self.sequences, self.first = _sequences(self._file)
                 self.streams = stream_infos(self._file)
                 self.frames = int(self._file["thumbnails/offset"].shape[0]) - 1
@@ -130,21 +129,14 @@ class Store:
 
     def index(self, sequence_id: str) -> int:
         """Return the position of a sequence in `sequences`."""
-        try:
-            return self._index[sequence_id]
-        except KeyError:
-            raise StoreError(
-                f"{self.path}: no sequence {sequence_id!r}", hint=f"framebank info --store {self.path}"
-            ) from None
+        if sequence_id not in self._index:
+            raise StoreError(f"{self.path}: no sequence {sequence_id!r}", hint=f"framebank info --store {self.path}")
+        return self._index[sequence_id]
 
     def read(self, stream: str, rows: NDArray[np.int64] | Sequence[int]) -> NDArray[Any]:
-        """Read entries of a stream, (len(rows), …) in the stored dtype.
+        """Read rows of a stream, in any order and with repeats: (len(rows), …) in the stored dtype.
 
         Cast the result if needed: letting HDF5 convert half to single precision while reading is 80 times slower.
-
-        Args:
-            stream: its name.
-            rows: in any order; repeats are allowed.
 
         Raises:
             StoreError: no such stream, or a frame with a wrong checksum.
@@ -158,11 +150,7 @@ class Store:
         return out
 
     def basis(self, stream: str) -> dict[str, NDArray[Any]]:
-        """Read the arrays a derived stream was computed with, by name; most streams have none.
-
-        Raises:
-            StoreError: an array with a wrong checksum.
-        """
+        """Read the arrays a derived stream was computed with, by name; most streams have none."""
         if f"bases/{stream}" not in self._file:
             return {}
         with damage_as_store_error(self.path, TABLE_ERRORS):
@@ -193,12 +181,7 @@ class Store:
         return {key: self._read_track(*rows) for key, rows in self._track_rows.items()}
 
     def track(self, sequence: int, label: int) -> Track | None:
-        """Read the track of the vehicle that a label describes; None if it has none.
-
-        Args:
-            sequence: index into `sequences`.
-            label: index into that sequence's labels.
-        """
+        """Read the track of the vehicle that a label, by its index in its sequence, describes; None if it has none."""
         if sequence not in self._track_keys:
             self._track_keys[sequence] = track_key_by_label(self.sequences[sequence])
         rows = self._track_rows.get(self._track_keys[sequence].get(label, ""))
@@ -276,11 +259,6 @@ def read_track(f: Any, first: int, length: int) -> Track:
     return Track(f["tracks/box"][rows], f["tracks/confidence"][rows])
 
 
-def _header(f: Any) -> Header:
-    json_attributes = {name: json.loads(f.attrs[name]) for name in ("trunk", "versions", "missing")}
-    return Header(Recipe.from_json(f.attrs["recipe"]), complete=bool(f.attrs["complete"]), **json_attributes)
-
-
 def _sequences(f: Any) -> tuple[tuple[FrameSequence, ...], NDArray[np.int64]]:
     labels = _labels(f["labels"])
     group = f["sequences"]
@@ -302,13 +280,9 @@ def _labels(group: Any) -> dict[int, list[Label]]:
     labels: dict[int, list[Label]] = {}
     for sequence, frame, targets, named, box, position in zip(*columns, strict=True):
         values = {name: v for name, v, has_column in zip(names, targets, named, strict=True) if has_column}
-        label = Label(
-            frame,
-            values,
-            None if math.isnan(box[0]) else tuple(box),
-            None if math.isnan(position[0]) else tuple(position),
-        )
-        labels.setdefault(sequence, []).append(label)
+        known_box = None if math.isnan(box[0]) else tuple(box)
+        known_position = None if math.isnan(position[0]) else tuple(position)
+        labels.setdefault(sequence, []).append(Label(frame, values, known_box, known_position))
     return labels
 
 

@@ -22,7 +22,6 @@ from features.hdf5 import (
     ThumbnailWriter,
     copy_chunks,
     create_file,
-    create_stream,
     damage_as_store_error,
     open_file,
     write_array,
@@ -54,38 +53,32 @@ class ShardWriter:
         _write_header(self._file, Header(recipe))
         self._file.create_group("frames")  # also in a shard with tracks only
         for name, info in streams.items():
-            _create(self._file, name, self._frames, info)
+            _create_stream(self._file, name, self._frames, info)
 
     def write(self, maps: Mapping[str, NDArray[Any]], thumbnails: Sequence[bytes]) -> None:
-        """Append frames. The arrays must not change before `finish`.
-
-        Args:
-            maps: stream → (n, …) in its dtype.
-            thumbnails: n JPEGs; empty bytes for frames whose thumbnails are stored already.
-        """
+        """Append n frames: stream → (n, …), which must not change before `finish`; and n JPEGs, or empty bytes."""
         self._pending.append(maps)
         self._thumbnails.extend(thumbnails)
         if len(self._thumbnails) - self._written >= FRAMES_PER_WRITE:
             self._flush()
 
     def finish(self, valid: Sequence[int] | None = None, tracks: Mapping[str, Track] | None = None) -> None:
-        """Complete and close the file.
-
-        Args:
-            valid: indices of the ranges to keep; the rows of the others are ignored from now on. Default: all.
-            tracks: tracks of vehicles in the ranges' sequences, by their keys.
-        """
+        """Complete and close the file. Of its ranges, only those with the indices `valid` count; default: all."""
         self._flush()
         if self._written != self._frames:
             raise RuntimeError(f"{self._path}: {self._written} of {self._frames} frames written")
         rows = list(accumulate(map(len, self._ranges), initial=0))
-        valid = range(len(self._ranges)) if valid is None else valid
-        _write_thumbnails(self._file, self._thumbnails)
+        valid = list(range(len(self._ranges)) if valid is None else valid)
+        ranges = [self._ranges[i] for i in valid]
+        thumbnails = ThumbnailWriter(self._file)
+        for jpeg in self._thumbnails:
+            thumbnails.write(np.frombuffer(jpeg, np.uint8))
+        thumbnails.finish(np.cumsum([0, *map(len, self._thumbnails)], dtype=np.int64))
         columns = {
-            "sequence": [self._ranges[i].sequence for i in valid],
-            "digest": [self._ranges[i].digest for i in valid],
-            "start": np.array([self._ranges[i].start for i in valid], np.int64),
-            "stop": np.array([self._ranges[i].stop for i in valid], np.int64),
+            "sequence": [r.sequence for r in ranges],
+            "digest": [r.digest for r in ranges],
+            "start": np.array([r.start for r in ranges], np.int64),
+            "stop": np.array([r.stop for r in ranges], np.int64),
             "row": np.array([rows[i] for i in valid], np.int64),
         }
         write_columns(self._file.create_group("pieces"), columns)
@@ -107,11 +100,7 @@ class ShardWriter:
 
 
 def check_shard(path: Path) -> None:
-    """Read every chunk of a shard.
-
-    Raises:
-        StoreError: one cannot be read.
-    """
+    """Read every chunk of a shard; raise StoreError if one cannot be read."""
     with open_file(path) as f, damage_as_store_error(path, TABLE_ERRORS):
         for data in f["frames"].values():
             for row in range(data.shape[0]):
@@ -144,7 +133,6 @@ class StreamContent:
     """The content of one stream of a store to be assembled: stored `ranges`, or computed `batches`.
 
     Attributes:
-        info: its shape, type and origin.
         ranges: per sequence, stored ranges that together make it up, in order.
         batches: all frames in the store's order, (n, …) each, computed while they are written.
         arrays: what the stream was computed with, stored as its basis.
@@ -166,15 +154,8 @@ def assemble_store(
 ) -> None:
     """Write a store from ranges in shards or an older store; it replaces `path` once complete.
 
-    Chunks are copied as stored, checksums included, so nothing is decoded or rounded again.
-
-    Args:
-        path: the store.
-        header: its attributes.
-        sequences: its sequences, in order.
-        streams: by name; the thumbnails are copied from the first one's files.
-        top: the unfrozen layers.
-        tracks: by their keys, see `features.tracks.track_keys`.
+    Chunks are copied as stored, checksums included, so nothing is decoded or rounded again. The thumbnails are copied
+    from the first stream's files. The keys of `tracks` are those of `features.tracks.track_keys`.
     """
     for stream in streams.values():
         for sequence, ranges in zip(sequences, stream.ranges, strict=stream.batches is None):
@@ -191,10 +172,13 @@ def assemble_store(
                 _write_labels(f, sequences)
                 _write_tracks(f, tracks or {})
                 if top:
-                    _write_top(f, top)
+                    # may exceed the 64 KB of a plain attribute; with LIBVER, HDF5 stores larger ones too
+                    f.create_group("top").attrs["architecture"] = top.architecture
+                    for i, weight in enumerate(top.weights):
+                        write_array(f, f"top/weights/{i}", weight)
                 _copy_thumbnails(f, next(iter(streams.values())).ranges, frames, sources)
                 for name, stream in streams.items():
-                    target = _create(f, name, frames, stream.info)
+                    target = _create_stream(f, name, frames, stream.info)
                     for array, values in stream.arrays.items():
                         write_array(f, f"bases/{name}/{array}", values)
                     if stream.batches is not None:
@@ -242,8 +226,13 @@ def _open_source(sources: dict[Path, Any], path: Path) -> Any:
     return sources[path]
 
 
-def _create(f: Any, name: str, frames: int, info: StreamInfo) -> Any:
-    return create_stream(f, name, frames, info.shape, info.dtype, canonical_json(dict(info.origin)))
+def _create_stream(f: Any, name: str, frames: int, info: StreamInfo) -> Any:
+    """Create a stream's dataset: one frame per chunk, checksummed."""
+    shape, chunks = (frames, *info.shape), (1, *info.shape)
+    data = f.create_dataset(f"frames/{name}", shape, info.dtype, chunks=chunks, fletcher32=True, track_times=False)
+    if info.origin:  # the trunk's stream is determined by the recipe alone
+        data.attrs["origin"] = canonical_json(dict(info.origin))
+    return data
 
 
 def _write_batches(target: Any, batches: Iterable[NDArray[Any]], disk: ErrorTolerantFile) -> None:
@@ -264,13 +253,6 @@ def _copy_thumbnails(f: Any, ranges: Sequence[Sequence[StoredRange]], frames: in
         thumbnails.write(source["thumbnails/data"][bounds[0] : bounds[-1]])
         offsets[row + 1 : row + 1 + count] = offsets[row] + bounds[1:] - bounds[0]
     thumbnails.finish(offsets)
-
-
-def _write_thumbnails(f: Any, thumbnails: Sequence[bytes]) -> None:
-    writer = ThumbnailWriter(f)
-    for jpeg in thumbnails:
-        writer.write(np.frombuffer(jpeg, np.uint8))
-    writer.finish(np.cumsum([0, *map(len, thumbnails)], dtype=np.int64))
 
 
 def _write_header(f: Any, header: Header) -> None:
@@ -325,8 +307,7 @@ def _write_labels(f: Any, sequences: Sequence[FrameSequence]) -> None:
     rows = [(i, label) for i, s in enumerate(sequences) for label in s.labels]
     columns = sorted({c for _, label in rows for c in label.targets})
     # a label may have a column without a value, which differs from not having the column
-    named = np.array([[c in label.targets for c in columns] for _, label in rows], bool)
-    named = named.reshape(len(rows), len(columns))
+    named = [[c in label.targets for c in columns] for _, label in rows]
     targets = [[label.targets.get(c, math.nan) for c in columns] for _, label in rows]
     group = f.create_group("labels")
     group.attrs["columns"] = canonical_json(columns)
@@ -336,16 +317,8 @@ def _write_labels(f: Any, sequences: Sequence[FrameSequence]) -> None:
             "sequence": np.array([i for i, _ in rows], np.int64),
             "frame": np.array([label.frame for _, label in rows], np.int64),
             "targets": np.array(targets, np.float64).reshape(len(rows), len(columns)),
-            "named": named,
+            "named": np.array(named, bool).reshape(len(rows), len(columns)),
             "box": np.array([label.box or (math.nan,) * 4 for _, label in rows], np.float64).reshape(-1, 4),
             "position": np.array([label.position or (math.nan,) * 2 for _, label in rows], np.float64).reshape(-1, 2),
         },
     )
-
-
-def _write_top(f: Any, top: TopRecord) -> None:
-    group = f.create_group("top")
-    # may exceed the 64 KB of a plain attribute; with LIBVER, HDF5 stores larger ones too
-    group.attrs["architecture"] = top.architecture
-    for i, weight in enumerate(top.weights):
-        write_array(group, f"weights/{i}", weight)

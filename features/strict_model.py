@@ -26,11 +26,9 @@ def described_fault(message: str) -> PydanticCustomError:
 def describe_validation_error(
     error: ValidationError, model: type[BaseModel], *, prefix: str = "", owner: str = ""
 ) -> str:
-    """Describe each fault: the key's full name, what is wrong with it, and the value it has.
+    """Describe each fault of a `model`: the key's full name, what is wrong with it, and the value it has.
 
     Args:
-        error: raised when a `model` was validated.
-        model: the settings class.
         prefix: put before each key, as in `head.`.
         owner: whose settings these are, as in `gru`; default: the section's.
     """

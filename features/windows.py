@@ -29,7 +29,6 @@ class Examples:
         start: (n,) the window's first frame, 0-based within the sequence.
         position: (n, 2) x (forward), y (right) in m, NaN if unknown.
         box: (n, 4) left, top, right, bottom in full-resolution px, NaN if unknown.
-        columns: names of the K targets.
         dropped: number of labels left out because their window does not fit into the sequence.
     """
 
@@ -60,8 +59,7 @@ class Examples:
 
 
 def window_offsets(length: int, stride: int, end: int) -> NDArray[np.int64]:
-    """Return the window's frames relative to the label's frame, (length,); the last one is `end`.
-
+    """Return the window's frames relative to the label's, (length,), `stride` apart; the last one is `end`.
     >>> window_offsets(length=4, stride=2, end=0).tolist()
     [-6, -4, -2, 0]
     """
@@ -99,15 +97,10 @@ def make_examples(
     """Pair every label that has `columns` with its window, in the store's order.
 
     Windows that reach outside their sequence are dropped and counted. If no label of a sequence knows the target (as in
-    a test clip), its examples have NaN targets, for prediction.
+    a test clip), its examples have NaN targets, for prediction. See `window_offsets` for length, stride and end.
 
     Args:
-        sequences: the store's sequences.
         first: (S,) store row of each sequence's first frame.
-        columns: the target columns.
-        length: frames per window.
-        stride: frames from one frame of the window to the next.
-        end: the window's last frame, relative to the label's frame.
 
     Raises:
         ConfigError: no label has the columns, or no window fits.

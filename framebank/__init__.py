@@ -13,14 +13,18 @@ Each name is imported when it is first used, so that `import framebank` loads ne
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
+
+from features._common.quiet_imports import quiet_imports
 
 if TYPE_CHECKING:
     from features.config import Config, read_config
     from features.errors import FramebankError
     from features.store import Store
-    from framebank.workflows import extract, load_examples, predict, train
+    from framebank.workflows import extract, predict, train
     from stage2_temporal import heads
+    from stage2_temporal.data.examples import load_examples
 
     __version__: str
 
@@ -42,7 +46,8 @@ _MODULES = {
     "FramebankError": "features.errors",
     "Store": "features.store",
     "extract": "framebank.workflows",
-    "load_examples": "framebank.workflows",
+    "heads": "stage2_temporal.heads",
+    "load_examples": "stage2_temporal.data.examples",
     "predict": "framebank.workflows",
     "read_config": "features.config",
     "train": "framebank.workflows",
@@ -52,15 +57,10 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
     if name in _MODULES:
-        value = getattr(importlib.import_module(_MODULES[name]), name)
-    elif name == "heads":
-        from features._common.quiet_imports import quiet_imports
-
         with quiet_imports():
-            value = importlib.import_module("stage2_temporal.heads")
+            module = importlib.import_module(_MODULES[name])
+        value = module if name == "heads" else getattr(module, name)
     elif name == "__version__":
-        from importlib import metadata
-
         value = metadata.version("framebank")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,16 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str] | None, commands: Mapping[str, type[Command]], *, prog: str) -> int:
-    """Run one of several commands.
-
-    Args:
-        argv: a command and its options; default: those of the process.
-        commands: the commands by name.
-        prog: how this program is called, for its help.
-
-    Returns:
-        The exit status.
-    """
+    """Run one of several commands, by default the one that the process was started with; returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # "?" for a character that the terminal's encoding lacks

@@ -6,14 +6,15 @@ Heavy libraries are imported when a command runs, so that help and early errors 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from features._common.log import logger
 from features._common.progress import progress_bar
 from features._common.quiet_imports import quiet_imports
 from features.config import Config, read_run_config
@@ -94,12 +95,12 @@ class Extract(StoreCommand):
         done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing to extract"
         print(f"{path}: {done}; {result.frames:,} frames in the store")
         for note in result.notes:
-            _warn(note)
+            logger.warning(note)
         if result.missing:
             items = "1 item" if len(result.missing) == 1 else f"{len(result.missing)} items"
-            _warn(f"{path}: skipped {items} with errors; run `framebank info --store {path}` to list them")
+            logger.warning(f"{path}: skipped {items} with errors; run `framebank info --store {path}` to list them")
         if self.settings.backbone.weights == "random":
-            _warn(f"{path}: the backbone's weights are random (UNTRAINED): this store is only for tests")
+            logger.warning(f"{path}: the backbone's weights are random (UNTRAINED): this store is only for tests")
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,17 @@ class Verify(StoreCommand):
     def __call__(self) -> None:
         path = self.store_path
         damaged = _damaged_rows(path)
-        if damaged:
-            lines = "\n".join(_describe_rows(path, damaged))
-            raise StoreError(
-                f"{lines}\n{path}: {len(damaged)} damaged frames", hint=f"framebank repair --config FILE --store {path}"
-            )
-        print(f"{path}: intact, every frame was read")
+        if not damaged:
+            print(f"{path}: intact, every frame was read")
+            return
+        lines = []
+        with Store(path) as store:
+            for row, streams in damaged.items():
+                i = int(store.first.searchsorted(row, "right")) - 1
+                frame = f"{store.sequences[i].id} frame {row - int(store.first[i])}"
+                lines.append(f"{path}: {frame}: {', '.join(streams)} damaged")
+        lines.append(f"{path}: {len(damaged)} damaged frames")
+        raise StoreError("\n".join(lines), hint=f"framebank repair --config FILE --store {path}")
 
 
 @dataclass(frozen=True)
@@ -152,10 +158,10 @@ class Train(StoreCommand):
     def __call__(self) -> None:
         stem = (self.config or self.store_path).stem
         run = None if self.run is None else workflows.expand(self.run)
-        for trained in workflows.train_runs(self.settings, self.store_path, run, stem=stem):
-            if trained.existed:
-                print(f"{trained.folder}: trained already")
-            _print_run(trained.folder)
+        for folder, existed in workflows.train_runs(self.settings, self.store_path, run, stem=stem):
+            if existed:
+                print(f"{folder}: trained already")
+            _print_run(folder)
 
     @classmethod
     def read_config(cls, arguments: Sequence[str]) -> Config:
@@ -191,7 +197,7 @@ class Sweep(StoreCommand):
         result = run_sweep(sweep.sweep, entries, path)
         _print_leaderboard([read_run(result.folder / name) for name in result.names], result.folder)
         if result.remaining:
-            _warn(f"Time is up; {result.remaining} runs were not started. Run the same command to continue.")
+            logger.warning(f"Time is up; {result.remaining} runs were not started. Run the same command to continue.")
         if result.failed:
             raise BadInputs(
                 f"{len(result.failed)} of {len(entries)} runs failed; error.json in each one's folder has the details",
@@ -214,7 +220,7 @@ class Leaderboard(Command):
 
         runs, faults = find_runs(self.runs)
         for fault in faults:
-            _warn(f"skipped: {fault}")
+            logger.warning(f"skipped: {fault}")
         if not runs:
             raise DataError(f"{self.runs}: no finished run in this folder", hint="framebank train, or framebank sweep")
         _print_leaderboard(runs, self.runs, self.target)
@@ -321,7 +327,7 @@ class Export(RunConfigCommand):
         with quiet_imports():
             from stage2_temporal.fused.export import export_run
         with Store(path) as store:
-            for file, difference in export_run(folder, store, self.settings, _flat(self.format)):
+            for file, difference in export_run(folder, store, self.settings, list(chain(*self.format))):
                 print(f"{file}: largest difference from Keras {difference:.2g} of the largest value")
 
 
@@ -345,15 +351,8 @@ class Predict(Command):
     """Frames per second, if the input does not say or is wrong."""
 
     def __call__(self) -> None:
-        result = workflows.predict(
-            _run_folder(self.run),
-            self.input,
-            self.output,
-            overlay=self.overlay,
-            boxes=self.boxes,
-            stride=self.stride,
-            fps=self.fps,
-        )
+        options = {name: getattr(self, name) for name in ("output", "overlay", "boxes", "stride", "fps")}
+        result = workflows.predict(self.run, self.input, **options)
         print(f"{result.windows:,} windows: {', '.join(map(str, result.files))}")
         if result.skipped:
             raise BadInputs(
@@ -373,7 +372,7 @@ class Derive(Command):
     """Names of the streams, such as pooled, grid3x4, change3x4, change3x4lag2, pca64 or motion.grid3x4."""
 
     def __call__(self) -> None:
-        names = _flat(self.stream)
+        names = list(chain(*self.stream))
         if not names:
             raise ConfigError("no stream named", hint="--stream grid3x4 change3x4")
         with quiet_imports():
@@ -397,26 +396,12 @@ class Benchmark(Command):
         print(tusimple_table(read_tusimple_json(self.predictions), read_tusimple_json(self.truth)))
 
 
-STAGE_ONE: dict[str, type[Command]] = {
-    "sample": Sample,
-    "extract": Extract,
-    "info": Info,
-    "verify": Verify,
-    "repair": Repair,
-}
-STAGE_TWO: dict[str, type[Command]] = {
-    "train": Train,
-    "evaluate": Evaluate,
-    "report": Report,
-    "sweep": Sweep,
-    "leaderboard": Leaderboard,
-    "predict": Predict,
-    "finetune": Finetune,
-    "fuse": Fuse,
-    "export": Export,
-    "derive": Derive,
-    "benchmark": Benchmark,
-}
+def _by_name(*commands: type[Command]) -> dict[str, type[Command]]:
+    return {command.__name__.lower(): command for command in commands}
+
+
+STAGE_ONE = _by_name(Sample, Extract, Info, Verify, Repair)
+STAGE_TWO = _by_name(Train, Evaluate, Report, Sweep, Leaderboard, Predict, Finetune, Fuse, Export, Derive, Benchmark)
 COMMANDS = STAGE_ONE | STAGE_TWO
 
 
@@ -455,20 +440,3 @@ def _damaged_rows(path: Path) -> dict[int, list[str]]:
             progress.update()
         store.tracks()  # raises if these are damaged
     return damaged
-
-
-def _describe_rows(path: Path, damaged: dict[int, list[str]]) -> list[str]:
-    with Store(path) as store:
-        sequences = [int(store.first.searchsorted(row, "right")) - 1 for row in damaged]
-        return [
-            f"{path}: {store.sequences[i].id} frame {row - int(store.first[i])}: {', '.join(streams)} damaged"
-            for i, (row, streams) in zip(sequences, damaged.items(), strict=True)
-        ]
-
-
-def _flat(groups: tuple[tuple[str, ...], ...]) -> list[str]:
-    return [word for group in groups for word in group]
-
-
-def _warn(line: str) -> None:
-    print(line, file=sys.stderr)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 import tyro
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from tyro import _errors as parsing  # its hook is the one way to errors in our words; private, so pyproject caps tyro
 from tyro.constructors import (
@@ -81,13 +81,7 @@ def wrap(text: str, first: str = "", rest: str = "") -> str:
 
 
 def parse(command: type[AnyCommand], arguments: Sequence[str], config: Config, *, prog: str) -> AnyCommand:
-    """Read the options of a command.
-
-    Args:
-        command: the class.
-        arguments: what follows the command's name.
-        config: the settings that flags override.
-        prog: how the command is called, for its help.
+    """Read the options of a command, whose flags override the settings of `config`.
 
     Raises:
         ConfigError: an option is wrong.
@@ -107,19 +101,17 @@ def parse(command: type[AnyCommand], arguments: Sequence[str], config: Config, *
             config=MARKERS,
             use_underscores=True,
         )
-    values = getattr(options, "settings", None)
-    if values is None:
-        return options
-    changes: dict[str, Any] = {"settings": _merged(config, values, given_options(arguments), prog)}
+    values = vars(options)
+    changes: dict[str, Any] = {name: value.expanduser() for name, value in values.items() if isinstance(value, Path)}
+    if "settings" in values:
+        changes["settings"] = _merged(config, values["settings"], given_options(arguments), prog)
     return dataclasses.replace(options, **changes)
 
 
 def registry(config: Config, sections: Collection[str] = Command.sections) -> ConstructorRegistry:
     """How tyro turns our types into flags: settings as nested dictionaries, for pydantic to validate all at once.
 
-    Args:
-        config: defaults of the settings.
-        sections: those that help shows.
+    The defaults are those of `config`, and help shows only its `sections`.
     """
     rules = ConstructorRegistry()
 
@@ -138,21 +130,9 @@ def registry(config: Config, sections: Collection[str] = Command.sections) -> Co
         return PrimitiveConstructorSpec(
             nargs=1,
             metavar="{true,false}",
-            instance_from_str=_boolean,
+            instance_from_str=lambda words: TypeAdapter(bool).validate_python(words[0]),
             is_instance=lambda value: isinstance(value, bool),
             str_from_instance=lambda value: [str(value).lower()],
-        )
-
-    @rules.primitive_rule
-    def path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-        if info.type is not Path:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="PATH",
-            instance_from_str=lambda words: Path(expand(words[0])),
-            is_instance=lambda value: isinstance(value, Path),
-            str_from_instance=lambda value: [str(value)],
         )
 
     return rules
@@ -222,13 +202,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple | dict):
         return " ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
-
-
-def _boolean(words: list[str]) -> bool:
-    word = words[0].lower()
-    if word not in ("true", "false"):
-        raise ValueError("expected true or false")
-    return word == "true"
 
 
 def _with_head(config: Config, name: str) -> Config:

@@ -6,8 +6,7 @@ Heavy libraries are imported when a function needs them, so that an early error 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,25 +15,8 @@ from features.config import Config
 from features.store import Store
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from stage1_extract.extract import ExtractionResult
-    from stage2_temporal.data.examples import StoreExamples
     from stage2_temporal.predict import PredictionFiles
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """A finished run.
-
-    Attributes:
-        folder: where it is.
-        existed: it was trained earlier, with the same settings on the same examples.
-    """
-
-    folder: Path
-    existed: bool
 
 
 def extract(config: Config, store: Path | str) -> Path:
@@ -56,11 +38,7 @@ def extract(config: Config, store: Path | str) -> Path:
 
 
 def extract_data_set(config: Config, store: Path, damaged_rows: dict[int, list[str]] | None = None) -> ExtractionResult:
-    """As `extract`, with details of what was done.
-
-    Args:
-        damaged_rows: rows of the store, each with the streams to extract again.
-    """
+    """As `extract`, with details of what was done; extracts the given streams of `damaged_rows` again."""
     quiet_opencv()
     from stage1_extract.datasets import scan
 
@@ -97,15 +75,11 @@ def train(config: Config, store: Path | str, run: str | None = None) -> list[Pat
         FramebankError: something the user can correct.
     """
     path = Path(store).expanduser()
-    return [trained.folder for trained in train_runs(config, path, run, stem=path.stem)]
+    return [folder for folder, _ in train_runs(config, path, run, stem=path.stem)]
 
 
-def train_runs(config: Config, store: Path, run: str | None, *, stem: str) -> Iterator[TrainedRun]:
-    """As `train`, one run at a time.
-
-    Args:
-        stem: first part of the names of runs.
-    """
+def train_runs(config: Config, store: Path, run: str | None, *, stem: str) -> Iterator[tuple[Path, bool]]:
+    """As `train`, one run at a time: its folder, named after `stem`, and whether it existed."""
     from stage2_temporal.data.task import check_recipe, read_task, store_origin
     from stage2_temporal.runs.folder import choose_run_folder
 
@@ -123,30 +97,7 @@ def train_runs(config: Config, store: Path, run: str | None, *, stem: str) -> It
                     from stage2_temporal.train import train as train_run
 
                 train_run(task_config, opened, task, folder)
-            yield TrainedRun(folder, existed)
-
-
-def load_examples(
-    store: Path | str, config: Config | None = None, splits: Sequence[str] = ("train",)
-) -> tuple[StoreExamples, NDArray[np.float64], NDArray[np.int64]]:
-    """Load the examples of a store for scikit-learn.
-
-    Args:
-        store: a complete store.
-        config: target and windows; default: the defaults.
-        splits: which of the store's splits; only examples with a known target.
-
-    Returns:
-        X, which reads features when a head asks for them; y (n, K) in the target's unit; and each example's sequence
-        (n,), for group-wise cross-validation.
-
-    Raises:
-        FramebankError: something the user can correct.
-    """
-    with quiet_imports():
-        from stage2_temporal.data import examples
-
-    return examples.load_examples(Path(store).expanduser(), config, splits)
+            yield folder, existed
 
 
 def predict(

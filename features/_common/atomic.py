@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -23,8 +23,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         fsync_path(path.parent)
     finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def fsync_path(path: Path) -> None:

@@ -12,14 +12,7 @@ tabulate.MIN_PADDING = 0  # no extra space in headers, so that tables fit into 8
 def text_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,), markdown: bool = False
 ) -> str:
-    """Lay out rows of cells as a table.
-
-    Args:
-        header: one title per column.
-        rows: cells that are already formatted.
-        left: positions of the columns that are aligned to the left; the others are aligned to the right.
-        markdown: write a Markdown table.
-    """
+    """Lay out rows of formatted cells as a table, in Markdown if wanted; columns not in `left` are aligned right."""
     return tabulate.tabulate(
         rows,
         headers=header,

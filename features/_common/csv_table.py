@@ -13,13 +13,7 @@ from features.errors import DataError
 
 @dataclass(frozen=True)
 class CsvRow:
-    """One row of a CSV file.
-
-    Attributes:
-        path: the file.
-        line: number of the row's last line in the file, from 1.
-        cells: text of each cell without surrounding blanks, by column name.
-    """
+    """One row of a CSV file: where its last line is, from 1, and the text of its cells, stripped, by column name."""
 
     path: Path
     line: int
@@ -45,7 +39,6 @@ def read_csv_table(
     """Read a comma-separated file in UTF-8, with or without a byte order mark; empty lines are skipped.
 
     Args:
-        path: the file.
         required: columns that the header must have.
         hint: what to try, for every error; by default, to edit the file.
         faults: if given, a row with too few or too many cells is left out and described here in one line each.
@@ -103,9 +96,5 @@ def format_number(value: float) -> str:
 
 
 def parse_number(text: str) -> float:
-    """Read what `format_number` wrote; NaN for an empty text.
-
-    Raises:
-        ValueError: the text is no number.
-    """
+    """Read what `format_number` wrote; NaN for an empty text."""
     return float(text) if text else math.nan

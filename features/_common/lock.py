@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -18,12 +18,8 @@ from features.errors import StoreError
 def exclusive_write_lock(store: Path, timeout: float = 0) -> Iterator[None]:
     """Hold the store's write lock during the block. The operating system releases it if the process dies.
 
-    Args:
-        store: the file to lock.
-        timeout: seconds to wait for another process that holds the lock.
-
     Raises:
-        StoreError: another process still holds the lock; names the process, its host and the time.
+        StoreError: another process holds the lock, even after `timeout` s; names the process, its host and the time.
     """
     store.parent.mkdir(parents=True, exist_ok=True)
     holder = store.with_name(f"{store.name}.lock.holder")
@@ -38,6 +34,5 @@ def exclusive_write_lock(store: Path, timeout: float = 0) -> Iterator[None]:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8")
         yield
     finally:
-        with suppress(FileNotFoundError):
-            holder.unlink()
+        holder.unlink(missing_ok=True)
         lock.release()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -93,28 +93,6 @@ class StoreSource:
         self.close()
 
 
-class HeadInputs(Protocol):
-    """What heads need from their X: `StoreExamples`, or `ArrayExamples` around a plain array."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Any) -> HeadInputs:
-        """Select examples by a mask, a slice or an array of indices."""
-
-    def window(self, stream: str) -> tuple[int, ...]:
-        """Return the shape of one example of a stream: (T, h, w, c) of maps, (T, F) of vectors."""
-
-    def stream(self, name: str) -> NDArray[Any]:
-        """Read a stream: (n, T, …) in the stored type."""
-
-    def top(self) -> TopRecord | None:
-        """Return the unfrozen layers above the stream `appearance`; None if there are none."""
-
-    @property
-    def groups(self) -> NDArray[np.int64]:
-        """(n,) index of each example's sequence. No sequence may be on both sides of a split."""
-
-
 class StoreExamples:
     """Windows of a store's frames, each with a label: the X that heads take in `fit` and `predict`.
 
@@ -131,9 +109,6 @@ class StoreExamples:
     >>> X[:2].stream("appearance").shape
     (2, 8, 3, 5, 7)
 
-    Args:
-        source: the store.
-        examples: which windows; their rows are among the source's.
     """
 
     def __init__(self, source: StoreSource, examples: Examples) -> None:
@@ -143,7 +118,6 @@ class StoreExamples:
         return len(self.examples)
 
     def __getitem__(self, index: Any) -> StoreExamples:
-        """Select examples by a mask, a slice or an array of indices."""
         if isinstance(index, tuple):  # scikit-learn asks for X[indices, ...]
             index = index[0]
         if isinstance(index, int | np.integer):
@@ -181,12 +155,7 @@ class StoreExamples:
         """The camera of each example's sequence, None where it is unknown."""
         return [self.source.store.sequences[s].camera for s in self.groups.tolist()]
 
-    def info(self, stream: str) -> StreamInfo:
-        """Return shape, type and origin of a stream.
-
-        Raises:
-            ConfigError: the store has no such stream.
-        """
+    def _info(self, stream: str) -> StreamInfo:
         streams = self.source.store.streams
         if stream not in streams:
             raise ConfigError(
@@ -199,7 +168,7 @@ class StoreExamples:
 
     def window(self, stream: str) -> tuple[int, ...]:
         """Return the shape of one example of a stream: (T, h, w, c) of maps, (T, F) of vectors."""
-        return (self.examples.rows.shape[1], *self.info(stream).shape)
+        return (self.examples.rows.shape[1], *self._info(stream).shape)
 
     def stream(self, name: str) -> NDArray[Any]:
         """Read a stream: (n, T, …) in the stored type.
@@ -211,8 +180,8 @@ class StoreExamples:
         return self.read(name, self.examples.rows)
 
     def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Read rows (n, m) of a stream: (n, m, …) in the stored type. They must be among the source's rows."""
-        self.info(name)
+        """Read rows (n, m) of a stream, which must be among the source's: (n, m, …) in the stored type."""
+        self._info(name)
         return self.source.reader(name).windows(rows)
 
     def augmented(self, options: TrainConfig) -> tuple[StoreExamples, NDArray[np.int64], Floats]:
@@ -257,15 +226,12 @@ class StoreExamples:
 
 
 class ArrayExamples:
-    """A plain array as the X of a head; each example counts as a sequence.
+    """A plain array as the X of a head: maps (n, T, h, w, c), vectors (n, T, F), or one vector per example (n, F).
 
-    >>> ArrayExamples(np.zeros((20, 8, 1280))).window("appearance")
-    (8, 1280)
+    Each example counts as a sequence, and every stream is the array.
+
     >>> ArrayExamples(np.zeros((20, 1280))).window("appearance")
     (1, 1280)
-
-    Args:
-        values: maps (n, T, h, w, c), vectors (n, T, F), or one vector per example (n, F).
     """
 
     def __init__(self, values: NDArray[Any]) -> None:
@@ -279,27 +245,24 @@ class ArrayExamples:
 
     @property
     def groups(self) -> NDArray[np.int64]:
-        """(n,) a different number for each example."""
         return np.arange(len(self))
 
     def window(self, stream: str) -> tuple[int, ...]:
-        """Return the shape of one example, whatever the stream is called."""
         return tuple(self.values.shape[1:])
 
     def stream(self, name: str) -> NDArray[Any]:
-        """Return the array (n, T, …), whatever the stream is called."""
         return self.values
 
     def top(self) -> TopRecord | None:
-        """None: an array has no backbone."""
         return None
+
+
+HeadInputs = StoreExamples | ArrayExamples  # what heads take as X
 
 
 def as_head_inputs(X: Any) -> HeadInputs:
     """Wrap X in `ArrayExamples` if it is an array."""
-    if isinstance(X, StoreExamples | ArrayExamples):
-        return X
-    return ArrayExamples(np.asarray(X))
+    return X if isinstance(X, HeadInputs) else ArrayExamples(np.asarray(X))
 
 
 def as_maps(values: Tensor) -> Tensor:
@@ -311,7 +274,7 @@ def as_maps(values: Tensor) -> Tensor:
 
 
 def load_examples(
-    path: Path | str, config: Config | None = None, splits: Sequence[str] = ("train",)
+    store: Path | str, config: Config | None = None, splits: Sequence[str] = ("train",)
 ) -> tuple[StoreExamples, Floats, NDArray[np.int64]]:
     """Load the examples of a store for scikit-learn: X, y and groups.
 
@@ -320,7 +283,7 @@ def load_examples(
     ([[3.0], [9.0], [12.0]], [1, 3, 4])
 
     Args:
-        path: a complete store.
+        store: a complete store.
         config: what to predict from which windows (`[data] target`, `[window]`), how to split (`[train]`), and how much
             memory to use (`[train] memory_gb`); default: the defaults.
         splits: which splits; only examples with a known target are returned.
@@ -334,9 +297,9 @@ def load_examples(
         StoreError: the store is incomplete.
         ConfigError: no label has the target, no window fits into a sequence, or no example is left to train on.
     """
-    config = config or Config()
-    with Store(path) as store:
-        task = read_task(config, store)
+    config, path = config or Config(), Path(store).expanduser()
+    with Store(path) as opened:
+        task = read_task(config, opened)
     selected = task.examples[np.isin(task.splits, splits) & task.examples.known]
     X = StoreExamples(StoreSource(path, task.examples.rows, config.train.memory_gb), selected)
     return X, selected.targets, X.groups
