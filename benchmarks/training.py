@@ -1,6 +1,4 @@
-"""Compare training heads from a store with plain `model.fit` on arrays, and with training end to end.
-
-python -m benchmarks.training
+"""Training heads from a store compared with plain `model.fit` on arrays, and with training end to end.
 
 The published model (configs/competition.toml, random weights), with 365 clips to train on and 91 to validate on, of 8
 frames each. End to end is measured on one batch of 38 clips, whose frames are in memory, and scaled up; extraction
@@ -9,20 +7,16 @@ and decoding are measured on a few rendered clips and scaled up. Everything else
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import cv2
 import numpy as np
 
-from benchmarks.timing import measure_seconds
-from features._common.console import text_table
+from benchmarks.timing import Function, Row, seconds
 from features._common.quiet_imports import quiet_imports
 from features.config import Config, DataConfig, TrainConfig, read_config
 from features.head_config import HeadConfig, PooledLSTMConfig
@@ -51,8 +45,8 @@ POOLED = "pooled"
 Figures = dict[str, float]
 
 
-def measure(rounds: int = 3) -> Figures:
-    """Seconds and ratios, medians over rounds in which all ways of training take turns."""
+def measure(rounds: int = 3) -> list[Row]:
+    """Seconds, and ratios (named a/b); medians over rounds in which all ways of training take turns."""
     config = read_config("configs/competition.toml")
     config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"weights": "random"})})
     with tempfile.TemporaryDirectory() as folder:
@@ -61,12 +55,12 @@ def measure(rounds: int = 3) -> Figures:
         _write_store(root / "store.h5", trunk)
         with Store(root / "store.h5") as store:
             figures = _epochs(store, trunk, config, rounds)
-        return figures | _experiments(root, config, figures)
+        figures |= _experiments(root, config, figures)
+    return [{"figure": name, "seconds, or ratio": value} for name, value in figures.items()]
 
 
-def table(figures: Figures) -> str:
-    """Format the figures: seconds, then ratios."""
-    return text_table(("", ""), [[n, f"{v:.1f}" if "/" in n else f"{v:.3f} s"] for n, v in figures.items()])
+def _wall_seconds(function: Function) -> float:
+    return float(seconds(function)[0])
 
 
 def _write_store(path: Path, trunk: Trunk) -> None:
@@ -108,7 +102,7 @@ def _epochs(store: Store, trunk: Trunk, config: Config, rounds: int) -> Figures:
         options = config.train.model_copy(update={"epochs": epochs, "precision": precision})
 
         def median_epoch() -> float:
-            result = fit_model(model, Batches(reader, rows, targets, batch, seed=0), None, options)
+            result = fit_model(model, Batches(reader.windows, rows, targets, batch, seed=0), None, options)
             return statistics.median(epoch.seconds for epoch in result.history[1:])  # the first one builds the graph
 
         return median_epoch
@@ -116,10 +110,10 @@ def _epochs(store: Store, trunk: Trunk, config: Config, rounds: int) -> Figures:
     def plain_fit(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Callable[[], float]:
         model.compile(keras.optimizers.Adam(), loss="mean_squared_error", metrics=["root_mean_squared_error"])
         model.fit(x[:batch], y[:batch], batch_size=batch, verbose=0)  # builds the graph
-        return lambda: measure_seconds(lambda: model.fit(x, y, batch_size=batch, verbose=0)).wall
+        return lambda: _wall_seconds(lambda: model.fit(x, y, batch_size=batch, verbose=0))
 
     def evaluate() -> float:
-        return measure_seconds(lambda: end_to_end.evaluate(frames, targets[:batch], batch_size=batch, verbose=0)).wall
+        return _wall_seconds(lambda: end_to_end.evaluate(frames, targets[:batch], batch_size=batch, verbose=0))
 
     trunk.model.trainable = False
     end_to_end = build_fused_model(trunk.model, build_model(shape, config.head, 2, top=top))
@@ -158,7 +152,7 @@ def _experiments(root: Path, config: Config, figures: Figures) -> Figures:
 
     def extraction(count: int) -> float:
         part = replace(catalogue, clips=catalogue.clips[:count])
-        return measure_seconds(lambda: extract(sample, root / f"{count}.h5", part)).wall
+        return _wall_seconds(lambda: extract(sample, root / f"{count}.h5", part))
 
     def decode() -> None:
         for file in files:
@@ -168,9 +162,9 @@ def _experiments(root: Path, config: Config, figures: Figures) -> Figures:
     features = few + (extraction(MANY_CLIPS) - few) / (MANY_CLIPS - FEW_CLIPS) * (clips - FEW_CLIPS)
     config = config.model_copy(update={"train": config.train.model_copy(update={"validation_split": 0.0})})
     with Store(root / "store.h5") as store:
-        experiment = measure_seconds(lambda: train(config, store, read_task(config, store), root / "run")).wall
+        experiment = _wall_seconds(lambda: train(config, store, read_task(config, store), root / "run"))
     end_to_end = config.train.epochs * (figures["end_to_end_epoch"] + figures["end_to_end_validation"])
-    notebook = measure_seconds(decode).wall * clips / MANY_CLIPS + end_to_end
+    notebook = _wall_seconds(decode) * clips / MANY_CLIPS + end_to_end
     return {
         "features": features,
         "experiment": experiment,
@@ -179,7 +173,3 @@ def _experiments(root: Path, config: Config, figures: Figures) -> Figures:
         "notebook/(features + experiment)": notebook / (features + experiment),
         "end_to_end_experiment/experiment": end_to_end / experiment,
     }
-
-
-if __name__ == "__main__":
-    print(table(measure()))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,18 +18,11 @@ ROWS_PER_READ = 256
 class FrameReader:
     """Reads windows of one stream.
 
-    If the rows that windows need fit into `memory_gb`, they are read once, in the store's order and type, and kept in
-    memory. Otherwise each call reads the rows that it needs, each once.
-
-    Args:
-        store: an open store.
-        rows: every row that windows will need, in any shape.
-        memory_gb: how much memory to use at most, in 10⁹ bytes.
-        stream: name of the stream.
+    If all `rows` that windows will need fit into `memory_gb` (10⁹ bytes), they are read once, in the store's order and
+    type, and kept in memory. Otherwise each call reads the rows that it needs, each once.
 
     Attributes:
-        in_memory: whether the rows are in memory.
-        bytes_in_memory: what they take there.
+        in_memory, bytes_in_memory: whether the rows are in memory, and what they take there.
         rows_read: number of rows read from the store so far.
     """
 
@@ -61,19 +55,12 @@ class FrameReader:
         return self.store.read(self.stream, rows)
 
 
-class WindowReader(Protocol):
-    """Reads a model's inputs for some examples."""
-
-    def windows(self, rows: NDArray[np.int64]) -> Any:
-        """Return an array, or a dictionary of arrays by the model's input names; first axis as in `rows`."""
-
-
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     """Batches of windows and targets, for one call of `fit` or `predict`.
 
     Args:
-        reader: reads the windows.
-        rows: (n, …) what the reader is given, one entry per example.
+        read: takes some entries of `rows`; returns an array, or a dictionary of arrays by the model's input names.
+        rows: (n, …) one entry per example.
         targets: (n, K) targets; None makes batches of windows alone, to predict.
         batch: examples per batch.
         seed: for shuffling in each epoch; None keeps the order.
@@ -84,14 +71,14 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __init__(
         self,
-        reader: WindowReader,
+        read: Callable[[NDArray[np.int64]], Any],
         rows: NDArray[np.int64],
         targets: NDArray[np.float64] | None,
         batch: int,
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self._reader: WindowReader | None = reader
+        self._read: Callable[[NDArray[np.int64]], Any] | None = read
         self._rows, self._batch, self._seed = rows, batch, seed
         self._targets = None if targets is None else targets.astype(np.float32)
         self._order, self._epoch = np.arange(len(rows)), 0
@@ -101,10 +88,10 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         return -(-len(self._rows) // self._batch)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        assert self._reader is not None
+        assert self._read is not None
         chosen = self._order[index * self._batch : (index + 1) * self._batch]
         try:
-            windows = self._reader.windows(self._rows[chosen])
+            windows = self._read(self._rows[chosen])
         except FramebankError as e:
             self.fault = e
             raise
@@ -117,9 +104,5 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         self._epoch += 1
 
     def close(self) -> None:
-        """Release the reader and its frames.
-
-        TensorFlow keeps every data set that it was given as long as the process lives (2.21), so a sweep's worker would
-        otherwise keep the maps of all its runs.
-        """
-        self._reader = None
+        """Release what is read and its frames: TensorFlow keeps every data set as long as the process lives (2.21)."""
+        self._read = None

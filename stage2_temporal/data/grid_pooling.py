@@ -21,16 +21,10 @@ FRAMES_PER_BATCH = 64
 
 @dataclass(frozen=True)
 class GridPooling:
-    """Each frame's map of the stream `source`, averaged over a grid; with a lag above 0, its change over `lag` frames.
-
-    Attributes:
-        source: name of the stream whose maps are pooled.
-        grid: rows and columns.
-        lag: frames between the two maps that are compared; 0 averages the maps themselves.
-    """
+    """Each frame's map of the stream `source`, averaged over a grid; with a lag above 0, its change over that lag."""
 
     source: str
-    grid: tuple[int, int]
+    grid: tuple[int, int]  # rows, columns
     lag: int = 0
 
     @property

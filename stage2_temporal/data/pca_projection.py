@@ -7,9 +7,9 @@ The basis is fitted by scikit-learn's IncrementalPCA (Ross et al., "Incremental 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,30 +28,14 @@ MAPS_PER_BATCH = 256  # a fit takes as many as it has components, if these are m
 MAX_FIT_FRAMES = 4096  # a fit uses a random sample of this many, drawn with PCA_SEED
 PCA_SEED = 0
 MIN_RELATIVE_DEVIATION = 1e-6  # components that vary less, relative to a map's length, are rounding errors
-ReadRows = Callable[[NDArray[np.int64]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class PCABasis:
-    """The basis that maps are projected on.
+    """The basis that maps are projected on. A store keeps its fields as arrays."""
 
-    Attributes:
-        mean: (F,) the mean map, flattened, float32.
-        components: (N, F) unit vectors, float32.
-    """
-
-    mean: NDArray[np.float32]
-    components: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """Make a basis from the arrays that a store keeps, see `arrays`."""
-        return cls(arrays["mean"], arrays["components"])
-
-    @property
-    def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """The arrays that a store keeps."""
-        return {"mean": self.mean, "components": self.components}
+    mean: NDArray[np.float32]  # (F,) the mean map, flattened
+    components: NDArray[np.float32]  # (N, F) unit vectors
 
     @property
     def weights(self) -> list[NDArray[np.float32]]:
@@ -90,18 +74,14 @@ class PCAProjection:
         return StreamInfo((self.count,), "float32", origin)
 
     def basis(self, store: Store) -> PCABasis:
-        """Fit the basis to the store's training frames.
-
-        Raises:
-            ConfigError: see `info`.
-        """
+        """Fit the basis to the store's training frames; raises what `info` does."""
         self.info(store)
         return fit_pca(lambda rows: store.read(self.source, rows), training_rows(store), self.count)
 
     def stream(self, store: Store) -> StreamContent:
         """Return what is written into a store."""
         basis = self.basis(store)
-        return StreamContent(self.info(store), batches=self._batches(store, basis), arrays=basis.arrays)
+        return StreamContent(self.info(store), batches=self._batches(store, basis), arrays=vars(basis))
 
     def _batches(self, store: Store, basis: PCABasis) -> Iterator[NDArray[np.float32]]:
         kernel, bias = basis.weights
@@ -110,7 +90,7 @@ class PCAProjection:
             yield maps.reshape(len(maps), -1) @ kernel + bias
 
 
-def fit_pca(read: ReadRows, rows: NDArray[np.int64], count: int) -> PCABasis:
+def fit_pca(read: Callable[[NDArray[np.int64]], NDArray[Any]], rows: NDArray[np.int64], count: int) -> PCABasis:
     """Fit the first `count` principal components of maps.
 
     Memory is limited to a few batches of maps in double precision. Within one batch the PCA is exact.
@@ -118,7 +98,6 @@ def fit_pca(read: ReadRows, rows: NDArray[np.int64], count: int) -> PCABasis:
     Args:
         read: returns the maps (n, …) of some rows.
         rows: the rows to fit to; a random sample of them if there are more than `MAX_FIT_FRAMES`.
-        count: number of components.
     """
     if len(rows) > MAX_FIT_FRAMES:
         rows = np.sort(np.random.default_rng(PCA_SEED).choice(rows, max(MAX_FIT_FRAMES, count + 1), replace=False))
@@ -134,16 +113,10 @@ def fit_pca(read: ReadRows, rows: NDArray[np.int64], count: int) -> PCABasis:
 
 
 def check_count(count: int, frames: int, numbers: int, what: str) -> None:
-    """Refuse more components than there can be.
-
-    Args:
-        count: number of components.
-        frames: number of maps to fit to.
-        numbers: numbers per map.
-        what: what asks for them, for the error.
+    """Refuse more components than `frames` maps of so many `numbers` have.
 
     Raises:
-        ConfigError: with the largest possible number.
+        ConfigError: with the largest possible number; names `what` asks for them.
     """
     most = max(0, min(frames - 1, numbers))
     if count > most:

@@ -27,7 +27,7 @@ def pool_frames(maps: Tensor, grid: tuple[int, int], lag: int = 0) -> Tensor:
 
     Args:
         maps: (batch, T, h, w, c).
-        grid: rows and columns of the grid. Cells of a grid that does not divide the map overlap by a row or column.
+        grid: rows and columns. Cells of a grid that does not divide the map overlap by a row or column.
         lag: frames between the two maps that are compared; 0 averages the maps themselves.
 
     Returns:

@@ -73,11 +73,7 @@ def fold_splits(examples: Examples, folds: int, fold: int) -> NDArray[np.str_]:
 def split_at(sequence: NDArray[np.int64], validation_split: float) -> int:
     """Return the index of the first validation example: floor(n · (1 − validation_split)), as in Keras' `fit`.
 
-    If it falls inside a sequence, it is moved to the nearest border, so that no sequence is on both sides.
-
-    Args:
-        sequence: (n,) each training example's sequence, in order.
-        validation_split: share of the examples to validate on.
+    If it falls inside a sequence (n,), it is moved to the nearest border, so that no sequence is on both sides.
 
     Raises:
         ConfigError: there is only one sequence.
@@ -87,6 +83,7 @@ def split_at(sequence: NDArray[np.int64], validation_split: float) -> int:
     if len(borders) == 0:
         raise ConfigError(
             "train.validation_split cannot split one sequence, since its windows must all be on one side",
-            hint="--data.segment FRAMES to cut a video into several, then framebank extract; or --train.validation_split 0",
+            hint="--data.segment FRAMES to cut a video into several, then framebank extract; "
+            "or --train.validation_split 0",
         )
     return int(borders[np.abs(borders - border).argmin()])

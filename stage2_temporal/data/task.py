@@ -21,17 +21,11 @@ from stage2_temporal.data.splits import fold_splits, name_splits
 
 @dataclass(frozen=True)
 class Task:
-    """The examples that a run trains on and is evaluated on.
+    """The examples that a run trains on and is evaluated on."""
 
-    Attributes:
-        examples: all examples; those without a known target are only predicted.
-        splits: (n,) each example's split in this run.
-        constant: (K,) mean of the training targets.
-    """
-
-    examples: Examples
-    splits: NDArray[np.str_]
-    constant: Floats
+    examples: Examples  # those without a known target are only predicted
+    splits: NDArray[np.str_]  # (n,) each example's split in this run
+    constant: Floats  # (K,) mean of the training targets
 
     def known(self, split: str) -> NDArray[np.int64]:
         """Return the indices of a split's examples with known targets."""
@@ -41,19 +35,17 @@ class Task:
     def labels(self) -> str:
         """SHA-256 over the labels: runs with equal ones predict the same values, whatever features they use."""
         e = self.examples[self.examples.known]
-        digest = hashlib.sha256("\n".join([*e.columns, *e.split.tolist()]).encode())
-        for part in (e.targets, e.sequence, e.frame):
-            digest.update(np.ascontiguousarray(part).tobytes())
-        return digest.hexdigest()
+        return _digest([*e.columns, *e.split.tolist()], e.targets, e.sequence, e.frame)
 
     @property
     def digest(self) -> str:
         """SHA-256 over the examples: runs with equal ones have the same windows, targets and splits."""
         e = self.examples
-        digest = hashlib.sha256("\n".join([*e.columns, *self.splits.tolist()]).encode())
-        for part in (e.rows, e.targets, e.position):
-            digest.update(np.ascontiguousarray(part).tobytes())
-        return digest.hexdigest()
+        return _digest([*e.columns, *self.splits.tolist()], e.rows, e.targets, e.position)
+
+
+def _digest(names: list[str], *arrays: NDArray[Any]) -> str:
+    return hashlib.sha256("\n".join(names).encode() + b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
 def read_task(config: Config, store: Store) -> Task:
@@ -71,12 +63,7 @@ def read_task(config: Config, store: Store) -> Task:
         )
     window = config.window
     examples = make_examples(
-        store.sequences,
-        store.first,
-        config.data.columns,
-        length=window.length,
-        stride=window.stride,
-        end=window.end,
+        store.sequences, store.first, config.data.columns, length=window.length, stride=window.stride, end=window.end
     )
     if config.train.folds:
         splits = fold_splits(examples, config.train.folds, config.train.fold)
@@ -94,12 +81,8 @@ def check_recipe(config: Config, store: Store) -> None:
     """
     recipe, cut = store.recipe, store.header.trunk.get("asked", {})
     stored = {
-        "frames": {
-            "width": recipe.size[0],
-            "height": recipe.size[1],
-            "interpolation": recipe.interpolation,
-            "colour": recipe.colour,
-        },
+        "frames": dict(zip(("width", "height"), recipe.size, strict=True))
+        | {"interpolation": recipe.interpolation, "colour": recipe.colour},
         "backbone": {"name": recipe.backbone, "preprocess": recipe.preprocess != "none", **cut},
         "extract": {"dtype": recipe.dtype},
     }

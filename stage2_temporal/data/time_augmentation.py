@@ -6,7 +6,7 @@ Frames are stored once per sequence, so a window at another time is index arithm
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,19 +22,12 @@ STEADY_TARGETS = ("vx", "vy", "ego_speed")  # assumed constant over a clip of a 
 POSITION_TARGETS = ("x", "y")  # the same however fast the scene moves
 
 
-@dataclass(frozen=True)
-class AugmentedWindows:
-    """Windows made from others.
+class AugmentedWindows(NamedTuple):
+    """Windows made from others."""
 
-    Attributes:
-        rows: (m, T) rows of the store's frame axis, in the order the head sees them.
-        origin: (m,) index of the window that each was made from.
-        factor: (m, K) factors for its targets.
-    """
-
-    rows: NDArray[np.int64]
-    origin: NDArray[np.int64]
-    factor: NDArray[np.float64]
+    rows: NDArray[np.int64]  # (m, T) rows of the store's frame axis, in the order the head sees them
+    origin: NDArray[np.int64]  # (m,) index of the window that each was made from
+    factor: NDArray[np.float64]  # (m, K) factors for its targets
 
 
 def augment_windows(
@@ -58,22 +51,17 @@ def augment_windows(
     stride = int(rows[0, 1] - rows[0, 0]) if rows.shape[1] > 1 else 1
     _check_targets(columns, options)
     strides = dict.fromkeys((stride, *options.strides)) if rows.shape[1] > 1 else {stride: None}
-    parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
+    parts: list[AugmentedWindows] = []
     for new_stride, shift in itertools.product(strides, range(options.shift + 1)):
         ends = rows[:, -1] - shift
         moved = ends[:, None] - new_stride * np.arange(rows.shape[1] - 1, -1, -1)
         origin = np.flatnonzero((moved[:, 0] >= first) & (moved[:, -1] <= last))
         factor = np.array([new_stride / stride if c in VELOCITY_TARGETS else 1.0 for c in columns])
-        parts.append((moved[origin], origin, np.tile(factor, (len(origin), 1))))
+        parts.append(AugmentedWindows(moved[origin], origin, np.tile(factor, (len(origin), 1))))
     if options.reverse:
         signs = np.array([REVERSED[c] for c in columns])
-        parts += [(moved[:, ::-1], origin, factor * signs) for moved, origin, factor in parts]
+        parts += [AugmentedWindows(moved[:, ::-1], origin, factor * signs) for moved, origin, factor in parts]
     return AugmentedWindows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def augments_time(options: TrainConfig) -> bool:
-    """Whether the settings ask for windows at other times."""
-    return bool(options.reverse or options.shift or options.strides)
 
 
 def _check_targets(columns: tuple[str, ...], options: TrainConfig) -> None:

@@ -51,8 +51,7 @@ from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.derived_streams import DerivedStream
 from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_head_inputs
 from stage2_temporal.data.splits import split_at
-from stage2_temporal.data.time_augmentation import augments_time
-from stage2_temporal.heads.graph import ExampleReader, Graph, NamedTensors, concatenate, model_inputs, submodel_from
+from stage2_temporal.heads.graph import Graph, NamedTensors, concatenate, model_inputs, submodel_from
 from stage2_temporal.heads.settings import constructor, parameter_fields, validated
 from stage2_temporal.training.keras_models import rebuild_top
 from stage2_temporal.training.loop import predict_batches
@@ -121,7 +120,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             at = split_at(examples.groups, self.train_.validation_split)
             validation_set = examples[at:], targets[at:]
             examples, targets = examples[:at], targets[:at]
-        if augments_time(self.train_):
+        if self.train_.reverse or self.train_.shift or self.train_.strides:
             examples, targets = self._augment(examples, targets)
         self.prepare(examples, targets)
         self._plan_graph(
@@ -319,8 +318,9 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self, examples: HeadInputs, targets: Floats | None, *, stored: bool, seed: int | None = None
     ) -> Batches:
         """Make batches of `stored_features` or of `input_arrays`."""
-        reader = ExampleReader(examples, self.stored_features if stored else self.input_arrays)
-        return Batches(reader, np.arange(len(examples)), targets, self.train_.batch, seed)
+        read = self.stored_features if stored else self.input_arrays
+        rows = np.arange(len(examples))
+        return Batches(lambda rows: model_inputs(read(examples[rows])), rows, targets, self.train_.batch, seed)
 
     def _after_features(self, model: keras.Model, examples: HeadInputs) -> keras.Model:
         """The part of a model that follows `stored_features`, with the same layers and weights."""

@@ -8,11 +8,10 @@ the GRU, the store's top included, is left as it is, so that each window's vecto
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
 from features._common.types import Floats, Tensor
@@ -100,7 +99,7 @@ class Fusion(VehicleHead):
         tail = self._build_model(Graph({VECTORS: entry}, {}, entry))
 
         def batches(values: Vectors, y: Floats, seed: int | None = None) -> Batches:
-            return Batches(_VectorReader(values), np.arange(len(values)), y, self.train_.batch, seed)
+            return Batches(values.__getitem__, np.arange(len(values)), y, self.train_.batch, seed)
 
         self.outcome_ = fit_model(
             tail,
@@ -132,13 +131,3 @@ class Fusion(VehicleHead):
     def restore(self, model: keras.Model, folder: Path | None = None) -> Self:
         has_track = folder is not None and (folder / CAMERA_GEOMETRY_FILE).is_file()
         return super().restore(model, folder if has_track else None)
-
-
-class _VectorReader:
-    """Reads vectors in memory, for `Batches`."""
-
-    def __init__(self, values: Vectors) -> None:
-        self._values = values
-
-    def windows(self, rows: NDArray[np.int64]) -> Any:
-        return self._values[rows]

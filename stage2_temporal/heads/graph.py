@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
-from numpy.typing import NDArray
 
 from features._common.types import Tensor
-from stage2_temporal.data.examples import HeadInputs
 
 NamedTensors = dict[str, Any]  # tensors or arrays by input name
 
@@ -23,17 +19,6 @@ class Graph:
     inputs: NamedTensors
     features: NamedTensors
     vectors: Tensor
-
-
-@dataclass(frozen=True)
-class ExampleReader:
-    """Reads the arrays of some examples, for `Batches`."""
-
-    examples: HeadInputs
-    read: Callable[[HeadInputs], NamedTensors]
-
-    def windows(self, rows: NDArray[np.int64]) -> Any:
-        return model_inputs(self.read(self.examples[rows]))
 
 
 def model_inputs(named: NamedTensors) -> Any:

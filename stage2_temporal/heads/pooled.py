@@ -173,7 +173,7 @@ class PooledHead(Head):
         return top is None or not top.weights
 
     def _stored_basis(self, examples: StoreExamples, stream: str) -> PCABasis:
-        return PCABasis.of(examples.source.store.basis(PCAProjection(stream, self.settings_.components).name))
+        return PCABasis(**examples.source.store.basis(PCAProjection(stream, self.settings_.components).name))
 
     def _fit_basis(self, examples: HeadInputs, stream: str) -> PCABasis:
         """Return the store's basis, or fit one to training frames."""

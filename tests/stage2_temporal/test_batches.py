@@ -43,7 +43,7 @@ def test_windows_are_in_the_stored_type_and_in_memory_where_they_fit(
 def test_rows_in_memory_are_read_once_and_others_once_per_batch(store: Store) -> None:
     for memory, rows_read in ((1.0, 40), (1e-9, 11)):  # windows 0 to 3 of 8 frames: rows 0 to 10
         reader = FrameReader(store, ROWS, memory)
-        Batches(reader, ROWS, None, 4)[0]
+        Batches(reader.windows, ROWS, None, 4)[0]
         assert reader.rows_read == rows_read
 
 
@@ -51,7 +51,7 @@ def test_each_epoch_has_every_example_once_in_an_order_set_by_the_seed(store: St
     targets = np.arange(33.0)[:, None]
 
     def two_epochs(seed: int | None) -> list[list[float]]:
-        batches = Batches(FrameReader(store, ROWS, 1.0), ROWS, targets, 8, seed=seed)
+        batches = Batches(FrameReader(store, ROWS, 1.0).windows, ROWS, targets, 8, seed=seed)
         orders = []
         for _ in range(2):
             batches.on_epoch_begin()
@@ -78,10 +78,10 @@ def test_training_reads_rows_once_or_once_per_epoch_and_then_releases_them(
     reader = FrameReader(store, rows, memory)
     windows = keras.Input((8, 2, 3, 4))
     model = keras.Model(windows, keras.layers.Dense(1)(keras.layers.Flatten()(windows)))
-    batches = Batches(reader, rows, targets, 1, seed=0)
+    batches = Batches(reader.windows, rows, targets, 1, seed=0)
     fit_model(model, batches, None, TrainConfig(epochs=3))
     assert reader.rows_read == rows_read
-    predict_batches(model, Batches(reader, rows, None, 5))
+    predict_batches(model, Batches(reader.windows, rows, None, 5))
     released = weakref.ref(reader)
     del reader, batches
     gc.collect()

@@ -47,7 +47,7 @@ class InMemory:
 
 
 def batches(targets: Any = TARGETS, seed: int | None = 0) -> Batches:
-    return Batches(InMemory(), np.arange(CLIPS), targets, 8, seed=seed)  # the last batch has 5
+    return Batches(InMemory().windows, np.arange(CLIPS), targets, 8, seed=seed)  # the last batch has 5
 
 
 @pytest.mark.parametrize(("name", "activation"), [("flatten_lstm", "relu"), ("pooled_lstm", "tanh")])

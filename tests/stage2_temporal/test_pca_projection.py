@@ -43,7 +43,7 @@ def test_components_are_scikit_learns_of_the_training_frames(path: Path) -> None
     exact = PCA(8, svd_solver="full").fit(training)
     assert derive_streams(path, [PCA8]) == ["pca8"]
     with Store(path) as store:
-        basis = PCABasis.of(store.basis("pca8"))
+        basis = PCABasis(**store.basis("pca8"))
         projected = store.read("pca8", range(store.frames))
     signs = np.sign(np.sum(basis.components * exact.components_, axis=1))
     np.testing.assert_allclose(basis.mean, training.mean(axis=0), atol=1e-6)
