@@ -1,27 +1,20 @@
-"""Compare whole extractions with Keras' `predict`, and with their parts: the trunk alone plus decoding alone.
-
-python -m benchmarks.extraction [BACKBONE ...]
+"""Whole extractions compared with Keras' `predict`, and with their parts: the trunk alone plus decoding alone.
 
 1280x720 JPEGs, resized to 320x180, up to the cut of `unfreeze = 4`, with random weights.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from benchmarks.timing import Work, median_ratio, median_seconds, take_turns
+from benchmarks.timing import Function, Row, ratio, take_turns
 from features._common.atomic import atomic_write
-from features._common.console import text_table
 from features._common.cpu import cpu_count
 from features._common.quiet_imports import quiet_imports
 from features._common.types import Image
@@ -42,7 +35,7 @@ with quiet_imports():
     from stage1_extract.engines.openvino import openvino_installed
     from stage1_extract.extract import extract
 
-PREDICT = "Keras predict, batches of 32"
+PREDICT, ONE_FRAME = "Keras predict, batches of 32", "Keras predict, one frame at a time"
 BATCH, SINGLE_FRAMES, WINDOW = 32, 16, 8
 CLIPS = {"EfficientNetLite0": 128, "InceptionResNetV2": 24}  # of 8 frames, by backbone
 ENGINES = {  # engine, precision, decoding
@@ -51,59 +44,47 @@ ENGINES = {  # engine, precision, decoding
     "openvino bfloat16": ("openvino", "bfloat16", "full"),
     "openvino bfloat16, fast decoding": ("openvino", "bfloat16", "fast"),
 }
-HEADER = ("frames/s", "per CPU second", "x predict", "by CPU", "whole / parts", "by CPU")
 
 
-def measure(backbone: str, rounds: int = 5) -> list[dict[str, Any]]:
-    """Measure one backbone; the rows of its table."""
+def measure(rounds: int = 5) -> list[Row]:
+    """One row per backbone and function."""
+    return [row for backbone in CLIPS for row in _measure_backbone(backbone, rounds)]
+
+
+def _measure_backbone(backbone: str, rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        render_sample_set(root / "data", seed=1, train=CLIPS[backbone], validation=0, test=0, progress=False)
+        data = Path(folder, "data")
+        render_sample_set(data, seed=1, train=CLIPS[backbone], validation=0, test=0, progress=False)
         config = Config(
-            data=DataConfig(layout="sample", path=str(root / "data"), fps=10.0),
+            data=DataConfig(layout="sample", path=str(data), fps=10.0),
             frames=FramesConfig(interpolation="cubic"),
             backbone=BackboneConfig(name=backbone, weights="random"),
             extract=ExtractConfig(tracks=False),
         )
-        works = _works(config, root)
-        timings = take_turns(works, rounds, prepare=lambda: [p.unlink() for p in (root / "stores").iterdir()])
+        timings = take_turns(_functions(config, Path(folder)), rounds)
     rows = []
     for name, times in timings.items():
-        frames = SINGLE_FRAMES if "one frame" in name else CLIPS[backbone] * WINDOW
-        seconds = median_seconds(times)
-        row: dict[str, Any] = {"name": name, "fps": frames / seconds.wall, "fps_cpu": frames / seconds.cpu}
+        wall, cpu = (SINGLE_FRAMES if name == ONE_FRAME else CLIPS[backbone] * WINDOW) / np.median(times, axis=0)
+        row: Row = {"backbone": backbone, "function": name, "frames/s": wall, "per CPU second": cpu}
         kind, _, engine = name.partition(": ")
         if kind in ("trunk", "extraction"):
-            row["x_predict"], row["x_predict_cpu"] = median_ratio(timings[PREDICT], times)
+            row["x predict"], row["x predict, by CPU"] = ratio(timings[PREDICT], times)
         if kind == "extraction":
             parts = timings[f"trunk: {engine.split(',')[0]}"], timings[f"decoding, {ENGINES[engine][2]}"]
-            row["whole_over_parts"], row["whole_over_parts_cpu"] = median_ratio(times, *parts)
+            row["whole / parts"], row["whole / parts, by CPU"] = ratio(times, *parts)
         rows.append(row)
     return rows
 
 
-def table(backbone: str, rows: list[dict[str, Any]]) -> str:
-    """The rows of one backbone as a Markdown table."""
-    keys = ("x_predict", "x_predict_cpu", "whole_over_parts", "whole_over_parts_cpu")
-    cells = [
-        [r["name"], f"{r['fps']:.1f}", f"{r['fps_cpu']:.1f}", *(f"{r[k]:.2f}" if k in r else "" for k in keys)]
-        for r in rows
-    ]
-    return text_table([backbone, *HEADER], cells, markdown=True)
-
-
-def _works(config: Config, root: Path) -> dict[str, Work]:
+def _functions(config: Config, root: Path) -> dict[str, Function]:
     clips = scan(config.data).clips
     fast = config.model_copy(update={"frames": config.frames.model_copy(update={"decode": "fast"})})
     frames = np.concatenate(_decode(clips, config.frames))
-    (root / "stores").mkdir()
     model = build_trunk(config).model
-    works: dict[str, Work] = {
+    functions: dict[str, Function] = {
         "decoding, full": lambda: _decode(clips, config.frames),
         "decoding, fast": lambda: _decode(clips, fast.frames),
-        "Keras predict, one frame at a time": lambda: [
-            model.predict(frame[None], verbose=0) for frame in frames[:SINGLE_FRAMES]
-        ],
+        ONE_FRAME: lambda: [model.predict(frame[None], verbose=0) for frame in frames[:SINGLE_FRAMES]],
         PREDICT: lambda: model.predict(frames, batch_size=BATCH, verbose=0),
     }
     for name, (engine_name, precision, decoding) in ENGINES.items():
@@ -118,28 +99,28 @@ def _works(config: Config, root: Path) -> dict[str, Work]:
             print(f"skipped {name}: {e}", file=sys.stderr)
             continue
         if decoding == "full":
-            works[f"trunk: {name}"] = partial(engine, frames)
-        works[f"extraction: {name}"] = partial(_extract, engine_config, root / "stores" / f"{name}.h5", engine)
-    store = root / "read.h5"
+            functions[f"trunk: {name}"] = partial(engine, frames)
+        functions[f"extraction: {name}"] = partial(_extract, engine_config, root / "extracted.h5", engine)
+    store = root / "store.h5"
     _extract(config, store, Engine(build_trunk(config)))
-    works["writing a store"] = lambda: _write(store, root / "shard.h5")
-    works["reading a store as shuffled windows"] = lambda: _read(store)
-    return works
+    functions["writing a store"] = lambda: _write(store, root / "shard.h5")
+    functions["reading a store as shuffled windows"] = lambda: _read(store)
+    return functions
 
 
-def _extract(config: Config, store: Path, engine: Engine) -> None:
-    extract(config, store, scan(config.data), engine=engine)
+def _extract(config: Config, path: Path, engine: Engine) -> None:
+    path.unlink(missing_ok=True)
+    extract(config, path, scan(config.data), engine=engine)
 
 
 def _write(source: Path, target: Path) -> None:
-    with Store(source) as store:
+    with Store(source) as store, atomic_write(target) as temporary:
         maps, ranges = store.read(APPEARANCE, range(store.frames)), [full_range(s) for s in store.sequences]
-        with atomic_write(target) as temporary:
-            writer = ShardWriter(temporary, store.recipe, ranges, {APPEARANCE: store.streams[APPEARANCE]})
-            for start in range(0, len(maps), BATCH):
-                batch = maps[start : start + BATCH]
-                writer.write({APPEARANCE: batch}, [b"jpeg"] * len(batch))
-            writer.finish()
+        writer = ShardWriter(temporary, store.recipe, ranges, {APPEARANCE: store.streams[APPEARANCE]})
+        for start in range(0, len(maps), BATCH):
+            batch = maps[start : start + BATCH]
+            writer.write({APPEARANCE: batch}, [b"jpeg"] * len(batch))
+        writer.finish()
 
 
 def _read(path: Path) -> None:
@@ -157,8 +138,3 @@ def _decode(clips: tuple[Clip, ...], frames: FramesConfig) -> list[Image]:
 
     with ThreadPoolExecutor(cpu_count()) as pool:
         return list(pool.map(decode_clip, clips))
-
-
-if __name__ == "__main__":
-    for backbone_name in sys.argv[1:] or CLIPS:
-        print(table(backbone_name, measure(backbone_name)), flush=True)

@@ -1,23 +1,15 @@
-"""Compare predicting with a sliding window with its trunk passes alone: 200 frames, T = 8, stride 1.
-
-python -m benchmarks.prediction
-"""
+"""Sliding windows compared with their trunk passes alone: 200 frames, T = 8, stride 1."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from benchmarks.timing import median_ratio, median_seconds, take_turns
-from features._common.console import text_table
+from benchmarks.timing import Row, ratio, take_turns
 from features._common.quiet_imports import quiet_imports
 from features.config import BackboneConfig, Config
-from features.head_config import FlattenLSTMConfig, PooledLSTMConfig
+from features.head_config import FlattenLSTMConfig, HeadConfig, PooledLSTMConfig
 from features.streams import APPEARANCE
 
 with quiet_imports():
@@ -31,7 +23,7 @@ with quiet_imports():
     from stage2_temporal.training.scaling import vector_scale
 
 FRAMES, TIME = 200, 8
-CASES = {
+CASES: dict[str, tuple[BackboneConfig, HeadConfig]] = {
     "EfficientNetLite0, pooled_lstm": (BackboneConfig(), PooledLSTMConfig(units=256)),
     "EfficientNetLite0 at block3b_add, pooled_lstm 3x4": (
         BackboneConfig(cut="block3b_add", top=False),  # as in configs/sample.toml
@@ -42,15 +34,14 @@ CASES = {
         FlattenLSTMConfig(activation="relu"),
     ),
 }
-HEADER = ("frames per CPU second", "trunk", "sliding window", "window / trunk", "by CPU", "difference")
 
 
-def measure(name: str, rounds: int = 7) -> dict[str, Any]:
-    """Measure one case.
+def measure(rounds: int = 7) -> list[Row]:
+    """One row per case; `difference` is from the fused model, relative to the largest prediction."""
+    return [_measure_case(name, *case, rounds) for name, case in CASES.items()]
 
-    `difference` is the largest between sliding windows and the fused model, relative to the largest prediction.
-    """
-    backbone, head = CASES[name]
+
+def _measure_case(name: str, backbone: BackboneConfig, head: HeadConfig, rounds: int) -> Row:
     config = Config(backbone=backbone, head=head)
     trunk = build_trunk(config)
     trunk = replace(trunk, recipe=replace(trunk.recipe, dtype="float32"))  # as load_run_models does
@@ -74,23 +65,12 @@ def measure(name: str, rounds: int = 7) -> dict[str, Any]:
     values, compared = slide(), [0, 50, len(rows) - 1]
     expected = build_fused_model(trunk.model, stage_two).predict(frames[rows[compared]], verbose=0)
     timings = take_turns({"window": slide, "trunk": lambda: [engine(batch) for batch in batches]}, rounds)
-    ratio = median_ratio(timings["window"], timings["trunk"])
+    wall, cpu = ratio(timings["window"], timings["trunk"])
     return {
         "case": name,
-        "trunk_fps": FRAMES / median_seconds(timings["trunk"]).cpu,
-        "sliding_fps": FRAMES / median_seconds(timings["window"]).cpu,
-        "sliding_over_trunk": ratio.wall,
-        "sliding_over_trunk_cpu": ratio.cpu,
+        "trunk frames per CPU second": FRAMES / np.median(timings["trunk"][:, 1]),
+        "sliding window frames per CPU second": FRAMES / np.median(timings["window"][:, 1]),
+        "window / trunk": wall,
+        "window / trunk, by CPU": cpu,
         "difference": float(np.abs(values[compared] - expected).max() / np.abs(expected).max()),
     }
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Format the rows."""
-    formats = {"trunk_fps": ".1f", "sliding_fps": ".1f", "difference": ".1e"}
-    cells = [[v if isinstance(v, str) else f"{v:{formats.get(k, '.3f')}}" for k, v in row.items()] for row in rows]
-    return text_table(HEADER, cells)
-
-
-if __name__ == "__main__":
-    print(table([measure(case) for case in CASES]))

@@ -1,23 +1,16 @@
-"""Compare extraction with and without optical flow and tracks, and time flow and tracks alone.
-
-python -m benchmarks.streams
-"""
+"""Extraction with and without optical flow and tracks, and flow and tracks alone."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import cv2
+import numpy as np
 
-from benchmarks.timing import measure_seconds, median_ratio, median_seconds, take_turns
-from features._common.console import text_table
+from benchmarks.timing import Row, ratio, seconds, take_turns
 from features._common.cpu import cpu_count
 from features._common.quiet_imports import quiet_imports
 from features._common.types import Image
@@ -37,26 +30,28 @@ BACKBONES = {
     "EfficientNetLite0 at block3b_add": BackboneConfig(cut="block3b_add", top=False),  # as in configs/sample.toml
     "InceptionResNetV2": BackboneConfig(name="InceptionResNetV2", weights="random"),
 }
-HEADER = ("backbone", "plain fps", "flow + tracks fps", "tracks / plain", "by CPU", "flow + tracks / plain", "by CPU",
-          "vehicle frames/s", "track ms/frame", "flow ms/frame")  # fmt: skip
 
 
-def measure(name: str, clips: int = 64, rounds: int = 5) -> dict[str, Any]:
-    """Measure one backbone. Milliseconds are CPU time per frame; a frame's vehicles count together."""
+def measure(clips: int = 64, rounds: int = 5) -> list[Row]:
+    """One row per backbone. Milliseconds are CPU time per frame; a frame's vehicles count together."""
+    return [_measure_backbone(name, clips, rounds) for name in BACKBONES]
+
+
+def _measure_backbone(name: str, clips: int, rounds: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        render_sample_set(root / "data", seed=1, train=clips, validation=0, test=0, progress=False)
-        config = Config(data=DataConfig(layout="sample", path=str(root / "data"), fps=10.0), backbone=BACKBONES[name])
+        data, store = Path(folder, "data"), Path(folder, "store.h5")
+        render_sample_set(data, seed=1, train=clips, validation=0, test=0, progress=False)
+        config = Config(data=DataConfig(layout="sample", path=str(data), fps=10.0), backbone=BACKBONES[name])
         engine = Engine(build_trunk(config), config.extract.batch)
         catalogue = scan(config.data)
 
         def run(motion: bool, tracks: bool) -> None:
-            (root / "store.h5").unlink(missing_ok=True)
+            store.unlink(missing_ok=True)
             options = config.model_copy(update={"extract": ExtractConfig(motion=motion, tracks=tracks)})
-            extract(options, root / "store.h5", scan(config.data), engine=engine)
+            extract(options, store, scan(config.data), engine=engine)
 
-        works = {"plain": (False, False), "tracks": (False, True), "both": (True, True)}
-        timings = take_turns({kind: partial(run, *streams) for kind, streams in works.items()}, rounds)
+        streams = {"plain": (False, False), "tracks": (False, True), "both": (True, True)}
+        timings = take_turns({kind: partial(run, *options) for kind, options in streams.items()}, rounds)
         images = [list(clip.source.read(0, clip.sequence.length)) for clip in catalogue.clips]
 
     def track() -> None:  # in one thread at a time, as extraction does
@@ -67,31 +62,22 @@ def measure(name: str, clips: int = 64, rounds: int = 5) -> dict[str, Any]:
         flow_entries([flow_strip(frame) for frame in frames], starts_sequence=True)
 
     cv2.setNumThreads(1)
-    track_seconds = measure_seconds(track)
+    track_wall, track_cpu = seconds(track)
     with ThreadPoolExecutor(cpu_count()) as pool:
-        flow_seconds = measure_seconds(lambda: list(pool.map(flow, images)))
+        _, flow_cpu = seconds(lambda: list(pool.map(flow, images)))
     frames = sum(map(len, images))
     vehicles = sum(len(tracked_vehicles(c.sequence)) * len(i) for c, i in zip(catalogue.clips, images, strict=True))
-    tracks_ratio, both_ratio = (median_ratio(timings[kind], timings["plain"]) for kind in ("tracks", "both"))
+    tracks_wall, tracks_cpu = ratio(timings["tracks"], timings["plain"])
+    both_wall, both_cpu = ratio(timings["both"], timings["plain"])
     return {
         "backbone": name,
-        "plain_fps": frames / median_seconds(timings["plain"]).wall,
-        "both_fps": frames / median_seconds(timings["both"]).wall,
-        "tracks_over_plain": tracks_ratio.wall,
-        "tracks_over_plain_cpu": tracks_ratio.cpu,
-        "both_over_plain": both_ratio.wall,
-        "both_over_plain_cpu": both_ratio.cpu,
-        "vehicle_frames_per_second": vehicles / track_seconds.wall,
-        "track_ms": 1e3 * track_seconds.cpu / frames,
-        "flow_ms": 1e3 * flow_seconds.cpu / frames,
+        "plain frames/s": frames / np.median(timings["plain"][:, 0]),
+        "flow + tracks frames/s": frames / np.median(timings["both"][:, 0]),
+        "tracks / plain": tracks_wall,
+        "tracks / plain, by CPU": tracks_cpu,
+        "flow + tracks / plain": both_wall,
+        "flow + tracks / plain, by CPU": both_cpu,
+        "vehicle frames/s": vehicles / track_wall,
+        "track ms/frame": 1e3 * track_cpu / frames,
+        "flow ms/frame": 1e3 * flow_cpu / frames,
     }
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Format the rows."""
-    cells = [[v if isinstance(v, str) else f"{v:.{0 if v > 100 else 3}f}" for v in row.values()] for row in rows]
-    return text_table(HEADER, cells)
-
-
-if __name__ == "__main__":
-    print(table([measure(backbone_name) for backbone_name in BACKBONES]))

@@ -1,4 +1,4 @@
-"""Time pieces of work that take turns, by the clock and by CPU.
+"""Time functions that take turns, in seconds by the clock and by CPU: arrays (2,), or (rounds, 2).
 
 Each ratio is taken within a round, so that a change of the machine's speed between rounds does not matter; its median
 over the rounds is reported. CPU seconds are those of all threads, which other programs hardly change.
@@ -6,49 +6,45 @@ over the rounds is reported. CPU seconds are those of all threads, which other p
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-Work = Callable[[], Any]
+import numpy as np
+from numpy.typing import NDArray
 
+from features._common.console import text_table
 
-class Seconds(NamedTuple):
-    """Wall and CPU seconds, or a ratio of them."""
-
-    wall: float
-    cpu: float
-
-
-Timings = dict[str, list[Seconds]]
+Function = Callable[[], Any]
+Row = dict[str, str | float]
 
 
-def measure_seconds(work: Work) -> Seconds:
-    """Time one piece of work."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+def seconds(function: Function) -> NDArray[np.float64]:
+    """Time one call."""
+    started = np.array([time.perf_counter(), time.process_time()])
+    function()
+    return np.array([time.perf_counter(), time.process_time()]) - started
 
 
-def take_turns(works: Mapping[str, Work], rounds: int, prepare: Work = lambda: None) -> Timings:
-    """Run each piece of work once to warm up, and then `rounds` times in turn; `prepare` runs before each round."""
-    for work in works.values():
-        work()
-    timings: Timings = {name: [] for name in works}
-    for _ in range(rounds):
-        prepare()
-        for name, work in works.items():
-            timings[name].append(measure_seconds(work))
-    return timings
+def take_turns(functions: Mapping[str, Function], rounds: int) -> dict[str, NDArray[np.float64]]:
+    """Call each function once to warm up, and then time them `rounds` times in turn."""
+    for function in functions.values():
+        function()
+    turns = [[seconds(function) for function in functions.values()] for _ in range(rounds)]
+    return dict(zip(functions, np.swapaxes(turns, 0, 1), strict=True))
 
 
-def median_seconds(times: list[Seconds]) -> Seconds:
-    """The median of wall and of CPU seconds."""
-    return Seconds(*map(statistics.median, zip(*times, strict=True)))
-
-
-def median_ratio(times: list[Seconds], *references: list[Seconds]) -> Seconds:
+def ratio(times: NDArray[np.float64], *references: NDArray[np.float64]) -> list[float]:
     """The median over the rounds of times relative to those of a reference, or of several together."""
-    sums = [Seconds(*map(sum, zip(*parts, strict=True))) for parts in zip(*references, strict=True)]
-    return median_seconds([Seconds(t.wall / s.wall, t.cpu / s.cpu) for t, s in zip(times, sums, strict=True)])
+    medians: list[float] = np.median(times / sum(references), axis=0).tolist()
+    return medians
+
+
+def table(rows: list[Row]) -> str:
+    """Format rows, which may lack columns, as a Markdown table."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return text_table(columns, [[_cell(row.get(c, "")) for c in columns] for row in rows], markdown=True)
+
+
+def _cell(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
