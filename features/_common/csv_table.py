@@ -13,16 +13,10 @@ from features.errors import DataError
 
 @dataclass(frozen=True)
 class CsvRow:
-    """One row of a CSV file: where its last line is, from 1, and the text of its cells, stripped, by column name."""
+    """One row of a CSV file: its file and last line, to begin an error with, and its stripped cells by column name."""
 
-    path: Path
-    line: int
+    where: str
     cells: dict[str, str]
-
-    @property
-    def where(self) -> str:
-        """File and line, to begin an error message with."""
-        return f"{self.path}, line {self.line}"
 
 
 @dataclass(frozen=True)
@@ -69,14 +63,14 @@ def read_csv_table(
         raise DataError(f"{path}: no column {', '.join(missing)}", expected=expected, got=", ".join(columns), hint=hint)
     rows = []
     for line, cells in lines[1:]:
+        where = f"{path}, line {line}"
         if len(cells) == len(columns):
-            rows.append(CsvRow(path, line, dict(zip(columns, cells, strict=True))))
+            rows.append(CsvRow(where, dict(zip(columns, cells, strict=True))))
             continue
-        what = f"{path}, line {line}: wrong number of cells"
-        error = DataError(what, expected=len(columns), got=len(cells), hint=hint)
+        error = DataError(f"{where}: wrong number of cells", expected=len(columns), got=len(cells))
         if faults is None:
-            raise error
-        faults.append(str(DataError(what, expected=len(columns), got=len(cells))))
+            raise DataError(error.what, expected=error.expected, got=error.got, hint=hint)
+        faults.append(str(error))
     return CsvTable(columns, tuple(rows))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Any
 
 from features.errors import DataError
 from features.sequences import Box, Label
 from stage1_extract.datasets.archive import ReadablePath, read_file
-from stage1_extract.datasets.faults import fault_line
+from stage1_extract.datasets.faults import abbreviate, add_fault
 
 UNKNOWN_VELOCITY = {"vx": math.nan, "vy": math.nan}
 BOX_KEYS = ("left", "top", "right", "bottom")
@@ -29,38 +30,38 @@ def vehicle_labels(
         faults: one line is appended for each fault.
     """
     if not isinstance(value, list) or not value:
-        got = "an empty list" if value == [] else _abbreviated(value)
-        faults.append(fault_line(f"{where}: no annotated vehicle", expected="a list of vehicles", got=got))
+        got = "an empty list" if value == [] else _json(value)
+        add_fault(faults, f"{where}: no annotated vehicle", "a list of vehicles", got)
         return ()
     labels = []
     for index, entry in enumerate(value if all_vehicles else value[:1]):
         item = f"{where}: [{index}]"
         if not isinstance(entry, dict):
-            expected = '{"velocity": [vx, vy], …}'
-            faults.append(fault_line(f"{item} is not a vehicle", expected=expected, got=_abbreviated(entry)))
+            add_fault(faults, f"{item} is not a vehicle", '{"velocity": [vx, vy], …}', _json(entry))
             continue
-        targets = UNKNOWN_VELOCITY
-        if entry.get("velocity") is not None:
-            if pair := _numbers(entry["velocity"], f"{item}.velocity", 2, faults):
-                targets = {"vx": pair[0], "vy": pair[1]}
-        elif velocity_required:
+        velocity, position, bbox = map(entry.get, ("velocity", "position", "bbox"))
+        if velocity is None and velocity_required:
             got = "null" if "velocity" in entry else f"keys {', '.join(map(str, entry)) or 'none'}"
-            faults.append(fault_line(f"{item} has no velocity", expected='"velocity": [vx, vy]', got=got))
-        position = None
-        if entry.get("position") is not None and (pair := _numbers(entry["position"], f"{item}.position", 2, faults)):
-            position = (pair[0], pair[1])
-        box = _box(entry["bbox"], f"{item}.bbox", faults) if entry.get("bbox") is not None else None
-        labels.append(Label(frame, targets, box, position))
+            add_fault(faults, f"{item} has no velocity", '"velocity": [vx, vy]', got)
+        pair = None if velocity is None else _pair(velocity, f"{item}.velocity", faults)
+        labels.append(
+            Label(
+                frame,
+                {"vx": pair[0], "vy": pair[1]} if pair else UNKNOWN_VELOCITY,
+                None if bbox is None else _box(bbox, f"{item}.bbox", faults),
+                None if position is None else _pair(position, f"{item}.position", faults),
+            )
+        )
     return tuple(labels)
 
 
 def ego_labels(value: object, where: str, frame: int, faults: list[str]) -> tuple[Label, ...]:
     """Make the label of the car's own speed, from `{"speed": 21.3}` in m/s."""
     if not isinstance(value, dict) or "speed" not in value:
-        faults.append(fault_line(f"{where}: no own speed", expected='{"speed": m/s}', got=_abbreviated(value)))
+        add_fault(faults, f"{where}: no own speed", '{"speed": m/s}', _json(value))
         return ()
-    speed = _number(value["speed"], f"{where}: speed", faults)
-    return () if speed is None else (Label(frame, {"ego_speed": speed}),)
+    speed = _numbers([value["speed"]], f"{where}: speed", faults)
+    return (Label(frame, {"ego_speed": speed[0]}),) if speed else ()
 
 
 def load_json(path: ReadablePath) -> object:
@@ -75,40 +76,35 @@ def load_json(path: ReadablePath) -> object:
         raise DataError(f"{path}: not JSON", expected="JSON in UTF-8", got=e) from None
 
 
-def _box(value: Any, where: str, faults: list[str]) -> Box | None:
+def _box(value: object, where: str, faults: list[str]) -> Box | None:
     if not isinstance(value, dict) or any(key not in value for key in BOX_KEYS):
-        expected = f"the keys {', '.join(BOX_KEYS)}"
-        faults.append(fault_line(f"{where} is not a box", expected=expected, got=_abbreviated(value)))
-        return None
-    if sides := _numbers([value[key] for key in BOX_KEYS], where, 4, faults):
+        add_fault(faults, f"{where} is not a box", f"the keys {', '.join(BOX_KEYS)}", _json(value))
+    elif sides := _numbers([value[key] for key in BOX_KEYS], where, faults):
         left, top, right, bottom = sides
         if left < right and top < bottom:
             return left, top, right, bottom
-        expected = "left < right and top < bottom"
-        faults.append(fault_line(f"{where} is not a box", expected=expected, got=_abbreviated(value)))
+        add_fault(faults, f"{where} is not a box", "left < right and top < bottom", _json(value))
     return None
 
 
-def _numbers(value: object, where: str, count: int, faults: list[str]) -> list[float] | None:
-    if not isinstance(value, list) or len(value) != count:
-        got = _abbreviated(value)
-        faults.append(fault_line(f"{where} is not {count} numbers", expected=f"a list of {count} numbers", got=got))
-        return None
-    numbers = [number for v in value if (number := _number(v, where, faults)) is not None]
-    return numbers if len(numbers) == count else None
-
-
-def _number(value: object, where: str, faults: list[str]) -> float | None:
-    try:
-        # Python takes true and false for integers
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    except OverflowError:  # an integer too large for a float
-        pass
-    faults.append(fault_line(f"{where} is not a finite number", expected="a finite number", got=_abbreviated(value)))
+def _pair(value: object, where: str, faults: list[str]) -> tuple[float, float] | None:
+    if not isinstance(value, list) or len(value) != 2:
+        add_fault(faults, f"{where} is not 2 numbers", "a list of 2 numbers", _json(value))
+    elif numbers := _numbers(value, where, faults):
+        return numbers[0], numbers[1]
     return None
 
 
-def _abbreviated(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "…"
+def _numbers(values: list[Any], where: str, faults: list[str]) -> list[float] | None:
+    numbers = []
+    for value in values:
+        # not by `isinstance`, because true and false are integers; some integers are too large for a float
+        if type(value) in (int, float) and abs(value) <= sys.float_info.max:
+            numbers.append(float(value))
+        else:
+            add_fault(faults, f"{where} is not a finite number", "a finite number", _json(value))
+    return numbers if len(numbers) == len(values) else None
+
+
+def _json(value: object) -> str:
+    return abbreviate(json.dumps(value, ensure_ascii=False, default=str))

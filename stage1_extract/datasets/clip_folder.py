@@ -7,9 +7,9 @@ import re
 from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import Camera, Label
-from stage1_extract.datasets import annotation_json
+from stage1_extract.datasets.annotation_json import UNKNOWN_VELOCITY, ego_labels, load_json, vehicle_labels
 from stage1_extract.datasets.archive import ReadablePath, find_folder, list_folder
-from stage1_extract.datasets.faults import error_to_fault, fault_line
+from stage1_extract.datasets.faults import add_fault, error_to_fault
 from stage1_extract.datasets.image_sequence import ClipSpec
 
 _FRAME_NAME = re.compile(r"([0-9]+)\.(jpe?g|png)", re.IGNORECASE)
@@ -37,12 +37,22 @@ def clip_spec(
     files = numbered_frames(clip, data.frames, faults)
     frame = data.label_frame - 1 if data.label_frame else len(files) - 1
     labels: tuple[Label, ...] = ()
+    annotation, ego = clip.joinpath("annotation.json"), clip.joinpath("ego.json")
     try:
-        labels = _vehicle_labels(clip, split, frame, all_vehicles=all_vehicles, faults=faults)
+        if annotation.is_file():
+            labels = vehicle_labels(
+                load_json(annotation), str(annotation), frame, velocity_required=split != "test",
+                all_vehicles=all_vehicles, faults=faults,
+            )  # fmt: skip
+        elif split == "test":
+            labels = (Label(frame, UNKNOWN_VELOCITY),)
+        else:
+            add_fault(faults, f"{annotation}: missing annotation", "a JSON list of vehicles", "no such file")
     except DataError as e:
         faults.append(error_to_fault(e))
     try:
-        labels += _ego_labels(clip, frame, faults)
+        if ego.is_file():
+            labels += ego_labels(load_json(ego), str(ego), frame, faults)
     except DataError as e:
         faults.append(error_to_fault(e))
     return ClipSpec(id, split, data.fps, files, labels, camera, faults)
@@ -55,55 +65,26 @@ def numbered_frames(clip: ReadablePath, count: int | None, faults: list[str]) ->
     """
     imgs = find_folder(clip, "imgs")
     if imgs is None:
-        faults.append(fault_line(f"{clip}: no frames", expected="a folder imgs with 001.jpg …", got="no folder imgs"))
+        add_fault(faults, f"{clip}: no frames", "a folder imgs with 001.jpg …", "no folder imgs")
         return ()
     files: dict[int, ReadablePath] = {}
     for file in list_folder(imgs):
         if match := _FRAME_NAME.fullmatch(file.name):
             number = int(match[1])
+            first = files.setdefault(number, file)
             if number == 0:
-                faults.append(fault_line(f"{file}: frame number 0", expected="frames numbered from 001", got=file.name))
-            elif number in files:
-                got = f"{files[number].name} and {file.name}"
-                faults.append(fault_line(f"{file}: two files for frame {number}", expected="one", got=got))
-            else:
-                files[number] = file
+                add_fault(faults, f"{file}: frame number 0", "frames numbered from 001", file.name)
+            elif first is not file:
+                add_fault(faults, f"{file}: two files for frame {number}", "one", f"{first.name} and {file.name}")
+    files.pop(0, None)
     last = max(files, default=0)
     if not files or (count and last == len(files) < count):
         what = f"{imgs}: {len(files)} frames instead of {count}" if count else f"{imgs}: no frames"
-        faults.append(fault_line(what, expected=f"{count} frames" if count else "001.jpg …", got=len(files)))
+        add_fault(faults, what, f"{count} frames" if count else "001.jpg …", len(files))
     else:
         digits, suffix = next(iter(files.values())).name.split(".")
         for number in range(1, (count or last) + 1):
             if number not in files:
                 missing = imgs.joinpath(f"{number:0{len(digits)}d}.{suffix}")
-                faults.append(
-                    fault_line(f"{missing}: missing frame", expected=f"frames 1 … {count or last}", got="a gap")
-                )
+                add_fault(faults, f"{missing}: missing frame", f"frames 1 … {count or last}", "a gap")
     return tuple(files[n] for n in sorted(files) if not count or n <= count)
-
-
-def _vehicle_labels(
-    clip: ReadablePath, split: str, frame: int, *, all_vehicles: bool, faults: list[str]
-) -> tuple[Label, ...]:
-    path = clip.joinpath("annotation.json")
-    if not path.is_file():
-        if split == "test":
-            return (Label(frame, annotation_json.UNKNOWN_VELOCITY),)
-        faults.append(fault_line(f"{path}: missing annotation", expected="a JSON list of vehicles", got="no such file"))
-        return ()
-    return annotation_json.vehicle_labels(
-        annotation_json.load_json(path),
-        str(path),
-        frame,
-        velocity_required=split != "test",
-        all_vehicles=all_vehicles,
-        faults=faults,
-    )
-
-
-def _ego_labels(clip: ReadablePath, frame: int, faults: list[str]) -> tuple[Label, ...]:
-    path = clip.joinpath("ego.json")
-    if not path.is_file():
-        return ()
-    return annotation_json.ego_labels(annotation_json.load_json(path), str(path), frame, faults)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from features.config import DataConfig
 from features.errors import DataError
-from stage1_extract.datasets import calibration
 from stage1_extract.datasets.archive import ReadablePath, find_folder, list_folder, open_folder_or_zip
+from stage1_extract.datasets.calibration import find_calibration
 from stage1_extract.datasets.clip_folder import clip_folders, clip_spec
 from stage1_extract.datasets.image_sequence import ClipSpec
 
@@ -26,7 +26,7 @@ def competition_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
     hint = "make sample" if data.layout == "sample" else "set data.path to the folder or .zip of the data set"
     root = _root(open_folder_or_zip(data.path, hint=hint), hint)
     faults: list[str] = []
-    camera = None if data.calibration else calibration.find_calibration(root, faults)
+    camera = None if data.calibration else find_calibration(root, faults)
     specs = []
     for name, split in COMPETITION_FOLDERS.items():
         if outer := find_folder(root, name):

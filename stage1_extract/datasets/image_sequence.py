@@ -19,7 +19,7 @@ from features.errors import DataError
 from features.sequences import Camera, FrameSequence, Label
 from stage1_extract.datasets.archive import ReadablePath, read_file
 from stage1_extract.datasets.clip import Catalogue, Clip
-from stage1_extract.datasets.faults import error_to_fault, fault_line
+from stage1_extract.datasets.faults import add_fault, error_to_fault
 from stage1_extract.datasets.image_file import decode_image, image_size
 
 T = TypeVar("T")
@@ -85,12 +85,10 @@ def check_files(specs: list[ClipSpec], threads: int) -> Catalogue:
         spec.faults += [check for _, check in checks if isinstance(check, str)]
         intact = [(file, *check) for file, check in checks if not isinstance(check, str)]
         size = Counter(size for _, size, _ in intact).most_common(1)[0][0] if intact else (0, 0)
-        expected = f"{_size_text(size)} like the other frames"
-        spec.faults += [
-            fault_line(f"{file}: wrong frame size", expected=expected, got=_size_text(other))
-            for file, other, _ in intact
-            if other != size
-        ]
+        for file, other, _ in intact:
+            if other != size:
+                expected = f"{_size_text(size)} like the other frames"
+                add_fault(spec.faults, f"{file}: wrong frame size", expected, _size_text(other))
         faults += spec.faults
         if not spec.faults and intact:
             digests = tuple(digest for _, _, digest in intact)
@@ -110,8 +108,6 @@ def map_in_threads(
     On a terminal a progress bar appears if it takes longer than 2 s.
 
     Args:
-        function: called with each item.
-        items: its arguments.
         threads: number of threads; 0: one per core.
         unit: what the progress bar counts.
         per_task: items per task at most; more than 1 pays if a call is short.

@@ -4,84 +4,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from features._common.csv_table import CsvRow, read_csv_table
+from features._common.csv_table import CsvRow
 from features.sequences import Label
-from stage1_extract.datasets.faults import fault_line
+from stage1_extract.datasets.faults import add_fault
 
 _BOX_COLUMNS = ("left", "top", "right", "bottom")
 _POSITION_COLUMNS = ("x", "y")
 
 
-@dataclass(frozen=True)
-class LabelRow(CsvRow):
-    """One row of a label table."""
-
-    def number(self, column: str, faults: list[str]) -> float:
-        """The number in a cell; NaN if it is empty or its column is absent, or, as a fault, if it is not a number."""
-        text = self.cells.get(column, "")
-        if not text:
-            return math.nan
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            expected = "a finite number, or an empty cell for unknown"
-            faults.append(fault_line(f"{self.where}: {column} is not a number", expected=expected, got=repr(text)))
-        return value
-
-    def label(self, frame: int, targets: tuple[str, ...], faults: list[str]) -> Label | None:
-        """Make the row's label of a frame; None if all its values are unknown."""
-        values = {column: self.number(column, faults) for column in targets}
-        box = self._numbers(_BOX_COLUMNS, faults)
-        position = self._numbers(_POSITION_COLUMNS, faults)
-        if box and not (box[0] < box[2] and box[1] < box[3]):
-            faults.append(fault_line(f"{self.where}: not a box", expected="left < right and top < bottom", got=box))
-            box = None
-        if not box and not position and not any(map(math.isfinite, values.values())):
-            return None
-        return Label(
-            frame,
-            values,
-            (box[0], box[1], box[2], box[3]) if box else None,
-            (position[0], position[1]) if position else None,
-        )
-
-    def _numbers(self, columns: tuple[str, ...], faults: list[str]) -> list[float] | None:
-        """The numbers in columns that are either all filled or all empty."""
-        filled = [column for column in columns if self.cells.get(column)]
-        if not filled:
-            return None
-        if len(filled) < len(columns):
-            expected = f"all of {', '.join(columns)}, or none of them"
-            faults.append(fault_line(f"{self.where}: incomplete", expected=expected, got=f"only {', '.join(filled)}"))
-            return None
-        values = [self.number(column, faults) for column in columns]
-        return values if all(map(math.isfinite, values)) else None
+def target_columns(columns: Sequence[str], *reserved: str) -> tuple[str, ...]:
+    """The columns of a label table that hold targets: all but the reserved ones, the box's and the position's."""
+    return tuple(c for c in columns if c not in {*reserved, *_BOX_COLUMNS, *_POSITION_COLUMNS})
 
 
-@dataclass(frozen=True)
-class LabelTable:
-    """The columns and rows of a label table."""
+def read_number(row: CsvRow, column: str, faults: list[str]) -> float:
+    """The number in a cell; NaN if it is empty or its column is absent, or, as a fault, if it is not a number."""
+    text = row.cells.get(column, "")
+    if not text:
+        return math.nan
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        expected = "a finite number, or an empty cell for unknown"
+        add_fault(faults, f"{row.where}: {column} is not a number", expected, repr(text))
+    return value
 
-    columns: tuple[str, ...]
-    rows: tuple[LabelRow, ...]
 
-    def targets(self, *reserved: str) -> tuple[str, ...]:
-        """The target columns: all but the reserved ones, the box's and the position's."""
-        return tuple(c for c in self.columns if c not in {*reserved, *_BOX_COLUMNS, *_POSITION_COLUMNS})
+def read_label(row: CsvRow, frame: int, targets: tuple[str, ...], faults: list[str]) -> Label | None:
+    """Make a row's label of a frame; None if all its values are unknown."""
+    values = {column: read_number(row, column, faults) for column in targets}
+    box = _read_all_or_none(row, _BOX_COLUMNS, faults)
+    position = _read_all_or_none(row, _POSITION_COLUMNS, faults)
+    if box and not (box[0] < box[2] and box[1] < box[3]):
+        add_fault(faults, f"{row.where}: not a box", "left < right and top < bottom", box)
+    if not box and not position and not any(map(math.isfinite, values.values())):
+        return None
+    return Label(
+        frame,
+        values,
+        (box[0], box[1], box[2], box[3]) if box else None,
+        (position[0], position[1]) if position else None,
+    )
 
 
-def read_label_csv(
-    path: Path, faults: list[str], *, required: Sequence[str] = (), hint: str | None = None
-) -> LabelTable:
-    """Read the table of labels in a CSV file; a row with too few or too many cells is a fault.
-
-    Raises:
-        DataError: the file is missing or not CSV, or its header is bad; see `read_csv_table`.
-    """
-    table = read_csv_table(path, required=required, hint=hint, faults=faults)
-    return LabelTable(table.columns, tuple(LabelRow(row.path, row.line, row.cells) for row in table.rows))
+def _read_all_or_none(row: CsvRow, columns: tuple[str, ...], faults: list[str]) -> list[float] | None:
+    """The numbers in columns that are either all filled or all empty."""
+    filled = [column for column in columns if row.cells.get(column)]
+    if filled and len(filled) < len(columns):
+        expected = f"all of {', '.join(columns)}, or none of them"
+        add_fault(faults, f"{row.where}: incomplete", expected, f"only {', '.join(filled)}")
+        return None
+    values = [read_number(row, column, faults) for column in filled]
+    return values if values and all(map(math.isfinite, values)) else None

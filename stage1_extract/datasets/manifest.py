@@ -10,12 +10,13 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
+from features._common.csv_table import CsvRow, read_csv_table
 from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import SPLITS
-from stage1_extract.datasets.faults import fault_line
+from stage1_extract.datasets.faults import add_fault
 from stage1_extract.datasets.image_sequence import ClipSpec
-from stage1_extract.datasets.label_csv import LabelRow, read_label_csv
+from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
 
 REQUIRED_COLUMNS = ("path", "sequence", "frame", "split")
 
@@ -32,62 +33,61 @@ def manifest_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
     path = Path(data.path)
     faults: list[str] = []
     hint = f"set data.path to a CSV file with the columns {', '.join(REQUIRED_COLUMNS)}"
-    table = read_label_csv(path, faults, required=REQUIRED_COLUMNS, hint=hint)
+    table = read_csv_table(path, required=REQUIRED_COLUMNS, hint=hint, faults=faults)
     if not table.rows and not faults:
         raise DataError(f"{path}: no rows", expected="one row per frame", got="only a header", hint=f"edit {path}")
-    rows: dict[str, list[LabelRow]] = defaultdict(list)
+    rows: dict[str, list[CsvRow]] = defaultdict(list)
     for row in table.rows:
         if row.cells["sequence"]:
             rows[row.cells["sequence"]].append(row)
         else:
-            faults.append(fault_line(f"{row.where}: no sequence", expected="a name", got="an empty cell"))
-    targets = table.targets(*REQUIRED_COLUMNS, "fps")
+            add_fault(faults, f"{row.where}: no sequence", "a name", "an empty cell")
+    targets = target_columns(table.columns, *REQUIRED_COLUMNS, "fps")
     return [_clip_spec(id, clip_rows, path.parent, targets, data.fps) for id, clip_rows in rows.items()], faults
 
 
-def _clip_spec(id: str, rows: list[LabelRow], root: Path, targets: tuple[str, ...], fps: float) -> ClipSpec:
+def _clip_spec(id: str, rows: list[CsvRow], root: Path, targets: tuple[str, ...], fps: float) -> ClipSpec:
     faults: list[str] = []
     spec = ClipSpec(id, _split(rows, faults), _fps(rows, fps, faults), faults=faults)
-    numbered: list[tuple[float, LabelRow]] = []
-    first_rows: dict[float, LabelRow] = {}  # of each frame
+    numbered: list[tuple[float, CsvRow]] = []
+    first_rows: dict[float, CsvRow] = {}  # of each frame
     for row in rows:
-        number = row.number("frame", faults)
+        number = read_number(row, "frame", faults)
         if not row.cells["frame"] or not row.cells["path"]:
             column = "path" if row.cells["frame"] else "frame"
-            faults.append(fault_line(f"{row.where}: no {column}", expected=f"a {column}", got="an empty cell"))
+            add_fault(faults, f"{row.where}: no {column}", f"a {column}", "an empty cell")
         elif math.isfinite(number):
             first = first_rows.setdefault(number, row)
             if first.cells["path"] != row.cells["path"]:
                 what = f"{row.where}: two files for frame {row.cells['frame']} of {id}"
-                faults.append(fault_line(what, expected=first.cells["path"], got=row.cells["path"]))
+                add_fault(faults, what, first.cells["path"], row.cells["path"])
             numbered.append((number, row))
     order = {number: index for index, number in enumerate(sorted(first_rows))}
     spec.files = tuple(root / first_rows[number].cells["path"] for number in order)
-    labels = [row.label(order[n], targets, faults) for n, row in sorted(numbered, key=lambda pair: pair[0])]
+    labels = [read_label(row, order[n], targets, faults) for n, row in sorted(numbered, key=lambda pair: pair[0])]
     spec.labels = tuple(label for label in labels if label is not None)
     return spec
 
 
-def _split(rows: list[LabelRow], faults: list[str]) -> str:
+def _split(rows: list[CsvRow], faults: list[str]) -> str:
     split = rows[0].cells["split"]
     for row in rows:
         if row.cells["split"] not in SPLITS:
-            got = repr(row.cells["split"])
-            faults.append(fault_line(f"{row.where}: unknown split", expected=f"one of {', '.join(SPLITS)}", got=got))
+            expected = f"one of {', '.join(SPLITS)}"
+            add_fault(faults, f"{row.where}: unknown split", expected, repr(row.cells["split"]))
         elif row.cells["split"] != split:
             # frames of one sequence in two splits would make all results too good
             what = f"{row.where}: sequence {row.cells['sequence']} is in two splits"
-            faults.append(fault_line(what, expected=split, got=row.cells["split"]))
+            add_fault(faults, what, split, row.cells["split"])
     return split
 
 
-def _fps(rows: list[LabelRow], default: float, faults: list[str]) -> float:
+def _fps(rows: list[CsvRow], default: float, faults: list[str]) -> float:
     fps: float | None = None
     for row in rows:
-        value = row.number("fps", faults)
+        value = read_number(row, "fps", faults)
         if math.isfinite(value):
             fps = value if fps is None else fps
             if value <= 0 or value != fps:
-                expected = f"{fps}, as above" if fps > 0 else "more than 0"
-                faults.append(fault_line(f"{row.where}: wrong fps", expected=expected, got=value))
+                add_fault(faults, f"{row.where}: wrong fps", f"{fps}, as above" if fps > 0 else "more than 0", value)
     return default if fps is None else fps

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import Label
-from stage1_extract.datasets import annotation_json, calibration
+from stage1_extract.datasets.annotation_json import load_json, vehicle_labels
 from stage1_extract.datasets.archive import ReadablePath, find_folder, list_folder, open_folder_or_zip
+from stage1_extract.datasets.calibration import find_calibration
 from stage1_extract.datasets.clip_folder import clip_folders, clip_spec
-from stage1_extract.datasets.faults import error_to_fault, fault_line
+from stage1_extract.datasets.faults import add_fault, error_to_fault
 from stage1_extract.datasets.image_sequence import ClipSpec
 
 TUSIMPLE_FOLDERS = {
@@ -40,12 +41,12 @@ def tusimple_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
     hint = "set data.path to the folder that holds clips, or train/clips and test/clips"
     root = open_folder_or_zip(data.path, hint=hint)
     faults: list[str] = []
-    root_camera = None if data.calibration else calibration.find_calibration(root, faults)
+    root_camera = None if data.calibration else find_calibration(root, faults)
     specs = []
     for prefix, split, folder, clips in _splits(root, hint):
         camera = root_camera
         if prefix and not data.calibration:
-            camera = calibration.find_calibration(folder, faults) or root_camera
+            camera = find_calibration(folder, faults) or root_camera
         split_specs = [
             clip_spec(clip, f"{prefix}clips/{clip.name}", split, data, camera, all_vehicles=True)
             for clip in clip_folders(clips)
@@ -79,26 +80,21 @@ def _set_test_labels(specs: list[ClipSpec], file: ReadablePath) -> None:
     if not specs:
         return
     try:
-        value = annotation_json.load_json(file)
+        value = load_json(file)
     except DataError as e:
         specs[0].faults.append(error_to_fault(e))
         return
     if not isinstance(value, list) or len(value) != len(specs):
         got = len(value) if isinstance(value, list) else type(value).__name__
-        specs[0].faults.append(
-            fault_line(f"{file}: not one entry per clip", expected=f"a list of {len(specs)}", got=got)
-        )
+        add_fault(specs[0].faults, f"{file}: not one entry per clip", f"a list of {len(specs)}", got)
         return
     for index, (spec, entry) in enumerate(zip(specs, value, strict=True)):
         where = f"{file}: [{index}]"
         frame = spec.labels[0].frame if spec.labels else len(spec.files) - 1
-        labels = annotation_json.vehicle_labels(
-            entry, where, frame, velocity_required=True, all_vehicles=True, faults=spec.faults
-        )
+        labels = vehicle_labels(entry, where, frame, velocity_required=True, all_vehicles=True, faults=spec.faults)
         with_box = [label for label in spec.labels if label.box]
         if labels and not all(any(_same_box(label, other) for other in labels) for label in with_box):
-            expected = f"the boxes of {spec.id}"
-            spec.faults.append(fault_line(f"{where} belongs to another clip", expected=expected, got="other boxes"))
+            add_fault(spec.faults, f"{where} belongs to another clip", f"the boxes of {spec.id}", "other boxes")
         spec.labels = labels + tuple(label for label in spec.labels if "ego_speed" in label.targets)
 
 

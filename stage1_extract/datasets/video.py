@@ -12,15 +12,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from features._common.csv_table import read_csv_table
 from features._common.types import Image, Size
 from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import FrameSequence, Label
 from stage1_extract.datasets.archive import list_folder
 from stage1_extract.datasets.clip import Catalogue, Clip
-from stage1_extract.datasets.faults import error_to_fault, fault_line
+from stage1_extract.datasets.faults import add_fault, error_to_fault
 from stage1_extract.datasets.image_sequence import map_in_threads
-from stage1_extract.datasets.label_csv import read_label_csv
+from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
 
 VIDEO_SUFFIXES = frozenset([".avi", ".hevc", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"])
 
@@ -151,7 +152,7 @@ def video_clips(data: DataConfig, threads: int) -> Catalogue:
         if first == file:
             clips += file_clips
         else:
-            faults.append(fault_line(f"{file}: two videos named {file.stem}", expected="one", got=f"{first.name} too"))
+            add_fault(faults, f"{file}: two videos named {file.stem}", "one", f"{first.name} too")
     return Catalogue(tuple(clips), tuple(faults))
 
 
@@ -172,21 +173,19 @@ def _clips(file: Path, data: DataConfig) -> tuple[list[Clip], list[str]]:
     except DataError as e:
         return [], [*faults, error_to_fault(e)]
     except OSError as e:
-        return [], [fault_line(f"{file}: cannot be read", got=e.strerror or e)]
+        return [], [error_to_fault(DataError(f"{file}: cannot be read", got=e.strerror or e))]
     if faults:
         return [], faults
     fps = video.fps if math.isfinite(video.fps) else data.fps
     split = split_of(file.stem)
-    if data.segment is None:
-        sequence = FrameSequence(file.stem, split, video.length, fps, video.size, digest, tuple(labels))
-        return [Clip(sequence, VideoFrames(video))], []
     clips = []
-    for start in range(0, video.length, data.segment):
-        stop = min(start + data.segment, video.length)
-        id = f"{file.stem}/{start:05d}-{stop - 1:05d}"
-        segment_digest = hashlib.sha256(f"{digest} {start} {stop}".encode()).hexdigest()
-        segment_labels = tuple(replace(x, frame=x.frame - start) for x in labels if start <= x.frame < stop)
-        sequence = FrameSequence(id, split, stop - start, fps, video.size, segment_digest, segment_labels)
+    for start in range(0, video.length, data.segment or video.length):
+        id, clip_digest, stop = file.stem, digest, min(start + (data.segment or video.length), video.length)
+        if data.segment is not None:
+            id = f"{file.stem}/{start:05d}-{stop - 1:05d}"
+            clip_digest = hashlib.sha256(f"{digest} {start} {stop}".encode()).hexdigest()
+        clip_labels = tuple(replace(x, frame=x.frame - start) for x in labels if start <= x.frame < stop)
+        sequence = FrameSequence(id, split, stop - start, fps, video.size, clip_digest, clip_labels)
         clips.append(Clip(sequence, VideoFrames(video, start)))
     return clips, []
 
@@ -200,8 +199,7 @@ def _labels(video: Path, length: int, faults: list[str]) -> list[Label]:
     if table.is_file():
         return _table_labels(table, length, faults)
     if split_of(video.stem) != "test":
-        expected = f"{text.name} or {table.name} beside it"
-        faults.append(fault_line(f"{video}: no labels", expected=expected, got="neither"))
+        add_fault(faults, f"{video}: no labels", f"{text.name} or {table.name} beside it", "neither")
     return []
 
 
@@ -224,29 +222,27 @@ def _text_labels(path: Path, length: int, faults: list[str]) -> list[Label]:
     if wrong_lines:
         number, text = wrong_lines[0]
         more = f", and {len(wrong_lines) - 1} more such lines" if len(wrong_lines) > 1 else ""
-        what = f"{path}, line {number}: not a number"
-        faults.append(fault_line(what, expected="a finite number", got=repr(text[:60]) + more))
+        add_fault(faults, f"{path}, line {number}: not a number", "a finite number", repr(text[:60]) + more)
     if len(lines) != length:
-        faults.append(_count_fault(path, len(lines), length))
+        _add_count_fault(faults, path, len(lines), length)
     return labels
 
 
 def _table_labels(path: Path, length: int, faults: list[str]) -> list[Label]:
     """Read one row per frame; with a column `frame` (from 0), rows for any frames in any order."""
-    table = read_label_csv(path, faults)
-    targets = table.targets("frame")
+    table = read_csv_table(path, faults=faults)
+    targets = target_columns(table.columns, "frame")
     labels = []
     if "frame" not in table.columns and len(table.rows) != length:
-        faults.append(_count_fault(path, len(table.rows), length))
+        _add_count_fault(faults, path, len(table.rows), length)
     for index, row in enumerate(table.rows):
-        number = row.number("frame", faults) if "frame" in table.columns else float(index)
+        number = read_number(row, "frame", faults) if "frame" in table.columns else float(index)
         if "frame" in table.columns and not (number.is_integer() and 0 <= number < length):
-            got = repr(row.cells["frame"])
-            faults.append(fault_line(f"{row.where}: no such frame", expected=f"0 … {length - 1}", got=got))
-        elif label := row.label(int(number), targets, faults):
+            add_fault(faults, f"{row.where}: no such frame", f"0 … {length - 1}", repr(row.cells["frame"]))
+        elif label := read_label(row, int(number), targets, faults):
             labels.append(label)
     return sorted(labels, key=lambda label: label.frame)
 
 
-def _count_fault(path: Path, labels: int, frames: int) -> str:
-    return fault_line(f"{path}: {labels} labels for {frames} frames", expected=f"{frames} labels", got=labels)
+def _add_count_fault(faults: list[str], path: Path, labels: int, frames: int) -> None:
+    add_fault(faults, f"{path}: {labels} labels for {frames} frames", f"{frames} labels", labels)
