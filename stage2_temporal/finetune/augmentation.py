@@ -14,19 +14,12 @@ MIRROR_SIGNS = {"vx": 1.0, "vy": -1.0, "x": 1.0, "y": -1.0, "ego_speed": 1.0}  #
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn for each window.
+    """What is drawn for each window."""
 
-    Attributes:
-        flip: whether half of the windows are mirrored, left to right.
-        brightness: largest shift, as a share of 255.
-        contrast: largest stretch around the window's mean, as a share.
-        signs: (K,) sign of each target in a mirrored window.
-    """
-
-    flip: bool
-    brightness: float
-    contrast: float
-    signs: tuple[float, ...]
+    flip: bool  # whether half of the windows are mirrored, left to right
+    brightness: float  # largest shift, as a share of 255
+    contrast: float  # largest stretch around the window's mean, as a share
+    signs: tuple[float, ...]  # (K,) of the targets in a mirrored window
 
     def __call__(
         self, window: Image, targets: NDArray[np.float32], rng: np.random.Generator

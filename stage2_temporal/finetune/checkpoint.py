@@ -21,25 +21,15 @@ ChangedWeights = Mapping[int, NDArray[Any]]  # by position among the model's wei
 
 @dataclass
 class FinetuneState:
-    """Fine-tuning after some epoch.
+    """Fine-tuning after some epoch."""
 
-    Attributes:
-        key: digest of what determines the result; a state with another key is not resumed.
-        history: one row per epoch, from epoch 0, which is the two stages' model.
-        best: the epoch whose weights are kept.
-        weights: weights that differ from those of epoch 0.
-        kept: the same for the epoch `best`.
-        optimiser: the optimiser's variables, in order.
-        facts: what was measured at epoch 0.
-    """
-
-    key: str
-    history: list[Epoch] = field(default_factory=list)
-    best: int = 0
-    weights: ChangedWeights = field(default_factory=dict)
-    kept: ChangedWeights = field(default_factory=dict)
-    optimiser: list[NDArray[Any]] = field(default_factory=list)
-    facts: dict[str, float] = field(default_factory=dict)
+    key: str  # digest of what determines the result; a state with another key is not resumed
+    history: list[Epoch]  # from epoch 0, which is the two stages' model
+    best: int = 0  # the epoch whose weights are kept
+    weights: ChangedWeights = field(default_factory=dict)  # that differ from those of epoch 0
+    kept: ChangedWeights = field(default_factory=dict)  # the same for the epoch `best`
+    optimiser: list[NDArray[Any]] = field(default_factory=list)  # its variables, in order
+    facts: dict[str, float] = field(default_factory=dict)  # what was measured at epoch 0
 
 
 def changed_weights(weights: list[NDArray[Any]], start: list[NDArray[Any]]) -> ChangedWeights:

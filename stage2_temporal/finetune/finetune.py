@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import keras
 from pydantic import Field, ValidationError
 
 from features._common.atomic import atomic_write
@@ -106,6 +105,7 @@ def finetune(run: Path, store: Store, config: Config) -> FinetuneResult:
     fused.set_weights(with_changes(state.kept, job.start))
     helped, verdict = _verdict(state, job.has_validation)
     counted = next(split for split in VERDICT_SPLITS if len(task.known(split)))
+    splits = [split for split in (counted, "validation") if len(task.known(split))]
     result = FinetuneResult(
         key=key,
         settings=config.finetune.model_dump(mode="json"),
@@ -121,11 +121,16 @@ def finetune(run: Path, store: Store, config: Config) -> FinetuneResult:
         verdict=verdict,
         unit=metrics.unit,
         counted=counted,
-        splits={
-            split: _compare(split, job, task, metrics) for split in (counted, "validation") if len(task.known(split))
-        },
+        splits={split: _compare(split, job, task, metrics) for split in splits},
     )
-    _write_files(run, store, fused, state, result)
+    (run / RESULT_FILE).unlink(missing_ok=True)  # it exists only beside the other files
+    save_model(run / MODEL_FILE, fused)
+    with atomic_write(run / HISTORY_FILE) as temporary:
+        write_history(temporary, state.history)
+    with atomic_write(run / RESULT_FILE) as temporary:
+        temporary.write_text(result.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
+    write_report(run, store)
+    shutil.rmtree(run / STATE_FOLDER, ignore_errors=True)
     return result
 
 
@@ -143,11 +148,7 @@ def finetune_table(result: FinetuneResult) -> str:
 
 
 def _check_same_settings(config: Config, trained: Config) -> None:
-    """Refuse settings that differ from the run's.
-
-    Raises:
-        ConfigError: names them.
-    """
+    """Raise ConfigError with the names of settings that differ from the run's."""
     values, trained_values = config.model_dump(), trained.model_dump()
     changed = [
         f"{section}.{name}"
@@ -182,7 +183,6 @@ def _read_result(run: Path) -> FinetuneResult | None:
 
 
 def _verdict(state: FinetuneState, has_validation: bool) -> tuple[bool | None, str]:
-    """Whether fine-tuning helped, and a sentence that says so."""
     if not has_validation:
         return None, "No verdict: without validation examples, it is unknown whether fine-tuning helped."
     first, best = state.history[0].val_loss, state.history[state.best].val_loss
@@ -195,7 +195,6 @@ def _verdict(state: FinetuneState, has_validation: bool) -> tuple[bool | None, s
 
 
 def _compare(split: str, job: FinetuneJob, task: Task, metrics: Metrics) -> ComparedSplit:
-    """Score the fine-tuned model on a split, next to the run's own scores."""
     examples, known = task.examples, task.known(split)
     predicted = job.predict(job.fused, known)
     finetuned = scores(examples.targets[known], predicted, task.constant, examples.columns, examples.position[known])
@@ -203,15 +202,3 @@ def _compare(split: str, job: FinetuneJob, task: Task, metrics: Metrics) -> Comp
     return ComparedSplit.model_validate(
         {"examples": len(known), "constant": run.constant, "two-stage": run.model, "fine-tuned": finetuned}
     )
-
-
-def _write_files(run: Path, store: Store, fused: keras.Model, state: FinetuneState, result: FinetuneResult) -> None:
-    """Write the result; finetune.json comes last, so that it exists only beside the other files."""
-    (run / RESULT_FILE).unlink(missing_ok=True)
-    save_model(run / MODEL_FILE, fused)
-    with atomic_write(run / HISTORY_FILE) as temporary:
-        write_history(temporary, state.history)
-    with atomic_write(run / RESULT_FILE) as temporary:
-        temporary.write_text(result.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
-    write_report(run, store)
-    shutil.rmtree(run / STATE_FOLDER, ignore_errors=True)

@@ -34,7 +34,7 @@ from stage2_temporal.finetune.checkpoint import (
 )
 from stage2_temporal.finetune.image_batches import ImageWindowBatches
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
-from stage2_temporal.fused.fuse import TOLERANCE
+from stage2_temporal.fused.fuse import TOLERANCE, compare
 from stage2_temporal.fused.window_images import ReadWindow
 from stage2_temporal.runs.results import read_predictions
 from stage2_temporal.training.loop import fix_seeds, loss_function
@@ -66,15 +66,9 @@ def local_gpus() -> list[tuple[int, int]]:
 
 
 class FinetuneJob:
-    """Fine-tunes the fused model of a run.
+    """Fine-tunes `model`, a trainable copy of a run's fused model, whose weights at the start are `start`.
 
-    Attributes:
-        fused: the fused model.
-        start: its weights before fine-tuning.
-        model: its trainable copy.
-        unfrozen: names of the backbone layers that train.
-        devices: how it computes.
-        has_validation: whether validation examples choose the epoch; otherwise the last one is kept.
+    `unfrozen` are names of the backbone layers that train. Without validation examples, the last epoch is kept.
     """
 
     def __init__(
@@ -166,8 +160,8 @@ class FinetuneJob:
         predicted, facts = check_epoch0(self.fused, windows, self._expected[self._judged], self._dtype)
         if self.devices.policy != "float32":
             predicted = self.predict(self.model, self._judged)  # in the same precision as later epochs
-        row = self._history_row(0, math.nan, math.nan, predicted, started)
-        self._log(row, f"differs from the two stages by {facts['difference']:.1g} of the largest value")
+        remark = f", differs from the two stages by {facts['difference']:.1g} of the largest value"
+        row = self._history_row(0, math.nan, math.nan, predicted, started, remark)
         return FinetuneState(self._key, [row], optimiser=self._optimiser_variables(), facts=facts)
 
     def _train_epoch(self, epoch: int, state: FinetuneState) -> None:
@@ -194,36 +188,32 @@ class FinetuneJob:
         state.optimiser = self._optimiser_variables()
         if not self.has_validation or row.val_loss < lowest:
             state.best, state.kept = epoch, state.weights
-        self._log(row)
 
-    def _history_row(self, epoch: int, loss: float, rmse: float, predicted: Floats, started: float) -> Epoch:
+    def _history_row(
+        self, epoch: int, loss: float, rmse: float, predicted: Floats, started: float, remark: str = ""
+    ) -> Epoch:
+        """Score the predictions of the judged examples, and log the epoch."""
         val_loss = val_rmse = math.nan
         if self.has_validation:
             error = predicted - self._targets[self._judged]
             val_rmse = float(np.sqrt(np.mean(error**2)))
             val_loss = float(np.mean((error if self._deviation is None else error / self._deviation) ** 2))
-        return Epoch(epoch, loss, rmse, val_loss, val_rmse, time.monotonic() - started)
+        row = Epoch(epoch, loss, rmse, val_loss, val_rmse, time.monotonic() - started)
+        figures = {name: getattr(row, name) for name in ("loss", "rmse", "val_loss", "val_rmse")}
+        text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if math.isfinite(value))
+        logger.info(f"finetune: epoch {epoch}/{self._options.epochs}, {text}{remark} [{row.seconds:.1f} s]")
+        return row
 
     def _optimiser_variables(self) -> list[NDArray[Any]]:
         return [keras.ops.convert_to_numpy(v.value) for v in self.model.optimizer.variables]
-
-    def _log(self, row: Epoch, remark: str = "") -> None:
-        figures = {name: getattr(row, name) for name in ("loss", "rmse", "val_loss", "val_rmse")}
-        parts = [f"{name} {value:.4g}" for name, value in figures.items() if math.isfinite(value)]
-        text = ", ".join([*parts, *([remark] if remark else [])])
-        logger.info(f"finetune: epoch {row.epoch}/{self._options.epochs}, {text} [{row.seconds:.1f} s]")
 
 
 def check_epoch0(
     fused: keras.Model, windows: ImageWindowBatches, expected: Floats, dtype: str
 ) -> tuple[Floats, dict[str, float]]:
-    """Compare the fused model's predictions with those that the two stages made.
+    """Compare the fused model's predictions with those that the two stages made, `expected` (n, K).
 
-    Args:
-        fused: the fused model.
-        windows: frames of n examples.
-        expected: (n, K) the run's predictions of them.
-        dtype: of the store's maps; the effect of rounding these windows' maps to it is tolerated.
+    The effect of rounding the windows' maps to the store's `dtype` is tolerated.
 
     Returns:
         The fused model's predictions (n, K), and the relative difference, the effect of rounding and the tolerance.
@@ -240,9 +230,8 @@ def check_epoch0(
         exact.append(stage_two.predict_on_batch(maps))
         rounded.append(stage_two.predict_on_batch(maps.astype(dtype).astype(np.float32)))
     predicted = np.concatenate(exact).astype(np.float64)
-    largest = max(float(np.abs(expected).max()), 1e-30)
-    difference = float(np.abs(predicted - expected).max()) / largest
-    rounding = float(np.abs(predicted - np.concatenate(rounded)).max()) / largest
+    difference = compare(predicted, expected).relative
+    rounding = compare(predicted, np.concatenate(rounded), expected).relative
     facts = {"difference": difference, "rounding": rounding, "tolerated": TOLERANCE + rounding}
     if not difference <= facts["tolerated"]:
         raise StoreError(

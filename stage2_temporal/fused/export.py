@@ -3,7 +3,7 @@
 All formats take `frames`, uint8 (batch, T, height, width, 3), and return one float32 (batch,) per target column. Heads
 that read more than frames, or something else, have other inputs: `geometry`, float32 (batch, F), see
 `vehicle.geometry`, and optical flow as stored, float32 (batch, T, …), named `motion`, or `features` if a head other
-than fusion reads only flow. Recurrent layers are unrolled, because LiteRT and OpenVINO fail on the loop of a Keras LSTM.
+than fusion reads only flow. Recurrent layers are unrolled: LiteRT and OpenVINO fail on the loop of a Keras LSTM.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import keras
@@ -30,6 +31,7 @@ from stage2_temporal.fused.fuse import (
     FRAMES_INPUT,
     TOLERANCE,
     build_fused_model,
+    compare,
     fuse_run,
     load_window_images,
     stored_inputs,
@@ -80,13 +82,7 @@ def export_run(run: Path, store: Store, config: Config, formats: Sequence[str] =
 
 
 def export_model(model: keras.Model, folder: Path, name: str, inputs: NamedInputs) -> tuple[Path, float]:
-    """Write a model in one format.
-
-    Args:
-        model: the model.
-        folder: where to write.
-        name: of the format.
-        inputs: arrays by input name, to compare the exported model with Keras on.
+    """Write a model in the format `name`, and compare it with Keras on `inputs`.
 
     Returns:
         The file's path, and the largest relative difference from Keras.
@@ -100,14 +96,15 @@ def export_model(model: keras.Model, folder: Path, name: str, inputs: NamedInput
     if missing:
         raise ConfigError(f"{name} needs {', '.join(missing)}", hint=f"pip install {' '.join(missing)}")
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished, path = folder / f".unfinished{export_format.ending}", folder / f"model{export_format.ending}"
-    _remove(unfinished)
+    path = folder / f"model{export_format.ending}"
     expected = model.predict(model_inputs(dict(inputs)), verbose=0)  # Keras exports only models that have been called
-    try:
+    with TemporaryDirectory(prefix=".", dir=folder) as temporary:
+        unfinished = Path(temporary, path.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # from Keras' own converter (3.15)
             model.export(str(unfinished), format=export_format.keras_name, verbose=False)
-        difference = _difference(export_format.run(unfinished, inputs), expected)
+        outputs = export_format.run(unfinished, inputs)
+        difference = compare(*(np.stack([arrays[c] for c in expected]) for arrays in (outputs, expected))).relative
         if not difference <= TOLERANCE:
             raise FramebankError(
                 f"{path}: {name} computes something else than Keras",
@@ -115,12 +112,10 @@ def export_model(model: keras.Model, folder: Path, name: str, inputs: NamedInput
                 got=f"{difference:.2g}",
                 hint="another --format, and please report this",
             )
-        _remove(path)
-        unfinished.rename(path)
-        if name == "openvino":  # keeps its weights in a second file
-            unfinished.with_suffix(".bin").rename(path.with_suffix(".bin"))
-    finally:
-        _remove(unfinished)
+        if path.is_dir():
+            shutil.rmtree(path)
+        for file in Path(temporary).iterdir():  # OpenVINO keeps its weights in a second one
+            file.replace(folder / file.name)
     return path, difference
 
 
@@ -194,17 +189,3 @@ EXPORT_FORMATS = {
     "openvino": ExportFormat("openvino", ".xml", ("openvino",), _run_openvino),
 }
 DEFAULT_FORMATS = ("saved_model", "onnx", "litert")
-
-
-def _difference(outputs: NamedOutputs, expected: Mapping[str, Any]) -> float:
-    if set(outputs) != set(expected):
-        return float("nan")
-    largest = max(float(np.abs(value).max()) for value in expected.values())
-    return max(float(np.abs(outputs[c] - expected[c]).max()) for c in expected) / max(largest, 1e-30)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -53,42 +53,31 @@ class Difference:
 class FusedModelCheck:
     """Differences between the fused model and the two stages, part by part.
 
-    Attributes:
-        windows: number of stored windows compared.
-        trunk: the fused trunk's maps and the store's.
-        top: the fused top's output and the run's, both on the store's maps.
-        head: the fused top and head's predictions and the run's, both on the store's maps.
-        output: predictions from frames and from the store.
-        rounding: relative effect on the predictions of storing maps in the store's type and of computing them in its
-            precision; 0 in float32.
+    `rounding` is the relative effect on the predictions of storing maps in the store's type and of computing them in
+    its precision; 0 in float32.
     """
 
-    windows: int
-    trunk: Difference
-    top: Difference
-    head: Difference
-    output: Difference
+    windows: int  # number of stored windows compared
+    trunk: Difference  # the fused trunk's maps and the store's
+    top: Difference  # the fused top's output and the run's, both on the store's maps
+    head: Difference  # the fused top and head's predictions and the run's, both on the store's maps
+    output: Difference  # predictions from frames and from the store
     rounding: float
 
     def first_fault(self, dtype: str, precision: str = "float32") -> tuple[str, float, float] | None:
         """Return the first part that differs too much, its relative difference and the limit; None if there is none.
 
-        Args:
-            dtype: of the stored maps.
-            precision: that they were computed in.
+        The stored maps are in `dtype` and were computed in `precision`.
         """
         half, low_precision = dtype == "float16", precision != "float32"
-        limits = {
-            TRUNK: TOLERANCE + half * HALF_ROUNDING + low_precision * LOW_PRECISION_ERROR,
-            TOP: TOLERANCE,
-            "head": TOLERANCE,
-            "output": TOLERANCE + (self.rounding if half or low_precision else 0.0),
-        }
-        for part, limit in limits.items():
-            relative = getattr(self, part).relative
-            if not relative <= limit:  # true for NaN
-                return part, relative, limit
-        return None
+        parts = (
+            (TRUNK, self.trunk, TOLERANCE + half * HALF_ROUNDING + low_precision * LOW_PRECISION_ERROR),
+            (TOP, self.top, TOLERANCE),
+            ("head", self.head, TOLERANCE),
+            ("output", self.output, TOLERANCE + (self.rounding if half or low_precision else 0.0)),
+        )
+        faults = ((name, part.relative, limit) for name, part, limit in parts if not part.relative <= limit)  # or NaN
+        return next(faults, None)
 
 
 def fuse_run(run: Path, store: Store, config: Config | None = None) -> tuple[keras.Model, FusedModelCheck]:
@@ -197,11 +186,11 @@ def compare_models(
     flat = stored.reshape(-1, *stored.shape[2:])
     return FusedModelCheck(
         windows=len(frames),
-        trunk=_difference(computed, stored),
-        top=_difference(_apply_top(fused_stage_two, flat), _apply_top(stage_two, flat)),
-        head=_difference(predict(fused_stage_two, stored), expected),
-        output=_difference(np.concatenate([predict_window(i) for i in range(len(frames))]), expected),
-        rounding=_difference(predict(fused_stage_two, rounded), predict(fused_stage_two, computed)).relative,
+        trunk=compare(computed, stored),
+        top=compare(_apply_top(fused_stage_two, flat), _apply_top(stage_two, flat)),
+        head=compare(predict(fused_stage_two, stored), expected),
+        output=compare(np.concatenate([predict_window(i) for i in range(len(frames))]), expected),
+        rounding=compare(predict(fused_stage_two, rounded), predict(fused_stage_two, computed)).relative,
     )
 
 
@@ -227,14 +216,9 @@ def stored_inputs(run: Path, config: Config, store: Store, examples: Examples) -
 
 
 def load_window_images(config: Config, store: Store, examples: Examples) -> Image:
-    """Read the resized images (n, T, height, width, 3) of some examples.
-
-    Raises:
-        BadInputs: see `window_reader`.
-    """
-    indices = np.arange(len(examples))
-    read = window_reader(store, examples, indices, config)
-    return np.stack([read(i) for i in indices.tolist()])
+    """Read the resized images (n, T, height, width, 3) of some examples; raises what `window_reader` does."""
+    read = window_reader(store, examples, np.arange(len(examples)), config)
+    return np.stack([read(i) for i in range(len(examples))])
 
 
 def _apply_top(stage_two: keras.Model, maps: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -242,6 +226,7 @@ def _apply_top(stage_two: keras.Model, maps: NDArray[np.float32]) -> NDArray[np.
     return np.asarray(stage_two.get_layer(TOP).predict(maps, verbose=0)) if TOP in names else maps
 
 
-def _difference(values: NDArray[Any], reference: NDArray[Any]) -> Difference:
+def compare(values: NDArray[Any], reference: NDArray[Any], scale: NDArray[Any] | None = None) -> Difference:
+    """Compare arrays of one shape; `scale`, by default the reference, gives the largest value."""
     absolute = float(np.abs(values - reference).max())
-    return Difference(absolute, absolute / max(float(np.abs(reference).max()), 1e-30))
+    return Difference(absolute, absolute / max(float(np.abs(reference if scale is None else scale).max()), 1e-30))
