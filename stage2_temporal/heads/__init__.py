@@ -59,15 +59,10 @@ def find_head(name: str) -> type[Head]:
     return head
 
 
-def reads_track_only(config: Config) -> bool:
-    """Whether a run's head reads a vehicle's track and no stream."""
-    return not config.head.input_streams
-
-
 def uses_track(run: Path, config: Config) -> bool:
     """Whether a run's head reads a vehicle's track, be it alone or together with streams."""
     head = find_head(config.head.name)
-    return issubclass(head, VehicleHead) and (reads_track_only(config) or (run / CAMERA_GEOMETRY_FILE).is_file())
+    return issubclass(head, VehicleHead) and (not config.head.input_streams or (run / CAMERA_GEOMETRY_FILE).is_file())
 
 
 def check_streams(run: Path, config: Config) -> None:
@@ -94,7 +89,7 @@ def check_uses_maps(run: Path, config: Config) -> None:
     """
     check_streams(run, config)
     if APPEARANCE not in config.head.input_streams:
-        source = "a vehicle's track" if reads_track_only(config) else "optical flow"
+        source = "optical flow" if config.head.input_streams else "a vehicle's track"
         raise ConfigError(
             f"{run}: {config.head.name} reads {source} and no frames: there is no backbone to fuse it with",
             hint="use predict or export, which work without fusing; to fine-tune, train again with "
@@ -109,8 +104,8 @@ def check_uses_maps_alone(run: Path, config: Config) -> None:
         ConfigError: the head does.
     """
     check_uses_maps(run, config)
-    if len(config.head.input_streams) > 1 or uses_track(run, config):
-        sources = [*config.head.input_streams, *(["a vehicle's track"] if uses_track(run, config) else [])]
+    sources = [*config.head.input_streams, *(["a vehicle's track"] if uses_track(run, config) else [])]
+    if len(sources) > 1:
         raise ConfigError(
             f"{run}: fine-tuning trains on frames only, and {config.head.name} reads more than these",
             expected=f"a head that reads only {APPEARANCE}",

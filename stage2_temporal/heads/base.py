@@ -44,12 +44,12 @@ from features._common.types import Floats, Tensor
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.head_config import HeadConfig
-from features.layer_names import FEATURES, STAGE_TWO, STANDARDISE, UNIT, VECTORS
+from features.layer_names import FEATURES, STAGE_TWO, UNIT, VECTORS
 from features.store import TopRecord
 from features.streams import APPEARANCE
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.derived_streams import DerivedStream
-from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_head_inputs
+from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_head_inputs, as_maps
 from stage2_temporal.data.splits import split_at
 from stage2_temporal.heads.graph import Graph, NamedTensors, concatenate, model_inputs, submodel_from
 from stage2_temporal.heads.settings import constructor, parameter_fields, validated
@@ -207,9 +207,11 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def with_top(self, maps: Tensor, name: str) -> Tensor:
         """Apply the store's top, which is trainable, to the maps (batch, T, h, w, c) of the input `name`.
 
-        Maps of an input without a top are returned as they are. Time is folded into the batch: this gives the numbers
-        of a TimeDistributed top at inference, with one call and one batch-norm update per step.
+        Maps of an input without a top are returned as they are, vectors (batch, T, F) as maps of one cell. Time is
+        folded into the batch: this gives the numbers of a TimeDistributed top at inference, with one call and one
+        batch-norm update per step.
         """
+        maps = as_maps(maps)
         if self._top is None or self.input_streams[name] != APPEARANCE:
             return maps
         _, time, *entry = maps.shape
@@ -247,12 +249,12 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(X, StoreExamples):
             if len(X) == 0:
                 raise ValueError("found 0 examples, at least 1 is needed")
-            targets = _as_targets(y) if fitting else np.empty(0)
-            if fitting:
-                check_consistent_length(X, targets)
-            return X, targets
-        rules = {"allow_nd": True, "dtype": "numeric", "reset": fitting}
-        rules["ensure_all_finite"] = "allow-nan" if self.allows_nan else True
+            if not fitting:
+                return X, np.empty(0)
+            check_consistent_length(X, y)
+            return X, _as_targets(y)
+        finite = "allow-nan" if self.allows_nan else True
+        rules = {"allow_nd": True, "dtype": "numeric", "reset": fitting, "ensure_all_finite": finite}
         if not fitting:
             return as_head_inputs(validate_data(self, X, **rules)), np.empty(0)
         X, y = validate_data(self, X, y, **rules, multi_output=True, y_numeric=True)
@@ -291,22 +293,17 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """Build the model from `input_arrays` to the output in the target's unit."""
         x = graph.vectors
         if self._scale is not None:
-            # a Rescaling: Keras' Normalization makes its constants inputs of the exported ONNX graph (3.15)
-            factor = 1 / self._scale.deviation
-            x = keras.layers.Rescaling(factor.tolist(), (-self._scale.mean * factor).tolist(), name=STANDARDISE)(x)
-        x = self.output(x, self._targets)
-        if self._target is not None:
-            x = keras.layers.Rescaling(self._target.deviation.tolist(), self._target.mean.tolist(), name=UNIT)(x)
+            x = self._scale.standardising_layer()(x)
+        x = self._in_target_unit(self.output(x, self._targets))
         return keras.Model(model_inputs(graph.inputs), x, name=STAGE_TWO)
 
-    def _compute_vectors(self, graph: Graph, examples: HeadInputs, *, stored: bool) -> Iterator[NDArray[Any]]:
-        """Compute the examples' vectors, batch by batch.
+    def _in_target_unit(self, output: Tensor) -> Tensor:
+        if self._target is None:
+            return output
+        return keras.layers.Rescaling(self._target.deviation.tolist(), self._target.mean.tolist(), name=UNIT)(output)
 
-        Args:
-            graph: the head's.
-            examples: whose vectors.
-            stored: whether to start from `stored_features` instead of `input_arrays`.
-        """
+    def _compute_vectors(self, graph: Graph, examples: HeadInputs, *, stored: bool) -> Iterator[NDArray[Any]]:
+        """Compute the examples' vectors, batch by batch, from `input_arrays` or, if `stored`, `stored_features`."""
         model = keras.Model(model_inputs(graph.features if stored else graph.inputs), graph.vectors)
         return self._call_in_batches(model, self._batches(examples, None, stored=stored))
 
@@ -334,10 +331,6 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _as_targets(y: Any) -> Floats:
-    """Convert targets to float64.
-
-    Raises:
-        ValueError: they contain NaN.
-    """
+    """Convert targets to float64; a ValueError if some are NaN."""
     targets: Floats = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
     return targets

@@ -75,12 +75,8 @@ def linear_layer(vectors: Tensor, weights: NDArray[Any], bias: NDArray[Any], nam
 
 
 def standardise_vectors(vectors: Vectors, scale: Scale | None) -> Vectors:
-    """Do what the model's layer `standardise` does, in the same precision."""
-    if scale is None:
-        return vectors
-    factor = 1 / scale.deviation
-    standardised: Vectors = vectors * factor.astype(np.float32) + (-scale.mean * factor).astype(np.float32)
-    return standardised
+    """Scale vectors as the model does, if there is a scale."""
+    return vectors if scale is None else np.asarray(scale.standardising_layer()(vectors))
 
 
 def standardise_targets(targets: Floats, scale: Scale | None) -> Floats:

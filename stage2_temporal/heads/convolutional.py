@@ -6,7 +6,6 @@ import keras
 
 from features._common.types import Tensor
 from features.head_config import ConvLSTMConfig, DeltaConfig, TCNConfig
-from stage2_temporal.data.examples import as_maps
 from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.heads.graph import NamedTensors, concatenate
 from stage2_temporal.heads.pooled import PooledFrames
@@ -44,7 +43,7 @@ class Delta(GradientHead):
     def vectors(self, features: NamedTensors) -> Tensor:
         parts = []
         for name, values in features.items():
-            maps = self.with_top(as_maps(values), name)
+            maps = self.with_top(values, name)
             _, time, height, width, channels = maps.shape
             steps = max(time - 1, 1)
             now, before = maps[:, -steps:], maps[:, :steps]  # a single frame is compared with itself
@@ -59,9 +58,6 @@ class Delta(GradientHead):
             parts.append(keras.ops.mean(keras.ops.reshape(x, (-1, steps, self.settings_.units)), axis=1))
         return concatenate(parts)
 
-    def output(self, vectors: Tensor, targets: int) -> Tensor:
-        return self.dense_output(vectors, targets)
-
 
 class ConvLSTM(GradientHead):
     """An LSTM whose state is a map and whose gates are 3x3 convolutions; its last state is averaged over the map."""
@@ -72,10 +68,7 @@ class ConvLSTM(GradientHead):
     def vectors(self, features: NamedTensors) -> Tensor:
         parts = []
         for name, values in features.items():
-            maps = self.with_top(as_maps(values), name)
+            maps = self.with_top(values, name)
             x = keras.layers.ConvLSTM2D(self.settings_.units, 3, padding="same", name=f"{name}_conv_lstm")(maps)
             parts.append(keras.ops.mean(x, axis=(1, 2)))
         return concatenate(parts)
-
-    def output(self, vectors: Tensor, targets: int) -> Tensor:
-        return self.dense_output(vectors, targets)

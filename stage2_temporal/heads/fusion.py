@@ -19,12 +19,13 @@ from features.head_config import FusionConfig
 from features.layer_names import VECTORS
 from features.streams import GEOMETRY
 from stage2_temporal.data.batches import Batches
-from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_maps
+from stage2_temporal.data.examples import HeadInputs, StoreExamples
 from stage2_temporal.data.pooling import pool_frames
 from stage2_temporal.heads.base import Head, ValidationSet
 from stage2_temporal.heads.closed_form import Vectors, standardise_targets, standardise_vectors
 from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.heads.graph import Graph, NamedTensors, concatenate
+from stage2_temporal.heads.pooled import repeat_first
 from stage2_temporal.heads.vehicle import VehicleHead, about_vehicles
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, vector_scale
@@ -34,11 +35,10 @@ MAX_UNPOOLED_SIZE = 1024  # entries of a stream with at most this many numbers a
 PENALTIES = np.logspace(0, 6, 13)  # of the ridge, on standardised features; leave-one-out errors choose one
 
 
-class Fusion(VehicleHead):
+class Fusion(VehicleHead, GradientHead):
     """A linear model plus a GRU over pooled maps and flow, with the track's states repeated in every frame."""
 
     settings = FusionConfig
-    train_settings = GradientHead.train_settings
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         self.camera_geometry_ = None
@@ -61,15 +61,14 @@ class Fusion(VehicleHead):
         """(batch, T, F): each frame's cells and their change; then, with tracks, states and linear prediction."""
         parts = []
         for name in self.input_streams:
-            maps = self.with_top(as_maps(features[name]), name)
+            maps = self.with_top(features[name], name)
             _, time, *entry = maps.shape
             if int(np.prod(entry)) <= MAX_UNPOOLED_SIZE:
                 parts.append(keras.ops.reshape(maps, (-1, time, int(np.prod(entry)))))
                 continue
             parts.append(pool_frames(maps, self.settings_.grid))
             if self.settings_.difference:
-                changes = pool_frames(maps, self.settings_.grid, lag=1)
-                parts.append(keras.ops.concatenate([changes[:, :1], changes], axis=1))
+                parts.append(repeat_first(pool_frames(maps, self.settings_.grid, lag=1)))
         if self.camera_geometry_ is not None:
             normaliser = self._linear_model.normaliser
             clean = normaliser.clean(features[GEOMETRY])
@@ -79,10 +78,7 @@ class Fusion(VehicleHead):
 
     def output(self, vectors: Tensor, targets: int) -> Tensor:
         x = keras.layers.GRU(self.settings_.units, name="gru")(vectors)
-        if self.settings_.dense:
-            x = keras.layers.Dense(self.settings_.dense, activation="relu", name="dense")(x)
-        x = keras.layers.Dropout(self.settings_.dropout, name="dropout")(x)
-        residual = keras.layers.Dense(targets, kernel_initializer="zeros", name="rest")(x)
+        residual = self.dense_output(x, targets, "rest", initializer="zeros")
         kernel, bias = (array.astype(np.float32) for array in self._start)
         return residual + keras.ops.matmul(keras.ops.mean(vectors, axis=1), kernel) + bias
 

@@ -21,12 +21,17 @@ class GradientHead(Head):
 
     train_settings = (*Head.train_settings, *GRADIENT_SETTINGS)
 
-    def dense_output(self, x: Tensor, targets: int) -> Tensor:
+    def output(self, vectors: Tensor, targets: int) -> Tensor:
+        return self.dense_output(vectors, targets)
+
+    def dense_output(
+        self, x: Tensor, targets: int, name: str = "output", initializer: str = "glorot_uniform"
+    ) -> Tensor:
         """(batch, F) → (batch, targets), through dense relu (unless `dense` is 0), dropout and a linear layer."""
         if self.settings_.dense:
             x = keras.layers.Dense(self.settings_.dense, activation="relu", name="dense")(x)
         x = keras.layers.Dropout(self.settings_.dropout, name="dropout")(x)
-        return keras.layers.Dense(targets, name="output")(x)
+        return keras.layers.Dense(targets, kernel_initializer=initializer, name=name)(x)
 
     def _train_model(
         self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None

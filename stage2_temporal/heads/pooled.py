@@ -15,7 +15,7 @@ from features._common.types import Floats, Tensor
 from features.errors import ConfigError
 from features.streams import APPEARANCE
 from stage2_temporal.data.derived_streams import DerivedStream, is_stored, try_derive_streams
-from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_maps
+from stage2_temporal.data.examples import HeadInputs, StoreExamples
 from stage2_temporal.data.grid_pooling import GridPooling
 from stage2_temporal.data.pca_projection import PCABasis, PCAProjection, check_count, fit_pca
 from stage2_temporal.data.pooling import absolute_differences, feature_name, pool_frames
@@ -102,14 +102,10 @@ class PooledHead(Head):
         if isinstance(examples, StoreExamples) and self._is_frozen(examples) and not self._is_derived(examples):
             try_derive_streams(examples.source.path, self._derived_streams(examples))
         if self.settings_.components:
-            self._bases = {
-                name: self._fit_basis(examples, stream).weights for name, stream in self.input_streams.items()
-            }
+            self._bases = {n: self._fit_basis(examples, s).weights for n, s in self.input_streams.items()}
 
     def has_stored_features(self, examples: HeadInputs) -> bool:
-        if not isinstance(examples, StoreExamples):
-            return False
-        if not self._is_frozen(examples) or not self._is_derived(examples):
+        if not (isinstance(examples, StoreExamples) and self._is_frozen(examples) and self._is_derived(examples)):
             return False
         # a store with other training clips has another basis than the model
         return all(
@@ -142,7 +138,7 @@ class PooledHead(Head):
     def features(self, inputs: NamedTensors) -> NamedTensors:
         arrays: NamedTensors = {}
         for name, values in inputs.items():
-            frames = self.reduce_frames(name, self.with_top(as_maps(values), name))
+            frames = self.reduce_frames(name, self.with_top(values, name))
             for lag in (0, *self.window_lags(frames.shape[1])):
                 arrays[feature_name(name, lag)] = self.frame_features(frames, lag)
         return arrays
@@ -161,11 +157,11 @@ class PooledHead(Head):
 
     def _is_derived(self, examples: StoreExamples) -> bool:
         """Whether the store has the derived streams."""
-        streams = self._derived_streams(examples)
-        if all(is_stored(examples.source.store, stream) for stream in streams):
+        source, streams = examples.source, self._derived_streams(examples)
+        if all(is_stored(source.store, stream) for stream in streams):
             return True
         # another process, or this one, may have replaced the file
-        return examples.source.reopen_if_replaced() and all(is_stored(examples.source.store, s) for s in streams)
+        return source.reopen_if_replaced() and all(is_stored(source.store, stream) for stream in streams)
 
     def _is_frozen(self, examples: StoreExamples) -> bool:
         """Whether no trainable layer lies before the pooling."""
@@ -207,12 +203,7 @@ class PooledFrames(PooledHead):
 
     def vectors(self, features: NamedTensors) -> Tensor:
         changes = [feature_name(name, 1) for name in self.input_streams]
-        return concatenate(
-            [
-                keras.ops.concatenate([values[:, :1], values], axis=1) if name in changes else values
-                for name, values in features.items()
-            ]
-        )
+        return concatenate([repeat_first(v) if name in changes else v for name, v in features.items()])
 
 
 class PooledStatistics(PooledHead):
@@ -234,6 +225,11 @@ class PooledStatistics(PooledHead):
         return concatenate(means + changes)
 
 
+def repeat_first(changes: Tensor) -> Tensor:
+    """Give a window's first frame the second frame's change: (batch, T − 1, F) → (batch, T, F)."""
+    return keras.ops.concatenate([changes[:, :1], changes], axis=1)
+
+
 def _log_change(changes: Tensor) -> Tensor:
     """(batch, T − lag, F) → (batch, F): logarithm of the mean change over the window."""
     mean = keras.ops.mean(changes, axis=1)
@@ -243,7 +239,6 @@ def _log_change(changes: Tensor) -> Tensor:
 
 
 def _projection_layer(name: str) -> str:
-    """The name of the layer that projects an input's maps."""
     return f"{name}.components"
 
 

@@ -8,7 +8,6 @@ import keras
 
 from features._common.types import Tensor
 from features.head_config import FlattenLSTMConfig, GRUConfig, PooledLSTMConfig
-from stage2_temporal.data.examples import as_maps
 from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.heads.graph import NamedTensors, concatenate
 from stage2_temporal.heads.pooled import PooledFrames
@@ -38,7 +37,7 @@ class FlattenLSTM(Recurrent):
     def vectors(self, features: NamedTensors) -> Tensor:
         flat = []
         for name, values in features.items():
-            maps = self.with_top(as_maps(values), name)
+            maps = self.with_top(values, name)
             layer = "flatten" if len(features) == 1 else f"flatten_{name}"
             flat.append(keras.layers.Reshape((maps.shape[1], -1), name=layer)(maps))
         return concatenate(flat)

@@ -17,12 +17,7 @@ from features.strict_model import StrictModel, describe_validation_error, did_yo
 
 
 def parameter_fields(settings: type[HeadConfig], train: Iterable[str]) -> dict[str, FieldInfo]:
-    """Choose the fields that become a head's parameters.
-
-    Args:
-        settings: the head's settings class; its name is not a parameter.
-        train: names of the fields of [train] that the head reads.
-    """
+    """The fields that become a head's parameters: its settings but their name, and those of [train] that it reads."""
     fields = {name: field for name, field in settings.model_fields.items() if name != "name"}
     return fields | {name: field for name, field in TrainConfig.model_fields.items() if name in train}
 
@@ -40,10 +35,10 @@ def constructor(fields: dict[str, FieldInfo]) -> Callable[..., None]:
         for name, field in fields.items():
             setattr(self, name, parameters.get(name, field.default))
 
-    keyword_only = inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter(name, keyword_only, default=field.default) for name, field in fields.items()]
-    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    __init__.__signature__ = inspect.Signature([first, *parameters])  # type: ignore[attr-defined]
+    kind = inspect.Parameter
+    parameters = [kind(name, kind.KEYWORD_ONLY, default=field.default) for name, field in fields.items()]
+    signature = inspect.Signature([kind("self", kind.POSITIONAL_OR_KEYWORD), *parameters])
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
     return __init__
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from features._common.types import Floats, Tensor
 from features.head_config import BoxMLPConfig
-from features.layer_names import STAGE_TWO, STANDARDISE
+from features.layer_names import STAGE_TWO
 from features.streams import GEOMETRY
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import HeadInputs
@@ -49,9 +49,8 @@ class BoxMLP(VehicleHead, GradientHead):
         """The track's states, the linear model's prediction, and each range's weight."""
         normaliser = self._linear_model.normaliser
         clean = normaliser.clean(features[GEOMETRY])
-        factor = 1 / self._state_scale.deviation
-        scale = keras.layers.Rescaling(factor.tolist(), (-self._state_scale.mean * factor).tolist(), name=STANDARDISE)
-        return concatenate([scale(normaliser.states(clean)), self._linear_model(clean), self._range_weights(clean)])
+        states = self._state_scale.standardising_layer()(normaliser.states(clean))
+        return concatenate([states, self._linear_model(clean), self._range_weights(clean)])
 
     def _range_weights(self, clean: Tensor) -> Tensor:
         """(batch, RANGES) weights that sum to 1 and change linearly with log distance between the ranges' centres."""
@@ -104,8 +103,3 @@ class BoxMLP(VehicleHead, GradientHead):
             logs=logs,
         )
         self.model_ = keras.Model(model_inputs(graph.inputs), keras.ops.mean(outputs, axis=1), name=STAGE_TWO)
-
-    def _in_target_unit(self, output: Tensor) -> Tensor:
-        if self._target is None:
-            return output
-        return keras.layers.Rescaling(self._target.deviation.tolist(), self._target.mean.tolist())(output)

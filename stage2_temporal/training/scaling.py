@@ -6,23 +6,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from features._common.types import Floats
+from features.layer_names import STANDARDISE
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Mean and standard deviation of each target or feature over the training examples.
-
-    Attributes:
-        mean: (K,).
-        deviation: (K,).
-    """
+    """Mean (K,) and standard deviation (K,) of each target or feature over the training examples."""
 
     mean: Floats
     deviation: Floats
+
+    def standardising_layer(self) -> keras.layers.Layer:
+        """Make the layer that scales vectors to mean 0 and deviation 1."""
+        # a Rescaling: Keras' Normalization makes its constants inputs of the exported ONNX graph (3.15)
+        factor = 1 / self.deviation
+        return keras.layers.Rescaling(factor.tolist(), (-self.mean * factor).tolist(), name=STANDARDISE)
 
 
 def target_scale(targets: Floats) -> Scale:

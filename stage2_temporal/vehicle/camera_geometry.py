@@ -31,34 +31,21 @@ UNIT_GROUND = Ground(0.0, 1.0, 1.0)  # for the rates of sizes, which do not depe
 
 @dataclass(frozen=True)
 class WindowTracks:
-    """The tracks of a vehicle in each of n windows.
+    """The tracks of a vehicle in each of n windows."""
 
-    Attributes:
-        boxes: (n, T, 4) left, top, right, bottom in full-resolution px, NaN where lost.
-        confidence: (n, T) 0 to 1.
-        fps: (n,) frames per second of the windows: the sequence's, divided by the window's stride.
-        cameras: one per window, None without calibration.
-    """
-
-    boxes: Floats
-    confidence: Floats
-    fps: Floats
-    cameras: Sequence[Camera | None]
+    boxes: Floats  # (n, T, 4) left, top, right, bottom in full-resolution px, NaN where lost
+    confidence: Floats  # (n, T) 0 to 1
+    fps: Floats  # (n,) frames per second of the windows: the sequence's, divided by the window's stride
+    cameras: Sequence[Camera | None]  # one per window, None without calibration
 
 
 @dataclass(frozen=True)
 class CameraGeometry:
-    """Ground and camera, fitted to a run's training labels.
-
-    Attributes:
-        ground: the ground in the run's images.
-        camera: for sequences without calibration.
-        size: width and height of the training frames, px.
-    """
+    """Ground and camera, fitted to a run's training labels."""
 
     ground: Ground
-    camera: Camera
-    size: tuple[int, int]
+    camera: Camera  # for sequences without calibration
+    size: tuple[int, int]  # width and height of the training frames, px
 
     def vectors(self, tracks: WindowTracks) -> NDArray[np.float32]:
         """Compute the `geometry_vector` of each window: (n, len(GEOMETRY_NAMES))."""

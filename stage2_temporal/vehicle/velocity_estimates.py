@@ -17,8 +17,7 @@ import keras
 import numpy as np
 
 from features._common.types import Floats, Tensor
-from stage2_temporal.vehicle.geometry import ESTIMATES, GEOMETRY_NAMES
-from stage2_temporal.vehicle.robust_regression import huber_regression
+from stage2_temporal.vehicle.geometry import ESTIMATES, GEOMETRY_NAMES, huber_regression
 
 POSITIONS = ("x_foot", "x_size", "y_foot", "y_size")
 STATES = ("log_width", "log_height", *POSITIONS, "closing", "u_rate", "v_rate", "seen", "confidence")
@@ -84,17 +83,11 @@ class GeometryNormaliser:
 
 @dataclass(frozen=True)
 class RobustLinearModel:
-    """A linear model on `GeometryNormaliser.estimates`.
-
-    Attributes:
-        normaliser: computes the estimates.
-        kernel: (8, K) in the targets' unit.
-        bias: (K,).
-    """
+    """A linear model on `GeometryNormaliser.estimates`."""
 
     normaliser: GeometryNormaliser
-    kernel: Floats
-    bias: Floats
+    kernel: Floats  # (8, K), in the targets' unit
+    bias: Floats  # (K,)
 
     def __call__(self, clean: Tensor) -> Tensor:
         """Predict (batch, K) from cleaned vectors; in a graph, the coefficients are constants."""
