@@ -46,15 +46,10 @@ def missing_ranges(frame_range: FrameRange, stored: Iterable[StoredRange]) -> li
     >>> [(gap.start, gap.stop) for gap in missing_ranges(clip, stored)]
     [(0, 2), (6, 10)]
     """
-    gaps, covered_to = [], frame_range.start
-    ends = (frame_range.stop, frame_range.stop)
-    for start, stop in [*sorted((s.frame_range.start, s.frame_range.stop) for s in stored), ends]:
-        if start > covered_to:
-            gaps.append(replace(frame_range, start=covered_to, stop=min(start, frame_range.stop)))
-        covered_to = max(covered_to, stop)
-        if covered_to >= frame_range.stop:
-            break
-    return gaps
+    covered = [s.frame_range for s in covering_ranges(frame_range, stored)]
+    starts = [frame_range.start, *(r.stop for r in covered)]
+    stops = [*(r.start for r in covered), frame_range.stop]
+    return [replace(frame_range, start=a, stop=b) for a, b in zip(starts, stops, strict=True) if a < b]
 
 
 def covering_ranges(frame_range: FrameRange, stored: Iterable[StoredRange]) -> list[StoredRange]:

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import StoreError
 
 FORMAT_NAME, FORMAT_VERSION = "framebank", 1
-THUMBNAIL_BLOCK = 1 << 16  # bytes
 # fixed-array chunk indices, which stay fast at millions of frames, and readable by every HDF5 since 1.10
 LIBVER = ("v110", "v110")
 
@@ -136,36 +134,6 @@ def write_array(group: Any, name: str, values: NDArray[Any]) -> None:
     """Write a dataset as one checksummed chunk; scalars and empty arrays without chunks."""
     chunks = values.shape if values.ndim and values.size else None
     group.create_dataset(name, data=values, chunks=chunks, fletcher32=chunks is not None, track_times=False)
-
-
-class ThumbnailWriter:
-    """Appends JPEGs to `thumbnails/data` in blocks, so that few bytes are in memory."""
-
-    def __init__(self, f: Any) -> None:
-        self._group = f.create_group("thumbnails")
-        self._data = self._group.create_dataset(
-            "data", (0,), "u1", maxshape=(None,), chunks=(THUMBNAIL_BLOCK,), fletcher32=True, track_times=False
-        )
-        self._pending: list[NDArray[np.uint8]] = []
-
-    def write(self, data: NDArray[np.uint8]) -> None:
-        """Append bytes."""
-        self._pending.append(data)
-        if sum(map(len, self._pending)) >= THUMBNAIL_BLOCK:
-            self._flush()
-
-    def finish(self, offsets: NDArray[np.int64]) -> None:
-        """Write what is pending, and where each frame's JPEG begins, (frames + 1,)."""
-        self._flush()
-        self._group.create_dataset("offset", data=offsets, fletcher32=True, track_times=False, chunks=offsets.shape)
-
-    def _flush(self) -> None:
-        if self._pending:
-            data = np.concatenate(self._pending)
-            size = self._data.shape[0]
-            self._data.resize((size + len(data),))
-            self._data[size:] = data
-            self._pending = []
 
 
 READ_ERRORS = (OSError, KeyError)

@@ -19,7 +19,6 @@ from features.hdf5 import (
     FORMAT_VERSION,
     TABLE_ERRORS,
     ErrorTolerantFile,
-    ThumbnailWriter,
     copy_chunks,
     create_file,
     damage_as_store_error,
@@ -35,6 +34,7 @@ from features.tracks import Track
 MAX_OPEN_FILES = 4  # open source files during assembly; each has its own caches
 FRAMES_PER_WRITE = 32  # many frames per call, because each call to HDF5 has a cost
 FRAMES_PER_COPY = 512
+THUMBNAIL_BLOCK = 1 << 16  # bytes
 
 
 class ShardWriter:
@@ -70,10 +70,8 @@ class ShardWriter:
         rows = list(accumulate(map(len, self._ranges), initial=0))
         valid = list(range(len(self._ranges)) if valid is None else valid)
         ranges = [self._ranges[i] for i in valid]
-        thumbnails = ThumbnailWriter(self._file)
-        for jpeg in self._thumbnails:
-            thumbnails.write(np.frombuffer(jpeg, np.uint8))
-        thumbnails.finish(np.cumsum([0, *map(len, self._thumbnails)], dtype=np.int64))
+        sizes = np.array([len(jpeg) for jpeg in self._thumbnails], np.int64)
+        _write_thumbnails(self._file, sizes, [np.frombuffer(b"".join(self._thumbnails), np.uint8)])
         columns = {
             "sequence": [r.sequence for r in ranges],
             "digest": [r.digest for r in ranges],
@@ -176,7 +174,7 @@ def assemble_store(
                     f.create_group("top").attrs["architecture"] = top.architecture
                     for i, weight in enumerate(top.weights):
                         write_array(f, f"top/weights/{i}", weight)
-                _copy_thumbnails(f, next(iter(streams.values())).ranges, frames, sources)
+                _copy_thumbnails(f, next(iter(streams.values())).ranges, sources)
                 for name, stream in streams.items():
                     target = _create_stream(f, name, frames, stream.info)
                     for array, values in stream.arrays.items():
@@ -245,14 +243,25 @@ def _write_batches(target: Any, batches: Iterable[NDArray[Any]], disk: ErrorTole
         raise RuntimeError(f"{target.name}: {row} of {len(target)} frames were computed")
 
 
-def _copy_thumbnails(f: Any, ranges: Sequence[Sequence[StoredRange]], frames: int, sources: dict[Path, Any]) -> None:
-    offsets, thumbnails = np.zeros(frames + 1, np.int64), ThumbnailWriter(f)
-    for path, source_row, row, count in _copies(ranges):
-        source = _open_source(sources, path)
-        bounds = source["thumbnails/offset"][source_row : source_row + count + 1]
-        thumbnails.write(source["thumbnails/data"][bounds[0] : bounds[-1]])
-        offsets[row + 1 : row + 1 + count] = offsets[row] + bounds[1:] - bounds[0]
-    thumbnails.finish(offsets)
+def _write_thumbnails(f: Any, sizes: NDArray[np.int64], parts: Iterable[NDArray[np.uint8]]) -> None:
+    """Write JPEGs end to end: the number of bytes of each, and the bytes in parts of any length."""
+    offsets = np.cumsum([0, *sizes], dtype=np.int64)
+    shape, chunks, options = (int(offsets[-1]),), (THUMBNAIL_BLOCK,), {"fletcher32": True, "track_times": False}
+    data = f.create_dataset("thumbnails/data", shape, "u1", maxshape=(None,), chunks=chunks, **options)
+    f.create_dataset("thumbnails/offset", data=offsets, chunks=offsets.shape, **options)
+    position = 0
+    for part in parts:
+        data[position : position + len(part)] = part
+        position += len(part)
+
+
+def _copy_thumbnails(f: Any, ranges: Sequence[Sequence[StoredRange]], sources: dict[Path, Any]) -> None:
+    bounds = []
+    for path, row, _, count in _copies(ranges):
+        bounds.append((path, _open_source(sources, path)["thumbnails/offset"][row : row + count + 1]))
+    sizes = np.concatenate([np.diff(offsets) for _, offsets in bounds])
+    parts = (_open_source(sources, path)["thumbnails/data"][at[0] : at[-1]] for path, at in bounds)
+    _write_thumbnails(f, sizes, parts)
 
 
 def _write_header(f: Any, header: Header) -> None:

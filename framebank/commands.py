@@ -59,13 +59,10 @@ class StoreCommand(Command):
 
 
 @dataclass(frozen=True)
-class Sample(Command):
+class Sample(StoreCommand):
     """Render the sample data set: 320 short clips of a drive, with labels. Needs no download."""
 
-    config: ConfigFile = None
-    """TOML file with the settings, which options override."""
     store: tyro.conf.Suppress[Path | None] = None
-    """Not used."""
     settings: Settings = Config()
 
     def __call__(self) -> None:

@@ -25,23 +25,14 @@ DamagedRows = Mapping[int, Sequence[str]]  # row of the store → its damaged st
 
 @dataclass(frozen=True)
 class ExistingStore:
-    """The contents of a store; all empty if there is no store yet.
-
-    Attributes:
-        header: its attributes.
-        streams: stream → shape, type and origin.
-        ranges: stream → its stored ranges, without damaged frames.
-        top: the unfrozen layers.
-        tracks: by their keys.
-        bases: stream → what it was computed with, see `Store.basis`.
-    """
+    """The contents of a store; all empty if there is no store yet."""
 
     header: Header | None = None
     streams: Mapping[str, StreamInfo] = field(default_factory=dict)
-    ranges: Mapping[str, list[StoredRange]] = field(default_factory=dict)
+    ranges: Mapping[str, list[StoredRange]] = field(default_factory=dict)  # by stream, without damaged frames
     top: TopRecord | None = None
-    tracks: Mapping[str, Track] = field(default_factory=dict)
-    bases: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+    tracks: Mapping[str, Track] = field(default_factory=dict)  # by their keys
+    bases: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)  # by stream, see `Store.basis`
 
     @classmethod
     def read(cls, path: Path, damaged_rows: DamagedRows) -> ExistingStore:
@@ -86,14 +77,7 @@ class ExistingStore:
 
 @dataclass(frozen=True)
 class TrunkInfo:
-    """What a store keeps of the trunk.
-
-    Attributes:
-        recipe: what determines its numbers.
-        stream: shape and type of its map.
-        top: the layers above the cut.
-        facts: more about it, for the header.
-    """
+    """What a store keeps of the trunk; `facts` are for the header."""
 
     recipe: Recipe
     stream: StreamInfo

@@ -31,7 +31,7 @@ from features.frame_ranges import FrameRange
 from features.recipe import json_digest
 from features.sequences import same_sequences
 from features.store import Header, Store, StreamInfo
-from features.store_writer import ShardWriter, StreamContent, assemble_store, check_shard
+from features.store_writer import StreamContent, assemble_store, check_shard
 from features.streams import APPEARANCE, MOTION
 from features.tracks import Track, TrackedVehicle, track_keys
 from stage1_extract import optical_flow
@@ -39,9 +39,9 @@ from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.engines.engine import Engine
 from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo, with_fingerprint
-from stage1_extract.frame_loader import FRAMES_PER_JOB, DecodeOptions, FlowStrip, LoadedFrames, load_frames
+from stage1_extract.frame_loader import FRAMES_PER_JOB, FlowStrips, LoadedFrames, load_frames
 from stage1_extract.plan import ExtractionPlan, complete_sequences, plan_extraction, vehicles_without_tracks
-from stage1_extract.shards import Shards, record_faults, regroup_batches
+from stage1_extract.shards import Shards, regroup_batches
 from stage1_extract.tracking.sequence_tracks import empty_track_notes, missing_frame_notes, track_clips
 
 MAX_PENDING_WRITES = 2  # batches that are computed but not written yet
@@ -52,25 +52,15 @@ VehiclesToTrack = Mapping[str, tuple[TrackedVehicle, ...]]  # sequence id → it
 
 @dataclass
 class ExtractionResult:
-    """What an extraction did.
+    """What an extraction did."""
 
-    Attributes:
-        extracted: frames that went through the trunk.
-        frames: frames now in the store.
-        missing: sequence id → why it is not in the store.
-        flows: frames whose optical flow was computed.
-        tracks: vehicles that were tracked.
-        notes: further messages for the user, a line each.
-        engine: the engine with its precision and relative error.
-    """
-
-    extracted: int = 0
-    frames: int = 0
-    missing: dict[str, str] = field(default_factory=dict)
-    flows: int = 0
-    tracks: int = 0
-    notes: list[str] = field(default_factory=list)
-    engine: str = ""
+    extracted: int = 0  # frames that went through the trunk
+    frames: int = 0  # now in the store
+    missing: dict[str, str] = field(default_factory=dict)  # sequence id → why it is not in the store
+    flows: int = 0  # frames whose optical flow was computed
+    tracks: int = 0  # vehicles that were tracked
+    notes: list[str] = field(default_factory=list)  # further messages for the user, a line each
+    engine: str = ""  # with its precision and relative error
 
 
 def extract(
@@ -84,9 +74,6 @@ def extract(
     """Update `store` so that it holds features for every sequence in the catalogue.
 
     Args:
-        config: the settings.
-        store: the store's path.
-        catalogue: the data set's clips.
         damaged_rows: rows of the store to extract again, with their damaged streams.
         engine: an engine already built from the same config.
 
@@ -141,14 +128,18 @@ def _extract(
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     sequences = [clip.sequence for clip in catalogue.clips]
     shard_folder = store.with_name(f"{store.name}.parts")
-    _delete_temporary_files(store, shard_folder)
-    _delete_damaged_shards(shard_folder)
+    _clean_up(store, shard_folder)
     existing = ExistingStore.read(store, damaged_rows)
     trunk = TrunkInfo.from_store(existing, request, sequences)
     if trunk is None:
         engine = engine or Engine(build_trunk(config), config.extract.batch, config.extract.engine)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
-    _check_same_recipe(store, existing, trunk)
+    if existing.header is not None and existing.header.recipe.fingerprint != trunk.recipe.fingerprint:
+        raise StoreError(
+            f"{store}: made with another recipe",
+            got="; ".join(trunk.recipe.differences(existing.header.recipe)),
+            hint=f"use another store for this recipe, --store OTHER.h5, or move {store} away",
+        )
     streams = {APPEARANCE: trunk.stream} | ({MOTION: optical_flow.FLOW_INFO} if config.extract.motion else {})
     shards = Shards(shard_folder, trunk.recipe)
     in_store = with_fingerprint(existing.ranges, streams)
@@ -160,6 +151,7 @@ def _extract(
     if plan.frames or vehicles:
         _check_disk_space(store, plan, streams)
         shard_folder.mkdir(parents=True, exist_ok=True)
+        cv2.setNumThreads(1)  # frames are decoded, and vehicles tracked, in parallel, each by one thread
         if plan.groups:
             _extract_groups(config, shards, clips, plan, streams, engine, vehicles, faults)
         _track_remaining(config, shards, clips, vehicles, faults)
@@ -211,8 +203,7 @@ def _extract_groups(
 ) -> None:
     """Extract each group of a plan into a shard; add the sequences that cannot be decoded to `faults`."""
     threads = config.extract.threads or cpu_count()
-    cv2.setNumThreads(1)  # frames are decoded in parallel, each by one thread
-    strips: dict[str, tuple[int, FlowStrip]] = {}
+    strips: FlowStrips = {}
     stored_frames = max(0, plan.total_frames - plan.frames)
     with (
         progress_bar(plan.total_frames, "features", "frames", initial=stored_frames) as progress,
@@ -223,8 +214,8 @@ def _extract_groups(
             ranges = [r for r in group.ranges if r.sequence not in faults]
             if not ranges:
                 continue
-            options = DecodeOptions(MOTION in group.streams, vehicles, strips)
-            loaded = load_frames(ranges, clips, config.frames, threads, options)
+            motion = MOTION in group.streams
+            loaded = load_frames(ranges, clips, config.frames, threads, motion=motion, tracked=vehicles, strips=strips)
             group_streams = {name: streams[name] for name in group.streams}
             finish = _extract_group(shards, ranges, group_streams, loaded, engine, faults, progress.update)
             previous, finishing = finishing, pool.submit(finish)  # while the next group's frames are computed
@@ -244,41 +235,44 @@ def _extract_group(
     update_progress: Callable[[int], object],
 ) -> Callable[[], None]:
     """Run one group through the trunk into a shard; return a function that finishes and renames the shard."""
-    valid = dict.fromkeys(range(len(ranges)), True)
+    valid = set(range(len(ranges)))  # indices of ranges whose frames can be decoded
     tracks: dict[str, Track] = {}
     writes: deque[Future[None]] = deque()
+
+    def collect_faults_and_tracks() -> Iterator[LoadedFrames]:
+        for frames in loaded:  # blanks too, so that the others keep their positions
+            if frames.fault is not None:
+                valid.discard(frames.range_index)
+                faults.setdefault(ranges[frames.range_index].sequence, frames.fault)
+            tracks.update(frames.tracks)
+            yield frames
+
+    def write(maps: Future[NDArray[Any]] | None, motion: NDArray[Any] | None, thumbnails: list[bytes]) -> None:
+        entries = {} if motion is None else {MOTION: motion}
+        if maps is not None:
+            entries[APPEARANCE] = maps.result()
+        # thumbnails are stored together with the trunk's stream
+        writer.write(entries, thumbnails if maps is not None else [b""] * len(thumbnails))
+
     with ExitStack() as stack:
         writer = stack.enter_context(shards.new_shard(ranges, streams))
         pool = stack.enter_context(ThreadPoolExecutor(1, "write"))
         size, lanes = (engine.batch, engine.lanes) if engine is not None else (FRAMES_PER_JOB, 0)
-        for batch in regroup_batches(record_faults(loaded, ranges, valid, tracks, faults), size):
-            maps: Future[NDArray[Any]] | None = None
-            if APPEARANCE in streams:
-                assert engine is not None
-                maps = engine.submit(batch.frames)
-            writes.append(pool.submit(_write_batch, writer, maps, batch.motion, batch.thumbnails))
+        for frames, thumbnails, motion in regroup_batches(collect_faults_and_tracks(), size):
+            maps = engine.submit(frames) if engine is not None and APPEARANCE in streams else None
+            writes.append(pool.submit(write, maps, motion, thumbnails))
             while len(writes) > lanes + MAX_PENDING_WRITES or (writes and writes[0].done()):
                 writes.popleft().result()
-            update_progress(len(batch.frames))
+            update_progress(len(frames))
         open_shard = stack.pop_all()
 
     def finish() -> None:
         with open_shard:
             while writes:
                 writes.popleft().result()
-            writer.finish([i for i, is_valid in valid.items() if is_valid], tracks)
+            writer.finish(sorted(valid), tracks)
 
     return finish
-
-
-def _write_batch(
-    writer: ShardWriter, maps: Future[NDArray[Any]] | None, motion: NDArray[Any] | None, thumbnails: list[bytes]
-) -> None:
-    entries = {} if motion is None else {MOTION: motion}
-    if maps is not None:
-        entries[APPEARANCE] = maps.result()
-    # thumbnails are stored together with the trunk's stream
-    writer.write(entries, thumbnails if maps is not None else [b""] * len(thumbnails))
 
 
 def _track_remaining(
@@ -289,11 +283,9 @@ def _track_remaining(
     remaining = vehicles_without_tracks(sequences, shards.tracks())
     if not remaining:
         return
-    threads = config.extract.threads or cpu_count()
-    cv2.setNumThreads(1)
     unsaved: dict[str, Track] = {}
     with progress_bar(sum(map(len, remaining.values())), "tracks", "vehicles") as progress:
-        for name, tracks in track_clips(clips, remaining, threads):
+        for name, tracks in track_clips(clips, remaining, config.extract.threads or cpu_count()):
             if isinstance(tracks, str):
                 faults[name] = tracks
             else:
@@ -306,29 +298,17 @@ def _track_remaining(
         shards.write_tracks(unsaved)
 
 
-def _check_same_recipe(path: Path, existing: ExistingStore, trunk: TrunkInfo) -> None:
-    if existing.header is not None and existing.header.recipe.fingerprint != trunk.recipe.fingerprint:
-        raise StoreError(
-            f"{path}: made with another recipe",
-            got="; ".join(trunk.recipe.differences(existing.header.recipe)),
-            hint=f"use another store for this recipe, --store OTHER.h5, or move {path} away",
-        )
-
-
-def _delete_damaged_shards(folder: Path) -> None:
-    """Delete shards that cannot be read completely, so that they are extracted again."""
-    for path in sorted(folder.glob("*.h5")):
+def _clean_up(store: Path, shard_folder: Path) -> None:
+    """Delete what a killed process left: temporary files, and shards that cannot be read completely."""
+    # this process holds the lock, so no other one is writing
+    for path in [*store.parent.glob(f".{store.name}.*.tmp"), *shard_folder.glob(".*.tmp")]:
+        path.unlink()
+    for path in sorted(shard_folder.glob("*.h5")):
         try:
             check_shard(path)
         except StoreError as e:
             logger.warning(f"{path}: damaged shard, will be extracted again ({e.what})")
             path.unlink()
-
-
-def _delete_temporary_files(store: Path, shard_folder: Path) -> None:
-    """Delete what a killed process left; since this process holds the lock, no other one is writing."""
-    for path in [*store.parent.glob(f".{store.name}.*.tmp"), *shard_folder.glob(".*.tmp")]:
-        path.unlink()
 
 
 def _check_disk_space(store: Path, plan: ExtractionPlan, streams: Mapping[str, StreamInfo]) -> None:

@@ -36,44 +36,19 @@ INTERPOLATION = {"cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 _TRACKING_LOCK = threading.Lock()
 
 FlowStrip = Future[Image | None]  # flow input of a job's last frame; None if that could not be decoded
+FlowStrips = dict[str, tuple[int, FlowStrip]]  # sequence id → the next frame, and the strip of the frame before it
 
 
 @dataclass(frozen=True)
 class LoadedFrames:
-    """Consecutive frames of a range; blank if there is a fault.
-
-    Attributes:
-        range_index: which of the ranges they belong to.
-        frames: (n, height, width, 3) uint8, the trunk's input.
-        thumbnails: n JPEGs.
-        fault: why they could not be decoded.
-        motion: (n, …) entries of the motion stream, if requested.
-        tracks: tracks of the requested vehicles, by their keys.
-    """
+    """Consecutive frames of a range; blank if there is a fault."""
 
     range_index: int
-    frames: Image
-    thumbnails: list[bytes]
-    fault: str | None = None
-    motion: NDArray[Any] | None = None
-    tracks: dict[str, Track] = field(default_factory=dict)
-
-
-@dataclass
-class DecodeOptions:
-    """What to compute from frames besides the trunk's input.
-
-    Attributes:
-        motion: whether to compute entries of the motion stream.
-        tracked: ids of sequences whose vehicles are tracked, if a range is a whole sequence of at most
-            `SHORT_SEQUENCE` frames.
-        strips: sequence id → the next frame, and the flow strip of the frame before it. Kept between calls of
-            `load_frames`, so that no frame is decoded twice when ranges of one sequence follow each other.
-    """
-
-    motion: bool = False
-    tracked: Collection[str] = ()
-    strips: dict[str, tuple[int, FlowStrip]] = field(default_factory=dict)
+    frames: Image  # (n, height, width, 3), the trunk's input
+    thumbnails: list[bytes]  # n JPEGs
+    fault: str | None = None  # why they could not be decoded
+    motion: NDArray[Any] | None = None  # (n, …) entries of the motion stream, if requested
+    tracks: dict[str, Track] = field(default_factory=dict)  # of the requested vehicles, by their keys
 
 
 @dataclass(frozen=True)
@@ -96,7 +71,10 @@ def load_frames(
     clips: Mapping[str, Clip],
     frames: FramesConfig,
     threads: int,
-    options: DecodeOptions | None = None,
+    *,
+    motion: bool = False,
+    tracked: Collection[str] = (),
+    strips: FlowStrips | None = None,
 ) -> Iterator[LoadedFrames]:
     """Decode the ranges' frames, in order; frames that cannot be decoded come as blanks with a fault.
 
@@ -105,14 +83,18 @@ def load_frames(
         clips: sequence id → its clip.
         frames: size, colours and interpolation.
         threads: decoding threads.
-        options: what to compute besides the trunk's input; default: nothing.
+        motion: whether to compute entries of the motion stream.
+        tracked: ids of sequences whose vehicles are tracked, if a range is a whole sequence of at most
+            `SHORT_SEQUENCE` frames.
+        strips: kept by the caller from call to call, so that no frame is decoded twice for the motion stream when
+            ranges of one sequence follow each other.
     """
     parallel = ThreadPoolExecutor(threads, "decode")
     in_order = ThreadPoolExecutor(1, "decode-in-order")  # for videos, whose frames must be read in order
     max_frames = MAX_JOBS_PER_THREAD * threads * FRAMES_PER_JOB
     pending: deque[tuple[int, Future[LoadedFrames]]] = deque()
     try:
-        for job in _jobs(ranges, clips, frames, options or DecodeOptions()):
+        for job in _jobs(ranges, clips, frames, motion, tracked, {} if strips is None else strips):
             count = job.stop - job.start
             while len(pending) >= threads and sum(n for n, _ in pending) + count > max_frames:
                 yield pending.popleft()[1].result()
@@ -143,26 +125,23 @@ def encode_thumbnail(image: Image, colour: str) -> bytes:
 
 
 def _jobs(
-    ranges: Sequence[FrameRange], clips: Mapping[str, Clip], frames: FramesConfig, options: DecodeOptions
+    ranges: Sequence[FrameRange],
+    clips: Mapping[str, Clip],
+    frames: FramesConfig,
+    motion: bool,
+    tracked: Collection[str],
+    strips: FlowStrips,
 ) -> Iterator[DecodeJob]:
     for i, r in enumerate(ranges):
         clip = clips[r.sequence]
-        tracked = r.sequence in options.tracked and len(r) == clip.sequence.length <= SHORT_SEQUENCE
-        step = len(r) if tracked else FRAMES_PER_JOB
+        track = r.sequence in tracked and len(r) == clip.sequence.length <= SHORT_SEQUENCE
+        step = len(r) if track else FRAMES_PER_JOB
         for start in range(r.start, r.stop, step):
-            next_frame, strip = options.strips.pop(r.sequence, (0, None))
-            job = DecodeJob(
-                i,
-                clip,
-                start,
-                min(start + step, r.stop),
-                frames,
-                options.motion,
-                tracked,
-                strip if next_frame == start else None,
-            )
+            next_frame, strip = strips.pop(r.sequence, (0, None))
+            strip_before = strip if next_frame == start else None
+            job = DecodeJob(i, clip, start, min(start + step, r.stop), frames, motion, track, strip_before)
             if job.stop < clip.sequence.length:
-                options.strips[r.sequence] = job.stop, job.last_strip
+                strips[r.sequence] = job.stop, job.last_strip
             yield job
 
 

@@ -16,6 +16,8 @@ from stage1_extract.tracking.sequence_tracks import empty_track_notes, found_in_
 def describe_store(store: Store) -> str:
     """Describe a store in several lines: how it was made, what it holds, what is missing."""
     r, size = store.recipe, store.path.stat().st_size
+    errors = sorted(store.header.trunk.get("relative_error", {}).items())
+    engines = "".join(f", {name} (relative error {error:.1e})" for name, error in errors)
     lines = [
         f"{store.path}  {size / 1e6:,.1f} MB  {'complete' if store.complete else 'INCOMPLETE'}",
         f"fingerprint  {store.fingerprint[:16]}",
@@ -23,7 +25,7 @@ def describe_store(store: Store) -> str:
         + (", UNTRAINED" if r.weights == "random" else ""),
         f"cut          {store.header.trunk.get('cut', '?')}, {r.top_layers} layers above",
         f"frames       {r.size[0]}x{r.size[1]} {r.colour}, {r.interpolation}, {r.decode}, preprocessing {r.preprocess}",
-        f"computed in  {r.precision}{_engines(store)}",
+        f"computed in  {r.precision}{engines}",
         f"written by   {', '.join(f'{name} {v}' for name, v in sorted(store.versions.items()))}",
         "",
     ]
@@ -31,7 +33,9 @@ def describe_store(store: Store) -> str:
         frame_size = int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize
         shape = "x".join(map(str, info.shape))
         lines.append(f"stream       {name}: {shape} {info.dtype}, {frame_size / 1e3:,.1f} kB per frame")
-        lines += [f"               {k}: {_plain(v)}" for k, v in sorted(info.origin.items())]
+        for key, value in sorted(info.origin.items()):
+            text = ", ".join(map(str, value)) if isinstance(value, list) else value
+            lines.append(f"               {key}: {text}")
     lines += _tracks(store)
     top = store.top()
     if top is None:
@@ -51,10 +55,6 @@ def describe_store(store: Store) -> str:
     return "\n".join(lines)
 
 
-def _plain(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
 def _tracks(store: Store) -> list[str]:
     tracks = store.tracks()
     keys = {key for s in store.sequences for key in track_keys(s)}
@@ -70,11 +70,6 @@ def _tracks(store: Store) -> list[str]:
     ]
 
 
-def _engines(store: Store) -> str:
-    errors = store.header.trunk.get("relative_error", {})
-    return "".join(f", {name} (relative error {error:.1e})" for name, error in sorted(errors.items()))
-
-
 def _targets(store: Store) -> list[str]:
     labels = [label for s in store.sequences for label in s.labels]
     columns = sorted({c for label in labels for c in label.targets})
@@ -84,9 +79,8 @@ def _targets(store: Store) -> list[str]:
     for column in columns:
         values = np.array([target_value(label, column) for label in labels])
         values = values[np.isfinite(values)]
+        statistics = "all values unknown"
         if len(values):
-            statistics = f"mean {values.mean():.3f}, standard deviation {values.std():.3f}"
-            lines.append(f"target       {column}: {len(values):,} values, {statistics}")
-        else:
-            lines.append(f"target       {column}: all values unknown")
+            statistics = f"{len(values):,} values, mean {values.mean():.3f}, standard deviation {values.std():.3f}"
+        lines.append(f"target       {column}: {statistics}")
     return lines

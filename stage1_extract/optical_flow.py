@@ -55,10 +55,8 @@ def flow_entries(strips: Sequence[Image], *, starts_sequence: bool = False) -> N
     The flow method is DIS (Kroeger et al., Fast Optical Flow using Dense Inverse Search, 2016). Its numbers depend on
     OpenCV's number of threads, which must be 1.
 
-    Args:
-        strips: n strips of consecutive frames.
-        starts_sequence: the first strip is a sequence's first frame. Then n entries are returned: the first frame's
-            equals the second's, or is zero if there is no second frame.
+    If the first of n strips starts a sequence, n entries are returned: the first one equals the second, or is zero if
+    there is no second frame.
 
     Returns:
         (n − 1, rows, columns, channels). The channels are `CHANNELS`: quantiles of the flow to the right (u) and

@@ -27,15 +27,10 @@ class Group:
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """What to extract.
-
-    Attributes:
-        groups: the shards to write.
-        total_frames: frames of all sequences, stored or not.
-    """
+    """What to extract: a shard for each group."""
 
     groups: tuple[Group, ...]
-    total_frames: int
+    total_frames: int  # of all sequences, stored or not
 
     @property
     def frames(self) -> int:
@@ -56,10 +51,8 @@ def plan_extraction(
     resumed run puts the same frames into the same batches as an uninterrupted one.
 
     Args:
-        sequences: the data set's sequences.
         stored: stream → ranges in the store; its keys are the streams to extract.
         shards: stream → ranges in finished shards.
-        group_size: frames per group at most.
     """
     in_store = {name: by_sequence(ranges) for name, ranges in stored.items()}
     in_any_file = {name: by_sequence([*ranges, *shards.get(name, ())]) for name, ranges in stored.items()}

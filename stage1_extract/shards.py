@@ -39,22 +39,17 @@ class Shards:
         """Return all tracks in the shards, by their keys, which identify the frames whatever the recipe."""
         return {key: track for path in self._files() for key, track in shard_tracks(path).items()}
 
-    @contextmanager
-    def new_shard(self, ranges: Sequence[FrameRange], streams: Mapping[str, StreamInfo]) -> Iterator[ShardWriter]:
-        """Write a new shard, which appears in the folder once the block ends without an error."""
-        names = [[r.sequence, r.digest, r.start, r.stop] for r in ranges]
-        with self._write([sorted(streams), names], ranges, streams) as writer:
-            yield writer
-
     def write_tracks(self, tracks: Mapping[str, Track]) -> None:
         """Write a shard with tracks only."""
-        with self._write(sorted(tracks), [], {}) as writer:
+        with self.new_shard([], {}, sorted(tracks)) as writer:
             writer.finish(tracks=tracks)
 
     @contextmanager
-    def _write(
-        self, content: object, ranges: Sequence[FrameRange], streams: Mapping[str, StreamInfo]
+    def new_shard(
+        self, ranges: Sequence[FrameRange], streams: Mapping[str, StreamInfo], tracks: Sequence[str] = ()
     ) -> Iterator[ShardWriter]:
+        """Write a new shard, which appears in the folder once the block ends without an error."""
+        content = [sorted(streams), [[r.sequence, r.digest, r.start, r.stop] for r in ranges], tracks]
         with atomic_write(self.folder / f"{json_digest(content)[:24]}.h5") as temporary:
             writer = ShardWriter(temporary, self.recipe, ranges, streams)
             try:
@@ -66,39 +61,7 @@ class Shards:
         return sorted(self.folder.glob("*.h5"))
 
 
-@dataclass(frozen=True)
-class FrameBatch:
-    """Frames, (n, height, width, 3), with their thumbnails and entries of the motion stream."""
-
-    frames: Image
-    thumbnails: list[bytes]
-    motion: NDArray[Any] | None
-
-
-def record_faults(
-    loaded: Iterator[LoadedFrames],
-    ranges: Sequence[FrameRange],
-    valid: dict[int, bool],
-    tracks: dict[str, Track],
-    faults: dict[str, str],
-) -> Iterator[LoadedFrames]:
-    """Pass on loaded frames and collect what else comes with them.
-
-    Frames that could not be decoded are passed on too, as blanks, so that the others keep their positions.
-
-    Args:
-        loaded: the frames of `ranges`.
-        ranges: what is loaded.
-        valid: index of a range → whether all its frames could be decoded; updated.
-        tracks: their vehicles' tracks, by their keys; updated.
-        faults: sequence id → its first error; updated.
-    """
-    for frames in loaded:
-        if frames.fault is not None:
-            valid[frames.range_index] = False
-            faults.setdefault(ranges[frames.range_index].sequence, frames.fault)
-        tracks |= frames.tracks
-        yield frames
+FrameBatch = tuple[Image, list[bytes], NDArray[Any] | None]  # frames, their thumbnails and entries of the motion stream
 
 
 def regroup_batches(loaded: Iterator[LoadedFrames], size: int) -> Iterator[FrameBatch]:
@@ -121,7 +84,7 @@ def regroup_batches(loaded: Iterator[LoadedFrames], size: int) -> Iterator[Frame
                 buffer[count : count + taken] = left[:taken]
             left, count = left[taken:], count + taken
             if count == size:
-                yield FrameBatch(buffer, thumbnails[:size], np.stack(flows[:size]) if flows else None)
+                yield buffer, thumbnails[:size], np.stack(flows[:size]) if flows else None
                 thumbnails, flows, count = thumbnails[size:], flows[size:], 0
     if count:
-        yield FrameBatch(buffer[:count], thumbnails, np.stack(flows) if flows else None)
+        yield buffer[:count], thumbnails, np.stack(flows) if flows else None

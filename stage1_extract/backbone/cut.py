@@ -19,17 +19,11 @@ from features.layer_names import TOP, TRUNK
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a backbone is cut in two.
+    """Where a backbone is cut in two."""
 
-    Attributes:
-        tensor: the trunk's output and the top's input.
-        layers: number of the backbone's layers above the cut.
-        description: the cut in words: after which layer, and the map's shape.
-    """
-
-    tensor: Tensor
-    layers: int
-    description: str
+    tensor: Tensor  # the trunk's output and the top's input
+    layers: int  # number of the backbone's layers above the cut
+    description: str  # after which layer, and the map's shape
 
 
 def find_cut(model: keras.Model, backbone: BackboneConfig) -> Cut:
@@ -41,7 +35,7 @@ def find_cut(model: keras.Model, backbone: BackboneConfig) -> Cut:
     count = len(model.layers)
     if backbone.cut is not None:
         layers = _layers_above(model, backbone.cut)
-        cut = _cut_after(model, backbone.cut, layers)
+        cut = _cut_below(model, layers, after=backbone.cut)
     elif backbone.unfreeze > count:
         raise ConfigError(
             "unfreeze exceeds the backbone's number of layers",
@@ -86,27 +80,19 @@ def _entering_tensors(model: keras.Model, count: int) -> list[Tensor]:
     return list({id(t): t for t in tensors}.values())
 
 
-def _cut_below(model: keras.Model, count: int) -> Cut | None:
-    """Cut below the last `count` layers, or above those at their front without weights; None if invalid."""
-    count = _without_weightless_front(model, count)
-    if count == 0:
-        return _cut(model.output, 0)
-    tensors = _entering_tensors(model, count)
-    return _cut(tensors[0], count) if len(tensors) == 1 else None
+def _cut_below(model: keras.Model, count: int, after: str | None = None) -> Cut | None:
+    """Cut below the last `count` layers, or above those at their front without weights; None if invalid.
 
-
-def _cut_after(model: keras.Model, name: str, count: int) -> Cut | None:
-    """Cut exactly after the named layer; None unless its output is all that enters the `count` layers above."""
-    if count == 0:
-        return _cut(model.output, 0)
-    tensors = _entering_tensors(model, count)
-    return _cut(tensors[0], count) if [_source(t) for t in tensors] == [name] else None
-
-
-def _cut(tensor: Tensor, layers: int) -> Cut:
-    shape = "x".join(str(n) for n in tensor.shape[1:])
-    name = _source(tensor)
-    return Cut(tensor, layers, f"after {name} ({shape})" if layers else f"the output, {name} ({shape})")
+    With `after`, cut exactly after the layer of that name.
+    """
+    if after is None:
+        count = _without_weightless_front(model, count)
+    tensors = _entering_tensors(model, count) if count else [model.output]
+    name = _source(tensors[0])
+    if len(tensors) > 1 or (count and after not in (None, name)):
+        return None
+    shape = "x".join(str(n) for n in tensors[0].shape[1:])
+    return Cut(tensors[0], count, f"after {name} ({shape})" if count else f"the output, {name} ({shape})")
 
 
 def _source(tensor: Tensor) -> Any:

@@ -126,41 +126,15 @@ def packaged_weights() -> bytes:
 
 
 def _assign(model: keras.Model, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Set all weights of the model from PyTorch's tensors."""
-    names = torch_names()
+    """Set all weights of the model from PyTorch's tensors, whose order is that of the model's layers and weights."""
+    values = iter(value for name, value in tensors.items() if not name.endswith("num_batches_tracked"))
     for layer in model.layers:
-        if layer.weights:
-            parts = [(tensors[f"{names[layer.name]}.{suffix}"], axes) for suffix, axes in _torch_parts(layer)]
-            layer.set_weights([value.transpose(axes) if axes else value for value, axes in parts])
-
-
-def torch_names() -> dict[str, str]:
-    """Keras layer → PyTorch module for all layers with weights. (block1a has no expansion; its names are unused.)"""
-    names = {"stem_conv": "_conv_stem", "stem_bn": "_bn0", "top_conv": "_conv_head", "top_bn": "_bn1"}
-    names["predictions"] = "_fc"
-    blocks = [f"block{n}{'abcd'[i]}_" for n, stage in enumerate(STAGES, start=1) for i in range(stage.blocks)]
-    for number, block in enumerate(blocks):
-        torch = f"_blocks.{number}."
-        names[block + "expand_conv"] = torch + "_expand_conv"
-        names[block + "expand_bn"] = torch + "_bn0"
-        names[block + "dwconv"] = torch + "_depthwise_conv"
-        names[block + "bn"] = torch + "_bn1"
-        names[block + "project_conv"] = torch + "_project_conv"
-        names[block + "project_bn"] = torch + "_bn2"
-    return names
-
-
-def _torch_parts(layer: keras.Layer) -> list[tuple[str, tuple[int, ...] | None]]:
-    """PyTorch's name of each of a layer's weights, in Keras' order, and the transposition to Keras' axes."""
-    match layer:
-        case layers.BatchNormalization():
-            return [("weight", None), ("bias", None), ("running_mean", None), ("running_var", None)]
-        case layers.DepthwiseConv2D():  # (channels, 1, height, width) → (height, width, channels, 1)
-            return [("weight", (2, 3, 0, 1))]
-        case layers.Conv2D():  # (out, in, height, width) → (height, width, in, out)
-            return [("weight", (2, 3, 1, 0))]
-        case _:  # Dense: (out, in) → (in, out)
-            return [("weight", (1, 0)), ("bias", None)]
+        if isinstance(layer, layers.DepthwiseConv2D):  # (channels, 1, height, width) → (height, width, channels, 1)
+            layer.set_weights([next(values).transpose(2, 3, 0, 1)])
+        elif isinstance(layer, layers.Conv2D):  # (out, in, height, width) → (height, width, in, out)
+            layer.set_weights([next(values).transpose(2, 3, 1, 0)])
+        else:  # a dense layer's (out, in) → (in, out); vectors stay as they are
+            layer.set_weights([next(values).T for _ in layer.weights])
 
 
 def _block(x: Any, stage: Stage, *, first: bool, name: str) -> Any:

@@ -25,17 +25,11 @@ from stage1_extract.backbone import efficientnet_lite
 
 @dataclass(frozen=True)
 class LoadedBackbone:
-    """A backbone with its weights.
+    """A backbone with its weights."""
 
-    Attributes:
-        model: without its classifier, from float32 images (batch, height, width, 3) to its last map.
-        preprocess: its preprocess_input, or None for raw values 0 to 255.
-        digest: SHA-256 over all weights, see `weights_digest`.
-    """
-
-    model: keras.Model
-    preprocess: Callable[[Any], Any] | None
-    digest: str
+    model: keras.Model  # without its classifier, from float32 images (batch, height, width, 3) to its last map
+    preprocess: Callable[[Any], Any] | None  # its preprocess_input, or None for raw values 0 to 255
+    digest: str  # SHA-256 over all weights, see `weights_digest`
 
 
 def load_backbone(backbone: BackboneConfig, frames: FramesConfig) -> LoadedBackbone:
@@ -46,18 +40,17 @@ def load_backbone(backbone: BackboneConfig, frames: FramesConfig) -> LoadedBackb
         DataError: the weights are not available or belong to another network.
     """
     build, preprocess = find_backbone(backbone.name)
+    arguments = {"include_top": False, "input_shape": (frames.height, frames.width, 3), **backbone.arguments}
     if backbone.weights == "random":
         keras.utils.set_random_seed(0)  # so that the weights are the same in every process
     try:
-        model = build(
-            include_top=False, weights=None, input_shape=(frames.height, frames.width, 3), **backbone.arguments
-        )
+        model = build(weights=None, **arguments)
     except (ValueError, TypeError) as e:
-        raise ConfigError(
-            f"{backbone.name} cannot be built: {_one_line(e)}", hint="edit [backbone] or [frames]"
-        ) from None
+        what = f"{backbone.name} cannot be built: {_one_line(e)}"
+        raise ConfigError(what, hint="edit [backbone] or [frames]") from None
     if backbone.weights == "imagenet":
-        _load_imagenet(model, build, backbone, frames)
+        # copied into `model`, so that the graph is built in the same way whatever the weights are
+        model.set_weights(_imagenet_model(build, arguments, backbone.name).get_weights())
     elif backbone.weights != "random":
         _load_file(model, Path(backbone.weights), backbone.name)
     model.trainable = False
@@ -85,22 +78,17 @@ def find_backbone(name: str) -> tuple[Callable[..., keras.Model], Callable[[Any]
     return build, preprocess
 
 
-def _load_imagenet(
-    model: keras.Model, build: Callable[..., keras.Model], backbone: BackboneConfig, frames: FramesConfig
-) -> None:
-    """Copy ImageNet weights into `model`, so that the graph is built in the same way whatever the weights are."""
-    shape = (frames.height, frames.width, 3)
+def _imagenet_model(build: Callable[..., keras.Model], arguments: dict[str, Any], name: str) -> keras.Model:
     try:
-        pretrained = build(include_top=False, weights="imagenet", input_shape=shape, **backbone.arguments)
+        return build(weights="imagenet", **arguments)
+    except DataError:
+        raise
     except Exception as e:  # keras raises a bare Exception when a download fails
-        if isinstance(e, DataError):
-            raise
         raise DataError(
-            f"{backbone.name}: the ImageNet weights could not be downloaded ({_one_line(e)})",
+            f"{name}: the ImageNet weights could not be downloaded ({_one_line(e)})",
             hint="download the no-top .h5 of keras.applications elsewhere and give its path by "
             "--backbone.weights FILE, or use --backbone.name EfficientNetLite0, whose weights are installed",
         ) from None
-    model.set_weights(pretrained.get_weights())
 
 
 def _load_file(model: keras.Model, path: Path, name: str) -> None:

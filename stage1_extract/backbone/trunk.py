@@ -17,21 +17,13 @@ from stage1_extract.backbone.registry import LoadedBackbone, load_backbone
 
 @dataclass(frozen=True)
 class Trunk:
-    """The frozen part of a backbone, from uint8 frames to the map at the cut.
+    """The frozen part of a backbone, from uint8 frames to the map at the cut."""
 
-    Attributes:
-        model: uint8 (batch, height, width, 3) → float32 map, including preprocessing.
-        backbone: the complete backbone.
-        cut: where it was cut.
-        recipe: what determines the map's numbers.
-        with_top: whether the store gets the layers above the cut.
-    """
-
-    model: keras.Model
-    backbone: LoadedBackbone
+    model: keras.Model  # uint8 (batch, height, width, 3) → float32 map, including preprocessing
+    backbone: LoadedBackbone  # the complete one
     cut: Cut
     recipe: Recipe
-    with_top: bool
+    with_top: bool  # whether the store gets the layers above the cut
 
     @property
     def stream(self) -> StreamInfo:

@@ -22,12 +22,7 @@ MAX_RELATIVE_ERROR = {"float32": 1e-4, "float16": 0.1, "bfloat16": 0.1}
 
 
 class Runner(Protocol):
-    """Runs batches through a network; up to `lanes` threads may call it at once.
-
-    Attributes:
-        batch: frames per call.
-        lanes: number of calls that can run at the same time.
-    """
+    """Runs batches of `batch` frames through a network; up to `lanes` threads may call it at once."""
 
     @property
     def batch(self) -> int: ...
@@ -47,7 +42,7 @@ class Engine:
     Args:
         trunk: the network; its recipe has the precision.
         batch: frames per batch; 0: the engine's default.
-        engine: `auto`, `tensorflow` or `openvino`, see `choose_engine`.
+        engine: `auto`, or what `choose_engine` returns.
 
     Attributes:
         name: the chosen engine.
@@ -160,13 +155,7 @@ def relative_error(maps: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def choose_engine(engine: str, precision: str, gpus: int, openvino: bool) -> str:
-    """Choose `openvino` if it is installed and there is no GPU, else `tensorflow`.
-
-    Args:
-        engine: `auto`, or the engine the user wants.
-        precision: the recipe's; only TensorFlow computes in float16.
-        gpus: number of GPUs that TensorFlow sees.
-        openvino: whether it is installed.
+    """For `auto`, choose `openvino` if it is installed and there is no GPU, else `tensorflow`.
 
     Raises:
         ConfigError: the user wants OpenVINO, but it is not installed, or the precision is float16.
@@ -174,14 +163,9 @@ def choose_engine(engine: str, precision: str, gpus: int, openvino: bool) -> str
     if engine == "auto":
         return "openvino" if openvino and not gpus and precision != "float16" else "tensorflow"
     if engine == "openvino" and not openvino:
-        raise ConfigError(
-            "OpenVINO is not installed",
-            hint="rm .venv/.ready && make setup, or --extract.engine tensorflow if there is no wheel for this platform",
-        )
+        hint = "rm .venv/.ready && make setup, or --extract.engine tensorflow if there is no wheel for this platform"
+        raise ConfigError("OpenVINO is not installed", hint=hint)
     if engine == "openvino" and precision == "float16":
-        raise ConfigError(
-            "the openvino engine does not compute in float16",
-            expected="float32 or bfloat16",
-            hint="--extract.precision bfloat16",
-        )
+        what, expected = "the openvino engine does not compute in float16", "float32 or bfloat16"
+        raise ConfigError(what, expected=expected, hint="--extract.precision bfloat16")
     return engine

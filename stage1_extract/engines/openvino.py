@@ -46,11 +46,7 @@ def openvino_core() -> Any:
 
 
 def check_precision(precision: str, capabilities: Sequence[str]) -> None:
-    """Refuse bfloat16 on processors that cannot compute in it, where OpenVINO would silently use float32.
-
-    Raises:
-        ConfigError: names the processor's capabilities.
-    """
+    """Refuse bfloat16 on processors that cannot compute in it, where OpenVINO would silently use float32."""
     if precision == "bfloat16" and "BF16" not in capabilities:
         raise ConfigError(
             "this processor does not compute in bfloat16",
@@ -73,10 +69,6 @@ class OpenVinoRunner:
 
     Raises:
         ConfigError: the processor does not compute in this precision.
-
-    Attributes:
-        batch: frames per call.
-        lanes: number of calls that can run at the same time.
     """
 
     def __init__(self, model: keras.Model, batch: int, precision: str) -> None:

@@ -31,11 +31,6 @@ class TensorFlowRunner:
         precision: what it computes in. With half precision, weights and batch norm stay in float32.
         dtype: type of the maps it returns.
         devices: TensorFlow's device names; default: all GPUs, else the CPU.
-
-    Attributes:
-        batch: frames per call.
-        lanes: number of calls that can run at the same time.
-        replicas: the function of each device.
     """
 
     def __init__(
@@ -52,7 +47,13 @@ class TensorFlowRunner:
         self._free: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         for pair in list(zip(devices, self.replicas, strict=True)) * calls_per_device:
             self._free.put(pair)
-        self.batch = batch or (largest_batch(self._memory_test(model.input.shape[1:])) if gpus else CPU_BATCH)
+
+        def run_all_lanes(size: int) -> None:
+            frames = tf.zeros((size, *model.input.shape[1:]), tf.uint8).numpy()
+            with ThreadPoolExecutor(self.lanes) as pool:
+                list(pool.map(self, [frames] * self.lanes))
+
+        self.batch = batch or (largest_batch(run_all_lanes) if gpus else CPU_BATCH)
 
     def __call__(self, frames: Image) -> NDArray[Any]:
         """Compute maps: (n, height, width, 3) uint8 → (n, …)."""
@@ -68,16 +69,6 @@ class TensorFlowRunner:
     def traces(self) -> int:
         """Number of times a graph was traced: once per device, whatever the batch sizes."""
         return sum(run.experimental_get_tracing_count() for run in self.replicas)
-
-    def _memory_test(self, shape: tuple[int, ...]) -> Callable[[int], object]:
-        """Return a function that runs batches of a given size in all lanes, which may exceed the GPU's memory."""
-
-        def run_all_lanes(batch: int) -> object:
-            frames = tf.zeros((batch, *shape), tf.uint8).numpy()
-            with ThreadPoolExecutor(self.lanes) as pool:
-                return list(pool.map(lambda _: self(frames).shape, range(self.lanes)))
-
-        return run_all_lanes
 
 
 def largest_batch(run: Callable[[int], object]) -> int:

@@ -17,7 +17,7 @@ from features.errors import DataError
 from features.frame_ranges import FrameRange
 from features.streams import APPEARANCE, MOTION
 from stage1_extract.datasets.clip import Clip
-from stage1_extract.frame_loader import DecodeOptions, LoadedFrames, load_frames
+from stage1_extract.frame_loader import load_frames
 from stage2_temporal.sliding.sliding_window import StreamBatch
 from stage2_temporal.sliding.vehicle_prediction import VehicleTracks
 
@@ -25,9 +25,8 @@ from stage2_temporal.sliding.vehicle_prediction import VehicleTracks
 class FrameStream:
     """The needed frames of one clip, or of all clips of a data set laid end to end.
 
-    Attributes:
-        faults: one line per sequence that could not be decoded, by id; the frames of such a sequence are black. A
-            single clip raises its fault instead.
+    `faults` has one line per sequence that could not be decoded, by id; the frames of such a sequence are black. A
+    single clip raises its fault instead.
     """
 
     def __init__(
@@ -47,8 +46,8 @@ class FrameStream:
             streams: names of the streams that the model takes.
             vehicles: gets the tracks that are followed while frames are decoded.
         """
-        self._clips, self._needed, self._config, self._streams = clips, needed, config, streams
-        self._vehicles = vehicles
+        self._clips, self._needed, self._config = clips, needed, config
+        self._streams, self._vehicles = streams, vehicles
         self.faults: dict[str, str] = {} if vehicles is None else vehicles.faults
 
     def batches(self, size: int) -> Iterator[StreamBatch]:
@@ -74,54 +73,45 @@ class FrameStream:
 
     def _decoded(self) -> Iterator[StreamBatch]:
         """The needed frames as they are decoded."""
-        numbers = self._decoded_numbers()
-        ranges = self._ranges(numbers)
+        ranges, is_needed = self._plan()
         clips = {clip.sequence.id: clip for clip in self._clips}
         frames = self._config.frames
         if APPEARANCE not in self._streams:  # nobody needs the resized pixels
             frames = frames.model_copy(update={"decode": "full"})
-        followed = set() if self._vehicles is None else self._vehicles.pending
-        options = DecodeOptions(MOTION in self._streams, followed)
+        threads, motion = self._config.extract.threads or cpu_count(), MOTION in self._streams
+        tracked = self._vehicles.pending if self._vehicles else ()
         done = 0
-        for loaded in load_frames(ranges, clips, frames, self._config.extract.threads or cpu_count(), options):
-            self._take_notes(loaded, ranges[loaded.range_index].sequence)
-            needed = np.isin(numbers[done : done + len(loaded.frames)], self._needed)
+        for loaded in load_frames(ranges, clips, frames, threads, motion=motion, tracked=tracked):
+            if self._vehicles is not None:
+                self._vehicles.tracks |= loaded.tracks
+            if loaded.fault is not None:
+                if len(self._clips) == 1:
+                    raise DataError(loaded.fault.rstrip("."), hint="--input another video, or convert this one")
+                self.faults.setdefault(ranges[loaded.range_index].sequence, loaded.fault)
+            needed = is_needed[done : done + len(loaded.frames)]
             done += len(loaded.frames)
             streams = {APPEARANCE: loaded.frames, MOTION: loaded.motion}
             yield {n: values[needed] for n, values in streams.items() if n in self._streams and values is not None}
 
-    def _take_notes(self, loaded: LoadedFrames, sequence: str) -> None:
-        if self._vehicles is not None:
-            self._vehicles.tracks |= loaded.tracks
-        if loaded.fault is not None:
-            if len(self._clips) == 1:
-                raise DataError(loaded.fault.rstrip("."), hint="--input another video, or convert this one")
-            self.faults.setdefault(sequence, loaded.fault)
+    def _plan(self) -> tuple[list[FrameRange], NDArray[np.bool_]]:
+        """The frames to decode, as runs of consecutive ones, and whether each is needed.
 
-    def _decoded_numbers(self) -> NDArray[np.int64]:
-        """Numbers of the needed frames and of those that are decoded only for tracks or for the first flow."""
-        numbers = [self._needed]
-        start = 0
-        for clip in self._clips:
-            stop = start + clip.sequence.length
-            if self._vehicles is not None and clip.sequence.id in self._vehicles.pending:
-                numbers.append(np.arange(start, stop))
-            elif MOTION in self._streams and start in self._needed:
-                numbers.append(np.arange(start, min(start + 2, stop)))  # the first frame has the second one's flow
-            start = stop
-        return np.unique(np.concatenate(numbers))
-
-    def _ranges(self, numbers: NDArray[np.int64]) -> list[FrameRange]:
-        """Runs of consecutive frames, by clip."""
-        ranges: list[FrameRange] = []
-        start = 0
+        Other frames are decoded for tracks, or because a sequence's first frame has the second one's flow.
+        """
+        ranges, is_needed, start = [], [], 0
         for clip in self._clips:
             s = clip.sequence
-            inside = numbers[(numbers >= start) & (numbers < start + s.length)] - start
-            runs = np.split(inside, np.flatnonzero(np.diff(inside) != 1) + 1)
-            ranges += [FrameRange(s.id, s.digest, int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
+            needed = self._needed[(self._needed >= start) & (self._needed < start + s.length)] - start
             start += s.length
-        return ranges
+            frames = needed
+            if self._vehicles is not None and s.id in self._vehicles.pending:
+                frames = np.arange(s.length)
+            elif MOTION in self._streams and 0 in needed:
+                frames = np.union1d(needed, np.arange(min(2, s.length)))
+            runs = np.split(frames, np.flatnonzero(np.diff(frames) != 1) + 1)
+            ranges += [FrameRange(s.id, s.digest, int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
+            is_needed.append(np.isin(frames, needed))
+        return ranges, np.concatenate(is_needed)
 
 
 def _concatenate(batches: Sequence[StreamBatch]) -> dict[str, NDArray[np.generic]]:
