@@ -1,4 +1,4 @@
-// What JavaScript adds to the report: values under the pointer, the distance filter, and the viewer. Nothing is loaded.
+// What JavaScript adds to the report: values under the pointer, the distance filter, and the viewer. It loads no files.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
