@@ -40,48 +40,26 @@ class Pose:
 
 
 @dataclass(frozen=True)
-class AlignedPatch:
-    """The result of an alignment.
-
-    Attributes:
-        pose: where the patch is.
-        values: (rows, columns) grey levels at the patch's points, from one small step before the pose.
-        weight: (rows, columns) how much each of them counts.
-    """
-
-    pose: Pose
-    values: Grey
-    weight: Grey
-
-
-@dataclass(frozen=True)
 class PointGrid:
-    """The points at which a patch is compared.
+    """The points at which a patch is compared."""
 
-    Attributes:
-        width, height: size of the box in the patch's frame, px.
-        step: distance between points, px in the patch's frame.
-        u, v: (columns,) and (rows,) positions relative to the box's centre, px.
-        weight: (rows, columns) how much each point counts, 0 to 1.
-    """
-
-    width: float
+    width: float  # of the box in the patch's frame, px
     height: float
-    step: float
-    u: Grey
-    v: Grey
-    weight: Grey
+    step: float  # between points, px in the patch's frame
+    u: Grey  # (columns,) positions relative to the box's centre, px
+    v: Grey  # (rows,)
+    weight: Grey  # (rows, columns) how much each point counts, 0 to 1
 
 
-def make_grid(width: float, height: float, points: int, margin: float) -> PointGrid:
-    """Make a grid over a box, enlarged by `margin` of its size on each side, with `points` along the longer side."""
-    wide, high = width * (1 + 2 * margin), height * (1 + 2 * margin)
-    step = max(1.0, max(wide, high) / points)
+def make_grid(width: float, height: float, points: int) -> PointGrid:
+    """Make a grid over a box of `width` x `height` px, with `points` along the longer side.
+
+    It has none beyond the box: there is background, which moves differently.
+    """
+    step = max(1.0, max(width, height) / points)
     # with a ring of points around the box, which does not count but is needed for differences
-    u, v = (
-        ((np.arange(n) - (n - 1) / 2) * step).astype(np.float32)
-        for n in (max(4, round(wide / step) + 1) + 2, max(4, round(high / step) + 1) + 2)
-    )
+    counts = (max(4, round(side / step) + 1) + 2 for side in (width, height))
+    u, v = (((np.arange(n) - (n - 1) / 2) * step).astype(np.float32) for n in counts)
     # the border counts less, because background shows there
     taper = [np.minimum(3 * (1 - np.abs(a) / abs(a[0])), 1) for a in (v, u)]
     return PointGrid(width, height, step, u, v, np.outer(*taper))
@@ -89,20 +67,13 @@ def make_grid(width: float, height: float, points: int, margin: float) -> PointG
 
 @dataclass(frozen=True)
 class FrameCrop:
-    """A part of a frame, blurred to fit a grid at a scale.
+    """A part of a frame, blurred to fit a grid at a scale."""
 
-    Attributes:
-        pixels: grey levels, each the mean of `shrink` x `shrink` pixels of the frame.
-        left, top: centre of its first pixel in the frame, px.
-        shrink: width of its pixels in pixels of the frame.
-        size: width, height of the whole frame, px.
-    """
-
-    pixels: Grey
-    left: float
+    pixels: Grey  # grey levels, each the mean of `shrink` x `shrink` pixels of the frame
+    left: float  # centre of its first pixel in the frame, px
     top: float
     shrink: int
-    size: tuple[int, int]
+    size: tuple[int, int]  # width, height of the whole frame, px
 
 
 def crop_view(frame: Image, pose: Pose, grid: PointGrid, margin: float) -> FrameCrop:
@@ -130,12 +101,9 @@ def crop_view(frame: Image, pose: Pose, grid: PointGrid, margin: float) -> Frame
 def sample_patch(
     view: FrameCrop, grid: PointGrid, pose: Pose, hidden: Sequence[Box] = (), out: Grey | None = None
 ) -> tuple[Grey, Grey]:
-    """Sample a crop at the points of a grid.
+    """Sample a crop at the points of a grid at a pose.
 
     Args:
-        view: the crop.
-        grid: the points.
-        pose: where the grid is in the frame.
         hidden: boxes in the frame, px, of vehicles in front of the patch.
         out: (rows, columns) array for the grey levels; None: a new one.
 
@@ -164,7 +132,7 @@ def sample_patch(
 
 def align_patch(
     view: FrameCrop, grid: PointGrid, patch: Grey, trust: Grey, pose: Pose, hidden: Sequence[Box] = ()
-) -> AlignedPatch | None:
+) -> tuple[Pose, Grey, Grey] | None:
     """Find the pose at which a crop looks like a patch up to gain and bias; None if the search diverges.
 
     Gauss-Newton on the mean of both pictures' gradients, which noise does not bias (efficient second-order
@@ -177,6 +145,10 @@ def align_patch(
         trust: (rows, columns) how much each of its points counts, 0 to 1.
         pose: where to begin.
         hidden: boxes in the frame, px, of vehicles in front of the patch.
+
+    Returns:
+        The pose; the grey levels at the patch's points, from one small step before it; and how much each of them
+        counts. The latter are (rows, columns).
     """
     side, min_total = math.sqrt(grid.width * grid.height), 0.3 * float(trust.sum())
     # rows: growth, shift to the right and down, gain, bias; the grey levels; and two empty ones, because eight rows are
@@ -228,7 +200,7 @@ def align_patch(
         moved = max(abs(growth) * side, abs(dx), abs(dy))
         if moved < CONVERGED * side:
             break
-    return AlignedPatch(pose, values, visible)
+    return pose, values, visible
 
 
 def _deviation(error: Grey) -> float:

@@ -22,9 +22,10 @@ def intersection_area(box: Box, other: Box) -> float:
     return width * height
 
 
-def length_inside(low: float, high: float, size: int) -> float:
-    """How much of the interval from `low` to `high` lies inside an image of `size` pixels."""
-    return max(0.0, min(high, size - 0.5) - max(low, -0.5))
+def area_inside(box: Box, frame: Image) -> float:
+    """The area of a box inside its image, px²."""
+    height, width = frame.shape[:2]
+    return intersection_area(box, (-0.5, -0.5, width - 0.5, height - 0.5))
 
 
 def same_vehicle(box: Box, other: Box) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import overload
 
 import cv2
 import numpy as np
@@ -32,10 +31,7 @@ def track_vehicles(sequence: FrameSequence, frames: Sequence[Image]) -> dict[str
     """Track all vehicles of a sequence.
 
     Vehicles are tracked in order of the first frame with a known box, and of two in the same frame the nearer first.
-    A track hides what it covers of the vehicles tracked after it.
-
-    Returns:
-        Each vehicle's track by its key.
+    A track hides what it covers of the vehicles tracked after it. The result has each track by its vehicle's key.
     """
     tracks: dict[str, Track] = {}
     boxes: defaultdict[int, list[Box]] = defaultdict(list)
@@ -48,20 +44,14 @@ def track_vehicles(sequence: FrameSequence, frames: Sequence[Image]) -> dict[str
     for key in sorted(vehicles, key=order):
         track = tracks[key] = track_known_boxes(frames, dict(vehicles[key].known_boxes), boxes)
         for i in np.flatnonzero(found_in_frame(track)).tolist():
-            left, top, right, bottom = track.boxes[i].tolist()
-            boxes[i].append((left, top, right, bottom))
+            boxes[i].append(tuple(track.boxes[i].tolist()))
     return tracks
 
 
 def track_clips(
     clips: Mapping[str, Clip], ids: Iterable[str], threads: int
 ) -> Iterator[tuple[str, dict[str, Track] | str]]:
-    """Track the vehicles of several clips in threads, reading frames on demand.
-
-    Args:
-        clips: clips by id of their sequence.
-        ids: the sequences to track.
-        threads: number of threads.
+    """Track the vehicles of those of the clips that have the given ids, in threads, reading frames on demand.
 
     Yields:
         In order, each id with the tracks of its vehicles by key, or with the error if a frame cannot be decoded.
@@ -140,14 +130,8 @@ class LazyGreyFrames(Sequence[Image]):
     def __len__(self) -> int:
         return self._clip.sequence.length
 
-    @overload
-    def __getitem__(self, index: int) -> Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Image]: ...
-    def __getitem__(self, index: int | slice) -> Image | list[Image]:
+    def __getitem__(self, index: int) -> Image:  # type: ignore[override]  # no slices
         """Raises DataError if a frame cannot be decoded."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
         block = index // FRAMES_PER_READ

@@ -22,23 +22,14 @@ from stage1_extract.tracking.alignment import (
     patch_correlation,
     sample_patch,
 )
-from stage1_extract.tracking.boxes import length_inside, occluding_boxes
+from stage1_extract.tracking.boxes import area_inside, occluding_boxes
 
 GRID_POINTS = (24, 64)  # points along the longer side of the coarse grid for searching, and the fine one for aligning
-MARGIN = 0.0  # in box sides, added on each side; beyond the box is background, which moves differently
 SEARCH_RADIUS = (20.0, 0.3)  # px, and in box sides, around the last position (the larger counts), because cameras shake
 MIN_CORRELATION = 0.7  # a vehicle with less counts as lost
 MIN_SIDE = 6.0  # px; smaller boxes count as lost
 MIN_SHARE_IN_FRAME = 0.5  # of the box; one further outside counts as lost
 MIN_UNHIDDEN_SHARE = 0.1  # of the box in the template's frame; a more hidden one cannot be tracked
-
-
-@dataclass(frozen=True)
-class Match:
-    """Where a template was found: a pose relative to the known box, and the correlation with the template, 0 to 1."""
-
-    pose: Pose
-    correlation: float
 
 
 @dataclass(frozen=True)
@@ -52,35 +43,22 @@ class TemplateLayer:
 
 @dataclass(frozen=True)
 class Template:
-    """What a vehicle looks like in one frame.
+    """What a vehicle looks like in one frame."""
 
-    Attributes:
-        scale: its scale in that frame, relative to the known box.
-        layers: the coarse layer for searching, and the fine one for aligning; a small box has only one.
-        partly_hidden: whether another vehicle hides part of it.
-    """
-
-    scale: float
-    layers: tuple[TemplateLayer, ...]
-    partly_hidden: bool
+    scale: float  # in that frame, relative to the known box
+    layers: tuple[TemplateLayer, ...]  # coarse for searching, and fine for aligning; a small box has only one
+    partly_hidden: bool  # by another vehicle
 
     @classmethod
     def from_frame(
         cls, frame: Image, pose: Pose, size: tuple[float, float], other_boxes: Sequence[Box] = ()
     ) -> Template:
-        """Take the template from a frame.
-
-        Args:
-            frame: uint8, grey or BGR.
-            pose: where the vehicle is, relative to the known box.
-            size: width, height of the known box, px.
-            other_boxes: boxes of other vehicles in the frame, px.
-        """
+        """Take the template from a frame, at a pose relative to the known box of `size` (width, height in px)."""
         position = Pose(1.0, pose.x, pose.y)
         hidden = occluding_boxes(box_at_pose(pose, size), other_boxes, frame)
         layers: list[TemplateLayer] = []
         for points in GRID_POINTS:
-            grid = make_grid(size[0] * pose.scale, size[1] * pose.scale, points, MARGIN)
+            grid = make_grid(size[0] * pose.scale, size[1] * pose.scale, points)
             if not layers or grid.step < layers[-1].grid.step:  # a small box has one grid, with a point per pixel
                 view = crop_view(frame, position, grid, 0.0)
                 layers.append(TemplateLayer(grid, *sample_patch(view, grid, position, hidden)))
@@ -97,14 +75,12 @@ class Template:
         return math.sqrt(float((layer.trust * (layer.patch - mean) ** 2).sum()) / total)
 
 
-def locate_template(frame: Image, template: Template, expected: Pose, hidden: Sequence[Box] = ()) -> Match | None:
-    """Find a template in a frame near the expected pose; None if it is not there.
+def locate_template(
+    frame: Image, template: Template, expected: Pose, hidden: Sequence[Box] = ()
+) -> tuple[Pose, float] | None:
+    """Find a template in a frame near the expected pose, and its correlation there, up to 1; None if it is not there.
 
-    Args:
-        frame: uint8, grey or BGR.
-        template: what to find.
-        expected: pose relative to the known box, to begin the search at.
-        hidden: boxes in the frame, px, of vehicles in front of it.
+    Both poses are relative to the known box. `hidden` are the boxes, in px, of vehicles in front of it.
     """
     coarse, fine = template.layers[0], template.layers[-1]
     side = math.sqrt(coarse.grid.width * coarse.grid.height) * expected.scale / template.scale
@@ -121,21 +97,20 @@ def locate_template(frame: Image, template: Template, expected: Pose, hidden: Se
     if fine is not coarse:  # otherwise the view is blurred for this grid already
         view = crop_view(frame, pose, fine.grid, 0.2 * side)
     aligned = align_patch(view, fine.grid, fine.patch, fine.trust, pose, hidden)
-    if aligned is None or not fits_in_frame(aligned.pose, fine.grid, frame):
+    if aligned is None:
         return None
-    correlation = min(patch_correlation(aligned.values, fine.patch, aligned.weight), 1.0)
-    pose = Pose(aligned.pose.scale * template.scale, aligned.pose.x, aligned.pose.y)
-    return Match(pose, correlation) if correlation >= MIN_CORRELATION else None
+    pose, values, weight = aligned
+    correlation = min(patch_correlation(values, fine.patch, weight), 1.0)
+    if correlation < MIN_CORRELATION or not fits_in_frame(pose, fine.grid, frame):
+        return None
+    return Pose(pose.scale * template.scale, pose.x, pose.y), correlation
 
 
 def search_template(view: FrameCrop, layer: TemplateLayer, expected: Pose, radius: float, mask: Grey | None) -> Pose:
     """Find the position of the highest correlation, at the expected scale, to a fraction of a grid step.
 
     Args:
-        view: the frame around the expected pose.
-        layer: what to find.
-        expected: centre of the search.
-        radius: how far to search, px.
+        radius: how far from the expected position to search, px.
         mask: how much each of the layer's points counts; None: all the same, which takes half the time.
     """
     grid = layer.grid
@@ -175,11 +150,6 @@ def box_at_pose(pose: Pose, size: tuple[float, float]) -> Box:
 
 def fits_in_frame(pose: Pose, grid: PointGrid, frame: Image) -> bool:
     """Whether the box is large enough, and enough of it inside the image."""
-    height, width = frame.shape[:2]
+    box = box_at_pose(pose, (grid.width, grid.height))
     w, h = grid.width * pose.scale, grid.height * pose.scale
-    if min(w, h) < MIN_SIDE:
-        return False
-    inside = length_inside(pose.x - w / 2, pose.x + w / 2, width) * length_inside(
-        pose.y - h / 2, pose.y + h / 2, height
-    )
-    return inside >= MIN_SHARE_IN_FRAME * w * h
+    return min(w, h) >= MIN_SIDE and area_inside(box, frame) >= MIN_SHARE_IN_FRAME * w * h

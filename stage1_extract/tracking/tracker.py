@@ -17,8 +17,8 @@ from features.errors import DataError
 from features.sequences import Box
 from features.tracks import Track
 from stage1_extract.tracking.alignment import Pose
-from stage1_extract.tracking.boxes import box_size, length_inside, occluding_boxes
-from stage1_extract.tracking.template import Match, Template, box_at_pose, locate_template
+from stage1_extract.tracking.boxes import area_inside, box_size, occluding_boxes
+from stage1_extract.tracking.template import Template, box_at_pose, locate_template
 
 MIN_CONTRAST = 1.5  # standard deviation of grey levels; a vehicle with less cannot be tracked
 # greatest deviation of the log of its size from what is expected: until its motion is known, and afterwards
@@ -29,11 +29,7 @@ RENEWAL_CORRELATION = 0.8  # … if the correlation is at least this
 
 
 class TemplateTracker:
-    """Tracks a vehicle from frame to frame, forwards or backwards from the one where its box is known.
-
-    Attributes:
-        given_up: whether it was lost in more than `MAX_MISSED_FRAMES` frames in a row, which ends the tracking.
-    """
+    """Tracks a vehicle from frame to frame, forwards or backwards from the one where its box is known."""
 
     def __init__(self, start: Pose, template: Template) -> None:
         """Begin at the known pose, of scale 1, with the template taken there."""
@@ -43,14 +39,13 @@ class TemplateTracker:
 
     @property
     def given_up(self) -> bool:
+        """Whether it was lost in more than `MAX_MISSED_FRAMES` frames in a row, which ends the tracking."""
         return self._missed > MAX_MISSED_FRAMES
 
-    def step(self, frame: Image, other_boxes: Sequence[Box] = ()) -> Match | None:
-        """Find the vehicle in the next frame; None if it is lost there.
+    def step(self, frame: Image, other_boxes: Sequence[Box] = ()) -> tuple[Box, float] | None:
+        """Find the vehicle's box in the next frame, and its correlation with the template; None if it is lost there.
 
-        Args:
-            frame: uint8, grey or BGR.
-            other_boxes: boxes of other vehicles in it, px; those in front of this one hide what they cover.
+        Of the boxes of other vehicles in the frame, those in front of this one hide what they cover.
         """
         if self.given_up:
             return None
@@ -58,18 +53,18 @@ class TemplateTracker:
         hidden = occluding_boxes(box_at_pose(expected, self._size), other_boxes, frame)
         match = locate_template(frame, self._template, expected, hidden)
         max_error = MAX_SCALE_ERROR[0] if self._change is None else MAX_SCALE_ERROR[1]
-        if match is None or abs(math.log(match.pose.scale / expected.scale)) > max_error:
+        if match is None or abs(math.log(match[0].scale / expected.scale)) > max_error:
             self._missed += 1
             return None
-        pose = match.pose
+        pose, correlation = match
         change = (1 / pose.scale - 1 / self._last.scale) / (self._missed + 1)
         # the mean of the old and the new value, so that one noisy frame does not throw it off
         self._change = change if self._change is None else (self._change + change) / 2
         self._last, self._missed = pose, 0
         growth = pose.scale / self._template.scale
-        if max(growth, 1 / growth) > RENEWAL_GROWTH and match.correlation >= RENEWAL_CORRELATION:
+        if max(growth, 1 / growth) > RENEWAL_GROWTH and correlation >= RENEWAL_CORRELATION:
             self._template = Template.from_frame(frame, pose, self._size, other_boxes)
-        return match
+        return box_at_pose(pose, self._size), correlation
 
     def _extrapolate(self) -> Pose:
         """The pose expected in the next frame: at constant velocity the distance, 1/scale, changes linearly.
@@ -84,15 +79,14 @@ class TemplateTracker:
 def start_tracker(frame: Image, box: Box, other_boxes: Sequence[Box] = ()) -> TemplateTracker | None:
     """Begin to track a box in the frame where it is known; None if it has no contrast.
 
-    Args:
-        frame: uint8, grey or BGR.
-        box: left, top, right, bottom in px.
-        other_boxes: boxes of other vehicles in the frame.
-
     Raises:
         DataError: the box is not finite, has no size, or lies outside its image.
     """
-    _check_box(box, frame)
+    if not _is_box(box):
+        raise DataError("the box has no size", expected="finite left < right and top < bottom", got=box)
+    if not area_inside(box, frame):
+        height, width = frame.shape[:2]
+        raise DataError("the box lies outside its image", expected=f"part of it within {width}x{height}", got=box)
     left, top, right, bottom = box
     pose = Pose(1.0, (left + right) / 2, (top + bottom) / 2)
     template = Template.from_frame(frame, pose, box_size(box), other_boxes)
@@ -126,30 +120,17 @@ def track_known_boxes(
         first = 0 if previous is None else (previous + at) // 2 + 1
         stop = len(frames) if following is None else (at + following) // 2 + 1
         directions = [d for d in (range(at - 1, first - 1, -1), range(at + 1, stop)) if d]
-        if directions and _is_inside(box, frame := frames[at]):
+        if directions and area_inside(box, frame := frames[at]):
             for indices in directions:
                 tracker = start_tracker(frame, box, other_boxes.get(at, ()))
                 for i in indices:
                     if tracker is None or tracker.given_up:
                         break
                     if match := tracker.step(frames[i], other_boxes.get(i, ())):
-                        track.boxes[i], track.confidence[i] = box_at_pose(match.pose, box_size(box)), match.correlation
+                        track.boxes[i], track.confidence[i] = match
         track.boxes[at], track.confidence[at] = box, 1.0
     return track
 
 
 def _is_box(box: Box) -> bool:
     return all(map(math.isfinite, box)) and box[2] > box[0] and box[3] > box[1]
-
-
-def _is_inside(box: Box, frame: Image) -> bool:
-    height, width = frame.shape[:2]
-    return length_inside(box[0], box[2], width) > 0 and length_inside(box[1], box[3], height) > 0
-
-
-def _check_box(box: Box, frame: Image) -> None:
-    if not _is_box(box):
-        raise DataError("the box has no size", expected="finite left < right and top < bottom", got=box)
-    if not _is_inside(box, frame):
-        height, width = frame.shape[:2]
-        raise DataError("the box lies outside its image", expected=f"part of it within {width}x{height}", got=box)
