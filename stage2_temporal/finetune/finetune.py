@@ -79,7 +79,7 @@ def finetune(run: Path, store: Store, config: Config) -> FinetuneResult:
 
     Args:
         run: the run's folder.
-        store: the store that the run was trained on.
+        store: the one that the run was trained on.
         config: the run's, with other settings in `finetune` and `data.path` only.
 
     Raises:

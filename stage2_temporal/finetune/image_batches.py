@@ -19,10 +19,8 @@ QUEUED_BATCHES = 2  # finished batches per thread that may wait for the network
 class ImageWindowBatches(keras.utils.PyDataset):  # type: ignore[misc]
     """Batches of windows (n, T, height, width, 3) and targets (n, K).
 
-    Order and augmentation depend only on the seed, the epoch and the example, not on how threads interleave.
-
-    Attributes:
-        fault: the error, if any, that a decoding thread raised; TensorFlow hides it in an error of its own.
+    Order and augmentation depend only on the seed, the epoch and the example, not on how threads interleave. `fault`
+    is the error, if any, that a decoding thread raised; TensorFlow hides it in an error of its own.
     """
 
     def __init__(
@@ -37,17 +35,15 @@ class ImageWindowBatches(keras.utils.PyDataset):  # type: ignore[misc]
         augmentation: Augmentation | None = None,
         only_full: bool = False,
     ) -> None:
-        """Plan the batches.
+        """Plan batches of `batch` examples each, out of `indices`.
 
         Args:
             read: returns an example's window; called by several threads at once.
-            indices: (n,) the examples.
             targets: (N, K) of all examples; None gives windows alone, to predict.
-            batch: windows per batch.
             threads: that decode; 0: one per core.
             seed: for shuffling in each epoch; None keeps the order.
             augmentation: drawn for each window in each epoch.
-            only_full: leave out the last batch of an epoch if it is not full.
+            only_full: leave out an epoch's last batch if it is not full.
         """
         threads = threads or cpu_count()
         super().__init__(workers=threads, max_queue_size=QUEUED_BATCHES * threads)

@@ -47,22 +47,16 @@ FAST_HALF_PRECISION = (7, 0)  # CUDA compute capability from which half precisio
 
 @dataclass(frozen=True)
 class Devices:
-    """How to compute: the backbone's dtype policy, and the number of GPUs (0: the CPU)."""
+    """How to compute."""
 
-    policy: str
-    replicas: int
+    policy: str  # the backbone's dtype policy
+    replicas: int  # number of GPUs; 0: the CPU
 
 
 def choose_devices(gpus: list[tuple[int, int]]) -> Devices:
     """Choose how to compute on GPUs of these compute capabilities; the CPU in single precision if there are none."""
     mixed = bool(gpus) and min(gpus) >= FAST_HALF_PRECISION
     return Devices("mixed_float16" if mixed else "float32", len(gpus))
-
-
-def local_gpus() -> list[tuple[int, int]]:
-    """The compute capability of each GPU that TensorFlow finds; (0, 0) if unknown."""
-    details = (tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU"))
-    return [d.get("compute_capability", (0, 0)) for d in details]
 
 
 class FinetuneJob:
@@ -74,22 +68,14 @@ class FinetuneJob:
     def __init__(
         self, run: Path, dtype: str, task: Task, config: Config, fused: keras.Model, read: ReadWindow, key: str
     ) -> None:
-        """Build the trainable copy.
+        """Build the trainable copy; raises what `count_unfrozen` does.
 
-        Args:
-            run: the run's folder, for its predictions and the saved state.
-            dtype: of the store's maps.
-            task: the run's examples.
-            config: the run's, with the settings of fine-tuning.
-            fused: the run's fused model.
-            read: returns the frames of an example's window.
-            key: digest of what determines the result.
-
-        Raises:
-            ConfigError: see `count_unfrozen`.
+        `dtype` is of the store's maps, `key` a digest of what determines the result.
         """
         fix_seeds(config.train.seed)
-        self.fused, self.start, self.devices = fused, fused.get_weights(), choose_devices(local_gpus())
+        gpus = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+        self.devices = choose_devices([gpu.get("compute_capability", (0, 0)) for gpu in gpus])
+        self.fused, self.start = fused, fused.get_weights()
         self._state_path, self._key = run / STATE_FOLDER / STATE_FILE, key
         self._dtype, self._seed, self._options, self._read = dtype, config.train.seed, config.finetune, read
         self._threads, self._targets = config.extract.threads, task.examples.targets
@@ -176,12 +162,6 @@ class FinetuneJob:
             fitted = self.model.fit(self._windows, epochs=1, shuffle=False, verbose=0, callbacks=[callback]).history
         predicted = self.predict(self.model, self._judged)
         row = self._history_row(epoch, fitted["loss"][0], fitted["rmse"][0], predicted, started)
-        if not math.isfinite(row.loss) or (self.has_validation and not math.isfinite(row.val_loss)):
-            raise FramebankError(
-                f"Loss became NaN or infinite in epoch {epoch}",
-                got=f"training loss {row.loss}, validation loss {row.val_loss}",
-                hint=f"--finetune.learning_rate {self._options.learning_rate / 10:g}",
-            )
         lowest = min(earlier.val_loss for earlier in state.history)
         state.history.append(row)
         state.weights = changed_weights(self.model.get_weights(), self.start)
@@ -198,6 +178,12 @@ class FinetuneJob:
             error = predicted - self._targets[self._judged]
             val_rmse = float(np.sqrt(np.mean(error**2)))
             val_loss = float(np.mean((error if self._deviation is None else error / self._deviation) ** 2))
+        if epoch > 0 and not (math.isfinite(loss) and (math.isfinite(val_loss) or not self.has_validation)):
+            raise FramebankError(
+                f"Loss became NaN or infinite in epoch {epoch}",
+                got=f"training loss {loss}, validation loss {val_loss}",
+                hint=f"--finetune.learning_rate {self._options.learning_rate / 10:g}",
+            )
         row = Epoch(epoch, loss, rmse, val_loss, val_rmse, time.monotonic() - started)
         figures = {name: getattr(row, name) for name in ("loss", "rmse", "val_loss", "val_rmse")}
         text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if math.isfinite(value))
@@ -211,12 +197,9 @@ class FinetuneJob:
 def check_epoch0(
     fused: keras.Model, windows: ImageWindowBatches, expected: Floats, dtype: str
 ) -> tuple[Floats, dict[str, float]]:
-    """Compare the fused model's predictions with those that the two stages made, `expected` (n, K).
+    """Predict (n, K) with the fused model, and compare with what the two stages predicted, `expected` (n, K).
 
-    The effect of rounding the windows' maps to the store's `dtype` is tolerated.
-
-    Returns:
-        The fused model's predictions (n, K), and the relative difference, the effect of rounding and the tolerance.
+    The effect of rounding the windows' maps to the store's `dtype` is tolerated; both are in the returned figures.
 
     Raises:
         StoreError: they differ by more than rounding.

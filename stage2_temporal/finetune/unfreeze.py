@@ -24,11 +24,9 @@ class InferenceMode(keras.layers.Layer):  # type: ignore[misc]
         self.layer = layer
 
     def build(self, input_shape: Any) -> None:
-        """Build the wrapped layer."""
         self.layer.build(input_shape)
 
     def call(self, inputs: Any) -> Any:
-        """Call the wrapped layer in inference mode."""
         return self.layer(inputs, training=False)
 
 
@@ -39,11 +37,7 @@ def backbone_layers(fused: keras.Model) -> list[keras.layers.Layer]:
 
 
 def count_unfrozen(names: list[str], unfreeze: int | str) -> int:
-    """Resolve `finetune.unfreeze` to a number of layers.
-
-    Args:
-        names: of the backbone's layers, in order.
-        unfreeze: a number, a layer's name, or `all`.
+    """Resolve `finetune.unfreeze` (a number, a layer's name, or `all`) to a number of the backbone's layers.
 
     Raises:
         ConfigError: there are fewer layers, or none of that name.

@@ -47,17 +47,10 @@ NamedOutputs = Mapping[str, NDArray[np.float32]]
 def export_run(run: Path, store: Store, config: Config, formats: Sequence[str] = ()) -> Iterator[tuple[Path, float]]:
     """Export a run's fused model, fine-tuned if it was, into the run's folder.
 
-    Args:
-        run: the run's folder.
-        store: the store that the run was trained on.
-        config: the run's, where needed with another `data.path`.
-        formats: names of `EXPORT_FORMATS`; default: `DEFAULT_FORMATS`.
+    See `fuse_run` for the arguments and errors; `formats` are names of `EXPORT_FORMATS`, by default `DEFAULT_FORMATS`.
 
     Yields:
         The path of each exported file, and its largest relative difference from Keras.
-
-    Raises:
-        FramebankError: see `fuse_run` and `export_model`.
     """
     unknown = [name for name in formats if name not in EXPORT_FORMATS]
     if unknown:
@@ -75,17 +68,14 @@ def export_run(run: Path, store: Store, config: Config, formats: Sequence[str] =
         images = load_window_images(config, store, examples)
         inputs = {FRAMES_INPUT: images} | {n: values for n, values in inputs.items() if n in names}
     else:
-        model = _with_named_outputs(unroll(load_model(run)), config.data.columns)
+        model = _with_named_outputs(_unroll(load_model(run)), config.data.columns)
     inputs = {n: values if values.dtype == np.uint8 else values.astype(np.float32) for n, values in inputs.items()}
     for name in formats or DEFAULT_FORMATS:
         yield export_model(model, run / "export", name, inputs)
 
 
 def export_model(model: keras.Model, folder: Path, name: str, inputs: NamedInputs) -> tuple[Path, float]:
-    """Write a model in the format `name`, and compare it with Keras on `inputs`.
-
-    Returns:
-        The file's path, and the largest relative difference from Keras.
+    """Write a model in the format `name`; return the path and the largest relative difference from Keras on `inputs`.
 
     Raises:
         ConfigError: packages that the format needs are not installed.
@@ -121,13 +111,10 @@ def export_model(model: keras.Model, folder: Path, name: str, inputs: NamedInput
 
 def servable(fused: keras.Model, columns: tuple[str, ...]) -> keras.Model:
     """Copy a fused model with unrolled recurrent layers and one named output per target column."""
-    unrolled = build_fused_model(fused.get_layer(TRUNK), unroll(fused.get_layer(STAGE_TWO)))
-    return _with_named_outputs(unrolled, columns)
+    return _with_named_outputs(build_fused_model(fused.get_layer(TRUNK), _unroll(fused.get_layer(STAGE_TWO))), columns)
 
 
-def unroll(stage_two: keras.Model) -> keras.Model:
-    """Copy a stage-two model with unrolled recurrent layers."""
-
+def _unroll(stage_two: keras.Model) -> keras.Model:
     def clone(layer: keras.Layer) -> keras.Layer:
         config = layer.get_config()
         return layer.__class__.from_config(config | {"unroll": True} if "unroll" in config else config)
@@ -174,11 +161,11 @@ def _run_openvino(path: Path, inputs: NamedInputs) -> NamedOutputs:
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A format: Keras' name for it, the file's ending, packages it needs, and a function that runs it."""
+    """A format, and a function that runs a file in it."""
 
     keras_name: str
     ending: str
-    packages: tuple[str, ...]
+    packages: tuple[str, ...]  # that it needs
     run: Callable[[Path, NamedInputs], NamedOutputs]
 
 

@@ -43,10 +43,10 @@ FRAMES_INPUT = "frames"
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest absolute difference from a reference, and the same relative to the reference's largest value."""
+    """Largest difference from a reference."""
 
     absolute: float
-    relative: float
+    relative: float  # to the reference's largest value
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,7 @@ class FusedModelCheck:
 def fuse_run(run: Path, store: Store, config: Config | None = None) -> tuple[keras.Model, FusedModelCheck]:
     """Build a run's fused model and compare it with the two stages.
 
-    Args:
-        run: the run's folder.
-        store: the store that the run was trained on.
-        config: the run's, where needed with another `data.path`; default: the run's.
+    `store` is the one that the run was trained on; `config` is the run's, where needed with another `data.path`.
 
     Raises:
         ConfigError: the head does not read the trunk's maps.
@@ -165,8 +162,7 @@ def compare_models(
         fused: the model to check; it computes in float32.
         stage_two: the run's model, not the copy inside `fused`.
         frames: (n, T, height, width, 3) images of n windows.
-        maps: (n, T, h, w, c) the store's maps of these windows, in its type.
-        precision: that these maps were computed in.
+        maps: (n, T, h, w, c) the store's, in its type and computed in `precision`.
         other_inputs: (n, …) the models' other inputs, by name.
     """
     name, other_inputs = maps_input(stage_two).name, dict(other_inputs or {})

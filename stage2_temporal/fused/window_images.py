@@ -21,11 +21,7 @@ ReadWindow = Callable[[int], Image]  # an example's index → its frames (T, hei
 def window_reader(store: Store, examples: Examples, indices: NDArray[np.int64], config: Config) -> ReadWindow:
     """Return a function that decodes and resizes the frames of an example's window, and no others.
 
-    Args:
-        store: the store.
-        examples: its examples.
-        indices: the examples that will be read; their sequences are checked now.
-        config: says where the data set is.
+    The sequences of the examples that will be read, `indices`, are checked now.
 
     Raises:
         BadInputs: names all sequences that are missing from the data set or differ from those in the store.
