@@ -67,9 +67,10 @@ def read_csv_table(
         if len(cells) == len(columns):
             rows.append(CsvRow(where, dict(zip(columns, cells, strict=True))))
             continue
-        error = DataError(f"{where}: wrong number of cells", expected=len(columns), got=len(cells))
+        what, row_hint = f"{where}: wrong number of cells", hint if faults is None else None
+        error = DataError(what, expected=len(columns), got=len(cells), hint=row_hint)
         if faults is None:
-            raise DataError(error.what, expected=error.expected, got=error.got, hint=hint)
+            raise error
         faults.append(str(error))
     return CsvTable(columns, tuple(rows))
 

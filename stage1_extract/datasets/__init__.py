@@ -43,7 +43,7 @@ def scan(data: DataConfig, *, threads: int = 0) -> Catalogue:
     layout = _find_layout(data.layout, threads)
     try:
         result = layout(data)
-        catalogue = result if isinstance(result, Catalogue) else _check(*result, threads)
+        catalogue = result if isinstance(result, Catalogue) else check_files(result[0], threads, result[1])
     except OSError as e:  # such as a folder without permission to read it
         what = f"{e.filename or data.path}: cannot be read"
         raise DataError(what, got=e.strerror or e, hint="check its permissions") from None
@@ -72,17 +72,9 @@ def _find_layout(name: str, threads: int) -> Layout:
         "manifest": manifest_clips,
         "video": partial(video_clips, threads=threads),
     }
-    if name in built_in:
-        return built_in[name]
-    plugin = load_plugin(DATASETS, name)
-    if plugin is None:
+    layout: Layout | None = built_in.get(name) or load_plugin(DATASETS, name)
+    if layout is None:
         raise ConfigError("no such layout", got=name, hint="--data.layout NAME")
-    if not callable(plugin):
+    if not callable(layout):
         raise plugin_error(DATASETS, name, "it is not a function of a DataConfig")
-    layout: Layout = plugin
     return layout
-
-
-def _check(specs: list[ClipSpec], faults: list[str], threads: int) -> Catalogue:
-    catalogue = check_files(specs, threads)
-    return Catalogue(catalogue.clips, (*faults, *catalogue.faults))

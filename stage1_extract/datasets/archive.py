@@ -6,26 +6,10 @@ import re
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from features.errors import DataError
-
-
-class ReadablePath(Protocol):
-    """A file or folder, on disk or in an archive: the methods of `importlib.resources.abc.Traversable` used here.
-
-    `pathlib.Path` is one. `str()` gives the path to show in errors.
-    """
-
-    @property
-    def name(self) -> str: ...
-    def iterdir(self) -> Iterable[ReadablePath]: ...
-    def joinpath(self, name: str, /) -> ReadablePath: ...
-    def is_dir(self) -> bool: ...
-    def is_file(self) -> bool: ...
-    def read_bytes(self) -> bytes: ...
 
 
 class ZipPath:
@@ -60,12 +44,15 @@ class ZipPath:
         return self._archive.read(self._inner_path)
 
 
+ReadablePath = Path | ZipPath  # a file or folder, on disk or in an archive; `str()` gives the path to show in errors
+
+
 class _Archive:
     """An open zip: its folders (path → names of their entries) and its files (path → entry)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.folders: dict[str, list[str]] = {"": []}
+        self.folders: dict[str, dict[str, None]] = {"": {}}
         self.files: dict[str, zipfile.ZipInfo] = {}
         self._lock = threading.Lock()
         try:
@@ -77,13 +64,12 @@ class _Archive:
         for info in self._zip.infolist():
             inner_path = self._safe_path(info)
             if info.is_dir():
-                self._add_folder(inner_path)
+                self.folders.setdefault(inner_path, {})
             else:
-                parent, _, name = inner_path.rpartition("/")
-                self._add_folder(parent)
-                if inner_path not in self.files:
-                    self.folders[parent].append(name)
                 self.files[inner_path] = info  # the last entry of a name wins, as in unpacking
+            while inner_path:
+                inner_path, _, name = inner_path.rpartition("/")
+                self.folders.setdefault(inner_path, {})[name] = None
 
     def read(self, inner_path: str) -> bytes:
         if inner_path not in self.files:
@@ -96,13 +82,6 @@ class _Archive:
         finally:
             with self._lock:
                 file.close()
-
-    def _add_folder(self, inner_path: str) -> None:
-        if inner_path not in self.folders:
-            self.folders[inner_path] = []
-            parent, _, name = inner_path.rpartition("/")
-            self._add_folder(parent)
-            self.folders[parent].append(name)
 
     def _safe_path(self, info: zipfile.ZipInfo) -> str:
         # orig_filename, because zipfile replaces the system's separator by / and cuts names at a NUL byte
@@ -119,11 +98,7 @@ class _Archive:
 
 
 def open_folder_or_zip(path: Path | str, *, hint: str) -> ReadablePath:
-    """Open a folder, or the inside of a .zip.
-
-    Args:
-        path: the folder or archive.
-        hint: what to try if there is neither.
+    """Open a folder, or the inside of a .zip; `hint` says what to try if there is neither.
 
     Raises:
         DataError: nothing at the path, or no complete zip, or an entry of it points outside.

@@ -25,13 +25,8 @@ def clip_spec(
 ) -> ClipSpec:
     """Describe a clip by its folder, without reading its frames.
 
-    Args:
-        clip: the folder.
-        id: the id of its sequence.
-        split: one of `features.sequences.SPLITS`; in `test` the annotation or its velocity may be missing.
-        data: only `frames`, `label_frame` and `fps` are used.
-        camera: the camera that took the clip; None if unknown.
-        all_vehicles: label all vehicles, or only the first.
+    In the split `test` the annotation or its velocity may be missing. Of `data` only `frames`, `label_frame` and `fps`
+    are used. Unless `all_vehicles`, only the first vehicle is labelled.
     """
     faults: list[str] = []
     files = numbered_frames(clip, data.frames, faults)

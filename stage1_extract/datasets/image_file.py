@@ -26,10 +26,6 @@ def image_size(data: bytes, name: str) -> Size:
 
     A PNG's checksums are compared. A JPEG has none; it is complete if an end-of-image marker follows its first scan.
 
-    Args:
-        data: the file's contents.
-        name: its path, for the error.
-
     Raises:
         DataError: the file is empty, not an image, truncated, or so large that Pillow refuses it as a decompression
             bomb (`PIL.Image.MAX_IMAGE_PIXELS`).
@@ -62,7 +58,7 @@ def decode_image(data: bytes, name: str, size: Size, min_size: Size | None = Non
         data: the file's contents.
         name: its path, for the error.
         size: width, height in px, as `image_size` returned them.
-        min_size: width, height in px; a JPEG is shrunk as far as it stays at least this large. None: not at all.
+        min_size: a JPEG is shrunk as far as it stays at least this large; None: not at all.
 
     Returns:
         uint8 BGR of shape (height, width, 3) as stored: grey becomes three channels, EXIF orientation is ignored.

@@ -30,25 +30,15 @@ FILES_PER_TASK = 16  # at most; handing a file to a thread takes a third as long
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """A `FrameSource` with one image file per frame, which any number of threads may read.
+    """A `FrameSource` with one image file per frame, which any number of threads may read."""
 
-    Attributes:
-        files: the files in order of the frames.
-        digests: SHA-256 of each file when it was scanned.
-        size: width, height of every frame, px.
-    """
-
-    files: tuple[ReadablePath, ...]
-    digests: tuple[bytes, ...]
-    size: Size
+    files: tuple[ReadablePath, ...]  # in order of the frames
+    digests: tuple[bytes, ...]  # SHA-256 of each file when it was scanned
+    size: Size  # of every frame
     parallel: bool = True
 
     def read(self, start: int, stop: int, min_size: Size | None = None) -> Iterator[Image]:
-        """Read frames start … stop − 1, each uint8 BGR of shape (height, width, 3); `min_size` as in `decode_image`.
-
-        Raises:
-            DataError: a file is missing, damaged or has changed since the scan.
-        """
+        """Read frames; an error if a file is missing, damaged or has changed since the scan."""
         for file, digest in zip(self.files[start:stop], self.digests[start:stop], strict=True):
             data = read_file(file)
             if hashlib.sha256(data).digest() != digest:
@@ -69,7 +59,7 @@ class ClipSpec:
     faults: list[str] = field(default_factory=list)
 
 
-def check_files(specs: list[ClipSpec], threads: int) -> Catalogue:
+def check_files(specs: list[ClipSpec], threads: int, earlier_faults: Iterable[str] = ()) -> Catalogue:
     """Read every file once, and make a clip of each specification without faults.
 
     A clip's digest is the SHA-256 over the SHA-256 of each of its files, in order.
@@ -79,7 +69,7 @@ def check_files(specs: list[ClipSpec], threads: int) -> Catalogue:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
         results = iter(map_in_threads(_check_file, files, threads, unit="file", per_task=FILES_PER_TASK))
-    clips, faults = [], []
+    clips, faults = [], list(earlier_faults)
     for spec in specs:
         checks = [(file, next(results)) for file in spec.files]
         spec.faults += [check for _, check in checks if isinstance(check, str)]

@@ -18,16 +18,20 @@ def target_columns(columns: Sequence[str], *reserved: str) -> tuple[str, ...]:
     return tuple(c for c in columns if c not in {*reserved, *_BOX_COLUMNS, *_POSITION_COLUMNS})
 
 
-def read_number(row: CsvRow, column: str, faults: list[str]) -> float:
-    """The number in a cell; NaN if it is empty or its column is absent, or, as a fault, if it is not a number."""
-    text = row.cells.get(column, "")
-    if not text:
-        return math.nan
+def finite_number(text: str) -> float:
+    """The number in a text; NaN if it is not a finite number."""
     try:
         value = float(text)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def read_number(row: CsvRow, column: str, faults: list[str]) -> float:
+    """The number in a cell; NaN if it is empty or its column is absent, or, as a fault, if it is not a number."""
+    text = row.cells.get(column, "")
+    value = finite_number(text)
+    if text and math.isnan(value):
         expected = "a finite number, or an empty cell for unknown"
         add_fault(faults, f"{row.where}: {column} is not a number", expected, repr(text))
     return value

@@ -6,8 +6,6 @@ the vehicles of each clip in numeric order (github.com/TuSimple/tusimple-benchma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import Label
@@ -51,34 +49,31 @@ def tusimple_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
             clip_spec(clip, f"{prefix}clips/{clip.name}", split, data, camera, all_vehicles=True)
             for clip in clip_folders(clips)
         ]
-        test_labels = next((file for file in map(folder.joinpath, TEST_LABEL_FILES) if file.is_file()), None)
-        if test_labels is not None and split == "test":
-            _set_test_labels(split_specs, test_labels)
+        test_labels = [file for name in TEST_LABEL_FILES if (file := folder.joinpath(name)).is_file()]
+        if test_labels and split_specs and split == "test":
+            _set_test_labels(split_specs, test_labels[0])
         specs += split_specs
     return specs, faults
 
 
-def _splits(root: ReadablePath, hint: str) -> Iterator[tuple[str, str, ReadablePath, ReadablePath]]:
+def _splits(root: ReadablePath, hint: str) -> list[tuple[str, str, ReadablePath, ReadablePath]]:
     """For each split the prefix of its ids, its name, the folder that holds `clips`, and `clips` itself."""
     if clips := find_folder(root, "clips"):
-        yield "", TUSIMPLE_FOLDERS.get(root.name.lower().removesuffix(".zip"), "train"), root, clips
-        return
-    empty = True
-    for folder in list_folder(root):
-        if folder.is_dir() and folder.name.lower() in TUSIMPLE_FOLDERS and (clips := find_folder(folder, "clips")):
-            empty = False
-            yield f"{folder.name}/", TUSIMPLE_FOLDERS[folder.name.lower()], folder, clips
-    if empty:
+        return [("", TUSIMPLE_FOLDERS.get(root.name.lower().removesuffix(".zip"), "train"), root, clips)]
+    splits = [
+        (f"{folder.name}/", TUSIMPLE_FOLDERS[folder.name.lower()], folder, clips)
+        for folder in list_folder(root)
+        if folder.is_dir() and folder.name.lower() in TUSIMPLE_FOLDERS and (clips := find_folder(folder, "clips"))
+    ]
+    if not splits:
         names = ", ".join(p.name for p in list_folder(root)[:5]) or "an empty folder"
-        raise DataError(
-            f"{root}: no TuSimple data", expected="clips, or train/clips and test/clips", got=names, hint=hint
-        )
+        expected = "clips, or train/clips and test/clips"
+        raise DataError(f"{root}: no TuSimple data", expected=expected, got=names, hint=hint)
+    return splits
 
 
 def _set_test_labels(specs: list[ClipSpec], file: ReadablePath) -> None:
     """Replace the labels of a test split by those in a file, after checking that they have the same boxes."""
-    if not specs:
-        return
     try:
         value = load_json(file)
     except DataError as e:

@@ -21,7 +21,7 @@ from stage1_extract.datasets.archive import list_folder
 from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.datasets.faults import add_fault, error_to_fault
 from stage1_extract.datasets.image_sequence import map_in_threads
-from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
+from stage1_extract.datasets.label_csv import finite_number, read_label, read_number, target_columns
 
 VIDEO_SUFFIXES = frozenset([".avi", ".hevc", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"])
 
@@ -30,12 +30,7 @@ class Video:
     """A video file, read frame by frame; threads may share it.
 
     Frames are read in order, without seeking, because a codec may land a few frames away from the one it seeks.
-
-    Attributes:
-        path: the file.
-        length: number of frames.
-        fps: frames per second in the header; NaN if it has none.
-        size: width, height in px.
+    Their number is `length`; `fps` is the rate in the header, NaN if it has none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -121,11 +116,7 @@ class VideoFrames:
     parallel: bool = False
 
     def read(self, start: int, stop: int, min_size: Size | None = None) -> Iterator[Image]:
-        """Read frames start … stop − 1, each uint8 BGR of shape (height, width, 3), always at full resolution.
-
-        Raises:
-            DataError: the video ends early, or its size changes.
-        """
+        """Read frames at full resolution; an error if the video ends early or its size changes."""
         return (self.video.frame(self.first + i) for i in range(start, stop))
 
 
@@ -158,8 +149,8 @@ def video_clips(data: DataConfig, threads: int) -> Catalogue:
 
 def split_of(stem: str) -> str:
     """The split of a video by its name: `val…` and `test…` name theirs, all others are training."""
-    starts = (("val", "validation"), ("test", "test"))
-    return next((split for start, split in starts if stem.lower().startswith(start)), "train")
+    name = stem.lower()
+    return "validation" if name.startswith("val") else "test" if name.startswith("test") else "train"
 
 
 def _clips(file: Path, data: DataConfig) -> tuple[list[Clip], list[str]]:
@@ -209,23 +200,14 @@ def _text_labels(path: Path, length: int, faults: list[str]) -> list[Label]:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as e:
         raise DataError(f"{path}: not text", expected="one number per line, in UTF-8", got=e) from None
-    labels, wrong_lines = [], []
-    for number, text in enumerate(lines, 1):
-        try:
-            speed = float(text)
-        except ValueError:
-            speed = math.nan
-        if math.isfinite(speed):
-            labels.append(Label(number - 1, {"ego_speed": speed}))
-        else:
-            wrong_lines.append((number, text))
-    if wrong_lines:
-        number, text = wrong_lines[0]
+    speeds = [finite_number(line) for line in lines]
+    if wrong_lines := [i for i, speed in enumerate(speeds) if math.isnan(speed)]:
+        first = wrong_lines[0]
         more = f", and {len(wrong_lines) - 1} more such lines" if len(wrong_lines) > 1 else ""
-        add_fault(faults, f"{path}, line {number}: not a number", "a finite number", repr(text[:60]) + more)
+        add_fault(faults, f"{path}, line {first + 1}: not a number", "a finite number", repr(lines[first][:60]) + more)
     if len(lines) != length:
         _add_count_fault(faults, path, len(lines), length)
-    return labels
+    return [Label(i, {"ego_speed": speed}) for i, speed in enumerate(speeds)]
 
 
 def _table_labels(path: Path, length: int, faults: list[str]) -> list[Label]:

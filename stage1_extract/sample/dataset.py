@@ -54,11 +54,9 @@ def render_sample_set(
     on the seed, not on the number of workers. The folder gets its name only when it is complete.
 
     Args:
-        out: the folder.
         seed: decides all clips; the content of a clip depends only on seed, split and number.
         train, validation, test: number of clips in each split.
         workers: number of processes; None: one per core.
-        progress: show a progress bar.
 
     Raises:
         DataError: `out` holds something else, or cannot be written.
@@ -125,13 +123,7 @@ def _write_set(out: Path, settings: dict[str, int], workers: int | None, progres
 
 
 def clip_scene(seed: int, split: int, number: int) -> Scene:
-    """Decide what a clip shows.
-
-    Args:
-        seed: the set's.
-        split: 0 train, 1 validation, 2 test.
-        number: the clip's, from 1.
-    """
+    """Decide what a clip shows, by the set's seed, the split (0 train, 1 validation, 2 test), and its number from 1."""
     return random_scene(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split, number))))
 
 

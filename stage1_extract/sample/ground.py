@@ -38,19 +38,12 @@ NOISE_OCTAVES = (  # cell size along x and y in m, strength on asphalt, strength
 
 @dataclass(frozen=True)
 class GroundBand:
-    """A texture of the ground between two distances.
+    """A texture of the ground between two distances."""
 
-    Attributes:
-        near, far: m from the camera.
-        cell: size of a cell along x and y, m.
-        texture: uint8 of shape (cells along x, cells along y, 3); x begins at `near` in the first frame, and y is 0 in
-            the middle.
-    """
-
-    near: float
+    near: float  # m from the camera
     far: float
-    cell: tuple[float, float]
-    texture: Image
+    cell: tuple[float, float]  # size along x and y, m
+    texture: Image  # (cells along x, cells along y, 3); x begins at `near` in the first frame, y is 0 in the middle
 
 
 @cache

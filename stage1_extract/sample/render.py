@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 
 import cv2
@@ -21,8 +21,6 @@ from stage1_extract.sample.scene import (
     HEIGHT,
     HORIZON,
     WIDTH,
-    Colour,
-    RoadsideObject,
     Scene,
     SceneStyle,
     image_column,
@@ -45,7 +43,8 @@ def render_frames(scene: Scene) -> Iterator[Image]:
     sprites = {kind: [make(rng) for _ in range(VARIANTS)] for kind, make in SPRITE_MAKERS.items()}
     rears = [vehicle_rear(vehicle) for vehicle in scene.vehicles]
     shadow_sprite = shadow()
-    curve = _response_curve(scene.style)
+    level = np.linspace(0, 1, 256) ** scene.style.gamma * scene.style.gain
+    response = np.clip(np.round(level * 255), 0, 255).astype(np.uint8)
     # the same in all three channels, as after JPEG compression; positive and negative parts as bytes like the picture,
     # because OpenCV adds arrays of different types ten times as slowly
     noise = np.round(_unit_noise() * np.float32(scene.style.noise))
@@ -55,14 +54,18 @@ def render_frames(scene: Scene) -> Iterator[Image]:
         draw_ground(canvas, ground, scene, frame)
         _draw_haze(canvas, scene, frame)
         _draw_roadside(canvas, scene, frame, sprites)
-        order = sorted(zip(scene.vehicles, rears, strict=True), key=lambda pair: -pair[0].at(frame)[0])
-        for vehicle, sprite in order:
+        horizon = scene.horizons[frame]
+        for vehicle, rear in sorted(zip(scene.vehicles, rears, strict=True), key=lambda pair: -pair[0].at(frame)[0]):
             x, y = vehicle.at(frame)
-            horizon = scene.horizons[frame]
-            draw_sprite(canvas, shadow_sprite, _shadow_box(horizon, x, y, vehicle.width))
+            # the ground from under the vehicle's axle to just behind its rear
+            left, _, right, _ = upright_rectangle(horizon, x, y, vehicle.width + 0.5, 0.0)
+            top, bottom = image_row(horizon, x + 2.5), image_row(horizon, x - min(0.45, 0.08 * x))
+            draw_sprite(canvas, shadow_sprite, (left, top, right, bottom))
             haze = float(_haze(scene.style, x))
-            draw_sprite(canvas, sprite, vehicle_box(scene, vehicle, frame), haze, scene.style.sky_bottom)
-        yield _add_sensor_noise(cv2.LUT(canvas, curve), grain, rng)
+            draw_sprite(canvas, rear, vehicle_box(scene, vehicle, frame), haze, scene.style.sky_bottom)
+        i, j = (int(k) for k in rng.integers(0, 256, 2))
+        more, less = (part[i : i + HEIGHT, j : j + WIDTH] for part in grain)
+        yield np.asarray(cv2.subtract(cv2.add(cv2.LUT(canvas, response), more), less), np.uint8)
 
 
 def _haze(style: SceneStyle, x: Coordinates | float) -> Float32s:
@@ -122,55 +125,28 @@ def _draw_roadside(canvas: Image, scene: Scene, frame: int, sprites: dict[str, l
     objects = [(t.x - passed, t) for t in scene.roadside if t.x - passed > MIN_OBJECT_DISTANCE]
     objects.sort(key=lambda pair: -pair[0])
 
-    def draw(x: float, item: RoadsideObject) -> None:
-        box = upright_rectangle(horizon, x, item.y, item.width, item.height)
-        haze = float(_haze(scene.style, x))
-        draw_sprite(canvas, sprites[item.kind][item.variant], box, haze, scene.style.sky_bottom)
+    def draw(*, rail_posts: bool) -> None:
+        for x, item in objects:
+            if (item.kind == "rail_post") == rail_posts:
+                box = upright_rectangle(horizon, x, item.y, item.width, item.height)
+                haze = float(_haze(scene.style, x))
+                draw_sprite(canvas, sprites[item.kind][item.variant], box, haze, scene.style.sky_bottom)
 
-    for x, item in objects:
-        if item.kind != "rail_post":
-            draw(x, item)
+    draw(rail_posts=False)
     for y in scene.road.rails:
         _draw_rail(canvas, horizon, y)
-    for x, item in objects:
-        if item.kind == "rail_post":
-            draw(x, item)
+    draw(rail_posts=True)
 
 
 def _draw_rail(canvas: Image, horizon: float, y: float) -> None:
     near = max(1.5, abs(y) * FX / (CX + 60))  # just outside the picture
-
-    def strip(colour: Colour, low: float, high: float) -> None:
-        points = [
-            (image_column(x, y), image_row(horizon, x, z))
-            for x, z in ((near, low), (400, low), (400, high), (near, high))
-        ]
-        cv2.fillPoly(canvas, [np.round(np.array(points) * 256).astype(np.int32)], colour, cv2.LINE_AA, 8)
-
-    strip((150, 154, 156), 0.45, 0.78)
-    strip((112, 116, 118), 0.56, 0.66)
-
-
-def _shadow_box(horizon: float, x: float, y: float, width: float) -> tuple[float, float, float, float]:
-    """The box of a vehicle's shadow: the ground from under its axle to just behind its rear."""
-    left, _, right, _ = upright_rectangle(horizon, x, y, width + 0.5, 0.0)
-    return left, image_row(horizon, x + 2.5), right, image_row(horizon, x - min(0.45, 0.08 * x))
-
-
-def _response_curve(style: SceneStyle) -> Image:
-    """The camera's response to each of the 256 grey levels."""
-    level = np.linspace(0, 1, 256) ** style.gamma * style.gain
-    return np.asarray(np.clip(np.round(level * 255), 0, 255), np.uint8)
+    for colour, low, high in (((150, 154, 156), 0.45, 0.78), ((112, 116, 118), 0.56, 0.66)):
+        corners = ((near, low), (400, low), (400, high), (near, high))
+        points = np.array([(image_column(x, y), image_row(horizon, x, z)) for x, z in corners])
+        cv2.fillPoly(canvas, [np.round(points * 256).astype(np.int32)], colour, cv2.LINE_AA, 8)
 
 
 @cache
 def _unit_noise() -> NDArray[np.float32]:
     """Noise of standard deviation 1, larger than a frame; each frame uses a random section of it."""
     return np.random.default_rng(4).standard_normal((HEIGHT + 256, WIDTH + 256)).astype(np.float32)
-
-
-def _add_sensor_noise(canvas: Image, grain: Sequence[Image], rng: np.random.Generator) -> Image:
-    """Add the sensor's noise, given as its positive and its negative part."""
-    i, j = (int(k) for k in rng.integers(0, 256, 2))
-    more, less = (part[i : i + HEIGHT, j : j + WIDTH] for part in grain)
-    return np.asarray(cv2.subtract(cv2.add(canvas, more), less), np.uint8)

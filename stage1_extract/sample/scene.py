@@ -34,22 +34,14 @@ Colour = tuple[float, float, float]  # B, G, R from 0 to 255
 
 @dataclass(frozen=True)
 class SceneVehicle:
-    """A vehicle ahead, shown from the rear.
+    """A vehicle ahead, shown from the rear."""
 
-    Attributes:
-        kind: `car`, `van` or `truck`.
-        width, height: size of its rear, m.
-        position: x, y of the foot of its rear in the last frame, m.
-        velocity: constant vx, vy relative to the camera, m/s.
-        seed: seed of its paint and details.
-    """
-
-    kind: str
-    width: float
+    kind: str  # car, van or truck
+    width: float  # of its rear, m
     height: float
-    position: tuple[float, float]
-    velocity: tuple[float, float]
-    seed: int
+    position: tuple[float, float]  # x, y of the foot of its rear in the last frame, m
+    velocity: tuple[float, float]  # constant vx, vy relative to the camera, m/s
+    seed: int  # of its paint and details
 
     def at(self, frame: int) -> tuple[float, float]:
         """Position x, y in a frame (from 0), m."""
@@ -59,41 +51,27 @@ class SceneVehicle:
 
 @dataclass(frozen=True)
 class RoadsideObject:
-    """An upright flat object beside the road.
+    """An upright flat object beside the road."""
 
-    Attributes:
-        kind: `tree`, `bush`, `sign`, `post`, `lamp` or `rail_post`.
-        x, y: middle of its foot in the first frame, m.
-        width, height: m.
-        variant: index into the clip's drawings of that kind.
-    """
-
-    kind: str
-    x: float
+    kind: str  # tree, bush, sign, post, lamp or rail_post
+    x: float  # middle of its foot in the first frame, m
     y: float
-    width: float
+    width: float  # m
     height: float
-    variant: int
+    variant: int  # index into the clip's drawings of that kind
 
 
 @dataclass(frozen=True)
 class Road:
-    """A straight road along x; y in m from the camera.
+    """A straight road along x; y in m from the camera."""
 
-    Attributes:
-        lines: y of the lane lines from left to right; the outer two are solid, the others are dashed.
-        left, right: y where the asphalt ends.
-        dash, period, phase: length of a dash, distance between dashes, position of the first, m.
-        rails: y of the guard rails.
-    """
-
-    lines: tuple[float, ...]
-    left: float
+    lines: tuple[float, ...]  # y of the lane lines from left to right; the outer two are solid, the others are dashed
+    left: float  # y where the asphalt ends
     right: float
-    dash: float
-    period: float
-    phase: float
-    rails: tuple[float, ...]
+    dash: float  # length of a dash, m
+    period: float  # distance between dashes, m
+    phase: float  # position of the first dash, m
+    rails: tuple[float, ...]  # y of the guard rails
 
     @property
     def lanes(self) -> tuple[float, ...]:
@@ -103,14 +81,7 @@ class Road:
 
 @dataclass(frozen=True)
 class SceneStyle:
-    """Colours, light and weather of a clip.
-
-    Attributes:
-        gain, gamma: of the camera's response.
-        haze: distance in m at which 63 % of an object's contrast is lost.
-        noise: standard deviation of the sensor's noise, grey levels.
-        seed: seed of textures and drawings.
-    """
+    """Colours, light and weather of a clip."""
 
     sky_top: Colour
     sky_bottom: Colour
@@ -118,29 +89,22 @@ class SceneStyle:
     asphalt: Colour
     verge: Colour
     left_line: Colour
-    gain: float
+    gain: float  # of the camera's response
     gamma: float
-    haze: float
-    noise: float
-    seed: int
+    haze: float  # distance at which 63 % of an object's contrast is lost, m
+    noise: float  # standard deviation of the sensor's noise, grey levels
+    seed: int  # of textures and drawings
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The content of a clip.
+    """The content of a clip."""
 
-    Attributes:
-        speed: the car's own, m/s.
-        horizons: row of the horizon in each frame, px.
-        roadside: objects beside the road.
-        vehicles: the first is the target; no other hides it in any frame.
-    """
-
-    speed: float
-    horizons: tuple[float, ...]
+    speed: float  # the car's own, m/s
+    horizons: tuple[float, ...]  # row of the horizon in each frame, px
     road: Road
     roadside: tuple[RoadsideObject, ...]
-    vehicles: tuple[SceneVehicle, ...]
+    vehicles: tuple[SceneVehicle, ...]  # the first is the target; no other hides it in any frame
     style: SceneStyle
 
 
@@ -156,12 +120,8 @@ def image_row(horizon: float, x: float, height: float = 0.0) -> float:
 
 def upright_rectangle(horizon: float, x: float, y: float, width: float, height: float) -> Box:
     """Left, top, right, bottom in px of an upright rectangle whose foot is at (x, y)."""
-    return (
-        image_column(x, y - width / 2),
-        image_row(horizon, x, height),
-        image_column(x, y + width / 2),
-        image_row(horizon, x),
-    )
+    left, right = (image_column(x, side) for side in (y - width / 2, y + width / 2))
+    return left, image_row(horizon, x, height), right, image_row(horizon, x)
 
 
 def vehicle_box(scene: Scene, vehicle: SceneVehicle, frame: int) -> Box:
@@ -177,9 +137,8 @@ def random_scene(rng: np.random.Generator) -> Scene:
     swing = rng.uniform(0, 0.8) * np.sin(rng.uniform(0, 2 * np.pi) + np.arange(FRAMES) / FPS * 2 * np.pi * 1.3)
     horizons = tuple(float(h) for h in horizon + swing)
     road = _random_road(rng)
-    return Scene(
-        speed, horizons, road, _random_roadside(rng, road), _random_vehicles(rng, road, speed), _random_style(rng)
-    )
+    roadside, vehicles = _random_roadside(rng, road), _random_vehicles(rng, road, speed)
+    return Scene(speed, horizons, road, roadside, vehicles, _random_style(rng))
 
 
 def _random_road(rng: np.random.Generator) -> Road:
@@ -217,9 +176,8 @@ def _random_roadside(rng: np.random.Generator, road: Road) -> tuple[RoadsideObje
         def add(
             kind: str, x: float, gap: float, width: float, height: float, side: int = side, clear: float = clear
         ) -> None:
-            objects.append(
-                RoadsideObject(kind, x, side * (clear + gap + width / 2), width, height, int(rng.integers(3)))
-            )
+            y = side * (clear + gap + width / 2)
+            objects.append(RoadsideObject(kind, x, y, width, height, int(rng.integers(3))))
 
         for x in map(float, along(5, 30)):  # dense in places and sparse in others
             height = rng.uniform(4, 12)
@@ -234,11 +192,10 @@ def _random_roadside(rng: np.random.Generator, road: Road) -> tuple[RoadsideObje
             for x in map(float, along(28, 50)):
                 add("lamp", x, rng.uniform(0.2, 1.2), 0.35, rng.uniform(7, 9))
         for x in map(float, along(7, 14) if rail else along(14, 34)):
-            kind, width, height = ("rail_post", 0.13, 0.85) if rail else ("post", 0.13, 1.05)
             if rail:
-                objects.append(RoadsideObject(kind, x, rail[0], width, height, 0))
+                objects.append(RoadsideObject("rail_post", x, rail[0], 0.13, 0.85, 0))
             else:
-                add(kind, x, 0.0, width, height)
+                add("post", x, 0.0, 0.13, 1.05)
     return tuple(objects)
 
 
@@ -266,9 +223,9 @@ def _random_vehicles(rng: np.random.Generator, road: Road, speed: float) -> tupl
                 del lanes[i]
                 break
     unhidden = [v for v in vehicles if not any(_hides(other, v) for other in vehicles if other is not v)]
-    first = unhidden[rng.integers(len(unhidden))] if unhidden else None
-    if first is None:  # they hide each other, in different frames
+    if not unhidden:  # they hide each other, in different frames
         return _random_vehicles(rng, road, speed)
+    first = unhidden[rng.integers(len(unhidden))]
     return (first, *(v for v in vehicles if v is not first))
 
 
@@ -278,28 +235,23 @@ def _random_motion(rng: np.random.Generator, speed: float) -> tuple[float, float
         x = float(rng.lognormal(*LOG_DISTANCE))
         vx, vy = (float(np.clip(rng.normal(*p), *r)) for p, r in ((VX_MEAN_SD, VX_RANGE), (VY_MEAN_SD, VY_RANGE)))
         kind = str(rng.choice(list(VEHICLE_KINDS), p=[k[0] for k in VEHICLE_KINDS.values()]))
-        if (
-            DISTANCE_RANGE[0] <= x <= DISTANCE_RANGE[1]
-            and x - vx * LAST_FRAME / FPS >= MIN_DISTANCE
-            and speed + vx >= 0
-        ):
+        too_close = x - vx * LAST_FRAME / FPS < MIN_DISTANCE
+        if DISTANCE_RANGE[0] <= x <= DISTANCE_RANGE[1] and not too_close and speed + vx >= 0:
             return x, vx, vy, kind
 
 
 def _in_picture(vehicle: SceneVehicle, frame: int) -> bool:
-    left, top, right, _ = upright_rectangle(
-        HORIZON - HORIZON_SPREAD - 1, *vehicle.at(frame), vehicle.width, vehicle.height
-    )
+    horizon = HORIZON - HORIZON_SPREAD - 1
+    left, top, right, _ = upright_rectangle(horizon, *vehicle.at(frame), vehicle.width, vehicle.height)
     return left >= 0 and top >= 0 and right <= WIDTH - 1
 
 
 def _hides(near: SceneVehicle, far: SceneVehicle) -> bool:
     """Whether `near` covers part of `far` in any frame."""
     for frame in range(FRAMES):
-        if near.at(frame)[0] > far.at(frame)[0]:
-            continue
         a, b = (upright_rectangle(HORIZON, *v.at(frame), v.width, v.height) for v in (near, far))
-        if a[0] < b[2] and b[0] < a[2]:  # both are near the horizon's row, so that columns decide
+        # both are near the horizon's row, so that columns decide
+        if near.at(frame)[0] <= far.at(frame)[0] and a[0] < b[2] and b[0] < a[2]:
             return True
     return False
 

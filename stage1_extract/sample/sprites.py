@@ -6,6 +6,7 @@ A sprite is drawn once, at a large size; the picture gets it from the pyramid le
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import cv2
 import numpy as np
@@ -32,15 +33,7 @@ def make_sprite(colour: NDArray[np.float32] | Image, alpha: Image) -> Sprite:
 
 
 def draw_sprite(canvas: Image, sprite: Sprite, box: Box, haze: float = 0.0, air: Colour = (0, 0, 0)) -> None:
-    """Draw a sprite so that it fills a box.
-
-    Args:
-        canvas: the picture, uint8 BGR of shape (height, width, 3).
-        sprite: what is drawn.
-        box: left, top, right, bottom in px; the centre of the first pixel is at 0.
-        haze: share of the haze's colour in front of it, 0 to 1.
-        air: the haze's colour.
-    """
+    """Draw a sprite so that it fills a box of a picture; `haze`, 0 to 1, is the share of the haze's colour `air`."""
     left, top, right, bottom = box
     x0, y0 = max(0, int(np.floor(left))), max(0, int(np.floor(top)))
     x1, y1 = min(canvas.shape[1], int(np.ceil(right)) + 2), min(canvas.shape[0], int(np.ceil(bottom)) + 2)
@@ -93,27 +86,18 @@ class _SpriteCanvas:
         self.colour = np.zeros((self.h, pixels, 3), np.uint8)
         self.alpha = np.zeros((self.h, pixels), np.uint8)
 
-    def _points(self, points: list[tuple[float, float]]) -> NDArray[np.int32]:
-        p = np.array(points, np.float64)
-        p = np.column_stack([p[:, 0] * self.scale, self.h - p[:, 1] * self.sy]) - 0.5
-        return np.asarray(np.round(p * 256), np.int32)
-
     def shape(self, colour: Colour, points: list[tuple[float, float]]) -> None:
         """Fill a polygon."""
-        p = self._points(points)
-        cv2.fillPoly(self.colour, [p], colour, cv2.LINE_AA, 8)
-        cv2.fillPoly(self.alpha, [p], 255, cv2.LINE_AA, 8)
+        x, z = np.array(points, np.float64).T
+        pixels = np.column_stack([x * self.scale, self.h - z * self.sy]) - 0.5
+        for image, value in ((self.colour, colour), (self.alpha, 255)):
+            cv2.fillPoly(image, [np.round(pixels * 256).astype(np.int32)], value, cv2.LINE_AA, 8)
 
     def block(self, colour: Colour, x0: float, z0: float, x1: float, z1: float, *, cut: float = 0.0) -> None:
         """Fill a rectangle whose corners are cut off by `cut` m."""
-        c = cut
-        self.shape(
-            colour,
-            [
-                (x0 + c, z0), (x1 - c, z0), (x1, z0 + c), (x1, z1 - c),
-                (x1 - c, z1), (x0 + c, z1), (x0, z1 - c), (x0, z0 + c),
-            ],
-        )  # fmt: skip
+        x, z = (x0, x0 + cut, x1 - cut, x1), (z0, z0 + cut, z1 - cut, z1)
+        corners = ((1, 0), (2, 0), (3, 1), (3, 2), (2, 3), (1, 3), (0, 2), (0, 1))
+        self.shape(colour, [(x[i], z[j]) for i, j in corners])
 
     def finish(self, rng: np.random.Generator, grain: float) -> Sprite:
         """Return the sprite with fine and coarse noise on it."""
@@ -168,18 +152,13 @@ def _car(canvas: _SpriteCanvas, rng: np.random.Generator, vehicle: SceneVehicle,
     roof = [(inset, h - 0.05), (inset + 0.08, h), (w - inset - 0.08, h), (w - inset, h - 0.05)]
     canvas.shape(_shade(paint, 0.92), [(0.03, belt - 0.02), *roof, (w - 0.03, belt - 0.02)])
     gap = 0.09
-    glass = [
-        (gap + 0.06, belt + 0.03),
-        (inset + gap, h - 0.13),
-        (w - inset - gap, h - 0.13),
-        (w - gap - 0.06, belt + 0.03),
-    ]
+    low, high = belt + 0.03, h - 0.13
+    glass = [(gap + 0.06, low), (inset + gap, high), (w - inset - gap, high), (w - gap - 0.06, low)]
     canvas.shape(GLASS_COLOUR, glass)
     sheen = rng.uniform(0.2, 0.6) * w
-    canvas.shape(  # reflected sky
-        (120, 112, 104),
-        [(sheen, belt + 0.05), (sheen + 0.12, h - 0.14), (sheen + 0.3, h - 0.14), (sheen + 0.25, belt + 0.05)],
-    )
+    low, high = belt + 0.05, h - 0.14
+    sky = [(sheen, low), (sheen + 0.12, high), (sheen + 0.3, high), (sheen + 0.25, low)]
+    canvas.shape((120, 112, 104), sky)  # reflected
     canvas.block(paint, 0.0, floor, w, belt, cut=0.05)
     canvas.block(_shade(paint, 1.12), 0.05, belt - 0.09, w - 0.05, belt - 0.04)  # highlight along the edge
     bumper = _shade(paint, 0.8) if rng.random() < 0.6 else (52, 52, 54)
@@ -225,14 +204,6 @@ def shadow() -> Sprite:
     return make_sprite(np.full((64, 128, 3), 14, np.uint8), alpha)
 
 
-def tree(rng: np.random.Generator) -> Sprite:
-    return _foliage(rng, 256, 384, trunk=True)
-
-
-def bush(rng: np.random.Generator) -> Sprite:
-    return _foliage(rng, 192, 128, trunk=False)
-
-
 def _foliage(rng: np.random.Generator, w: int, h: int, *, trunk: bool) -> Sprite:
     """Draw a crown of overlapping discs, light above and dark below."""
     colour, alpha = np.zeros((h, w, 3), np.uint8), np.zeros((h, w), np.uint8)
@@ -246,13 +217,11 @@ def _foliage(rng: np.random.Generator, w: int, h: int, *, trunk: bool) -> Sprite
     for _ in range(90):
         angle, far = rng.uniform(0, 2 * np.pi), np.sqrt(rng.uniform(0, 1))
         radius = int(rng.uniform(0.06, 0.14) * w)
-        centre = (
-            int(w / 2 + np.cos(angle) * far * (w / 2 - radius)),
-            int(foot / 2 + np.sin(angle) * far * (foot / 2 - radius)),
-        )
-        light = 1.25 - 0.7 * centre[1] / foot + rng.normal(0, 0.15)
-        cv2.circle(colour, centre, radius, tuple(np.clip(green * light, 0, 255).tolist()), -1, cv2.LINE_AA)
-        cv2.circle(alpha, centre, radius, 255, -1, cv2.LINE_AA)
+        x = int(w / 2 + np.cos(angle) * far * (w / 2 - radius))
+        y = int(foot / 2 + np.sin(angle) * far * (foot / 2 - radius))
+        light = 1.25 - 0.7 * y / foot + rng.normal(0, 0.15)
+        cv2.circle(colour, (x, y), radius, tuple(np.clip(green * light, 0, 255).tolist()), -1, cv2.LINE_AA)
+        cv2.circle(alpha, (x, y), radius, 255, -1, cv2.LINE_AA)
     return make_sprite(colour, alpha)
 
 
@@ -292,5 +261,7 @@ def lamp(rng: np.random.Generator) -> Sprite:
 
 
 SPRITE_MAKERS: dict[str, Callable[[np.random.Generator], Sprite]] = {
-    "tree": tree, "bush": bush, "sign": sign, "post": post, "lamp": lamp, "rail_post": rail_post,
+    "tree": partial(_foliage, w=256, h=384, trunk=True),
+    "bush": partial(_foliage, w=192, h=128, trunk=False),
+    "sign": sign, "post": post, "lamp": lamp, "rail_post": rail_post,
 }  # fmt: skip

@@ -51,7 +51,7 @@ def track_vehicles(sequence: FrameSequence, frames: Sequence[Image]) -> dict[str
 def track_clips(
     clips: Mapping[str, Clip], ids: Iterable[str], threads: int
 ) -> Iterator[tuple[str, dict[str, Track] | str]]:
-    """Track the vehicles of those of the clips that have the given ids, in threads, reading frames on demand.
+    """Track the vehicles of the clips with these ids in threads, reading frames on demand.
 
     Yields:
         In order, each id with the tracks of its vehicles by key, or with the error if a frame cannot be decoded.

@@ -49,7 +49,11 @@ class TemplateTracker:
         """
         if self.given_up:
             return None
-        expected = self._extrapolate()
+        # at constant velocity the distance, 1/scale, changes linearly; the position is not extrapolated, because the
+        # camera shakes too much
+        last, steps = self._last, self._missed + 1
+        inverse = max(1 / last.scale + steps * (self._change or 0.0), 0.5 / last.scale)
+        expected = Pose(1 / inverse, last.x, last.y)
         hidden = occluding_boxes(box_at_pose(expected, self._size), other_boxes, frame)
         match = locate_template(frame, self._template, expected, hidden)
         max_error = MAX_SCALE_ERROR[0] if self._change is None else MAX_SCALE_ERROR[1]
@@ -57,7 +61,7 @@ class TemplateTracker:
             self._missed += 1
             return None
         pose, correlation = match
-        change = (1 / pose.scale - 1 / self._last.scale) / (self._missed + 1)
+        change = (1 / pose.scale - 1 / last.scale) / steps
         # the mean of the old and the new value, so that one noisy frame does not throw it off
         self._change = change if self._change is None else (self._change + change) / 2
         self._last, self._missed = pose, 0
@@ -65,15 +69,6 @@ class TemplateTracker:
         if max(growth, 1 / growth) > RENEWAL_GROWTH and correlation >= RENEWAL_CORRELATION:
             self._template = Template.from_frame(frame, pose, self._size, other_boxes)
         return box_at_pose(pose, self._size), correlation
-
-    def _extrapolate(self) -> Pose:
-        """The pose expected in the next frame: at constant velocity the distance, 1/scale, changes linearly.
-
-        The position stays, because the camera shakes too much to extrapolate it.
-        """
-        last, steps = self._last, self._missed + 1
-        inverse = max(1 / last.scale + steps * (self._change or 0.0), 0.5 / last.scale)
-        return Pose(1 / inverse, last.x, last.y)
 
 
 def start_tracker(frame: Image, box: Box, other_boxes: Sequence[Box] = ()) -> TemplateTracker | None:

@@ -18,7 +18,7 @@ from features._common.types import Image
 from features.config import Config
 from features.errors import DataError, FramebankError, StoreError
 from features.sequences import FrameSequence
-from stage1_extract.datasets.video_metadata import check_constant_size, header_frame_rate
+from stage1_extract.datasets.single_video import check_constant_size, header_frame_rate
 from stage1_extract.frame_loader import resize_frame
 from stage2_temporal import predict as predict_module
 from stage2_temporal.__main__ import main
