@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.timing import Function, Row, ratio, take_turns
+from benchmarks.timing import Function, Row, ratio, speed, take_turns
 from features._common.atomic import atomic_write
 from features._common.cpu import cpu_count
-from features._common.quiet_imports import quiet_imports
 from features._common.types import Image
 from features.config import BackboneConfig, Config, DataConfig, ExtractConfig, FramesConfig
 from features.errors import ConfigError
@@ -24,16 +23,14 @@ from features.frame_ranges import full_range
 from features.store import Store
 from features.store_writer import ShardWriter
 from features.streams import APPEARANCE
+from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Clip
+from stage1_extract.engines.engine import Engine
+from stage1_extract.engines.openvino import openvino_installed
+from stage1_extract.extract import extract
 from stage1_extract.frame_loader import resize_frame
 from stage1_extract.sample import render_sample_set
-
-with quiet_imports():
-    from stage1_extract.backbone.trunk import build_trunk
-    from stage1_extract.engines.engine import Engine
-    from stage1_extract.engines.openvino import openvino_installed
-    from stage1_extract.extract import extract
 
 PREDICT, ONE_FRAME = "Keras predict, batches of 32", "Keras predict, one frame at a time"
 BATCH, SINGLE_FRAMES, WINDOW = 32, 16, 8
@@ -64,14 +61,14 @@ def _measure_backbone(backbone: str, rounds: int) -> list[Row]:
         timings = take_turns(_functions(config, Path(folder)), rounds)
     rows = []
     for name, times in timings.items():
-        wall, cpu = (SINGLE_FRAMES if name == ONE_FRAME else CLIPS[backbone] * WINDOW) / np.median(times, axis=0)
-        row: Row = {"backbone": backbone, "function": name, "frames/s": wall, "per CPU second": cpu}
+        row: Row = {"backbone": backbone, "function": name}
+        row |= speed(times, SINGLE_FRAMES if name == ONE_FRAME else CLIPS[backbone] * WINDOW)
         kind, _, engine = name.partition(": ")
         if kind in ("trunk", "extraction"):
-            row["x predict"], row["x predict, by CPU"] = ratio(timings[PREDICT], times)
+            row |= ratio("predict / this", timings[PREDICT], times)
         if kind == "extraction":
             parts = timings[f"trunk: {engine.split(',')[0]}"], timings[f"decoding, {ENGINES[engine][2]}"]
-            row["whole / parts"], row["whole / parts, by CPU"] = ratio(times, *parts)
+            row |= ratio("this / its parts", times, *parts)
         rows.append(row)
     return rows
 

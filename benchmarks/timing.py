@@ -34,10 +34,16 @@ def take_turns(functions: Mapping[str, Function], rounds: int) -> dict[str, NDAr
     return dict(zip(functions, np.swapaxes(turns, 0, 1), strict=True))
 
 
-def ratio(times: NDArray[np.float64], *references: NDArray[np.float64]) -> list[float]:
+def speed(times: NDArray[np.float64], frames: int) -> Row:
+    """Frames per second of a function that takes so many frames: the median over the rounds."""
+    wall, cpu = frames / np.median(times, axis=0)
+    return {"frames/s": wall, "frames per CPU second": cpu}
+
+
+def ratio(name: str, times: NDArray[np.float64], *references: NDArray[np.float64]) -> Row:
     """The median over the rounds of times relative to those of a reference, or of several together."""
-    medians: list[float] = np.median(times / sum(references), axis=0).tolist()
-    return medians
+    wall, cpu = np.median(times / sum(references), axis=0)
+    return {name: wall, f"{name}, by CPU": cpu}
 
 
 def table(rows: list[Row]) -> str:
