@@ -17,7 +17,6 @@ from features.store import Header, Store, StreamInfo, TopRecord
 from features.streams import APPEARANCE, THUMBNAILS
 from features.tracks import Track
 from stage1_extract.backbone.trunk import Trunk
-from stage1_extract.engines.engine import Engine
 from stage1_extract.plan import StoredStreams, complete_sequences
 
 DamagedRows = Mapping[int, Sequence[str]]  # row of the store → its damaged streams, `thumbnails` among them
@@ -49,30 +48,6 @@ class ExistingStore:
             # a damaged derived stream is dropped, and its basis with it
             bases = {name: store.basis(name) for name, rows in damaged.items() if not rows}
             return cls(store.header, store.streams, ranges, store.top(), store.tracks(), bases)
-
-    def relative_errors(self, engine: Engine | None) -> dict[str, float]:
-        """Return engine → the largest relative error measured in this or earlier runs."""
-        errors: dict[str, float] = {**self.header.trunk.get("relative_error", {})} if self.header else {}
-        if engine is not None and engine.relative_error is not None:
-            errors[engine.name] = max(engine.relative_error, errors.get(engine.name, 0.0))
-        return errors
-
-    def derived_streams(
-        self, sequences: Sequence[FrameSequence], extracted: Mapping[str, StreamInfo]
-    ) -> tuple[dict[str, list[list[StoredRange]]], list[str]]:
-        """Find the streams that stage two derived, i.e. all but the `extracted` ones.
-
-        Returns:
-            Stream → ranges per sequence, for streams that have all `sequences`; and the names of the other streams.
-        """
-        complete, incomplete = {}, []
-        for name in sorted(set(self.streams) - set(extracted)):
-            stored, ranges = complete_sequences(sequences, {name: self.ranges[name]})
-            if len(stored) == len(sequences):
-                complete[name] = ranges[name]
-            else:
-                incomplete.append(name)
-        return complete, incomplete
 
 
 @dataclass(frozen=True)

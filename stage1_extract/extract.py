@@ -164,15 +164,20 @@ def _extract(
     notes = empty_track_notes([s for s in complete if s.id in vehicles], tracks)
     notes += missing_frame_notes(complete if vehicles else [])
     if complete:
-        derived, incomplete = existing.derived_streams(complete, streams)
-        notes += [f"stream {name} was dropped, since it lacks new or changed frames" for name in incomplete]
         contents = {name: StreamContent(info, ranges[name]) for name, info in streams.items()}
-        for name, derived_ranges in derived.items():
-            basis = existing.bases.get(name, {})
-            contents[name] = StreamContent(existing.streams[name], derived_ranges, arrays=basis)
+        for name in sorted(existing.streams.keys() - streams.keys()):  # stage two derived these
+            stored_sequences, derived = complete_sequences(complete, {name: existing.ranges[name]})
+            if len(stored_sequences) == len(complete):
+                basis = existing.bases.get(name, {})
+                contents[name] = StreamContent(existing.streams[name], derived[name], arrays=basis)
+            else:
+                notes.append(f"stream {name} was dropped, since it lacks new or changed frames")
+        errors = dict(existing.header.trunk.get("relative_error", {})) if existing.header else {}
+        if engine is not None and engine.relative_error is not None:  # the largest of this and earlier runs
+            errors[engine.name] = max(engine.relative_error, errors.get(engine.name, 0.0))
         header = Header(
             trunk.recipe,
-            trunk={**trunk.facts, "relative_error": existing.relative_errors(engine)},
+            trunk={**trunk.facts, "relative_error": errors},
             versions={name: version(name) for name in LIBRARIES},
             missing=missing,
             complete=not missing or config.extract.skip_damaged,

@@ -66,25 +66,19 @@ FrameBatch = tuple[Image, list[bytes], NDArray[Any] | None]  # frames, their thu
 
 def regroup_batches(loaded: Iterator[LoadedFrames], size: int) -> Iterator[FrameBatch]:
     """Regroup loaded frames into batches of `size`; frames that already come as such are not copied."""
-    buffer, count = np.empty(0, np.uint8), 0
+    parts: list[Image] = []
     thumbnails: list[bytes] = []
     flows: list[NDArray[Any]] = []
     for part in loaded:
+        parts.append(part.frames)
         thumbnails.extend(part.thumbnails)
         if part.motion is not None:
             flows.extend(part.motion)
-        left = part.frames
-        while len(left):
-            taken = min(size - count, len(left))
-            if taken == size:
-                buffer = left[:size]
-            else:
-                if not count:  # a new buffer, since the network may still be reading the last one
-                    buffer = np.empty((size, *left.shape[1:]), np.uint8)
-                buffer[count : count + taken] = left[:taken]
-            left, count = left[taken:], count + taken
-            if count == size:
-                yield buffer, thumbnails[:size], np.stack(flows[:size]) if flows else None
-                thumbnails, flows, count = thumbnails[size:], flows[size:], 0
-    if count:
-        yield buffer[:count], thumbnails, np.stack(flows) if flows else None
+        if len(thumbnails) >= size:
+            frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            while len(frames) >= size:
+                yield frames[:size], thumbnails[:size], np.stack(flows[:size]) if flows else None
+                frames, thumbnails, flows = frames[size:], thumbnails[size:], flows[size:]
+            parts = [frames] if len(frames) else []
+    if thumbnails:
+        yield np.concatenate(parts), thumbnails, np.stack(flows) if flows else None

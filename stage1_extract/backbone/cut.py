@@ -118,12 +118,11 @@ def _invalid_cut_error(model: keras.Model, backbone: BackboneConfig, layers: int
     entering = ", ".join(_source(t) for t in _entering_tensors(model, _without_weightless_front(model, layers)))
     setting = f"cut = {backbone.cut!r}" if backbone.cut is not None else f"unfreeze = {layers}"
     valid: dict[int, Cut] = {}
-    for distance in range(1, len(model.layers)):
-        for count in (layers - distance, layers + distance):
-            cut = _cut_below(model, count) if 0 <= count <= len(model.layers) else None
-            if cut is not None:
-                valid.setdefault(cut.layers, cut)
-        if len(valid) >= 3:
+    for count in sorted(range(len(model.layers) + 1), key=lambda count: abs(count - layers)):
+        cut = _cut_below(model, count)
+        if cut is not None:
+            valid[cut.layers] = cut
+        if len(valid) == 3:
             break
     nearest = "; ".join(f"unfreeze = {n}: {cut.description}" for n, cut in sorted(valid.items()))
     return ConfigError(

@@ -40,17 +40,18 @@ def load_backbone(backbone: BackboneConfig, frames: FramesConfig) -> LoadedBackb
         DataError: the weights are not available or belong to another network.
     """
     build, preprocess = find_backbone(backbone.name)
-    arguments = {"include_top": False, "input_shape": (frames.height, frames.width, 3), **backbone.arguments}
+    arguments = {"include_top": False, "input_shape": (frames.height, frames.width, 3)}
     if backbone.weights == "random":
         keras.utils.set_random_seed(0)  # so that the weights are the same in every process
     try:
-        model = build(weights=None, **arguments)
+        model = build(weights=None, **arguments, **backbone.arguments)  # a TypeError if they overlap
     except (ValueError, TypeError) as e:
         what = f"{backbone.name} cannot be built: {_one_line(e)}"
         raise ConfigError(what, hint="edit [backbone] or [frames]") from None
     if backbone.weights == "imagenet":
         # copied into `model`, so that the graph is built in the same way whatever the weights are
-        model.set_weights(_imagenet_model(build, arguments, backbone.name).get_weights())
+        pretrained = _imagenet_model(build, arguments | backbone.arguments, backbone.name)
+        model.set_weights(pretrained.get_weights())
     elif backbone.weights != "random":
         _load_file(model, Path(backbone.weights), backbone.name)
     model.trainable = False

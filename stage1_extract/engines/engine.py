@@ -24,10 +24,9 @@ MAX_RELATIVE_ERROR = {"float32": 1e-4, "float16": 0.1, "bfloat16": 0.1}
 class Runner(Protocol):
     """Runs batches of `batch` frames through a network; up to `lanes` threads may call it at once."""
 
-    @property
-    def batch(self) -> int: ...
-    @property
-    def lanes(self) -> int: ...
+    batch: int
+    lanes: int
+
     def __call__(self, frames: Image) -> NDArray[Any]: ...
 
 
@@ -44,22 +43,16 @@ class Engine:
         batch: frames per batch; 0: the engine's default.
         engine: `auto`, or what `choose_engine` returns.
 
-    Attributes:
-        name: the chosen engine.
-        passes: number of batches so far.
-        relative_error: ‖maps − reference‖ / ‖reference‖ over the first frames, the reference being TensorFlow in
-            float32; None before the first batch.
-
     Raises:
         ConfigError: this machine lacks the engine or the precision. Some are known only once the network is
             compiled, and raised with the first batch.
     """
 
     def __init__(self, trunk: Trunk, batch: int = 0, engine: str = "auto") -> None:
-        self.trunk, self.passes = trunk, 0
+        self.trunk, self.passes = trunk, 0  # number of batches so far
         gpus = len(tf.config.list_physical_devices("GPU"))
         self.name = choose_engine(engine, trunk.recipe.precision, gpus, openvino.openvino_installed())
-        self.relative_error: float | None = None
+        self.relative_error: float | None = None  # of the first frames, compared with TensorFlow in float32
         self._batch = batch
 
     @cached_property
