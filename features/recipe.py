@@ -19,35 +19,20 @@ def canonical_json(value: object) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines the numbers under `frames/` of a store.
+    """Everything that determines the numbers under `frames/` of a store."""
 
-    Attributes:
-        decode: how image files are decoded, e.g. `cv2`.
-        size: width and height of the network's input, px.
-        interpolation: `cubic` or `area`.
-        colour: order of the channels that enter the trunk, `rgb` or `bgr`.
-        preprocess: name of the preprocessing inside the trunk's graph; `none` for raw 0–255.
-        backbone, arguments: its name, and the keyword arguments it was built with, e.g. `{"alpha": 0.25}`.
-        weights: `imagenet`, a file name, or `random`, as the user specified.
-        weights_digest: SHA-256 over all of the backbone's weights as loaded, in the model's order.
-        top_layers: number of the backbone's layers above the cut. A count, because Keras' automatic layer names
-            differ between processes.
-        precision: number format the engine computed in, `float32`, `bfloat16` or `float16`.
-        dtype: stored type, `float32` or `float16`.
-    """
-
-    decode: str
-    size: tuple[int, int]
-    interpolation: str
-    colour: str
-    preprocess: str
+    decode: str  # how image files are decoded, e.g. `cv2`
+    size: tuple[int, int]  # width and height of the network's input, px
+    interpolation: str  # `cubic` or `area`
+    colour: str  # order of the channels that enter the trunk, `rgb` or `bgr`
+    preprocess: str  # name of the preprocessing inside the trunk's graph; `none` for raw 0–255
     backbone: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    weights: str = "imagenet"
-    weights_digest: str = ""
-    top_layers: int = 0
-    precision: str = "float32"
-    dtype: str = "float16"
+    arguments: dict[str, Any] = field(default_factory=dict)  # that the backbone was built with, e.g. `{"alpha": 0.25}`
+    weights: str = "imagenet"  # or a file name, or `random`, as the user specified
+    weights_digest: str = ""  # SHA-256 over all of the backbone's weights as loaded, in the model's order
+    top_layers: int = 0  # above the cut; a count, because Keras' automatic layer names differ between processes
+    precision: str = "float32"  # number format the engine computed in, `float32`, `bfloat16` or `float16`
+    dtype: str = "float16"  # stored type, `float32` or `float16`
 
     def to_json(self) -> str:
         """The recipe as canonical JSON."""

@@ -46,25 +46,16 @@ class Camera:
 
 @dataclass(frozen=True)
 class FrameSequence:
-    """Consecutive frames from one camera.
+    """Consecutive frames from one camera."""
 
-    Attributes:
-        id: unique in its store, e.g. `Train/12` for the competition.
-        split: one of `SPLITS`.
-        length: number of frames, of which there are `fps` per second.
-        size: width, height of the source frames, px.
-        digest: SHA-256 (hex) over the contents of the source files.
-        camera: None without a calibration.
-    """
-
-    id: str
-    split: str
-    length: int
-    fps: float
-    size: tuple[int, int]
-    digest: str
+    id: str  # unique in its store, e.g. `Train/12` for the competition
+    split: str  # one of `SPLITS`
+    length: int  # number of frames
+    fps: float  # frames per second
+    size: tuple[int, int]  # width, height of the source frames, px
+    digest: str  # SHA-256 (hex) over the contents of the source files
     labels: tuple[Label, ...] = ()
-    camera: Camera | None = None
+    camera: Camera | None = None  # None without a calibration
 
 
 def same_sequences(first: Sequence[FrameSequence], second: Sequence[FrameSequence]) -> bool:

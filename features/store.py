@@ -23,7 +23,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -65,20 +64,14 @@ class TopRecord:
 
 @dataclass(frozen=True)
 class Header:
-    """A store's attributes.
-
-    Attributes:
-        trunk: facts about the frozen part: `parameters`, `cut` in words, `relative_error` per engine.
-        versions: library name → version that wrote the file.
-        missing: sequence id → why it is not in the store.
-        complete: whether all sequences of the data set are stored, or the user chose to skip the missing ones.
-    """
+    """A store's attributes."""
 
     recipe: Recipe
+    # facts about the frozen part: `parameters`, `cut` in words, `relative_error` per engine
     trunk: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    missing: Mapping[str, str] = field(default_factory=dict)
-    complete: bool = True
+    versions: Mapping[str, str] = field(default_factory=dict)  # library name → version that wrote the file
+    missing: Mapping[str, str] = field(default_factory=dict)  # sequence id → why it is not in the store
+    complete: bool = True  # all sequences of the data set are stored, or the user chose to skip the missing ones
 
 
 class Store:
@@ -120,7 +113,7 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -141,7 +134,10 @@ class Store:
         Raises:
             StoreError: no such stream, or a frame with a wrong checksum.
         """
-        data = self._stream(stream)
+        if stream not in self.streams:
+            known = ", ".join(self.streams)
+            raise StoreError(f"{self.path}: no stream {stream!r}", expected=f"one of {known}", got=stream)
+        data = self._file["frames"][stream]
         rows = np.asarray(rows, np.int64)
         out = np.empty((len(rows), *data.shape[1:]), data.dtype)
         with damage_as_store_error(self.path):
@@ -220,11 +216,6 @@ class Store:
             except OSError:
                 damaged.append(THUMBNAILS)
             yield row, damaged
-
-    def _stream(self, name: str) -> Any:
-        if name not in self.streams:
-            raise StoreError(f"{self.path}: no stream {name!r}", expected=f"one of {', '.join(self.streams)}", got=name)
-        return self._file["frames"][name]
 
 
 def consecutive_runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:

@@ -128,18 +128,12 @@ def shard_tracks(path: Path) -> dict[str, Track]:
 
 @dataclass(frozen=True)
 class StreamContent:
-    """The content of one stream of a store to be assembled: stored `ranges`, or computed `batches`.
-
-    Attributes:
-        ranges: per sequence, stored ranges that together make it up, in order.
-        batches: all frames in the store's order, (n, …) each, computed while they are written.
-        arrays: what the stream was computed with, stored as its basis.
-    """
+    """The content of one stream of a store to be assembled: stored `ranges`, or computed `batches`."""
 
     info: StreamInfo
-    ranges: Sequence[Sequence[StoredRange]] = ()
-    batches: Iterable[NDArray[Any]] | None = None
-    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    ranges: Sequence[Sequence[StoredRange]] = ()  # per sequence, those that together make it up, in order
+    batches: Iterable[NDArray[Any]] | None = None  # all frames in order, (n, …) each, computed while they are written
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # its basis: what it was computed with
 
 
 def assemble_store(
@@ -174,7 +168,7 @@ def assemble_store(
                     f.create_group("top").attrs["architecture"] = top.architecture
                     for i, weight in enumerate(top.weights):
                         write_array(f, f"top/weights/{i}", weight)
-                _copy_thumbnails(f, next(iter(streams.values())).ranges, sources)
+                _copy_thumbnails(f, next(iter(streams.values())).ranges, frames, sources)
                 for name, stream in streams.items():
                     target = _create_stream(f, name, frames, stream.info)
                     for array, values in stream.arrays.items():
@@ -255,12 +249,13 @@ def _write_thumbnails(f: Any, sizes: NDArray[np.int64], parts: Iterable[NDArray[
         position += len(part)
 
 
-def _copy_thumbnails(f: Any, ranges: Sequence[Sequence[StoredRange]], sources: dict[Path, Any]) -> None:
-    bounds = []
-    for path, row, _, count in _copies(ranges):
-        bounds.append((path, _open_source(sources, path)["thumbnails/offset"][row : row + count + 1]))
-    sizes = np.concatenate([np.diff(offsets) for _, offsets in bounds])
-    parts = (_open_source(sources, path)["thumbnails/data"][at[0] : at[-1]] for path, at in bounds)
+def _copy_thumbnails(f: Any, ranges: Sequence[Sequence[StoredRange]], frames: int, sources: dict[Path, Any]) -> None:
+    sizes, places = np.zeros(frames, np.int64), []  # 0 where there are only computed batches
+    for path, source_row, row, count in _copies(ranges):
+        offsets = _open_source(sources, path)["thumbnails/offset"][source_row : source_row + count + 1]
+        sizes[row : row + count] = np.diff(offsets)
+        places.append((path, offsets[0], offsets[-1]))
+    parts = (_open_source(sources, path)["thumbnails/data"][start:stop] for path, start, stop in places)
     _write_thumbnails(f, sizes, parts)
 
 
@@ -274,20 +269,18 @@ def _write_header(f: Any, header: Header) -> None:
 
 def _write_sequences(f: Any, sequences: Sequence[FrameSequence]) -> None:
     lengths = np.array([s.length for s in sequences], np.int64)
-    write_columns(
-        f.create_group("sequences"),
-        {
-            "id": [s.id for s in sequences],
-            "split": [s.split for s in sequences],
-            "digest": [s.digest for s in sequences],
-            "first": np.cumsum(lengths) - lengths,
-            "length": lengths,
-            "fps": np.array([s.fps for s in sequences], np.float64),
-            "width": np.array([s.size[0] for s in sequences], np.int64),
-            "height": np.array([s.size[1] for s in sequences], np.int64),
-            "camera": np.array([_camera(s.camera) for s in sequences], np.float64).reshape(-1, 5),
-        },
-    )
+    columns = {
+        "id": [s.id for s in sequences],
+        "split": [s.split for s in sequences],
+        "digest": [s.digest for s in sequences],
+        "first": np.cumsum(lengths) - lengths,
+        "length": lengths,
+        "fps": np.array([s.fps for s in sequences], np.float64),
+        "width": np.array([s.size[0] for s in sequences], np.int64),
+        "height": np.array([s.size[1] for s in sequences], np.int64),
+        "camera": np.array([_camera(s.camera) for s in sequences], np.float64).reshape(-1, 5),
+    }
+    write_columns(f.create_group("sequences"), columns)
 
 
 def _camera(camera: Camera | None) -> list[float]:
@@ -300,16 +293,14 @@ def _write_tracks(f: Any, tracks: Mapping[str, Track]) -> None:
     if not tracks:
         return
     lengths = np.array([len(t.boxes) for t in tracks.values()], np.int64)
-    write_columns(
-        f.create_group("tracks"),
-        {
-            "key": list(tracks),
-            "first": np.cumsum(lengths) - lengths,
-            "length": lengths,
-            "box": np.concatenate([t.boxes for t in tracks.values()]),
-            "confidence": np.concatenate([t.confidence for t in tracks.values()]),
-        },
-    )
+    columns = {
+        "key": list(tracks),
+        "first": np.cumsum(lengths) - lengths,
+        "length": lengths,
+        "box": np.concatenate([t.boxes for t in tracks.values()]),
+        "confidence": np.concatenate([t.confidence for t in tracks.values()]),
+    }
+    write_columns(f.create_group("tracks"), columns)
 
 
 def _write_labels(f: Any, sequences: Sequence[FrameSequence]) -> None:
@@ -320,14 +311,12 @@ def _write_labels(f: Any, sequences: Sequence[FrameSequence]) -> None:
     targets = [[label.targets.get(c, math.nan) for c in columns] for _, label in rows]
     group = f.create_group("labels")
     group.attrs["columns"] = canonical_json(columns)
-    write_columns(
-        group,
-        {
-            "sequence": np.array([i for i, _ in rows], np.int64),
-            "frame": np.array([label.frame for _, label in rows], np.int64),
-            "targets": np.array(targets, np.float64).reshape(len(rows), len(columns)),
-            "named": np.array(named, bool).reshape(len(rows), len(columns)),
-            "box": np.array([label.box or (math.nan,) * 4 for _, label in rows], np.float64).reshape(-1, 4),
-            "position": np.array([label.position or (math.nan,) * 2 for _, label in rows], np.float64).reshape(-1, 2),
-        },
-    )
+    values = {
+        "sequence": np.array([i for i, _ in rows], np.int64),
+        "frame": np.array([label.frame for _, label in rows], np.int64),
+        "targets": np.array(targets, np.float64).reshape(len(rows), len(columns)),
+        "named": np.array(named, bool).reshape(len(rows), len(columns)),
+        "box": np.array([label.box or (math.nan,) * 4 for _, label in rows], np.float64).reshape(-1, 4),
+        "position": np.array([label.position or (math.nan,) * 2 for _, label in rows], np.float64).reshape(-1, 2),
+    }
+    write_columns(group, values)

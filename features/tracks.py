@@ -14,29 +14,18 @@ TRACKER_VERSION = 2  # increase it whenever the same frames and boxes give a dif
 
 @dataclass(frozen=True)
 class Track:
-    """A vehicle's box over time.
+    """A vehicle's box over time."""
 
-    Attributes:
-        boxes: (T, 4) left, top, right, bottom in full-resolution px; NaN where the vehicle was not found.
-        confidence: (T,) correlation with the vehicle's template, 0 to 1; 1 where the box was annotated, 0 where the
-            vehicle was not found.
-    """
-
-    boxes: Floats
-    confidence: Floats
+    boxes: Floats  # (T, 4) left, top, right, bottom in full-resolution px; NaN where the vehicle was not found
+    confidence: Floats  # (T,) correlation with its template, 0 to 1; 1 where annotated, 0 where not found
 
 
 @dataclass(frozen=True)
 class TrackedVehicle:
-    """A vehicle of a sequence that has at least one annotated box.
+    """A vehicle of a sequence that has at least one annotated box."""
 
-    Attributes:
-        known_boxes: frame and box of each annotation, in order of the frames.
-        labels: indices of the sequence's labels that describe the vehicle.
-    """
-
-    known_boxes: tuple[tuple[int, Box], ...]
-    labels: tuple[int, ...]
+    known_boxes: tuple[tuple[int, Box], ...]  # frame and box of each annotation, in order of the frames
+    labels: tuple[int, ...]  # indices of the sequence's labels that describe the vehicle
 
 
 def tracked_vehicles(sequence: FrameSequence) -> list[TrackedVehicle]:

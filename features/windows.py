@@ -17,32 +17,19 @@ from features.sequences import FrameSequence, Label
 
 @dataclass(frozen=True)
 class Examples:
-    """Windows with their labels, one row per example.
+    """Windows with their labels, one row per example."""
 
-    Attributes:
-        rows: (n, T) rows of the store's frame axis, in time order.
-        targets: (n, K) target values, NaN if unknown.
-        split: (n,) `train`, `validation` or `test`.
-        sequence: (n,) index into the store's sequences.
-        label: (n,) index into that sequence's labels.
-        frame: (n,) the frame the label describes, 0-based within the sequence.
-        start: (n,) the window's first frame, 0-based within the sequence.
-        position: (n, 2) x (forward), y (right) in m, NaN if unknown.
-        box: (n, 4) left, top, right, bottom in full-resolution px, NaN if unknown.
-        dropped: number of labels left out because their window does not fit into the sequence.
-    """
-
-    rows: NDArray[np.int64]
-    targets: Floats
-    split: NDArray[np.str_]
-    sequence: NDArray[np.int64]
-    label: NDArray[np.int64]
-    frame: NDArray[np.int64]
-    start: NDArray[np.int64]
-    position: Floats
-    box: Floats
-    columns: tuple[str, ...]
-    dropped: int = 0
+    rows: NDArray[np.int64]  # (n, T) rows of the store's frame axis, in time order
+    targets: Floats  # (n, K) target values, NaN if unknown
+    split: NDArray[np.str_]  # (n,) `train`, `validation` or `test`
+    sequence: NDArray[np.int64]  # (n,) index into the store's sequences
+    label: NDArray[np.int64]  # (n,) index into that sequence's labels
+    frame: NDArray[np.int64]  # (n,) the frame the label describes, 0-based within the sequence
+    start: NDArray[np.int64]  # (n,) the window's first frame, 0-based within the sequence
+    position: Floats  # (n, 2) x (forward), y (right) in m, NaN if unknown
+    box: Floats  # (n, 4) left, top, right, bottom in full-resolution px, NaN if unknown
+    columns: tuple[str, ...]  # names of the K targets
+    dropped: int = 0  # labels left out because their window does not fit into the sequence
 
     def __len__(self) -> int:
         return len(self.rows)
