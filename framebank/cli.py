@@ -37,28 +37,19 @@ def run(argv: Sequence[str] | None, commands: Mapping[str, type[Command]], *, pr
     return run_command(lambda: _run(name, arguments, commands, prog))
 
 
-def _run(name: str, arguments: list[str], commands: Mapping[str, type[Command]], prog: str) -> int:
+def _run(name: str, arguments: list[str], commands: Mapping[str, type[Command]], prog: str) -> None:
     if name in ("-h", "--help"):
         print(_help(commands, prog))
-        return 0
-    if name == "--version":
+    elif name == "--version":
         print(f"framebank {framebank.__version__}")
-        return 0
-    if name.startswith("--tyro-"):
-        return _complete([name, *arguments], commands, prog)
-    if name not in commands:
-        raise ConfigError(
-            f"no such command: {name}{did_you_mean(name, commands)}",
-            expected=f"one of {', '.join(commands)}",
-            hint=f"{prog} --help",
-        )
-    command = commands[name]
-    try:
-        options = parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")
-    except SystemExit as e:  # after --help
-        return int(e.code or 0)
-    options()
-    return 0
+    elif name.startswith("--tyro-"):
+        _complete([name, *arguments], commands, prog)
+    elif name in commands:
+        command = commands[name]
+        parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")()
+    else:
+        what, known = f"no such command: {name}{did_you_mean(name, commands)}", ", ".join(commands)
+        raise ConfigError(what, expected=f"one of {known}", hint=f"{prog} --help")
 
 
 def _help(commands: Mapping[str, type[Command]], prog: str) -> str:
@@ -75,15 +66,11 @@ def _help(commands: Mapping[str, type[Command]], prog: str) -> str:
     return "\n".join([*lines, "", f"{prog} COMMAND --help lists the options of a command."])
 
 
-def _complete(arguments: list[str], commands: Mapping[str, type[Command]], prog: str) -> int:
+def _complete(arguments: list[str], commands: Mapping[str, type[Command]], prog: str) -> None:
     """Write a shell's completion script: `--tyro-write-completion SHELL FILE`."""
     types = [
         Annotated[command, tyro.conf.subcommand(name, description=command.summary())]
         for name, command in commands.items()
     ]
     program: Any = Union[tuple(types)]  # noqa: UP007 — made of a list
-    try:
-        tyro.cli(program, args=arguments, prog=prog, registry=registry(Config()), config=MARKERS, use_underscores=True)
-    except SystemExit as e:
-        return int(e.code or 0)
-    return 0
+    tyro.cli(program, args=arguments, prog=prog, registry=registry(Config()), config=MARKERS, use_underscores=True)

@@ -34,7 +34,6 @@ def hint(metavar: str, default: str) -> Any:
 
 
 Words = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --format a b, or --format a --format b
-ConfigFile = Annotated[Path | None, hint("FILE", "none")]
 File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 RunName = Annotated[str, tyro.conf.arg(metavar="NAME")]
 
@@ -43,7 +42,7 @@ RunName = Annotated[str, tyro.conf.arg(metavar="NAME")]
 class StoreCommand(Command):
     """A command on a store."""
 
-    config: ConfigFile = None
+    config: Annotated[Path | None, hint("FILE", "none")] = None
     """TOML file with the settings, which options override."""
     store: Annotated[Path | None, hint("FILE", "stores/NAME.h5 for the config NAME.toml")] = None
     """The store, an HDF5 file."""
@@ -232,25 +231,27 @@ class RunCommand(Command):
     store: Annotated[Path | None, hint("FILE", "the one that the run was trained on")] = None
     """The store, an HDF5 file."""
 
-    def run_and_store(self) -> tuple[Path, Path]:
-        """The run's folder and the path of its store."""
+    def __call__(self) -> None:
         from stage2_temporal.runs.results import read_metrics
 
         folder = _run_folder(self.run)
-        metrics = read_metrics(folder)
-        return folder, self.store or Path(metrics.store.path)
+        path = Path(read_metrics(folder).store.path)
+        with Store(self.store or path) as store:
+            self.run_with(folder, store)
+
+    def run_with(self, folder: Path, store: Store) -> None:
+        """Do what the command is for, with the run's folder and its open store."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Evaluate(RunCommand):
     """Predict with a run's saved model again, and rewrite its metrics and report."""
 
-    def __call__(self) -> None:
-        folder, path = self.run_and_store()
+    def run_with(self, folder: Path, store: Store) -> None:
         with quiet_imports():
             from stage2_temporal.train import evaluate
-        with Store(path) as store:
-            evaluate(folder, store)
+        evaluate(folder, store)
         _print_run(folder)
 
 
@@ -258,24 +259,20 @@ class Evaluate(RunCommand):
 class Report(RunCommand):
     """Write the report of a run again."""
 
-    def __call__(self) -> None:
+    def run_with(self, folder: Path, store: Store) -> None:
         from stage2_temporal.report import write_report
 
-        folder, path = self.run_and_store()
-        with Store(path) as store:
-            print(write_report(folder, store))
+        print(write_report(folder, store))
 
 
 @dataclass(frozen=True)
 class Fuse(RunCommand):
     """Join backbone, top and head into one model from frames to the target. It is compared with the two stages."""
 
-    def __call__(self) -> None:
-        folder, path = self.run_and_store()
+    def run_with(self, folder: Path, store: Store) -> None:
         with quiet_imports():
             from stage2_temporal.fused.fuse import fuse_run, save_fused_model
-        with Store(path) as store:
-            fused, equality = fuse_run(folder, store)
+        fused, equality = fuse_run(folder, store)
         print(
             f"{save_fused_model(folder, fused, equality)}: largest difference from the two stages "
             f"{equality.output.absolute:.2g} ({equality.output.relative:.2g} of the largest value) over "
@@ -301,12 +298,10 @@ class Finetune(RunConfigCommand):
     sections = ("data", "extract", "finetune")
     settings: Settings = Config()
 
-    def __call__(self) -> None:
-        folder, path = self.run_and_store()
+    def run_with(self, folder: Path, store: Store) -> None:
         with quiet_imports():
             from stage2_temporal.finetune.finetune import finetune, finetune_table
-        with Store(path) as store:
-            result = finetune(folder, store, self.settings)
+        result = finetune(folder, store, self.settings)
         print(f"{finetune_table(result)}\n{folder / 'report.html'}")
 
 
@@ -319,13 +314,11 @@ class Export(RunConfigCommand):
     """Formats to write: saved_model, onnx, litert or openvino."""
     settings: Settings = Config()
 
-    def __call__(self) -> None:
-        folder, path = self.run_and_store()
+    def run_with(self, folder: Path, store: Store) -> None:
         with quiet_imports():
             from stage2_temporal.fused.export import export_run
-        with Store(path) as store:
-            for file, difference in export_run(folder, store, self.settings, list(chain(*self.format))):
-                print(f"{file}: largest difference from Keras {difference:.2g} of the largest value")
+        for file, difference in export_run(folder, store, self.settings, list(chain(*self.format))):
+            print(f"{file}: largest difference from Keras {difference:.2g} of the largest value")
 
 
 @dataclass(frozen=True)

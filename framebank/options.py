@@ -41,20 +41,12 @@ MARKERS = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand. Its fields are its options; `settings`, if it has such a field, holds the config.
+    """A subcommand. Its fields are its options; `settings`, if it has such a field, holds the config."""
 
-    Attributes:
-        sections: those of the config that help shows.
-    """
-
-    sections: ClassVar[Collection[str]] = tuple(Config.model_fields)
+    sections: ClassVar[Collection[str]] = tuple(Config.model_fields)  # those of the config that help shows
 
     def __call__(self) -> None:
-        """Do what the command is for.
-
-        Raises:
-            FramebankError: something the user can correct.
-        """
+        """Do what the command is for."""
         raise NotImplementedError
 
     @classmethod
@@ -236,12 +228,8 @@ def _refuse(
         case parsing.UnrecognizedArgs(tokens=tokens):
             raise ConfigError("; ".join(_unknown_options(tokens, known, config)), hint=hint)
         case parsing.InvalidChoice(argument=argument, value=value, choices=choices):
-            raise ConfigError(
-                f"{_flag(argument)}: no such choice{did_you_mean(value, choices)}",
-                expected=f"one of {', '.join(choices)}",
-                got=value,
-                hint=hint,
-            )
+            what = f"{_flag(argument)}: no such choice{did_you_mean(value, choices)}"
+            raise ConfigError(what, expected=f"one of {', '.join(choices)}", got=value, hint=hint)
         case parsing.BadValue(argument=argument):
             raise ConfigError(f"{_flag(argument)}: value missing", expected=argument.lowered.metavar, hint=hint)
         case parsing.MissingArgs(missing_arguments=missing):

@@ -13,33 +13,35 @@ from features.errors import FramebankError
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
-def run_command(command: Callable[[], int | None]) -> int:
+def run_command(command: Callable[[], None]) -> int:
     """Call a command and turn what it raises into an exit status.
 
     Returns:
-        What the command returns, 0 for None; 2 for an error that the user can correct; 130 after Ctrl-C.
+        0; 2 for an error that the user can correct; 130 after Ctrl-C.
 
     Raises:
         Exception: a fault of framebank itself, which ends with a traceback and Python's exit status 1.
     """
     log_to_stderr()
     try:
-        return command() or 0
+        command()
     except FramebankError as e:
         print(f"framebank: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("framebank: Interrupted. Finished work is saved; run the same command to resume.", file=sys.stderr)
         return INTERRUPTED
+    except SystemExit as e:  # tyro has printed help or a completion script
+        return int(e.code or 0)
     except BrokenPipeError:  # `framebank info | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains again when it flushes stdout at its end
-        return 0
     except OSError as e:
         line = describe_os_error(e)
         if line is None:
             raise
         print(f"framebank: {line}", file=sys.stderr)
         return 2
+    return 0
 
 
 def describe_os_error(error: OSError) -> str | None:
