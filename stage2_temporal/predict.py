@@ -10,8 +10,9 @@ A folder of frames counts as a video. Each frame is decoded once and goes throug
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,20 +24,20 @@ from features._common.atomic import atomic_write
 from features._common.csv_table import write_csv_table
 from features._common.progress import progress_bar
 from features._common.types import Image
-from features.config import Config
-from features.errors import BadInputs, DataError
+from features.config import Config, read_run_config
+from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence, Label
 from features.streams import UNITS
 from features.windows import labels_with_targets, make_examples
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Clip
-from stage1_extract.datasets.single_video import read_single_clip
-from stage2_temporal.runs.results import write_predictions
+from stage1_extract.datasets.single_video import is_single_clip, read_single_clip
+from stage2_temporal.heads import uses_track
+from stage2_temporal.runs.results import read_metrics, write_predictions
 from stage2_temporal.runs.submission import write_submission_files
 from stage2_temporal.sliding.boxes_csv import BOXES_HINT, SIDES, BoxesByFrame, read_boxes
 from stage2_temporal.sliding.frame_stream import FrameStream
 from stage2_temporal.sliding.overlay import draw_box, open_overlay, value_text, write_overlay
-from stage2_temporal.sliding.request import check_request
 from stage2_temporal.sliding.sliding_window import (
     CLIP_LAYOUTS,
     RunModels,
@@ -45,7 +46,7 @@ from stage2_temporal.sliding.sliding_window import (
     sliding_windows,
     warn_of_other_interval,
 )
-from stage2_temporal.sliding.vehicle_prediction import predict_vehicles, track_labelled_vehicles
+from stage2_temporal.sliding.vehicle_prediction import VehicleTracks, predict_vehicles
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,26 @@ def predict(
         FramebankError: what the user can correct; no file is written then.
     """
     cv2.setNumThreads(1)  # frames are decoded in parallel; and optical flow depends on the number of threads
-    config, is_clip, output = check_request(run, source, output, overlay, stride=stride, fps=fps, boxes=boxes)
+    read_metrics(run)
+    config = read_run_config(run)
+    for option, value in (("--stride", stride), ("--fps", fps)):
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{option} must be positive", got=value, hint=f"{option} 1")
+    data = {"path": str(source or config.data.path), "fps": fps or config.data.fps}
+    window = {"stride": stride or config.window.stride}
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update=data), "window": config.window.model_copy(update=window)}
+    )
+    path = Path(config.data.path)
+    is_clip = source is not None and is_single_clip(path)
+    _check_options(run, config, is_clip, boxes, overlay)
+    output = output or run / "predicted" / f"{path.stem}.csv"
+    for file in (output, overlay):
+        if file is not None:
+            _check_writable(file, path)
     if not is_clip:
         return _predict_data_set(run, config, output)
-    clip = read_single_clip(Path(config.data.path), config.data, fps)
+    clip = read_single_clip(path, config.data, fps)
     rows = sliding_windows(clip.sequence, config)
     boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
     models = load_run_models(run)
@@ -93,6 +110,35 @@ def predict(
     if boxes_by_frame is None:
         return _predict_clip(models, clip, rows, config, output, overlay)
     return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, overlay)
+
+
+def _check_options(run: Path, config: Config, is_clip: bool, boxes: Path | None, overlay: Path | None) -> None:
+    """Raise ConfigError where boxes or an overlay do not suit the input and the head."""
+    head, takes_track = config.head.name, uses_track(run, config)
+    if boxes is not None and not is_clip:
+        raise ConfigError("--boxes is for a video; a data set has boxes in its labels", hint="leave out --boxes")
+    if boxes is not None and not takes_track:
+        raise ConfigError(f"--boxes: {head} does not use boxes", hint="leave out --boxes")
+    if boxes is None and is_clip and takes_track:
+        raise ConfigError(f"{head} predicts for a vehicle in a box, and no box is given", hint=BOXES_HINT)
+    if overlay is not None and not is_clip:
+        path = Path(config.data.path)
+        raise ConfigError("--overlay needs one video or one folder of frames", got=path, hint="--input VIDEO")
+
+
+def _check_writable(path: Path, source: Path) -> None:
+    """Raise ConfigError if an output file is a folder, is the input, or cannot be created."""
+    hint = "name a file in a folder that you can write to"
+    if path.exists() and (path.is_dir() or path.samefile(source)):
+        problem = "is a folder" if path.is_dir() else "is the input"
+        raise ConfigError(f"{path}: {problem}, not an output file", hint=hint)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be written", got=e.strerror or e, hint=hint) from None
 
 
 def _predict_clip(
@@ -109,9 +155,8 @@ def _predict_clip(
         write_csv_table(temporary, ["time", "frame", *columns], table)
     if overlay is None:
         return PredictionFiles((output,), len(rows))
-    with atomic_write(overlay) as temporary:
-        titles = [(column, UNITS.get(column, "")) for column in columns]
-        write_overlay(temporary, _frames(clip), sequence, int(rows[0, -1]), values, titles)
+    titles = [(column, UNITS.get(column, "")) for column in columns]
+    write_overlay(overlay, _frames(clip), sequence, int(rows[0, -1]), values, titles)
     return PredictionFiles((output, overlay), len(rows))
 
 
@@ -128,11 +173,7 @@ def _predict_vehicles(
     columns, fps = config.data.columns, clip.sequence.fps
     names = sorted({name for by_vehicle in boxes.values() for name in by_vehicle})
     table: list[list[object]] = []
-    with ExitStack() as stack:
-        write_frame = None
-        if overlay is not None:
-            temporary = stack.enter_context(atomic_write(overlay))
-            write_frame = stack.enter_context(open_overlay(temporary, clip.sequence))
+    with nullcontext() if overlay is None else open_overlay(overlay, clip.sequence) as write_frame:
         for image, predictions in predict_vehicles(models, clip, boxes, rows, config):
             table += [[f"{p.frame / fps:.6f}", p.frame, p.vehicle, *p.box, *p.values] for p in predictions]
             if write_frame is not None:
@@ -148,7 +189,7 @@ def _predict_vehicles(
             )
     with atomic_write(output) as temporary:
         write_csv_table(temporary, ["time", "frame", "vehicle", *SIDES, *columns], table)
-    return PredictionFiles((output, *([overlay] if overlay else [])), len(table))
+    return PredictionFiles((output, overlay) if overlay else (output,), len(table))
 
 
 def _predict_data_set(run: Path, config: Config, output: Path) -> PredictionFiles:
@@ -166,7 +207,7 @@ def _predict_data_set(run: Path, config: Config, output: Path) -> PredictionFile
         sequences, first[:-1], config.data.columns, length=window.length, stride=window.stride, end=window.end
     )
     models = load_run_models(run)
-    vehicles = track_labelled_vehicles(models, catalogue.clips, examples, first, config)
+    vehicles = VehicleTracks(models, catalogue.clips, examples, first, config) if models.camera_geometry else None
     order = np.argsort(examples.rows[:, -1], kind="stable")
     needed = np.unique(examples.rows)  # frames outside all windows are not decoded
     sliding = SlidingWindow(models, np.searchsorted(needed, examples.rows[order]))

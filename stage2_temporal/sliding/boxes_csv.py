@@ -47,11 +47,7 @@ def read_boxes(path: Path, sequence: FrameSequence) -> BoxesByFrame:
 
 
 def _frame_and_box(cells: Mapping[str, str], sequence: FrameSequence) -> tuple[int, Box]:
-    """Parse and check a line.
-
-    Raises:
-        ValueError: says what is wrong with it.
-    """
+    """Parse a line; raises ValueError, which says what is wrong with it."""
     text = ",".join(cells[name] for name in SIDES)
     try:
         frame = int(cells["frame"])

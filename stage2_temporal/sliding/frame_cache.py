@@ -26,20 +26,12 @@ MIN_REUSE = 2  # windows that a frame must be in, on average, for the cache to p
 class FrameCache:
     """The features of a stream's frames, each from its map and those that lie a lag before it.
 
-    Attributes:
-        head: the model from windows of features to the prediction.
-        lags: by feature, how many frames at a window's start have none.
+    `head` is the model from windows of features to the prediction; `lags` says for each feature how many frames at a
+    window's start have none.
     """
 
     def __init__(self, pooled: PooledHead, model: keras.Model, maps: NamedTensors, stride: int) -> None:
-        """Split a model after its features.
-
-        Args:
-            pooled: the model's head.
-            model: from windows of maps to the prediction.
-            maps: the model's tensors of windows of maps (batch, T, h, w, c), by input.
-            stride: frames between neighbouring frames of a window.
-        """
+        """Split a model after its features; see `of`. Neighbouring frames of a window are `stride` frames apart."""
         (length,) = {tensor.shape[1] for tensor in maps.values()}
         self._pooled, self._stride = pooled, stride
         self._input_lags = (0, *pooled.window_lags(length))
@@ -54,7 +46,7 @@ class FrameCache:
         Args:
             config: the run's.
             model: from windows of maps to the prediction.
-            maps: the model's tensors of windows of maps, by input.
+            maps: the model's tensors of windows of maps (batch, T, h, w, c), by input.
             rows: (n, T) the stream's frames in each window.
         """
         head = find_head(config.head.name)
@@ -73,19 +65,13 @@ class FrameCache:
         features: dict[str, NDArray[np.float32]] = {}
         for name, values in maps.items():
             frames = self._pooled.reduce_frames(name, as_maps(tf.cast(values, tf.float32)[None]))
-            frames, kept = self._with_frames_before(name, frames)
+            kept = max(self._input_lags) * self._stride
+            if name not in self._before:
+                self._before[name] = tf.zeros((1, kept, *frames.shape[2:]))
+            frames = tf.concat([self._before[name], frames], axis=1)
+            self._before[name] = frames[:, frames.shape[1] - kept :]
             for lag in self._input_lags:
                 step = lag * self._stride
                 changes: Any = self._pooled.frame_features(frames[:, kept - step :], step)
                 features[feature_name(name, lag)] = np.asarray(changes[0])
         return features
-
-    def _with_frames_before(self, name: str, frames: Any) -> tuple[Any, int]:
-        """Join frames (1, n, …) to as many earlier ones as the largest lag needs; also return how many these are."""
-        kept = max(self._input_lags) * self._stride
-        before = self._before.get(name)
-        if before is None:
-            before = tf.zeros((1, kept, *frames.shape[2:]))
-        joined = tf.concat([before, frames], axis=1)
-        self._before[name] = joined[:, joined.shape[1] - kept :]
-        return joined, kept

@@ -6,6 +6,8 @@ Everything is computed by extraction's own code, so predictions from images equa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,14 +39,10 @@ class FrameStream:
         streams: Sequence[str],
         vehicles: VehicleTracks | None = None,
     ) -> None:
-        """Plan the stream.
+        """Plan the stream of what the model takes, `streams`.
 
-        Args:
-            clips: the clips.
-            needed: (n,) numbers of the needed frames over all clips, ascending.
-            config: the run's, with the clips' window.
-            streams: names of the streams that the model takes.
-            vehicles: gets the tracks that are followed while frames are decoded.
+        `needed` (n,) are numbers of frames over all clips, ascending. `vehicles` gets the tracks that are followed
+        while frames are decoded.
         """
         self._clips, self._needed, self._config = clips, needed, config
         self._streams, self._vehicles = streams, vehicles
@@ -56,23 +54,14 @@ class FrameStream:
         Raises:
             DataError: the only clip cannot be decoded.
         """
-        name = self._streams[0]
-        waiting: list[StreamBatch] = []
+        frames = self._decoded()
         with progress_bar(len(self._needed), "predict", "frames") as progress:
-            for batch in self._decoded():
-                waiting.append(batch)
-                while sum(len(b[name]) for b in waiting) >= size:
-                    joined = _concatenate(waiting)
-                    yield {n: values[:size] for n, values in joined.items()}
-                    progress.update(size)
-                    waiting = [{n: values[size:] for n, values in joined.items()}]
-            rest = _concatenate(waiting)
-            if len(rest[name]):
-                yield rest
-                progress.update(len(rest[name]))
+            while batch := list(islice(frames, size)):
+                yield {name: np.stack([frame[name] for frame in batch]) for name in self._streams}
+                progress.update(len(batch))
 
     def _decoded(self) -> Iterator[StreamBatch]:
-        """The needed frames as they are decoded."""
+        """The needed frames one by one, by stream."""
         ranges, is_needed = self._plan()
         clips = {clip.sequence.id: clip for clip in self._clips}
         frames = self._config.frames
@@ -88,10 +77,10 @@ class FrameStream:
                 if len(self._clips) == 1:
                     raise DataError(loaded.fault.rstrip("."), hint="--input another video, or convert this one")
                 self.faults.setdefault(ranges[loaded.range_index].sequence, loaded.fault)
-            needed = is_needed[done : done + len(loaded.frames)]
+            streams: dict[str, Any] = {APPEARANCE: loaded.frames, MOTION: loaded.motion}
+            for i in np.flatnonzero(is_needed[done : done + len(loaded.frames)]):
+                yield {name: streams[name][i] for name in self._streams}
             done += len(loaded.frames)
-            streams = {APPEARANCE: loaded.frames, MOTION: loaded.motion}
-            yield {n: values[needed] for n, values in streams.items() if n in self._streams and values is not None}
 
     def _plan(self) -> tuple[list[FrameRange], NDArray[np.bool_]]:
         """The frames to decode, as runs of consecutive ones, and whether each is needed.
@@ -112,7 +101,3 @@ class FrameStream:
             ranges += [FrameRange(s.id, s.digest, int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
             is_needed.append(np.isin(frames, needed))
         return ranges, np.concatenate(is_needed)
-
-
-def _concatenate(batches: Sequence[StreamBatch]) -> dict[str, NDArray[np.generic]]:
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

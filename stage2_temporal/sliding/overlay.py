@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.atomic import atomic_write
 from features._common.types import Image
 from features.errors import DataError
 from features.sequences import Box, FrameSequence
@@ -30,13 +32,7 @@ def write_overlay(
 ) -> None:
     """Write an MP4 with the predicted values drawn on each frame; `...` before the first value.
 
-    Args:
-        path: where to write, whatever its ending.
-        images: uint8 BGR, all of `sequence.size`.
-        sequence: gives size, frame rate and length.
-        first: the frame that values[0] belongs to.
-        values: (n, K), one row per frame from `first` on.
-        columns: name and unit of each of the K targets.
+    `values` (n, K) has one row per frame from `first` on; `columns` are name and unit of each of the K targets.
 
     Raises:
         DataError: OpenCV cannot write the video, or an image cannot be read.
@@ -58,11 +54,11 @@ def open_overlay(path: Path, sequence: FrameSequence) -> Iterator[Callable[[Imag
     The codec (mp4v) needs even sizes, so an odd width or height loses its last column or row.
 
     Raises:
-        DataError: OpenCV cannot write the video.
+        DataError: OpenCV cannot write the video, or has not written all of it.
     """
-    with_ending = path.with_name(f"{path.name}.mp4")  # OpenCV chooses the format by the file's ending
     width, height = (side & ~1 for side in sequence.size)
-    try:
+    with atomic_write(path) as temporary, TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        with_ending = Path(folder, "overlay.mp4")  # OpenCV chooses the format by the file's ending
         codec = cv2.VideoWriter.fourcc(*"mp4v")
         writer = cv2.VideoWriter(str(with_ending), cv2.CAP_FFMPEG, codec, sequence.fps, (width, height))
         if not writer.isOpened():
@@ -74,10 +70,17 @@ def open_overlay(path: Path, sequence: FrameSequence) -> Iterator[Callable[[Imag
             yield lambda frame: writer.write(np.ascontiguousarray(frame[:height, :width]))
         finally:
             writer.release()
-        _check_length(with_ending, sequence.length)
-        with_ending.replace(path)
-    finally:
-        with_ending.unlink(missing_ok=True)
+        capture = cv2.VideoCapture(str(with_ending), cv2.CAP_FFMPEG)
+        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+        capture.release()
+        if count != sequence.length:  # OpenCV does not report a full disk
+            raise DataError(
+                f"{path.parent}: the overlay is incomplete",
+                expected=f"{sequence.length} frames",
+                got=max(count, 0),
+                hint="free disk space there and run the same command",
+            )
+        with_ending.replace(temporary)
 
 
 def draw_values(
@@ -87,14 +90,10 @@ def draw_values(
     columns: Sequence[tuple[str, str]],
     limits: tuple[float, float],
 ) -> None:
-    """Draw the current values and a chart of recent ones on an image, in place.
+    """Draw the current values, and a chart of the recent ones (n ≤ span, K), on a BGR image, in place.
 
-    Args:
-        image: uint8 BGR (height, width, 3).
-        recent: (n ≤ span, K) the values up to now; empty before the first full window.
-        span: number of values that fill the chart's width.
-        columns: name and unit of each of the K targets.
-        limits: lowest and highest value of the chart.
+    `span` values fill the chart's width; `columns` are name and unit of each target; `limits` are the chart's lowest
+    and highest value.
     """
     scale, thickness = _text_size(image, 1.1)
     line, margin = round(38 * scale), round(14 * scale)
@@ -148,21 +147,3 @@ def _text_size(image: Image, factor: float) -> tuple[float, int]:
     height, width = image.shape[:2]
     scale = max(0.3, min(height / 720, width / 1280) * factor)
     return scale, max(1, round(2 * scale))
-
-
-def _check_length(path: Path, length: int) -> None:
-    """Read the frame count back, because OpenCV does not report a full disk.
-
-    Raises:
-        DataError: frames are missing.
-    """
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-    capture.release()
-    if count != length:
-        raise DataError(
-            f"{path.parent}: the overlay is incomplete",
-            expected=f"{length} frames",
-            got=max(count, 0),
-            hint="free disk space there and run the same command",
-        )

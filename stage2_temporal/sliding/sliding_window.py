@@ -42,30 +42,18 @@ CLIP_LAYOUTS = ("sample", "competition", "tusimple")  # all their sequences have
 
 @dataclass(frozen=True)
 class RunModels:
-    """The models of a run.
+    """The models of a run, and its config."""
 
-    Attributes:
-        trunk: frames to maps in single precision, whatever precision the store had; None if the head takes no maps.
-        stage_two: maps, flow or geometry vectors to targets.
-        config: the run's.
-        camera_geometry: None if the head takes no vehicle tracks.
-    """
-
-    trunk: Trunk | None
-    stage_two: keras.Model
+    trunk: Trunk | None  # to maps in single precision, whatever precision the store had; None if the head takes no maps
+    stage_two: keras.Model  # maps, flow or geometry vectors to targets
     config: Config
-    camera_geometry: CameraGeometry | None = None
+    camera_geometry: CameraGeometry | None = None  # None if the head takes no vehicle tracks
 
     @property
     def inputs(self) -> dict[str, str]:
         """The name of the stage-two model's input for each stream that it takes."""
-        return stream_inputs(self.stage_two, self.config)
-
-
-def stream_inputs(stage_two: keras.Model, config: Config) -> dict[str, str]:
-    """Map each stream that a stage-two model takes to the name of its input."""
-    names = [tensor.name for tensor in stage_two.inputs if tensor.name != GEOMETRY]
-    return {config.head.input_streams[0] if name == FEATURES else name: name for name in names}
+        names = [tensor.name for tensor in self.stage_two.inputs if tensor.name != GEOMETRY]
+        return {self.config.head.input_streams[0] if name == FEATURES else name: name for name in names}
 
 
 def load_run_models(run: Path) -> RunModels:
@@ -79,9 +67,9 @@ def load_run_models(run: Path) -> RunModels:
     check_streams(run, config)
     stage_two = load_model(run)
     takes_track = GEOMETRY in [tensor.name for tensor in stage_two.inputs]
-    camera_geometry = read_camera_geometry(run) if takes_track else None
-    if APPEARANCE not in stream_inputs(stage_two, config):
-        return RunModels(None, stage_two, config, camera_geometry)
+    models = RunModels(None, stage_two, config, read_camera_geometry(run) if takes_track else None)
+    if APPEARANCE not in models.inputs:
+        return models
     trunk, trained = build_trunk(config), metrics.store.fingerprint
     if trunk.recipe.fingerprint != trained:
         raise StoreError(
@@ -90,8 +78,7 @@ def load_run_models(run: Path) -> RunModels:
             got=trunk.recipe.fingerprint[:12],
             hint="restore the weights file that backbone.weights names, or train again",
         )
-    trunk = replace(trunk, recipe=replace(trunk.recipe, dtype="float32"))
-    return RunModels(trunk, stage_two, config, camera_geometry)
+    return replace(models, trunk=replace(trunk, recipe=replace(trunk.recipe, dtype="float32")))
 
 
 def sliding_windows(sequence: FrameSequence, config: Config) -> NDArray[np.int64]:
@@ -115,42 +102,31 @@ def sliding_windows(sequence: FrameSequence, config: Config) -> NDArray[np.int64
 
 def warn_of_other_interval(sequence: FrameSequence, models: RunModels, stride: int) -> None:
     """Log a warning if the model would see frames at another time interval than in training."""
-    trained = models.config
-    if trained.data.layout not in CLIP_LAYOUTS:
+    data, trained_stride, frames, hint = models.config.data, models.config.window.stride, "frames", ""
+    if data.layout not in CLIP_LAYOUTS:
         return
     if MOTION in models.inputs:  # flow is always between neighbouring frames
-        if not 0.9 < trained.data.fps / sequence.fps < 1.1:
-            logger.warning(
-                f"the run was trained on optical flow between frames {1 / trained.data.fps:.3g} s apart, but these are "
-                f"{1 / sequence.fps:.3g} s apart. Try: input of {trained.data.fps:g} frames per second; --stride does "
-                "not change the flow"
-            )
-        return
-    before, now = trained.window.stride / trained.data.fps, stride / sequence.fps
-    if not 0.9 < now / before < 1.1:
-        nearest = max(1, round(before * sequence.fps))
-        hint = f". Try: --stride {nearest}" if nearest != stride else ""
-        logger.warning(f"the run was trained on frames {before:.3g} s apart, but these are {now:.3g} s apart{hint}")
+        trained_stride = stride = 1
+        frames = "optical flow between frames"
+        hint = f". Try: input of {data.fps:g} frames per second; --stride does not change the flow"
+    elif (nearest := max(1, round(trained_stride / data.fps * sequence.fps))) != stride:
+        hint = f". Try: --stride {nearest}"
+    trained, now = trained_stride / data.fps, stride / sequence.fps
+    if not 0.9 < now / trained < 1.1:
+        logger.warning(f"the run was trained on {frames} {trained:.3g} s apart, but these are {now:.3g} s apart{hint}")
 
 
 class SlidingWindow:
     """Runs a model over windows of one frame stream.
 
-    Attributes:
-        rows: (n, T) the stream's frames in each window, ascending by the last.
-        engine: runs the trunk and counts its passes; None without a trunk.
-        step: frames per batch at most.
-        buffers: per-frame arrays by input of the rest of the head, (kept frames + `step`, …); nothing else is kept of
-            the stream, however long it is.
+    `engine` runs the trunk and counts its passes. `buffers` are per-frame arrays by input of the rest of the head,
+    (kept frames + `step`, …); nothing else is kept of the stream, however long it is.
     """
 
     def __init__(self, models: RunModels, rows: NDArray[np.int64], step: int = 0) -> None:
-        """Prepare the models.
+        """Prepare for windows of the stream's frames `rows` (n, T), ascending by the last.
 
-        Args:
-            models: the run's models.
-            rows: (n, T) the stream's frames in each window, ascending by the last.
-            step: frames per batch at most; 0 chooses a fast number.
+        `step` is the number of frames per batch at most; 0 chooses a fast one.
         """
         self.rows, self._inputs = rows, models.inputs
         extract = models.config.extract
@@ -195,14 +171,9 @@ class SlidingWindow:
         self._count += count
 
     def predict(self, rows: NDArray[np.int64], geometry: Predictions | None = None) -> Predictions:
-        """Predict windows whose frames are all in the buffers.
+        """Predict (n, targets) of windows whose frames `rows` (n, T) are all in the buffers.
 
-        Args:
-            rows: (n, T) the stream's frames in each window.
-            geometry: (n, F) the vehicle's geometry vector of each window, if the head takes one.
-
-        Returns:
-            (n, targets).
+        `geometry` (n, F) has the vehicle's geometry vector of each window, if the head takes one.
         """
         frames = {n: tf.constant(buffer) for n, buffer in self.buffers.items()}
         vectors = {} if geometry is None else {GEOMETRY: tf.constant(geometry)}
@@ -212,11 +183,9 @@ class SlidingWindow:
     def run(
         self, batches: Iterable[StreamBatch], geometry: Callable[[slice], Predictions] | None = None
     ) -> Iterator[Predictions]:
-        """Yield the predictions (m, targets) of all windows, in the order of `rows`.
+        """Yield the predictions (m, targets) of all windows, in the order of `rows`, from the batches of a stream.
 
-        Args:
-            batches: a whole stream, in order; not read if the head takes geometry vectors only.
-            geometry: returns the geometry vectors of a range of windows; called once all their frames are in.
+        `geometry` returns the geometry vectors of a range of windows; it is called once all their frames are in.
         """
         if not self._inputs:
             assert geometry is not None
@@ -233,15 +202,10 @@ class SlidingWindow:
 
 
 def _split_top(stage_two: keras.Model, name: str) -> tuple[keras.Model | None, NamedTensors]:
-    """Split a stage-two model after its top.
+    """Split a stage-two model after its top, which takes the input `name`.
 
-    Args:
-        stage_two: the model.
-        name: of the input that its top takes.
-
-    Returns:
-        The top, map to map, per frame, None if there is none; and by input name the tensors of whole windows that
-        the rest of the model starts from.
+    Returns the top, map to map, per frame, None if there is none; and by input name the tensors of whole windows that
+    the rest of the model starts from.
     """
     tensors = {tensor.name: tensor for tensor in stage_two.inputs}
     if TOP not in [layer.name for layer in stage_two.layers]:

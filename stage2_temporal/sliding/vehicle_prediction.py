@@ -6,7 +6,7 @@ The boxes of a data set come from its labels, those of a video from a CSV file.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -46,42 +46,47 @@ class VehiclePrediction:
 
 
 class VehicleTracks:
-    """Tracks of the vehicles that a data set's labels are about.
+    """Tracks, by vehicle key, of the vehicles that a data set's labels are about.
 
-    Attributes:
-        pending: ids of the sequences whose vehicles are followed later, by whoever decodes their frames.
-        tracks: by vehicle key.
-        faults: one line per sequence that could not be decoded, by id.
+    If the head also takes streams, vehicles in short clips are followed while frames are decoded for these: the ids of
+    such clips are in `pending`. `faults` has one line per sequence that could not be decoded, by id.
     """
 
     def __init__(
-        self,
-        camera_geometry: CameraGeometry,
-        clips: Sequence[Clip],
-        examples: Examples,
-        first: NDArray[np.int64],
-        stride: int,
+        self, models: RunModels, clips: Sequence[Clip], examples: Examples, first: NDArray[np.int64], config: Config
     ) -> None:
-        """Start without tracks.
+        """Follow the vehicles of `examples`, whose rows count the frames of all clips laid end to end.
 
-        Args:
-            camera_geometry: turns tracks into geometry vectors.
-            clips: the data set's.
-            examples: windows, whose rows count the frames of all clips laid end to end.
-            first: (S,) number of each clip's first frame.
-            stride: of the windows.
+        `first` (S,) is the number of each clip's first frame.
+
+        Raises:
+            ConfigError: no label has a box.
         """
-        self._camera_geometry, self._examples, self._first, self._stride = camera_geometry, examples, first, stride
-        self._sequences = [clip.sequence for clip in clips]
+        assert models.camera_geometry is not None
+        self._camera_geometry, self._examples, self._first = models.camera_geometry, examples, first
+        self._sequences, self._stride = [clip.sequence for clip in clips], config.window.stride
         self._keys = {s: track_key_by_label(self._sequences[s]) for s in np.unique(examples.sequence).tolist()}
         self.pending: set[str] = set()
         self.tracks: dict[str, Track] = {}
         self.faults: dict[str, str] = {}
-
-    def follow(self, clips: Mapping[str, Clip], threads: int) -> None:
-        """Follow the vehicles of clips now, reading their frames on demand."""
-        with progress_bar(len(clips), "track", "clips") as progress:
-            for name, result in track_clips(clips, clips, threads):
+        has_box = np.isfinite(examples.box).all(axis=1)
+        if not has_box.any():
+            raise ConfigError(
+                f"{config.data.path}: no label has a box, but {config.head.name} predicts for the vehicle in a box",
+                hint="add boxes to the annotation; for a video, " + BOXES_HINT,
+            )
+        if not has_box.all():
+            without = f"{(~has_box).sum()} of {len(examples)} labels have no box"
+            logger.warning(f"{without}; their prediction is a typical value")
+        needed = {clips[i].sequence.id: clips[i] for i in self._keys}
+        for clip in needed.values():
+            warn_of_other_size(self._camera_geometry, clip.sequence)
+        if models.inputs:
+            short = {name for name, clip in needed.items() if clip.sequence.length <= SHORT_SEQUENCE}
+            self.pending = {name for name in short if tracked_vehicles(needed[name].sequence)}
+            needed = {name: clip for name, clip in needed.items() if name not in short}
+        with progress_bar(len(needed), "track", "clips") as progress:
+            for name, result in track_clips(needed, needed, config.extract.threads or cpu_count()):
                 progress.update(1)
                 if isinstance(result, str):
                     self.faults[name] = result
@@ -102,39 +107,6 @@ class VehicleTracks:
         return self._camera_geometry.vectors(WindowTracks(boxes, confidence, fps, [s.camera for s in sequences]))
 
 
-def track_labelled_vehicles(
-    models: RunModels, clips: Sequence[Clip], examples: Examples, first: NDArray[np.int64], config: Config
-) -> VehicleTracks | None:
-    """Follow the vehicles that a data set's labels are about; None if the head takes no tracks.
-
-    If the head also takes streams, vehicles in short clips stay pending: they are followed while the frames are
-    decoded for the streams.
-
-    Raises:
-        ConfigError: no label has a box.
-    """
-    if models.camera_geometry is None:
-        return None
-    has_box = np.isfinite(examples.box).all(axis=1)
-    if not has_box.any():
-        raise ConfigError(
-            f"{config.data.path}: no label has a box, but {config.head.name} predicts for the vehicle in a box",
-            hint="add boxes to the annotation; for a video, " + BOXES_HINT,
-        )
-    if not has_box.all():
-        logger.warning(f"{(~has_box).sum()} of {len(examples)} labels have no box; their prediction is a typical value")
-    vehicles = VehicleTracks(models.camera_geometry, clips, examples, first, config.window.stride)
-    needed = {clips[i].sequence.id: clips[i] for i in np.unique(examples.sequence).tolist()}
-    for clip in needed.values():
-        warn_of_other_size(models.camera_geometry, clip.sequence)
-    if models.inputs:
-        short = {name for name, clip in needed.items() if clip.sequence.length <= SHORT_SEQUENCE}
-        vehicles.pending = {name for name in short if tracked_vehicles(needed[name].sequence)}
-        needed = {name: clip for name, clip in needed.items() if name not in short}
-    vehicles.follow(needed, config.extract.threads or cpu_count())
-    return vehicles
-
-
 def warn_of_other_size(camera_geometry: CameraGeometry, sequence: FrameSequence) -> None:
     """Log a warning if frames have another size than those that the ground was fitted to."""
     if sequence.size != camera_geometry.size:
@@ -150,14 +122,8 @@ def predict_vehicles(
 ) -> Iterator[tuple[Image, list[VehiclePrediction]]]:
     """Yield each full-size frame of a video with predictions for the vehicles that are visible in it.
 
-    There are none before the first full window. Each frame is decoded once.
-
-    Args:
-        models: of a run whose head takes tracks.
-        clip: the video.
-        boxes: where each vehicle is, in at least one frame.
-        rows: (n, T) the frames of all windows.
-        config: the run's, with the video's window.
+    There are none before the first full window. Each frame is decoded once. `boxes` say where each vehicle is, in at
+    least one frame; `rows` (n, T) are the frames of all windows.
 
     Raises:
         DataError: a frame cannot be decoded.
@@ -175,10 +141,15 @@ def predict_vehicles(
         return camera_geometry.vectors(WindowTracks(tracks, confidence, fps, cameras))
 
     with progress_bar(sequence.length, "predict", "frames") as progress:
-        for start, images in _batches(clip):
+        source = clip.source.read(0, sequence.length)
+        for start in range(0, sequence.length, FRAMES_PER_STEP):
+            images = list(islice(source, FRAMES_PER_STEP))
             batch: dict[str, NDArray[np.generic]] = {}
             if APPEARANCE in models.inputs:
-                batch[APPEARANCE] = _pixels(clip, start, images, config)
+                small = images
+                if clip.source.parallel and config.frames.min_size:  # extraction decodes them at a reduced size
+                    small = list(clip.source.read(start, start + len(images), config.frames.min_size))
+                batch[APPEARANCE] = np.stack([resize_frame(image, config.frames) for image in small])
             if MOTION in models.inputs:
                 batch[MOTION] = flow(images)
             window.push(batch)
@@ -212,20 +183,3 @@ class OnlineFlow:
         strips = [*self._last, *map(optical_flow.flow_strip, images)]
         begins, self._last = not self._last, strips[-1:]
         return optical_flow.flow_entries(strips, starts_sequence=begins)
-
-
-def _batches(clip: Clip) -> Iterator[tuple[int, list[Image]]]:
-    """Yield up to `FRAMES_PER_STEP` full-size frames at a time with the number of the first."""
-    frames = clip.source.read(0, clip.sequence.length)
-    start = 0
-    while images := list(islice(frames, FRAMES_PER_STEP)):
-        yield start, images
-        start += len(images)
-
-
-def _pixels(clip: Clip, start: int, images: Sequence[Image], config: Config) -> Image:
-    """Resize frames for the trunk; where extraction decodes at a reduced size, decode them so once more."""
-    min_size = config.frames.min_size if clip.source.parallel else None
-    if min_size is not None:
-        images = list(clip.source.read(start, start + len(images), min_size))
-    return np.stack([resize_frame(image, config.frames) for image in images])
