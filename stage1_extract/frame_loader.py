@@ -89,12 +89,27 @@ def load_frames(
         strips: kept by the caller from call to call, so that no frame is decoded twice for the motion stream when
             ranges of one sequence follow each other.
     """
+    last_strips: FlowStrips = {} if strips is None else strips
+
+    def jobs() -> Iterator[DecodeJob]:
+        for i, r in enumerate(ranges):
+            clip = clips[r.sequence]
+            track = r.sequence in tracked and len(r) == clip.sequence.length <= SHORT_SEQUENCE
+            step = len(r) if track else FRAMES_PER_JOB
+            for start in range(r.start, r.stop, step):
+                next_frame, strip = last_strips.pop(r.sequence, (0, None))
+                strip_before = strip if next_frame == start else None
+                job = DecodeJob(i, clip, start, min(start + step, r.stop), frames, motion, track, strip_before)
+                if job.stop < clip.sequence.length:
+                    last_strips[r.sequence] = job.stop, job.last_strip
+                yield job
+
     parallel = ThreadPoolExecutor(threads, "decode")
     in_order = ThreadPoolExecutor(1, "decode-in-order")  # for videos, whose frames must be read in order
     max_frames = MAX_JOBS_PER_THREAD * threads * FRAMES_PER_JOB
     pending: deque[tuple[int, Future[LoadedFrames]]] = deque()
     try:
-        for job in _jobs(ranges, clips, frames, motion, tracked, {} if strips is None else strips):
+        for job in jobs():
             count = job.stop - job.start
             while len(pending) >= threads and sum(n for n, _ in pending) + count > max_frames:
                 yield pending.popleft()[1].result()
@@ -122,27 +137,6 @@ def encode_thumbnail(image: Image, colour: str) -> bytes:
     if colour == "rgb":
         small = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY])[1].tobytes()
-
-
-def _jobs(
-    ranges: Sequence[FrameRange],
-    clips: Mapping[str, Clip],
-    frames: FramesConfig,
-    motion: bool,
-    tracked: Collection[str],
-    strips: FlowStrips,
-) -> Iterator[DecodeJob]:
-    for i, r in enumerate(ranges):
-        clip = clips[r.sequence]
-        track = r.sequence in tracked and len(r) == clip.sequence.length <= SHORT_SEQUENCE
-        step = len(r) if track else FRAMES_PER_JOB
-        for start in range(r.start, r.stop, step):
-            next_frame, strip = strips.pop(r.sequence, (0, None))
-            strip_before = strip if next_frame == start else None
-            job = DecodeJob(i, clip, start, min(start + step, r.stop), frames, motion, track, strip_before)
-            if job.stop < clip.sequence.length:
-                strips[r.sequence] = job.stop, job.last_strip
-            yield job
 
 
 def _decode(job: DecodeJob) -> LoadedFrames:
