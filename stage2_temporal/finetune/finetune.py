@@ -28,8 +28,7 @@ from stage2_temporal.evaluation.history import write_history
 from stage2_temporal.evaluation.metrics import Scores, scores
 from stage2_temporal.finetune.checkpoint import FinetuneState, with_changes
 from stage2_temporal.finetune.loop import STATE_FOLDER, FinetuneJob
-from stage2_temporal.fused.fuse import fuse_run
-from stage2_temporal.fused.window_images import window_reader
+from stage2_temporal.fused.fuse import fuse_run, window_reader
 from stage2_temporal.heads import check_uses_maps_alone
 from stage2_temporal.report import write_report
 from stage2_temporal.runs.results import (

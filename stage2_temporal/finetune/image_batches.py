@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from features._common.cpu import cpu_count
 from features.errors import FramebankError
 from stage2_temporal.finetune.augmentation import Augmentation
-from stage2_temporal.fused.window_images import ReadWindow
+from stage2_temporal.fused.fuse import ReadWindow
 
 QUEUED_BATCHES = 2  # finished batches per thread that may wait for the network
 

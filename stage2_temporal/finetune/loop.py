@@ -34,8 +34,7 @@ from stage2_temporal.finetune.checkpoint import (
 )
 from stage2_temporal.finetune.image_batches import ImageWindowBatches
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
-from stage2_temporal.fused.fuse import TOLERANCE, compare
-from stage2_temporal.fused.window_images import ReadWindow
+from stage2_temporal.fused.fuse import TOLERANCE, ReadWindow, compare
 from stage2_temporal.runs.results import read_predictions
 from stage2_temporal.training.loop import fix_seeds, loss_function
 from stage2_temporal.training.scaling import target_scale

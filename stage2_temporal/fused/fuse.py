@@ -9,7 +9,7 @@ If the predictions differ by more than rounding, the model is refused and the pa
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,16 @@ from numpy.typing import NDArray
 from features._common.atomic import atomic_write
 from features._common.types import Image, Tensor
 from features.config import Config, read_run_config
-from features.errors import StoreError
+from features.errors import BadInputs, StoreError
 from features.layer_names import TOP, TRUNK
 from features.store import Store
 from features.streams import APPEARANCE
 from features.windows import Examples
 from stage1_extract.backbone.trunk import build_trunk
+from stage1_extract.datasets import scan
+from stage1_extract.frame_loader import resize_frame
 from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import read_task
-from stage2_temporal.fused.window_images import window_reader
 from stage2_temporal.heads import check_uses_maps, find_head
 from stage2_temporal.heads.graph import model_inputs
 from stage2_temporal.training.keras_models import load_model, save_model
@@ -39,6 +40,8 @@ HALF_ROUNDING = 2.0**-11  # relative error of rounding to float16
 LOW_PRECISION_ERROR = 0.05  # of maps computed in bfloat16 or float16, relative to the largest value; 0.02 was measured
 COMPARED_WINDOWS = 8
 FRAMES_INPUT = "frames"
+
+ReadWindow = Callable[[int], Image]  # an example's index → its frames (T, height, width, 3) uint8
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,36 @@ def stored_inputs(run: Path, config: Config, store: Store, examples: Examples) -
     """Read what a run's stage-two model takes of some examples, by input name, in the store's type."""
     head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
     return head.input_arrays(StoreExamples(StoreSource(store.path, examples.rows), examples))
+
+
+def window_reader(store: Store, examples: Examples, indices: NDArray[np.int64], config: Config) -> ReadWindow:
+    """Return a function that decodes and resizes the frames of an example's window, and no others.
+
+    The sequences of the examples that will be read, `indices`, are checked now.
+
+    Raises:
+        BadInputs: names all sequences that are missing from the data set or differ from those in the store.
+    """
+    clips = {clip.sequence.id: clip for clip in scan(config.data).clips}
+    faults = []
+    for s in np.unique(examples.sequence[indices]):
+        sequence = store.sequences[s]
+        clip = clips.get(sequence.id)
+        if clip is None or clip.sequence.digest != sequence.digest:
+            problem = "missing or damaged" if clip is None else "not the one in the store"
+            faults.append(f"{config.data.path}: sequence {sequence.id} is {problem}.")
+    if faults:
+        hint = "framebank extract, or --data.path FOLDER with the images the store was made from"
+        raise BadInputs(f"{len(faults)} sequences cannot be read", faults, hint=hint)
+
+    def read(index: int) -> Image:
+        s = examples.sequence[index]
+        source, frames = clips[store.sequences[s].id].source, examples.rows[index] - store.first[s]
+        runs = np.split(frames, np.flatnonzero(np.diff(frames) != 1) + 1)
+        images = [i for run in runs for i in source.read(int(run[0]), int(run[-1]) + 1, config.frames.min_size)]
+        return np.stack([resize_frame(image, config.frames) for image in images])
+
+    return read
 
 
 def load_window_images(config: Config, store: Store, examples: Examples) -> Image:

@@ -36,8 +36,7 @@ from stage2_temporal.finetune.loop import (
     seed_dropout,
 )
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
-from stage2_temporal.fused.fuse import build_fused_model, fuse_run
-from stage2_temporal.fused.window_images import window_reader
+from stage2_temporal.fused.fuse import build_fused_model, fuse_run, window_reader
 from stage2_temporal.heads import build_model
 from tests.helpers import picture
 from tests.image_runs import EARLY_CUT, WITH_TOP, image_config, read_rows, train_on_images
