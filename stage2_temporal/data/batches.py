@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from features.errors import FramebankError
 from features.store import Store
 
-ROWS_PER_READ = 256
-
 
 class FrameReader:
     """Reads windows of one stream.
@@ -34,9 +32,7 @@ class FrameReader:
         self.in_memory = size <= memory_gb * 1e9
         self.bytes_in_memory = size if self.in_memory else 0
         if self.in_memory:
-            self._frames = np.empty((len(self._rows), *info.shape), info.dtype)
-            for start in range(0, len(self._rows), ROWS_PER_READ):
-                self._frames[start : start + ROWS_PER_READ] = self._read(self._rows[start : start + ROWS_PER_READ])
+            self._frames = self._read(self._rows)
 
     def windows(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Read windows (n, T) → (n, T, h, w, c) in the stored type.

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from features._common.types import Floats, Tensor
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
-from features.sequences import Camera
 from features.store import Store, StreamInfo, TopRecord
 from features.tracks import Track
 from features.windows import Examples
@@ -33,8 +32,7 @@ class StoreSource:
     A pickled copy holds no frames and opens the store by its path again.
 
     Args:
-        path: the store.
-        rows: every row of the store's frame axis that windows will need, in any shape.
+        path, rows: the store, and every row of its frame axis that windows will need, in any shape.
         memory_gb: how much all streams together may take in memory, in 10⁹ bytes.
     """
 
@@ -85,12 +83,8 @@ class StoreSource:
             self._tracks[sequence, label] = self.store.track(sequence, label)
         return self._tracks[sequence, label]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "rows": self.rows, "memory_gb": self.memory_gb}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.close()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoreSource, (self.path, self.rows, self.memory_gb)
 
 
 class StoreExamples:
@@ -108,7 +102,6 @@ class StoreExamples:
     (8, 3, 5, 7)
     >>> X[:2].stream("appearance").shape
     (2, 8, 3, 5, 7)
-
     """
 
     def __init__(self, source: StoreSource, examples: Examples) -> None:
@@ -149,11 +142,6 @@ class StoreExamples:
         """(n, T) seconds of each frame from the window's last one: at most 0, or at least 0 in a reversed window."""
         rows = self.examples.rows
         return (rows - rows[:, -1:]) / self.fps[:, None]
-
-    @property
-    def cameras(self) -> list[Camera | None]:
-        """The camera of each example's sequence, None where it is unknown."""
-        return [self.source.store.sequences[s].camera for s in self.groups.tolist()]
 
     def _info(self, stream: str) -> StreamInfo:
         streams = self.source.store.streams

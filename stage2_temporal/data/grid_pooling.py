@@ -72,11 +72,7 @@ class GridPooling:
 
 
 def source_info(store: Store, source: str, name: str) -> StreamInfo:
-    """Describe the stream of a store from which the stream `name` is derived.
-
-    Raises:
-        ConfigError: the store does not have it.
-    """
+    """Describe the stream of a store from which the stream `name` is derived; a ConfigError if there is none."""
     if source not in store.streams:
         raise ConfigError(
             f"{store.path}: no stream {source!r} to derive {name} from",

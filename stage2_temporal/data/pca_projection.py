@@ -113,11 +113,7 @@ def fit_pca(read: Callable[[NDArray[np.int64]], NDArray[Any]], rows: NDArray[np.
 
 
 def check_count(count: int, frames: int, numbers: int, what: str) -> None:
-    """Refuse more components than `frames` maps of so many `numbers` have.
-
-    Raises:
-        ConfigError: with the largest possible number; names `what` asks for them.
-    """
+    """Raise a ConfigError, about `what`, if `frames` maps of so many `numbers` have fewer than `count` components."""
     most = max(0, min(frames - 1, numbers))
     if count > most:
         raise ConfigError(

@@ -63,11 +63,7 @@ def absolute_differences(values: Tensor, lag: int) -> Tensor:
 
 
 def check_grid(grid: tuple[int, int], height: int, width: int) -> None:
-    """Refuse a grid that is finer than the map.
-
-    Raises:
-        ConfigError: with the nearest grid that fits.
-    """
+    """Raise a ConfigError, with the nearest grid that fits, if a grid is finer than the map."""
     rows, columns = grid
     if not (0 < rows <= height and 0 < columns <= width):
         raise ConfigError(

@@ -74,11 +74,7 @@ def read_task(config: Config, store: Store) -> Task:
 
 
 def check_recipe(config: Config, store: Store) -> None:
-    """Refuse a config whose features differ from the store's: the run's config would be wrong.
-
-    Raises:
-        StoreError: some settings differ; lists each with both values.
-    """
+    """Raise a StoreError, with both values of each setting, if a config asks for other features than the store's."""
     recipe, cut = store.recipe, store.header.trunk.get("asked", {})
     stored = {
         "frames": dict(zip(("width", "height"), recipe.size, strict=True))

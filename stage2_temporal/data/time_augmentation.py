@@ -18,7 +18,6 @@ from features.errors import ConfigError
 # forward drive is.
 REVERSED = {"vx": -1.0, "vy": -1.0}
 VELOCITY_TARGETS = ("vx", "vy", "ego_speed")  # n times as large if frames are n times as far apart
-STEADY_TARGETS = ("vx", "vy", "ego_speed")  # assumed constant over a clip of a second or two
 POSITION_TARGETS = ("x", "y")  # the same however fast the scene moves
 
 
@@ -43,7 +42,6 @@ def augment_windows(
         rows: (n, T) the windows' rows of the store's frame axis, in time order and of one stride.
         first, last: (n,) rows of the first and last frame of each window's sequence; no window leaves it.
         columns: names of the K targets.
-        options: the section [train].
 
     Raises:
         ConfigError: it is not known how a target changes.
@@ -65,14 +63,14 @@ def augment_windows(
 
 
 def _check_targets(columns: tuple[str, ...], options: TrainConfig) -> None:
-    rules: list[tuple[bool, str, tuple[str, ...], str]] = [
-        (options.reverse, "reverse", tuple(REVERSED), "False"),
-        (options.shift > 0, "shift", STEADY_TARGETS, "0"),
-        (bool(options.strides), "strides", VELOCITY_TARGETS + POSITION_TARGETS, "(nothing)"),
+    rules: list[tuple[str, tuple[str, ...], str]] = [
+        ("reverse", tuple(REVERSED), "False"),
+        ("shift", VELOCITY_TARGETS, "0"),  # they are assumed constant over a clip of a second or two
+        ("strides", VELOCITY_TARGETS + POSITION_TARGETS, "(nothing)"),
     ]
-    for enabled, name, supported, off in rules:
+    for name, supported, off in rules:
         unsupported = [c for c in columns if c not in supported]
-        if enabled and unsupported:
+        if getattr(options, name) and unsupported:
             raise ConfigError(
                 f"train.{name}: not known how it changes {', '.join(unsupported)}",
                 expected=f"targets among {', '.join(supported)}",

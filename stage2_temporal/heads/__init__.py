@@ -66,11 +66,7 @@ def uses_track(run: Path, config: Config) -> bool:
 
 
 def check_streams(run: Path, config: Config) -> None:
-    """Refuse to predict from images with a head that reads a derived stream, which only a store has.
-
-    Raises:
-        ConfigError: the head reads one.
-    """
+    """Raise a ConfigError if a head reads a derived stream: only a store has it, so images are not enough."""
     derived = [stream for stream in config.head.input_streams if stream not in (APPEARANCE, MOTION)]
     if derived:
         raise ConfigError(
@@ -82,11 +78,7 @@ def check_streams(run: Path, config: Config) -> None:
 
 
 def check_uses_maps(run: Path, config: Config) -> None:
-    """Refuse to put a backbone below a head that does not read the trunk's maps.
-
-    Raises:
-        ConfigError: the head does not read them.
-    """
+    """Raise a ConfigError if a head does not read the trunk's maps, so that no backbone can be put below it."""
     check_streams(run, config)
     if APPEARANCE not in config.head.input_streams:
         source = "optical flow" if config.head.input_streams else "a vehicle's track"
@@ -98,11 +90,7 @@ def check_uses_maps(run: Path, config: Config) -> None:
 
 
 def check_uses_maps_alone(run: Path, config: Config) -> None:
-    """Refuse to fine-tune a head that reads anything but the trunk's maps.
-
-    Raises:
-        ConfigError: the head does.
-    """
+    """Raise a ConfigError if a head reads anything but the trunk's maps, so that it cannot be fine-tuned."""
     check_uses_maps(run, config)
     sources = [*config.head.input_streams, *(["a vehicle's track"] if uses_track(run, config) else [])]
     if len(sources) > 1:
@@ -124,15 +112,9 @@ def build_model(
     target: Scale | None = None,
     vectors: Scale | None = None,
 ) -> keras.Model:
-    """Build the untrained model of a `GradientHead`, from maps (batch, T, h, w, c) to (batch, targets).
+    """Build the untrained model of a `GradientHead`, from maps (batch, T, h, w, c) of one shape to (batch, targets).
 
-    Args:
-        shape: T, h, w, c.
-        settings: the head's.
-        targets: number of targets.
-        top: the store's unfrozen layers, if any.
-        target: the scale by which the output is converted to the target's unit; None leaves it as it is.
-        vectors: the scale that standardises the head's vectors; None leaves them as they are.
+    The head's vectors are standardised by the scale `vectors`, and its output is converted to a unit by `target`.
 
     Raises:
         ConfigError: the head is unknown, or its settings do not fit the map.

@@ -29,6 +29,7 @@ Models must consist of Keras' own layers and operations, so that they load anywh
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,7 @@ from stage2_temporal.data.derived_streams import DerivedStream
 from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_head_inputs, as_maps
 from stage2_temporal.data.splits import split_at
 from stage2_temporal.heads.graph import Graph, NamedTensors, concatenate, model_inputs, submodel_from
-from stage2_temporal.heads.settings import constructor, parameter_fields, validated
+from stage2_temporal.heads.settings import constructor, validated
 from stage2_temporal.training.keras_models import rebuild_top
 from stage2_temporal.training.loop import predict_batches
 from stage2_temporal.training.scaling import Scale, target_scale
@@ -86,12 +87,12 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        cls.__init__ = constructor(parameter_fields(cls.settings, cls.train_settings))  # type: ignore[method-assign]
+        cls.__init__ = constructor(cls.settings, cls.train_settings)  # type: ignore[method-assign]
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
         """Make the head with a config's settings."""
-        names = parameter_fields(cls.settings, cls.train_settings)
+        names = inspect.signature(cls).parameters
         return cls(**{n: v for section in (config.head, config.train) for n, v in section if n in names})
 
     def fit(self, X: Any, y: Any, validation: tuple[Any, Any] | None = None, *, logs: Path | None = None) -> Self:
@@ -143,18 +144,17 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """Write to a run's folder what `prepare` learnt and the model does not contain. Nothing by default."""
 
     def restore(self, model: keras.Model, folder: Path | None = None) -> Self:
-        """Use a saved model instead of training.
-
-        Args:
-            model: the `model_` of a head with the same settings.
-            folder: the run's folder, with the files that `save_extras` wrote.
-        """
+        """Use a saved `model_` of a head with the same settings, and what `save_extras` wrote to the run's folder."""
         self._read_settings()
         self._flat, self.model_ = False, model
         return self
 
     def derived_streams(self, examples: StoreExamples) -> list[DerivedStream]:
-        """List the derived streams that training would add to the store where they are missing."""
+        """List the derived streams that training would add to the store where they are missing.
+
+        Raises:
+            ConfigError: settings out of range, or that do not fit the store.
+        """
         return []
 
     # what heads override
@@ -261,11 +261,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return as_head_inputs(X), _as_targets(y)
 
     def _augment(self, examples: HeadInputs, targets: Floats) -> ValidationSet:
-        """Add the windows that `reverse`, `shift` and `strides` ask for.
-
-        Raises:
-            ConfigError: a plain array, whose targets have no names, or a head that depends on the time between frames.
-        """
+        """Add the windows that `reverse`, `shift` and `strides` ask for."""
         if not isinstance(examples, StoreExamples) or self.needs_timestamps:
             raise ConfigError(
                 "train.reverse, train.shift and train.strides do not work with this head or data",

@@ -23,15 +23,11 @@ Vectors = NDArray[np.float32]
 
 
 class ClosedFormHead(Head):
-    """A head that ends in a regressor of scikit-learn; its vectors are (batch, F).
-
-    Attributes:
-        solution_: what `solve` returned, while `output` builds the layers from it.
-    """
+    """A head that ends in a regressor of scikit-learn; its vectors are (batch, F)."""
 
     @abstractmethod
     def solve(self, vectors: Vectors, targets: Floats) -> Any:
-        """Fit the regressor to vectors (n, F) and targets (n, K), and return it or what `output` needs of it."""
+        """Fit the regressor to vectors (n, F) and targets (n, K), and return what `output` reads as `solution_`."""
 
     def _train_model(
         self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None

@@ -20,18 +20,16 @@ def resolve_default_head(config: Config, store: Store, examples: Examples) -> Co
     """
     if not isinstance(config.head, AutoConfig):
         return config
-    return config.model_copy(update={"head": _default_head(config, store, examples)})
-
-
-def _default_head(config: Config, store: Store, examples: Examples) -> HeadConfig:
+    head: HeadConfig = PooledLSTMConfig()
     if set(examples.columns) <= VEHICLE_COLUMNS:
-        return BoxRidgeConfig() if _tracked(store, examples) else PooledLSTMConfig()
-    if MOTION in store.streams:
-        return FusionConfig(streams=(MOTION,))
-    if config.window.length > max(RidgeConfig().lags):
+        if _tracked(store, examples):
+            head = BoxRidgeConfig()
+    elif MOTION in store.streams:
+        head = FusionConfig(streams=(MOTION,))
+    elif config.window.length > max(RidgeConfig().lags):
         height, width, _ = store.streams[APPEARANCE].shape
-        return RidgeConfig(difference=True, grid=(min(DEFAULT_GRID[0], height), min(DEFAULT_GRID[1], width)))
-    return PooledLSTMConfig()
+        head = RidgeConfig(difference=True, grid=(min(DEFAULT_GRID[0], height), min(DEFAULT_GRID[1], width)))
+    return config.model_copy(update={"head": head})
 
 
 def _tracked(store: Store, examples: Examples) -> bool:

@@ -24,7 +24,7 @@ from stage2_temporal.data.pooling import pool_frames
 from stage2_temporal.heads.base import Head, ValidationSet
 from stage2_temporal.heads.closed_form import Vectors, standardise_targets, standardise_vectors
 from stage2_temporal.heads.gradient import GradientHead
-from stage2_temporal.heads.graph import Graph, NamedTensors, concatenate
+from stage2_temporal.heads.graph import Graph, NamedTensors, concatenate, submodel_from
 from stage2_temporal.heads.pooled import repeat_first
 from stage2_temporal.heads.vehicle import VehicleHead, about_vehicles
 from stage2_temporal.training.loop import fit_model, fix_seeds
@@ -91,24 +91,20 @@ class Fusion(VehicleHead, GradientHead):
         self._scale = vector_scale([vectors])
         mean_vectors = standardise_vectors(vectors, self._scale).mean(axis=1)
         self._start = self._linear_start(mean_vectors, standardise_targets(targets, self._target), self._scale)
-        entry = keras.Input(vectors.shape[1:], name=VECTORS)
-        tail = self._build_model(Graph({VECTORS: entry}, {}, entry))
+        model = self._build_model(graph)
 
         def batches(values: Vectors, y: Floats, seed: int | None = None) -> Batches:
             return Batches(values.__getitem__, np.arange(len(values)), y, self.train_.batch, seed)
 
         self.outcome_ = fit_model(
-            tail,
+            submodel_from({VECTORS: graph.vectors}, model),
             batches(vectors, targets, self.train_.seed),
             None if validation is None else batches(self._all_vectors(graph, validation[0]), validation[1]),
             self.train_,
             deviation=self._target.deviation if self._target else None,
             logs=logs,
         )
-        self.model_ = self._build_model(graph)
-        for layer in tail.layers:
-            if layer.weights:
-                self.model_.get_layer(layer.name).set_weights(layer.get_weights())
+        self.model_ = model
 
     def _all_vectors(self, graph: Graph, examples: HeadInputs) -> Vectors:
         return np.concatenate([*self._compute_vectors(graph, examples, stored=False)])

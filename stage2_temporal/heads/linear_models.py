@@ -46,11 +46,7 @@ class KernelHead(PooledStatistics, ClosedFormHead):
 
     @abstractmethod
     def fit_kernel(self, vectors: Vectors, targets: Floats, gamma: float) -> KernelFit:
-        """Fit to vectors (n, F) and targets (n, K).
-
-        Returns:
-            Weights (m, K), bias (K,), and which m training windows the weights belong to.
-        """
+        """Fit (n, F) to (n, K); return weights (m, K), bias (K,), and which m training windows these belong to."""
 
     def solve(self, vectors: Vectors, targets: Floats) -> Any:
         weights, bias, used = self.fit_kernel(vectors.astype(np.float64), targets, GAMMA_SCALE / vectors.shape[1])
@@ -87,8 +83,8 @@ class SVR(KernelHead):
     def fit_kernel(self, vectors: Vectors, targets: Floats, gamma: float) -> KernelFit:
         weights, bias = np.zeros(targets.shape), np.zeros(targets.shape[1])
         kernel = self.settings_.kernel
+        c = 1 / (self.settings_.alpha * KERNEL_ALPHA[kernel])
         for k in range(targets.shape[1]):
-            c = 1 / (self.settings_.alpha * KERNEL_ALPHA[kernel])
             model = svm.SVR(C=c, kernel=kernel, gamma=gamma, epsilon=SVR_EPSILON)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)

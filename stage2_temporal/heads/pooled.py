@@ -50,11 +50,7 @@ class PooledHead(Head):
         return tuple(lag for lag in self.settings_.lags if lag < length) or (min(self.settings_.lags),)
 
     def reduce_frames(self, name: str, maps: Tensor) -> Tensor:
-        """Project an input's maps (batch, T, h, w, c) to (batch, T, components), or return them as they are.
-
-        Raises:
-            ConfigError: the head has no basis to project on, since it was not fitted.
-        """
+        """Project an input's maps (batch, T, h, w, c) to (batch, T, components), or return them as they are."""
         if not self.settings_.components:
             return maps
         if name not in self._bases:
@@ -78,11 +74,6 @@ class PooledHead(Head):
     # the steps of a head, see `base`
 
     def derived_streams(self, examples: StoreExamples) -> list[DerivedStream]:
-        """List the derived streams that training would add to the store where they are missing.
-
-        Raises:
-            ConfigError: settings out of range, a difference of one frame, or components above layers that train.
-        """
         self._read_settings()
         self._check_top(examples)
         return self._derived_streams(examples) if self._is_frozen(examples) else []

@@ -14,13 +14,9 @@ from stage2_temporal.heads.pooled import PooledFrames
 
 
 class Recurrent(GradientHead):
-    """A recurrent layer over vectors (batch, T, F), and the dense output.
+    """A recurrent layer over vectors (batch, T, F), and the dense output."""
 
-    Attributes:
-        layer: name of the Keras layer.
-    """
-
-    layer: ClassVar[str] = "LSTM"
+    layer: ClassVar[str] = "LSTM"  # the Keras layer's name
 
     def output(self, vectors: Tensor, targets: int) -> Tensor:
         layer = getattr(keras.layers, self.layer)

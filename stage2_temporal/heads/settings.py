@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from features.config import TrainConfig
 from features.errors import ConfigError
@@ -16,14 +15,13 @@ from features.head_config import HeadConfig
 from features.strict_model import StrictModel, describe_validation_error, did_you_mean
 
 
-def parameter_fields(settings: type[HeadConfig], train: Iterable[str]) -> dict[str, FieldInfo]:
-    """The fields that become a head's parameters: its settings but their name, and those of [train] that it reads."""
+def constructor(settings: type[HeadConfig], train: Iterable[str]) -> Callable[..., None]:
+    """Make an `__init__` with a head's settings but their name, and the fields `train` of [train], as parameters.
+
+    scikit-learn reads them from its signature.
+    """
     fields = {name: field for name, field in settings.model_fields.items() if name != "name"}
-    return fields | {name: field for name, field in TrainConfig.model_fields.items() if name in train}
-
-
-def constructor(fields: dict[str, FieldInfo]) -> Callable[..., None]:
-    """Make an `__init__` with these parameters; scikit-learn reads them from its signature."""
+    fields |= {name: field for name, field in TrainConfig.model_fields.items() if name in train}
 
     def __init__(self: Any, **parameters: Any) -> None:
         unknown = [name for name in parameters if name not in fields]

@@ -19,17 +19,13 @@ from features._common.types import Floats, Tensor
 from features.errors import ConfigError
 from features.head_config import BoxRidgeConfig
 from features.streams import GEOMETRY
-from stage2_temporal.data.examples import ArrayExamples, HeadInputs, StoreExamples
-from stage2_temporal.heads.base import Head, ValidationSet
+from stage2_temporal.data.examples import HeadInputs, StoreExamples
+from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors, linear_layer, standardise_targets
 from stage2_temporal.heads.graph import NamedTensors
 from stage2_temporal.training.scaling import target_scale
-from stage2_temporal.vehicle.camera_geometry import (
-    CameraGeometry,
-    WindowTracks,
-    fit_camera_geometry,
-    read_camera_geometry,
-)
+from stage2_temporal.vehicle import camera_geometry
+from stage2_temporal.vehicle.camera_geometry import CameraGeometry, WindowTracks
 from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES
 from stage2_temporal.vehicle.velocity_estimates import RIDGE_PENALTY, RobustLinearModel, fit_robust_linear_model
 
@@ -37,26 +33,19 @@ from stage2_temporal.vehicle.velocity_estimates import RIDGE_PENALTY, RobustLine
 class VehicleHead(Head):
     """A head with the input `geometry` (batch, F), whose columns are `vehicle.geometry.GEOMETRY_NAMES`.
 
-    As a plain array, X is such vectors.
-
-    Attributes:
-        camera_geometry_: the camera and ground estimated from training examples; None if X was a plain array.
+    As a plain array, X is such vectors; `camera_geometry_` is then None.
     """
 
     allows_nan = True
     needs_timestamps = True
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
+        self.camera_geometry_: CameraGeometry | None = None
         if isinstance(examples, StoreExamples):
-            self.camera_geometry_: CameraGeometry | None = learn_camera_geometry(examples)
-        else:
-            self.camera_geometry_ = None
+            self.camera_geometry_ = learn_camera_geometry(examples)
         scale = target_scale(targets) if self.train_.standardise else None
-        geometry = self._geometry(examples)
-        alpha = RIDGE_PENALTY * self.settings_.alpha
-        self._linear_model: RobustLinearModel = fit_robust_linear_model(
-            geometry.astype(np.float64), standardise_targets(targets, scale), alpha
-        )
+        geometry, alpha = self._geometry(examples).astype(np.float64), RIDGE_PENALTY * self.settings_.alpha
+        self._linear_model = fit_robust_linear_model(geometry, standardise_targets(targets, scale), alpha)
 
     def input_shapes(self, examples: HeadInputs) -> dict[str, tuple[int, ...]]:
         return {GEOMETRY: (len(GEOMETRY_NAMES),)}
@@ -65,30 +54,24 @@ class VehicleHead(Head):
         return {GEOMETRY: self._geometry(examples)}
 
     def _geometry(self, examples: HeadInputs) -> NDArray[np.float32]:
-        """The examples' geometry vectors (n, F).
-
-        Raises:
-            ValueError: a plain array of another shape.
-        """
+        """The examples' geometry vectors (n, F); a ValueError for a plain array of another shape."""
         if isinstance(examples, StoreExamples):
             assert self.camera_geometry_ is not None
             return self.camera_geometry_.vectors(window_tracks(examples))
         values = examples.stream(GEOMETRY)
         if values.shape[1:] != (1, len(GEOMETRY_NAMES)):
-            expected = f"StoreExamples, or geometry vectors (n, {len(GEOMETRY_NAMES)})"
-            raise ValueError(f"expected {expected}; got an array of shape {values.shape}")
+            raise ValueError(
+                f"expected StoreExamples, or geometry vectors (n, {len(GEOMETRY_NAMES)}); "
+                f"got an array of shape {values.shape}"
+            )
         return np.asarray(values[:, 0], np.float32)
-
-    def _as_geometry(self, examples: HeadInputs) -> ArrayExamples:
-        """The examples as geometry vectors, so that these are computed only once."""
-        return ArrayExamples(self._geometry(examples))
 
     def save_extras(self, folder: Path) -> None:
         if self.camera_geometry_ is not None:
             self.camera_geometry_.write(folder)
 
     def restore(self, model: keras.Model, folder: Path | None = None) -> Self:
-        self.camera_geometry_ = None if folder is None else read_camera_geometry(folder)
+        self.camera_geometry_ = None if folder is None else camera_geometry.read_camera_geometry(folder)
         return super().restore(model, folder)
 
 
@@ -108,19 +91,13 @@ class BoxRidge(VehicleHead, ClosedFormHead):
     def output(self, vectors: Tensor, targets: int) -> Tensor:
         return linear_layer(vectors, self._linear_model.kernel, self._linear_model.bias)
 
-    def _train_model(
-        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
-    ) -> None:
-        if validation is not None:
-            validation = self._as_geometry(validation[0]), validation[1]
-        super()._train_model(self._as_geometry(examples), targets, validation, logs)
-
 
 def window_tracks(examples: StoreExamples) -> WindowTracks:
     """The stored boxes of the examples' windows."""
     boxes, confidence = examples.tracks()
     step = -examples.times[:, -2] if examples.times.shape[1] > 1 else 1 / examples.fps
-    return WindowTracks(boxes, confidence, 1 / step, examples.cameras)
+    cameras = [examples.source.store.sequences[s].camera for s in examples.groups.tolist()]
+    return WindowTracks(boxes, confidence, 1 / step, cameras)
 
 
 def about_vehicles(examples: StoreExamples) -> bool:
@@ -152,4 +129,4 @@ def learn_camera_geometry(examples: StoreExamples) -> CameraGeometry:
     # a label without a box, whose window ends at its frame, takes the tracked box there
     ends_at_label = labels.rows[:, -1] - examples.source.store.first[labels.sequence] == labels.frame
     boxes = np.where(np.isnan(labels.box) & ends_at_label[:, None], tracks.boxes[:, -1], labels.box)
-    return fit_camera_geometry(tracks, boxes, labels.position, vx, size)
+    return camera_geometry.fit_camera_geometry(tracks, boxes, labels.position, vx, size)

@@ -18,7 +18,7 @@ from features.head_config import BoxMLPConfig
 from features.layer_names import STAGE_TWO
 from features.streams import GEOMETRY
 from stage2_temporal.data.batches import Batches
-from stage2_temporal.data.examples import HeadInputs
+from stage2_temporal.data.examples import ArrayExamples, HeadInputs
 from stage2_temporal.heads.base import ValidationSet
 from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.heads.graph import NamedTensors, concatenate, model_inputs
@@ -92,12 +92,13 @@ class BoxMLP(VehicleHead, GradientHead):
         outputs = self._in_target_unit(self._member_outputs(graph.vectors, self._targets))
 
         def batches(x: HeadInputs, y: Floats, seed: int | None = None) -> Batches:
-            return self._batches(x, np.tile(y, MEMBERS), stored=False, seed=seed)
+            geometry = ArrayExamples(self._geometry(x))  # computed once, not in each epoch
+            return self._batches(geometry, np.tile(y, MEMBERS), stored=False, seed=seed)
 
         self.outcome_ = fit_model(
             keras.Model(model_inputs(graph.inputs), keras.layers.Flatten(name="members")(outputs)),
-            batches(self._as_geometry(examples), targets, self.train_.seed),
-            None if validation is None else batches(self._as_geometry(validation[0]), validation[1]),
+            batches(examples, targets, self.train_.seed),
+            None if validation is None else batches(*validation),
             self.train_,
             deviation=np.tile(self._target.deviation, MEMBERS) if self._target else None,
             logs=logs,

@@ -27,9 +27,7 @@ def with_fast_layers(model: keras.Model, precision: Precision = "float32") -> ke
     Training the copy trains `model`. A second call returns the same copy, whose functions are traced already; it lives
     as long as the model. A model without such layers is returned as it is.
 
-    Args:
-        model: the model.
-        precision: of the factors in the replaced layers' matrix products; sums and weights stay float32.
+    `precision` is that of the factors in the replaced layers' matrix products; sums and weights stay float32.
     """
     if all(_fast_layer(layer) is None for layer in _all_layers(model)):
         return model
@@ -51,10 +49,7 @@ class FastLSTM(keras.layers.Layer):  # type: ignore[misc]
     as large as the kernel, 200 MB each for the published head. The inputs' part of the gates does not depend on the
     state, so it is one product for all steps here. The rest, products with the small recurrent kernel, is unrolled.
     Equations as in Keras (S. Hochreiter, J. Schmidhuber, Long Short-Term Memory, 1997, with a forget gate).
-
-    Args:
-        lstm: a built layer; its cell is shared, so that weights keep their names, shapes and values.
-        precision: type of the factors in the inputs' product.
+    The built layer's cell is shared, so that weights keep their names, shapes and values.
     """
 
     def __init__(self, lstm: keras.layers.LSTM, precision: str) -> None:
@@ -97,12 +92,7 @@ class FastLSTM(keras.layers.Layer):  # type: ignore[misc]
 
 
 class FastPointwiseConv(keras.layers.Layer):  # type: ignore[misc]
-    """A Keras Conv2D with a 1x1 kernel as the matrix product that it is, from that layer's variables.
-
-    Args:
-        convolution: a built layer; its variables are shared.
-        precision: type of the product's factors.
-    """
+    """A Keras Conv2D with a 1x1 kernel as the matrix product that it is, from that built layer's variables."""
 
     def __init__(self, convolution: keras.layers.Conv2D, precision: str) -> None:
         super().__init__(name=convolution.name, trainable=convolution.trainable, dtype=convolution.dtype_policy)

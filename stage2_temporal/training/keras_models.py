@@ -52,9 +52,7 @@ def rebuild_top(record: TopRecord) -> keras.Model:
             f"the store's top cannot be rebuilt ({reason})",
             hint="framebank extract into a new store, with this version",
         ) from e
-    top.trainable = True
-    for layer in top.layers:
-        layer.trainable = True
+    top.trainable = True  # and so are its layers
     return top
 
 

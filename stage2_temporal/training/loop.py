@@ -77,11 +77,11 @@ def fit_model(
     rmse = keras.metrics.RootMeanSquaredError(name="rmse")
     fast_model.compile(optimiser, loss=loss_function(deviation), metrics=[rmse])
     keeper = _Keeper(config, validation is not None)
-    interrupt = DeferredInterrupt()
-    callbacks = [keeper, interrupt, *([_tensorboard(logs)] if logs else [])]
+    tensorboard = [_tensorboard(logs)] if logs else []
     started, interrupted = time.monotonic(), False
     try:
-        with interrupt.listening():
+        with deferred_interrupt() as interrupt:
+            callbacks = [keeper, interrupt, *tensorboard]
             fast_model.fit(
                 train, validation_data=validation, epochs=config.epochs, shuffle=False, verbose=0, callbacks=callbacks
             )
@@ -140,40 +140,33 @@ def _tensorboard(logs: Path) -> keras.callbacks.Callback:
     return keras.callbacks.TensorBoard(log_dir=str(logs))
 
 
-class DeferredInterrupt(keras.callbacks.Callback):  # type: ignore[misc]
-    """Raises KeyboardInterrupt at the end of the batch in which Ctrl-C was pressed; a second Ctrl-C raises at once.
+@contextmanager
+def deferred_interrupt() -> Iterator[keras.callbacks.Callback]:
+    """Yield a callback that raises KeyboardInterrupt at the end of the batch in which Ctrl-C was pressed.
 
     Python's own handler raises wherever the interpreter happens to be, and the exception is lost in a destructor or a
-    callback from C.
+    callback from C. A second Ctrl-C raises at once.
     """
+    interrupted = threading.Event()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._interrupted = False
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle Ctrl-C during the block; does nothing in a thread other than the main one, or if SIGINT is ignored."""
-        previous = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is not threading.main_thread() or not callable(previous):
-            yield
-            return
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            self._interrupted = True
-            signal.signal(signal.SIGINT, previous)
-
-        signal.signal(signal.SIGINT, handle)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
-
-    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
-        if self._interrupted:
+    def check(batch: int, logs: object = None) -> None:
+        if interrupted.is_set():
             raise KeyboardInterrupt
 
-    on_test_batch_end = on_train_batch_end
+    def handle(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, previous)
+
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=check, on_test_batch_end=check)
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):  # or SIGINT is ignored
+        yield callback
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield callback
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 class Adam(keras.optimizers.Adam):  # type: ignore[misc]

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.preprocessing import StandardScaler
 
 from features._common.types import Floats
 from features.layer_names import STANDARDISE
@@ -44,13 +45,9 @@ def vector_scale(batches: Iterable[NDArray[Any]]) -> Scale:
     The variance is at least 1e-4 of its mean over all features, so that a feature which is nearly constant in training
     does not become huge elsewhere.
     """
-    count, shift, total, squares = 0, np.zeros(1), np.zeros(1), np.zeros(1)
+    scaler = StandardScaler()
     for batch in batches:
-        flat = batch.reshape(-1, batch.shape[-1]).astype(np.float64)
-        shift = flat.mean(axis=0) if count == 0 else shift  # sums of values near 0 lose no digits
-        count += len(flat)
-        total = total + (flat - shift).sum(axis=0)
-        squares = squares + ((flat - shift) ** 2).sum(axis=0)
-    variance = squares / count - (total / count) ** 2
+        scaler.partial_fit(batch.reshape(-1, batch.shape[-1]).astype(np.float64))
+    variance: Floats = scaler.var_
     floor = 1e-4 * float(variance.mean())
-    return Scale(shift + total / count, np.sqrt(np.maximum(variance, floor)) if floor > 0 else np.ones_like(variance))
+    return Scale(scaler.mean_, np.sqrt(np.maximum(variance, floor)) if floor > 0 else np.ones_like(variance))

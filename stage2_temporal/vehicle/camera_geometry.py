@@ -83,9 +83,7 @@ def fit_camera_geometry(
 
     Args:
         tracks: of the training windows.
-        boxes: (n, 4) the labels' boxes, NaN if unknown.
-        positions: (n, 2) x, y in m, NaN if unknown.
-        vx: (n,) m/s, NaN if unknown.
+        boxes, positions, vx: the labels' (n, 4) px, (n, 2) x and y in m, and (n,) m/s; NaN if unknown.
         size: width and height of the frames, px.
 
     Raises:
