@@ -5,23 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from features._common.atomic import atomic_write
-from stage2_temporal.report.clips import ReportStore
+from features.store import Store
 from stage2_temporal.report.page import render_page
 from stage2_temporal.runs.folder import REPORT
 from stage2_temporal.runs.results import read_results
 
-__all__ = ["ReportStore", "write_report"]
 
-
-def write_report(run: Path, store: ReportStore) -> Path:
-    """Write `report.html` into a run's folder.
-
-    Args:
-        run: folder with config.toml, metrics.json, history.csv and predictions.csv.
-        store: the open store that the run was trained on; the report shows frames from it.
-
-    Returns:
-        The path of the report.
+def write_report(run: Path, store: Store) -> Path:
+    """Write `report.html` into a run's folder, with frames from the store that it was trained on; return its path.
 
     Raises:
         DataError: a file of the run is missing or is not as training writes it.

@@ -1,50 +1,19 @@
-"""Which clips the report shows, and what the store knows of their frames."""
+"""The clips that the report shows, and their frames, each embedded once and within a budget."""
 
 from __future__ import annotations
 
+import base64
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from features.sequences import FrameSequence
-from features.tracks import Track
+from features.store import Store
 from stage2_temporal.runs.results import PredictedExample
 
 STRIP_LENGTH = 8  # frames that a filmstrip shows at most
 FRAME_WIDTH = 160  # drawing units across a frame
+BUDGET = 5_000_000  # characters for frames; the rest of the page stays well below 3 MB
 Rectangle = tuple[float, float, float, float]  # left, top, width, height in drawing units
-
-
-class RowNumbers(Protocol):
-    """Integers by position; an int64 array is one."""
-
-    def __getitem__(self, index: int, /) -> int: ...
-
-
-class ReportStore(Protocol):
-    """What the report needs of a store; `features.store.Store` provides it."""
-
-    @property
-    def sequences(self) -> tuple[FrameSequence, ...]:
-        """The stored sequences, in order."""
-
-    @property
-    def first(self) -> RowNumbers:
-        """Row of each sequence's first frame."""
-
-    def index(self, sequence_id: str) -> int:
-        """Position of a sequence in `sequences`."""
-
-    def thumbnail(self, row: int) -> bytes:
-        """A frame's small JPEG."""
-
-    @property
-    def track_keys(self) -> Collection[str]:
-        """Keys of the stored tracks."""
-
-    def track(self, sequence: int, label: int) -> Track | None:
-        """The track of a label's vehicle, if it is stored."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +21,6 @@ class ReportClip:
     """An example as the report shows it.
 
     Attributes:
-        example: the example.
         label_count: number of labels of its sequence.
         rows: rows of its window's frames in the store.
         boxes: the labelled vehicle's box in each of these frames; None where unknown.
@@ -95,7 +63,7 @@ def spread_evenly(length: int, count: int) -> list[int]:
     return [round(i * (length - 1) / (count - 1)) for i in range(count)] if count > 1 else [length - 1]
 
 
-def report_clip(example: PredictedExample, store: ReportStore) -> ReportClip:
+def report_clip(example: PredictedExample, store: Store) -> ReportClip:
     """Look up an example's frames and boxes in the store.
 
     Raises:
@@ -113,7 +81,7 @@ def report_clip(example: PredictedExample, store: ReportStore) -> ReportClip:
     )
 
 
-def _boxes(store: ReportStore, index: int, example: PredictedExample) -> Iterator[Rectangle | None]:
+def _boxes(store: Store, index: int, example: PredictedExample) -> Iterator[Rectangle | None]:
     """The tracked box in each frame, or without a track the label's box in its frame."""
     sequence = store.sequences[index]
     track = store.track(index, example.label) if store.track_keys else None  # looking it up is slow in a long video
@@ -127,3 +95,36 @@ def _boxes(store: ReportStore, index: int, example: PredictedExample) -> Iterato
         else:
             left, top, right, bottom = (FRAME_WIDTH * v / sequence.size[0] for v in box)
             yield round(left, 1), round(top, 1), round(right - left, 1), round(bottom - top, 1)
+
+
+class Pictures:
+    """Frames of a store as data URIs by row; `full` once a frame is left out because the budget is used up."""
+
+    def __init__(self, store: Store, budget: int = BUDGET) -> None:
+        self._store, self._remaining = store, budget
+        self.uris: dict[int, str] = {}
+        self.full = False
+
+    def add(self, rows: Iterable[int]) -> None:
+        """Add frames in this order until the budget is used up."""
+        for row in rows:
+            if self.full:
+                return
+            if row not in self.uris:
+                uri = "data:image/jpeg;base64," + base64.b64encode(self._store.thumbnail(row)).decode()
+                self._remaining -= len(uri)
+                self.full = self._remaining < 0
+                if not self.full:
+                    self.uris[row] = uri
+
+
+def frames_by_turns(clips: Sequence[ReportClip]) -> Iterator[int]:
+    """Rows of all frames of the clips: the last of each clip, then more of each, evenly spread, at last all of them."""
+    longest = max((len(c.rows) for c in clips), default=0)
+    counts = [1]
+    while counts[-1] < longest:
+        counts.append(2 * counts[-1])
+    for count in counts:
+        for c in clips:
+            for position in spread_evenly(len(c.rows), count):
+                yield c.rows[position]

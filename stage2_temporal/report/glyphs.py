@@ -55,12 +55,7 @@ class Arrows:
 
 @dataclass(frozen=True)
 class Bars:
-    """One column's truth and prediction as bars from a common zero.
-
-    Attributes:
-        zero: where 0 lies, in units from the left.
-        scale: units per unit of the value.
-    """
+    """One column's truth and prediction as bars from `zero`, with `scale` units per unit of the value."""
 
     zero: float
     scale: float

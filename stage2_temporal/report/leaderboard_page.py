@@ -13,7 +13,6 @@ from features._common.csv_table import format_number, write_csv_table
 from stage2_temporal.report.page import duration, environment, number
 from stage2_temporal.runs.folder import REPORT
 from stage2_temporal.runs.leaderboard import (
-    CONSTANT,
     METRICS_WITH_UNIT,
     Board,
     LeaderboardRow,
@@ -33,18 +32,13 @@ def leaderboard_text(boards: Iterable[Board]) -> str:
 
 
 def write_leaderboard(boards: Sequence[Board], root: Path) -> Path:
-    """Write `leaderboard.csv` and `leaderboard.html`.
-
-    Args:
-        boards: what to show.
-        root: the folder of the runs; links are relative to it.
-
-    Returns:
-        The path of the page.
-    """
+    """Write `leaderboard.csv` and `leaderboard.html` into the folder of the runs; return the page's path."""
+    metrics = [name for metric in METRIC_TITLES for name in (metric, f"{metric}_deviation")]
+    lead = ["rank", "head", "settings", "target", "split", "folds", "examples", "runs"]
+    columns = [*lead, *metrics, "parameters", "seconds", "run", "report"]
     rows = [_csv_row(board, row, root) for board in boards for row in board.rows]
     with atomic_write(root / "leaderboard.csv") as temporary:
-        write_csv_table(temporary, _csv_columns(), rows)
+        write_csv_table(temporary, columns, rows)
     path = root / "leaderboard.html"
     with atomic_write(path) as temporary:
         temporary.write_text(leaderboard_html(boards, root), encoding="utf-8")
@@ -53,20 +47,29 @@ def write_leaderboard(boards: Sequence[Board], root: Path) -> Path:
 
 def leaderboard_html(boards: Sequence[Board], root: Path) -> str:
     """The page: complete without JavaScript, sortable with it; it loads nothing."""
-    return environment().get_template("leaderboard.html.jinja").render(boards=[_page(board, root) for board in boards])
+    pages = [
+        {
+            "board": board,
+            "titles": [
+                "rank",
+                "head",
+                "settings",
+                "runs",
+                *_metric_titles(board),
+                "parameters",
+                "trained in",
+                "report",
+            ],
+            "rows": [(row, _cells(board, row, root)) for row in board.rows],
+        }
+        for board in boards
+    ]
+    return environment().get_template("leaderboard.html.jinja").render(boards=pages)
 
 
 @dataclass(frozen=True)
 class TableCell:
-    """A cell of the page.
-
-    Attributes:
-        text: what it shows.
-        deviation: shown behind the text, in a smaller font.
-        key: what the column is sorted by; an empty one comes last in either direction.
-        link: where it leads to.
-        kind: CSS classes.
-    """
+    """A cell of the page; an empty sort key comes last in either direction, `kind` is its CSS classes."""
 
     text: str
     deviation: str = ""
@@ -75,27 +78,8 @@ class TableCell:
     kind: str = ""
 
 
-@dataclass(frozen=True)
-class BoardPage:
-    """A board with the page's column titles and cells."""
-
-    board: Board
-    titles: tuple[str, ...]
-    rows: tuple[tuple[LeaderboardRow, tuple[TableCell, ...]], ...]
-
-
-def _page(board: Board, root: Path) -> BoardPage:
-    return BoardPage(
-        board,
-        ("rank", "head", "settings", "runs", *_metric_titles(board), "parameters", "trained in", "report"),
-        tuple((row, _cells(board, row, root)) for row in board.rows),
-    )
-
-
 def _cells(board: Board, row: LeaderboardRow, root: Path) -> tuple[TableCell, ...]:
-    rank = "" if row.rank is None else str(row.rank)
-    runs = "" if row.head == CONSTANT else str(len(row.runs))
-    parameters = "" if row.parameters is None else f"{row.parameters:,}"
+    rank, runs, parameters = _or_empty(row.rank), str(len(row.runs) or ""), _or_empty(row.parameters)
     trained_in = "" if row.seconds is None else duration(row.seconds)
     folder, report = _link(row, root)
     return (
@@ -104,10 +88,14 @@ def _cells(board: Board, row: LeaderboardRow, root: Path) -> tuple[TableCell, ..
         TableCell(_settings(row), key=_settings(row), kind="name settings"),
         TableCell(runs, key=runs),
         *(_metric_cell(row.metrics.get(name)) for name in _shown_metrics(board)),
-        TableCell(parameters, key="" if row.parameters is None else str(row.parameters)),
+        TableCell(_or_empty(row.parameters, ","), key=parameters),
         TableCell(trained_in, key="" if row.seconds is None else format_number(row.seconds)),
         TableCell(folder, key=folder, link=report, kind="name run"),
     )
+
+
+def _or_empty(value: float | None, spec: str = "") -> str:
+    return "" if value is None else format(value, spec)
 
 
 def _metric_cell(value: MeanAndDeviation | None) -> TableCell:
@@ -151,29 +139,23 @@ def _text_table(board: Board) -> str:
         metrics = [_metric_cell(row.metrics.get(name)) for name in _shown_metrics(board)]
         rows.append(
             [
-                "" if row.rank is None else str(row.rank),
+                _or_empty(row.rank),
                 row.head,
                 settings,
                 str(len(row.runs) or ""),
                 *(f"{cell.text}{cell.deviation}" for cell in metrics),
-                "" if row.parameters is None else f"{row.parameters:,}",
-                "" if row.seconds is None else f"{row.seconds:.1f}",
+                _or_empty(row.parameters, ","),
+                _or_empty(row.seconds, ".1f"),
             ]
         )
     return text_table(header, rows, left=(1, 2))
-
-
-def _csv_columns() -> list[str]:
-    metrics = [name for metric in METRIC_TITLES for name in (metric, f"{metric}_deviation")]
-    lead = ["rank", "head", "settings", "target", "split", "folds", "examples", "runs"]
-    return [*lead, *metrics, "parameters", "seconds", "run", "report"]
 
 
 def _csv_row(board: Board, row: LeaderboardRow, root: Path) -> list[str]:
     folder, report = _link(row, root)
     metrics = [row.metrics.get(name, (None, None)) for name in METRIC_TITLES]
     return [
-        "" if row.rank is None else str(row.rank),
+        _or_empty(row.rank),
         row.head,
         _settings(row),
         " ".join(board.target),
@@ -182,7 +164,7 @@ def _csv_row(board: Board, row: LeaderboardRow, root: Path) -> list[str]:
         str(board.examples),
         str(len(row.runs)),
         *("" if v is None else format_number(v) for pair in metrics for v in pair),
-        "" if row.parameters is None else str(row.parameters),
+        _or_empty(row.parameters),
         "" if row.seconds is None else format_number(row.seconds),
         folder,
         report or "",

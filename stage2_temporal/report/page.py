@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from stage2_temporal.report.clips import FRAME_WIDTH, ReportStore, pick_clips, report_clip
-from stage2_temporal.report.glyphs import arrows, bars
-from stage2_temporal.report.pictures import Pictures, frames_by_turns
+from features.store import Store
+from stage2_temporal.report.clips import FRAME_WIDTH, Pictures, ReportClip, frames_by_turns, pick_clips, report_clip
+from stage2_temporal.report.glyphs import Arrows, arrows, bars
 from stage2_temporal.report.plots import Plot, curves, finetune_curves, scatters, thin_out, timeline
 from stage2_temporal.report.svg import plot_svg
-from stage2_temporal.report.viewer import viewer_data
 from stage2_temporal.runs.results import Results
 
 WORST_CLIPS, BEST_CLIPS = 8, 3
@@ -22,24 +23,15 @@ UNKNOWN = "–"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-@dataclass(frozen=True)
-class Panel:
-    """A plot and its drawing; a wide one fills the page's width."""
-
-    plot: Plot
-    svg: Markup
-    wide: bool
-
-
-def render_page(results: Results, store: ReportStore) -> str:
+def render_page(results: Results, store: Store) -> str:
     """The whole report as HTML; it loads nothing from anywhere."""
     template = environment().get_template("page.html.jinja")
     examples, target = results.verdict_examples, results.metrics.target
     components = []
     for k, column in enumerate(target):
-        panels = [panel(plot, 3) for plot in scatters(results, k)]
+        panels = [_panel(plot, 3) for plot in scatters(results, k)]
         if over_time := timeline(results, store, k):
-            panels.append(panel(over_time, 1))
+            panels.append(_panel(over_time, 1))
         components.append((column, panels))
 
     worst = [report_clip(e, store) for e in pick_clips(examples, WORST_CLIPS, worst=True)]
@@ -62,9 +54,9 @@ def render_page(results: Results, store: ReportStore) -> str:
         metrics=results.metrics,
         splits=results.splits,
         constant=results.constant,
-        learning=[panel(plot, 2) for plot in curves(results)],
+        learning=[_panel(plot, 2) for plot in curves(results)],
         finetune_metrics=results.finetune_metrics,
-        fine_tuning=[panel(plot, 2) for plot in finetune_curves(results)],
+        fine_tuning=[_panel(plot, 2) for plot in finetune_curves(results)],
         components=components,
         worst=worst,
         best=best,
@@ -74,7 +66,7 @@ def render_page(results: Results, store: ReportStore) -> str:
         arrows=arrow_scale,
         bars=[bars([c.example for c in clips], k) for k in range(len(target))],
         farthest=max((e.distance for e in examples if math.isfinite(e.distance)), default=None),
-        data=viewer_data(results, clips, len(dots), arrow_scale, pictures, set(strip_rows)),
+        data=_viewer_data(results, clips, len(dots), arrow_scale, pictures, set(strip_rows)),
         script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
     )
 
@@ -87,9 +79,52 @@ def environment() -> Environment:
     return jinja
 
 
-def panel(plot: Plot, plots_per_row: int) -> Panel:
+def _panel(plot: Plot, plots_per_row: int) -> dict[str, Any]:
     """A plot drawn as wide as its share of the page."""
-    return Panel(plot, plot_svg(plot, plots_per_row), plots_per_row == 1)
+    return {"plot": plot, "svg": plot_svg(plot, plots_per_row), "wide": plots_per_row == 1}
+
+
+def _viewer_data(
+    results: Results,
+    clips: Sequence[ReportClip],
+    dots: int,
+    arrows: Arrows | None,
+    pictures: Pictures,
+    strip_rows: Container[int],
+) -> dict[str, Any]:
+    """What `report.js` works with, as JSON values; the first `dots` clips are the dots of the plots, in their order."""
+    return {
+        "target": list(results.metrics.target),
+        "units": [results.metrics.unit_of(k) for k in range(len(results.metrics.target))],
+        "constant": results.constant and [_round(v) for v in results.constant],
+        "dots": dots,
+        "arrow": arrows and asdict(arrows),
+        "clips": [_clip(c) for c in clips],
+        "pictures": {row: uri.partition(",")[2] for row, uri in pictures.uris.items() if row not in strip_rows},
+    }
+
+
+def _clip(c: ReportClip) -> dict[str, Any]:
+    e = c.example
+    return {
+        "name": e.sequence,
+        "label": f"label {e.label + 1} of {c.label_count} at frame {e.frame}",
+        "first": e.first,
+        "stride": e.stride,
+        "seconds": _round(c.seconds),
+        "true": [_round(v) for v in e.true],
+        "predicted": [_round(v) for v in e.predicted],
+        "distance": _round(e.distance) if math.isfinite(e.distance) else None,
+        "row": c.rows[0],
+        "length": len(c.rows),
+        "height": round(c.height, 1),
+        "boxes": list(c.boxes) if any(box is not None for box in c.boxes) else [],
+    }
+
+
+def _round(value: float) -> float:
+    """Six digits are more than any drawing or number of the page shows."""
+    return float(f"{value:.6g}")
 
 
 def number(value: float | None, digits: int = 3) -> str:

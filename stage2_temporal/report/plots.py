@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
+from features.store import Store
 from stage2_temporal.evaluation.history import Epoch
-from stage2_temporal.report.clips import ReportStore
 from stage2_temporal.runs.results import PredictedExample, Results
 
 Kind = Literal["line", "dashed", "points", "ring", "bars", "steps"]
@@ -152,7 +152,7 @@ def scatters(results: Results, component: int) -> list[Plot]:
     ]  # fmt: skip
 
 
-def timeline(results: Results, store: ReportStore, component: int) -> Plot | None:
+def timeline(results: Results, store: Store, component: int) -> Plot | None:
     """Truth and prediction over the sequence with the most labels; None if it has too few for a curve."""
     by_sequence: dict[str, dict[int, PredictedExample]] = {}
     for example in results.verdict_examples:

@@ -11,9 +11,8 @@ import pytest
 
 from features.tracks import Track
 from stage2_temporal.report import write_report
-from stage2_temporal.report.clips import pick_clips, report_clip, spread_evenly
+from stage2_temporal.report.clips import Pictures, frames_by_turns, pick_clips, report_clip, spread_evenly
 from stage2_temporal.report.glyphs import arrows, bars
-from stage2_temporal.report.pictures import Pictures, frames_by_turns
 from stage2_temporal.runs.results import PredictedExample, read_results
 from tests.report_runs import VELOCITY, body, make_run, script_data
 
