@@ -19,7 +19,7 @@ WITH_STORE = --config "$$CONFIG" $${STORE:+--store "$$STORE"}
 TASK       = $(WITH_STORE) $(WITH_DATA) $(ARGS)
 
 # for recipes that work on a run
-NEEDS_RUN = @test -n "$$RUN" || { echo "Which run? Try: make $@ RUN=NAME, one of:" $$(ls runs 2>/dev/null); exit 2; }
+NEEDS_RUN = @test -n "$$RUN" || { echo "Which run? Try: make $@ RUN=NAME, one of:" $$(cd runs 2>/dev/null && ls -d */ | tr -d /); exit 2; }
 
 .DEFAULT_GOAL := help
 .PHONY: help setup sample features train sweep leaderboard finetune predict export report info verify test soak check bench docs lock clean

@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from features._common.quiet_imports import quiet_imports
 from features.errors import ConfigError
 
 HEADS, BACKBONES, DATASETS = "framebank.heads", "framebank.backbones", "framebank.datasets"
@@ -31,7 +32,8 @@ def load_plugin(group: str, name: str) -> Any:
     if entry is None:
         return None
     try:
-        return entry.load()
+        with quiet_imports():  # most plugins import TensorFlow
+            return entry.load()
     except Exception as e:  # the package's code may raise anything
         raise plugin_error(group, name, f"cannot be imported ({type(e).__name__}: {e})") from e
 

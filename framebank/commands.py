@@ -156,7 +156,7 @@ class Train(StoreCommand):
         run = None if self.run is None else workflows.expand(self.run)
         for folder, existed in workflows.train_runs(self.settings, self.store_path, run, stem=stem):
             if existed:
-                print(f"{folder}: trained already")
+                print(f"{folder}: trained already; to train it again, delete this folder")
             _print_run(folder)
 
     @classmethod

@@ -226,6 +226,8 @@ def _refuse(
     hint = f"{prog} --help"
     match event:
         case parsing.UnrecognizedArgs(tokens=tokens):
+            if any(token.startswith("--head.") for token in tokens):
+                hint = f"{prog} --head.name {config.head.name} --help"
             raise ConfigError("; ".join(_unknown_options(tokens, known, config)), hint=hint)
         case parsing.InvalidChoice(argument=argument, value=value, choices=choices):
             what = f"{_flag(argument)}: no such choice{did_you_mean(value, choices)}"
@@ -245,7 +247,8 @@ def _unknown_options(tokens: Sequence[str], known: Sequence[str], config: Config
     """One clause for each unknown option; if there is none, for the words that belong to no option."""
     options = [token.split("=")[0] for token in tokens if token.startswith("-")]
     if not options:
-        yield f"unexpected {', '.join(map(repr, tokens))}"
+        option = " (did you mean --config?)" if tokens[0].endswith(".toml") else ""
+        yield f"unexpected {', '.join(map(repr, tokens))}{option}"
     for option in options:
         if option.startswith("--head."):
             settings = [name[7:] for name in known if name.startswith("--head.") and name != "--head.name"]

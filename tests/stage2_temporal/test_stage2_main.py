@@ -118,7 +118,7 @@ def test_train_evaluate_report(folder: Path, run: Run) -> None:
 
     status, out, err = run(*train)
     assert (status, err) == (0, "")
-    assert out.startswith("runs/task-velocity-pooled_lstm: trained already\n")
+    assert out.startswith("runs/task-velocity-pooled_lstm: trained already; to train it again, delete this folder\n")
     assert metrics["verdict"] in out
 
     before = (path / "metrics.json").read_text()
