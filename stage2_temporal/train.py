@@ -48,13 +48,9 @@ FEW_SEQUENCES = 10  # a verdict on fewer comes with a warning
 
 
 def train(config: Config, store: Store, task: Task, path: Path, *, report: bool = True) -> Metrics:
-    """Train a head; the run's folder appears at `path` when it is complete.
+    """Train a head on the task's examples; the run's folder appears at `path` when it is complete.
 
     Args:
-        config: the settings.
-        store: the features.
-        task: the examples, from `read_task`.
-        path: the run's folder.
         report: also write the report, which is larger than all the other files together.
 
     Raises:
@@ -80,10 +76,6 @@ def train(config: Config, store: Store, task: Task, path: Path, *, report: bool 
 def evaluate(run: Path, store: Store) -> Metrics:
     """Predict with a run's saved model again, and write its predictions, metrics and report again.
 
-    Args:
-        run: the run's folder.
-        store: the store that the run was trained on, or one with the same content.
-
     Raises:
         DataError: the folder is no run, or its model cannot be loaded.
         StoreError: the store or its examples differ from those the run was trained on.
@@ -104,7 +96,8 @@ def evaluate(run: Path, store: Store) -> Metrics:
         )
     X = StoreExamples(StoreSource(store.path, task.examples.rows, config.train.memory_gb), task.examples)
     predicted = find_head(config.head.name).from_config(config).restore(load_model(run), run).predict(X)
-    metrics = metrics.model_copy(update={"store": _origin(store, task, config), **_score(task, predicted)})
+    origin = StoreOrigin(**store_origin(store, task, config))
+    metrics = metrics.model_copy(update={"store": origin, **_score(task, predicted)})
     _write_predictions_and_metrics(run, config, store, task, predicted, metrics)
     write_report(run, store)
     return metrics
@@ -148,7 +141,7 @@ def _run_metrics(config: Config, store: Store, task: Task, head: Head, predicted
         best_epoch=result.best_epoch,
         seconds=result.seconds,
         interrupted=result.interrupted,
-        store=_origin(store, task, config),
+        store=StoreOrigin(**store_origin(store, task, config)),
         labels=task.labels,
         **_score(task, predicted),
     )
@@ -179,10 +172,6 @@ def _score(task: Task, predicted: Floats) -> dict[str, Any]:
         "no_better_than_constant": no_better,
         "dropped": DroppedExamples(window=examples.dropped, unknown=int((~examples.known).sum())),
     }
-
-
-def _origin(store: Store, task: Task, config: Config) -> StoreOrigin:
-    return StoreOrigin(**store_origin(store, task, config))
 
 
 def _write_predictions_and_metrics(

@@ -38,10 +38,7 @@ def write_history(path: Path, history: Iterable[Epoch]) -> None:
 
 
 def read_history(path: Path, hint: str) -> tuple[Epoch, ...]:
-    """Read what `write_history` wrote.
-
-    Args:
-        hint: what to try where the file is not as expected.
+    """Read what `write_history` wrote; every error gets the hint.
 
     Raises:
         DataError: the file is missing, lacks a column or holds something that is no number.

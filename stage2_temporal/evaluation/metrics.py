@@ -29,7 +29,7 @@ class ComponentScores:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(ComponentScores):
     """How good predictions are on one split.
 
     Attributes:
@@ -46,10 +46,6 @@ class Scores:
     mix units and mean little; those of a single component are sound.
     """
 
-    rmse: Metric
-    mae: Metric
-    skill: Metric
-    spread_ratio: Metric
     components: dict[str, ComponentScores]
     ev: ByDistance | None = None
     ep: ByDistance | None = None
@@ -67,7 +63,7 @@ def scores(
         columns: names of the K columns.
         position: (n, 2) x (forward), y (right) of the vehicle in metres; NaN where unknown.
     """
-    error, constant_error = predicted - true, constant - true
+    error = predicted - true
     weight = np.ones(len(columns)) if have_one_unit(columns) else 1 / np.maximum(true.std(axis=0), 1e-12)
     position = np.full((len(true), 2), math.nan) if position is None else position
 
@@ -75,21 +71,12 @@ def scores(
         indices = [columns.index(name) for name in names if name in columns]
         return by_distance(error[:, indices], position) if len(indices) == 2 else None
 
-    components = {
-        column: ComponentScores(
-            rmse=_root_mean_square(error[:, k]),
-            mae=float(np.abs(error[:, k]).mean()),
-            skill=_skill(error[:, k], constant_error[:, k]),
-            spread_ratio=_spread_ratio(predicted[:, k], true[:, k]),
-        )
-        for k, column in enumerate(columns)
-    }
     return Scores(
-        rmse=_root_mean_square(error),
-        mae=float(np.abs(error).mean()),
-        skill=_skill(error * weight, constant_error * weight),
-        spread_ratio=_spread_ratio(predicted * weight, true * weight),
-        components=components,
+        **_basic_scores(true, predicted, constant, weight),
+        components={
+            column: ComponentScores(**_basic_scores(true[:, k], predicted[:, k], constant[..., k]))
+            for k, column in enumerate(columns)
+        },
         ev=tusimple_error(("vx", "vy")),
         ep=tusimple_error(("x", "y")),
     )
@@ -113,15 +100,13 @@ def verdict(split: str, model: Scores) -> tuple[str, bool]:
     return f"Better than a constant {where}: {skill}, {spread}.", False
 
 
-def _root_mean_square(error: Floats) -> float:
-    return float(np.sqrt(np.mean(error**2)))
-
-
-def _skill(error: Floats, constant_error: Floats) -> float:
-    constant_mse = float(np.mean(constant_error**2))
-    return 1 - float(np.mean(error**2)) / constant_mse if constant_mse > 0 else math.nan
-
-
-def _spread_ratio(predicted: Floats, true: Floats) -> float:
-    variance = float(np.var(true, axis=0).sum())
-    return math.sqrt(float(np.var(predicted, axis=0).sum()) / variance) if variance > 0 else math.nan
+def _basic_scores(true: Floats, predicted: Floats, constant: Floats, weight: Floats | float = 1.0) -> dict[str, float]:
+    error = predicted - true
+    mse, constant_mse = (float(np.mean((e * weight) ** 2)) for e in (error, constant - true))
+    variance, label_variance = (float(np.var(v * weight, axis=0).sum()) for v in (predicted, true))
+    return {
+        "rmse": float(np.sqrt(np.mean(error**2))),
+        "mae": float(np.abs(error).mean()),
+        "skill": 1 - mse / constant_mse if constant_mse > 0 else math.nan,
+        "spread_ratio": math.sqrt(variance / label_variance) if label_variance > 0 else math.nan,
+    }

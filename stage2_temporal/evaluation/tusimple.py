@@ -56,14 +56,10 @@ class Benchmark:
 
 
 def by_distance(error: Floats, position: Floats) -> ByDistance | None:
-    """Average squared errors by distance; vehicles of unknown position are left out.
+    """Average the squares of (n, 2) errors in m/s or m by distance; None if no position is known.
 
     Args:
-        error: (n, 2) in m/s or m.
-        position: (n, 2) in metres, NaN where unknown.
-
-    Returns:
-        The averages, or None if no position is known.
+        position: (n, 2) in metres; vehicles with NaN are left out.
     """
     squared, distance = (error**2).sum(axis=1), np.hypot(position[:, 0], position[:, 1])
     if not np.isfinite(distance).any():
@@ -120,10 +116,8 @@ def submission(
     Vehicles without a box are left out, and so is the position if it was not predicted.
 
     Args:
-        examples: of any splits.
         predicted: (n, K) for `examples.columns`, which include `vx` and `vy`.
         sequences: all sequences of the data set.
-        split: the split to submit.
     """
     clips: dict[int, list[dict[str, Any]]] = {i: [] for i, s in enumerate(sequences) if s.split == split}
     column = {name: k for k, name in enumerate(examples.columns)}

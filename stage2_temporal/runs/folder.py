@@ -27,12 +27,6 @@ def run_path(name: str) -> Path:
     return Path(name) if os.sep in name or "/" in name else RUNS / name
 
 
-def default_name(stem: str, config: Config) -> str:
-    """`<config's name>-<target>-<head>`."""
-    target = config.data.target if isinstance(config.data.target, str) else "-".join(config.data.target)
-    return f"{stem}-{target}-{config.head.name}"
-
-
 def run_settings(config: Config) -> str:
     """The settings that decide a run's result, as canonical JSON.
 
@@ -47,8 +41,6 @@ def is_finished(path: Path, config: Config, origin: dict[str, Any], *, report: b
     """Whether the folder holds a complete, uninterrupted run with these settings on these examples.
 
     Args:
-        path: the folder.
-        config: the settings.
         origin: the store and examples, from `store_origin`.
         report: whether the run is only complete with its report.
     """
@@ -66,19 +58,10 @@ def is_finished(path: Path, config: Config, origin: dict[str, Any], *, report: b
 
 
 def choose_run_folder(name: str | None, stem: str, config: Config, origin: dict[str, Any]) -> tuple[Path, bool]:
-    """Choose the folder of a run.
+    """Choose the folder of a run, and tell whether it already holds this very run, finished.
 
-    A name given by the user is used again: the new run replaces the old one. The default name gets a number if
-    another run has it.
-
-    Args:
-        name: the name given by the user, if any.
-        stem: the config file's name without its ending, for the default name.
-        config: the run's settings.
-        origin: the store and examples, from `store_origin`.
-
-    Returns:
-        The folder, and whether it already holds this very run, finished.
+    A name given by the user is used again: the new run replaces the old one. The default name,
+    `<stem of the config file>-<target>-<head>`, gets a number if another run has it.
 
     Raises:
         ConfigError: the given folder exists and is not a run.
@@ -88,7 +71,8 @@ def choose_run_folder(name: str | None, stem: str, config: Config, origin: dict[
         if path.exists() and not (path / "metrics.json").is_file() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(f"{path} exists and is not a run, so it is not replaced", hint="--run ANOTHER_NAME")
         return path, is_finished(path, config, origin)
-    first = default_name(stem, config)
+    target = config.data.target if isinstance(config.data.target, str) else "-".join(config.data.target)
+    first = f"{stem}-{target}-{config.head.name}"
     for number in count(1):
         path = RUNS / (first if number == 1 else f"{first}-{number}")
         if is_finished(path, config, origin):

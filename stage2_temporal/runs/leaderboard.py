@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -129,7 +130,6 @@ def boards(runs: Iterable[Run], target: str | None = None) -> list[Board]:
     """Sort runs into boards, those to select models on first.
 
     Args:
-        runs: finished runs.
         target: keep only this target, such as `velocity` or the names of its columns with commas.
     """
     columns = None
@@ -208,14 +208,12 @@ def _board(split: str, runs: list[Run]) -> Board:
             )
         )
     rows.sort(key=lambda row: (-row.skill, row.head, row_label(row)))
-    rank, ranked = 0, []
-    for row in rows:
-        rank += row.head != CONSTANT
-        ranked.append(replace(row, rank=None if row.head == CONSTANT else rank))
+    ranks = count(1)
+    ranked = tuple(row if row.head == CONSTANT else replace(row, rank=next(ranks)) for row in rows)
     folds = runs[0].config.train.folds
     counts = [scored.examples for scored in by_fold.values()]
     examples = sum(counts) if folds and split == "validation" else counts[0]  # each fold validates on other examples
-    return Board(first.target, first.unit, split, folds, examples, tuple(ranked))
+    return Board(first.target, first.unit, split, folds, examples, ranked)
 
 
 def _group_repeats(runs: list[Run]) -> list[list[Run]]:

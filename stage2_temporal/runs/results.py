@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from features._common.atomic import atomic_write
-from features._common.csv_table import CsvRow, format_number, parse_number, read_csv_table, write_csv_table
+from features._common.csv_table import format_number, parse_number, read_csv_table, write_csv_table
 from features._common.types import Floats
 from features.errors import DataError
 from features.sequences import FrameSequence
@@ -233,11 +233,9 @@ def write_predictions(
     unit, and the vehicle's distance in metres.
 
     Args:
-        examples: n examples with K target columns.
         splits: (n,) each example's split.
-        predicted: (n, K) predictions.
+        predicted: (n, K) predictions for K target columns.
         sequences: all sequences of the data set.
-        stride: frames from one frame of a window to the next.
     """
     rows = (
         [
@@ -262,34 +260,32 @@ def read_predictions(path: Path, target: tuple[str, ...]) -> tuple[PredictedExam
     Raises:
         DataError: the file is missing, lacks a column or holds something that is no number.
     """
-    return tuple(
-        _parse_prediction(row, target)
-        for row in read_csv_table(path, required=_prediction_columns(target), hint=RETRAIN).rows
-    )
+    examples = []
+    for row in read_csv_table(path, required=_prediction_columns(target), hint=RETRAIN).rows:
+        cells = row.cells
+        try:
+            examples.append(
+                PredictedExample(
+                    split=cells["split"],
+                    sequence=cells["sequence"],
+                    label=int(cells["label"]),
+                    frame=int(cells["frame"]),
+                    first=int(cells["first"]),
+                    stride=int(cells["stride"]),
+                    length=int(cells["length"]),
+                    true=tuple(parse_number(cells[f"{column}_true"]) for column in target),
+                    predicted=tuple(parse_number(cells[f"{column}_pred"]) for column in target),
+                    distance=parse_number(cells.get("distance", "")),
+                )
+            )
+        except ValueError as e:
+            raise DataError(f"{row.where}: {e}", hint=RETRAIN) from None
+    return tuple(examples)
 
 
 def _prediction_columns(target: tuple[str, ...]) -> list[str]:
     values = [f"{column}_{kind}" for column in target for kind in ("true", "pred")]
     return ["split", "sequence", "label", "frame", "first", "stride", "length", *values]
-
-
-def _parse_prediction(row: CsvRow, target: tuple[str, ...]) -> PredictedExample:
-    cells = row.cells
-    try:
-        return PredictedExample(
-            split=cells["split"],
-            sequence=cells["sequence"],
-            label=int(cells["label"]),
-            frame=int(cells["frame"]),
-            first=int(cells["first"]),
-            stride=int(cells["stride"]),
-            length=int(cells["length"]),
-            true=tuple(parse_number(cells[f"{column}_true"]) for column in target),
-            predicted=tuple(parse_number(cells[f"{column}_pred"]) for column in target),
-            distance=parse_number(cells.get("distance", "")),
-        )
-    except ValueError as e:
-        raise DataError(f"{row.where}: {e}", hint=RETRAIN) from None
 
 
 def _read_json(path: Path, model: type[JsonModel]) -> JsonModel:

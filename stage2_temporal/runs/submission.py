@@ -27,9 +27,6 @@ def write_submission_files(
     per clip; the benchmark scores positions too, which `data.target = "velocity+position"` predicts.
 
     Args:
-        folder: where to write.
-        layout: the data set's layout.
-        examples: of any splits.
         predicted: (n, K) for `examples.columns`.
         sequences: all sequences of the data set.
 
@@ -56,13 +53,7 @@ def write_submission_files(
 
 
 def _write_speeds(path: Path, ids: Sequence[str], velocity: Floats) -> None:
-    """Write `ID,speed` in numeric order, where speed = √(vx² + vy²) of each clip's first prediction.
-
-    Args:
-        path: the file.
-        ids: n sequence ids that end in the clip's number, as in `Test/12`.
-        velocity: (n, 2) vx, vy in m/s.
-    """
+    """Write each clip's speed, from its first prediction, ordered by the number that ids such as `Test/12` end in."""
     speeds: dict[int, float] = {}
     for name, (vx, vy) in zip(ids, velocity.tolist(), strict=True):
         if number := re.search(r"(\d+)$", name):

@@ -52,30 +52,13 @@ class SweepResult:
     remaining: int
 
 
-@dataclass(frozen=True)
-class CheckedEntries:
-    """A sweep's entries after they were checked against the store.
-
-    Attributes:
-        entries: all of them, with a real head instead of `auto`.
-        finished: names of those that are trained already.
-        streams: derived streams that the others read.
-    """
-
-    entries: tuple[SweepEntry, ...]
-    finished: set[str]
-    streams: list[DerivedStream]
-
-
 def run_sweep(plan: SweepPlan, entries: tuple[SweepEntry, ...], store: Path, runs: Path = RUNS) -> SweepResult:
     """Train every entry that is not finished yet, then write reports for the best ones.
 
     After an interruption, the same call continues with the remaining entries and tries failed ones again.
 
     Args:
-        plan: folds, seeds, jobs and limits.
         entries: the runs, from `sweep_entries`.
-        store: the HDF5 file.
         runs: the folder in which the sweep's folder is created.
 
     Raises:
@@ -86,23 +69,29 @@ def run_sweep(plan: SweepPlan, entries: tuple[SweepEntry, ...], store: Path, run
     folder = runs / plan.name
     with exclusive_write_lock(folder / "sweep"), Store(store) as opened:
         check_recipe(entries[0].config, opened)  # entries cannot differ in the settings that it checks
-        checked = _check_entries(entries, opened, folder)
+        entries, finished, streams = _check_entries(entries, opened, folder)
         for leftover in folder.glob(".unfinished-*"):  # from a sweep that was killed; the lock excludes other writers
             shutil.rmtree(leftover, ignore_errors=True)
-        if checked.streams:
-            try_derive_streams(store, checked.streams)  # all in one pass, before the workers need them one by one
-        finished = set(checked.finished)
-        todo = [entry for entry in checked.entries if entry.name not in finished]
+        if streams:
+            try_derive_streams(store, streams)  # all in one pass, before the workers need them one by one
+        todo = [entry for entry in entries if entry.name not in finished]
         failed, started = _train_entries(plan, todo, store, folder, finished)
-        names = tuple(entry.name for entry in checked.entries if entry.name in finished)
-        for run in _best_runs(folder, names, plan.reports):
+        names = tuple(entry.name for entry in entries if entry.name in finished)
+        best = next(iter(boards([read_run(folder / name) for name in names])), None)
+        for run in [row.runs[0] for row in best.rows if row.runs][: plan.reports] if best else []:
             if not (run / REPORT).is_file():
                 write_report(run, opened)
     return SweepResult(folder, names, tuple(failed), len(todo) - started)
 
 
-def _check_entries(entries: Iterable[SweepEntry], store: Store, folder: Path) -> CheckedEntries:
+def _check_entries(
+    entries: Iterable[SweepEntry], store: Store, folder: Path
+) -> tuple[tuple[SweepEntry, ...], set[str], list[DerivedStream]]:
     """Check every entry against the store.
+
+    Returns:
+        All entries, with a real head instead of `auto`; the names of those that are trained already; and the derived
+        streams that the others read.
 
     Raises:
         BadInputs: every error in tasks, heads' names and grids, found in one pass.
@@ -138,7 +127,7 @@ def _check_entries(entries: Iterable[SweepEntry], store: Store, folder: Path) ->
             errors[str(FramebankError(e.what, expected=e.expected, got=e.got))] = None  # its hint is about a flag
     if errors:
         raise BadInputs("the sweep does not fit the store", list(errors), hint="edit the sweep's TOML file")
-    return CheckedEntries(tuple(checked), finished, list(streams))
+    return tuple(checked), finished, list(streams)
 
 
 def _train_entries(
@@ -162,7 +151,7 @@ def _train_entries(
             if deadline and time.monotonic() > deadline:
                 return
             started.append(entry)
-            yield delayed(_train_named)(entry, store, folder)
+            yield delayed(train_entry)(entry, store, folder)
 
     worker_settings = (os.getpid(), max(1, cores // jobs), Path.cwd())  # loky keeps workers only if these are the same
     processes = {"backend": "loky", "initializer": prepare_worker, "initargs": worker_settings}
@@ -186,14 +175,3 @@ def _train_entries(
                 hint="set fewer jobs under [sweep], then run the same command again",
             ) from None
     return [f"{folder / e.name}: {errors[e.name]}" for e in started if e.name in errors], len(started)
-
-
-def _train_named(entry: SweepEntry, store: Path, folder: Path) -> tuple[str, str | None]:
-    """Train an entry; its name and, if it failed, the error."""
-    return entry.name, train_entry(entry, store, folder)
-
-
-def _best_runs(folder: Path, names: Iterable[str], count: int) -> list[Path]:
-    """The first run of each of the best settings."""
-    ranked = boards([read_run(folder / name) for name in names])
-    return [row.runs[0] for row in ranked[0].rows if row.runs][:count] if ranked else []

@@ -122,11 +122,8 @@ def read_sweep(path: Path) -> Sweep:
 def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
     """List every run of a sweep once, ordered by settings, then seed, then fold.
 
-    The same sweep and config give the same names; a name depends only on what decides the run.
-
-    Args:
-        sweep: the sweep.
-        base: the settings that the entries leave out.
+    The same sweep and config give the same names; a name depends only on what decides the run. `base` has the settings
+    that the entries leave out.
 
     Raises:
         BadInputs: every error in every entry.

@@ -29,7 +29,7 @@ def prepare_worker(parent: int, threads: int, folder: Path) -> None:
 
     Args:
         parent: process id of the sweep.
-        threads: number of threads that TensorFlow may use in one operation.
+        threads: for TensorFlow, in one operation.
         folder: the sweep's current folder, which its paths are relative to.
     """
     os.chdir(folder)
@@ -43,11 +43,8 @@ def prepare_worker(parent: int, threads: int, folder: Path) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
-def train_entry(entry: SweepEntry, store: Path, sweep_folder: Path) -> str | None:
-    """Train one entry into its folder.
-
-    Returns:
-        The error if the entry failed, else None.
+def train_entry(entry: SweepEntry, store: Path, sweep_folder: Path) -> tuple[str, str | None]:
+    """Train one entry into its folder; return its name and, if it failed, the error.
 
     Raises:
         KeyboardInterrupt: the run was stopped by Ctrl-C.
@@ -68,10 +65,10 @@ def train_entry(entry: SweepEntry, store: Path, sweep_folder: Path) -> str | Non
         if isinstance(e, OSError) and describe_os_error(e):
             raise
         _record_error(e, entry, path)
-        return one_line_error(e)
+        return entry.name, one_line_error(e)
     if metrics.interrupted:
         raise KeyboardInterrupt
-    return None
+    return entry.name, None
 
 
 def one_line_error(error: Exception) -> str:
