@@ -20,17 +20,11 @@ BAR_HEIGHT, BAR_GAP, BARS_LENGTH = 5, 3, 100  # the last is the length from the 
 
 @dataclass(frozen=True)
 class Arrows:
-    """Velocities seen from above: x, forward, points up; y, right, points right.
+    """Velocities seen from above: x, forward, points up; y, right, points right."""
 
-    Attributes:
-        columns: which of the target's columns are vx and vy.
-        scale: units per m/s.
-        ring: speed in m/s of the ring that shows the scale.
-    """
-
-    columns: tuple[int, int]
-    scale: float
-    ring: float
+    columns: tuple[int, int]  # of the target: vx and vy
+    scale: float  # units per m/s
+    ring: float  # m/s of the ring that shows the scale
 
     def true(self, example: PredictedExample, box: Rectangle | None = None) -> str:
         """The true velocity's arrow, left of the box or of the centre."""

@@ -22,12 +22,7 @@ AxisScale = Callable[[float], float]  # from a value to its place in the drawing
 
 
 def plot_svg(plot: Plot, plots_per_row: int = 3) -> Markup:
-    """Draw a plot; its colours are the classes `role-…` of the page's style sheet.
-
-    Args:
-        plot: what to draw.
-        plots_per_row: how many such plots fill the page's width.
-    """
+    """Draw a plot so wide that `plots_per_row` of them fill the page's width."""
     width = PAGE_WIDTH // plots_per_row
     y_ticks = ticks(plot.y_range, 6, log=plot.log)
     left = max(MIN_LEFT, TITLE_WIDTH + DIGIT_WIDTH * max((len(_format(v)) for v in y_ticks), default=0))
@@ -114,11 +109,7 @@ def _mark(series: Series, to_x: AxisScale, to_y: AxisScale) -> Markup:
 
 def _scale(values: Range, start: float, stop: float, *, log: bool = False) -> AxisScale:
     low, high = (math.log10(v) for v in values) if log else values
-
-    def place(value: float) -> float:
-        return start + ((math.log10(value) if log else value) - low) / (high - low) * (stop - start)
-
-    return place
+    return lambda value: start + ((math.log10(value) if log else value) - low) / (high - low) * (stop - start)
 
 
 def _format(value: float, digits: int = 6) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import count
@@ -52,14 +53,12 @@ class LeaderboardRow:
     """One choice of settings, or the constant predictor, on a board.
 
     Attributes:
-        rank: from 1; None for the constant predictor.
-        head: the head's name; `constant` for the constant predictor.
+        rank: from 1; None for the constant predictor, whose `head` is `constant`.
         settings: those that distinguish the row from the board's other rows with the same head, by their shortest
             unambiguous name.
         metrics: by name, with TuSimple's `ev` and `ep` if positions are known; unknown ones are left out.
         parameters: number of trainable weights.
         seconds: training time, mean over the runs.
-        runs: the folders; none for the constant predictor.
     """
 
     rank: int | None
@@ -219,11 +218,11 @@ def _board(split: str, runs: list[Run]) -> Board:
 def _group_repeats(runs: list[Run]) -> list[list[Run]]:
     """Group runs in one folder that differ only by seed or fold; a second copy of a run starts another group."""
     groups: dict[str, list[Run]] = {}
-    copies: dict[str, int] = {}
+    copies: Counter[str] = Counter()
     for run in runs:
         key = json.dumps([str(run.path.parent), run.metrics.store.fingerprint, run.settings], sort_keys=True)
         run_key = f"{key} {run.config.train.seed} {run.config.train.fold}"
-        copies[run_key] = copies.get(run_key, 0) + 1
+        copies[run_key] += 1
         groups.setdefault(f"{key} {copies[run_key]}", []).append(run)
     return list(groups.values())
 

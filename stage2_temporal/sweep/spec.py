@@ -135,7 +135,12 @@ def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
             for settings in expand_entry(table, plan.seeds[0]):
                 config = _with_settings(base, settings)
                 head = re.sub(r"\W+", "-", config.head.name)
-                configs.setdefault(f"{head}-{_settings_digest(config)}", config)
+                # the digest differs if settings other than seed and fold do
+                decisive = json.loads(run_settings(config))
+                for name in ("seed", "folds", "fold"):
+                    del decisive["train"][name]
+                digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+                configs.setdefault(f"{head}-{digest}", config)
         except ConfigError as e:
             errors.append(f"entry {number}: {e}")
         except ValidationError as e:
@@ -230,11 +235,3 @@ def _with_settings(base: Config, settings: Settings) -> Config:
 def _with_repeat(config: Config, seed: int, folds: int, fold: int) -> Config:
     train = config.train.model_copy(update={"seed": seed, "folds": folds, "fold": fold})
     return config.model_copy(update={"train": train})
-
-
-def _settings_digest(config: Config) -> str:
-    """Eight hexadecimal digits that differ if settings other than seed and fold do."""
-    settings = json.loads(run_settings(config))
-    for name in ("seed", "folds", "fold"):
-        del settings["train"][name]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
