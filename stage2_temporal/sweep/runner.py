@@ -6,16 +6,10 @@ decides the order of its sums, so an entry gives the same numbers again on the s
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
-import json
 import os
 import shutil
-import signal
-import threading
 import time
-import traceback
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -24,10 +18,8 @@ from typing import Any
 
 from joblib import Parallel, cpu_count, delayed
 
-from features._common.cli import describe_os_error
 from features._common.lock import exclusive_write_lock
 from features._common.progress import progress_bar
-from features._common.quiet_imports import quiet_imports
 from features.config import Config
 from features.errors import BadInputs, FramebankError
 from features.store import Store
@@ -37,12 +29,10 @@ from stage2_temporal.data.task import Task, check_recipe, read_task, store_origi
 from stage2_temporal.heads import find_head
 from stage2_temporal.heads.default_head import resolve_default_head
 from stage2_temporal.report import write_report
-from stage2_temporal.runs.folder import REPORT, RUNS, atomic_folder, is_finished
+from stage2_temporal.runs.folder import REPORT, RUNS, is_finished
 from stage2_temporal.runs.leaderboard import boards, describe_best, read_run
 from stage2_temporal.sweep.spec import SweepEntry, SweepPlan
-
-ERROR_FILE = "error.json"
-PARENT_CHECK_INTERVAL = 0.2  # seconds between a worker's checks that the sweep is still running
+from stage2_temporal.sweep.worker import prepare_worker, train_entry
 
 
 @dataclass(frozen=True)
@@ -185,62 +175,3 @@ def _train_entries(
                 hint="set fewer jobs under [sweep], then run the same command again",
             ) from None
     return [f"{folder / e.name}: {errors[e.name]}" for e in started if e.name in errors], len(started)
-
-
-def prepare_worker(parent: int, threads: int, folder: Path) -> None:
-    """Turn this process into a worker: load TensorFlow with its share of the cores, ignore Ctrl-C, end with the sweep.
-
-    Args:
-        parent: process id of the sweep.
-        threads: for TensorFlow, in one operation.
-        folder: the sweep's current folder, which its paths are relative to.
-    """
-    os.chdir(folder)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep handles it and ends its workers
-    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
-    with quiet_imports():
-        import tensorflow as tf
-
-        from stage2_temporal import train  # noqa: F401
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
-
-
-def train_entry(entry: SweepEntry, store: Path, sweep_folder: Path) -> tuple[str, str | None]:
-    """Train one entry into its folder; return its name and, if it failed, the error, which its folder records.
-
-    Raises:
-        KeyboardInterrupt: the run was stopped by Ctrl-C.
-        OSError: the disk is full or similar, so that no other entry would succeed either.
-    """
-    with quiet_imports():
-        import keras
-
-        from stage2_temporal.train import train
-
-    keras.utils.clear_session(free_memory=False)  # forget the layer names of the previous entry
-    output = io.StringIO()  # the progress of single runs would break the sweep's progress bar
-    path = sweep_folder / entry.name
-    try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), Store(store) as opened:
-            metrics = train(entry.config, opened, read_task(entry.config, opened), path, report=False)
-    except Exception as e:
-        if isinstance(e, OSError) and describe_os_error(e):
-            raise
-        text = " ".join(str(e).split())
-        error = text if isinstance(e, FramebankError) else f"{type(e).__name__}: {text}"
-        record = {"error": error, "traceback": traceback.format_exception(e)}
-        with atomic_folder(path) as folder:
-            (folder / "config.toml").write_text(entry.config.to_toml(), encoding="utf-8")
-            (folder / ERROR_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return entry.name, error
-    if metrics.interrupted:
-        raise KeyboardInterrupt
-    return entry.name, None
-
-
-def _exit_with(parent: int) -> None:
-    """End this process when its parent has ended, even if it was killed."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_INTERVAL)
-    os._exit(1)
