@@ -18,22 +18,14 @@ Rectangle = tuple[float, float, float, float]  # left, top, width, height in dra
 
 @dataclass(frozen=True)
 class ReportClip:
-    """An example as the report shows it.
-
-    Attributes:
-        label_count: number of labels of its sequence.
-        rows: rows of its window's frames in the store.
-        boxes: the labelled vehicle's box in each of these frames; None where unknown.
-        height: height of a frame in drawing units.
-        seconds: from one of its frames to the next.
-    """
+    """An example as the report shows it."""
 
     example: PredictedExample
-    label_count: int
-    rows: tuple[int, ...]
-    boxes: tuple[Rectangle | None, ...]
-    height: float
-    seconds: float
+    label_count: int  # of its sequence
+    rows: tuple[int, ...]  # of its window's frames in the store
+    boxes: tuple[Rectangle | None, ...]  # the labelled vehicle's, in each of these frames; None where unknown
+    height: float  # of a frame, in drawing units
+    seconds: float  # from one of its frames to the next
 
     @property
     def strip(self) -> list[int]:

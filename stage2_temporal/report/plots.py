@@ -95,10 +95,7 @@ def _curves(results: Results, history: tuple[Epoch, ...], best_epoch: int, count
 
 
 def scatters(results: Results, component: int) -> list[Plot]:
-    """Predicted against true, the residuals' histogram, and the residuals against true, for one component.
-
-    Each includes the constant predictor.
-    """
+    """Predicted against true, the residuals' histogram, and the residuals against true, with the constant predictor."""
     examples, unit = results.verdict_examples, results.metrics.unit_of(component)
     if not examples:
         return []
@@ -107,18 +104,18 @@ def scatters(results: Results, component: int) -> list[Plot]:
     predicted = np.array([e.predicted[component] for e in examples])
     residual = predicted - true
     drawn = thin_out(len(examples))
-    x = [float(true[i]) for i in drawn]
+    x = true[drawn].tolist()
     note = "" if len(drawn) == len(examples) else f" Shows {len(drawn):,} of {len(examples):,} examples."
 
     value_range = _padded_range([*true, *predicted, *([] if constant is None else [constant])])
     against = [
         Series("perfect", "line", "guide", list(value_range), list(value_range)),
-        Series("model", "points", "model", x, [float(predicted[i]) for i in drawn]),
+        Series("model", "points", "model", x, predicted[drawn].tolist()),
     ]
     true_range = _padded_range(true)
     residuals = [
         Series("perfect", "line", "guide", list(true_range), [0.0, 0.0]),
-        Series("model", "points", "model", x, [float(residual[i]) for i in drawn]),
+        Series("model", "points", "model", x, residual[drawn].tolist()),
     ]
     all_residuals = list(residual)
     if constant is not None:
@@ -126,11 +123,11 @@ def scatters(results: Results, component: int) -> list[Plot]:
         residuals.append(Series("constant", "dashed", "constant", list(true_range), [constant - v for v in true_range]))
         all_residuals += [constant - v for v in true]
     counts, edges = np.histogram(residual, bins=_bin_edges(all_residuals))
-    centres = [float(v) for v in (edges[:-1] + edges[1:]) / 2]
-    histogram = [Series("model", "bars", "model", centres, [float(n) for n in counts])]
+    centres = ((edges[:-1] + edges[1:]) / 2).tolist()
+    histogram = [Series("model", "bars", "model", centres, counts.astype(float).tolist())]
     if constant is not None:
         constant_counts, _ = np.histogram(constant - true, bins=edges)
-        histogram.append(Series("constant", "steps", "constant", centres, [float(n) for n in constant_counts]))
+        histogram.append(Series("constant", "steps", "constant", centres, constant_counts.astype(float).tolist()))
     highest = max(v for s in histogram for v in s.y)
     error = _with_unit("predicted − true", unit)
     return [

@@ -52,21 +52,16 @@ class Run:
 class LeaderboardRow:
     """One choice of settings, or the constant predictor, on a board.
 
-    Attributes:
-        rank: from 1; None for the constant predictor, whose `head` is `constant`.
-        settings: those that distinguish the row from the board's other rows with the same head, by their shortest
-            unambiguous name.
-        metrics: by name, with TuSimple's `ev` and `ep` if positions are known; unknown ones are left out.
-        parameters: number of trainable weights.
-        seconds: training time, mean over the runs.
+    `settings` are those that distinguish the row from the board's other rows with the same head, by their shortest
+    unambiguous name. `metrics` include TuSimple's `ev` and `ep` if positions are known; unknown ones are left out.
     """
 
-    rank: int | None
+    rank: int | None  # from 1; None for the constant predictor
     head: str
     settings: dict[str, Any]
     metrics: dict[str, MeanAndDeviation]
-    parameters: int | None = None
-    seconds: float | None = None
+    parameters: int | None = None  # trainable weights
+    seconds: float | None = None  # of training, mean over the runs
     runs: tuple[Path, ...] = ()
 
     @property
@@ -194,18 +189,17 @@ def _board(split: str, runs: list[Run]) -> Board:
     mixed = first.mixed_units
     rows = [LeaderboardRow(None, CONSTANT, {}, _summarise([fold.constant for fold in by_fold.values()], mixed))]
     for group in groups:
-        head, settings = group[0].metrics.head, group[0].settings
-        rows.append(
-            LeaderboardRow(
-                rank=None,
-                head=head,
-                settings={short: settings.get(name) for name, short in shown[head].items()},
-                metrics=_summarise([run.metrics.splits[split].model for run in group], mixed),
-                parameters=group[0].metrics.parameters.trainable,
-                seconds=fmean(run.metrics.seconds for run in group),
-                runs=tuple(run.path for run in group),
-            )
+        metrics, settings = group[0].metrics, group[0].settings
+        row = LeaderboardRow(
+            rank=None,
+            head=metrics.head,
+            settings={short: settings.get(name) for name, short in shown[metrics.head].items()},
+            metrics=_summarise([run.metrics.splits[split].model for run in group], mixed),
+            parameters=metrics.parameters.trainable,
+            seconds=fmean(run.metrics.seconds for run in group),
+            runs=tuple(run.path for run in group),
         )
+        rows.append(row)
     rows.sort(key=lambda row: (-row.skill, row.head, row_label(row)))
     ranks = count(1)
     ranked = tuple(row if row.head == CONSTANT else replace(row, rank=next(ranks)) for row in rows)

@@ -37,19 +37,12 @@ from stage2_temporal.sweep.worker import prepare_worker, train_entry
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The outcome of a sweep.
-
-    Attributes:
-        folder: the folder of its runs.
-        names: the finished runs, in the sweep's order.
-        failed: one line for each run that failed.
-        remaining: number of runs that were not started because the time was up.
-    """
+    """The outcome of a sweep, whose runs are in `folder`."""
 
     folder: Path
-    names: tuple[str, ...]
-    failed: tuple[str, ...]
-    remaining: int
+    names: tuple[str, ...]  # the finished runs, in the sweep's order
+    failed: tuple[str, ...]  # one line per run
+    remaining: int  # number of runs that were not started because the time was up
 
 
 def run_sweep(plan: SweepPlan, entries: tuple[SweepEntry, ...], store: Path, runs: Path = RUNS) -> SweepResult:
