@@ -41,11 +41,11 @@ class DataConfig(StrictModel):
     also: tuple[str, ...] = ()
     """More targets: `train` makes a run for each, unless a run's name or a target is given on the command line."""
     fps: float = Field(20.0, gt=0)
-    """Frames per second of data sets whose files do not state it; videos do."""
+    """Frames per second, for data sets whose files do not state it (videos do)."""
     frames: int | None = Field(None, gt=0)
     """Number of frames that every clip must have (001.jpg … N.jpg); unset: any number, without gaps."""
     label_frame: int | None = Field(None, gt=0)
-    """Number, from 1, of the frame that a clip's label is about; unset: the clip's last frame."""
+    """Number, counted from 1, of the frame that a clip's label describes; unset: the last frame."""
     segment: int | None = Field(None, gt=0)
     """Cut each video into sequences of this many frames, so that it can be divided into splits."""
     calibration: UserPath | None = None
@@ -111,14 +111,14 @@ class ExtractConfig(StrictModel):
     dtype: Literal["float16", "float32"] = "float16"
     """Type in which maps are stored; float16 halves the file and rounds by 5e-4."""
     shard: int = Field(512, gt=0)
-    """Frames per shard: the most work that is lost when extraction is killed."""
+    """Frames per shard; at most this much work is lost if extraction is killed."""
     motion: bool = False
-    """Whether to store the optical flow between frames too, as the stream `motion`; takes 5 ms per frame. It shows the
-    car's own speed."""
+    """Whether to store optical flow too, as the stream `motion`, which predicts ego speed well; takes 5 ms per
+    frame."""
     tracks: bool = True
     """Whether to track every vehicle whose box is labelled; takes 2 ms per frame."""
     skip_damaged: bool = False
-    """Whether to leave out damaged sequences and call the store complete without them."""
+    """Whether to skip damaged sequences and count the store as complete without them."""
 
 
 class WindowConfig(StrictModel):
@@ -146,17 +146,17 @@ class TrainConfig(StrictModel):
     fold: int = Field(0, ge=0)
     """Index, from 0, of the fold that this run validates on."""
     standardise: bool = True
-    """Whether to train on targets scaled to mean 0 and deviation 1; predictions are in the target's unit either way."""
+    """Train on targets scaled to mean 0 and standard deviation 1; predictions stay in the target's unit."""
     restore_best: bool = True
     """Whether to keep the epoch with the lowest validation loss, rather than the last one."""
     patience: int = Field(0, ge=0)
     """Stop after this many epochs without a lower validation loss; 0: never."""
     reverse: bool = False
-    """Whether to train on reversed windows too, with the signs of vx and vy changed; for no other targets."""
+    """Also train on reversed windows, with the signs of vx and vy flipped; other targets are refused."""
     shift: int = Field(0, ge=0)
-    """Train on windows that end up to this many frames earlier too; takes speeds as constant within a clip."""
+    """Also train on windows that end up to this many frames earlier; assumes constant speed within a clip."""
     strides: tuple[Annotated[int, Field(gt=0)], ...] = ()
-    """Train on windows with these strides too; speeds grow in proportion."""
+    """Also train on windows with these strides; speeds are scaled in proportion."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of initial weights, order of examples, and dropout."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -184,7 +184,7 @@ class FinetuneConfig(StrictModel):
     brightness: float = Field(0.1, ge=0, le=1)
     """Largest random change of brightness, as a share of the full range."""
     contrast: float = Field(0.1, ge=0, lt=1)
-    """Largest random change of contrast, as a share of it."""
+    """Largest random change of contrast, as a share of the contrast."""
 
 
 class Config(StrictModel):
@@ -220,7 +220,7 @@ def read_config(path: Path | str) -> Config:
 def read_run_config(run: Path) -> Config:
     """Read the config in a run's folder.
 
-    Older versions wrote settings into it that are gone today, or that the run's head does not read: these are dropped.
+    Settings from older versions that no longer exist, or that the run's head does not read, are dropped.
 
     Raises:
         ConfigError: see `read_config`.

@@ -104,13 +104,13 @@ def open_file(path: Path) -> Any:
 
 
 def _check_self_contained(group: Any, path: Path) -> None:
-    """Refuse links and data outside the file: a stranger's store must not read other files of the user's."""
+    """Refuse links and data outside the file: a store from elsewhere must not read the user's other files."""
     for name in group:
         link = group.get(name, getlink=True)
         child = group.get(name) if isinstance(link, h5py.HardLink) else None
         outside = isinstance(child, h5py.Dataset) and (child.external or child.is_virtual)
         if child is None or outside:
-            raise StoreError(f"{path}: {group.name.rstrip('/')}/{name} points outside the file", hint="don't use it")
+            raise StoreError(f"{path}: {group.name.rstrip('/')}/{name} points outside the file", hint="do not use it")
         if isinstance(child, h5py.Group):
             _check_self_contained(child, path)
 

@@ -35,7 +35,7 @@ class HeadConfig(StrictModel):
         return tuple(getattr(self, "streams", ()))
 
     def renamed(self, name: str) -> HeadConfig:
-        """The settings of another head: those that were set here and that it reads as well, defaults for the rest.
+        """The settings of another head: the values set here that it reads too, and defaults for the rest.
 
         Raises:
             ConfigError: there is no head of that name.
@@ -45,7 +45,7 @@ class HeadConfig(StrictModel):
         return model.model_validate({"name": name} | {field: getattr(self, field) for field in shared})
 
 
-# what several heads read
+# settings that several heads read
 
 
 class StreamsConfig(HeadConfig):
@@ -63,7 +63,7 @@ class PooledConfig(StreamsConfig):
     components: int = Field(0, ge=0)
     """Number of principal components to project each map on, instead of averaging it over the grid; 0: average."""
     difference: bool = False
-    """Also use how much each cell or component changes from frame to frame. Helps with the car's own speed."""
+    """Also use how much each cell or component changes from frame to frame. Helps with ego speed."""
 
 
 class StatisticsConfig(PooledConfig):
@@ -130,12 +130,12 @@ class FlattenLSTMConfig(RecurrentConfig):
 
 
 class PooledLSTMConfig(PooledConfig, RecurrentConfig):
-    when = "A first neural head: trains in seconds. Set difference = true for the car's own speed."
+    when = "The first neural head to try; trains in seconds. Set difference = true for ego speed."
     name: Literal["pooled_lstm"] = "pooled_lstm"
 
 
 class GRUConfig(PooledConfig, RecurrentConfig):
-    when = "Like pooled_lstm with a quarter fewer weights; use it when there are few examples."
+    when = "Like pooled_lstm, but with a quarter fewer weights, for few examples."
     name: Literal["gru"] = "gru"
 
 
@@ -150,7 +150,7 @@ class AttentionConfig(BlocksConfig):
 
 
 class DeltaConfig(StreamsConfig, DenseConfig):
-    when = "For the car's own speed with fine maps and many clips; trains on whole maps, which takes minutes."
+    when = "For ego speed with fine maps and many clips; it trains on whole maps, which takes minutes."
     name: Literal["delta"] = "delta"
     units: int = Field(64, gt=0)
     """Filters of each convolution."""
@@ -166,14 +166,14 @@ class ConvLSTMConfig(StreamsConfig, DenseConfig):
 
 
 class RidgeConfig(StatisticsConfig):
-    when = "As a baseline for every other head: solved in a second. Set difference = true for the car's own speed."
+    when = "A baseline for every other head, fitted in a second. Set difference = true for ego speed."
     name: Literal["ridge"] = "ridge"
     alpha: float = Field(1.0, gt=0)
     """Regularisation strength."""
 
 
 class KernelRidgeConfig(KernelConfig):
-    when = "Like ridge for nonlinear relations; keeps every training window, so for up to some thousands of them."
+    when = "Like ridge, but for nonlinear relations; it keeps every training window, so use at most a few thousand."
     name: Literal["kernel_ridge"] = "kernel_ridge"
 
 
@@ -192,12 +192,12 @@ class BoostingConfig(StatisticsConfig):
 
 
 class BoxRidgeConfig(VehicleConfig):
-    when = "For a vehicle's velocity and position where its box is known: use it first, it needs few labels."
+    when = "For a vehicle's velocity or position if its box is known. Try it first, since it needs few labels."
     name: Literal["box_ridge"] = "box_ridge"
 
 
 class BoxMLPConfig(VehicleConfig):
-    when = "Like box_ridge plus small networks, for hundreds of labelled vehicles or tracks of poor quality."
+    when = "box_ridge plus small networks, for hundreds of labelled vehicles or for tracks of poor quality."
     name: Literal["box_mlp"] = "box_mlp"
     units: int = Field(64, gt=0)
     """Units of each network's hidden layers."""
@@ -208,7 +208,7 @@ class BoxMLPConfig(VehicleConfig):
 
 
 class FusionConfig(VehicleConfig, StreamsConfig, DenseConfig):
-    when = "For own speed from several streams, or for a vehicle whose surroundings help to predict its velocity."
+    when = "For ego speed from several streams, or for a vehicle whose surroundings help to predict its velocity."
     name: Literal["fusion"] = "fusion"
     units: int = Field(64, gt=0)
     """Units of the GRU over the frames."""
@@ -219,9 +219,9 @@ class FusionConfig(VehicleConfig, StreamsConfig, DenseConfig):
 
 
 class AutoConfig(HeadConfig):
-    # has no settings: training replaces it by a head with that head's defaults
+    # has no settings: training replaces it with a head and that head's defaults
     when = (
-        "For a good default: box_ridge for a vehicle's velocity or position where vehicles are tracked; otherwise "
+        "A good default: box_ridge for a vehicle's velocity or position if vehicles are tracked; otherwise "
         "fusion on the optical flow, or ridge if the store holds no flow."
     )
     name: Literal["auto"] = "auto"
@@ -250,7 +250,7 @@ SETTINGS: dict[str, type[HeadConfig]] = {
 
 
 def head_settings_class(name: str) -> type[HeadConfig]:
-    """The settings class of a head, be it built in or a plugin's (which is imported, and so loads TensorFlow).
+    """The settings class of a head, built in or from a plugin (whose import loads TensorFlow).
 
     Raises:
         ConfigError: there is no such head, or the plugin is broken.
@@ -262,7 +262,7 @@ def head_settings_class(name: str) -> type[HeadConfig]:
         raise unknown_head(name)
     model = getattr(head, "settings", None)
     if not (isinstance(model, type) and issubclass(model, HeadConfig)):
-        raise plugin_error(HEADS, name, "its class attribute `settings` is no subclass of HeadConfig")
+        raise plugin_error(HEADS, name, "its class attribute `settings` is not a subclass of HeadConfig")
     return model
 
 
@@ -280,7 +280,7 @@ def list_heads() -> dict[str, str]:
 
 
 def head_settings(value: Any) -> HeadConfig:
-    """The section [head], as TOML has it, as the settings of the head that it names.
+    """Validate the section [head] of a TOML file as the settings of the head that it names.
 
     Raises:
         PydanticCustomError: an unknown head, or settings that it does not have or that have a wrong value.

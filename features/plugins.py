@@ -39,7 +39,7 @@ def load_plugin(group: str, name: str) -> Any:
 
 
 def plugin_error(group: str, name: str, what: str) -> ConfigError:
-    """The error for a plugin that does not do what its group asks for."""
+    """The error for a plugin that does not meet the requirements of its group."""
     entry = _entries(group)[name]
     return ConfigError(
         f"{group.removeprefix('framebank.').removesuffix('s')} {name!r} of the package {_package(entry)}: {what}",

@@ -65,4 +65,4 @@ def same_sequences(first: Sequence[FrameSequence], second: Sequence[FrameSequenc
 
 def _comparison_key(s: FrameSequence) -> str:
     labels = tuple(replace(x, targets=dict(sorted(x.targets.items()))) for x in s.labels)
-    return repr(replace(s, fps=float(s.fps), labels=labels))  # because NaN differs even from itself
+    return repr(replace(s, fps=float(s.fps), labels=labels))  # because NaN is not equal to itself

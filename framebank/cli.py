@@ -19,7 +19,7 @@ from framebank.options import MARKERS, Command, parse, registry, wrap
 from framebank.workflows import quiet_opencv
 
 DESCRIPTION = """Dash-cam clips in, velocity predictions out. A frozen CNN runs once over every frame, its features are
-kept in a store, and heads train on the store in seconds."""
+saved in a store, and heads train on the store in seconds."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

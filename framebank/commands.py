@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def hint(metavar: str, default: str) -> Any:
-    """How help describes an optional option: what its value is called, and what holds without it."""
+    """Describe an option in the help: the name of its value, and its default."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
@@ -72,7 +72,7 @@ class Sample(StoreCommand):
 
 @dataclass(frozen=True)
 class Extract(StoreCommand):
-    """Run the frozen trunk over every frame that the store does not hold yet. Resumes where it was interrupted."""
+    """Run the frozen trunk over every frame that is not in the store yet. Resumes where it was interrupted."""
 
     settings: Settings = Config()
 
@@ -118,7 +118,7 @@ class Verify(StoreCommand):
         path = self.store_path
         damaged = _damaged_rows(path)
         if not damaged:
-            print(f"{path}: intact, every frame was read")
+            print(f"{path}: intact; every frame was read")
             return
         lines = []
         with Store(path) as store:
@@ -132,7 +132,7 @@ class Verify(StoreCommand):
 
 @dataclass(frozen=True)
 class Repair(Extract):
-    """Extract the damaged frames of a store again, and only these."""
+    """Extract again only the damaged frames of a store."""
 
     def __call__(self) -> None:
         damaged = _damaged_rows(self.store_path)
@@ -148,7 +148,7 @@ class Train(StoreCommand):
     exists with the same settings is not trained again."""
 
     run: Annotated[str | None, hint("NAME", "CONFIG-TARGET-HEAD")] = None
-    """Name of the run, a folder in runs/. With a name, only data.target is trained."""
+    """Name of the run, which becomes a folder in runs/. If given, only data.target is trained."""
     settings: Settings = Config()
 
     def __call__(self) -> None:
@@ -196,7 +196,7 @@ class Sweep(StoreCommand):
             logger.warning(f"Time is up; {result.remaining} runs were not started. Run the same command to continue.")
         if result.failed:
             raise BadInputs(
-                f"{len(result.failed)} of {len(entries)} runs failed; error.json in each one's folder has the details",
+                f"{len(result.failed)} of {len(entries)} runs failed; for details, see error.json in each run's folder",
                 list(result.failed),
                 hint="edit the sweep or correct the cause, and run the same command again",
             )
@@ -204,7 +204,7 @@ class Sweep(StoreCommand):
 
 @dataclass(frozen=True)
 class Leaderboard(Command):
-    """Rank all runs next to the constant predictor, and write the same as a page."""
+    """Rank all runs and the constant predictor, in the terminal and on an HTML page."""
 
     runs: Path = Path("runs")
     """Folder with the runs."""
@@ -240,13 +240,13 @@ class RunCommand(Command):
             self.run_with(folder, store)
 
     def run_with(self, folder: Path, store: Store) -> None:
-        """Do what the command is for, with the run's folder and its open store."""
+        """Run the command on the run's folder and its open store."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Evaluate(RunCommand):
-    """Predict with a run's saved model again, and rewrite its metrics and report."""
+    """Predict again with a run's saved model, and rewrite its metrics and report."""
 
     def run_with(self, folder: Path, store: Store) -> None:
         with quiet_imports():
@@ -257,7 +257,7 @@ class Evaluate(RunCommand):
 
 @dataclass(frozen=True)
 class Report(RunCommand):
-    """Write the report of a run again."""
+    """Regenerate the report of a run."""
 
     def run_with(self, folder: Path, store: Store) -> None:
         from stage2_temporal.report import write_report
@@ -267,7 +267,7 @@ class Report(RunCommand):
 
 @dataclass(frozen=True)
 class Fuse(RunCommand):
-    """Join backbone, top and head into one model from frames to the target. It is compared with the two stages."""
+    """Combine backbone, top and head into one model, from frames to the target, and compare it with the two stages."""
 
     def run_with(self, folder: Path, store: Store) -> None:
         with quiet_imports():
@@ -292,8 +292,8 @@ class RunConfigCommand(RunCommand):
 
 @dataclass(frozen=True)
 class Finetune(RunConfigCommand):
-    """Train a run's fused model end to end on frames. Settings other than data.path, extract.threads and
-    those of finetune stay the run's own."""
+    """Train a run's fused model end to end on frames. Only data.path, extract.threads and the settings of
+    finetune can be changed."""
 
     sections = ("data", "extract", "finetune")
     settings: Settings = Config()
@@ -337,8 +337,8 @@ class Predict(Command):
     """CSV file with the boxes of the vehicles to predict for, in a video."""
     stride: Annotated[int | None, hint("INT", "the run's window.stride")] = None
     """Take every stride-th frame."""
-    fps: Annotated[float | None, hint("FLOAT", "what the input says")] = None
-    """Frames per second, if the input does not say or is wrong."""
+    fps: Annotated[float | None, hint("FLOAT", "the input's frame rate")] = None
+    """Frames per second, if the input's frame rate is missing or wrong."""
 
     def __call__(self) -> None:
         options = {name: getattr(self, name) for name in ("output", "overlay", "boxes", "stride", "fps")}
@@ -354,7 +354,7 @@ class Predict(Command):
 
 @dataclass(frozen=True)
 class Derive(Command):
-    """Add streams computed from others to a store, so that pooled heads train faster."""
+    """Add derived streams to a store, so that pooled heads train faster."""
 
     store: File
     """The store, an HDF5 file."""
@@ -368,12 +368,12 @@ class Derive(Command):
         with quiet_imports():
             from stage2_temporal.data.derived_streams import derive_streams, parse_stream_name
         derived = derive_streams(self.store, [parse_stream_name(name) for name in names])
-        print(f"{self.store}: {', '.join(derived) + ' derived' if derived else 'they are there already'}")
+        print(f"{self.store}: {', '.join(derived) + ' derived' if derived else 'the store has these streams already'}")
 
 
 @dataclass(frozen=True)
 class Benchmark(Command):
-    """Compute TuSimple's errors EV and EP of predictions in the benchmark's format."""
+    """Compute the TuSimple errors EV and EP for a file of predictions in the benchmark's format."""
 
     predictions: File
     """JSON file with the predictions, as TuSimple's submission.json."""

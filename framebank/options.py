@@ -43,10 +43,10 @@ MARKERS = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)
 class Command:
     """A subcommand. Its fields are its options; `settings`, if it has such a field, holds the config."""
 
-    sections: ClassVar[Collection[str]] = tuple(Config.model_fields)  # those of the config that help shows
+    sections: ClassVar[Collection[str]] = tuple(Config.model_fields)  # sections of the config that the help shows
 
     def __call__(self) -> None:
-        """Do what the command is for."""
+        """Run the command."""
         raise NotImplementedError
 
     @classmethod
@@ -222,7 +222,7 @@ def _merged(config: Config, values: dict[str, dict[str, Any]], given: set[str], 
 def _refuse(
     event: parsing.ParseErrorEvent, arguments: Sequence[str], known: Sequence[str], config: Config, prog: str
 ) -> None:
-    """Raise an error in our words for what tyro refuses. Events of other kinds are left to tyro."""
+    """Raise a ConfigError for what tyro refuses. Other kinds of events are left to tyro."""
     hint = f"{prog} --help"
     match event:
         case parsing.UnrecognizedArgs(tokens=tokens):

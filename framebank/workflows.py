@@ -38,7 +38,7 @@ def extract(config: Config, store: Path | str) -> Path:
 
 
 def extract_data_set(config: Config, store: Path, damaged_rows: dict[int, list[str]] | None = None) -> ExtractionResult:
-    """As `extract`, with details of what was done; extracts the given streams of `damaged_rows` again."""
+    """Like `extract`, but return details; the given streams of `damaged_rows` are extracted again."""
     quiet_opencv()
     from stage1_extract.datasets import scan
 
@@ -79,7 +79,7 @@ def train(config: Config, store: Path | str, run: str | None = None) -> list[Pat
 
 
 def train_runs(config: Config, store: Path, run: str | None, *, stem: str) -> Iterator[tuple[Path, bool]]:
-    """As `train`, one run at a time: its folder, named after `stem`, and whether it existed."""
+    """Like `train`, but yield each run's folder, named after `stem`, and whether it existed."""
     from stage2_temporal.data.task import check_recipe, read_task, store_origin
     from stage2_temporal.runs.folder import choose_run_folder
 
@@ -119,7 +119,7 @@ def predict(
         overlay: an .mp4 file with the predictions drawn on the frames.
         boxes: a CSV file with the vehicles' boxes, for heads that predict for a vehicle in a video.
         stride: take every stride-th frame instead of the run's `window.stride`.
-        fps: frames per second, if the source does not say or is wrong.
+        fps: frames per second, if the source's frame rate is missing or wrong.
 
     Returns:
         The files written, the number of windows, and the sequences that were skipped.

@@ -87,10 +87,10 @@ def extract(
         raise BadInputs(
             f"{len(catalogue.faults)} errors in {config.data.path}; nothing was extracted",
             list(catalogue.faults),
-            hint="correct them, or leave these clips out with --extract.skip_damaged true",
+            hint="correct them, or skip these clips with --extract.skip_damaged true",
         )
     if not catalogue.clips:
-        raise BadInputs(f"{config.data.path}: no clip without errors", list(catalogue.faults))
+        raise BadInputs(f"{config.data.path}: every clip has errors", list(catalogue.faults))
     with exclusive_write_lock(store):
         request = _request_digest(config)
         if not damaged_rows and (result := _finished_result(config, store, catalogue, request)):
@@ -98,7 +98,7 @@ def extract(
         result = _extract(config, store, catalogue, request, damaged_rows or {}, engine)
     if result.missing and not skip_damaged:
         raise BadInputs(
-            f"{store}: {len(result.missing)} of {len(catalogue.clips)} sequences could not be decoded and are left out",
+            f"{store}: {len(result.missing)} of {len(catalogue.clips)} sequences could not be decoded and were skipped",
             list(result.missing.values()),
             hint="replace their files and run the same command again, or skip them with --extract.skip_damaged true",
         )
@@ -304,7 +304,7 @@ def _track_remaining(
 
 
 def _clean_up(store: Path, shard_folder: Path) -> None:
-    """Delete what a killed process left: temporary files, and shards that cannot be read completely."""
+    """Delete what a killed process left behind: temporary files, and shards that cannot be read completely."""
     # this process holds the lock, so no other one is writing
     for path in [*store.parent.glob(f".{store.name}.*.tmp"), *shard_folder.glob(".*.tmp")]:
         path.unlink()

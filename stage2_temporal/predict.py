@@ -76,11 +76,11 @@ def predict(
         output: the CSV file; default: `predicted/<name of the source>.csv` in the run's folder.
         overlay: an MP4 file to write, with the predictions drawn on the frames of a video.
         stride: take every stride-th frame into a window, instead of the run's stride.
-        fps: frames per second, where a video does not say or is wrong.
+        fps: frames per second, if a video's frame rate is missing or wrong.
         boxes: a CSV file with the boxes of vehicles in a video, for a head that predicts for one vehicle.
 
     Raises:
-        FramebankError: what the user can correct; no file is written then.
+        FramebankError: an error that the user can correct; no file is written.
     """
     cv2.setNumThreads(1)  # frames are decoded in parallel; and optical flow depends on the number of threads
     read_metrics(run)
@@ -120,7 +120,7 @@ def _check_options(run: Path, config: Config, is_clip: bool, boxes: Path | None,
     if boxes is not None and not takes_track:
         raise ConfigError(f"--boxes: {head} does not use boxes", hint="leave out --boxes")
     if boxes is None and is_clip and takes_track:
-        raise ConfigError(f"{head} predicts for a vehicle in a box, and no box is given", hint=BOXES_HINT)
+        raise ConfigError(f"{head} predicts for a vehicle in a box, but no box is given", hint=BOXES_HINT)
     if overlay is not None and not is_clip:
         path = Path(config.data.path)
         raise ConfigError("--overlay needs one video or one folder of frames", got=path, hint="--input VIDEO")
@@ -193,7 +193,7 @@ def _predict_vehicles(
 
 
 def _predict_data_set(run: Path, config: Config, output: Path) -> PredictionFiles:
-    """Predict the examples of a data set: predictions.csv and what the data set's own evaluation asks for."""
+    """Predict the examples of a data set: predictions.csv and the files that the data set's own evaluation needs."""
     window = config.window
     catalogue = scan(config.data)
     if catalogue.faults and not config.extract.skip_damaged:

@@ -77,7 +77,7 @@ def evaluate(run: Path, store: Store) -> Metrics:
     """Predict with a run's saved model again, and write its predictions, metrics and report again.
 
     Raises:
-        DataError: the folder is no run, or its model cannot be loaded.
+        DataError: the folder is not a run, or its model cannot be loaded.
         StoreError: the store or its examples differ from those the run was trained on.
     """
     metrics, config = read_metrics(run), read_run_config(run)
@@ -125,7 +125,7 @@ def _fit_head(config: Config, task: Task, X: StoreExamples, folder: Path) -> Hea
 
 
 def _run_metrics(config: Config, store: Store, task: Task, head: Head, predicted: Floats) -> Metrics:
-    """All that metrics.json says of a run."""
+    """The content of metrics.json."""
     columns, result = config.data.columns, head.outcome_
     units = tuple(UNITS.get(column) for column in columns)
     return Metrics(

@@ -70,7 +70,7 @@ def picture(seed: int, size: tuple[int, int] = (64, 48)) -> NDArray[np.uint8]:
 def write_clips(
     root: Path, counts: Mapping[str, int] | None = None, *, frames: int = 8, size: tuple[int, int] = (64, 48)
 ) -> Path:
-    """A small data set of real JPEGs in the competition's layout; velocity and own speed are functions of the clip."""
+    """A small data set of real JPEGs in the competition's layout; velocity and ego speed are functions of the clip."""
     for split, count in (counts or {"Train": 6, "Validation": 2, "Test": 2}).items():
         for i in range(1, count + 1):
             folder = root / split / split / str(i)

@@ -173,7 +173,7 @@ def bound(node: ast.AST) -> str:
     return ""
 
 
-def test_old_names_are_gone() -> None:
+def test_old_names_are_not_used() -> None:
     old = set(OLD_NAMES.split())
     names = {module: {*module.split("."), *map(bound, ast.walk(tree))} & old for module, tree in modules().items()}
     wrong = [f"{module}: {', '.join(sorted(left))}" for module, left in names.items() if left]

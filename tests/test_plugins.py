@@ -44,7 +44,7 @@ from stage2_temporal.heads.pooled import PooledFrames
 class BiGRUConfig(PooledConfig, RecurrentConfig):
     """Settings of `bigru`."""
 
-    when = "For events that show only in the frames after them."
+    when = "For events that become clear only in later frames."
     merge: str = "concat"
     """How the two directions are combined."""
 
@@ -178,6 +178,6 @@ def test_plugins_are_found_trained_with_and_named_in_errors(folder: Path) -> Non
     assert wrong_setting[0] == 2 and "alpha" in wrong_setting[2] and "merge" in wrong_setting[2]
     for status, _, error in (no_settings, no_module, no_preprocessing):
         assert status == 2 and "of the package tiny-plugin" in error
-    assert "no subclass of HeadConfig" in no_settings[2]
+    assert "not a subclass of HeadConfig" in no_settings[2]
     assert "ModuleNotFoundError" in no_module[2]
     assert "preprocess_input" in no_preprocessing[2]

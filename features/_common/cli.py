@@ -20,7 +20,7 @@ def run_command(command: Callable[[], None]) -> int:
         0; 2 for an error that the user can correct; 130 after Ctrl-C.
 
     Raises:
-        Exception: a fault of framebank itself, which ends with a traceback and Python's exit status 1.
+        Exception: a bug in framebank, which ends with a traceback and Python's exit status 1.
     """
     log_to_stderr()
     try:

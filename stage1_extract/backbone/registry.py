@@ -62,7 +62,7 @@ def find_backbone(name: str) -> tuple[Callable[..., keras.Model], Callable[[Any]
     """Find the function that builds a backbone, and its preprocess_input.
 
     Raises:
-        ConfigError: there is no such backbone, and the message lists those there are; or its plugin is broken.
+        ConfigError: there is no such backbone (the message lists all of them), or its plugin is broken.
     """
     if name == "EfficientNetLite0":
         return efficientnet_lite.EfficientNetLite0, efficientnet_lite.preprocess_input

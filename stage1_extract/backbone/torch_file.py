@@ -46,7 +46,7 @@ class StateDictUnpickler(pickle.Unpickler):
     """Admits only the globals that a state dict needs; any other is refused before it is imported."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for an allowed global."""
+        """Return the replacement for an allowed global."""
         if (module, name) not in ALLOWED_GLOBALS:
             raise DataError(
                 f"the weights file refers to {module}.{name}, which was not loaded",

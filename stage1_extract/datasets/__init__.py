@@ -1,4 +1,4 @@
-"""Data sets: which clips, frames and labels their files hold, by layout.
+"""Data sets: find the clips, frames and labels in files of each layout.
 
 A plugin adds a layout by the entry point group `framebank.datasets`. Its entry point is a function that takes the
 config's section [data] and returns what `competition_clips` does, clip specifications and faults, or a `Catalogue` if

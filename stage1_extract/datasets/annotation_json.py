@@ -58,7 +58,7 @@ def vehicle_labels(
 def ego_labels(value: object, where: str, frame: int, faults: list[str]) -> tuple[Label, ...]:
     """Make the label of the car's own speed, from `{"speed": 21.3}` in m/s."""
     if not isinstance(value, dict) or "speed" not in value:
-        add_fault(faults, f"{where}: no own speed", '{"speed": m/s}', _json(value))
+        add_fault(faults, f"{where}: no ego speed", '{"speed": m/s}', _json(value))
         return ()
     speed = _numbers([value["speed"]], f"{where}: speed", faults)
     return (Label(frame, {"ego_speed": speed[0]}),) if speed else ()

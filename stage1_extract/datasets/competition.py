@@ -23,7 +23,7 @@ def competition_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
     Raises:
         DataError: nothing at `data.path`, or no complete zip, or no folder Train, Validation or Test in it.
     """
-    hint = "make sample" if data.layout == "sample" else "set data.path to the folder or .zip of the data set"
+    hint = "framebank sample" if data.layout == "sample" else "set data.path to the folder or .zip of the data set"
     root = _root(open_folder_or_zip(data.path, hint=hint), hint)
     faults: list[str] = []
     camera = None if data.calibration else find_calibration(root, faults)
@@ -47,6 +47,6 @@ def _root(folder: ReadablePath, hint: str) -> ReadablePath:
         return roots[0]
     if roots:
         got = f"several data sets: {', '.join(p.name for p in roots)}"
-        raise DataError(f"{folder}: which one?", expected="one data set", got=got, hint="set data.path to one of them")
+        raise DataError(f"{folder}: ambiguous", expected="one data set", got=got, hint="set data.path to one of them")
     names = ", ".join(p.name for p in list_folder(folder)[:5]) or "an empty folder"
     raise DataError(f"{folder}: no data set", expected="a folder Train, Validation or Test", got=names, hint=hint)

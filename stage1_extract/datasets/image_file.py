@@ -24,7 +24,7 @@ _READ_FLAGS = {
 def image_size(data: bytes, name: str) -> Size:
     """Read an image's width and height in px, and check that it is complete, without decoding it.
 
-    A PNG's checksums are compared. A JPEG has none; it is complete if an end-of-image marker follows its first scan.
+    A PNG's checksums are verified. A JPEG has none; it is complete if an end-of-image marker follows its first scan.
 
     Raises:
         DataError: the file is empty, not an image, truncated, or so large that Pillow refuses it as a decompression

@@ -156,9 +156,9 @@ def choose_engine(engine: str, precision: str, gpus: int, openvino: bool) -> str
     if engine == "auto":
         return "openvino" if openvino and not gpus and precision != "float16" else "tensorflow"
     if engine == "openvino" and not openvino:
-        hint = "rm .venv/.ready && make setup, or --extract.engine tensorflow if there is no wheel for this platform"
+        hint = 'pip install "framebank[cpu]", or --extract.engine tensorflow if there is no wheel for this platform'
         raise ConfigError("OpenVINO is not installed", hint=hint)
     if engine == "openvino" and precision == "float16":
-        what, expected = "the openvino engine does not compute in float16", "float32 or bfloat16"
+        what, expected = "the openvino engine cannot compute in float16", "float32 or bfloat16"
         raise ConfigError(what, expected=expected, hint="--extract.precision bfloat16")
     return engine

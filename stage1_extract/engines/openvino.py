@@ -49,7 +49,7 @@ def check_precision(precision: str, capabilities: Sequence[str]) -> None:
     """Refuse bfloat16 on processors that cannot compute in it, where OpenVINO would silently use float32."""
     if precision == "bfloat16" and "BF16" not in capabilities:
         raise ConfigError(
-            "this processor does not compute in bfloat16",
+            "this processor cannot compute in bfloat16",
             expected="one with AVX512_BF16 or AMX",
             got=", ".join(sorted(capabilities)),
             hint="--extract.precision float32",

@@ -23,7 +23,7 @@ from stage1_extract.tracking.template import Template, box_at_pose, locate_templ
 MIN_CONTRAST = 1.5  # standard deviation of grey levels; a vehicle with less cannot be tracked
 # greatest deviation of the log of its size from what is expected: until its motion is known, and afterwards
 MAX_SCALE_ERROR = (0.25, 0.07)
-MAX_MISSED_FRAMES = 3  # in a row, until a vehicle is given up
+MAX_MISSED_FRAMES = 3  # in a row, after which a vehicle is given up
 RENEWAL_GROWTH = 1.25  # growth, or shrinkage by its inverse, that renews the template …
 RENEWAL_CORRELATION = 0.8  # … if the correlation is at least this
 

@@ -71,7 +71,7 @@ def derive_streams(path: Path, streams: Sequence[DerivedStream]) -> list[str]:
         if not _missing(store, streams):
             return []
     with exclusive_write_lock(path, LOCK_TIMEOUT), Store(path) as store:
-        missing = _missing(store, streams)  # another process may have added some meanwhile
+        missing = _missing(store, streams)  # another process may have added some in the meantime
         if missing:
             extend_store(path, {stream.name: stream.stream(store) for stream in missing})
     return [stream.name for stream in missing]
@@ -84,10 +84,10 @@ def try_derive_streams(path: Path, streams: Sequence[DerivedStream]) -> bool:
     except (OSError, StoreError) as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
         names = ", ".join(stream.name for stream in streams)
-        logger.warning(f"{path}: {names} cannot be kept in the store ({reason}), so each run computes them again")
+        logger.warning(f"{path}: {names} cannot be saved in the store ({reason}), so each run computes them again")
         return False
     if added:
-        logger.info(f"{path}: {', '.join(added)} derived and kept in the store")
+        logger.info(f"{path}: {', '.join(added)} derived and saved in the store")
     return True
 
 

@@ -180,7 +180,7 @@ class StoreExamples:
             factors for its targets.
 
         Raises:
-            ConfigError: it is not known how a target changes.
+            ConfigError: the effect on a target is unknown.
         """
         examples, store = self.examples, self.source.store
         first = store.first[examples.sequence]

@@ -57,7 +57,7 @@ def absolute_differences(values: Tensor, lag: int) -> Tensor:
             "the window is too short for difference features",
             expected=f"a window of at least {lag + 1} frames",
             got=values.shape[1],
-            hint=("--head.difference False" if lag == 1 else "smaller --head.lags") + ", or a larger --window.length",
+            hint=("--head.difference false" if lag == 1 else "smaller --head.lags") + ", or a larger --window.length",
         )
     return keras.ops.abs(values[:, lag:] - values[:, :-lag])
 

@@ -41,7 +41,7 @@ def fold_splits(examples: Examples, folds: int, fold: int) -> NDArray[np.str_]:
     """Return each example's split in one fold of a cross-validation, (n,).
 
     The store's training and validation examples are divided by sequence into `folds` parts of nearly equal size; part
-    `fold` is `validation`, the others are `train`. The test split stays as it is.
+    `fold` is `validation`, the others are `train`. The test split is unchanged.
 
     Raises:
         ConfigError: fewer than two folds, a fold beyond them, or more folds than sequences with a known target.
@@ -82,7 +82,7 @@ def split_at(sequence: NDArray[np.int64], validation_split: float) -> int:
     borders = np.flatnonzero(np.diff(sequence)) + 1
     if len(borders) == 0:
         raise ConfigError(
-            "train.validation_split cannot split one sequence, since its windows must all be on one side",
+            "train.validation_split cannot split a single sequence, since its windows must all be on one side",
             hint="--data.segment FRAMES to cut a video into several, then framebank extract; "
             "or --train.validation_split 0",
         )

@@ -91,7 +91,7 @@ def check_recipe(config: Config, store: Store) -> None:
     ]
     if differences:
         raise StoreError(
-            f"{store.path}: holds other features than the config asks for",
+            f"{store.path}: its features differ from those the config asks for",
             got="; ".join(differences),
             hint="framebank extract into another --store, or give these settings the values in the store",
         )

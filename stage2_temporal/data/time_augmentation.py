@@ -44,7 +44,7 @@ def augment_windows(
         columns: names of the K targets.
 
     Raises:
-        ConfigError: it is not known how a target changes.
+        ConfigError: the effect on a target is unknown.
     """
     stride = int(rows[0, 1] - rows[0, 0]) if rows.shape[1] > 1 else 1
     _check_targets(columns, options)
@@ -72,7 +72,7 @@ def _check_targets(columns: tuple[str, ...], options: TrainConfig) -> None:
         unsupported = [c for c in columns if c not in supported]
         if getattr(options, name) and unsupported:
             raise ConfigError(
-                f"train.{name}: not known how it changes {', '.join(unsupported)}",
+                f"train.{name}: its effect on {', '.join(unsupported)} is unknown",
                 expected=f"targets among {', '.join(supported)}",
                 got=", ".join(columns),
                 hint=f"--train.{name} {off}",

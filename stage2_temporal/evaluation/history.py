@@ -41,7 +41,7 @@ def read_history(path: Path, hint: str) -> tuple[Epoch, ...]:
     """Read what `write_history` wrote; every error gets the hint.
 
     Raises:
-        DataError: the file is missing, lacks a column or holds something that is no number.
+        DataError: the file is missing, lacks a column or contains a value that is not a number.
     """
     history = []
     for row in read_csv_table(path, required=COLUMNS, hint=hint).rows:

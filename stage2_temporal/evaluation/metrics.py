@@ -1,7 +1,7 @@
 """Metrics of predictions, always next to those of the constant predictor.
 
 The constant predictor answers every example with the mean of the training targets. A model that does not beat it has
-learnt nothing, however small its error looks.
+learned nothing, however small its error looks.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def verdict(split: str, model: Scores) -> tuple[str, bool]:
     if not math.isfinite(model.skill) or not math.isfinite(model.spread_ratio):
         return f"No verdict {where}: the labels do not vary.", False
     if model.spread_ratio < MIN_SPREAD_RATIO:
-        return f"No better than a constant {where}: the predictions hardly vary ({spread}, {skill}).", True
+        return f"No better than a constant {where}: the predictions barely vary ({spread}, {skill}).", True
     if model.skill <= 0:
         return f"No better than a constant {where}: the error is not smaller ({skill}, {spread}).", True
     return f"Better than a constant {where}: {skill}, {spread}.", False

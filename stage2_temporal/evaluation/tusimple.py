@@ -111,7 +111,7 @@ def zero_velocities(truth: object) -> list[list[dict[str, Any]]]:
 def submission(
     examples: Examples, predicted: Floats, sequences: Sequence[FrameSequence], split: str = "test"
 ) -> list[list[dict[str, Any]]]:
-    """Bring predictions into the benchmark's format: one entry per clip of the split, in numeric order.
+    """Convert predictions to the benchmark's format: one entry per clip of the split, in numeric order.
 
     Vehicles without a box are left out, and so is the position if it was not predicted.
 

@@ -157,7 +157,7 @@ def _check_same_settings(config: Config, trained: Config) -> None:
     ]
     if changed:
         raise ConfigError(
-            f"{', '.join(changed)}: the run was trained with another value",
+            f"{', '.join(changed)}: the run was trained with different values",
             hint="change only --finetune.…, --data.path and --extract.threads, or train again",
         )
 

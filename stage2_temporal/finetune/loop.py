@@ -82,7 +82,7 @@ class FinetuneJob:
         self.has_validation = len(validation) > 0
         if not self.has_validation:
             logger.info("finetune: no validation examples, so the last epoch is kept")
-        self._judged = validation if self.has_validation else train
+        self._scored = validation if self.has_validation else train
         self._expected = np.array([e.predicted for e in read_predictions(run / "predictions.csv", config.data.columns)])
 
         names = [layer.name for layer in backbone_layers(fused)]
@@ -116,7 +116,7 @@ class FinetuneJob:
         """Run all epochs that are left, from epoch 0 or from a saved state."""
         state = read_checkpoint(self._state_path)
         if state is not None and state.key != self._key:
-            logger.info(f"{self._state_path.parent}: saved with other settings, so fine-tuning starts again")
+            logger.info(f"{self._state_path.parent}: saved with other settings, so fine-tuning starts over")
             state = None
         if state is None:
             state = self._epoch0()
@@ -141,10 +141,10 @@ class FinetuneJob:
     def _epoch0(self) -> FinetuneState:
         """Check that the fused model predicts what the two stages did."""
         started = time.monotonic()
-        windows = ImageWindowBatches(self._read, self._judged, None, self._batch)
-        predicted, facts = check_epoch0(self.fused, windows, self._expected[self._judged], self._dtype)
+        windows = ImageWindowBatches(self._read, self._scored, None, self._batch)
+        predicted, facts = check_epoch0(self.fused, windows, self._expected[self._scored], self._dtype)
         if self.devices.policy != "float32":
-            predicted = self.predict(self.model, self._judged)  # in the same precision as later epochs
+            predicted = self.predict(self.model, self._scored)  # in the same precision as later epochs
         remark = f", differs from the two stages by {facts['difference']:.1g} of the largest value"
         row = self._history_row(0, math.nan, math.nan, predicted, started, remark)
         return FinetuneState(self._key, [row], optimiser=self._optimiser_variables(), facts=facts)
@@ -159,7 +159,7 @@ class FinetuneJob:
         ):
             callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
             fitted = self.model.fit(self._windows, epochs=1, shuffle=False, verbose=0, callbacks=[callback]).history
-        predicted = self.predict(self.model, self._judged)
+        predicted = self.predict(self.model, self._scored)
         row = self._history_row(epoch, fitted["loss"][0], fitted["rmse"][0], predicted, started)
         lowest = min(earlier.val_loss for earlier in state.history)
         state.history.append(row)
@@ -174,7 +174,7 @@ class FinetuneJob:
         """Score the predictions of the judged examples, and log the epoch."""
         val_loss = val_rmse = math.nan
         if self.has_validation:
-            error = predicted - self._targets[self._judged]
+            error = predicted - self._targets[self._scored]
             val_rmse = float(np.sqrt(np.mean(error**2)))
             val_loss = float(np.mean((error if self._deviation is None else error / self._deviation) ** 2))
         if epoch > 0 and not (math.isfinite(loss) and (math.isfinite(val_loss) or not self.has_validation)):
@@ -217,7 +217,7 @@ def check_epoch0(
     facts = {"difference": difference, "rounding": rounding, "tolerated": TOLERANCE + rounding}
     if not difference <= facts["tolerated"]:
         raise StoreError(
-            "the fused model predicts something else than the run's predictions.csv",
+            "the fused model's predictions differ from the run's predictions.csv",
             expected=f"at most {facts['tolerated']:.2g} of the largest value",
             got=f"{difference:.2g}",
             hint="framebank evaluate --run NAME, then the same command",
@@ -261,5 +261,5 @@ def choose_augmentation(options: FinetuneConfig, columns: tuple[str, ...]) -> Au
     """The augmentation of training windows; without mirroring if its effect on a target is unknown."""
     signs = mirror_signs(columns)
     if options.flip and signs is None:
-        logger.info(f"finetune: windows are not mirrored, since its effect on {', '.join(columns)} is unknown")
+        logger.info(f"finetune: windows are not mirrored, since the effect on {', '.join(columns)} is unknown")
     return Augmentation(options.flip and signs is not None, options.brightness, options.contrast, signs or ())

@@ -79,7 +79,7 @@ def export_model(model: keras.Model, folder: Path, name: str, inputs: NamedInput
 
     Raises:
         ConfigError: packages that the format needs are not installed.
-        FramebankError: its own runtime computes something else than Keras.
+        FramebankError: its own runtime and Keras give different results.
     """
     export_format = EXPORT_FORMATS[name]
     missing = [package for package in export_format.packages if importlib.util.find_spec(package) is None]
@@ -97,7 +97,7 @@ def export_model(model: keras.Model, folder: Path, name: str, inputs: NamedInput
         difference = compare(*(np.stack([arrays[c] for c in expected]) for arrays in (outputs, expected))).relative
         if not difference <= TOLERANCE:
             raise FramebankError(
-                f"{path}: {name} computes something else than Keras",
+                f"{path}: {name} and Keras give different results",
                 expected=f"at most {TOLERANCE:.2g} of the largest value",
                 got=f"{difference:.2g}",
                 hint="another --format, and please report this",

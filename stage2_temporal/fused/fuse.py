@@ -99,7 +99,7 @@ def fuse_run(run: Path, store: Store, config: Config | None = None) -> tuple[ker
     trunk = build_trunk(config)
     if trunk.recipe.fingerprint != store.fingerprint:
         raise StoreError(
-            f"{store.path}: made with another backbone than that of {run}",
+            f"{store.path}: made with a different backbone than {run}",
             got="; ".join(trunk.recipe.differences(store.recipe)),
             hint="--store STORE, the one the run was trained on",
         )

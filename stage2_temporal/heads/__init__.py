@@ -47,7 +47,7 @@ def find_head(name: str) -> type[Head]:
     """Find a head by its name, built in or a plugin's.
 
     Raises:
-        ConfigError: there is no such head; the message lists those there are.
+        ConfigError: there is no such head; the message lists all heads.
     """
     if name in HEADS:
         return HEADS[name]
@@ -55,12 +55,12 @@ def find_head(name: str) -> type[Head]:
     if head is None:
         raise unknown_head(name)
     if not (isinstance(head, type) and issubclass(head, Head)):
-        raise plugins.plugin_error(plugins.HEADS, name, "it is no subclass of stage2_temporal.heads.Head")
+        raise plugins.plugin_error(plugins.HEADS, name, "it is not a subclass of stage2_temporal.heads.Head")
     return head
 
 
 def uses_track(run: Path, config: Config) -> bool:
-    """Whether a run's head reads a vehicle's track, be it alone or together with streams."""
+    """Whether a run's head reads a vehicle's track, alone or together with streams."""
     head = find_head(config.head.name)
     return issubclass(head, VehicleHead) and (not config.head.input_streams or (run / CAMERA_GEOMETRY_FILE).is_file())
 
@@ -95,10 +95,10 @@ def check_uses_maps_alone(run: Path, config: Config) -> None:
     sources = [*config.head.input_streams, *(["a vehicle's track"] if uses_track(run, config) else [])]
     if len(sources) > 1:
         raise ConfigError(
-            f"{run}: fine-tuning trains on frames only, and {config.head.name} reads more than these",
+            f"{run}: fine-tuning trains on frames only, and {config.head.name} reads other inputs too",
             expected=f"a head that reads only {APPEARANCE}",
             got=", ".join(sources),
-            hint="use fuse, predict or export, which take it as it is; to fine-tune, train again with "
+            hint="use fuse, predict or export, which work with this head; to fine-tune, train again with "
             f"--head.name pooled_lstm --head.streams {APPEARANCE}",
         )
 

@@ -15,7 +15,7 @@ Most new heads extend a class that has the first three steps: `pooled.PooledFram
 `closed_form.ClosedFormHead` (a regressor of scikit-learn). A whole head, with its settings:
 
     class BiGRUConfig(PooledConfig, RecurrentConfig):
-        when = "For events that show only in the frames after them."
+        when = "For events that become clear only in later frames."
 
     class BiGRU(PooledFrames, GradientHead):
         settings = BiGRUConfig
@@ -141,7 +141,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return predicted[:, 0] if self._flat else predicted
 
     def save_extras(self, folder: Path) -> None:
-        """Write to a run's folder what `prepare` learnt and the model does not contain. Nothing by default."""
+        """Save what `prepare` learned and the model does not contain in a run's folder. By default, do nothing."""
 
     def restore(self, model: keras.Model, folder: Path | None = None) -> Self:
         """Use a saved `model_` of a head with the same settings, and what `save_extras` wrote to the run's folder."""
@@ -160,7 +160,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     # what heads override
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
-        """Learn from training examples and targets (n, K) what the other steps need. Nothing by default."""
+        """Learn what the other steps need from training examples and targets (n, K). By default, do nothing."""
 
     def input_shapes(self, examples: HeadInputs) -> dict[str, tuple[int, ...]]:
         """The shape of one example in each of the `input_arrays`, without reading any."""

@@ -76,5 +76,5 @@ def standardise_vectors(vectors: Vectors, scale: Scale | None) -> Vectors:
 
 
 def standardise_targets(targets: Floats, scale: Scale | None) -> Floats:
-    """Scale targets to mean 0 and deviation 1, if there is a scale."""
+    """Scale targets to mean 0 and standard deviation 1, if there is a scale."""
     return targets if scale is None else (targets - scale.mean) / scale.deviation

@@ -1,6 +1,6 @@
 """Track, appearance and motion in one head: pooled maps and flow describe the scene, the track describes the vehicle.
 
-It starts from a linear model that is solved in one step: for tracked vehicles the robust one of `box_ridge`, for own
+It starts from a linear model that is solved in one step: for tracked vehicles the robust one of `box_ridge`, for ego
 speed a ridge regression on the window's mean vector. A GRU over the frames then learns the residual. Everything before
 the GRU, the store's top included, is left as it is, so that each window's vectors are computed only once.
 """

@@ -101,7 +101,7 @@ def window_tracks(examples: StoreExamples) -> WindowTracks:
 
 
 def about_vehicles(examples: StoreExamples) -> bool:
-    """Whether examples are about tracked vehicles. The car's own speed is not, even in clips with tracked vehicles."""
+    """Whether examples describe tracked vehicles. Ego speed does not, even in clips with tracked vehicles."""
     rows = examples.examples
     names_vehicle = np.isfinite(rows.box).any() or np.isfinite(rows.position).any() or "vx" in rows.columns
     return bool(names_vehicle and np.isfinite(window_tracks(examples).boxes).any())
@@ -120,7 +120,7 @@ def learn_camera_geometry(examples: StoreExamples) -> CameraGeometry:
             "this head predicts for a tracked vehicle, but no vehicle was tracked",
             expected="labels with a box, and their tracks in the store",
             got=f"no track in {len(examples)} training examples",
-            hint="make features, if the store is of an older version; or --head.name pooled_lstm, which needs no boxes",
+            hint="framebank extract, for a store of an older version; or --head.name pooled_lstm, which needs no boxes",
         )
     labels = examples.examples
     unknown = np.full(len(labels), np.nan)

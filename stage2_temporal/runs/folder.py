@@ -109,7 +109,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         final = path
         if _identity(path) != identity_before:
             final = next(p for n in count(2) if not (p := path.with_name(f"{path.name}-{n}")).exists())
-            logger.info(f"{path}: another run has taken this name meanwhile; this run is {final}")
+            logger.info(f"{path}: another run took this name in the meantime; this run is {final}")
         elif path.exists():
             path.rename(workspace / ".before")
         folder.rename(final)

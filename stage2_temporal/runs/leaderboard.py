@@ -222,7 +222,7 @@ def _group_repeats(runs: list[Run]) -> list[list[Run]]:
 
 
 def _summarise(scores: list[Scores], mixed_units: bool) -> dict[str, MeanAndDeviation]:
-    """Mean and deviation of each metric over runs, as far as it is known."""
+    """Mean and standard deviation of each known metric over runs."""
     values = {name: [getattr(s, name) for s in scores] for name in METRICS}
     for name in ("ev", "ep"):
         values[name] = [error.mean for s in scores if (error := getattr(s, name))]

@@ -153,7 +153,7 @@ class PredictedExample:
 
 @dataclass(frozen=True)
 class Results:
-    """All that a report needs of a run."""
+    """Everything that a report needs from a run."""
 
     name: str
     config: str
@@ -187,7 +187,7 @@ def read_metrics(run: Path) -> Metrics:
     """Read a run's metrics.json.
 
     Raises:
-        DataError: the folder is no run, or the file is not as training writes it.
+        DataError: the folder is not a run, or the file is not as training writes it.
     """
     if not (run / "metrics.json").is_file():
         raise DataError(f"{run} is not a run: it has no metrics.json", hint="--run NAME, a folder in runs/")
@@ -258,7 +258,7 @@ def read_predictions(path: Path, target: tuple[str, ...]) -> tuple[PredictedExam
     """Read what `write_predictions` wrote; a missing `distance` is unknown.
 
     Raises:
-        DataError: the file is missing, lacks a column or holds something that is no number.
+        DataError: the file is missing, lacks a column or contains a value that is not a number.
     """
     examples = []
     for row in read_csv_table(path, required=_prediction_columns(target), hint=RETRAIN).rows:

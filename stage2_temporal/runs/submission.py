@@ -1,4 +1,4 @@
-"""The files that a data set's own evaluation asks for, for those that have one."""
+"""Submission files, for data sets that have their own evaluation."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def read_boxes(path: Path, sequence: FrameSequence) -> BoxesByFrame:
 
     Raises:
         DataError: the file cannot be read, lacks a column or has no rows.
-        BadInputs: lines that are no box of this sequence, one fault per line.
+        BadInputs: lines that do not describe a box of this sequence, one fault per line.
     """
     hint = f"edit {path}: frame counts from 0, left,top,right,bottom are pixels of the full-size frame"
     faults: list[str] = []

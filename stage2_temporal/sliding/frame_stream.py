@@ -65,7 +65,7 @@ class FrameStream:
         ranges, is_needed = self._plan()
         clips = {clip.sequence.id: clip for clip in self._clips}
         frames = self._config.frames
-        if APPEARANCE not in self._streams:  # nobody needs the resized pixels
+        if APPEARANCE not in self._streams:  # the resized pixels are not needed
             frames = frames.model_copy(update={"decode": "full"})
         threads, motion = self._config.extract.threads or cpu_count(), MOTION in self._streams
         tracked = self._vehicles.pending if self._vehicles else ()

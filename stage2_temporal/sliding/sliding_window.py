@@ -73,7 +73,7 @@ def load_run_models(run: Path) -> RunModels:
     trunk, trained = build_trunk(config), metrics.store.fingerprint
     if trunk.recipe.fingerprint != trained:
         raise StoreError(
-            f"{run}: its config now builds another backbone than the run was trained on",
+            f"{run}: its config now builds a different backbone than the run was trained on",
             expected=f"recipe {trained[:12]}",
             got=trunk.recipe.fingerprint[:12],
             hint="restore the weights file that backbone.weights names, or train again",

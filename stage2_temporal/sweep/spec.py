@@ -146,7 +146,7 @@ def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
         except ValidationError as e:
             errors.append(f"entry {number}: {describe_validation_error(e, Config)}")
     if errors:
-        raise BadInputs(f"{len(errors)} entries of the sweep are wrong", errors, hint="edit the sweep's TOML file")
+        raise BadInputs(f"{len(errors)} entries of the sweep have errors", errors, hint="edit the sweep's TOML file")
     names = list(configs)
     if plan.limit or plan.minutes:
         order = np.random.default_rng(plan.seeds[0]).permutation(len(names))[: plan.limit or None]
@@ -172,7 +172,7 @@ def expand_entry(table: dict[str, Any], seed: int) -> Iterator[Settings]:
     whole_numbers = set()
     draws = table.get("draws", 0)
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 0:
-        raise ConfigError("draws is wrong", expected="a whole number, 0 or more", got=repr(draws))
+        raise ConfigError("draws: wrong value", expected="a whole number, 0 or more", got=repr(draws))
     for key, value in _with_full_names({k: v for k, v in table.items() if k != "draws"}):
         _check_key(key)
         if isinstance(value, dict):

@@ -223,7 +223,7 @@ class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]
                 f"the loss became NaN or infinite in epoch {row.epoch}",
                 got=f"loss {row.loss}, validation {row.val_loss}",
                 hint=f"--train.learning_rate {self._config.learning_rate / 10:g}"
-                + ("" if self._config.standardise else ", or --train.standardise True"),
+                + ("" if self._config.standardise else ", or --train.standardise true"),
             )
         self.history.append(row)
         if deciding < self._lowest:

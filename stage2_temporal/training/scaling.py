@@ -23,14 +23,14 @@ class Scale:
     deviation: Floats
 
     def standardising_layer(self) -> keras.layers.Layer:
-        """Make the layer that scales vectors to mean 0 and deviation 1."""
+        """Make the layer that scales vectors to mean 0 and standard deviation 1."""
         # a Rescaling: Keras' Normalization makes its constants inputs of the exported ONNX graph (3.15)
         factor = 1 / self.deviation
         return keras.layers.Rescaling(factor.tolist(), (-self.mean * factor).tolist(), name=STANDARDISE)
 
 
 def target_scale(targets: Floats) -> Scale:
-    """Return mean and deviation of targets (n, K); 1 for the deviation of a column that does not vary.
+    """Return mean and standard deviation of targets (n, K); the deviation of a constant column is 1.
 
     >>> target_scale(np.array([[1.0, 5.0], [3.0, 5.0]]))
     Scale(mean=array([2., 5.]), deviation=array([1., 1.]))
@@ -40,7 +40,7 @@ def target_scale(targets: Floats) -> Scale:
 
 
 def vector_scale(batches: Iterable[NDArray[Any]]) -> Scale:
-    """Return mean and deviation of each feature over batches of vectors (n, T, features).
+    """Return mean and standard deviation of each feature over batches of vectors (n, T, features).
 
     The variance is at least 1e-4 of its mean over all features, so that a feature which is nearly constant in training
     does not become huge elsewhere.

@@ -98,7 +98,7 @@ class RobustLinearModel:
 def fit_robust_linear_model(vectors: Floats, targets: Floats, alpha: float = RIDGE_PENALTY) -> RobustLinearModel:
     """Fit vectors (n, F), NaN where unknown, to targets (n, K), with the noise scale that gives the smallest error.
 
-    A single hidden vehicle raises the EV of ordinary least squares from 0.03 to 0.25, but hardly that of this model.
+    A single hidden vehicle raises the EV of ordinary least squares from 0.03 to 0.25, but barely that of this model.
     """
     normaliser = GeometryNormaliser.of(vectors)
     velocity = vectors[:, _INDEX["vx_foot"]]

@@ -102,7 +102,7 @@ def test_each_head_has_its_own_settings_with_descriptions() -> None:
     assert set(AutoConfig.model_fields) == {"name"}
 
 
-def test_run_of_an_older_version_is_read_without_settings_that_are_gone(tmp_path: Path) -> None:
+def test_run_of_an_older_version_is_read_without_removed_settings(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(OLD_RUN)
     config = read_run_config(tmp_path)
     assert config.head == FusionConfig(streams=("motion",), dropout=0.3)
@@ -111,7 +111,7 @@ def test_run_of_an_older_version_is_read_without_settings_that_are_gone(tmp_path
         read_config(tmp_path / "config.toml")
 
 
-def test_another_head_keeps_the_settings_that_were_set_and_that_it_has() -> None:
+def test_switching_heads_keeps_the_settings_both_have() -> None:
     head = GRUConfig(units=5, grid=(2, 2), activation="relu")
     assert head.renamed("tcn").model_dump(exclude_unset=True) == {"name": "tcn", "units": 5, "grid": (2, 2)}
     with pytest.raises(ConfigError, match="no such head"):

@@ -101,7 +101,7 @@ def test_consecutive_runs_join_to_the_rows(rows: list[int]) -> None:
     assert [at for at, _, _ in runs] == list(np.cumsum([0, *[n for *_, n in runs]])[:-1])
 
 
-def test_a_window_is_one_run() -> None:
+def test_rows_of_a_window_are_one_run() -> None:
     rows = np.concatenate([np.arange(8) + 80, np.arange(8) + 16])
     assert consecutive_runs(rows) == [(0, 80, 8), (8, 16, 8)]
 

@@ -40,7 +40,7 @@ def test_windows_that_reach_outside_their_sequence_are_dropped() -> None:
     assert examples.dropped == 2
 
 
-def test_labels_of_the_own_speed_and_of_vehicles_are_separate_examples() -> None:
+def test_ego_speed_and_vehicle_labels_are_separate_examples() -> None:
     scene = clip(
         "1",
         8,

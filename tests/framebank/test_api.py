@@ -76,7 +76,7 @@ def test_clips_to_predictions(config: Path) -> None:
         fb.predict("nothing", "sample")
 
 
-def test_import_is_light() -> None:
+def test_import_loads_no_heavy_library() -> None:
     script = "import sys; before = set(sys.modules); import framebank; print(*sorted(set(sys.modules) - before))"
     loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"tensorflow", "keras", "cv2", "sklearn", "pydantic", "numpy"} & set(loaded.split())

@@ -184,7 +184,7 @@ def test_flags_are_written_as_in_toml_or_with_dashes() -> None:
     assert settings("--data.target", "distance", "rate").data.columns == ("distance", "rate")
 
 
-def test_settings_that_no_flag_gives_count_as_unset(tmp_path: Path) -> None:
+def test_settings_without_a_flag_count_as_unset(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('[head]\nname = "ridge"\nalpha = 3\n')
     config = settings("--config", str(path), "--head.grid", "2", "3")
@@ -212,7 +212,7 @@ def test_ctrl_c_ends_with_status_130(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "Interrupted. Finished work is saved; run the same command to resume." in capsys.readouterr().err
 
 
-def test_closed_pipe_is_no_error() -> None:
+def test_closed_pipe_is_not_an_error() -> None:
     command = f"{sys.executable} -m framebank train --help | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0"

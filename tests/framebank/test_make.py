@@ -51,7 +51,7 @@ def test_store_is_named_after_the_config() -> None:
     assert "stores/video.h5: no such store" in make("info", "CONFIG=configs/video.toml").stderr
 
 
-def test_targets_on_a_run_ask_for_one() -> None:
+def test_make_targets_on_a_run_require_run() -> None:
     for target in ("finetune", "predict", "export", "report"):
         done = make(target)
         assert done.returncode != 0

@@ -54,7 +54,7 @@ def test_wrong_annotation_is_one_fault(tmp_path: Path, text: str, message: str) 
 
 
 @pytest.mark.parametrize("value", [[1], {}, {"speed": "fast"}, {"speed": math.nan}, {"speed": True}])
-def test_wrong_own_speed_is_one_fault(value: object) -> None:
+def test_wrong_ego_speed_is_one_fault(value: object) -> None:
     faults: list[str] = []
     assert ego_labels(value, "e.json", 3, faults) == ()
     assert len(faults) == 1 and faults[0].startswith("e.json: ")

@@ -42,7 +42,7 @@ def test_folder_and_zip_are_listed_and_read_alike(tmp_path: Path) -> None:
     assert sorted(["10", "9", "a2", "a10", "a"], key=natural_sort_key) == ["9", "10", "a", "a2", "a10"]
 
 
-def test_file_that_is_no_complete_zip_is_refused(archive: Path) -> None:
+def test_incomplete_zip_is_refused(archive: Path) -> None:
     complete = archive.read_bytes()
     for data in (b"", b"not a zip", complete[: len(complete) // 2], complete[len(complete) // 2 :][:-30]):
         archive.write_bytes(data)

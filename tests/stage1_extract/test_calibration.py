@@ -93,5 +93,5 @@ def test_malformed_file_named_by_the_config_is_refused_with_a_hint(folder: Path,
         cameras(folder, calibration=str(tmp_path / "c.txt"))
 
 
-def test_published_file(real: Path) -> None:
+def test_published_calibration_is_read(real: Path) -> None:
     assert read_camera(real / "competition/calibration.txt") == SAMPLE_CAMERA

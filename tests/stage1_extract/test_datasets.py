@@ -118,13 +118,13 @@ def test_only_the_first_vehicle_is_labelled_except_in_the_sample_set(root: Path)
     assert competition(root).faults == ()
 
 
-def test_own_speed_is_a_separate_label(root: Path) -> None:
+def test_ego_speed_is_a_separate_label(root: Path) -> None:
     (root / "Train/Train/1/ego.json").write_text('{"speed": 21.3}')
     vehicle, ego = competition(root).clips[0].sequence.labels
     assert list(vehicle.targets) == ["vx", "vy"]
     assert (ego.targets, ego.frame, ego.box) == ({"ego_speed": 21.3}, 2, None)
     (root / "Train/Train/1/ego.json").write_text("{}")
-    assert_only_fault(competition(root), root / "Train/Train/1/ego.json", "no own speed")
+    assert_only_fault(competition(root), root / "Train/Train/1/ego.json", "no ego speed")
 
 
 def test_annotation_may_be_missing_in_a_test_split_only(root: Path) -> None:
@@ -240,7 +240,7 @@ def test_frame_that_changes_after_the_scan_is_refused(root: Path) -> None:
 def test_missing_path_is_refused_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: no such folder or \.zip\. Try: set data\.path"):
         competition(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="Try: make sample"):
+    with pytest.raises(DataError, match="Try: framebank sample"):
         scan(data_config("sample", tmp_path / "nowhere"))
 
 

@@ -78,7 +78,7 @@ def test_weights_are_those_of_existing_stores(trunk: keras.Model) -> None:
     assert weights_digest(trunk) == DIGEST
 
 
-def test_counts_of_parameters(classifier: keras.Model, trunk: keras.Model) -> None:
+def test_parameters_are_counted(classifier: keras.Model, trunk: keras.Model) -> None:
     trainable = sum(math.prod(w.shape) for w in classifier.trainable_weights)
     assert trainable == 4_652_008  # the published 4.65 million
     assert classifier.count_params() == 4_694_024

@@ -62,12 +62,12 @@ def name(request: pytest.FixtureRequest) -> str:
         ("openvino", "float32", 2, True, "openvino"),
     ],
 )
-def test_the_engine_suits_the_machine(setting: str, precision: str, gpus: int, openvino: bool, engine: str) -> None:
+def test_engine_is_chosen_for_the_machine(setting: str, precision: str, gpus: int, openvino: bool, engine: str) -> None:
     assert choose_engine(setting, precision, gpus, openvino) == engine
 
 
 def test_engines_and_precisions_this_machine_lacks_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"not installed.*make setup"):
+    with pytest.raises(ConfigError, match=r"not installed.*pip install"):
         choose_engine("openvino", "float32", 0, False)
     with pytest.raises(ConfigError, match=r"float16.*--extract.precision bfloat16"):
         choose_engine("openvino", "float16", 0, True)

@@ -339,7 +339,7 @@ def test_a_long_video_is_read_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch)
     assert min(video.source.read_count) > 0  # frames that are not needed are not read
 
 
-def test_tusimples_clip_through_the_store(real: Path, tmp_path: Path, engine: Engine) -> None:
+def test_tusimple_clip_through_the_store(real: Path, tmp_path: Path, engine: Engine) -> None:
     data = DataConfig(layout="tusimple", path=str(real / "tusimple"))
     config = extraction_config().model_copy(update={"data": data})
     extract(config, tmp_path / "s.h5", scan(config.data), engine=engine)

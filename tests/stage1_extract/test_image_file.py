@@ -151,7 +151,7 @@ def test_changed_byte_gives_a_size_or_a_data_error(name: str, data: st.DataObjec
         assert str(e).startswith("a: ")
 
 
-def test_real_frames(real: Path) -> None:
+def test_size_and_pixels_of_real_frames(real: Path) -> None:
     frame = real / "competition/Train/Train/1/imgs/001.jpg"
     assert image_size(frame.read_bytes(), str(frame)) == (1280, 720)
     grey = real / "kitti_odometry/frames/000000.png"

@@ -78,7 +78,7 @@ def test_online_tracker_hides_vehicles_too() -> None:
     np.testing.assert_allclose(relative_widths(track, 7), GROWTH ** (np.arange(8.0) - 7), rtol=0.02)
 
 
-def test_boxes_that_hide_another() -> None:
+def test_nearer_overlapping_boxes_hide_a_box() -> None:
     frame = np.zeros((200, 320), np.uint8)
     lower = (140.0, 90.0, 200.0, 140.0)
     assert occluding_boxes(FAR, [lower], frame) == [lower]

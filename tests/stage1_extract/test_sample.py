@@ -104,7 +104,7 @@ def test_folder_with_other_files_is_left_alone(tmp_path: Path, marker: str | Non
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-def test_file_at_the_folder_s_path_is_named(tmp_path: Path) -> None:
+def test_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "set").write_text("a file")
     with pytest.raises(DataError, match="not the requested sample set"):
         render_sample_set(tmp_path / "set", progress=False, **COUNTS)
@@ -174,7 +174,7 @@ def test_velocities_have_the_mean_and_deviation_of_tusimple(scenes: list[Scene])
     assert first.std(axis=0) == pytest.approx([2.274, 0.291], rel=0.05)
 
 
-def test_own_speed_is_uniform(scenes: list[Scene]) -> None:
+def test_ego_speed_is_uniform(scenes: list[Scene]) -> None:
     speed = [scene.speed for scene in scenes]
     assert np.percentile(speed, [0, 25, 50, 75, 100]) == pytest.approx([5, 11.75, 18.5, 25.25, 32], abs=0.8)
 
@@ -294,7 +294,7 @@ def test_edges_of_a_vehicle_in_the_picture_agree_with_its_box() -> None:
     assert np.abs(np.mean(errors)) < 0.1
 
 
-def test_ground_moves_at_the_own_speed() -> None:
+def test_ground_moves_at_ego_speed() -> None:
     for number in (1, 2, 3):
         scene = clip_scene(3, 0, number)
         scene = replace(scene, style=replace(scene.style, noise=0.0), vehicles=(), roadside=())

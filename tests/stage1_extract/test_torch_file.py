@@ -71,7 +71,7 @@ def test_a_tensor_outside_its_storage_is_refused() -> None:
         ("antigravity", "x", ""),
     ],
 )
-def test_any_other_global_is_refused_and_nothing_runs(
+def test_other_globals_are_refused_and_nothing_is_executed(
     module: str, name: str, argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

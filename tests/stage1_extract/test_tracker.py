@@ -178,7 +178,7 @@ def test_vehicle_behind_a_widening_post_is_lost_rather_than_wrong() -> None:
     assert lost_frames(track) == [3, 4, 5, 6, 7]
 
 
-def test_box_without_contrast_has_only_its_own_frame() -> None:
+def test_box_without_contrast_is_known_only_in_its_own_frame() -> None:
     frames = [np.full((200, 320, 3), 90, np.uint8) for _ in range(5)]
     track = track_box(frames, (100, 50, 160, 90), 2)
     assert lost_frames(track) == [0, 1, 3, 4]
@@ -198,7 +198,7 @@ def test_box_over_the_whole_image_follows_the_scene() -> None:
     assert lost_frames(beyond) == list(range(7))  # most of it is outside the image
 
 
-def test_box_that_reaches_out_of_the_image() -> None:
+def test_box_partly_outside_the_image() -> None:
     x = 12.0 + 2 * STEPS
     track = track_box(moving_photograph(60, 1.0, x, 100.0), box_around(60, 12.0, 100), 0)
     np.testing.assert_allclose(centres(track)[:, 0], x, atol=0.1)

@@ -116,7 +116,7 @@ def test_threads_share_a_video(folder: Path) -> None:
     assert numbers == [list(range(i, i + 5)) for i in range(0, 30, 5)] * 2
 
 
-def test_reading_on_opens_the_video_once(folder: Path, openings: list[Path]) -> None:
+def test_reading_forwards_opens_the_video_once(folder: Path, openings: list[Path]) -> None:
     clips = scan_videos(folder, segment=12).clips
     openings.clear()
     for clip in clips:
@@ -125,7 +125,7 @@ def test_reading_on_opens_the_video_once(folder: Path, openings: list[Path]) -> 
     assert len(openings) == 1
 
 
-def test_name_of_a_video_tells_its_split() -> None:
+def test_video_name_determines_its_split() -> None:
     expected = {"train": "train", "2024-03-01": "train", "val_3": "validation", "Validation": "validation"}
     assert {stem: split_of(stem) for stem in expected} == expected
     assert split_of("test") == "test"
@@ -192,7 +192,7 @@ def test_second_video_of_the_same_name_is_a_fault(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("part", [0.0, 0.5])  # an mp4's index is at its end
-def test_file_that_is_no_complete_video_is_a_fault(folder: Path, part: float) -> None:
+def test_incomplete_video_is_a_fault(folder: Path, part: float) -> None:
     path = folder / "train.mp4"
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
     assert_only_fault(scan_videos(folder), path, "not a video that OpenCV can open")

@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 
 @pytest.mark.parametrize(("memory", "in_memory"), [(1.001 * SIZE, True), (0.999 * SIZE, False)])
-def test_windows_are_in_the_stored_type_and_in_memory_where_they_fit(
+def test_windows_keep_the_stored_type_and_stay_in_memory_if_they_fit(
     store: Store, memory: float, in_memory: bool
 ) -> None:
     reader = FrameReader(store, ROWS, memory)

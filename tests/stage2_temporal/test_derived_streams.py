@@ -109,14 +109,14 @@ def test_trainable_top_is_not_bypassed(tmp_path: Path) -> None:
     assert any(isinstance(layer, keras.Model) for layer in head.model_.layers)
 
 
-def test_store_that_cannot_be_written_is_reported_and_trained_on(
+def test_unwritable_store_is_reported_and_can_be_trained_on(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stage2_temporal.data.derived_streams.LOCK_TIMEOUT", 0.1)
     X, y, _ = load_examples(path, WINDOWS_OF_4)
     with FileLock(path.with_name(f"{path.name}.lock")):
         while_locked = find_head("ridge")(difference=True).fit(X, y)
-    assert "cannot be kept in the store" in capsys.readouterr().err
+    assert "cannot be saved in the store" in capsys.readouterr().err
     assert not while_locked.has_stored_features(X)
     unlocked = find_head("ridge")(difference=True).fit(X, y)
     np.testing.assert_allclose(unlocked.predict(X), while_locked.predict(X), rtol=1e-4)

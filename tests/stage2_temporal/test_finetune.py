@@ -84,7 +84,7 @@ def equal(some: list[Any], others: list[Any]) -> bool:
     return len(some) == len(others) and all(np.array_equal(a, b) for a, b in zip(some, others, strict=True))
 
 
-def test_command_trains_judges_and_writes_the_last_layers(
+def test_command_fine_tunes_the_last_layers_and_writes_scores(
     folder: Path, fused: keras.Model, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = folder / "runs" / "r"
@@ -255,7 +255,7 @@ def test_fused_model_that_differs_from_the_predictions_is_refused(folder: Path) 
     cells[column] = str(float(cells[column]) + 0.1)
     lines[k] = ",".join(cells)
     path.write_text("\n".join(lines))
-    with pytest.raises(StoreError, match=r"predicts something else than the run's predictions\.csv"):
+    with pytest.raises(StoreError, match=r"predictions differ from the run's predictions\.csv"):
         run_finetune(folder)
     assert not list((folder / "runs" / "r").glob("finetuned*"))
 
@@ -266,7 +266,7 @@ def test_settings_of_the_trained_run_cannot_be_changed(trained: Path) -> None:
     config = config.with_target("ego_speed").model_copy(update={"head": head})
     with Store(trained / "s.h5") as store, pytest.raises(ConfigError) as caught:
         finetune(trained / "runs" / "r", store, config)
-    assert "data.target, head.units: the run was trained with another value" in str(caught.value)
+    assert "data.target, head.units: the run was trained with different values" in str(caught.value)
 
 
 def test_missing_and_damaged_images_are_all_named(folder: Path) -> None:
@@ -334,7 +334,7 @@ def test_brightness_and_contrast_change_all_frames_alike_and_no_label() -> None:
 def test_windows_with_an_unknown_target_are_not_mirrored(capsys: pytest.CaptureFixture[str]) -> None:
     augmentation = choose_augmentation(FinetuneConfig(), ("distance",))
     assert not augmentation.flip and augmentation.brightness == 0.1
-    assert capsys.readouterr().err == "finetune: windows are not mirrored, since its effect on distance is unknown\n"
+    assert capsys.readouterr().err == "finetune: windows are not mirrored, since the effect on distance is unknown\n"
     assert choose_augmentation(FinetuneConfig(), ("vx", "vy")).flip
     assert capsys.readouterr().err == ""
 

@@ -68,7 +68,7 @@ def test_confidence_weights_by_hand() -> None:
     assert confidence_weights([1.0, 0.0]).tolist() == pytest.approx([50.0, 1 / 1.02])  # 1 / (1.02 − c²)
 
 
-def test_two_boxes_by_hand() -> None:
+def test_geometry_of_two_boxes_computed_by_hand() -> None:
     # from 50 px to 40 px square in 0.1 s: 1/size 0.020 to 0.025, so 0.05 a second over 0.025 at the end: 2 a second
     boxes = [[650, 352.5, 700, 402.5], [675, 350, 715, 390]]
     values = vector_of(boxes)

@@ -21,7 +21,7 @@ CONSTANT = np.array([3.0, 2.0])
 COLUMNS = ("vx", "vy")
 
 
-def test_scores_match_values_by_hand() -> None:
+def test_scores_match_values_computed_by_hand() -> None:
     s = scores(TRUE, PREDICTED, CONSTANT, COLUMNS)
     assert s.rmse == pytest.approx(math.sqrt(7 / 6))  # errors 1, 0, -1 and 0, 1, -2
     assert s.mae == pytest.approx(5 / 6)
@@ -38,7 +38,7 @@ def test_constant_predictor_has_no_skill_and_no_spread() -> None:
     s = scores(TRUE, np.broadcast_to(TRUE.mean(axis=0), TRUE.shape), TRUE.mean(axis=0), COLUMNS)
     assert s.skill == 0
     assert s.spread_ratio == 0
-    assert verdict("test", s) == ("No better than a constant on the test split: the predictions hardly vary "
+    assert verdict("test", s) == ("No better than a constant on the test split: the predictions barely vary "
                                   "(spread ratio 0.00, skill 0.00).", True)  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_rmse_equals_that_of_keras(predicted: np.ndarray) -> None:
     assert ours == pytest.approx(float(metric.result()), rel=1e-5)
 
 
-def test_ev_matches_values_by_hand() -> None:
+def test_ev_matches_values_computed_by_hand() -> None:
     """Squared errors summed over the components: 1 near, 1 medium, 5 far; the distance is the position's length."""
     s = scores(TRUE, PREDICTED, CONSTANT, COLUMNS, np.array([[19.9, 0], [19.9, 3], [45.0, 0]]))
     assert s.ev == ByDistance(1, 1, 5, pytest.approx(7 / 3))
@@ -69,7 +69,7 @@ def test_ev_needs_positions_and_velocities() -> None:
     assert scores(TRUE[:, :1], PREDICTED[:, :1], CONSTANT[:1], ("ego_speed",), np.ones((3, 2))).ev is None
 
 
-def test_scores_of_velocity_and_position_match_values_by_hand() -> None:
+def test_scores_of_velocity_and_position_match_values_computed_by_hand() -> None:
     """Columns in any order; each is weighted by its labels' variance, since m/s and m have no sum."""
     columns = ("x", "vx", "y", "vy")
     true = np.array([[10.0, 1, 0, 0], [30.0, 3, 2, 0], [50.0, 5, 4, 6]])
@@ -100,7 +100,7 @@ def test_unknown_scores_are_null_in_json() -> None:
 
 @pytest.mark.parametrize(
     ("scale", "expected", "no_better"),
-    [(0.19, "hardly vary", True), (0.9, "Better than a constant", False), (-1.0, "not smaller", True)],
+    [(0.19, "barely vary", True), (0.9, "Better than a constant", False), (-1.0, "not smaller", True)],
 )
 def test_verdict_by_spread_and_skill(scale: float, expected: str, no_better: bool) -> None:
     mean = TRUE.mean(axis=0)

@@ -209,7 +209,7 @@ def test_dot_shows_its_values_and_opens_its_clip(visit: Visit, reports: dict[str
     assert not tip.is_visible()
 
 
-def test_bar_and_epoch_show_their_values(visit: Visit, reports: dict[str, Path]) -> None:
+def test_pointing_at_a_bar_or_epoch_shows_its_values(visit: Visit, reports: dict[str, Path]) -> None:
     page = visit.open(reports["speed"])
     page.locator(".plot .column").nth(4).hover()
     assert page.locator("#tip").inner_text().startswith("epoch 5: training ")
@@ -299,7 +299,7 @@ def test_viewer_steps_with_keys_slider_and_play(visit: Visit, reports: dict[str,
     assert viewer.locator("h4").inner_text() == worst[2].sequence
 
 
-def test_clip_opens_by_keyboard(visit: Visit, reports: dict[str, Path]) -> None:
+def test_clip_opens_with_the_keyboard(visit: Visit, reports: dict[str, Path]) -> None:
     page = visit.open(reports["speed"])
     last = page.locator(".clip").last
     last.get_by_role("button", name="Step through").press("Enter")
@@ -412,7 +412,7 @@ def test_leaderboard_is_complete_without_javascript(browser: sync_api.Browser, l
     visit.context.close()
 
 
-def test_pictures_of_the_documentation_can_be_taken(
+def test_documentation_screenshots_can_be_taken(
     browser: sync_api.Browser, reports: dict[str, Path], leaderboard: Path, tmp_path: Path
 ) -> None:
     take_pictures(browser, reports["speed"].parent, reports["velocity"].parent, leaderboard.parent, tmp_path)

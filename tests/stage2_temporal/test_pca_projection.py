@@ -97,7 +97,7 @@ def test_head_on_stored_components_is_the_head_on_maps(
     np.testing.assert_allclose(restored.predict(X), predictions.reshape(len(X), -1), atol=tolerance)
 
 
-def test_store_that_cannot_be_written_and_plain_array_give_the_same_basis(
+def test_unwritable_store_and_plain_array_give_the_same_basis(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stage2_temporal.data.derived_streams.LOCK_TIMEOUT", 0.1)
@@ -105,7 +105,7 @@ def test_store_that_cannot_be_written_and_plain_array_give_the_same_basis(
     locked, stored, array = (find_head("ridge")(components=8) for _ in range(3))
     with FileLock(path.with_name(f"{path.name}.lock")):
         locked.fit(X, y)
-    assert "pca8 cannot be kept in the store" in capsys.readouterr().err
+    assert "pca8 cannot be saved in the store" in capsys.readouterr().err
     assert not locked.has_stored_features(X)
     stored.fit(X, y)
     assert stored.has_stored_features(X)
@@ -115,7 +115,7 @@ def test_store_that_cannot_be_written_and_plain_array_give_the_same_basis(
         np.testing.assert_allclose(head.predict(X), expected, atol=1e-3 * np.abs(expected).max())
 
 
-def test_other_training_clips_give_another_basis_and_a_model_keeps_its_own(path: Path, tmp_path: Path) -> None:
+def test_basis_depends_on_training_clips_and_a_model_keeps_its_basis(path: Path, tmp_path: Path) -> None:
     X, y, _ = load_examples(path, WINDOWS_OF_4)
     head = find_head("ridge")(components=8).fit(X, y)
     expected = head.predict(X.stream("appearance"))

@@ -322,7 +322,7 @@ def test_backbone_other_than_the_runs_is_refused(tmp_path: Path, run: Path) -> N
     shutil.copytree(run, tmp_path / "other")
     config = tmp_path / "other" / "config.toml"
     config.write_text(config.read_text().replace("0.25", "0.5"))
-    with pytest.raises(StoreError, match="builds another backbone than the run was trained on"):
+    with pytest.raises(StoreError, match="builds a different backbone than the run was trained on"):
         load_run_models(tmp_path / "other")
 
 

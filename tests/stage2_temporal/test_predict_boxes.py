@@ -195,7 +195,7 @@ def test_boxes_must_be_given_for_a_video_and_not_for_a_data_set(run: Path, frame
         predict(run, boxes=Path("boxes.csv"))
 
 
-def test_frames_of_another_size_are_warned_of(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_frames_of_another_size_log_a_warning(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     warn_of_other_size(read_camera_geometry(run), FrameSequence("drive", "test", 8, 10.0, (640, 360), ""))
     assert "640x360 frames, but the run was trained on 1280x720" in capsys.readouterr().err
 

@@ -190,7 +190,7 @@ def test_video_and_overlay(
     assert len(read_video(tmp_path / "d.mp4")) == 15
 
 
-def test_folder_of_frames_equals_the_clip_and_another_rate_is_warned_of(
+def test_folder_of_frames_equals_the_clip_and_another_rate_logs_a_warning(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, frames, table = home / "runs/flow", home / "data/Test/Test/1/imgs", tmp_path / "f.csv"
@@ -230,7 +230,7 @@ def test_needed_frames_are_read_once_and_in_order(needed: list[int], home: Path)
     assert list(source.reads) == sorted(source.reads)
 
 
-def test_vehicle_in_a_video_equals_the_data_set(home: Path, flows: list[int]) -> None:
+def test_vehicle_predictions_from_video_and_data_set_are_equal(home: Path, flows: list[int]) -> None:
     """The window ends with the clip: one prediction, the run's own. Each frame is read once."""
     models = load_run_models(home / "runs/vehicle")
     config = models.config

@@ -89,7 +89,7 @@ def test_values_from_data_are_escaped(tmp_path: Path) -> None:
     assert "<h1>a&lt;b</h1>" in page
 
 
-def test_page_loads_nothing(tmp_path: Path) -> None:
+def test_page_loads_no_other_files(tmp_path: Path) -> None:
     page = write_report(*make_run(tmp_path)).read_text()
     assert set(re.findall(r"https?://[^\s\"']+", page)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
     assert "default-src 'none'" in page
@@ -135,7 +135,7 @@ def test_run_without_labels_or_epochs_has_a_report(tmp_path: Path) -> None:
     )
 
 
-def test_mixed_units_are_not_named(tmp_path: Path) -> None:
+def test_mixed_units_are_omitted_from_titles(tmp_path: Path) -> None:
     page = body(*make_run(tmp_path, unit=None))
     assert "None" not in page and ">RMSE</th>" in page
 

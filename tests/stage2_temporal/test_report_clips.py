@@ -91,7 +91,7 @@ def test_bars_start_at_zero() -> None:
     )  # fmt: skip
 
 
-def test_frames_are_added_by_turns_until_the_budget_is_used_up(tmp_path: Path) -> None:
+def test_frames_of_all_clips_are_added_in_turn_until_the_budget_runs_out(tmp_path: Path) -> None:
     folder, store = make_run(tmp_path)
     clips = [report_clip(e, store) for e in read_results(folder).verdict_examples[:3]]
     rows = list(dict.fromkeys(frames_by_turns(clips)))

@@ -61,7 +61,7 @@ def test_failed_run_leaves_the_old_one(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "r").iterdir()] == ["new"]
 
 
-def test_run_that_finished_meanwhile_keeps_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_finished_in_the_meantime_keeps_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "r"
     with atomic_folder(path) as slow:
         (slow / "who").write_text("slow")

@@ -192,7 +192,7 @@ def test_each_target_gets_a_run(folder: Path, run: Run) -> None:
     assert run(*train)[1].count("trained already") == 2
 
 
-def test_head_on_the_command_line_keeps_the_settings_it_reads(folder: Path, run: Run) -> None:
+def test_head_from_the_command_line_keeps_shared_settings(folder: Path, run: Run) -> None:
     status, _, err = run("train", "--config", "task.toml", "--head.name", "gru", "--train.epochs", "1")
     assert status == 0, err
     config = read_config(folder / "runs" / "task-velocity-gru" / "config.toml")

@@ -113,7 +113,7 @@ def test_errors_of_all_entries_are_reported_together() -> None:
         "unknown key hihg (did you mean high?)",
         "entry 9: head.units: the list is empty",
         "entry 10: head cannot vary",
-        "entry 11: draws is wrong; expected a whole number, 0 or more; got -1",
+        "entry 11: draws: wrong value; expected a whole number, 0 or more; got -1",
         "entry 12: ",
     ]
     assert len(caught.value.faults) == len(expected)

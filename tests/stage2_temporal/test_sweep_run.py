@@ -206,7 +206,7 @@ def test_error_in_the_sweep_file_is_found_without_tensorflow(folder: Path) -> No
 
 
 @pytest.mark.soak
-def test_run_alone_repeats_the_numbers_of_the_sweep(folder: Path) -> None:
+def test_run_trained_alone_repeats_the_sweeps_numbers(folder: Path) -> None:
     """With the threads of one of two workers."""
     assert main(COMMAND) == 0
     name = next(name for name in finished_runs(folder) if name.endswith("fold1"))

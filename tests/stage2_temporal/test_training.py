@@ -57,7 +57,7 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trained(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a small pooled LSTM that has learnt the car's own speed."""
+    """A run of a small pooled LSTM that has learned ego speed."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
     run(path, folder, train_config(epochs=40), report=True)
     return folder
@@ -169,7 +169,7 @@ def test_standardise_sets_the_unit_of_the_loss_and_the_models_output(
 def test_unlearnable_target_is_no_better_than_a_constant(path: Path, tmp_path: Path) -> None:
     metrics = run(path, tmp_path / "r", train_config(target="velocity", learning_rate=1e-6, epochs=1))
     assert metrics["no_better_than_constant"] is True
-    assert metrics["verdict"].startswith("No better than a constant on the test split: the predictions hardly vary")
+    assert metrics["verdict"].startswith("No better than a constant on the test split: the predictions barely vary")
     assert metrics["target"] == ["vx", "vy"]
     assert set(metrics["splits"]["test"]["model"]["ev"]) == {"near", "medium", "far", "mean"}
 

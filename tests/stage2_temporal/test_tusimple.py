@@ -38,13 +38,13 @@ PREDICTED = [
 ]
 
 
-def test_ev_and_ep_match_values_by_hand() -> None:
+def test_ev_and_ep_match_values_computed_by_hand() -> None:
     result = evaluate_tusimple(PREDICTED, TRUTH)
     assert result.ev == ByDistance(pytest.approx(4.5), pytest.approx(3), pytest.approx(25), pytest.approx(32.5 / 3))
     assert result.ep == ByDistance(pytest.approx(0.5), pytest.approx(14.5), pytest.approx(25), pytest.approx(40 / 3))
 
 
-def test_zero_velocities_match_values_by_hand() -> None:
+def test_zero_velocities_match_values_computed_by_hand() -> None:
     """Near (1 + 0) / 2, medium (5 + 26) / 2, far 9."""
     result = evaluate_tusimple(tusimple.zero_velocities(TRUTH), TRUTH)
     assert result.ev == ByDistance(0.5, 15.5, 9.0, pytest.approx(25 / 3))

@@ -225,7 +225,7 @@ def test_run_keeps_its_camera_geometry_and_predictions(name: str, store: Path, t
 
 
 def with_flow(path: Path, seed: int = 4) -> Path:
-    """Clips with labels of their own speed, and a stream `motion` that grows with it."""
+    """Clips with labels of ego speed, and a stream `motion` that grows with it."""
     rng = np.random.default_rng(seed)
     sequences, flow = [], []
     for split, count in COUNTS.items():
@@ -238,7 +238,7 @@ def with_flow(path: Path, seed: int = 4) -> Path:
     return write_store(path, sequences, {"appearance": maps, "motion": np.concatenate(flow).astype(np.float32)})
 
 
-def test_fusion_predicts_own_speed_from_flow(tmp_path: Path) -> None:
+def test_fusion_predicts_ego_speed_from_flow(tmp_path: Path) -> None:
     path = with_flow(tmp_path / "s.h5")
     chosen = config("fusion", "ego_speed", streams=("appearance", "motion"), difference=True)
     head = fitted(path, chosen)
@@ -267,5 +267,5 @@ def test_fusion_predicts_a_vehicle_from_its_track(store: Path, tmp_path: Path) -
 
 def test_store_without_tracks_is_refused(tmp_path: Path) -> None:
     X, y, _ = load_examples(make(tmp_path / "s.h5", tracked=False), config())
-    with pytest.raises(ConfigError, match=r"no vehicle was tracked.*make features"):
+    with pytest.raises(ConfigError, match=r"no vehicle was tracked.*framebank extract"):
         BoxRidge().fit(X, y)

@@ -105,7 +105,7 @@ def test_one_hidden_vehicle_hardly_changes_the_linear_model(wrong: float) -> Non
     assert np.mean((ordinary - test_targets[:, 0]) ** 2) > 10 * after
 
 
-def test_noise_scale_is_larger_if_tracks_are_worse_than_they_say() -> None:
+def test_noise_scale_is_larger_if_tracks_are_worse_than_their_deviation() -> None:
     vectors, targets = simulated(200, 1)
     worse = vectors.copy()
     rng = np.random.default_rng(3)
