@@ -13,9 +13,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, delayed
 
 from features._common.atomic import fsync_path
+from features._common.cpu import cpu_count
 from features._common.lock import exclusive_write_lock
 from features._common.progress import progress_bar
 from features.errors import DataError

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, delayed
 
+from features._common.cpu import cpu_count
 from features._common.lock import exclusive_write_lock
 from features._common.progress import progress_bar
 from features.config import Config
