@@ -11,6 +11,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -28,7 +29,8 @@ from stage1_extract.backbone.trunk import Trunk, build_trunk
 from stage1_extract.datasets import scan
 from stage1_extract.extract import extract
 from stage1_extract.sample import render_sample_set
-from stage2_temporal.data.batches import Batches, FrameReader
+from stage2_temporal.data.batches import Batches
+from stage2_temporal.data.examples import StoreSource
 from stage2_temporal.data.task import read_task
 from stage2_temporal.fused.fuse import build_fused_model
 from stage2_temporal.heads import build_model
@@ -88,7 +90,7 @@ def _epochs(store: Store, trunk: Trunk, config: Config, rounds: int) -> Figures:
     def framebank_epoch(
         head: HeadConfig, epochs: int, precision: str = "float32", vectors: np.ndarray | None = None
     ) -> Callable[[], float]:
-        read = FrameReader(store, rows, 4.0).windows if vectors is None else vectors.__getitem__
+        read = partial(StoreSource(store.path, rows).windows, APPEARANCE) if vectors is None else vectors.__getitem__
         entries = rows if vectors is None else np.arange(len(rows))
         with_top = top if head.name == config.head.name else None
         model = build_model(read(entries[:1]).shape[1:], head, 2, top=with_top)

@@ -1,4 +1,4 @@
-"""Batches for Keras from a store: shuffled by a seed, and in memory where the frames fit."""
+"""Batches for Keras, shuffled by a seed."""
 
 from __future__ import annotations
 
@@ -10,45 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import FramebankError
-from features.store import Store
-
-
-class FrameReader:
-    """Reads windows of one stream.
-
-    If all `rows` that windows will need fit into `memory_gb` (10⁹ bytes), they are read once, in the store's order and
-    type, and kept in memory. Otherwise each call reads the rows that it needs, each once.
-
-    Attributes:
-        in_memory, bytes_in_memory: whether the rows are in memory, and what they take there.
-        rows_read: number of rows read from the store so far.
-    """
-
-    def __init__(self, store: Store, rows: NDArray[np.int64], memory_gb: float, stream: str = "appearance") -> None:
-        self.store, self.stream, self.rows_read = store, stream, 0
-        info = store.streams[stream]
-        self._rows = np.unique(rows)
-        size = len(self._rows) * int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize
-        self.in_memory = size <= memory_gb * 1e9
-        self.bytes_in_memory = size if self.in_memory else 0
-        if self.in_memory:
-            self._frames = self._read(self._rows)
-
-    def windows(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Read windows (n, T) → (n, T, h, w, c) in the stored type.
-
-        Raises:
-            StoreError: a frame cannot be read.
-        """
-        if self.in_memory:
-            windows: NDArray[Any] = self._frames[np.searchsorted(self._rows, rows)]
-            return windows
-        unique, inverse = np.unique(rows, return_inverse=True)
-        return self._read(unique)[inverse.reshape(rows.shape)]
-
-    def _read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        self.rows_read += len(rows)
-        return self.store.read(self.stream, rows)
 
 
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]

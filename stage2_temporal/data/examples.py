@@ -6,22 +6,21 @@ GridSearchCV(Ridge(), {"alpha": [1, 10]}, cv=GroupKFold(5)).fit(X, y, groups=gro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.types import Floats, Tensor
+from features._common.types import Floats
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.store import Store, StreamInfo, TopRecord
 from features.tracks import Track
 from features.windows import Examples
-from stage2_temporal.data.batches import FrameReader
 from stage2_temporal.data.task import read_task
 from stage2_temporal.data.time_augmentation import augment_windows
 
@@ -38,7 +37,7 @@ class StoreSource:
 
     _store: Store | None
     _file_id: tuple[int, int]  # device and inode of the open file
-    _readers: dict[str, FrameReader]
+    _frames: dict[str, NDArray[Any]]  # all rows of the streams that are in memory
     _tracks: dict[tuple[int, int], Track | None]
 
     def __init__(self, path: Path | str, rows: NDArray[np.int64], memory_gb: float = 4.0) -> None:
@@ -49,33 +48,45 @@ class StoreSource:
     def store(self) -> Store:
         """The open store."""
         if self._store is None:
-            stat = self.path.stat()
-            self._store, self._file_id = Store(self.path), (stat.st_dev, stat.st_ino)
+            self._store, self._file_id = Store(self.path), self._id_at_path()
         return self._store
+
+    def _id_at_path(self) -> tuple[int, int]:
+        stat = self.path.stat()
+        return stat.st_dev, stat.st_ino
 
     def close(self) -> None:
         """Forget the file and all frames; the next read opens whatever lies at the path by then."""
-        self._store, self._file_id, self._readers, self._tracks = None, (-1, -1), {}, {}
+        self._store, self._file_id, self._frames, self._tracks = None, (-1, -1), {}, {}
 
     def reopen_if_replaced(self) -> bool:
         """Close the file if another one lies at its path by now; return whether it does."""
-        stat = self.path.stat()
-        if (stat.st_dev, stat.st_ino) == self._file_id:
-            return False
-        self.close()
-        return True
+        replaced = self._id_at_path() != self._file_id
+        if replaced:
+            self.close()
+        return replaced
 
-    def reader(self, stream: str) -> FrameReader:
-        """Return the reader of a stream."""
-        if stream not in self._readers:
-            used = sum(reader.bytes_in_memory for reader in self._readers.values())
-            self._readers[stream] = FrameReader(self.store, self.rows, self.memory_gb - used / 1e9, stream)
-        return self._readers[stream]
+    def windows(self, stream: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Read windows of a stream, rows (n, T) → (n, T, …) in the stored type.
+
+        If all `rows` of the stream fit into memory, they are read once and kept; else each call reads what it needs.
+
+        Raises:
+            StoreError: a frame cannot be read.
+        """
+        info = self.store.streams[stream]
+        size = len(self.rows) * math.prod(info.shape) * np.dtype(info.dtype).itemsize
+        if stream not in self._frames and size + sum(f.nbytes for f in self._frames.values()) <= self.memory_gb * 1e9:
+            self._frames[stream] = self.store.read(stream, self.rows)
+        if stream in self._frames:
+            return np.asarray(self._frames[stream][np.searchsorted(self.rows, rows)])
+        unique, inverse = np.unique(rows, return_inverse=True)
+        return self.store.read(stream, unique)[inverse.reshape(rows.shape)]
 
     def add_rows(self, rows: NDArray[np.int64]) -> None:
         """Add rows that windows will need."""
         if not np.isin(rows, self.rows).all():
-            self.rows, self._readers = np.union1d(self.rows, rows), {}
+            self.rows, self._frames = np.union1d(self.rows, rows), {}
 
     def track(self, sequence: int, label: int) -> Track | None:
         """Return the track of the vehicle that a label describes; None if there is none."""
@@ -170,7 +181,7 @@ class StoreExamples:
     def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Read rows (n, m) of a stream, which must be among the source's: (n, m, …) in the stored type."""
         self._info(name)
-        return self.source.reader(name).windows(rows)
+        return self.source.windows(name, rows)
 
     def augmented(self, options: TrainConfig) -> tuple[StoreExamples, NDArray[np.int64], Floats]:
         """Add what `[train] reverse`, `shift` and `strides` make of these windows.
@@ -251,14 +262,6 @@ HeadInputs = StoreExamples | ArrayExamples  # what heads take as X
 def as_head_inputs(X: Any) -> HeadInputs:
     """Wrap X in `ArrayExamples` if it is an array."""
     return X if isinstance(X, HeadInputs) else ArrayExamples(np.asarray(X))
-
-
-def as_maps(values: Tensor) -> Tensor:
-    """Turn vectors (batch, T, F) into maps of one cell (batch, T, 1, 1, F); maps stay as they are."""
-    if len(values.shape) == 5:
-        return values
-    _, time, features = values.shape
-    return keras.ops.reshape(values, (-1, time, 1, 1, features))
 
 
 def load_examples(

@@ -12,8 +12,7 @@ from features.errors import ConfigError
 from features.store import Store, StreamInfo
 from features.store_writer import StreamContent
 from features.streams import APPEARANCE
-from stage2_temporal.data.examples import as_maps
-from stage2_temporal.data.pooling import check_grid, pool_frames
+from stage2_temporal.data.pooling import as_maps, check_grid, pool_frames
 
 GRID_POOLING_VERSION = 1  # increase it whenever the same stream gets other numbers
 FRAMES_PER_BATCH = 64

@@ -14,6 +14,14 @@ from features._common.types import Tensor
 from features.errors import ConfigError
 
 
+def as_maps(values: Tensor) -> Tensor:
+    """Turn vectors (batch, T, F) into maps of one cell (batch, T, 1, 1, F); maps stay as they are."""
+    if len(values.shape) == 5:
+        return values
+    _, time, features = values.shape
+    return keras.ops.reshape(values, (-1, time, 1, 1, features))
+
+
 def feature_name(input_name: str, lag: int = 0) -> str:
     """The name of a model's layer that outputs one input's features (lag 0) or their change over `lag` frames."""
     return f"{input_name}.change{lag}" if lag else f"{input_name}.mean"

@@ -50,7 +50,8 @@ from features.store import TopRecord
 from features.streams import APPEARANCE
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.derived_streams import DerivedStream
-from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_head_inputs, as_maps
+from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_head_inputs
+from stage2_temporal.data.pooling import as_maps
 from stage2_temporal.data.splits import split_at
 from stage2_temporal.heads.graph import Graph, NamedTensors, concatenate, model_inputs, submodel_from
 from stage2_temporal.heads.settings import constructor, validated

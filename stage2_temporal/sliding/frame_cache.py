@@ -14,8 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from features.config import Config
-from stage2_temporal.data.examples import as_maps
-from stage2_temporal.data.pooling import feature_name
+from stage2_temporal.data.pooling import as_maps, feature_name
 from stage2_temporal.heads import find_head
 from stage2_temporal.heads.graph import NamedTensors, submodel_from
 from stage2_temporal.heads.pooled import PooledHead

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,7 +16,8 @@ import pytest
 from features.config import TrainConfig
 from features.sequences import FrameSequence, Label
 from features.store import Store
-from stage2_temporal.data.batches import Batches, FrameReader
+from stage2_temporal.data.batches import Batches
+from stage2_temporal.data.examples import StoreSource
 from stage2_temporal.training.loop import fit_model, predict_batches
 from tests.helpers import write_store
 
@@ -23,35 +27,46 @@ SIZE = MAPS.nbytes / 1e9
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sequences = [FrameSequence("a", "train", 40, 10.0, (64, 36), "d", (Label(7, {"ego_speed": 1.0}),))]
-    with Store(write_store(tmp_path_factory.mktemp("s") / "s.h5", sequences, {"appearance": MAPS})) as opened:
-        yield opened
+    return write_store(tmp_path_factory.mktemp("s") / "s.h5", sequences, {"appearance": MAPS})
 
 
-@pytest.mark.parametrize(("memory", "in_memory"), [(1.001 * SIZE, True), (0.999 * SIZE, False)])
-def test_windows_keep_the_stored_type_and_stay_in_memory_if_they_fit(
-    store: Store, memory: float, in_memory: bool
+@pytest.fixture
+def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every row that is read from a store."""
+    rows_read: list[int] = []
+    read = Store.read
+
+    def recorded(store: Store, stream: str, rows: Any) -> Any:
+        rows_read.extend(rows)
+        return read(store, stream, rows)
+
+    monkeypatch.setattr(Store, "read", recorded)
+    return rows_read
+
+
+def reader(path: Path, rows: Any = ROWS, memory_gb: float = 1.0) -> Callable[[Any], Any]:
+    return partial(StoreSource(path, rows, memory_gb).windows, "appearance")
+
+
+@pytest.mark.parametrize(("memory", "count"), [(1.001 * SIZE, 40), (0.999 * SIZE, 2 * 11)])
+def test_rows_are_read_once_if_they_fit_into_memory_and_else_once_per_batch(
+    path: Path, rows_read: list[int], memory: float, count: int
 ) -> None:
-    reader = FrameReader(store, ROWS, memory)
-    assert reader.in_memory == in_memory
-    windows = reader.windows(ROWS[[5, 0, 5]])
-    assert windows.dtype == np.float16
-    np.testing.assert_array_equal(windows, MAPS[ROWS[[5, 0, 5]]])
+    batches = Batches(reader(path, memory_gb=memory), ROWS, None, 4)
+    for _ in range(2):
+        (windows,) = batches[0]  # 4 windows of 8 frames: rows 0 to 10
+        assert windows.dtype == np.float16
+        np.testing.assert_array_equal(windows, MAPS[ROWS[:4]])
+    assert len(rows_read) == count
 
 
-def test_rows_in_memory_are_read_once_and_others_once_per_batch(store: Store) -> None:
-    for memory, rows_read in ((1.0, 40), (1e-9, 11)):  # windows 0 to 3 of 8 frames: rows 0 to 10
-        reader = FrameReader(store, ROWS, memory)
-        Batches(reader.windows, ROWS, None, 4)[0]
-        assert reader.rows_read == rows_read
-
-
-def test_each_epoch_has_every_example_once_in_an_order_set_by_the_seed(store: Store) -> None:
+def test_each_epoch_has_every_example_once_in_an_order_set_by_the_seed(path: Path) -> None:
     targets = np.arange(33.0)[:, None]
 
     def two_epochs(seed: int | None) -> list[list[float]]:
-        batches = Batches(FrameReader(store, ROWS, 1.0).windows, ROWS, targets, 8, seed=seed)
+        batches = Batches(reader(path), ROWS, targets, 8, seed=seed)
         orders = []
         for _ in range(2):
             batches.on_epoch_begin()
@@ -69,20 +84,21 @@ def test_each_epoch_has_every_example_once_in_an_order_set_by_the_seed(store: St
     assert two_epochs(None) == [list(range(33))] * 2
 
 
-@pytest.mark.parametrize(("memory", "rows_read"), [(1.0, 40), (1e-9, 3 * 40 + 2 * 8)])
+@pytest.mark.parametrize(("memory", "count"), [(1.0, 40), (1e-9, 3 * 40 + 2 * 8)])
 def test_training_reads_rows_once_or_once_per_epoch_and_then_releases_them(
-    store: Store, memory: float, rows_read: int
+    path: Path, rows_read: list[int], memory: float, count: int
 ) -> None:
     """Keras reads two batches beforehand, for their shapes. A sweep's worker trains many runs in one process."""
     rows, targets = np.arange(40).reshape(5, 8), np.zeros((5, 1))
-    reader = FrameReader(store, rows, memory)
+    source = StoreSource(path, rows, memory)
+    read = partial(source.windows, "appearance")
     windows = keras.Input((8, 2, 3, 4))
     model = keras.Model(windows, keras.layers.Dense(1)(keras.layers.Flatten()(windows)))
-    batches = Batches(reader.windows, rows, targets, 1, seed=0)
+    batches = Batches(read, rows, targets, 1, seed=0)
     fit_model(model, batches, None, TrainConfig(epochs=3))
-    assert reader.rows_read == rows_read
-    predict_batches(model, Batches(reader.windows, rows, None, 5))
-    released = weakref.ref(reader)
-    del reader, batches
+    assert len(rows_read) == count
+    predict_batches(model, Batches(read, rows, None, 5))
+    released = weakref.ref(source)
+    del source, read, batches
     gc.collect()
     assert released() is None

@@ -95,7 +95,7 @@ def test_streams_are_derived_once_and_then_no_map_is_read(path: Path, capsys: py
     head.fit(X, y).predict(X)
     assert capsys.readouterr().err == ""
     assert path.stat().st_mtime_ns == modified
-    assert "appearance" not in X.source._readers
+    assert "appearance" not in X.source._frames
 
 
 def test_trainable_top_is_not_bypassed(tmp_path: Path) -> None:
