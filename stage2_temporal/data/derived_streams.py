@@ -8,23 +8,219 @@ components of the map. Streams derived from another one than the appearance have
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.decomposition import IncrementalPCA
+from sklearn.utils import gen_batches
 
 from features._common.lock import exclusive_write_lock
 from features._common.log import logger
 from features.errors import ConfigError, StoreError
-from features.store import Store
-from features.store_writer import extend_store
+from features.recipe import json_digest
+from features.store import Store, StreamInfo
+from features.store_writer import StreamContent, extend_store
 from features.streams import APPEARANCE
-from stage2_temporal.data.grid_pooling import GridPooling
-from stage2_temporal.data.pca_projection import PCAProjection
+from stage2_temporal.data.pooling import as_maps, check_grid, pool_frames
 
 LOCK_TIMEOUT = 120.0  # seconds to wait for another process that writes to the store, as in a parallel sweep
 GRID_PATTERN = r"(?P<pooled>pooled)|(?P<kind>grid|change)(?P<rows>\d+)x(?P<columns>\d+)(?:lag(?P<lag>\d+))?"
 STREAM_NAME = re.compile(rf"(?:(?P<source>\w+)\.)?(?:{GRID_PATTERN}|pca(?P<components>[1-9]\d*))")
-DerivedStream = GridPooling | PCAProjection
+GRID_POOLING_VERSION = 1  # increase these whenever the same stream gets other numbers
+PCA_VERSION = 1
+MAPS_PER_BATCH = 256  # a fit takes as many as it has components, if these are more
+MAX_FIT_FRAMES = 4096  # a fit uses a random sample of this many, drawn with PCA_SEED
+PCA_SEED = 0
+MIN_RELATIVE_DEVIATION = 1e-6  # components that vary less, relative to a map's length, are rounding errors
+
+
+@dataclass(frozen=True)
+class DerivedStream:
+    """A stream that is computed from the stream `source` of the same store."""
+
+    source: str
+
+    @property
+    def name(self) -> str:
+        """The stream's name in a store."""
+        return ("" if self.source == APPEARANCE else f"{self.source}.") + self._content_name
+
+    @property
+    @abstractmethod
+    def _content_name(self) -> str:
+        """The name without that of the source."""
+
+    def info(self, store: Store) -> StreamInfo:
+        """Describe the stream as a store has it: shape, type and origin.
+
+        Raises:
+            ConfigError: the store has no such source, or its maps are too small.
+        """
+        if self.source not in store.streams:
+            raise ConfigError(
+                f"{store.path}: no stream {self.source!r} to derive {self.name} from",
+                expected=f"one of {', '.join(store.streams)}",
+                got=self.source,
+                hint="--stream NAME",
+            )
+        source = store.streams[self.source]
+        size, origin = self._size_and_origin(store, source.shape)
+        return StreamInfo(
+            (size,), "float32", {"source": [store.fingerprint, self.source, source.fingerprint], **origin}
+        )
+
+    @abstractmethod
+    def _size_and_origin(self, store: Store, shape: tuple[int, ...]) -> tuple[int, dict[str, Any]]:
+        """Numbers per frame, and what they depend on besides the source, whose entries have a shape."""
+
+    @abstractmethod
+    def content(self, store: Store) -> StreamContent:
+        """Compute what is written into a store."""
+
+    def is_stored(self, store: Store) -> bool:
+        """Whether a store has the stream, derived from its source as it is now."""
+        return store.streams.get(self.name) == self.info(store)
+
+
+@dataclass(frozen=True)
+class GridPooling(DerivedStream):
+    """Each frame's map averaged over a grid or, with a lag above 0, its change over that many frames.
+
+    The change is 0 where a sequence has no frame `lag` before.
+    """
+
+    grid: tuple[int, int]  # rows, columns
+    lag: int = 0
+
+    @property
+    def _content_name(self) -> str:
+        cells = f"{self.grid[0]}x{self.grid[1]}"
+        if not self.lag:
+            return "pooled" if self.grid == (1, 1) else f"grid{cells}"
+        return f"change{cells}" + (f"lag{self.lag}" if self.lag > 1 else "")
+
+    def _size_and_origin(self, store: Store, shape: tuple[int, ...]) -> tuple[int, dict[str, Any]]:
+        height, width, channels = (1, 1, *shape)[-3:]  # a vector counts as a map of one cell
+        check_grid(self.grid, height, width)
+        origin = {"derived": GRID_POOLING_VERSION, "grid": list(self.grid), "lag": self.lag}
+        return math.prod(self.grid) * channels, origin
+
+    def content(self, store: Store) -> StreamContent:
+        info = self.info(store)
+        return StreamContent(info, batches=self._batches(store, info.shape))
+
+    def _batches(self, store: Store, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
+        for sequence, first in zip(store.sequences, store.first.tolist(), strict=True):
+            for batch in gen_batches(sequence.length, MAPS_PER_BATCH):
+                rows = np.arange(first + max(batch.start - self.lag, 0), first + batch.stop)
+                values = np.zeros((batch.stop - batch.start, *shape), np.float32)
+                if len(rows) > self.lag:
+                    maps = as_maps(store.read(self.source, rows).astype(np.float32)[None])
+                    values[len(values) + self.lag - len(rows) :] = np.asarray(pool_frames(maps, self.grid, self.lag)[0])
+                yield values
+
+
+@dataclass(frozen=True)
+class PCABasis:
+    """The basis that maps are projected on. A store keeps its fields as arrays."""
+
+    mean: NDArray[np.float32]  # (F,) the mean map, flattened
+    components: NDArray[np.float32]  # (N, F) unit vectors
+
+    @property
+    def weights(self) -> list[NDArray[np.float32]]:
+        """The projection as a Dense layer's kernel (F, N) and bias (N,)."""
+        bias = -(self.components.astype(np.float64) @ self.mean.astype(np.float64))
+        return [np.ascontiguousarray(self.components.T), bias.astype(np.float32)]
+
+
+@dataclass(frozen=True)
+class PCAProjection(DerivedStream):
+    """Each frame's map, projected on its first `count` principal components.
+
+    The basis is fitted to frames of the training split only, and kept in the store beside the stream.
+    """
+
+    count: int
+
+    @property
+    def _content_name(self) -> str:
+        return f"pca{self.count}"
+
+    def _size_and_origin(self, store: Store, shape: tuple[int, ...]) -> tuple[int, dict[str, Any]]:
+        check_count(self.count, len(_training_rows(store)), math.prod(shape), f"{store.path}: {self.name}")
+        training = [[s.digest, s.length] for s in store.sequences if s.split == "train"]
+        return self.count, {"derived": PCA_VERSION, "components": self.count, "seen": json_digest(training)}
+
+    def is_stored(self, store: Store) -> bool:
+        return super().is_stored(store) and bool(store.basis(self.name))
+
+    def stored_basis(self, store: Store) -> PCABasis:
+        """Read the basis of the stored stream."""
+        return PCABasis(**store.basis(self.name))
+
+    def fit_basis(self, store: Store) -> PCABasis:
+        """Fit the basis to the store's training frames; raises what `info` does."""
+        self.info(store)
+        return fit_pca(lambda rows: store.read(self.source, rows), _training_rows(store), self.count)
+
+    def content(self, store: Store) -> StreamContent:
+        basis = self.fit_basis(store)
+        return StreamContent(self.info(store), batches=self._batches(store, *basis.weights), arrays=vars(basis))
+
+    def _batches(
+        self, store: Store, kernel: NDArray[np.float32], bias: NDArray[np.float32]
+    ) -> Iterator[NDArray[np.float32]]:
+        for batch in gen_batches(store.frames, MAPS_PER_BATCH):
+            maps = store.read(self.source, np.arange(batch.start, batch.stop)).astype(np.float32)
+            yield maps.reshape(len(maps), -1) @ kernel + bias
+
+
+def _training_rows(store: Store) -> NDArray[np.int64]:
+    """The rows of all frames of the training split, in the store's order."""
+    is_training = np.repeat([s.split == "train" for s in store.sequences], [s.length for s in store.sequences])
+    return np.flatnonzero(is_training)
+
+
+def fit_pca(read: Callable[[NDArray[np.int64]], NDArray[Any]], rows: NDArray[np.int64], count: int) -> PCABasis:
+    """Fit the first `count` principal components of maps by scikit-learn's IncrementalPCA.
+
+    Memory is limited to a few batches of maps in double precision. Within one batch the PCA is exact.
+
+    Args:
+        read: returns the maps (n, …) of some rows.
+        rows: the rows to fit to; a random sample of them if there are more than `MAX_FIT_FRAMES`.
+    """
+    if len(rows) > MAX_FIT_FRAMES:
+        rows = np.sort(np.random.default_rng(PCA_SEED).choice(rows, max(MAX_FIT_FRAMES, count + 1), replace=False))
+    pca = IncrementalPCA(count, copy=False)
+    for batch in gen_batches(len(rows), max(MAPS_PER_BATCH, count), min_batch_size=count):
+        maps = read(rows[batch])
+        pca.partial_fit(maps.reshape(len(maps), -1).astype(np.float64))
+    length = math.sqrt(float(np.square(pca.mean_).sum() + pca.var_.sum()))
+    # directions without variance are arbitrary; zeros are the same however they are computed
+    varies = np.sqrt(pca.explained_variance_) > MIN_RELATIVE_DEVIATION * length
+    components = pca.components_ * varies[:, None]
+    return PCABasis(pca.mean_.astype(np.float32), components.astype(np.float32))
+
+
+def check_count(count: int, frames: int, numbers: int, what: str) -> None:
+    """Raise a ConfigError, about `what`, if `frames` maps of so many `numbers` have fewer than `count` components."""
+    most = max(0, min(frames - 1, numbers))
+    if count > most:
+        raise ConfigError(
+            f"{what}: more principal components than the training frames have",
+            expected=f"at most {most} ({frames} frames of {numbers} numbers)",
+            got=count,
+            hint=f"--head.components {most}, or --stream pca{most}" if most else "--head.components 0",
+        )
 
 
 def parse_stream_name(name: str) -> DerivedStream:
@@ -53,12 +249,6 @@ def parse_stream_name(name: str) -> DerivedStream:
     return GridPooling(source, (int(match["rows"]), int(match["columns"])), lag)
 
 
-def is_stored(store: Store, stream: DerivedStream) -> bool:
-    """Whether a store has a stream, derived from its source as it is now, with the PCA basis if the stream has one."""
-    stored, expected = store.streams.get(stream.name), stream.info(store)
-    return stored == expected and (isinstance(stream, GridPooling) or bool(store.basis(stream.name)))
-
-
 def derive_streams(path: Path, streams: Sequence[DerivedStream]) -> list[str]:
     """Add streams to a store where they are missing, and return the names of those added.
 
@@ -67,29 +257,28 @@ def derive_streams(path: Path, streams: Sequence[DerivedStream]) -> list[str]:
         ConfigError: a stream does not fit the store, see the streams' `info`.
         OSError: the store cannot be written.
     """
+
+    def missing(store: Store) -> list[DerivedStream]:
+        return [stream for stream in dict.fromkeys(streams) if not stream.is_stored(store)]
+
     with Store(path) as store:
-        if not _missing(store, streams):
+        if not missing(store):
             return []
     with exclusive_write_lock(path, LOCK_TIMEOUT), Store(path) as store:
-        missing = _missing(store, streams)  # another process may have added some in the meantime
-        if missing:
-            extend_store(path, {stream.name: stream.stream(store) for stream in missing})
-    return [stream.name for stream in missing]
+        added = missing(store)  # another process may have added some in the meantime
+        if added:
+            extend_store(path, {stream.name: stream.content(store) for stream in added})
+    return [stream.name for stream in added]
 
 
-def try_derive_streams(path: Path, streams: Sequence[DerivedStream]) -> bool:
-    """Call `derive_streams`; if the store cannot be written, log why. Return whether the streams are in the store."""
+def try_derive_streams(path: Path, streams: Sequence[DerivedStream]) -> None:
+    """Call `derive_streams`, and log what was added, or why the store cannot be written."""
     try:
         added = derive_streams(path, streams)
     except (OSError, StoreError) as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
         names = ", ".join(stream.name for stream in streams)
         logger.warning(f"{path}: {names} cannot be saved in the store ({reason}), so each run computes them again")
-        return False
-    if added:
-        logger.info(f"{path}: {', '.join(added)} derived and saved in the store")
-    return True
-
-
-def _missing(store: Store, streams: Sequence[DerivedStream]) -> list[DerivedStream]:
-    return [stream for stream in dict.fromkeys(streams) if not is_stored(store, stream)]
+    else:
+        if added:
+            logger.info(f"{path}: {', '.join(added)} derived and saved in the store")

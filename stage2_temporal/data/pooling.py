@@ -1,7 +1,7 @@
 """What pooled heads take from each frame: its map averaged over a grid of cells, and how much each cell changed.
 
 The same functions compute it everywhere: in a head's graph (`heads.pooled`), for the derived streams of a store
-(`grid_pooling`), and frame by frame for sliding windows (`sliding.frame_cache`).
+(`derived_streams`), and frame by frame for sliding windows (`sliding.frame_cache`).
 """
 
 from __future__ import annotations

@@ -14,10 +14,16 @@ from numpy.typing import NDArray
 from features._common.types import Floats, Tensor
 from features.errors import ConfigError
 from features.streams import APPEARANCE
-from stage2_temporal.data.derived_streams import DerivedStream, is_stored, try_derive_streams
+from stage2_temporal.data.derived_streams import (
+    DerivedStream,
+    GridPooling,
+    PCABasis,
+    PCAProjection,
+    check_count,
+    fit_pca,
+    try_derive_streams,
+)
 from stage2_temporal.data.examples import HeadInputs, StoreExamples
-from stage2_temporal.data.grid_pooling import GridPooling
-from stage2_temporal.data.pca_projection import PCABasis, PCAProjection, check_count, fit_pca
 from stage2_temporal.data.pooling import absolute_differences, feature_name, pool_frames
 from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.graph import NamedTensors, concatenate
@@ -90,7 +96,7 @@ class PooledHead(Head):
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         self._check_top(examples)
-        if isinstance(examples, StoreExamples) and self._is_frozen(examples) and not self._is_derived(examples):
+        if isinstance(examples, StoreExamples) and self._is_frozen(examples):
             try_derive_streams(examples.source.path, self._derived_streams(examples))
         if self.settings_.components:
             self._bases = {n: self._fit_basis(examples, s).weights for n, s in self.input_streams.items()}
@@ -102,7 +108,11 @@ class PooledHead(Head):
         return all(
             np.array_equal(stored, kept)
             for name, basis in self._bases.items()
-            for stored, kept in zip(self._stored_basis(examples, self.input_streams[name]).weights, basis, strict=True)
+            for stored, kept in zip(
+                self._projection(self.input_streams[name]).stored_basis(examples.source.store).weights,
+                basis,
+                strict=True,
+            )
         )
 
     def stored_features(self, examples: HeadInputs) -> NamedTensors:
@@ -111,7 +121,7 @@ class PooledHead(Head):
         arrays: NamedTensors = {}
         for name, stream in self.input_streams.items():
             if self.settings_.components:
-                projected = examples.stream(PCAProjection(stream, self.settings_.components).name)
+                projected = examples.stream(self._projection(stream).name)
                 for lag in (0, *self.window_lags(rows.shape[1])):
                     arrays[feature_name(name, lag)] = np.asarray(self.frame_features(projected, lag))
                 continue
@@ -136,43 +146,39 @@ class PooledHead(Head):
 
     # the store
 
+    def _projection(self, stream: str) -> PCAProjection:
+        return PCAProjection(stream, self.settings_.components)
+
     def _derived_streams(self, examples: StoreExamples) -> list[DerivedStream]:
         """List the derived streams that `stored_features` reads."""
-        rows = examples.examples.rows
+        rows, inputs = examples.examples.rows, self.input_streams.values()
         if self.settings_.components:
-            return [PCAProjection(stream, self.settings_.components) for stream in self.input_streams.values()]
+            return [self._projection(stream) for stream in inputs]
         distances = {d for lag in self.window_lags(rows.shape[1]) for d in _distances(rows, lag).tolist()}
-        return [
-            GridPooling(s, self.settings_.grid, d) for s in self.input_streams.values() for d in (0, *sorted(distances))
-        ]
+        return [GridPooling(stream, self.settings_.grid, d) for stream in inputs for d in (0, *sorted(distances))]
 
     def _is_derived(self, examples: StoreExamples) -> bool:
         """Whether the store has the derived streams."""
         source, streams = examples.source, self._derived_streams(examples)
-        if all(is_stored(source.store, stream) for stream in streams):
+        if all(stream.is_stored(source.store) for stream in streams):
             return True
         # another process, or this one, may have replaced the file
-        return source.reopen_if_replaced() and all(is_stored(source.store, stream) for stream in streams)
+        return source.reopen_if_replaced() and all(stream.is_stored(source.store) for stream in streams)
 
     def _is_frozen(self, examples: StoreExamples) -> bool:
         """Whether no trainable layer lies before the pooling."""
         top = examples.top() if APPEARANCE in self.settings_.streams else None
         return top is None or not top.weights
 
-    def _stored_basis(self, examples: StoreExamples, stream: str) -> PCABasis:
-        return PCABasis(**examples.source.store.basis(PCAProjection(stream, self.settings_.components).name))
-
     def _fit_basis(self, examples: HeadInputs, stream: str) -> PCABasis:
         """Return the store's basis, or fit one to training frames."""
-        count = self.settings_.components
         if isinstance(examples, StoreExamples):
-            if self._is_derived(examples):
-                return self._stored_basis(examples, stream)
-            return PCAProjection(stream, count).basis(examples.source.store)
+            projection, is_derived = self._projection(stream), self._is_derived(examples)
+            return (projection.stored_basis if is_derived else projection.fit_basis)(examples.source.store)
         frames = examples.stream(stream)
         frames = frames.reshape(-1, *frames.shape[2:])
-        check_count(count, len(frames), math.prod(frames.shape[1:]), "head.components")
-        return fit_pca(lambda rows: frames[rows], np.arange(len(frames)), count)
+        check_count(self.settings_.components, len(frames), math.prod(frames.shape[1:]), "head.components")
+        return fit_pca(lambda rows: frames[rows], np.arange(len(frames)), self.settings_.components)
 
     def _check_top(self, examples: HeadInputs) -> None:
         if self.settings_.components and APPEARANCE in self.settings_.streams and examples.top() is not None:

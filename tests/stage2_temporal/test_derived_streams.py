@@ -13,9 +13,8 @@ from filelock import FileLock
 from features.errors import ConfigError
 from features.store import Store
 from stage2_temporal.__main__ import main
-from stage2_temporal.data.derived_streams import derive_streams, is_stored, parse_stream_name
+from stage2_temporal.data.derived_streams import GridPooling, derive_streams, parse_stream_name
 from stage2_temporal.data.examples import load_examples
-from stage2_temporal.data.grid_pooling import GridPooling
 from stage2_temporal.heads import find_head
 from tests.helpers import write_store
 from tests.stage2_helpers import CLIP_LENGTH, MAP_SHAPE, conv_top, drifting_clips, train_config
@@ -57,10 +56,10 @@ def test_derived_numbers_by_hand(path: Path) -> None:
 def test_batch_size_does_not_change_the_numbers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     streams = [GridPooling("appearance", (2, 2), lag) for lag in (0, 1, 4)]
     with Store(path) as store:
-        at_once = [np.concatenate(list(stream.batches(store))) for stream in streams]
-        monkeypatch.setattr("stage2_temporal.data.grid_pooling.FRAMES_PER_BATCH", 1)
+        at_once = [np.concatenate([*stream.content(store).batches]) for stream in streams]
+        monkeypatch.setattr("stage2_temporal.data.derived_streams.MAPS_PER_BATCH", 1)
         for values, stream in zip(at_once, streams, strict=True):
-            np.testing.assert_allclose(np.concatenate(list(stream.batches(store))), values, atol=1e-6)
+            np.testing.assert_allclose(np.concatenate([*stream.content(store).batches]), values, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +125,9 @@ def test_stream_of_an_older_version_is_derived_again(path: Path, monkeypatch: py
     pooled = [GridPooling("appearance", (1, 1))]
     assert derive_streams(path, pooled) == ["pooled"]
     assert derive_streams(path, pooled) == []
-    monkeypatch.setattr("stage2_temporal.data.grid_pooling.GRID_POOLING_VERSION", 2)
+    monkeypatch.setattr("stage2_temporal.data.derived_streams.GRID_POOLING_VERSION", 2)
     with Store(path) as store:
-        assert not is_stored(store, pooled[0])
+        assert not pooled[0].is_stored(store)
     assert derive_streams(path, pooled) == ["pooled"]
 
 

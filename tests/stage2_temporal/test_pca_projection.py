@@ -18,9 +18,8 @@ from features.store import Store, StreamInfo
 from features.store_writer import StreamContent, extend_store
 from stage1_extract.__main__ import main as stage1
 from stage1_extract.existing_store import ExistingStore
-from stage2_temporal.data.derived_streams import derive_streams, is_stored, parse_stream_name
+from stage2_temporal.data.derived_streams import PCABasis, PCAProjection, derive_streams, fit_pca, parse_stream_name
 from stage2_temporal.data.examples import load_examples
-from stage2_temporal.data.pca_projection import PCABasis, PCAProjection, fit_pca
 from stage2_temporal.heads import find_head
 from tests.helpers import write_store
 from tests.stage2_helpers import CLIP_LENGTH, MAP_SHAPE, conv_top, drifting_clips, train_config
@@ -57,10 +56,10 @@ def test_fit_in_batches_equals_one_fit_and_samples_repeat(monkeypatch: pytest.Mo
     maps = (rng.normal(size=(50, 4)) * (8, 4, 2, 1)) @ np.linalg.qr(rng.normal(size=(30, 4)))[0].T + 3
     at_once = fit_pca(lambda rows: maps[rows], np.arange(50), 6)
     assert not at_once.components[4:].any()  # nothing varies there
-    monkeypatch.setattr("stage2_temporal.data.pca_projection.MAPS_PER_BATCH", 7)
+    monkeypatch.setattr("stage2_temporal.data.derived_streams.MAPS_PER_BATCH", 7)
     in_batches = fit_pca(lambda rows: maps[rows], np.arange(50), 6)
     np.testing.assert_allclose(np.abs(in_batches.components), np.abs(at_once.components), atol=1e-6)
-    monkeypatch.setattr("stage2_temporal.data.pca_projection.MAX_FIT_FRAMES", 20)
+    monkeypatch.setattr("stage2_temporal.data.derived_streams.MAX_FIT_FRAMES", 20)
     read: list[int] = []
 
     def recorded(rows: Any) -> Any:
@@ -146,12 +145,12 @@ def test_store_keeps_a_basis_with_its_stream(path: Path) -> None:
         )
     with Store(path) as store:
         assert {n: a.tobytes() for n, a in store.basis("pca8").items()} == {n: a.tobytes() for n, a in before.items()}
-        assert is_stored(store, PCA8) and set(ExistingStore.read(path, {}).bases["pca8"]) == {"mean", "components"}
+        assert PCA8.is_stored(store) and set(ExistingStore.read(path, {}).bases["pca8"]) == {"mean", "components"}
     with h5py.File(path, "r+") as f:
         assert f["bases/pca8/components"].fletcher32 and f["bases/pca8/mean"].fletcher32
         del f["bases"]  # as in a store of an older version
     with Store(path) as store:
-        assert not is_stored(store, PCA8)
+        assert not PCA8.is_stored(store)
     assert derive_streams(path, [PCA8]) == ["pca8"]
 
 
