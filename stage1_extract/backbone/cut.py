@@ -63,8 +63,7 @@ def top_model(model: keras.Model, cut: Cut) -> keras.Model | None:
     if cut.layers == 0:
         return None
     top = keras.Model(cut.tensor, model.output, name=TOP)
-    top.trainable = True
-    for layer in top.layers:
+    for layer in [top, *top.layers]:  # setting it on a model of frozen layers does not reach them
         layer.trainable = True
     return top
 
@@ -117,14 +116,9 @@ def _layers_above(model: keras.Model, name: str) -> int:
 def _invalid_cut_error(model: keras.Model, backbone: BackboneConfig, layers: int) -> ConfigError:
     entering = ", ".join(_source(t) for t in _entering_tensors(model, _without_weightless_front(model, layers)))
     setting = f"cut = {backbone.cut!r}" if backbone.cut is not None else f"unfreeze = {layers}"
-    valid: dict[int, Cut] = {}
-    for count in sorted(range(len(model.layers) + 1), key=lambda count: abs(count - layers)):
-        cut = _cut_below(model, count)
-        if cut is not None:
-            valid[cut.layers] = cut
-        if len(valid) == 3:
-            break
-    nearest = "; ".join(f"unfreeze = {n}: {cut.description}" for n, cut in sorted(valid.items()))
+    cuts = {cut.layers: cut for n in range(len(model.layers) + 1) if (cut := _cut_below(model, n))}
+    valid = sorted(sorted(cuts, key=lambda count: abs(count - layers))[:3])
+    nearest = "; ".join(f"unfreeze = {count}: {cuts[count].description}" for count in valid)
     return ConfigError(
         f"{backbone.name}: {setting} cuts through a branch, so that several tensors enter the top",
         expected="one tensor",

