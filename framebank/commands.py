@@ -381,9 +381,9 @@ class Benchmark(Command):
     """JSON file with the labels, TuSimple's gt.json."""
 
     def __call__(self) -> None:
-        from stage2_temporal.evaluation.tusimple import read_tusimple_json, tusimple_table
+        from stage2_temporal.evaluation.tusimple import tusimple_table
 
-        print(tusimple_table(read_tusimple_json(self.predictions), read_tusimple_json(self.truth)))
+        print(tusimple_table(self.predictions, self.truth))
 
 
 def _by_name(*commands: type[Command]) -> dict[str, type[Command]]:

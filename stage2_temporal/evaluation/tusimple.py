@@ -8,15 +8,14 @@ for every vehicle gives EV 5.09 on the public labels of the test part: near 2.00
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import BeforeValidator
+from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
 
 from features._common.console import text_table
 from features._common.types import Floats
@@ -26,10 +25,39 @@ from features.windows import Examples
 
 DISTANCE_EDGES = (20.0, 45.0)  # metres between near, medium and far
 MAX_BOX_OFFSET = 10.0  # px, summed over the four sides, between a vehicle's annotated and predicted box
-VEHICLE_LISTS = "a list with one list of vehicles per clip"
 
 # NaN is unknown; JSON has null instead
 Metric = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+
+
+class Box(BaseModel):
+    """A vehicle's box in px."""
+
+    top: float
+    left: float
+    bottom: float
+    right: float
+
+    def offset(self, other: Box) -> float:
+        """The sum of the four sides' absolute differences."""
+        return float(sum(abs(value - getattr(other, side)) for side, value in self))
+
+
+class PredictedVehicle(BaseModel):
+    """A vehicle as a file of predictions has it: velocity (x forward, y right) in m/s, position in m."""
+
+    bbox: Box
+    velocity: tuple[float, float]
+    position: tuple[float, float] | None = None
+
+
+class TrueVehicle(PredictedVehicle):
+    """A vehicle as the ground truth has it."""
+
+    position: tuple[float, float]
+
+
+Vehicle = TypeVar("Vehicle", bound=PredictedVehicle)
 
 
 @dataclass(frozen=True)
@@ -49,10 +77,11 @@ class ByDistance:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """EV, and EP if positions were predicted."""
+    """EV, EP if positions were predicted, and the EV of predicting (0, 0)."""
 
-    ev: ByDistance
+    ev: ByDistance | None
     ep: ByDistance | None
+    zero_ev: ByDistance | None
 
 
 def by_distance(error: Floats, position: Floats) -> ByDistance | None:
@@ -69,17 +98,16 @@ def by_distance(error: Floats, position: Floats) -> ByDistance | None:
     return ByDistance(near, medium, far, (near + medium + far) / 3)
 
 
-def evaluate_tusimple(predicted: object, truth: object) -> Benchmark:
-    """Compute EV and EP from predictions and ground truth in the benchmark's format.
+def evaluate_tusimple(predictions: Path, truth: Path) -> Benchmark:
+    """Compute EV and EP from two JSON files in the benchmark's format.
 
-    Both are a list with one list of vehicles per clip, clips in the same order, vehicles in any order. A vehicle is
-    `{"bbox": {"top": …, "left": …, "bottom": …, "right": …}, "velocity": [vx, vy], "position": [x, y]}`.
+    Both have one list of vehicles per clip, clips in the same order, vehicles in any order.
 
     Raises:
-        DataError: one of them has another format, the numbers of clips differ, or no predicted box is near enough to
-            that of an annotated vehicle.
+        DataError: a file is missing or has another format, the numbers of clips differ, or no predicted box is near
+            enough to that of an annotated vehicle.
     """
-    predicted_clips, true_clips = _clips(predicted, "the predictions"), _clips(truth, "the ground truth")
+    predicted_clips, true_clips = _read_clips(predictions, PredictedVehicle), _read_clips(truth, TrueVehicle)
     if len(predicted_clips) != len(true_clips):
         raise DataError(
             "the predictions and the ground truth have different numbers of clips",
@@ -87,25 +115,21 @@ def evaluate_tusimple(predicted: object, truth: object) -> Benchmark:
             got=len(predicted_clips),
             hint="predict the data set that the ground truth belongs to",
         )
-    pairs = [
-        (_nearest(vehicle, candidates, index), vehicle)
-        for index, (candidates, vehicles) in enumerate(zip(predicted_clips, true_clips, strict=True))
-        for vehicle in vehicles
+    vehicles = [vehicle for clip in true_clips for vehicle in clip]
+    if not vehicles:
+        raise DataError(f"{truth}: the ground truth has no vehicle", hint="give another file as --truth")
+    answers = [
+        _nearest(vehicle, candidates, index)
+        for index, (candidates, clip) in enumerate(zip(predicted_clips, true_clips, strict=True))
+        for vehicle in clip
     ]
-    if not pairs:
-        raise DataError("the ground truth has no vehicle", expected=VEHICLE_LISTS, hint="give another file as --truth")
-    answers, vehicles = zip(*pairs, strict=True)
-    position = _vectors(vehicles, "position")
-    ev = by_distance(_vectors(answers, "velocity") - _vectors(vehicles, "velocity"), position)
-    assert ev is not None  # every position is known
-    if not any("position" in answer for answer in answers):
-        return Benchmark(ev, None)
-    return Benchmark(ev, by_distance(_vectors(answers, "position") - position, position))
-
-
-def zero_velocities(truth: object) -> list[list[dict[str, Any]]]:
-    """The baseline that predicts velocity (0, 0) for every annotated box."""
-    return [[{"bbox": v["bbox"], "velocity": [0.0, 0.0]} for v in clip] for clip in _clips(truth, "the ground truth")]
+    position, velocity = (np.array([getattr(v, key) for v in vehicles]) for key in ("position", "velocity"))
+    ev = by_distance(np.array([a.velocity for a in answers]) - velocity, position)
+    positions = [a.position for a in answers if a.position]
+    if positions and len(positions) < len(answers):
+        raise DataError(f"{predictions}: {len(answers) - len(positions)} vehicles have no position, unlike the others")
+    ep = by_distance(np.array(positions) - position, position) if positions else None
+    return Benchmark(ev, ep, by_distance(velocity, position))
 
 
 def submission(
@@ -135,76 +159,46 @@ def submission(
     return [clips[i] for i in sorted(clips, key=lambda i: (len(sequences[i].id), sequences[i].id))]
 
 
-def read_tusimple_json(path: Path) -> object:
-    """Read a JSON file.
-
-    Raises:
-        DataError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file", hint="give the path of a submission.json or gt.json") from None
-    except ValueError as e:
-        raise DataError(f"{path}: not JSON: {e}", hint=f"replace {path}") from None
-
-
-def tusimple_table(predicted: object, truth: object) -> str:
+def tusimple_table(predictions: Path, truth: Path) -> str:
     """EV and EP of predictions by distance, and the EV of predicting (0, 0), as a table for the terminal.
 
     Raises:
         DataError: see `evaluate_tusimple`.
     """
-    model, baseline = evaluate_tusimple(predicted, truth), evaluate_tusimple(zero_velocities(truth), truth)
-    rows = [("EV [(m/s)²]", model.ev), ("EV of (0, 0)", baseline.ev), ("EP [m²]", model.ep)]
+    result = evaluate_tusimple(predictions, truth)
+    rows = [("EV [(m/s)²]", result.ev), ("EV of (0, 0)", result.zero_ev), ("EP [m²]", result.ep)]
     return text_table(
         ["", "near", "medium", "far", "mean"],
-        [
-            [name, *("–" if math.isnan(v) else f"{v:.3f}" for v in astuple(errors))]
-            for name, errors in rows
-            if errors is not None
-        ],
+        [[name, *("–" if math.isnan(v) else f"{v:.3f}" for v in astuple(errors))] for name, errors in rows if errors],
     )
 
 
-def _clips(value: Any, what: str) -> list[list[dict[str, Any]]]:
-    is_nested_list = isinstance(value, list) and all(isinstance(clip, list) for clip in value)
-    if is_nested_list and all(isinstance(v, dict) and isinstance(v.get("bbox"), dict) for clip in value for v in clip):
-        clips: list[list[dict[str, Any]]] = value
-        return clips
-    raise DataError(
-        f"{what} are not in the benchmark's format",
-        expected=VEHICLE_LISTS,
-        hint="give a submission.json or the benchmark's gt.json",
-    )
+def first_fault(error: ValidationError) -> str:
+    """The first key of a JSON file that is wrong, and what is wrong with it."""
+    fault = error.errors()[0]
+    return ": ".join([".".join(map(str, fault["loc"])), fault["msg"]]).removeprefix(": ")
 
 
-def _nearest(vehicle: dict[str, Any], candidates: list[dict[str, Any]], clip: int) -> dict[str, Any]:
-    """The candidate whose box is nearest: the smallest sum of the four sides' absolute differences."""
-    box = _box(vehicle)
-    offsets = [float(np.abs(_box(candidate) - box).sum()) for candidate in candidates]
+def _read_clips(path: Path, vehicle: type[Vehicle]) -> list[list[Vehicle]]:
+    try:
+        return TypeAdapter(list[list[vehicle]]).validate_json(path.read_bytes())  # type: ignore[valid-type]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file", hint="give the path of a submission.json or gt.json") from None
+    except ValidationError as e:
+        raise DataError(
+            f"{path} is not in the benchmark's format: {first_fault(e)}",
+            expected="a list with one list of vehicles per clip",
+            hint="give a submission.json or the benchmark's gt.json",
+        ) from None
+
+
+def _nearest(vehicle: TrueVehicle, candidates: list[PredictedVehicle], clip: int) -> PredictedVehicle:
+    """The candidate whose box is nearest."""
+    offsets = [vehicle.bbox.offset(candidate.bbox) for candidate in candidates]
     if not offsets or min(offsets) > MAX_BOX_OFFSET:
         raise DataError(
-            f"clip {clip}: no prediction for the vehicle at {vehicle['bbox']}",
+            f"clip {clip}: no prediction for the vehicle at {vehicle.bbox}",
             expected=f"a box within {MAX_BOX_OFFSET:g} px, summed over its four sides",
             got=f"{min(offsets):.1f} px" if offsets else "no vehicle",
         )
-    return candidates[int(np.argmin(offsets))]
-
-
-def _box(vehicle: dict[str, Any]) -> Floats:
-    try:
-        return np.array([vehicle["bbox"][side] for side in ("top", "left", "bottom", "right")], np.float64)
-    except (KeyError, ValueError, TypeError):
-        raise DataError("incomplete box", expected="top, left, bottom, right", got=vehicle["bbox"]) from None
-
-
-def _vectors(vehicles: Iterable[dict[str, Any]], key: str) -> Floats:
-    """(n, 2) velocities or positions."""
-    vectors = []
-    for vehicle in vehicles:
-        vector = vehicle.get(key)
-        if not isinstance(vector, list) or len(vector) != 2 or not all(isinstance(v, int | float) for v in vector):
-            raise DataError(f"the vehicle at {vehicle['bbox']} has no {key}", expected="two numbers", got=vector)
-        vectors.append(vector)
-    return np.array(vectors, np.float64)
+    return candidates[offsets.index(min(offsets))]

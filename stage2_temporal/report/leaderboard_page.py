@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from features._common.atomic import atomic_write
 from features._common.console import text_table
-from features._common.csv_table import format_number, write_csv_table
+from features._common.csv_table import write_csv_table
 from stage2_temporal.report.page import duration, environment, number
 from stage2_temporal.runs.folder import REPORT
 from stage2_temporal.runs.leaderboard import (
@@ -23,7 +23,7 @@ from stage2_temporal.runs.leaderboard import (
 METRIC_TITLES = {"rmse": "RMSE", "mae": "MAE", "skill": "skill", "spread_ratio": "spread ratio", "ev": "EV", "ep": "EP"}
 ALWAYS_SHOWN = ("skill", "spread_ratio")
 ROUNDING = 1e-9  # a smaller deviation is only rounding
-MAX_SETTINGS_WIDTH = 60  # characters in the terminal
+MAX_WIDTH = 60  # characters of a cell in the terminal
 
 
 def leaderboard_text(boards: Iterable[Board]) -> str:
@@ -47,73 +47,56 @@ def write_leaderboard(boards: Sequence[Board], root: Path) -> Path:
 
 def leaderboard_html(boards: Sequence[Board], root: Path) -> str:
     """The page: complete without JavaScript, sortable with it; it loads nothing."""
-    pages = [
-        {
-            "board": board,
-            "titles": [
-                "rank",
-                "head",
-                "settings",
-                "runs",
-                *_metric_titles(board),
-                "parameters",
-                "trained in",
-                "report",
-            ],
-            "rows": [(row, _cells(board, row, root)) for row in board.rows],
-        }
-        for board in boards
-    ]
+    pages = []
+    for board in boards:
+        rows = []
+        for row in board.rows:
+            folder, report = _link(row, root)
+            rows.append((row, [*_cells(board, row), TableCell(folder, folder, link=report, kind="name run")]))
+        pages.append({"board": board, "titles": [*_titles(board), "report"], "rows": rows})
     return environment().get_template("leaderboard.html.jinja").render(boards=pages)
 
 
 @dataclass(frozen=True)
 class TableCell:
-    """A cell of the page; an empty sort key comes last in either direction, `kind` is its CSS classes."""
+    """A cell of a table; a sort key that is None comes last in either direction, `kind` is its CSS classes."""
 
     text: str
+    key: float | str | None = None
     deviation: str = ""
-    key: str = ""
     link: str | None = None
     kind: str = ""
 
 
-def _cells(board: Board, row: LeaderboardRow, root: Path) -> tuple[TableCell, ...]:
-    rank, runs, parameters = _or_empty(row.rank), str(len(row.runs) or ""), _or_empty(row.parameters)
-    trained_in = "" if row.seconds is None else duration(row.seconds)
-    folder, report = _link(row, root)
-    return (
-        TableCell(rank or "–", key=rank),
-        TableCell(row.head, key=row.head, kind="name"),
-        TableCell(_settings(row), key=_settings(row), kind="name settings"),
-        TableCell(runs, key=runs),
+def _titles(board: Board) -> list[str]:
+    target_unit = f" [{board.unit}]" if board.unit else ""
+    units = {"ev": " [(m/s)²]", "ep": " [m²]"} | dict.fromkeys(METRICS_WITH_UNIT, target_unit)
+    metrics = [METRIC_TITLES[name] + units.get(name, "") for name in _shown_metrics(board)]
+    return ["rank", "head", "settings", "runs", *metrics, "parameters", "trained in"]
+
+
+def _cells(board: Board, row: LeaderboardRow) -> list[TableCell]:
+    settings = _settings(row)
+    return [
+        TableCell(str(row.rank or "–"), row.rank),
+        TableCell(row.head, row.head, kind="name"),
+        TableCell(settings, settings or None, kind="name settings"),
+        TableCell(str(len(row.runs) or ""), len(row.runs) or None),
         *(_metric_cell(row.metrics.get(name)) for name in _shown_metrics(board)),
-        TableCell(_or_empty(row.parameters, ","), key=parameters),
-        TableCell(trained_in, key="" if row.seconds is None else format_number(row.seconds)),
-        TableCell(folder, key=folder, link=report, kind="name run"),
-    )
-
-
-def _or_empty(value: float | None, spec: str = "") -> str:
-    return "" if value is None else format(value, spec)
+        TableCell("" if row.parameters is None else f"{row.parameters:,}", row.parameters),
+        TableCell("" if row.seconds is None else duration(row.seconds), row.seconds),
+    ]
 
 
 def _metric_cell(value: MeanAndDeviation | None) -> TableCell:
     if value is None:
         return TableCell("–")
     mean, deviation = value
-    text = f" ± {number(deviation)}" if deviation and deviation > ROUNDING else ""
-    return TableCell(number(mean), text, format_number(mean))
+    return TableCell(number(mean), mean, f" ± {number(deviation)}" if deviation and deviation > ROUNDING else "")
 
 
 def _shown_metrics(board: Board) -> list[str]:
     return [name for name in METRIC_TITLES if name in ALWAYS_SHOWN or any(name in row.metrics for row in board.rows)]
-
-
-def _metric_titles(board: Board) -> list[str]:
-    target_unit = f" [{board.unit}]" if board.unit else ""
-    units = {"ev": " [(m/s)²]", "ep": " [m²]"} | dict.fromkeys(METRICS_WITH_UNIT, target_unit)
-    return [METRIC_TITLES[name] + units.get(name, "") for name in _shown_metrics(board)]
 
 
 def _settings(row: LeaderboardRow) -> str:
@@ -129,43 +112,20 @@ def _link(row: LeaderboardRow, root: Path) -> tuple[str, str | None]:
     return folder, None if reported is None else quote(f"{folder}/{REPORT}")
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_WIDTH else f"{text[: MAX_WIDTH - 1]}…"
+
+
 def _text_table(board: Board) -> str:
-    header = ["rank", "head", "settings", "runs", *_metric_titles(board), "parameters", "seconds"]
-    rows = []
-    for row in board.rows:
-        settings = _settings(row)
-        if len(settings) > MAX_SETTINGS_WIDTH:
-            settings = f"{settings[: MAX_SETTINGS_WIDTH - 1]}…"
-        metrics = [_metric_cell(row.metrics.get(name)) for name in _shown_metrics(board)]
-        rows.append(
-            [
-                _or_empty(row.rank),
-                row.head,
-                settings,
-                str(len(row.runs) or ""),
-                *(f"{cell.text}{cell.deviation}" for cell in metrics),
-                _or_empty(row.parameters, ","),
-                _or_empty(row.seconds, ".1f"),
-            ]
-        )
-    return text_table(header, rows, left=(1, 2))
+    rows = [[_shortened(c.text + c.deviation) for c in _cells(board, row)] for row in board.rows]
+    return text_table(_titles(board), rows, left=(1, 2))
 
 
-def _csv_row(board: Board, row: LeaderboardRow, root: Path) -> list[str]:
-    folder, report = _link(row, root)
+def _csv_row(board: Board, row: LeaderboardRow, root: Path) -> list[object]:
     metrics = [row.metrics.get(name, (None, None)) for name in METRIC_TITLES]
     return [
-        _or_empty(row.rank),
-        row.head,
-        _settings(row),
-        " ".join(board.target),
-        board.split,
-        str(board.folds),
-        str(board.examples),
-        str(len(row.runs)),
-        *("" if v is None else format_number(v) for pair in metrics for v in pair),
-        _or_empty(row.parameters),
-        "" if row.seconds is None else format_number(row.seconds),
-        folder,
-        report or "",
+        *(row.rank, row.head, _settings(row), " ".join(board.target)),
+        *(board.split, board.folds, board.examples, len(row.runs)),
+        *(value for pair in metrics for value in pair),
+        *(row.parameters, row.seconds, *_link(row, root)),
     ]

@@ -21,6 +21,7 @@ from features.windows import Examples
 from stage2_temporal.data.splits import STORED_VALIDATION
 from stage2_temporal.evaluation.history import Epoch, read_history
 from stage2_temporal.evaluation.metrics import Scores, have_one_unit
+from stage2_temporal.evaluation.tusimple import first_fault
 
 VERDICT_SPLITS = ("test", "validation", STORED_VALIDATION, "train")  # the verdict is about the first that has labels
 RETRAIN = "train again with framebank train"
@@ -292,9 +293,7 @@ def _read_json(path: Path, model: type[JsonModel]) -> JsonModel:
     try:
         return model.model_validate_json(_read_text(path))
     except ValidationError as e:
-        first = e.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path}: {f'{key}: ' if key else ''}{first['msg']}", hint=RETRAIN) from None
+        raise DataError(f"{path}: {first_fault(e)}", hint=RETRAIN) from None
 
 
 def _read_text(path: Path) -> str:

@@ -15,8 +15,7 @@ from features.errors import DataError
 from features.sequences import FrameSequence, Label
 from features.windows import make_examples
 from framebank.cli import main
-from stage2_temporal.evaluation import tusimple
-from stage2_temporal.evaluation.tusimple import ByDistance, evaluate_tusimple
+from stage2_temporal.evaluation.tusimple import Benchmark, ByDistance, evaluate_tusimple
 from stage2_temporal.runs import submission
 
 
@@ -38,24 +37,31 @@ PREDICTED = [
 ]
 
 
-def test_ev_and_ep_match_values_computed_by_hand() -> None:
-    result = evaluate_tusimple(PREDICTED, TRUTH)
+def evaluate(folder: Path, predicted: object, truth: object = TRUTH) -> Benchmark:
+    paths = folder / "p.json", folder / "t.json"
+    for path, clips in zip(paths, (predicted, truth), strict=True):
+        path.write_text(json.dumps(clips))
+    return evaluate_tusimple(*paths)
+
+
+def test_errors_match_values_computed_by_hand(tmp_path: Path) -> None:
+    """Of (0, 0): near (1 + 0) / 2, medium (5 + 26) / 2, far 9."""
+    result = evaluate(tmp_path, PREDICTED)
     assert result.ev == ByDistance(pytest.approx(4.5), pytest.approx(3), pytest.approx(25), pytest.approx(32.5 / 3))
     assert result.ep == ByDistance(pytest.approx(0.5), pytest.approx(14.5), pytest.approx(25), pytest.approx(40 / 3))
+    assert result.zero_ev == ByDistance(0.5, 15.5, 9.0, pytest.approx(25 / 3))
 
 
-def test_zero_velocities_match_values_computed_by_hand() -> None:
-    """Near (1 + 0) / 2, medium (5 + 26) / 2, far 9."""
-    result = evaluate_tusimple(tusimple.zero_velocities(TRUTH), TRUTH)
-    assert result.ev == ByDistance(0.5, 15.5, 9.0, pytest.approx(25 / 3))
-    assert result.ep is None
+def test_ep_needs_predicted_positions(tmp_path: Path) -> None:
+    velocities = [[{k: v for k, v in car.items() if k != "position"} for car in clip] for clip in PREDICTED]
+    result = evaluate(tmp_path, velocities)
+    assert result.ep is None and result.ev == evaluate(tmp_path, PREDICTED).ev
 
 
-def test_mean_is_unknown_without_far_vehicles() -> None:
-    result = evaluate_tusimple(PREDICTED[1:], TRUTH[1:])
-    assert math.isnan(result.ev.far)
-    assert math.isnan(result.ev.mean)
-    assert result.ev.near == 4
+def test_mean_is_unknown_without_far_vehicles(tmp_path: Path) -> None:
+    ev = evaluate(tmp_path, PREDICTED[1:], TRUTH[1:]).ev
+    assert ev is not None and ev.near == 4
+    assert math.isnan(ev.far) and math.isnan(ev.mean)
 
 
 @pytest.mark.parametrize(
@@ -65,15 +71,15 @@ def test_mean_is_unknown_without_far_vehicles() -> None:
         (lambda p: [p[0], p[1][:1]], "clip 1: no prediction for the vehicle .*within 10 px.*got 12"),
         (lambda p: [[], p[1]], "clip 0: no prediction.*no vehicle"),
         (lambda p: {"clips": p}, "not in the benchmark's format"),
-        (lambda p: [[{"velocity": [0, 0]}], p[1]], "not in the benchmark's format"),
-        (lambda p: [[{**p[0][0], "bbox": {"left": 3}}], p[1]], "incomplete box"),
-        (lambda p: [p[0], [{**p[1][0], "velocity": [1]}, p[1][1]]], "has no velocity"),
-        (lambda p: [p[0], [{k: v for k, v in p[1][0].items() if k != "position"}, p[1][1]]], "has no position"),
+        (lambda p: [[{"velocity": [0, 0]}], p[1]], "p.json is not in the benchmark's format: 0.0.bbox"),
+        (lambda p: [[{**p[0][0], "bbox": {"left": 3}}], p[1]], "0.0.bbox.top: Field required"),
+        (lambda p: [p[0], [{**p[1][0], "velocity": [1]}, p[1][1]]], "1.0.velocity.1: Field required"),
+        (lambda p: [p[0], [{k: v for k, v in p[1][0].items() if k != "position"}, p[1][1]]], "1 vehicles have no pos"),
     ],
 )
-def test_unusable_predictions_are_refused(change: Any, message: str) -> None:
+def test_unusable_predictions_are_refused(tmp_path: Path, change: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        evaluate_tusimple(change(copy.deepcopy(PREDICTED)), TRUTH)
+        evaluate(tmp_path, change(copy.deepcopy(PREDICTED)))
 
 
 def clips() -> list[FrameSequence]:
@@ -122,4 +128,4 @@ def test_benchmark_command_prints_ev_and_ep(tmp_path: Path, capsys: pytest.Captu
     assert main(["benchmark", *files]) == 2
     error = capsys.readouterr().err
     assert "no such file" in error
-    assert "not JSON" in error
+    assert "Invalid JSON" in error
