@@ -17,7 +17,7 @@ from features.store import Header, Store, StreamInfo, TopRecord
 from features.streams import APPEARANCE, THUMBNAILS
 from features.tracks import Track
 from stage1_extract.backbone.trunk import Trunk
-from stage1_extract.plan import StoredStreams, complete_sequences
+from stage1_extract.plan import complete_sequences
 
 DamagedRows = Mapping[int, Sequence[str]]  # row of the store → its damaged streams, `thumbnails` among them
 
@@ -27,6 +27,7 @@ class ExistingStore:
     """The contents of a store; all empty if there is no store yet."""
 
     header: Header | None = None
+    sequences: tuple[FrameSequence, ...] = ()
     streams: Mapping[str, StreamInfo] = field(default_factory=dict)
     ranges: Mapping[str, list[StoredRange]] = field(default_factory=dict)  # by stream, without damaged frames
     top: TopRecord | None = None
@@ -47,7 +48,7 @@ class ExistingStore:
             ranges = {name: store.stored_ranges(rows) for name, rows in damaged.items()}
             # a damaged derived stream is dropped, and its basis with it
             bases = {name: store.basis(name) for name, rows in damaged.items() if not rows}
-            return cls(store.header, store.streams, ranges, store.top(), store.tracks(), bases)
+            return cls(store.header, store.sequences, store.streams, ranges, store.top(), store.tracks(), bases)
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,3 @@ class TrunkInfo:
         if len(complete) < len(sequences):
             return None
         return cls(store.header.recipe, store.streams[APPEARANCE], store.top, store.header.trunk)
-
-
-def with_fingerprint(stored: StoredStreams, streams: Mapping[str, StreamInfo]) -> dict[str, list[StoredRange]]:
-    """Keep, for each of `streams`, the ranges whose origin, shape and type are the same as now."""
-    return {
-        name: [r for r in stored.get(name, ()) if r.streams.get(name) == info.fingerprint]
-        for name, info in streams.items()
-    }

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +25,30 @@ from features._common.cpu import cpu_count
 from features._common.lock import exclusive_write_lock
 from features._common.log import logger
 from features._common.progress import progress_bar
+from features._common.types import Image
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
-from features.frame_ranges import FrameRange
+from features.frame_ranges import FrameRange, StoredRange
 from features.recipe import json_digest
 from features.sequences import same_sequences
-from features.store import Header, Store, StreamInfo
+from features.store import Header, StreamInfo
 from features.store_writer import StreamContent, assemble_store, check_shard
 from features.streams import APPEARANCE, MOTION
-from features.tracks import Track, TrackedVehicle, track_keys
+from features.tracks import Track, track_keys
 from stage1_extract import optical_flow
 from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.engines.engine import Engine
-from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo, with_fingerprint
-from stage1_extract.frame_loader import FRAMES_PER_JOB, FlowStrips, LoadedFrames, load_frames
-from stage1_extract.plan import ExtractionPlan, complete_sequences, plan_extraction, vehicles_without_tracks
-from stage1_extract.shards import Shards, regroup_batches
+from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo
+from stage1_extract.frame_loader import FRAMES_PER_JOB, load_frames
+from stage1_extract.plan import Group, complete_sequences, missing_frames, plan_extraction, vehicles_without_tracks
+from stage1_extract.shards import Shards
 from stage1_extract.tracking.sequence_tracks import empty_track_notes, missing_frame_notes, track_clips
 
-MAX_PENDING_WRITES = 2  # batches that are computed but not written yet
+MAX_PENDING_WRITES = 2  # batches that are computed but not written yet, besides those being computed
 LIBRARIES = ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless")  # whose versions the store records
 
-VehiclesToTrack = Mapping[str, tuple[TrackedVehicle, ...]]  # sequence id → its vehicles
+ComputedBatch = tuple[Future[NDArray[Any]] | None, Sequence[bytes], Sequence[Any]]  # maps, thumbnails, flows
 
 
 @dataclass
@@ -92,10 +93,7 @@ def extract(
     if not catalogue.clips:
         raise BadInputs(f"{config.data.path}: every clip has errors", list(catalogue.faults))
     with exclusive_write_lock(store):
-        request = _request_digest(config)
-        if not damaged_rows and (result := _finished_result(config, store, catalogue, request)):
-            return result
-        result = _extract(config, store, catalogue, request, damaged_rows or {}, engine)
+        result = _extract(config, store, catalogue, damaged_rows or {}, engine)
     if result.missing and not skip_damaged:
         raise BadInputs(
             f"{store}: {len(result.missing)} of {len(catalogue.clips)} sequences could not be decoded and were skipped",
@@ -105,31 +103,14 @@ def extract(
     return result
 
 
-def _finished_result(config: Config, path: Path, catalogue: Catalogue, request: str) -> ExtractionResult | None:
-    """The result if the store already has everything, else None."""
-    if not path.exists():
-        return None
-    with Store(path) as store:
-        flow = store.streams[MOTION].fingerprint if MOTION in store.streams else None
-        finished = (
-            store.complete
-            and store.header.trunk.get("request") == request
-            and same_sequences(store.sequences, [clip.sequence for clip in catalogue.clips])
-            and set(store.missing.values()) == set(catalogue.faults)
-            and (not config.extract.motion or flow == optical_flow.FLOW_INFO.fingerprint)
-            and not (config.extract.tracks and vehicles_without_tracks(store.sequences, store.track_keys))
-        )
-        return ExtractionResult(0, store.frames, dict(store.missing)) if finished else None
-
-
 def _extract(
-    config: Config, store: Path, catalogue: Catalogue, request: str, damaged_rows: DamagedRows, engine: Engine | None
+    config: Config, store: Path, catalogue: Catalogue, damaged_rows: DamagedRows, engine: Engine | None
 ) -> ExtractionResult:
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     sequences = [clip.sequence for clip in catalogue.clips]
     shard_folder = store.with_name(f"{store.name}.parts")
     _clean_up(store, shard_folder)
-    existing = ExistingStore.read(store, damaged_rows)
+    existing, request = ExistingStore.read(store, damaged_rows), _request_digest(config)
     trunk = TrunkInfo.from_store(existing, request, sequences)
     if trunk is None:
         engine = engine or Engine(build_trunk(config), config.extract.batch, config.extract.engine)
@@ -142,21 +123,28 @@ def _extract(
         )
     streams = {APPEARANCE: trunk.stream} | ({MOTION: optical_flow.FLOW_INFO} if config.extract.motion else {})
     shards = Shards(shard_folder, trunk.recipe)
-    in_store = with_fingerprint(existing.ranges, streams)
-    plan = plan_extraction(sequences, in_store, shards.stored_ranges(streams), config.extract.shard)
-    vehicles: VehiclesToTrack = {}
+
+    def stored_ranges() -> dict[str, list[StoredRange]]:
+        """By stream, those in shards and store whose origin, shape and type are the same as now."""
+        in_shards = shards.ranges()
+        return {
+            name: [r for r in [*in_shards, *existing.ranges.get(name, ())] if r.streams.get(name) == info.fingerprint]
+            for name, info in streams.items()
+        }
+
+    groups = plan_extraction(sequences, stored_ranges(), config.extract.shard)
+    vehicles: dict[str, int] = {}
     if config.extract.tracks:
         vehicles = vehicles_without_tracks(sequences, existing.tracks.keys() | shards.tracks().keys())
     faults: dict[str, str] = {}
-    if plan.frames or vehicles:
-        _check_disk_space(store, plan, streams)
+    if groups or vehicles:
+        _check_disk_space(store, groups, sum(s.length for s in sequences), streams)
         shard_folder.mkdir(parents=True, exist_ok=True)
         cv2.setNumThreads(1)  # frames are decoded, and vehicles tracked, in parallel, each by one thread
-        if plan.groups:
-            _extract_groups(config, shards, clips, plan, streams, engine, vehicles, faults)
+        if groups:
+            _extract_groups(config, shards, clips, groups, streams, engine, vehicles, faults)
         _track_remaining(config, shards, clips, vehicles, faults)
-    in_shards = shards.stored_ranges(streams)
-    complete, ranges = complete_sequences(sequences, {n: [*in_shards[n], *stored] for n, stored in in_store.items()})
+    complete, ranges = complete_sequences(sequences, stored_ranges())
     tracks = dict(existing.tracks) | shards.tracks()
     missing = {f"fault {i}": fault for i, fault in enumerate(catalogue.faults, 1)}
     missing |= {s.id: faults.get(s.id, "not extracted") for s in sequences if s not in complete}
@@ -182,15 +170,22 @@ def _extract(
             missing=missing,
             complete=not missing or config.extract.skip_damaged,
         )
-        keys = [key for s in complete for key in track_keys(s) if key in tracks]
-        assemble_store(store, header, complete, contents, trunk.top, {key: tracks[key] for key in keys})
-        shutil.rmtree(shard_folder, ignore_errors=True)
+        if (
+            shard_folder.exists()
+            or existing.header is None
+            or existing.header != replace(header, versions=existing.header.versions)
+            or existing.streams.keys() != contents.keys()
+            or not same_sequences(existing.sequences, complete)
+        ):
+            keys = [key for s in complete for key in track_keys(s) if key in tracks]
+            assemble_store(store, header, complete, contents, trunk.top, {key: tracks[key] for key in keys})
+            shutil.rmtree(shard_folder, ignore_errors=True)
     return ExtractionResult(
-        extracted=plan.missing_frames(APPEARANCE),
+        extracted=missing_frames(groups, APPEARANCE),
         frames=sum(s.length for s in complete),
         missing=missing,
-        flows=plan.missing_frames(MOTION),
-        tracks=sum(map(len, vehicles.values())),
+        flows=missing_frames(groups, MOTION),
+        tracks=sum(vehicles.values()),
         notes=[f"{store}: {note}" for note in notes],
         engine=str(engine),
     )
@@ -199,89 +194,64 @@ def _extract(
 def _extract_groups(
     config: Config,
     shards: Shards,
-    clips: dict[str, Clip],
-    plan: ExtractionPlan,
+    clips: Mapping[str, Clip],
+    groups: Sequence[Group],
     streams: Mapping[str, StreamInfo],
     engine: Engine | None,
-    vehicles: VehiclesToTrack,
+    vehicles: Collection[str],
     faults: dict[str, str],
 ) -> None:
-    """Extract each group of a plan into a shard; add the sequences that cannot be decoded to `faults`."""
-    threads = config.extract.threads or cpu_count()
-    strips: FlowStrips = {}
-    stored_frames = max(0, plan.total_frames - plan.frames)
-    with (
-        progress_bar(plan.total_frames, "features", "frames", initial=stored_frames) as progress,
-        ThreadPoolExecutor(1, "finish") as pool,
-    ):
-        finishing: Future[None] | None = None
-        for group in plan.groups:
-            ranges = [r for r in group.ranges if r.sequence not in faults]
-            if not ranges:
-                continue
-            motion = MOTION in group.streams
-            loaded = load_frames(ranges, clips, config.frames, threads, motion=motion, tracked=vehicles, strips=strips)
-            group_streams = {name: streams[name] for name in group.streams}
-            finish = _extract_group(shards, ranges, group_streams, loaded, engine, faults, progress.update)
-            previous, finishing = finishing, pool.submit(finish)  # while the next group's frames are computed
-            if previous:
-                previous.result()
-        if finishing:
-            finishing.result()
+    """Extract each group into a shard; add the sequences that cannot be decoded to `faults`."""
+    tracks: dict[str, Track] = {}  # not written yet
 
+    def frames(ranges: Sequence[FrameRange], motion: bool) -> Iterator[tuple[Image, bytes, NDArray[Any] | None]]:
+        """Yield each frame with its thumbnail and flow; blank ones too, so that the others keep their positions."""
+        threads = config.extract.threads or cpu_count()
+        for part in load_frames(ranges, clips, config.frames, threads, motion=motion, tracked=vehicles):
+            if part.fault is not None:
+                faults.setdefault(ranges[part.range_index].sequence, part.fault)
+            tracks.update(part.tracks)
+            motions = [None] * len(part.frames) if part.motion is None else part.motion
+            yield from zip(part.frames, part.thumbnails, motions, strict=True)
 
-def _extract_group(
-    shards: Shards,
-    ranges: Sequence[FrameRange],
-    streams: Mapping[str, StreamInfo],
-    loaded: Iterator[LoadedFrames],
-    engine: Engine | None,
-    faults: dict[str, str],
-    update_progress: Callable[[int], object],
-) -> Callable[[], None]:
-    """Run one group through the trunk into a shard; return a function that finishes and renames the shard."""
-    valid = set(range(len(ranges)))  # indices of ranges whose frames can be decoded
-    tracks: dict[str, Track] = {}
-    writes: deque[Future[None]] = deque()
-
-    def collect_faults_and_tracks() -> Iterator[LoadedFrames]:
-        for frames in loaded:  # blanks too, so that the others keep their positions
-            if frames.fault is not None:
-                valid.discard(frames.range_index)
-                faults.setdefault(ranges[frames.range_index].sequence, frames.fault)
-            tracks.update(frames.tracks)
-            yield frames
-
-    def write(maps: Future[NDArray[Any]] | None, motion: NDArray[Any] | None, thumbnails: list[bytes]) -> None:
-        entries = {} if motion is None else {MOTION: motion}
-        if maps is not None:
-            entries[APPEARANCE] = maps.result()
-        # thumbnails are stored together with the trunk's stream
-        writer.write(entries, thumbnails if maps is not None else [b""] * len(thumbnails))
-
-    with ExitStack() as stack:
-        writer = stack.enter_context(shards.new_shard(ranges, streams))
-        pool = stack.enter_context(ThreadPoolExecutor(1, "write"))
+    def batches() -> Iterator[ComputedBatch]:
+        """Yield maps, thumbnails and flows of one batch while those of the next ones are computed."""
         size, lanes = (engine.batch, engine.lanes) if engine is not None else (FRAMES_PER_JOB, 0)
-        for frames, thumbnails, motion in regroup_batches(collect_faults_and_tracks(), size):
-            maps = engine.submit(frames) if engine is not None and APPEARANCE in streams else None
-            writes.append(pool.submit(write, maps, motion, thumbnails))
-            while len(writes) > lanes + MAX_PENDING_WRITES or (writes and writes[0].done()):
-                writes.popleft().result()
-            update_progress(len(frames))
-        open_shard = stack.pop_all()
+        pending: deque[ComputedBatch] = deque()
+        for names, groups_with_names in groupby(groups, key=lambda group: group.streams):
+            same_streams = list(groups_with_names)
+            loaded = frames([r for group in same_streams for r in group.ranges], MOTION in names)
+            for group in same_streams:
+                group_frames = islice(loaded, len(group))
+                while batch := list(islice(group_frames, size)):
+                    images, thumbnails, flows = zip(*batch, strict=True)
+                    maps = engine.submit(np.stack(images)) if engine is not None and APPEARANCE in names else None
+                    pending.append((maps, thumbnails, flows))
+                    if len(pending) > lanes + MAX_PENDING_WRITES:
+                        yield pending.popleft()
+        yield from pending
 
-    def finish() -> None:
-        with open_shard:
-            while writes:
-                writes.popleft().result()
-            writer.finish(sorted(valid), tracks)
-
-    return finish
+    total, missing = sum(clip.sequence.length for clip in clips.values()), sum(map(len, groups))
+    with progress_bar(total, "features", "frames", initial=max(0, total - missing)) as progress:
+        computed = batches()
+        for group in groups:
+            with shards.new_shard(group.ranges, {name: streams[name] for name in group.streams}) as writer:
+                written = 0
+                while written < len(group):
+                    maps, thumbnails, flows = next(computed)
+                    entries = {MOTION: np.stack(flows)} if MOTION in group.streams else {}
+                    if maps is not None:
+                        entries[APPEARANCE] = maps.result()
+                    # thumbnails are stored together with the trunk's stream
+                    writer.write(entries, thumbnails if maps is not None else [b""] * len(thumbnails))
+                    written += len(thumbnails)
+                    progress.update(len(thumbnails))
+                writer.finish([i for i, r in enumerate(group.ranges) if r.sequence not in faults], tracks)
+            tracks.clear()
 
 
 def _track_remaining(
-    config: Config, shards: Shards, clips: dict[str, Clip], vehicles: VehiclesToTrack, faults: dict[str, str]
+    config: Config, shards: Shards, clips: Mapping[str, Clip], vehicles: Iterable[str], faults: dict[str, str]
 ) -> None:
     """Track the vehicles that were not tracked while decoding: in long sequences, or if all frames were stored."""
     sequences = [clips[name].sequence for name in vehicles if name not in faults]
@@ -289,13 +259,13 @@ def _track_remaining(
     if not remaining:
         return
     unsaved: dict[str, Track] = {}
-    with progress_bar(sum(map(len, remaining.values())), "tracks", "vehicles") as progress:
+    with progress_bar(sum(remaining.values()), "tracks", "vehicles") as progress:
         for name, tracks in track_clips(clips, remaining, config.extract.threads or cpu_count()):
             if isinstance(tracks, str):
                 faults[name] = tracks
             else:
                 unsaved |= tracks
-            progress.update(len(remaining[name]))
+            progress.update(remaining[name])
             if sum(len(t.boxes) for t in unsaved.values()) >= config.extract.shard:
                 shards.write_tracks(unsaved)
                 unsaved = {}
@@ -316,17 +286,16 @@ def _clean_up(store: Path, shard_folder: Path) -> None:
             path.unlink()
 
 
-def _check_disk_space(store: Path, plan: ExtractionPlan, streams: Mapping[str, StreamInfo]) -> None:
-    """Refuse, before hours of work, if the disk cannot hold both the shards and the store assembled from them."""
+def _check_disk_space(store: Path, groups: Sequence[Group], frames: int, streams: Mapping[str, StreamInfo]) -> None:
+    """Refuse, before hours of work, if the disk cannot hold both the shards and the store, which has `frames`."""
     sizes = {name: int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize for name, info in streams.items()}
-    frame = sum(sizes.values())
-    required = sum(plan.missing_frames(name) * size for name, size in sizes.items()) + plan.total_frames * frame
+    required = sum((missing_frames(groups, name) + frames) * size for name, size in sizes.items())
     free = shutil.disk_usage(store.parent).free
     if required > free:
         raise DataError(
             f"{store}: not enough disk space",
             expected=f"{required / 1e9:.3g} GB free "
-            f"({plan.total_frames} frames of {frame / 1e3:.0f} kB, for shards and store)",
+            f"({frames} frames of {sum(sizes.values()) / 1e3:.0f} kB, for shards and store)",
             got=f"{free / 1e9:.3g} GB",
             hint="free some space, use --extract.dtype float16, or --store on another disk",
         )

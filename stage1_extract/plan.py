@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 from features.frame_ranges import FrameRange, StoredRange, by_sequence, covering_ranges, full_range, missing_ranges
 from features.sequences import FrameSequence
-from features.tracks import TrackedVehicle, track_keys, tracked_vehicles
+from features.tracks import track_keys
 
 StoredStreams = Mapping[str, Sequence[StoredRange]]  # stream → its stored ranges
 RangesBySequence = Mapping[tuple[str, str], list[StoredRange]]  # sequence's id and digest → its stored ranges
@@ -25,45 +25,26 @@ class Group:
         return sum(map(len, self.ranges))
 
 
-@dataclass(frozen=True)
-class ExtractionPlan:
-    """What to extract: a shard for each group."""
-
-    groups: tuple[Group, ...]
-    total_frames: int  # of all sequences, stored or not
-
-    @property
-    def frames(self) -> int:
-        """Frames of all groups."""
-        return sum(map(len, self.groups))
-
-    def missing_frames(self, stream: str) -> int:
-        """Frames whose entry of a stream is to be extracted."""
-        return sum(len(g) for g in self.groups if stream in g.streams)
-
-
-def plan_extraction(
-    sequences: Sequence[FrameSequence], stored: StoredStreams, shards: StoredStreams, group_size: int
-) -> ExtractionPlan:
+def plan_extraction(sequences: Sequence[FrameSequence], stored: StoredStreams, group_size: int) -> list[Group]:
     """Find the frames and streams that are not stored yet, in groups of at most `group_size` frames.
 
-    Sequences of up to `group_size` frames are never split. The groups are formed as if there were no shards, so a
-    resumed run puts the same frames into the same batches as an uninterrupted one.
+    Sequences of up to `group_size` frames are never split, so that their vehicles can be tracked while decoding.
 
     Args:
-        stored: stream → ranges in the store; its keys are the streams to extract.
-        shards: stream → ranges in finished shards.
+        stored: stream → ranges in the store and in finished shards; its keys are the streams to extract.
     """
-    in_store = {name: by_sequence(ranges) for name, ranges in stored.items()}
-    in_any_file = {name: by_sequence([*ranges, *shards.get(name, ())]) for name, ranges in stored.items()}
-    missing = [gap for s in sequences for gap in _missing(full_range(s), in_store)]
+    tables = {name: by_sequence(ranges) for name, ranges in stored.items()}
+    missing = [part for s in sequences for part in _missing(full_range(s), tables)]
     groups = []
     for streams in dict.fromkeys(streams for streams, _ in missing):
-        for ranges in _split_into_groups([r for names, r in missing if names == streams], group_size):
-            left = [gap for r in ranges for gap in _missing(r, {n: in_any_file[n] for n in streams})]
-            kinds = dict.fromkeys(names for names, _ in left)
-            groups += [Group(kind, tuple(r for names, r in left if names == kind)) for kind in kinds]
-    return ExtractionPlan(tuple(groups), sum(s.length for s in sequences))
+        ranges = [r for names, r in missing if names == streams]
+        groups += [Group(streams, tuple(group)) for group in _split_into_groups(ranges, group_size)]
+    return groups
+
+
+def missing_frames(groups: Iterable[Group], stream: str) -> int:
+    """Frames whose entry of a stream is to be extracted."""
+    return sum(len(g) for g in groups if stream in g.streams)
 
 
 def complete_sequences(
@@ -86,14 +67,13 @@ def complete_sequences(
     return complete, ranges_by_stream
 
 
-def vehicles_without_tracks(
-    sequences: Sequence[FrameSequence], stored_keys: Collection[str]
-) -> dict[str, tuple[TrackedVehicle, ...]]:
-    """Return sequence id → its vehicles, for sequences with a missing track.
+def vehicles_without_tracks(sequences: Sequence[FrameSequence], stored_keys: Collection[str]) -> dict[str, int]:
+    """Return sequence id → its number of vehicles, for sequences with a missing track.
 
     All vehicles of such a sequence are tracked again, since one may hide another.
     """
-    return {s.id: tuple(tracked_vehicles(s)) for s in sequences if not all(k in stored_keys for k in track_keys(s))}
+    keys = {s.id: track_keys(s) for s in sequences}
+    return {id: len(vehicles) for id, vehicles in keys.items() if not all(key in stored_keys for key in vehicles)}
 
 
 def _missing(
@@ -111,16 +91,14 @@ def _missing(
 
 def _split_into_groups(ranges: Sequence[FrameRange], size: int) -> list[list[FrameRange]]:
     """Put ranges, in order, into groups of at most `size` frames; only ranges longer than that are split."""
-    parts: list[tuple[int, FrameRange]] = []  # the number of its group, and the part
-    position = 0  # frames so far, counting what a group leaves unused
+    groups: list[list[FrameRange]] = []
+    space = 0  # in the last group
     for r in ranges:
-        space = size - position % size
-        if space < len(r) <= size:
-            position += space
-        start = r.start
-        while start < r.stop:
-            stop = min(r.stop, start + size - position % size)
-            parts.append((position // size, replace(r, start=start, stop=stop)))
-            position += stop - start
-            start = stop
-    return [[part for _, part in group] for _, group in groupby(parts, key=lambda pair: pair[0])]
+        for start in range(r.start, r.stop, size):
+            part = replace(r, start=start, stop=min(start + size, r.stop))
+            if len(part) > space:
+                groups.append([])
+                space = size
+            groups[-1].append(part)
+            space -= len(part)
+    return groups

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 
 import cv2
@@ -20,6 +19,7 @@ import pytest
 
 from features.errors import BadInputs, DataError, StoreError
 from features.store import Store
+from features.store_writer import ShardWriter
 from stage1_extract import extract as extract_module
 from stage1_extract import frame_loader
 from stage1_extract.__main__ import main
@@ -117,16 +117,16 @@ def test_an_interruption_loses_no_finished_shard(
     run: Callable[..., ExtractionResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("fresh.h5")
-    passes, call = [], Engine.submit
+    writes, write = [], ShardWriter.write
 
-    def submit(self: Engine, frames: np.ndarray) -> Future[np.ndarray]:
-        passes.append(len(frames))
-        if len(passes) == 8:
+    def interrupted_write(self: ShardWriter, maps: dict[str, np.ndarray], thumbnails: list[bytes]) -> None:
+        writes.append(len(thumbnails))
+        if len(writes) == 8:
             raise KeyboardInterrupt
-        return call(self, frames)
+        write(self, maps, thumbnails)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Engine, "submit", submit)
+        patched.setattr(ShardWriter, "write", interrupted_write)
         with pytest.raises(KeyboardInterrupt):
             run()
     assert not (tmp_path / "s.h5").exists()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from features.config import DataConfig
 from features.errors import BadInputs, DataError
 from features.sequences import Box, FrameSequence, Label
 from features.store import Store, StreamInfo
-from features.store_writer import StreamContent, extend_store
+from features.store_writer import ShardWriter, StreamContent, extend_store
 from stage1_extract import extract as extract_module
 from stage1_extract import optical_flow
 from stage1_extract.backbone.trunk import build_trunk
@@ -185,15 +184,15 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
         return [clip(70, boxed, name="long"), clip(45, name="video", parallel=False), clip(8, replace(boxed, frame=3))]
 
     run(tmp_path / "fresh.h5", engine, *clips())
-    passes, call = [], Engine.submit
+    writes, write = [], ShardWriter.write
 
-    def submit(self: Engine, frames: NDArray[np.uint8]) -> Future[NDArray[np.float16]]:
-        passes.append(len(frames))
-        if len(passes) % 8 == 0:
+    def interrupted_write(self: ShardWriter, maps: dict[str, NDArray[np.float16]], thumbnails: list[bytes]) -> None:
+        writes.append(len(thumbnails))
+        if len(writes) % 8 == 0:
             raise KeyboardInterrupt
-        return call(self, frames)
+        write(self, maps, thumbnails)
 
-    monkeypatch.setattr(Engine, "submit", submit)
+    monkeypatch.setattr(ShardWriter, "write", interrupted_write)
     runs = 0
     while not (tmp_path / "s.h5").exists():
         runs += 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from features.frame_ranges import FrameRange, StoredRange, full_range
 from features.sequences import FrameSequence
-from stage1_extract.plan import complete_sequences, plan_extraction
+from stage1_extract.plan import complete_sequences, missing_frames, plan_extraction
 
 FILE = Path("a.h5")
 NOTHING_STORED: dict[str, list[StoredRange]] = {"a": [], "b": []}
@@ -31,28 +31,13 @@ def stored_ranges(spans: list[tuple[int, int]]) -> list[StoredRange]:
 @given(lengths, group_sizes)
 def test_groups_have_every_frame_once_in_order(lengths: list[int], size: int) -> None:
     sequences = [sequence(str(i), n) for i, n in enumerate(lengths)]
-    plan = plan_extraction(sequences, NOTHING_STORED, {}, size)
-    frames = [(r.sequence, f) for g in plan.groups for r in g.ranges for f in range(r.start, r.stop)]
+    groups = plan_extraction(sequences, NOTHING_STORED, size)
+    frames = [(r.sequence, f) for g in groups for r in g.ranges for f in range(r.start, r.stop)]
     assert frames == [(s.id, f) for s in sequences for f in range(s.length)]
-    assert all(len(g) <= size and g.streams == ("a", "b") for g in plan.groups)
-    for group, following in pairwise(plan.groups):  # full, unless the next sequence is short and would be split
-        first = following.ranges[0]
-        assert len(group) == size or (first.start == 0 and len(first) > size - len(group))
+    assert all(len(g) <= size and g.streams == ("a", "b") for g in groups)
+    assert all(len(group) + len(following.ranges[0]) > size for group, following in pairwise(groups))
     short = [full_range(s) for s in sequences if s.length <= size]
-    assert [r for g in plan.groups for r in g.ranges if r in short] == short
-    assert plan.frames == plan.total_frames == sum(lengths)
-
-
-@given(lengths, group_sizes, st.data())
-def test_a_resumed_run_has_the_groups_of_an_uninterrupted_one(
-    lengths: list[int], size: int, data: st.DataObject
-) -> None:
-    sequences = [sequence(str(i), n) for i, n in enumerate(lengths)]
-    groups = plan_extraction(sequences, NOTHING_STORED, {}, size).groups
-    finished = data.draw(st.sets(st.sampled_from(range(len(groups)))))
-    shards = [StoredRange(r, FILE, 0) for i in finished for r in groups[i].ranges]
-    resumed = plan_extraction(sequences, NOTHING_STORED, {"a": shards, "b": shards}, size)
-    assert resumed.groups == tuple(g for i, g in enumerate(groups) if i not in finished)
+    assert [r for g in groups for r in g.ranges if r in short] == short
 
 
 @given(lengths, group_sizes, spans, spans, spans)
@@ -60,21 +45,21 @@ def test_each_stream_is_extracted_for_exactly_the_frames_that_lack_it(
     lengths: list[int], size: int, in_a: list[tuple[int, int]], in_b: list[tuple[int, int]], done: list[tuple[int, int]]
 ) -> None:
     sequences = [sequence(str(i), n) for i, n in enumerate(lengths)]
-    stored = {"a": stored_ranges(in_a), "b": stored_ranges(in_b)}
-    plan = plan_extraction(sequences, stored, {"a": stored_ranges(done)}, size)
+    stored = {"a": [*stored_ranges(in_a), *stored_ranges(done)], "b": stored_ranges(in_b)}
+    groups = plan_extraction(sequences, stored, size)
     for name, spans_of_stream in (("a", [*in_a, *done]), ("b", in_b)):
         frames = {("0", f) for start, n in spans_of_stream for f in range(start, start + n)}
         missing = [(s.id, f) for s in sequences for f in range(s.length) if (s.id, f) not in frames]
-        ranges = [r for g in plan.groups if name in g.streams for r in g.ranges]
+        ranges = [r for g in groups if name in g.streams for r in g.ranges]
         assert sorted((r.sequence, f) for r in ranges for f in range(r.start, r.stop)) == sorted(missing)
-        assert plan.missing_frames(name) == len(missing)
+        assert missing_frames(groups, name) == len(missing)
 
 
 def test_only_new_and_changed_sequences_are_extracted() -> None:
     old, new = sequence("old", 8), sequence("new", 8)
     changed = FrameSequence("changed", "train", 8, 20.0, (4, 3), "other digest")
     stored = [StoredRange(full_range(old), FILE, 0), StoredRange(FrameRange("changed", "d", 0, 8), FILE, 8)]
-    plan = plan_extraction([old, changed, new], {"a": stored}, {}, 100)
-    assert [r for g in plan.groups for r in g.ranges] == [full_range(changed), full_range(new)]
+    groups = plan_extraction([old, changed, new], {"a": stored}, 100)
+    assert [r for g in groups for r in g.ranges] == [full_range(changed), full_range(new)]
     assert complete_sequences([old, changed, new], {"a": stored}) == ([old], {"a": [[stored[0]]]})
     assert complete_sequences([old], {"a": stored, "b": []})[0] == []
