@@ -1,47 +1,103 @@
-"""Augment windows of images: one draw for all frames of a window, and targets that follow it."""
+"""Batches of image windows, decoded in threads and augmented: one draw for all frames of a window and its targets."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.types import Image
+from features._common.cpu import cpu_count
+from features._common.log import logger
+from features._common.types import Floats, Image
+from features.config import FinetuneConfig
+from stage2_temporal.data.batches import Batches
+from stage2_temporal.fused.fuse import ReadWindow
 
 MIRROR_SIGNS = {"vx": 1.0, "vy": -1.0, "x": 1.0, "y": -1.0, "ego_speed": 1.0}  # of each target in a mirrored scene
+QUEUED_BATCHES = 2  # finished batches per thread that may wait for the network
+
+Targets = NDArray[np.float32]
+Augment = Callable[[Image, Targets, np.random.Generator], tuple[Image, Targets]]
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What is drawn for each window."""
+def make_augmentation(options: FinetuneConfig, columns: tuple[str, ...]) -> Augment:
+    """Return a function that augments a window (T, height, width, 3) and its targets (K,).
 
-    flip: bool  # whether half of the windows are mirrored, left to right
-    brightness: float  # largest shift, as a share of 255
-    contrast: float  # largest stretch around the window's mean, as a share
-    signs: tuple[float, ...]  # (K,) of the targets in a mirrored window
+    Windows are mirrored only if the sign of every target in a mirrored scene is known.
+    """
+    known = set(columns) <= set(MIRROR_SIGNS)
+    if options.flip and not known:
+        logger.info(f"finetune: windows are not mirrored, since the effect on {', '.join(columns)} is unknown")
+    signs = np.array([MIRROR_SIGNS.get(c, np.nan) for c in columns], np.float32)
 
-    def __call__(
-        self, window: Image, targets: NDArray[np.float32], rng: np.random.Generator
-    ) -> tuple[Image, NDArray[np.float32]]:
-        """Return an augmented copy of a window (T, height, width, 3) and its targets (K,)."""
-        mirrored = bool(rng.random() < 0.5) and self.flip
-        shift = 255 * self.brightness * rng.uniform(-1, 1)
-        stretch = 1 + self.contrast * rng.uniform(-1, 1)
-        if mirrored:
-            window, targets = mirror_window(window), targets * np.asarray(self.signs, np.float32)
-        if self.brightness or self.contrast:
-            mean = float(window.mean())
-            levels = (np.arange(256) - mean) * stretch + mean + shift
-            window = np.clip(np.rint(levels), 0, 255).astype(np.uint8)[window]
-        return window, targets
+    def augment(window: Image, targets: Targets, rng: np.random.Generator) -> tuple[Image, Targets]:
+        mirrored = rng.random() < 0.5
+        shift = 255 * options.brightness * rng.uniform(-1, 1)
+        stretch = 1 + options.contrast * rng.uniform(-1, 1)
+        if mirrored and options.flip and known:
+            window, targets = window[:, :, ::-1], targets * signs
+        mean = float(window.mean())
+        levels = (np.arange(256) - mean) * stretch + mean + shift
+        return np.clip(np.rint(levels), 0, 255).astype(np.uint8)[window], targets
+
+    return augment
 
 
-def mirror_window(window: Image) -> Image:
-    """Exchange left and right of a window (T, height, width, 3)."""
-    return window[:, :, ::-1]
+class ImageWindowBatches(Batches):
+    """Batches of windows (n, T, height, width, 3) and targets (n, K), decoded ahead of the network in bounded memory.
 
+    Order and augmentation depend only on the seed, the epoch and the example, not on how threads interleave.
+    """
 
-def mirror_signs(columns: tuple[str, ...]) -> tuple[float, ...] | None:
-    """The sign of each target column in a mirrored window; None unless all are known."""
-    return tuple(MIRROR_SIGNS[c] for c in columns) if set(columns) <= set(MIRROR_SIGNS) else None
+    def __init__(
+        self,
+        read: ReadWindow,
+        indices: NDArray[np.int64],
+        targets: Floats,
+        batch: int,
+        *,
+        threads: int = 0,
+        seed: int | None = None,
+        augment: Augment | None = None,
+        only_full: bool = False,
+    ) -> None:
+        """Plan batches of `batch` examples each, out of `indices`.
+
+        Args:
+            read: returns an example's window; called by several threads at once.
+            targets: (N, K) of all examples.
+            threads: that decode; 0: one per core.
+            seed: for shuffling in each epoch; None keeps the order.
+            augment: changes each window in each epoch.
+            only_full: leave out an epoch's last batch if it is not full.
+        """
+
+        def read_windows(examples: NDArray[np.int64]) -> Image:
+            return np.stack([read(int(i)) for i in examples])
+
+        super().__init__(read_windows, indices, targets[indices], batch, seed)
+        self.workers = threads or cpu_count()
+        self.max_queue_size = QUEUED_BATCHES * self.workers
+        self._augment, self._only_full = augment, only_full
+
+    def __len__(self) -> int:
+        return max(1, len(self._rows) // self._batch) if self._only_full else super().__len__()
+
+    def begin(self, epoch: int) -> None:
+        """Draw an epoch's order; call it before `fit`, since Keras' threads start before `on_epoch_begin`."""
+        self._epoch = epoch
+        self._order = np.random.default_rng((self._seed or 0, epoch)).permutation(len(self._rows))
+
+    def on_epoch_begin(self) -> None:
+        """Keep the order that `begin` drew."""
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        windows, targets = super().__getitem__(index)
+        if self._augment is not None:
+            examples = self._rows[self._order[index * self._batch : (index + 1) * self._batch]]
+            for k, i in enumerate(examples):
+                rng = np.random.default_rng((self._seed or 0, self._epoch, int(i)))
+                windows[k], targets[k] = self._augment(windows[k], targets[k], rng)
+        return windows, targets

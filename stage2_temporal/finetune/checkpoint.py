@@ -2,78 +2,83 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import math
 from pathlib import Path
-from typing import Any
 
+import keras
 import numpy as np
-from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from features._common.atomic import atomic_write
+from features._common.atomic import atomic_write, fsync_path
+from features._common.log import logger
 from features.errors import DataError
 from stage2_temporal.evaluation.history import Epoch
 
-ChangedWeights = Mapping[int, NDArray[Any]]  # by position among the model's weights
 
-
-@dataclass
-class FinetuneState:
+class FinetuneState(BaseModel):
     """Fine-tuning after some epoch."""
 
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
     key: str  # digest of what determines the result; a state with another key is not resumed
+    facts: dict[str, float]  # what was measured at epoch 0
     history: list[Epoch]  # from epoch 0, which is the two stages' model
-    best: int = 0  # the epoch whose weights are kept
-    weights: ChangedWeights = field(default_factory=dict)  # that differ from those of epoch 0
-    kept: ChangedWeights = field(default_factory=dict)  # the same for the epoch `best`
-    optimiser: list[NDArray[Any]] = field(default_factory=list)  # its variables, in order
-    facts: dict[str, float] = field(default_factory=dict)  # what was measured at epoch 0
+
+    @property
+    def best(self) -> int:
+        """The epoch whose weights are kept: that of the lowest validation loss or, without one, the last."""
+        losses = [row.val_loss for row in self.history]
+        return len(losses) - 1 if math.isnan(losses[0]) else int(np.argmin(losses))
 
 
-def changed_weights(weights: list[NDArray[Any]], start: list[NDArray[Any]]) -> ChangedWeights:
-    """The weights that differ from those at the start."""
-    return {i: np.array(w) for i, (w, s) in enumerate(zip(weights, start, strict=True)) if not np.array_equal(w, s)}
+def save_state(folder: Path, state: FinetuneState, model: keras.Model) -> None:
+    """Write a state, whose last epoch gave the weights of `model`; only those and the best epoch's are kept."""
+    folder.mkdir(exist_ok=True)
+    epoch = len(state.history) - 1
+    if epoch > 0:
+        model.save_weights(_weights_path(folder, epoch))
+        fsync_path(_weights_path(folder, epoch))
+    with atomic_write(folder / "state.json") as temporary:  # an epoch counts from here on
+        temporary.write_text(state.model_dump_json(indent=2), encoding="utf-8")
+    needed = {_weights_path(folder, e) for e in (state.best, epoch)}
+    for path in set(folder.glob("*.weights.h5")) - needed:
+        path.unlink()
 
 
-def with_changes(changes: ChangedWeights, start: list[NDArray[Any]]) -> list[NDArray[Any]]:
-    """The weights at the start with changes applied."""
-    return [changes.get(i, w) for i, w in enumerate(start)]
-
-
-def save_checkpoint(path: Path, state: FinetuneState) -> None:
-    """Write a state to a file, which appears only when it is complete."""
-    parts = {"weights": state.weights, "kept": state.kept, "optimiser": dict(enumerate(state.optimiser))}
-    if state.best == len(state.history) - 1:
-        del parts["kept"]  # equal to "weights"
-    arrays: dict[str, Any] = {f"{part}{i}": array for part, values in parts.items() for i, array in values.items()}
-    words = {"key": state.key, "best": state.best, "facts": state.facts, "history": list(map(asdict, state.history))}
-    arrays["words"] = np.frombuffer(json.dumps(words).encode(), np.uint8)
-    with atomic_write(path) as temporary, temporary.open("wb") as f:
-        np.savez(f, **arrays)
-
-
-def read_checkpoint(path: Path) -> FinetuneState | None:
-    """Read a state; None if there is no file.
+def read_state(folder: Path, key: str) -> FinetuneState | None:
+    """Read a state; None if there is none with this key.
 
     Raises:
         DataError: the file is damaged.
     """
-
-    def part(name: str) -> dict[int, NDArray[Any]]:
-        return {int(k.removeprefix(name)): v for k, v in arrays.items() if k.startswith(name)}
-
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        words = json.loads(arrays.pop("words").tobytes())
-        history = [Epoch(**row) for row in words["history"]]
-        weights, optimiser = part("weights"), part("optimiser")
-        kept = weights if words["best"] == len(history) - 1 else part("kept")
-        optimiser_variables = [optimiser[i] for i in range(len(optimiser))]
-        return FinetuneState(words["key"], history, words["best"], weights, kept, optimiser_variables, words["facts"])
+        state = FinetuneState.model_validate_json((folder / "state.json").read_bytes())
     except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
-        raise DataError(f"{path}: damaged state of fine-tuning", got=e, hint=f"rm -r {path.parent}") from None
+        state = None
+    except ValidationError as e:
+        raise _damaged(folder, e.errors()[0]["msg"]) from None
+    if state is not None and state.key == key:
+        return state
+    if folder.exists():
+        logger.info(f"{folder}: saved with other settings or by an older version, so fine-tuning starts over")
+    return None
+
+
+def load_weights(folder: Path, epoch: int, model: keras.Model) -> None:
+    """Give a model, and its optimiser, the weights that it had after a saved epoch.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    try:
+        model.load_weights(_weights_path(folder, epoch))
+    except (OSError, ValueError, KeyError) as e:
+        raise _damaged(folder, " ".join(str(e).split())[:300]) from None
+
+
+def _weights_path(folder: Path, epoch: int) -> Path:
+    return folder / f"epoch{epoch}.weights.h5"
+
+
+def _damaged(folder: Path, reason: str) -> DataError:
+    return DataError(f"{folder}: damaged state of fine-tuning", got=reason, hint=f"rm -r {folder}")

@@ -9,6 +9,7 @@ validation loss, its weights are kept, and the verdict says so.
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ from features.store import Store
 from stage2_temporal.data.task import Task, read_task
 from stage2_temporal.evaluation.history import write_history
 from stage2_temporal.evaluation.metrics import Scores, scores
-from stage2_temporal.finetune.checkpoint import FinetuneState, with_changes
+from stage2_temporal.finetune.checkpoint import FinetuneState
 from stage2_temporal.finetune.loop import STATE_FOLDER, FinetuneJob
 from stage2_temporal.fused.fuse import fuse_run, window_reader
 from stage2_temporal.heads import check_uses_maps_alone
@@ -101,8 +102,8 @@ def finetune(run: Path, store: Store, config: Config) -> FinetuneResult:
     fused, check = fuse_run(run, store, config)
     job = FinetuneJob(run, store.recipe.dtype, task, config, fused, read, key)
     state = job.train()
-    fused.set_weights(with_changes(state.kept, job.start))
-    helped, verdict = _verdict(state, job.has_validation)
+    fused.set_weights(job.model.get_weights())
+    helped, verdict = _verdict(state)
     counted = next(split for split in VERDICT_SPLITS if len(task.known(split)))
     splits = [split for split in (counted, "validation") if len(task.known(split))]
     result = FinetuneResult(
@@ -110,7 +111,8 @@ def finetune(run: Path, store: Store, config: Config) -> FinetuneResult:
         settings=config.finetune.model_dump(mode="json"),
         unfrozen=tuple(job.unfrozen),
         parameters=Parameters(**count_parameters(job.model)),
-        **asdict(job.devices),
+        policy=job.policy,
+        replicas=job.replicas,
         equality=asdict(check),
         epoch0=state.facts,
         seconds=sum(row.seconds for row in state.history),
@@ -181,10 +183,10 @@ def _read_result(run: Path) -> FinetuneResult | None:
         raise DataError(f"{path}: damaged", got=e.errors()[0]["msg"], hint=f"rm {path}") from None
 
 
-def _verdict(state: FinetuneState, has_validation: bool) -> tuple[bool | None, str]:
-    if not has_validation:
-        return None, "No verdict: without validation examples, it is unknown whether fine-tuning helped."
+def _verdict(state: FinetuneState) -> tuple[bool | None, str]:
     first, best = state.history[0].val_loss, state.history[state.best].val_loss
+    if math.isnan(first):
+        return None, "No verdict: without validation examples, it is unknown whether fine-tuning helped."
     if state.best == 0:
         return False, (
             f"Fine-tuning did not help: no epoch has a lower validation loss than the two stages' {first:.4g}. "

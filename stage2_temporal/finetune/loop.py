@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +22,26 @@ from features.errors import FramebankError, StoreError
 from features.layer_names import STAGE_TWO, TRUNK
 from stage2_temporal.data.task import Task
 from stage2_temporal.evaluation.history import Epoch
-from stage2_temporal.finetune.augmentation import Augmentation, mirror_signs
-from stage2_temporal.finetune.checkpoint import (
-    FinetuneState,
-    changed_weights,
-    read_checkpoint,
-    save_checkpoint,
-    with_changes,
-)
-from stage2_temporal.finetune.image_batches import ImageWindowBatches
+from stage2_temporal.finetune.augmentation import ImageWindowBatches, make_augmentation
+from stage2_temporal.finetune.checkpoint import FinetuneState, load_weights, read_state, save_state
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
 from stage2_temporal.fused.fuse import TOLERANCE, ReadWindow, compare
 from stage2_temporal.runs.results import read_predictions
 from stage2_temporal.training.loop import fix_seeds, loss_function
 from stage2_temporal.training.scaling import target_scale
 
-STATE_FOLDER, STATE_FILE = "finetune.parts", "state.npz"
+STATE_FOLDER = "finetune.parts"
 WARMUP_SHARE = 0.1  # share of all steps over which the learning rate rises
 FAST_HALF_PRECISION = (7, 0)  # CUDA compute capability from which half precision is faster than single
 
 
-@dataclass(frozen=True)
-class Devices:
-    """How to compute."""
-
-    policy: str  # the backbone's dtype policy
-    replicas: int  # number of GPUs; 0: the CPU
-
-
-def choose_devices(gpus: list[tuple[int, int]]) -> Devices:
-    """Choose how to compute on GPUs of these compute capabilities; the CPU in single precision if there are none."""
-    mixed = bool(gpus) and min(gpus) >= FAST_HALF_PRECISION
-    return Devices("mixed_float16" if mixed else "float32", len(gpus))
+def choose_policy(gpus: list[tuple[int, int]]) -> str:
+    """Choose the backbone's dtype policy for GPUs of these compute capabilities, or for the CPU if there are none."""
+    return "mixed_float16" if gpus and min(gpus) >= FAST_HALF_PRECISION else "float32"
 
 
 class FinetuneJob:
-    """Fine-tunes `model`, a trainable copy of a run's fused model, whose weights at the start are `start`.
+    """Fine-tunes `model`, a trainable copy of a run's fused model, with a dtype `policy` on `replicas` GPUs.
 
     `unfrozen` are names of the backbone layers that train. Without validation examples, the last epoch is kept.
     """
@@ -73,111 +55,100 @@ class FinetuneJob:
         """
         fix_seeds(config.train.seed)
         gpus = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
-        self.devices = choose_devices([gpu.get("compute_capability", (0, 0)) for gpu in gpus])
-        self.fused, self.start = fused, fused.get_weights()
-        self._state_path, self._key = run / STATE_FOLDER / STATE_FILE, key
-        self._dtype, self._seed, self._options, self._read = dtype, config.train.seed, config.finetune, read
-        self._threads, self._targets = config.extract.threads, task.examples.targets
-        train, validation = task.known("train"), task.known("validation")
-        self.has_validation = len(validation) > 0
-        if not self.has_validation:
+        capabilities = [gpu.get("compute_capability", (0, 0)) for gpu in gpus]
+        self.policy, self.replicas = choose_policy(capabilities), len(capabilities)
+        self.fused, self._run, self._key, self._dtype, self._read = fused, run, key, dtype, read
+        self._folder, self._config, self._options, self._task = run / STATE_FOLDER, config, config.finetune, task
+        self._validation = task.known("validation")
+        if not len(self._validation):
             logger.info("finetune: no validation examples, so the last epoch is kept")
-        self._scored = validation if self.has_validation else train
-        self._expected = np.array([e.predicted for e in read_predictions(run / "predictions.csv", config.data.columns)])
 
         names = [layer.name for layer in backbone_layers(fused)]
         count = count_unfrozen(names, self._options.unfreeze)
         self.unfrozen = names[len(names) - count :]
-        replicas = max(1, self.devices.replicas)
+        replicas = max(1, self.replicas)
         self._batch = -(-self._options.batch // replicas) * replicas
-        self._windows = ImageWindowBatches(
-            read,
+        train = task.known("train")
+        self._train_windows = self._windows(
             train,
-            self._targets,
-            self._batch,
-            threads=self._threads,
-            seed=self._seed,
-            augmentation=choose_augmentation(self._options, task.examples.columns),
+            seed=config.train.seed,
+            augment=make_augmentation(self._options, task.examples.columns),
             only_full=replicas > 1,  # a partial batch may leave a replica without windows
         )
-        self._deviation = target_scale(self._targets[train]).deviation if config.train.standardise else None
-        with tf.distribute.MirroredStrategy().scope() if self.devices.replicas > 1 else nullcontext():
-            batch_norm, policy = self._options.batch_norm, self.devices.policy
-            self.model = unfreeze_layers(fused, count, batch_norm=batch_norm, policy=policy)
-            schedule = learning_rate_schedule(self._options, len(self._windows) * self._options.epochs)
+        targets = task.examples.targets[train]
+        self._deviation = target_scale(targets).deviation if config.train.standardise else None
+        with tf.distribute.MirroredStrategy().scope() if self.replicas > 1 else nullcontext():
+            self.model = unfreeze_layers(fused, count, batch_norm=self._options.batch_norm, policy=self.policy)
+            schedule = learning_rate_schedule(self._options, len(self._train_windows) * self._options.epochs)
             optimiser = keras.optimizers.Adam(schedule)
-            if policy == "mixed_float16":
+            if self.policy == "mixed_float16":
                 optimiser = keras.optimizers.LossScaleOptimizer(optimiser)
             rmse = keras.metrics.RootMeanSquaredError(name="rmse")
             self.model.compile(optimiser, loss_function(self._deviation), metrics=[rmse], auto_scale_loss=False)
             optimiser.build(self.model.trainable_variables)
 
     def train(self) -> FinetuneState:
-        """Run all epochs that are left, from epoch 0 or from a saved state."""
-        state = read_checkpoint(self._state_path)
-        if state is not None and state.key != self._key:
-            logger.info(f"{self._state_path.parent}: saved with other settings, so fine-tuning starts over")
-            state = None
+        """Run all epochs that are left, from epoch 0 or from a saved state; `model` then has the best weights."""
+        state = read_state(self._folder, self._key)
         if state is None:
             state = self._epoch0()
-            save_checkpoint(self._state_path, state)
+            save_state(self._folder, state, self.model)
         else:
             logger.info(f"finetune: resuming after epoch {len(state.history) - 1}")
-            self.model.set_weights(with_changes(state.weights, self.start))
-            for variable, value in zip(self.model.optimizer.variables, state.optimiser, strict=True):
-                variable.assign(value)
+            if len(state.history) > 1:
+                load_weights(self._folder, len(state.history) - 1, self.model)
         for epoch in range(len(state.history), self._options.epochs + 1):
-            self._train_epoch(epoch, state)
-            save_checkpoint(self._state_path, state)
+            state.history.append(self._train_epoch(epoch))
+            save_state(self._folder, state, self.model)
+        if state.best > 0:
+            load_weights(self._folder, state.best, self.model)
+        else:
+            self.model.set_weights(self.fused.get_weights())
         return state
 
     def predict(self, model: keras.Model, indices: NDArray[np.int64]) -> Floats:
         """Predict examples from their images: (n, K) in the target's unit."""
-        windows = ImageWindowBatches(self._read, indices, None, self._batch, threads=self._threads)
+        windows = self._windows(indices)
         with decoding_errors(windows):
             predicted: Floats = np.asarray(model.predict(windows, verbose=0), np.float64)
         return predicted
 
+    def _windows(self, indices: NDArray[np.int64], **options: Any) -> ImageWindowBatches:
+        threads, targets = self._config.extract.threads, self._task.examples.targets
+        return ImageWindowBatches(self._read, indices, targets, self._batch, threads=threads, **options)
+
     def _epoch0(self) -> FinetuneState:
         """Check that the fused model predicts what the two stages did."""
         started = time.monotonic()
-        windows = ImageWindowBatches(self._read, self._scored, None, self._batch)
-        predicted, facts = check_epoch0(self.fused, windows, self._expected[self._scored], self._dtype)
-        if self.devices.policy != "float32":
-            predicted = self.predict(self.model, self._scored)  # in the same precision as later epochs
+        predictions = read_predictions(self._run / "predictions.csv", self._config.data.columns)
+        indices = self._validation if len(self._validation) else self._task.known("train")
+        expected = np.array([e.predicted for e in predictions])[indices]
+        facts = check_epoch0(self.fused, self._windows(indices), expected, self._dtype)
         remark = f", differs from the two stages by {facts['difference']:.1g} of the largest value"
-        row = self._history_row(0, math.nan, math.nan, predicted, started, remark)
-        return FinetuneState(self._key, [row], optimiser=self._optimiser_variables(), facts=facts)
+        row = self._history_row(0, math.nan, math.nan, started, remark)
+        return FinetuneState(key=self._key, facts=facts, history=[row])
 
-    def _train_epoch(self, epoch: int, state: FinetuneState) -> None:
+    def _train_epoch(self, epoch: int) -> Epoch:
         started = time.monotonic()
-        self._windows.begin(epoch)
-        seed_dropout(self.model, self._seed, epoch)
+        self._train_windows.begin(epoch)
+        seed_dropout(self.model, self._config.train.seed, epoch)
         with (
-            tqdm(total=len(self._windows), desc=f"epoch {epoch}", leave=False, disable=not sys.stderr.isatty()) as bar,
-            decoding_errors(self._windows),
+            tqdm(total=len(self._train_windows), desc=f"epoch {epoch}", leave=False, disable=None) as bar,
+            decoding_errors(self._train_windows),
         ):
             callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
-            fitted = self.model.fit(self._windows, epochs=1, shuffle=False, verbose=0, callbacks=[callback]).history
-        predicted = self.predict(self.model, self._scored)
-        row = self._history_row(epoch, fitted["loss"][0], fitted["rmse"][0], predicted, started)
-        lowest = min(earlier.val_loss for earlier in state.history)
-        state.history.append(row)
-        state.weights = changed_weights(self.model.get_weights(), self.start)
-        state.optimiser = self._optimiser_variables()
-        if not self.has_validation or row.val_loss < lowest:
-            state.best, state.kept = epoch, state.weights
+            fitted = self.model.fit(self._train_windows, shuffle=False, verbose=0, callbacks=[callback]).history
+        return self._history_row(epoch, fitted["loss"][0], fitted["rmse"][0], started)
 
-    def _history_row(
-        self, epoch: int, loss: float, rmse: float, predicted: Floats, started: float, remark: str = ""
-    ) -> Epoch:
-        """Score the predictions of the judged examples, and log the epoch."""
+    def _history_row(self, epoch: int, loss: float, rmse: float, started: float, remark: str = "") -> Epoch:
+        """Score the model on the validation examples, and log the epoch."""
         val_loss = val_rmse = math.nan
-        if self.has_validation:
-            error = predicted - self._targets[self._scored]
+        if len(self._validation):
+            # not by Keras' evaluate, whose loss is NaN if the last batch leaves a replica without windows
+            error = self.predict(self.model, self._validation) - self._task.examples.targets[self._validation]
             val_rmse = float(np.sqrt(np.mean(error**2)))
             val_loss = float(np.mean((error if self._deviation is None else error / self._deviation) ** 2))
-        if epoch > 0 and not (math.isfinite(loss) and (math.isfinite(val_loss) or not self.has_validation)):
+        if epoch > 0 and not (math.isfinite(loss) and (math.isfinite(val_loss) or not len(self._validation))):
             raise FramebankError(
                 f"Loss became NaN or infinite in epoch {epoch}",
                 got=f"training loss {loss}, validation loss {val_loss}",
@@ -189,14 +160,9 @@ class FinetuneJob:
         logger.info(f"finetune: epoch {epoch}/{self._options.epochs}, {text}{remark} [{row.seconds:.1f} s]")
         return row
 
-    def _optimiser_variables(self) -> list[NDArray[Any]]:
-        return [keras.ops.convert_to_numpy(v.value) for v in self.model.optimizer.variables]
 
-
-def check_epoch0(
-    fused: keras.Model, windows: ImageWindowBatches, expected: Floats, dtype: str
-) -> tuple[Floats, dict[str, float]]:
-    """Predict (n, K) with the fused model, and compare with what the two stages predicted, `expected` (n, K).
+def check_epoch0(fused: keras.Model, windows: ImageWindowBatches, expected: Floats, dtype: str) -> dict[str, float]:
+    """Compare the fused model's predictions of windows with the two stages', `expected` (n, K).
 
     The effect of rounding the windows' maps to the store's `dtype` is tolerated; both are in the returned figures.
 
@@ -206,7 +172,7 @@ def check_epoch0(
     trunk, stage_two = fused.get_layer(TRUNK), fused.get_layer(STAGE_TWO)
     exact, rounded = [], []
     for i in range(len(windows)):
-        (frames,) = windows[i]
+        frames, _ = windows[i]
         maps = trunk.predict_on_batch(frames.reshape(-1, *frames.shape[2:]))
         maps = maps.reshape(*frames.shape[:2], *maps.shape[1:])
         exact.append(stage_two.predict_on_batch(maps))
@@ -222,7 +188,7 @@ def check_epoch0(
             got=f"{difference:.2g}",
             hint="framebank evaluate --run NAME, then the same command",
         )
-    return predicted, facts
+    return facts
 
 
 def learning_rate_schedule(options: FinetuneConfig, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
@@ -251,15 +217,5 @@ def decoding_errors(windows: ImageWindowBatches) -> Iterator[None]:
     """Raise the error of a decoding thread in place of TensorFlow's."""
     try:
         yield
-    except tf.errors.OpError:
-        if windows.fault is None:
-            raise
-        raise windows.fault from None
-
-
-def choose_augmentation(options: FinetuneConfig, columns: tuple[str, ...]) -> Augmentation:
-    """The augmentation of training windows; without mirroring if its effect on a target is unknown."""
-    signs = mirror_signs(columns)
-    if options.flip and signs is None:
-        logger.info(f"finetune: windows are not mirrored, since the effect on {', '.join(columns)} is unknown")
-    return Augmentation(options.flip and signs is not None, options.brightness, options.contrast, signs or ())
+    except tf.errors.OpError as e:
+        raise windows.fault or e from None

@@ -23,18 +23,10 @@ from stage1_extract.backbone.trunk import build_trunk
 from stage2_temporal.__main__ import main
 from stage2_temporal.data.task import read_task
 from stage2_temporal.evaluation.history import Epoch
-from stage2_temporal.finetune.augmentation import Augmentation, mirror_signs, mirror_window
-from stage2_temporal.finetune.checkpoint import FinetuneState, read_checkpoint, save_checkpoint
+from stage2_temporal.finetune.augmentation import QUEUED_BATCHES, ImageWindowBatches, make_augmentation
+from stage2_temporal.finetune.checkpoint import FinetuneState, read_state, save_state
 from stage2_temporal.finetune.finetune import FinetuneResult, finetune
-from stage2_temporal.finetune.image_batches import QUEUED_BATCHES, ImageWindowBatches
-from stage2_temporal.finetune.loop import (
-    Devices,
-    FinetuneJob,
-    choose_augmentation,
-    choose_devices,
-    learning_rate_schedule,
-    seed_dropout,
-)
+from stage2_temporal.finetune.loop import FinetuneJob, choose_policy, learning_rate_schedule, seed_dropout
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
 from stage2_temporal.fused.fuse import build_fused_model, fuse_run, window_reader
 from stage2_temporal.heads import build_model
@@ -198,37 +190,43 @@ def make_job(folder: Path, run: str, fused: keras.Model, **options: Any) -> Fine
 def test_resumed_equals_uninterrupted(
     folder: Path, fused: keras.Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Although one epoch was worse than the one before, so that two epochs' weights are saved."""
     shutil.copytree(folder / "runs" / "r", folder / "runs" / "uninterrupted")
-    options = {"epochs": 2, "unfreeze": "conv_pw_2"}
-    expected = make_job(folder, "uninterrupted", fused, **options).train()
+    options = {"epochs": 3, "unfreeze": "conv_pw_2"}
+    expected = make_job(folder, "uninterrupted", fused, **options)
+    history = expected.train().history
+    weights = expected.model.get_weights()
 
     begin = ImageWindowBatches.begin
 
     def interrupt(self: ImageWindowBatches, epoch: int) -> None:
-        if epoch == 2:
+        if epoch == 3:
             raise KeyboardInterrupt
         begin(self, epoch)
 
     monkeypatch.setattr(ImageWindowBatches, "begin", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make_job(folder, "r", fused, **options).train()
-    state = read_checkpoint(folder / "runs" / "r" / "finetune.parts" / "state.npz")
-    assert state is not None and len(state.history) == 2
+    state = read_state(folder / "runs" / "r" / "finetune.parts", "key")
+    assert state is not None and len(state.history) == 3
+    files = {p.name for p in (folder / "runs" / "r" / "finetune.parts").iterdir()}
+    assert files == {"state.json", "epoch2.weights.h5"} | ({f"epoch{state.best}.weights.h5"} if state.best else set())
     monkeypatch.setattr(ImageWindowBatches, "begin", begin)
     capsys.readouterr()
-    resumed = make_job(folder, "r", fused, **options).train()
+    resumed = make_job(folder, "r", fused, **options)
+    resumed_history = resumed.train().history
     err = capsys.readouterr().err
-    assert "resuming after epoch 1" in err and "epoch 2/2" in err and "epoch 1/2" not in err
+    assert "resuming after epoch 2" in err and "epoch 3/3" in err and "epoch 2/3" not in err
 
-    histories = [[replace(row, seconds=0.0) for row in s.history] for s in (expected, resumed)]
+    histories = [[replace(row, seconds=0.0) for row in h] for h in (history, resumed_history)]
     assert repr(histories[0]) == repr(histories[1])  # as text, because NaN differs from itself
-    assert list(expected.weights) == list(resumed.weights)
-    assert equal(list(expected.weights.values()), list(resumed.weights.values()))
+    assert equal(weights, resumed.model.get_weights())
 
 
 def test_worse_epochs_are_not_kept(folder: Path, fused: keras.Model, capsys: pytest.CaptureFixture[str]) -> None:
     run = folder / "runs" / "r"
-    save_checkpoint(run / "finetune.parts" / "state.npz", FinetuneState("another key", [Epoch(0, 1, 1, 1, 1, 0)]))
+    state = FinetuneState(key="another key", facts={}, history=[Epoch(0, 1, 1, 1, 1, 0)])
+    save_state(run / "finetune.parts", state, fused)
     result = run_finetune(folder, learning_rate=30, epochs=1)
     assert "saved with other settings" in capsys.readouterr().err
     assert (result.best_epoch, result.helped) == (0, False)
@@ -237,13 +235,17 @@ def test_worse_epochs_are_not_kept(folder: Path, fused: keras.Model, capsys: pyt
     assert equal(tuned.get_weights(), fused.get_weights())
 
 
-def test_damaged_state_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "finetune.parts" / "state.npz"
-    assert read_checkpoint(path) is None
-    path.parent.mkdir()
-    path.write_bytes(b"no zip")
+def test_damaged_state_is_refused(folder: Path, fused: keras.Model) -> None:
+    assert read_state(folder / "no folder", "key") is None
+    parts = folder / "runs" / "r" / "finetune.parts"
+    row = Epoch(0, 1, 1, 1, 1, 0)
+    save_state(parts, FinetuneState(key="key", facts={}, history=[row, replace(row, epoch=1)]), fused)
+    (parts / "epoch1.weights.h5").write_bytes(b"no weights")
     with pytest.raises(DataError, match=r"Try: rm -r"):
-        read_checkpoint(path)
+        make_job(folder, "r", fused).train()
+    (parts / "state.json").write_bytes(b"no state")
+    with pytest.raises(DataError, match=r"Try: rm -r"):
+        read_state(parts, "key")
 
 
 def test_fused_model_that_differs_from_the_predictions_is_refused(folder: Path) -> None:
@@ -302,7 +304,7 @@ def test_mirroring_flips_pixels_and_negates_vy() -> None:
     window = rng.integers(0, 256, (3, 4, 6, 3), dtype=np.uint8)
     original = window.copy()
     targets = np.array([2.0, -3.0], np.float32)
-    flip = Augmentation(True, 0.0, 0.0, mirror_signs(("vx", "vy")) or ())
+    flip = make_augmentation(FinetuneConfig(brightness=0, contrast=0), ("vx", "vy"))
     drawn = [flip(window, targets, np.random.default_rng(s)) for s in range(40)]
     flipped = [(w, t) for w, t in drawn if not np.array_equal(w, window)]
     assert 8 < len(flipped) < 32
@@ -310,16 +312,13 @@ def test_mirroring_flips_pixels_and_negates_vy() -> None:
         np.testing.assert_array_equal(w, window[:, :, ::-1])
         assert t.tolist() == [2.0, 3.0]
     assert all(t.tolist() == [2.0, -3.0] for w, t in drawn if np.array_equal(w, window))
-    np.testing.assert_array_equal(mirror_window(mirror_window(window)), window)
     np.testing.assert_array_equal(window, original)
-    assert mirror_signs(("x", "y")) == (1, -1) and mirror_signs(("ego_speed",)) == (1,)
-    assert mirror_signs(("vx", "distance")) is None
 
 
 def test_brightness_and_contrast_change_all_frames_alike_and_no_label() -> None:
     frame = np.random.default_rng(1).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     window, targets = np.stack([frame] * 3), np.array([2.0, -3.0], np.float32)
-    light = Augmentation(False, 0.2, 0.2, (1.0, -1.0))
+    light = make_augmentation(FinetuneConfig(flip=False, brightness=0.2, contrast=0.2), ("vx", "vy"))
     different = 0
     for s in range(10):
         w, t = light(window, targets, np.random.default_rng(s))
@@ -332,10 +331,12 @@ def test_brightness_and_contrast_change_all_frames_alike_and_no_label() -> None:
 
 
 def test_windows_with_an_unknown_target_are_not_mirrored(capsys: pytest.CaptureFixture[str]) -> None:
-    augmentation = choose_augmentation(FinetuneConfig(), ("distance",))
-    assert not augmentation.flip and augmentation.brightness == 0.1
+    augment = make_augmentation(FinetuneConfig(brightness=0, contrast=0), ("distance",))
     assert capsys.readouterr().err == "finetune: windows are not mirrored, since the effect on distance is unknown\n"
-    assert choose_augmentation(FinetuneConfig(), ("vx", "vy")).flip
+    for seed in range(10):
+        window, targets = augment(FRAMES[0], np.array([5.0], np.float32), np.random.default_rng(seed))
+        assert np.array_equal(window, FRAMES[0]) and targets.tolist() == [5.0]
+    make_augmentation(FinetuneConfig(), ("vx", "vy"))
     assert capsys.readouterr().err == ""
 
 
@@ -344,10 +345,8 @@ def test_batches_depend_on_seed_and_epoch_only() -> None:
     targets = np.arange(10.0)[:, None]
 
     def batches(epoch: int) -> list[Any]:
-        light = Augmentation(True, 0.1, 0.1, (1.0,))
-        windows = ImageWindowBatches(
-            lambda i: frames[i], np.arange(10), targets, 4, threads=1, seed=3, augmentation=light
-        )
+        light = make_augmentation(FinetuneConfig(), ("x",))
+        windows = ImageWindowBatches(lambda i: frames[i], np.arange(10), targets, 4, threads=1, seed=3, augment=light)
         windows.begin(epoch)
         return [windows[i] for i in range(len(windows))]
 
@@ -412,7 +411,5 @@ def test_learning_rate_rises_then_falls() -> None:
 
 
 def test_half_precision_only_on_gpus_with_tensor_cores() -> None:
-    assert choose_devices([]) == Devices("float32", 0)
-    assert choose_devices([(8, 6)]) == Devices("mixed_float16", 1)
-    assert choose_devices([(6, 1)]) == Devices("float32", 1)
-    assert choose_devices([(8, 0), (8, 0)]) == Devices("mixed_float16", 2)
+    assert [choose_policy(gpus) for gpus in ([], [(6, 1)], [(8, 0), (6, 1)])] == ["float32"] * 3
+    assert [choose_policy(gpus) for gpus in ([(8, 6)], [(8, 0), (8, 0)])] == ["mixed_float16"] * 2
