@@ -7,17 +7,15 @@ made from these models, so that nothing is declared twice. The section [head] is
 from __future__ import annotations
 
 import os
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tomlkit
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 
-from features.errors import ConfigError
-from features.head_config import DEFAULT_HEAD, AnyHeadConfig, PooledLSTMConfig, head_settings_class
+from features.head_config import AnyHeadConfig, PooledLSTMConfig
 from features.plugins import DATASETS, plugin_names
-from features.strict_model import StrictModel, describe_validation_error, did_you_mean
+from features.strict_model import DROP_UNKNOWN_KEYS, StrictModel, did_you_mean, read_toml
 
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]  # `~` is the home folder, whatever the shell does
 LAYOUTS = ("sample", "competition", "tusimple", "video", "manifest")
@@ -214,42 +212,13 @@ def read_config(path: Path | str) -> Config:
     Raises:
         ConfigError: there is no such file, it is not TOML, or it has an unknown key or a wrong value.
     """
-    return _validated(_read_toml(Path(path)), Path(path))
+    return read_toml(Config, Path(path))
 
 
 def read_run_config(run: Path) -> Config:
-    """Read the config in a run's folder.
-
-    Settings from older versions that no longer exist, or that the run's head does not read, are dropped.
+    """Read the config in a run's folder, without settings of older versions that no longer exist for its head.
 
     Raises:
         ConfigError: see `read_config`.
     """
-    path = run / "config.toml"
-    sections = _read_toml(path)
-    for name, values in sections.items():
-        field = Config.model_fields.get(name)
-        if field is None or not isinstance(values, dict):
-            continue
-        model = head_settings_class(values.get("name", DEFAULT_HEAD)) if name == "head" else field.annotation
-        assert isinstance(model, type) and issubclass(model, StrictModel)
-        sections[name] = {key: value for key, value in values.items() if key in model.model_fields}
-    return _validated(sections, path)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config", hint=f"ls {path.parent or '.'}/*.toml") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: a folder, not a config", hint=f"ls {path}/*.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: not TOML: {e}", hint=f"edit {path}") from None
-
-
-def _validated(sections: dict[str, Any], path: Path) -> Config:
-    try:
-        return Config.model_validate(sections)
-    except ValidationError as e:
-        raise ConfigError(f"{path}: {describe_validation_error(e, Config)}", hint=f"edit {path}") from None
+    return read_toml(Config, run / "config.toml", DROP_UNKNOWN_KEYS)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo
 
 from features.errors import ConfigError
 from features.plugins import HEADS, load_plugin, plugin_error, plugin_names
 from features.streams import APPEARANCE
-from features.strict_model import StrictModel, describe_validation_error, described_fault, did_you_mean
+from features.strict_model import StrictModel, did_you_mean
 
 DEFAULT_HEAD = "pooled_lstm"
+SETTINGS: dict[str, type[HeadConfig]] = {}  # name of each built-in head → its settings
 
 
 class HeadConfig(StrictModel):
@@ -28,6 +29,12 @@ class HeadConfig(StrictModel):
     when: ClassVar[str] = ""
     name: str = ""
     """Which head to train; `auto` picks one by the target and by what the store holds."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Add the class of a built-in head to `SETTINGS`."""
+        if cls.__module__ == __name__ and (name := cls.model_fields["name"].default):
+            SETTINGS[name] = cls
 
     @property
     def input_streams(self) -> tuple[str, ...]:
@@ -83,22 +90,25 @@ class DenseConfig(HeadConfig):
     """Share of activations dropped in training."""
 
 
-class RecurrentConfig(StreamsConfig, DenseConfig):
+class UnitsConfig(HeadConfig):
+    """A head whose layers have a width."""
+
+    units: int = Field(64, gt=0)
+    """Width of the head's layers: units of recurrent and hidden layers, filters of convolutions, size of embeddings."""
+
+
+class LayersConfig(UnitsConfig):
+    """A head with several layers of one width."""
+
+    layers: int = Field(2, gt=0)
+    """Number of blocks of `tcn` and `attention`, of convolutions of `delta`, or of hidden layers of `box_mlp`."""
+
+
+class RecurrentConfig(StreamsConfig, UnitsConfig, DenseConfig):
     """A head with a recurrent layer over the frames."""
 
-    units: int = Field(64, gt=0)
-    """Units of the recurrent layer."""
     activation: Literal["relu", "tanh"] = "tanh"
     """Activation of the recurrent layer; the published model uses relu, which cuDNN does not accelerate."""
-
-
-class BlocksConfig(PooledConfig, DenseConfig):
-    """A head that stacks equal blocks over the frames."""
-
-    units: int = Field(64, gt=0)
-    """Width of each block: filters of `tcn`, embedding size of `attention`."""
-    layers: int = Field(2, gt=0)
-    """Number of blocks."""
 
 
 class KernelConfig(StatisticsConfig):
@@ -120,6 +130,15 @@ class VehicleConfig(HeadConfig):
 # one class per head
 
 
+class AutoConfig(HeadConfig):
+    # has no settings: training replaces it with a head and that head's defaults
+    when = (
+        "A good default: box_ridge for a vehicle's velocity or position if vehicles are tracked; otherwise "
+        "fusion on the optical flow, or ridge if the store holds no flow."
+    )
+    name: Literal["auto"] = "auto"
+
+
 class FlattenLSTMConfig(RecurrentConfig):
     when = "To reproduce the published model; needs thousands of clips, since its LSTM has h·w·c inputs per frame."
     name: Literal["flatten_lstm"] = "flatten_lstm"
@@ -139,30 +158,24 @@ class GRUConfig(PooledConfig, RecurrentConfig):
     name: Literal["gru"] = "gru"
 
 
-class TCNConfig(BlocksConfig):
+class TCNConfig(PooledConfig, LayersConfig, DenseConfig):
     when = "For long windows: sees 2^(layers + 1) − 1 frames back and trains faster than an LSTM."
     name: Literal["tcn"] = "tcn"
 
 
-class AttentionConfig(BlocksConfig):
+class AttentionConfig(PooledConfig, LayersConfig, DenseConfig):
     when = "For thousands of examples in which some frames matter more than others, such as stops or occlusions."
     name: Literal["attention"] = "attention"
 
 
-class DeltaConfig(StreamsConfig, DenseConfig):
+class DeltaConfig(StreamsConfig, LayersConfig, DenseConfig):
     when = "For ego speed with fine maps and many clips; it trains on whole maps, which takes minutes."
     name: Literal["delta"] = "delta"
-    units: int = Field(64, gt=0)
-    """Filters of each convolution."""
-    layers: int = Field(2, gt=0)
-    """Number of convolutions."""
 
 
-class ConvLSTMConfig(StreamsConfig, DenseConfig):
+class ConvLSTMConfig(StreamsConfig, UnitsConfig, DenseConfig):
     when = "For targets that depend on where in the image things move; the slowest head, for small maps or a GPU."
     name: Literal["conv_lstm"] = "conv_lstm"
-    units: int = Field(64, gt=0)
-    """Filters of the convolutional LSTM."""
 
 
 class RidgeConfig(StatisticsConfig):
@@ -196,57 +209,20 @@ class BoxRidgeConfig(VehicleConfig):
     name: Literal["box_ridge"] = "box_ridge"
 
 
-class BoxMLPConfig(VehicleConfig):
+class BoxMLPConfig(VehicleConfig, LayersConfig):
     when = "box_ridge plus small networks, for hundreds of labelled vehicles or for tracks of poor quality."
     name: Literal["box_mlp"] = "box_mlp"
-    units: int = Field(64, gt=0)
-    """Units of each network's hidden layers."""
-    layers: int = Field(2, gt=0)
-    """Number of hidden layers."""
     dropout: float = Field(0.2, ge=0, lt=1)
     """Share of activations dropped in training."""
 
 
-class FusionConfig(VehicleConfig, StreamsConfig, DenseConfig):
+class FusionConfig(VehicleConfig, StreamsConfig, UnitsConfig, DenseConfig):
     when = "For ego speed from several streams, or for a vehicle whose surroundings help to predict its velocity."
     name: Literal["fusion"] = "fusion"
-    units: int = Field(64, gt=0)
-    """Units of the GRU over the frames."""
     grid: tuple[int, int] = (1, 1)
     """Rows and columns of the grid that each large map is averaged over."""
     difference: bool = False
     """Also use how much each cell changes from frame to frame."""
-
-
-class AutoConfig(HeadConfig):
-    # has no settings: training replaces it with a head and that head's defaults
-    when = (
-        "A good default: box_ridge for a vehicle's velocity or position if vehicles are tracked; otherwise "
-        "fusion on the optical flow, or ridge if the store holds no flow."
-    )
-    name: Literal["auto"] = "auto"
-
-
-SETTINGS: dict[str, type[HeadConfig]] = {
-    model.model_fields["name"].default: model
-    for model in (
-        AutoConfig,
-        FlattenLSTMConfig,
-        PooledLSTMConfig,
-        GRUConfig,
-        TCNConfig,
-        AttentionConfig,
-        DeltaConfig,
-        ConvLSTMConfig,
-        RidgeConfig,
-        KernelRidgeConfig,
-        SVRConfig,
-        BoostingConfig,
-        BoxRidgeConfig,
-        BoxMLPConfig,
-        FusionConfig,
-    )
-}
 
 
 def head_settings_class(name: str) -> type[HeadConfig]:
@@ -279,25 +255,22 @@ def list_heads() -> dict[str, str]:
     return built_in | {name: f"A plugin of the package {package}." for name, package in plugin_names(HEADS).items()}
 
 
-def head_settings(value: Any) -> HeadConfig:
+def head_settings(value: Any, info: ValidationInfo) -> HeadConfig:
     """Validate the section [head] of a TOML file as the settings of the head that it names.
 
     Raises:
-        PydanticCustomError: an unknown head, or settings that it does not have or that have a wrong value.
+        ValueError: not a table, an unknown head, or settings that it does not have or that have a wrong value.
     """
     if isinstance(value, HeadConfig):
         return value
     if not isinstance(value, dict):
-        raise described_fault(f"head: expected a table, got {value!r}")
+        raise ValueError("expected a table")
     name = value.get("name", DEFAULT_HEAD)
     try:
         model = head_settings_class(str(name))
     except ConfigError as e:
-        raise described_fault(f"head.name: {e.what!s}, expected {e.expected}, got {name!r}") from None
-    try:
-        return model.model_validate({**value, "name": name})
-    except ValidationError as e:
-        raise described_fault(describe_validation_error(e, model, prefix="head.", owner=str(name))) from None
+        raise ValueError(e.what if e.expected is None else f"{e.what}, expected {e.expected}") from None
+    return model.model_validate({**value, "name": name}, context=info.context)
 
 
 AnyHeadConfig = Annotated[SerializeAsAny[HeadConfig], BeforeValidator(head_settings)]

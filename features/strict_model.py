@@ -1,12 +1,20 @@
-"""The base of all settings classes, and how their faults are described to the user."""
+"""The base of all settings classes, reading them from TOML, and how their faults are described to the user."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
+
+from features.errors import ConfigError
+
+DROP_UNKNOWN_KEYS = "drop unknown keys"  # a context for validation
+AnyModel = TypeVar("AnyModel", bound="StrictModel")
 
 
 class StrictModel(BaseModel):
@@ -14,42 +22,50 @@ class StrictModel(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, values: Any, info: ValidationInfo) -> Any:
+        if not isinstance(values, dict):
+            return values
+        unknown = [key for key in values if key not in cls.model_fields]
+        if unknown and info.context != DROP_UNKNOWN_KEYS:
+            context = {"unknown": unknown, "known": list(cls.model_fields)}
+            raise PydanticCustomError("unknown_keys", "unknown keys", context)
+        return {key: value for key, value in values.items() if key not in unknown}
 
-DESCRIBED = "described"  # the type of faults whose message is complete already
 
+def read_toml(model: type[AnyModel], path: Path, context: str | None = None) -> AnyModel:
+    """Read a TOML file as a `model`; with the context `DROP_UNKNOWN_KEYS`, its unknown keys are dropped.
 
-def described_fault(message: str) -> PydanticCustomError:
-    """An error for a validator to raise, whose message the user sees as it is."""
-    return PydanticCustomError(DESCRIBED, "{message}", {"message": message})
-
-
-def describe_validation_error(
-    error: ValidationError, model: type[BaseModel], *, prefix: str = "", owner: str = ""
-) -> str:
-    """Describe each fault of a `model`: the key's full name, what is wrong with it, and the value it has.
-
-    Args:
-        prefix: put before each key, as in `head.`.
-        owner: whose settings these are, as in `gru`; default: the section's.
+    Raises:
+        ConfigError: there is no such file, it is not TOML, or it has an unknown key or a wrong value.
     """
+    try:
+        return model.model_validate(tomllib.loads(path.read_text(encoding="utf-8")), context=context)
+    except (FileNotFoundError, IsADirectoryError):
+        folder = path if path.is_dir() else path.parent
+        raise ConfigError(f"{path}: no such config", hint=f"ls {folder}/*.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: not TOML: {e}", hint=f"edit {path}") from None
+    except ValidationError as e:
+        raise ConfigError(f"{path}: {describe_validation_error(e)}", hint=f"edit {path}") from None
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """Describe each fault of a model: the key's full name, what is wrong with it, and the value it has."""
     clauses = []
-    unknown: dict[tuple[str, ...], list[str]] = {}  # by section
     for fault in error.errors():
         path = [str(part) for part in fault["loc"]]
-        if fault["type"] == DESCRIBED:
-            clauses.append(fault["msg"])
-        elif fault["type"] == "extra_forbidden":
-            unknown.setdefault(tuple(path[:-1]), []).append(path[-1])
+        if fault["type"] == "unknown_keys":
+            known = fault["ctx"]["known"]
+            keys = [".".join([*path, key]) + did_you_mean(key, known) for key in fault["ctx"]["unknown"]]
+            head = f" of {fault['input']['name']}" if path == ["head"] else ""
+            clauses.append(
+                f"unknown key{'s' * (len(keys) > 1)} {', '.join(keys)}; the keys{head} are {', '.join(known)}"
+            )
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            clauses.append(f"{prefix}{'.'.join(path)}: {message[:1].lower()}{message[1:]}, got {fault['input']!r}")
-    for section, names in unknown.items():
-        known = [name for name in _fields(model, section) if not owner or name != "name"]
-        keys = [f"{prefix}{'.'.join([*section, name])}{did_you_mean(name, known)}" for name in names]
-        subject = f"{owner} has" if owner else "the keys are"
-        clauses.append(
-            f"unknown key{'s' * (len(keys) > 1)} {', '.join(keys)}; {subject} {', '.join(known) or 'no settings'}"
-        )
+            clauses.append(f"{'.'.join(path)}: {message[:1].lower()}{message[1:]}, got {fault['input']!r}")
     return "; ".join(clauses)
 
 
@@ -57,13 +73,3 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean …?)` with the known word that is most similar to `word`; empty if none is similar."""
     nearest = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {nearest[0]}?)" if nearest else ""
-
-
-def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """The names of the fields in the section at `path`."""
-    for part in path:
-        inner = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            break
-        model = inner
-    return list(model.model_fields)

@@ -216,7 +216,7 @@ def _merged(config: Config, values: dict[str, dict[str, Any]], given: set[str], 
     try:
         return Config.model_validate(sections)
     except ValidationError as e:
-        raise ConfigError(describe_validation_error(e, Config), hint=f"{prog} --help") from None
+        raise ConfigError(describe_validation_error(e), hint=f"{prog} --help") from None
 
 
 def _refuse(

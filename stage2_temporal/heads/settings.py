@@ -56,4 +56,4 @@ def validated(estimator: Any, section: type[StrictModel]) -> Any:
         return section.model_validate(values)
     except ValidationError as e:
         kind = type(estimator).__name__
-        raise ConfigError(f"{kind}: {describe_validation_error(e, section)}", hint="set_params") from None
+        raise ConfigError(f"{kind}: {describe_validation_error(e)}", hint="set_params") from None

@@ -116,7 +116,7 @@ def read_sweep(path: Path) -> Sweep:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: not TOML: {e}", hint=f"edit {path}") from None
     except ValidationError as e:
-        raise ConfigError(f"{path}: {describe_validation_error(e, Sweep)}", hint=f"edit {path}") from None
+        raise ConfigError(f"{path}: {describe_validation_error(e)}", hint=f"edit {path}") from None
 
 
 def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
@@ -144,7 +144,7 @@ def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
         except ConfigError as e:
             errors.append(f"entry {number}: {e}")
         except ValidationError as e:
-            errors.append(f"entry {number}: {describe_validation_error(e, Config)}")
+            errors.append(f"entry {number}: {describe_validation_error(e)}")
     if errors:
         raise BadInputs(f"{len(errors)} entries of the sweep have errors", errors, hint="edit the sweep's TOML file")
     names = list(configs)
@@ -179,7 +179,7 @@ def expand_entry(table: dict[str, Any], seed: int) -> Iterator[Settings]:
             try:
                 distribution = Distribution.model_validate(value)
             except ValidationError as e:
-                raise ConfigError(f"{key}: {describe_validation_error(e, Distribution)}") from None
+                raise ConfigError(f"{key}: {describe_validation_error(e)}") from None
             choices[key] = distribution.frozen()
             if distribution.whole:
                 whole_numbers.add(key)
