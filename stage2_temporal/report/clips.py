@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from features.store import Store
 from stage2_temporal.runs.results import PredictedExample
 
@@ -50,9 +52,8 @@ def pick_clips(examples: Iterable[PredictedExample], count: int, *, worst: bool)
 
 def spread_evenly(length: int, count: int) -> list[int]:
     """At most `count` of `length` positions, evenly spread; the last is one of them, and the first if count > 1."""
-    if length <= count:
-        return list(range(length))
-    return [round(i * (length - 1) / (count - 1)) for i in range(count)] if count > 1 else [length - 1]
+    positions: list[int] = np.linspace(length - 1, 0, min(length, count)).round().astype(int).tolist()
+    return positions[::-1]
 
 
 def report_clip(example: PredictedExample, store: Store) -> ReportClip:
@@ -89,34 +90,21 @@ def _boxes(store: Store, index: int, example: PredictedExample) -> Iterator[Rect
             yield round(left, 1), round(top, 1), round(right - left, 1), round(bottom - top, 1)
 
 
-class Pictures:
-    """Frames of a store as data URIs by row; `full` once a frame is left out because the budget is used up."""
-
-    def __init__(self, store: Store, budget: int = BUDGET) -> None:
-        self._store, self._remaining = store, budget
-        self.uris: dict[int, str] = {}
-        self.full = False
-
-    def add(self, rows: Iterable[int]) -> None:
-        """Add frames in this order until the budget is used up."""
-        for row in rows:
-            if self.full:
-                return
-            if row not in self.uris:
-                uri = "data:image/jpeg;base64," + base64.b64encode(self._store.thumbnail(row)).decode()
-                self._remaining -= len(uri)
-                self.full = self._remaining < 0
-                if not self.full:
-                    self.uris[row] = uri
+def embed_frames(rows: Iterable[int], store: Store, budget: int = BUDGET) -> dict[int, str]:
+    """Frames of a store as data URIs by row, in this order until the budget is used up."""
+    uris: dict[int, str] = {}
+    for row in dict.fromkeys(rows):
+        uri = "data:image/jpeg;base64," + base64.b64encode(store.thumbnail(row)).decode()
+        budget -= len(uri)
+        if budget < 0:
+            break
+        uris[row] = uri
+    return uris
 
 
 def frames_by_turns(clips: Sequence[ReportClip]) -> Iterator[int]:
     """Rows of all frames of the clips: the last of each clip, then more of each, evenly spread, at last all of them."""
     longest = max((len(c.rows) for c in clips), default=0)
-    counts = [1]
-    while counts[-1] < longest:
-        counts.append(2 * counts[-1])
-    for count in counts:
+    for doublings in range(longest.bit_length() + 1):
         for c in clips:
-            for position in spread_evenly(len(c.rows), count):
-                yield c.rows[position]
+            yield from (c.rows[position] for position in spread_evenly(len(c.rows), 2**doublings))

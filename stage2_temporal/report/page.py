@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Container, Sequence
 from dataclasses import asdict
@@ -12,10 +13,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from features.store import Store
-from stage2_temporal.report.clips import FRAME_WIDTH, Pictures, ReportClip, frames_by_turns, pick_clips, report_clip
-from stage2_temporal.report.glyphs import Arrows, arrows, bars
-from stage2_temporal.report.plots import Plot, curves, finetune_curves, scatters, thin_out, timeline
-from stage2_temporal.report.svg import plot_svg
+from stage2_temporal.report.clips import (
+    FRAME_WIDTH,
+    ReportClip,
+    embed_frames,
+    frames_by_turns,
+    pick_clips,
+    report_clip,
+    spread_evenly,
+)
+from stage2_temporal.report.plots import MAX_POINTS, curves, finetune_curves, scatters, timeline
+from stage2_temporal.report.svg import Arrows, arrows, bars, plot_svg
 from stage2_temporal.runs.results import Results
 
 WORST_CLIPS, BEST_CLIPS = 8, 3
@@ -27,37 +35,27 @@ def render_page(results: Results, store: Store) -> str:
     """The whole report as HTML; it loads nothing from anywhere."""
     template = environment().get_template("page.html.jinja")
     examples, target = results.verdict_examples, results.metrics.target
-    components = []
-    for k, column in enumerate(target):
-        panels = [_panel(plot, 3) for plot in scatters(results, k)]
-        if over_time := timeline(results, store, k):
-            panels.append(_panel(over_time, 1))
-        components.append((column, panels))
-
     worst = [report_clip(e, store) for e in pick_clips(examples, WORST_CLIPS, worst=True)]
     worst_examples = [c.example for c in worst]
     others = [e for e in examples if e not in worst_examples]
     best = [report_clip(e, store) for e in pick_clips(others, BEST_CLIPS, worst=False)]
     listed = [*worst, *best]
-    dots = [report_clip(examples[i], store) for i in thin_out(len(examples))]
+    dots = [report_clip(examples[i], store) for i in spread_evenly(len(examples), MAX_POINTS)]
     clips = [*dots, *(c for c in listed if c not in dots)]
 
-    pictures = Pictures(store)
     strip_rows = [c.rows[position] for c in listed for position in c.strip]
-    pictures.add(strip_rows)
-    pictures.add(row for c in listed for row in c.rows)
-    pictures.add(frames_by_turns(clips))
-
+    listed_rows = (row for c in listed for row in c.rows)
+    pictures = embed_frames(itertools.chain(strip_rows, listed_rows, frames_by_turns(clips)), store)
     arrow_scale = arrows(target, [c.example for c in clips])
     return template.render(
         results=results,
         metrics=results.metrics,
         splits=results.splits,
         constant=results.constant,
-        learning=[_panel(plot, 2) for plot in curves(results)],
+        learning=curves(results),
         finetune_metrics=results.finetune_metrics,
-        fine_tuning=[_panel(plot, 2) for plot in finetune_curves(results)],
-        components=components,
+        fine_tuning=finetune_curves(results),
+        components=[(name, scatters(results, k), timeline(results, store, k)) for k, name in enumerate(target)],
         worst=worst,
         best=best,
         number_of=clips.index,
@@ -75,13 +73,8 @@ def environment() -> Environment:
     """Jinja's environment for the templates: every value is escaped, and a missing one is an error."""
     loader = FileSystemLoader(TEMPLATES)
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters |= {"number": number, "signed": signed, "duration": duration}
+    jinja.filters |= {"number": number, "signed": signed, "duration": duration, "svg": plot_svg}
     return jinja
-
-
-def _panel(plot: Plot, plots_per_row: int) -> dict[str, Any]:
-    """A plot drawn as wide as its share of the page."""
-    return {"plot": plot, "svg": plot_svg(plot, plots_per_row), "wide": plots_per_row == 1}
 
 
 def _viewer_data(
@@ -89,18 +82,18 @@ def _viewer_data(
     clips: Sequence[ReportClip],
     dots: int,
     arrows: Arrows | None,
-    pictures: Pictures,
+    pictures: dict[int, str],
     strip_rows: Container[int],
 ) -> dict[str, Any]:
     """What `report.js` works with, as JSON values; the first `dots` clips are the dots of the plots, in their order."""
     return {
         "target": list(results.metrics.target),
         "units": [results.metrics.unit_of(k) for k in range(len(results.metrics.target))],
-        "constant": results.constant and [_round(v) for v in results.constant],
+        "constant": None if math.isnan(results.constant[0]) else [_round(v) for v in results.constant],
         "dots": dots,
         "arrow": arrows and asdict(arrows),
         "clips": [_clip(c) for c in clips],
-        "pictures": {row: uri.partition(",")[2] for row, uri in pictures.uris.items() if row not in strip_rows},
+        "pictures": {row: uri.partition(",")[2] for row, uri in pictures.items() if row not in strip_rows},
     }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from features.store import Store
 from stage2_temporal.evaluation.history import Epoch
+from stage2_temporal.report.clips import spread_evenly
 from stage2_temporal.runs.results import PredictedExample, Results
 
 Kind = Literal["line", "dashed", "points", "ring", "bars", "steps"]
@@ -99,35 +100,33 @@ def scatters(results: Results, component: int) -> list[Plot]:
     examples, unit = results.verdict_examples, results.metrics.unit_of(component)
     if not examples:
         return []
-    constant = results.constant[component] if results.constant else None
+    constant = results.constant[component]
     true = np.array([e.true[component] for e in examples])
     predicted = np.array([e.predicted[component] for e in examples])
-    residual = predicted - true
-    drawn = thin_out(len(examples))
+    residual, constant_residual = predicted - true, constant - true
+    drawn = spread_evenly(len(examples), MAX_POINTS)
     x = true[drawn].tolist()
     note = "" if len(drawn) == len(examples) else f" Shows {len(drawn):,} of {len(examples):,} examples."
 
-    value_range = _padded_range([*true, *predicted, *([] if constant is None else [constant])])
+    value_range, true_range = _padded_range([*true, *predicted, constant]), _padded_range(true)
     against = [
         Series("perfect", "line", "guide", list(value_range), list(value_range)),
         Series("model", "points", "model", x, predicted[drawn].tolist()),
+        Series("constant", "dashed", "constant", list(value_range), [constant] * 2),
     ]
-    true_range = _padded_range(true)
     residuals = [
         Series("perfect", "line", "guide", list(true_range), [0.0, 0.0]),
         Series("model", "points", "model", x, residual[drawn].tolist()),
+        Series("constant", "dashed", "constant", list(true_range), [constant - v for v in true_range]),
     ]
-    all_residuals = list(residual)
-    if constant is not None:
-        against.append(Series("constant", "dashed", "constant", list(value_range), [constant] * 2))
-        residuals.append(Series("constant", "dashed", "constant", list(true_range), [constant - v for v in true_range]))
-        all_residuals += [constant - v for v in true]
-    counts, edges = np.histogram(residual, bins=_bin_edges(all_residuals))
+    all_residuals = [*residual, *constant_residual]
+    edges = np.array(_bin_edges(all_residuals))
     centres = ((edges[:-1] + edges[1:]) / 2).tolist()
-    histogram = [Series("model", "bars", "model", centres, counts.astype(float).tolist())]
-    if constant is not None:
-        constant_counts, _ = np.histogram(constant - true, bins=edges)
-        histogram.append(Series("constant", "steps", "constant", centres, constant_counts.astype(float).tolist()))
+    counts, constant_counts = (np.histogram(values, edges)[0].tolist() for values in (residual, constant_residual))
+    histogram = [
+        Series("model", "bars", "model", centres, counts),
+        Series("constant", "steps", "constant", centres, constant_counts),
+    ]
     highest = max(v for s in histogram for v in s.y)
     error = _with_unit("predicted − true", unit)
     return [
@@ -159,23 +158,20 @@ def timeline(results: Results, store: Store, component: int) -> Plot | None:
         return None
     fps = store.sequences[store.index(name)].fps
     examples = [by_frame[frame] for frame in sorted(by_frame)]
-    examples = [examples[i] for i in thin_out(len(examples))]
+    examples = [examples[i] for i in spread_evenly(len(examples), MAX_POINTS)]
     x = [e.frame / fps for e in examples]
     true, predicted = [e.true[component] for e in examples], [e.predicted[component] for e in examples]
-    series = [Series("true", "line", "true", x, true), Series("model", "line", "model", x, predicted)]
-    values = [*true, *predicted]
-    if results.constant:
-        constant = results.constant[component]
-        values.append(constant)
-        series.append(Series("constant", "dashed", "constant", [x[0], x[-1]], [constant] * 2))
+    constant = results.constant[component]
+    series = (
+        Series("true", "line", "true", x, true),
+        Series("model", "line", "model", x, predicted),
+        Series("constant", "dashed", "constant", [x[0], x[-1]], [constant] * 2),
+    )
     y_title = _with_unit(results.metrics.target[component], results.metrics.unit_of(component))
     note = f"{name}, the sequence with the most labels."
-    return Plot("Over time", note, "time [s]", y_title, tuple(series), (x[0], x[-1]), _padded_range(values))
-
-
-def thin_out(count: int) -> list[int]:
-    """At most `MAX_POINTS` of `count` positions, evenly spread."""
-    return [i * count // MAX_POINTS for i in range(MAX_POINTS)] if count > MAX_POINTS else list(range(count))
+    return Plot(
+        "Over time", note, "time [s]", y_title, series, (x[0], x[-1]), _padded_range([*true, *predicted, constant])
+    )
 
 
 def round_step(step: float) -> float:
@@ -188,10 +184,14 @@ def _with_unit(name: str, unit: str | None) -> str:
     return f"{name} [{unit}]" if unit else name
 
 
+def _extremes(values: Iterable[float]) -> Range:
+    finite = [float(v) for v in values if math.isfinite(v)]
+    return min(finite), max(finite)
+
+
 def _padded_range(values: Iterable[float], *, log: bool = False, zero: bool = False) -> Range:
     """The values' range with a margin, which is a factor on a logarithmic axis; with `zero`, it includes 0."""
-    numbers = [float(v) for v in values]
-    low, high = min(numbers), max(numbers)
+    low, high = _extremes(values)
     if log:
         margin = (high / low) ** 0.06
         return low / margin, high * margin
@@ -203,8 +203,7 @@ def _padded_range(values: Iterable[float], *, log: bool = False, zero: bool = Fa
 
 def _bin_edges(values: Iterable[float]) -> list[float]:
     """Edges of equally wide bins of a round width; 0 is an edge, so that no bin mixes signs."""
-    numbers = [float(v) for v in values]
-    low, high = min(numbers), max(numbers)
+    low, high = _extremes(values)
     width = round_step((high - low) / 24 or 1.0)
     start, stop = math.floor(low / width), math.floor(high / width) + 1
     return [i * width for i in range(start, stop + 1)]

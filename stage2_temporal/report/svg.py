@@ -1,23 +1,28 @@
-"""Draws a plot as an SVG that needs no JavaScript; `report.js` finds its points, bars and scales in it.
+"""Draws plots and a clip's truth and prediction as SVG that needs no JavaScript; `report.js` changes it or draws alike.
 
-The SVG names no colours: a series has its role as a class, and the page's style sheet gives the role a colour in the
-light and in the dark scheme.
+The SVG names no colours: a series has its role as a class, and the page's style sheet gives the role a colour.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from stage2_temporal.report.clips import Rectangle
 from stage2_temporal.report.plots import Plot, Range, Series, round_step
+from stage2_temporal.runs.results import PredictedExample
 
 PAGE_WIDTH, HEIGHT = 1100, 300
 RIGHT, TOP, BOTTOM = 8, 8, 40  # margins
 TITLE_WIDTH, DIGIT_WIDTH, MIN_LEFT = 26, 8, 52  # of the left margin: y title, one digit of a tick label, least width
 MAX_COLUMNS = 200  # columns of a plot that show their values under the pointer
+VELOCITY = ("vx", "vy")
+MAX_ARROW_LENGTH = 26.0
+BAR_HEIGHT, BAR_GAP, BARS_LENGTH = 5, 3, 100  # the last is the length from the smallest to the largest value
 AxisScale = Callable[[float], float]  # from a value to its place in the drawing
 
 
@@ -63,6 +68,59 @@ def ticks(values: Range, count: int, *, log: bool = False) -> list[float]:
         return [v for p in powers for m in (1, 2, 5) if low <= (v := m * 10.0**p) <= high]
     step = round_step((high - low) / count)
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+@dataclass(frozen=True)
+class Arrows:
+    """Velocities seen from above: x, forward, points up; y, right, points right."""
+
+    columns: tuple[int, int]  # of the target: vx and vy
+    scale: float  # units of the drawing per m/s
+    ring: float  # m/s of the ring that shows the scale
+
+    def path(self, values: Sequence[float], side: int, box: Rectangle | None = None) -> str:
+        """An arrow as an SVG path; it starts left (−1) or right (1) of the box or the centre, and hides neither."""
+        left, top, width, height = box or (0.0, 0.0, 0.0, 0.0)
+        x, y = left + width / 2 + side * max(width / 2 + 1.5, 3.0), top + height / 2
+        vx, vy = (values[k] for k in self.columns)
+        right, down = vy * self.scale, -vx * self.scale
+        length = math.hypot(right, down)
+        head, angle = min(4.0, 0.6 * length), math.atan2(down, right)
+        barbs = [
+            f"L{x + right - head * math.cos(angle + turn):.1f} {y + down - head * math.sin(angle + turn):.1f}"
+            for turn in (-0.6, 0.6)
+        ]
+        tip = f"{x + right:.1f} {y + down:.1f}"
+        return f"M{x:.1f} {y:.1f}L{tip}{barbs[0]}M{tip}{barbs[1]}"
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One column's truth and prediction as bars from `zero`, with `scale` units per unit of the value."""
+
+    zero: float
+    scale: float
+
+    def path(self, value: float, line: int) -> str:
+        """The bar on a line, as an SVG path."""
+        return f"M{self.zero:.1f} {(BAR_HEIGHT + BAR_GAP) * line + BAR_HEIGHT}H{self.zero + value * self.scale:.1f}"
+
+
+def arrows(target: Sequence[str], examples: Iterable[PredictedExample]) -> Arrows | None:
+    """The common scale of all arrows; None if the target has no velocity."""
+    if not set(VELOCITY) <= set(target):
+        return None
+    columns = target.index("vx"), target.index("vy")
+    fastest = max((math.hypot(*(v[k] for k in columns)) for e in examples for v in (e.true, e.predicted)), default=0.0)
+    return Arrows(columns, MAX_ARROW_LENGTH / fastest, round_step(fastest / 4)) if fastest > 0 else None
+
+
+def bars(examples: Sequence[PredictedExample], column: int) -> Bars:
+    """The common scale of a column's bars."""
+    values = [0.0, *(v for e in examples for v in (e.true[column], e.predicted[column]))]
+    low, high = min(values), max(values)
+    scale = BARS_LENGTH / ((high - low) or 1.0)
+    return Bars(abs(low) * scale, scale)
 
 
 def _columns(plot: Plot) -> Iterator[tuple[float, float, str]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TypeVar
 
 import numpy as np
@@ -178,10 +179,10 @@ class Results:
         return tuple(e for e in self.examples if e.split == verdict_split and e.known)
 
     @property
-    def constant(self) -> tuple[float, ...] | None:
-        """The constant predictor's answer, which is the mean of the training labels; None if there are none."""
+    def constant(self) -> tuple[float, ...]:
+        """The constant predictor's answer, which is the mean of the training labels; NaN if there are none."""
         true = [e.true for e in self.examples if e.split == "train" and all(map(math.isfinite, e.true))]
-        return tuple(math.fsum(column) / len(true) for column in zip(*true, strict=True)) if true else None
+        return tuple(map(fmean, zip(*true, strict=True))) or (math.nan,) * len(self.metrics.target)
 
 
 def read_metrics(run: Path) -> Metrics:

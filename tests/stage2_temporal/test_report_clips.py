@@ -11,8 +11,8 @@ import pytest
 
 from features.tracks import Track
 from stage2_temporal.report import write_report
-from stage2_temporal.report.clips import Pictures, frames_by_turns, pick_clips, report_clip, spread_evenly
-from stage2_temporal.report.glyphs import arrows, bars
+from stage2_temporal.report.clips import embed_frames, frames_by_turns, pick_clips, report_clip, spread_evenly
+from stage2_temporal.report.svg import arrows, bars
 from stage2_temporal.runs.results import PredictedExample, read_results
 from tests.report_runs import VELOCITY, body, make_run, script_data
 
@@ -45,6 +45,7 @@ def test_long_window_is_thinned_to_a_strip() -> None:
     assert spread_evenly(4, 8) == [0, 1, 2, 3]
     assert spread_evenly(40, 8) == [0, 6, 11, 17, 22, 28, 33, 39]
     assert spread_evenly(40, 1) == [39]
+    assert len(set(spread_evenly(6001, 2000))) == 2000 and spread_evenly(4000, 2000)[:2] == [0, 2]
 
 
 def test_box_comes_from_the_track_or_else_from_the_label(tmp_path: Path) -> None:
@@ -75,12 +76,12 @@ def test_arrows_point_where_velocities_do() -> None:
     fast = PredictedExample("test", "a", 0, 7, 0, 1, 8, (0.0, 13.0), (-26.0, 0.0), math.nan)
     drawn = arrows(VELOCITY, [fast])
     assert drawn is not None and (drawn.scale, drawn.ring) == (1.0, 10.0)
-    assert drawn.true(fast).startswith("M-3.0 0.0L10.0 0.0L")  # right
-    assert drawn.predicted(fast).startswith("M3.0 0.0L3.0 26.0L")  # backwards, down
-    assert drawn.true(fast, (100.0, 40.0, 20.0, 10.0)).startswith("M98.5 45.0L111.5 45.0L")
+    assert drawn.path(fast.true, -1).startswith("M-3.0 0.0L10.0 0.0L")  # right
+    assert drawn.path(fast.predicted, 1).startswith("M3.0 0.0L3.0 26.0L")  # backwards, down
+    assert drawn.path(fast.true, -1, (100.0, 40.0, 20.0, 10.0)).startswith("M98.5 45.0L111.5 45.0L")
     assert arrows(("ego_speed",), [fast]) is None
     other_columns = PredictedExample("test", "a", 0, 7, 0, 1, 8, (50.0, 13.0, 0.0), (60.0, 0.0, -26.0), math.nan)
-    assert arrows(("x", "vy", "vx"), [other_columns]).true(other_columns) == drawn.true(fast)
+    assert arrows(("x", "vy", "vx"), [other_columns]).path(other_columns.true, -1) == drawn.path(fast.true, -1)
 
 
 def test_bars_start_at_zero() -> None:
@@ -97,13 +98,11 @@ def test_frames_of_all_clips_are_added_in_turn_until_the_budget_runs_out(tmp_pat
     rows = list(dict.fromkeys(frames_by_turns(clips)))
     assert rows[:3] == [c.rows[-1] for c in clips] and rows[3:6] == [c.rows[0] for c in clips]
     assert sorted(rows) == sorted(row for c in clips for row in c.rows)
-    plenty, scarce = Pictures(store), Pictures(store, budget=20_000)
-    for pictures in (plenty, scarce):
-        pictures.add(frames_by_turns(clips))
-    assert list(plenty.uris) == rows and not plenty.full
-    assert 0 < len(scarce.uris) < len(rows) and scarce.full
-    assert list(scarce.uris) == rows[: len(scarce.uris)]
-    assert sum(map(len, scarce.uris.values())) <= 20_000
+    plenty, scarce = embed_frames(rows, store), embed_frames(rows, store, budget=20_000)
+    assert list(plenty) == rows
+    assert 0 < len(scarce) < len(rows)
+    assert list(scarce) == rows[: len(scarce)]
+    assert sum(map(len, scarce.values())) <= 20_000
 
 
 @pytest.mark.parametrize("dense", [False, True])

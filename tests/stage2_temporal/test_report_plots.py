@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stage2_temporal.report.plots import MAX_POINTS, curves, scatters, thin_out, timeline
+from stage2_temporal.report.plots import MAX_POINTS, curves, scatters, timeline
 from stage2_temporal.report.svg import plot_svg, ticks
 from stage2_temporal.runs.results import read_results
 from tests.report_runs import body, make_run
@@ -25,8 +25,6 @@ def test_sequence_with_many_labels_is_plotted_over_time(tmp_path: Path) -> None:
 
 
 def test_large_cloud_is_thinned_evenly_with_a_note(tmp_path: Path) -> None:
-    assert thin_out(5) == [0, 1, 2, 3, 4]
-    assert len(set(thin_out(MAX_POINTS * 3 + 1))) == MAX_POINTS and thin_out(2 * MAX_POINTS)[:2] == [0, 2]
     folder, _ = make_run(tmp_path, clips=2500)
     plot = scatters(read_results(folder), 0)[0]
     assert len(plot.series[1].x) == MAX_POINTS and "Shows 2,000 of 2,500 examples." in plot.note

@@ -198,7 +198,7 @@
   for (const picture of all(".strip img")) pictures.set(Number(picture.dataset.row), picture.src);
   let current = null, positions = [], timer = 0;  // positions of the current clip's frames that are included
 
-  function arrow(values, x, y) {  // as glyphs.py draws it
+  function arrow(values, x, y) {  // as svg.py draws it
     const [vx, vy] = data.arrow.columns.map((k) => values[k] * data.arrow.scale);
     const right = vy, down = -vx;
     const length = Math.hypot(right, down), head = Math.min(4, 0.6 * length), angle = Math.atan2(down, right);
