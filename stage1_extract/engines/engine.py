@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, Protocol
@@ -88,23 +87,15 @@ class Engine:
             A future of the maps, (n, …) in the stored type. It raises ConfigError if the relative error exceeds
             `MAX_RELATIVE_ERROR`, and DataError if a map exceeds the range of the stored type.
         """
-        count, batch = len(frames), frames
-        if count < self.batch:
-            batch = np.zeros((self.batch, *frames.shape[1:]), np.uint8)
-            batch[:count] = frames
+        padding = [(0, self.batch - len(frames)), (0, 0), (0, 0), (0, 0)]
+        batch = np.pad(frames, padding) if len(frames) < self.batch else frames
         self.passes += 1
-        return self._pool.submit(self._run, batch, count, self.passes == 1)
+        return self._pool.submit(self._run, batch, len(frames), self.passes == 1)
 
     def __call__(self, frames: Image) -> NDArray[Any]:
         """Compute the maps of any number of frames, in several batches if needed; see `submit`."""
-        pending: deque[Future[NDArray[Any]]] = deque()
-        maps: list[NDArray[Any]] = []
-        for start in range(0, len(frames), self.batch):
-            pending.append(self.submit(frames[start : start + self.batch]))
-            if len(pending) > self.lanes:
-                maps.append(pending.popleft().result())
-        maps += [future.result() for future in pending]
-        return maps[0] if len(maps) == 1 else np.concatenate(maps)
+        futures = [self.submit(frames[i : i + self.batch]) for i in range(0, len(frames), self.batch)]
+        return np.concatenate([future.result() for future in futures])
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -159,6 +150,5 @@ def choose_engine(engine: str, precision: str, gpus: int, openvino: bool) -> str
         hint = 'pip install "framebank[cpu]", or --extract.engine tensorflow if there is no wheel for this platform'
         raise ConfigError("OpenVINO is not installed", hint=hint)
     if engine == "openvino" and precision == "float16":
-        what, expected = "the openvino engine cannot compute in float16", "float32 or bfloat16"
-        raise ConfigError(what, expected=expected, hint="--extract.precision bfloat16")
+        raise ConfigError("the openvino engine cannot compute in float16", hint="--extract.precision bfloat16")
     return engine

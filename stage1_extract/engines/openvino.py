@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import sys
-from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,17 +44,6 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
-def check_precision(precision: str, capabilities: Sequence[str]) -> None:
-    """Refuse bfloat16 on processors that cannot compute in it, where OpenVINO would silently use float32."""
-    if precision == "bfloat16" and "BF16" not in capabilities:
-        raise ConfigError(
-            "this processor cannot compute in bfloat16",
-            expected="one with AVX512_BF16 or AMX",
-            got=", ".join(sorted(capabilities)),
-            hint="--extract.precision float32",
-        )
-
-
 class OpenVinoRunner:
     """Runs a trunk in OpenVINO with one inference stream per core; up to `lanes` threads may call it at once.
 
@@ -72,7 +60,14 @@ class OpenVinoRunner:
     """
 
     def __init__(self, model: keras.Model, batch: int, precision: str) -> None:
-        check_precision(precision, openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        capabilities = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bfloat16" and "BF16" not in capabilities:  # OpenVINO would silently use float32
+            raise ConfigError(
+                "this processor cannot compute in bfloat16",
+                expected="one with AVX512_BF16 or AMX",
+                got=", ".join(sorted(capabilities)),
+                hint="--extract.precision float32",
+            )
         self.batch = batch or BATCH
         with TemporaryDirectory() as folder:
             shape = (self.batch, *model.input.shape[1:])

@@ -15,7 +15,6 @@ from features._common.types import Image
 from features.errors import ConfigError
 
 CPU_BATCH = 32
-FIRST_BATCH, MAX_BATCH = 8, 512  # tried on a GPU
 KERAS_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -65,11 +64,6 @@ class TensorFlowRunner:
             self._free.put((device, run))
         return maps
 
-    @property
-    def traces(self) -> int:
-        """Number of times a graph was traced: once per device, whatever the batch sizes."""
-        return sum(run.experimental_get_tracing_count() for run in self.replicas)
-
 
 def largest_batch(run: Callable[[int], object]) -> int:
     """Find the largest power of two, up to 512, for which `run` raises no ResourceExhaustedError.
@@ -77,25 +71,18 @@ def largest_batch(run: Callable[[int], object]) -> int:
     Raises:
         ConfigError: not even one frame fits into memory.
     """
-
-    def fits(size: int) -> bool:
-        try:
-            run(size)
-        except tf.errors.ResourceExhaustedError:
-            return False
-        return True
-
-    size = FIRST_BATCH
-    while not fits(size):
-        if size == 1:
+    largest = 0
+    try:
+        for exponent in range(10):
+            run(2**exponent)
+            largest = 2**exponent
+    except tf.errors.ResourceExhaustedError:
+        if largest == 0:
             raise ConfigError(
                 "the GPU's memory is too small for even one frame",
                 hint="smaller --frames.width and --frames.height, or CUDA_VISIBLE_DEVICES= to run on the CPU",
-            )
-        size //= 2
-    while FIRST_BATCH <= size < MAX_BATCH and fits(2 * size):
-        size *= 2
-    return size
+            ) from None
+    return largest
 
 
 def reference_maps(model: keras.Model, frames: Image) -> NDArray[Any]:
