@@ -36,7 +36,6 @@ INTERPOLATION = {"cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 _TRACKING_LOCK = threading.Lock()
 
 FlowStrip = Future[Image | None]  # flow input of a job's last frame; None if that could not be decoded
-FlowStrips = dict[str, tuple[int, FlowStrip]]  # sequence id → the next frame, and the strip of the frame before it
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,6 @@ def load_frames(
     *,
     motion: bool = False,
     tracked: Collection[str] = (),
-    strips: FlowStrips | None = None,
 ) -> Iterator[LoadedFrames]:
     """Decode the ranges' frames, in order; frames that cannot be decoded come as blanks with a fault.
 
@@ -86,10 +84,8 @@ def load_frames(
         motion: whether to compute entries of the motion stream.
         tracked: ids of sequences whose vehicles are tracked, if a range is a whole sequence of at most
             `SHORT_SEQUENCE` frames.
-        strips: kept by the caller from call to call, so that no frame is decoded twice for the motion stream when
-            ranges of one sequence follow each other.
     """
-    last_strips: FlowStrips = {} if strips is None else strips
+    last_strips: dict[str, tuple[int, FlowStrip]] = {}  # sequence id → the next frame, and the strip of the one before
 
     def jobs() -> Iterator[DecodeJob]:
         for i, r in enumerate(ranges):
