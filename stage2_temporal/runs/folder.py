@@ -15,7 +15,7 @@ from features._common.log import logger
 from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError
 from features.recipe import canonical_json
-from stage2_temporal.runs.results import read_metrics
+from stage2_temporal.runs.results import Metrics, read_metrics
 
 RUNS = Path("runs")
 REPORT = "report.html"
@@ -46,15 +46,12 @@ def is_finished(path: Path, config: Config, origin: dict[str, Any], *, report: b
     """
     if not all((path / name).is_file() for name in FILES if report or name != REPORT):
         return False
-    try:
-        metrics, trained_config = read_metrics(path), read_run_config(path)
-    except (ConfigError, DataError):
+    metrics = _metrics_with_settings(path, config)
+    if metrics is None or metrics.interrupted:
         return False
     stored = metrics.store.model_dump()
     same_store = all(stored[key] == value for key, value in origin.items() if key not in ("path", "streams"))
-    same_streams = stored["streams"].items() >= origin["streams"].items()  # older runs list more than they read
-    same_settings = run_settings(trained_config) == run_settings(config)
-    return same_store and same_streams and same_settings and not metrics.interrupted
+    return same_store and stored["streams"].items() >= origin["streams"].items()  # older runs list more than they read
 
 
 def choose_run_folder(name: str | None, stem: str, config: Config, origin: dict[str, Any]) -> tuple[Path, bool]:
@@ -77,17 +74,18 @@ def choose_run_folder(name: str | None, stem: str, config: Config, origin: dict[
         path = RUNS / (first if number == 1 else f"{first}-{number}")
         if is_finished(path, config, origin):
             return path, True
-        if not path.exists() or _is_interrupted(path, config):
+        metrics = _metrics_with_settings(path, config)
+        if not path.exists() or (metrics and metrics.interrupted):  # the complete run may replace it
             return path, False
     raise AssertionError("unreachable")
 
 
-def _is_interrupted(path: Path, config: Config) -> bool:
-    """Whether the folder holds an interrupted run with these settings, which the complete run may replace."""
+def _metrics_with_settings(path: Path, config: Config) -> Metrics | None:
+    """The metrics of the run in a folder; None if there is no run with these settings."""
     try:
-        return read_metrics(path).interrupted and run_settings(read_run_config(path)) == run_settings(config)
+        return read_metrics(path) if run_settings(read_run_config(path)) == run_settings(config) else None
     except (ConfigError, DataError):
-        return False
+        return None
 
 
 @contextmanager
@@ -100,14 +98,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         An empty folder with the name of `path`, elsewhere below its parent.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    identity_before = _identity(path)
+    before = path.stat() if path.exists() else None
     workspace = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path.parent))
     try:
         folder = workspace / path.name
         folder.mkdir()
         yield folder
         final = path
-        if _identity(path) != identity_before:
+        if path.exists() and not (before and os.path.samestat(before, path.stat())):
             final = next(p for n in count(2) if not (p := path.with_name(f"{path.name}-{n}")).exists())
             logger.info(f"{path}: another run took this name in the meantime; this run is {final}")
         elif path.exists():
@@ -115,12 +113,3 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         folder.rename(final)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """What distinguishes a folder from one that replaced it; None if there is none."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino

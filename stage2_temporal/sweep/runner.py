@@ -71,10 +71,10 @@ def run_sweep(plan: SweepPlan, entries: tuple[SweepEntry, ...], store: Path, run
         todo = [entry for entry in entries if entry.name not in finished]
         failed, started = _train_entries(plan, todo, store, folder, finished)
         names = tuple(entry.name for entry in entries if entry.name in finished)
-        best = next(iter(boards([read_run(folder / name) for name in names])), None)
-        for run in [row.runs[0] for row in best.rows if row.runs][: plan.reports] if best else []:
-            if not (run / REPORT).is_file():
-                write_report(run, opened)
+        for board in boards([read_run(folder / name) for name in names])[:1]:
+            for row in [row for row in board.rows if row.runs][: plan.reports]:
+                if not (row.runs[0] / REPORT).is_file():
+                    write_report(row.runs[0], opened)
     return SweepResult(folder, names, tuple(failed), len(todo) - started)
 
 
@@ -98,11 +98,9 @@ def _check_entries(
         source = StoreSource(store.path, task.examples.rows, config.train.memory_gb)
         return StoreExamples(source, task.examples), task
 
-    # the settings that decide the examples
     split_settings = {"folds", "fold", "validation_split", "memory_gb"}
-    example_settings: Any = {"data": True, "window": True, "train": split_settings}
-    checked: list[SweepEntry] = []
-    finished: set[str] = set()
+    example_settings: Any = {"data": True, "window": True, "train": split_settings}  # those that decide the examples
+    checked, finished = [], set()
     streams: dict[DerivedStream, None] = {}
     errors: dict[str, None] = {}
     for entry in entries:
@@ -132,8 +130,6 @@ def _train_entries(
     Returns:
         One line for each entry that failed, in the order of `todo`, and the number of entries that were started.
     """
-    if not todo:
-        return [], 0
     cores = cpu_count()
     jobs = plan.jobs or cores
     started: list[SweepEntry] = []
@@ -147,11 +143,9 @@ def _train_entries(
             started.append(entry)
             yield delayed(train_entry)(entry, store, folder)
 
-    worker_settings = (os.getpid(), max(1, cores // jobs), Path.cwd())  # loky keeps workers only if these are the same
-    processes = {"backend": "loky", "initializer": prepare_worker, "initargs": worker_settings}
-    workers = Parallel(
-        jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1, **(processes if jobs > 1 else {})
-    )
+    worker_settings = os.getpid(), max(1, cores // jobs), Path.cwd()  # loky keeps workers only if these are the same
+    processes = {"backend": "loky", "initializer": prepare_worker, "initargs": worker_settings} if jobs > 1 else {}
+    workers = Parallel(jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1, **processes)
     with progress_bar(len(todo) + len(finished), "sweep", "run", initial=len(finished)) as progress:
         runs = [read_run(folder / name) for name in sorted(finished)]
         try:

@@ -16,9 +16,9 @@ draws = 20
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +31,10 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 
 from features.config import Config
 from features.errors import BadInputs, ConfigError
-from features.strict_model import StrictModel, describe_validation_error
+from features.strict_model import StrictModel, describe_validation_error, read_toml
 from stage2_temporal.runs.folder import run_settings
 
-SWEPT_SECTIONS = ("window", "head", "train")  # these may vary on one store, and so may data.target
+SWEPT_SECTIONS = ("window.", "head.", "train.")  # these may vary on one store, and so may data.target
 PLAN_KEYS = {"train.seed": "seeds", "train.folds": "folds", "train.fold": "folds"}  # set under [sweep]
 Settings = dict[str, Any]  # full name → value
 
@@ -57,16 +57,16 @@ class Distribution(StrictModel):
             raise ValueError(f"with log = true, low must be above 0, got {self.low}")
         return self
 
-    @property
-    def whole(self) -> bool:
-        """Whether the numbers drawn are whole."""
-        return isinstance(self.low, int) and isinstance(self.high, int)
-
-    def frozen(self) -> Any:
-        """The same as a distribution of SciPy."""
+    def rvs(self, random_state: Any) -> float | int:
+        """Draw a number, a whole one between whole numbers; scikit-learn's ParameterSampler calls this."""
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
         if self.log:
-            return loguniform(self.low, self.high)
-        return randint(self.low, self.high + 1) if self.whole else uniform(self.low, self.high - self.low)
+            value = loguniform.rvs(self.low, self.high, random_state=random_state)
+        elif whole:
+            value = randint.rvs(self.low, self.high + 1, random_state=random_state)
+        else:
+            value = uniform.rvs(self.low, self.high - self.low, random_state=random_state)
+        return round(value) if whole else float(value)
 
 
 class SweepPlan(StrictModel):
@@ -104,19 +104,8 @@ class SweepEntry:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read a sweep from a TOML file.
-
-    Raises:
-        ConfigError: the file is missing, is not TOML, or has an unknown key or a value of the wrong type.
-    """
-    try:
-        return Sweep.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, IsADirectoryError):
-        raise ConfigError(f"{path}: no such file", hint="--sweep configs/sweep.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: not TOML: {e}", hint=f"edit {path}") from None
-    except ValidationError as e:
-        raise ConfigError(f"{path}: {describe_validation_error(e)}", hint=f"edit {path}") from None
+    """Read a sweep from a TOML file; see `read_toml` for its errors."""
+    return read_toml(Sweep, path)
 
 
 def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
@@ -151,15 +140,13 @@ def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
     if plan.limit or plan.minutes:
         order = np.random.default_rng(plan.seeds[0]).permutation(len(names))[: plan.limit or None]
         names = [names[i] for i in order]
-    return tuple(
-        SweepEntry(
-            f"{name}-seed{seed}" + (f"-fold{fold}" if plan.folds else ""),
-            _with_repeat(configs[name], seed, plan.folds, fold),
-        )
-        for name in names
-        for seed in plan.seeds
-        for fold in range(plan.folds or 1)
-    )
+    entries = []
+    for name, seed, fold in itertools.product(names, plan.seeds, range(plan.folds or 1)):
+        repeat = {"seed": seed, "folds": plan.folds, "fold": fold}
+        train = configs[name].train.model_copy(update=repeat)
+        full_name = f"{name}-seed{seed}" + (f"-fold{fold}" if plan.folds else "")
+        entries.append(SweepEntry(full_name, configs[name].model_copy(update={"train": train})))
+    return tuple(entries)
 
 
 def expand_entry(table: dict[str, Any], seed: int) -> Iterator[Settings]:
@@ -169,7 +156,6 @@ def expand_entry(table: dict[str, Any], seed: int) -> Iterator[Settings]:
         ConfigError: a key that a sweep cannot vary, a bad distribution, or a distribution without `draws`.
     """
     choices: dict[str, Any] = {}
-    whole_numbers = set()
     draws = table.get("draws", 0)
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 0:
         raise ConfigError("draws: wrong value", expected="a whole number, 0 or more", got=repr(draws))
@@ -177,28 +163,20 @@ def expand_entry(table: dict[str, Any], seed: int) -> Iterator[Settings]:
         _check_key(key)
         if isinstance(value, dict):
             try:
-                distribution = Distribution.model_validate(value)
+                choices[key] = Distribution.model_validate(value)
             except ValidationError as e:
                 raise ConfigError(f"{key}: {describe_validation_error(e)}") from None
-            choices[key] = distribution.frozen()
-            if distribution.whole:
-                whole_numbers.add(key)
         else:
             choices[key] = value if isinstance(value, list) else [value]
             if not choices[key]:
                 raise ConfigError(f"{key}: the list is empty", expected="at least one value")
-    only_lists = all(isinstance(value, list) for value in choices.values())
-    if not only_lists and not draws:
+    if all(isinstance(value, list) for value in choices.values()):
+        grid = ParameterGrid(choices)
+        if not draws or draws >= len(grid):
+            return iter(grid)
+    elif not draws:
         raise ConfigError("an entry with a distribution needs a number of draws", expected="draws = N")
-    grid = ParameterGrid(choices) if only_lists else None
-    if grid is not None and (not draws or draws >= len(grid)):
-        yield from grid
-        return
-    for settings in ParameterSampler(choices, draws, random_state=seed):
-        yield {
-            key: round(v) if key in whole_numbers else v.item() if isinstance(v, np.generic) else v
-            for key, v in settings.items()
-        }
+    return iter(ParameterSampler(choices, draws, random_state=seed))
 
 
 def _with_full_names(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -213,12 +191,9 @@ def _with_full_names(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _check_key(key: str) -> None:
     if key in PLAN_KEYS:
         raise ConfigError(f"{key} cannot be set in an entry", expected=f"{PLAN_KEYS[key]} under [sweep]")
-    section, _, field = key.partition(".")
-    if key != "data.target" and (section not in SWEPT_SECTIONS or not field):
-        sections = ", ".join(f"{name}.…" for name in SWEPT_SECTIONS)
-        raise ConfigError(
-            f"{key} cannot vary within a sweep, which trains on one store", expected=f"{sections} or data.target"
-        )
+    if key != "data.target" and not key.startswith(SWEPT_SECTIONS):
+        expected = f"{'…, '.join(SWEPT_SECTIONS)}… or data.target"
+        raise ConfigError(f"{key} cannot vary within a sweep, which trains on one store", expected=expected)
 
 
 def _with_settings(base: Config, settings: Settings) -> Config:
@@ -230,8 +205,3 @@ def _with_settings(base: Config, settings: Settings) -> Config:
         section, _, field = key.partition(".")
         config[section][field] = value
     return Config.model_validate(config)
-
-
-def _with_repeat(config: Config, seed: int, folds: int, fold: int) -> Config:
-    train = config.train.model_copy(update={"seed": seed, "folds": folds, "fold": fold})
-    return config.model_copy(update={"train": train})

@@ -142,7 +142,7 @@ def test_errors_in_the_file_are_named_with_its_path(tmp_path: Path, text: str, m
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="no such config"):
         read_sweep(tmp_path / "none.toml")
 
 
