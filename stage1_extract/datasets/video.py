@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-import cv2
+import av
 import numpy as np
 
 from features._common.csv_table import read_csv_table
@@ -27,27 +28,28 @@ VIDEO_SUFFIXES = frozenset([".avi", ".hevc", ".m4v", ".mkv", ".mov", ".mp4", ".m
 
 
 class Video:
-    """A video file, read frame by frame; threads may share it.
+    """A video file, decoded by FFmpeg frame by frame; threads may share it.
 
-    Frames are read in order, without seeking, because a codec may land a few frames away from the one it seeks.
-    Their number is `length`; `fps` is the rate in the header, NaN if it has none.
+    `length` is the number of frames, `size` their width and height as shown, and `fps` the rate in the header, or None
+    if it has none. Frames are read in order: a codec may land a few frames away from the one it seeks.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises DataError if OpenCV cannot open the file or finds no frame."""
+        """Decode the video once, to count its frames.
+
+        Raises:
+            DataError: it cannot be decoded, has no frame, or its frame size changes.
+        """
         self.path = path
-        self._lock = threading.Lock()
-        self._capture: cv2.VideoCapture | None = None
-        self._next = 0
-        self._early_end: int | None = None  # the first frame that could not be read, if reading has reached one
-        capture = self._open()
-        fps = float(capture.get(cv2.CAP_PROP_FPS))
-        self.fps = fps if math.isfinite(fps) and fps > 0 else math.nan
-        first = capture.read()[1]
-        if first is None:
+        self.size: Size = (0, 0)  # until the first frame is decoded
+        self._lock, self._frames = threading.Lock(), self._decode()
+        self.length = self._next = sum(1 for _ in self._frames)
+        if not self.length:
             raise DataError(f"{path}: a video without frames", expected="at least one", got="0")
-        self.size: Size = (first.shape[1], first.shape[0])
-        self.length = self._count(capture)
+        with av.open(f"file:{path}") as container:
+            rate = container.streams.video[0].guessed_rate
+            # a raw stream has no duration, and its rate is FFmpeg's guess
+            self.fps = float(rate) if rate and container.duration else None
 
     def frame(self, index: int) -> Image:
         """Read frame `index`, uint8 BGR of shape (height, width, 3).
@@ -55,56 +57,60 @@ class Video:
         Going forward is cheap; going back reads the video from its beginning.
 
         Raises:
-            DataError: the video ends before the frame, or the frame has the wrong size.
+            DataError: the video has changed: it ends before the frame, cannot be decoded, or has another size.
         """
         with self._lock:
-            if self._early_end is not None and index >= self._early_end:
-                raise self._ends_early(self._early_end)  # without reading up to there again
-            if self._capture is None or index < self._next:
-                self._capture, self._next = self._open(), 0
-            image = None
-            while self._next <= index:
-                ok, image = self._capture.read() if self._next == index else (self._capture.grab(), None)
-                if not ok:
-                    self._early_end, self._capture = self._next, None
-                    raise self._ends_early(self._next)
-                self._next += 1
+            if index < self._next:
+                self._frames, self._next = self._decode(), 0
+            frame = next(islice(self._frames, index - self._next, None), None)
+            if frame is None:
+                raise DataError(f"{self.path}: ends early", expected=f"{self.length} frames", got=f"no frame {index}")
+            self._next = index + 1
             if self._next == self.length:
-                self._capture = None  # closes the file
-        assert image is not None
-        height, width = image.shape[:2]
-        if (width, height) != self.size:
-            raise DataError(
-                f"{self.path}: frame {index} has another size",
-                expected=f"{self.size[0]}x{self.size[1]}",
-                got=f"{width}x{height}",
-            )
-        return np.asarray(image, np.uint8)
+                self._frames.close()  # frees the decoder
+        image = frame.to_ndarray(format="bgr24", interpolation="BICUBIC")
+        return np.ascontiguousarray(np.rot90(image, _quarter_turns(frame)))
 
-    def _ends_early(self, index: int) -> DataError:
-        expected = f"{self.length} frames"
-        return DataError(f"{self.path}: ends early", expected=expected, got=f"no frame {index}")
+    def _decode(self) -> Generator[av.VideoFrame, None, None]:
+        """Decode frame by frame; all must have the size of the first."""
+        codec = "unknown format"
+        try:
+            # `file:` because a name such as 12:30:05.mp4 would be taken for a protocol
+            with av.open(f"file:{self.path}") as container:
+                if not container.streams.video:
+                    raise DataError(f"{self.path}: no video in it", expected="a video", got=container.format.long_name)
+                stream = container.streams.video[0]
+                codec = stream.codec_context.name if stream.codec_context else "unknown codec"
+                stream.thread_type = "AUTO"
+                index, truncated = 0, False
+                for packet in container.demux(stream):
+                    truncated = packet.is_corrupt if packet.size else truncated  # the last one is empty
+                    for frame in packet.decode():
+                        self._check_size(frame, index)
+                        yield frame
+                        index += 1
+                if truncated:
+                    got = f"a truncated packet after {index} frames"
+                    raise DataError(f"{self.path}: ends early", expected="a complete video", got=got)
+        except av.FFmpegError as e:
+            what = f"{self.path}: not a video that FFmpeg can decode"
+            raise DataError(what, expected="a complete video", got=f"{codec}: {e.strerror}") from None
 
-    def _open(self) -> cv2.VideoCapture:
-        # the same backend on all systems; some others take the name for a pattern of image files
-        capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
-        if not capture.isOpened():
-            raise DataError(
-                f"{self.path}: not a video that OpenCV can open", expected="a complete video", got="an error"
-            )
-        return capture
+    def _check_size(self, frame: av.VideoFrame, index: int) -> None:
+        """Raise DataError unless a frame has the size of the first."""
+        turned = _quarter_turns(frame) % 2
+        width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
+        if not any(self.size):
+            self.size = (width, height)
+        elif self.size != (width, height):
+            what = f"{self.path}: its frame size changes at frame {index}"
+            expected = f"{self.size[0]}x{self.size[1]} throughout"
+            raise DataError(what, expected=expected, got=f"{width}x{height}")
 
-    def _count(self, capture: cv2.VideoCapture) -> int:
-        count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        if 1 <= count < 2**31:
-            # trust the header's count only if its last frame can be read and no frame follows
-            capture.set(cv2.CAP_PROP_POS_FRAMES, count - 1)
-            if capture.read()[0] and not capture.grab():
-                return int(count)
-        capture, frames = self._open(), 0
-        while capture.grab():
-            frames += 1
-        return frames
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """How often a frame must be turned anticlockwise by 90° to be shown upright."""
+    return round(frame.rotation / 90)
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,6 @@ def _clips(file: Path, data: DataConfig) -> tuple[list[Clip], list[str]]:
         return [], [error_to_fault(DataError(f"{file}: cannot be read", got=e.strerror or e))]
     if faults:
         return [], faults
-    fps = video.fps if math.isfinite(video.fps) else data.fps
     split = split_of(file.stem)
     clips = []
     for start in range(0, video.length, data.segment or video.length):
@@ -176,7 +181,7 @@ def _clips(file: Path, data: DataConfig) -> tuple[list[Clip], list[str]]:
             id = f"{file.stem}/{start:05d}-{stop - 1:05d}"
             clip_digest = hashlib.sha256(f"{digest} {start} {stop}".encode()).hexdigest()
         clip_labels = tuple(replace(x, frame=x.frame - start) for x in labels if start <= x.frame < stop)
-        sequence = FrameSequence(id, split, stop - start, fps, video.size, clip_digest, clip_labels)
+        sequence = FrameSequence(id, split, stop - start, video.fps or data.fps, video.size, clip_digest, clip_labels)
         clips.append(Clip(sequence, VideoFrames(video, start)))
     return clips, []
 

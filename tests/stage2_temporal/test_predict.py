@@ -18,13 +18,13 @@ from features._common.types import Image
 from features.config import Config
 from features.errors import DataError, FramebankError, StoreError
 from features.sequences import FrameSequence
-from stage1_extract.datasets.single_video import check_constant_size, header_frame_rate
+from stage1_extract.datasets.video import Video
 from stage1_extract.frame_loader import resize_frame
 from stage2_temporal import predict as predict_module
 from stage2_temporal.__main__ import main
 from stage2_temporal.fused.fuse import build_fused_model
 from stage2_temporal.predict import predict
-from stage2_temporal.sliding.overlay import write_overlay
+from stage2_temporal.sliding.overlay import open_overlay
 from stage2_temporal.sliding.sliding_window import RunModels, SlidingWindow, load_run_models, sliding_windows
 from tests.helpers import picture, write_clips
 from tests.image_runs import image_config, read_rows, read_video, train_on_images, write_video
@@ -132,8 +132,10 @@ def test_command_predicts_a_video_and_draws_the_overlay(
 
 
 def test_overlay_of_odd_size_loses_a_row_and_a_column(tmp_path: Path) -> None:
-    sequence = FrameSequence("drive", "test", 6, 10.0, (161, 121), "")
-    write_overlay(tmp_path / "o.mp4", images(6, (161, 121)), sequence, 4, np.ones((2, 1), np.float32), [("v", "m/s")])
+    sequence = FrameSequence("drive", "test", 6, 29.97, (161, 121), "")
+    with open_overlay(tmp_path / "o.mp4", sequence) as write_frame:
+        for image in images(6, (161, 121)):
+            write_frame(image)
     frames = read_video(tmp_path / "o.mp4")
     assert len(frames) == 6 and frames[0].shape == (120, 160, 3)
 
@@ -211,18 +213,17 @@ def two_sizes(path: Path, codec: str) -> Path:
 @pytest.mark.parametrize(("name", "codec"), [("a.ts", "mp4v"), ("a.ts", "mpg2"), ("a.avi", "MJPG")])
 def test_change_of_frame_size_is_found(tmp_path: Path, name: str, codec: str) -> None:
     path = two_sizes(tmp_path / name, codec)
-    assert {f.shape for f in read_video(path)} == {(96, 128, 3)}  # OpenCV hides it
-    with pytest.raises(DataError, match=r"frame size changes at frame 6; expected 128x96 throughout; got 160x96"):
-        check_constant_size(path)
-    check_constant_size(write_video(tmp_path / f"b{path.suffix}", images(), codec, 12))
+    with pytest.raises(DataError, match=r"frame size changes at frame [56]; expected 128x96 throughout; got 160x96"):
+        Video(path)  # a decoder may drop the last frame before the change
+    assert Video(write_video(tmp_path / f"b{path.suffix}", images(), codec, 12)).size == (160, 120)
 
 
 def test_frame_rate_is_read_only_from_headers_that_have_one(tmp_path: Path) -> None:
     video = write_video(tmp_path / "a.mp4", images(), "mp4v", 29.97)
-    assert header_frame_rate(video) == pytest.approx(29.97)
+    assert Video(video).fps == pytest.approx(29.97)
     bare = tmp_path / "a.mjpeg"
     bare.write_bytes(b"".join(bytes(cv2.imencode(".jpg", image)[1]) for image in images()))
-    assert header_frame_rate(bare) is None
+    assert Video(bare).fps is None
 
 
 def without_rate(path: Path) -> Path:
@@ -257,8 +258,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("corrupt.mp4", {}, "corrupt.mp4: not a video that OpenCV can open"),
-        ("half.mp4", {}, "half.mp4: not a video that OpenCV can open"),
+        ("corrupt.mp4", {}, "corrupt.mp4: not a video that FFmpeg can decode"),
+        ("half.mp4", {}, "half.mp4: not a video that FFmpeg can decode"),
         ("three.avi", {}, "three.avi: shorter than one window (3 frames, stride 2); expected at least 5 frames"),
         ("grows.ts", {}, "frame size changes at frame 6; expected 128x96 throughout; got 160x96"),
         ("rateless.mp4", {}, "rateless.mp4: no frame rate can be read from it"),
