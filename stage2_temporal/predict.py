@@ -10,11 +10,10 @@ A folder of frames counts as a video. Each frame is decoded once and goes throug
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import cv2
 import numpy as np
@@ -22,12 +21,9 @@ from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
 from features._common.csv_table import write_csv_table
-from features._common.progress import progress_bar
-from features._common.types import Image
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence, Label
-from features.streams import UNITS
 from features.windows import labels_with_targets, make_examples
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Clip
@@ -134,9 +130,7 @@ def _check_writable(path: Path, source: Path) -> None:
         raise ConfigError(f"{path}: {problem}, not an output file", hint=hint)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
-        probe.touch()
-        probe.unlink()
+        TemporaryFile(dir=path.parent).close()
     except OSError as e:
         raise ConfigError(f"{path}: cannot be written", got=e.strerror or e, hint=hint) from None
 
@@ -155,8 +149,7 @@ def _predict_clip(
         write_csv_table(temporary, ["time", "frame", *columns], table)
     if overlay is None:
         return PredictionFiles((output,), len(rows))
-    titles = [(column, UNITS.get(column, "")) for column in columns]
-    write_overlay(overlay, _frames(clip), sequence, int(rows[0, -1]), values, titles)
+    write_overlay(overlay, clip, int(rows[0, -1]), values, columns)
     return PredictionFiles((output, overlay), len(rows))
 
 
@@ -178,8 +171,7 @@ def _predict_vehicles(
             table += [[f"{p.frame / fps:.6f}", p.frame, p.vehicle, *p.box, *p.values] for p in predictions]
             if write_frame is not None:
                 for p in predictions:
-                    texts = [value_text(c, v, UNITS.get(c, "")) for c, v in zip(columns, p.values, strict=True)]
-                    draw_box(image, p.box, texts, names.index(p.vehicle))
+                    draw_box(image, p.box, list(map(value_text, columns, p.values)), names.index(p.vehicle))
                 write_frame(image)
         if not table:
             raise DataError(
@@ -238,11 +230,3 @@ def _with_unknown_labels(sequence: FrameSequence, config: Config) -> FrameSequen
     frames = [last] if data.layout in CLIP_LAYOUTS else range(sequence.length)
     unknown = dict.fromkeys(columns, math.nan)
     return replace(sequence, labels=(*sequence.labels, *(Label(frame, unknown) for frame in frames)))
-
-
-def _frames(clip: Clip) -> Iterator[Image]:
-    """A video's full-size frames, with a progress bar."""
-    with progress_bar(clip.sequence.length, "overlay", "frames") as progress:
-        for image in clip.source.read(0, clip.sequence.length):
-            yield image
-            progress.update()

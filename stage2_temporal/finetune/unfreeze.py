@@ -44,24 +44,17 @@ def count_unfrozen(names: list[str], unfreeze: int | str) -> int:
     """
     if unfreeze == "all":
         return len(names)
-    if isinstance(unfreeze, str):
-        if unfreeze in names:
-            return len(names) - names.index(unfreeze)
-        similar = [n for n in names if unfreeze.lower() in n.lower()] or names[-8:]
-        raise ConfigError(
-            "finetune.unfreeze: no such layer in the backbone",
-            expected=f"a number, all, or a layer such as {', '.join(similar[:8])}",
-            got=unfreeze,
-            hint=f"--finetune.unfreeze {similar[0]}",
-        )
-    if unfreeze > len(names):
-        raise ConfigError(
-            "finetune.unfreeze: more layers than the backbone has",
-            expected=f"0 to {len(names)} layers",
-            got=unfreeze,
-            hint="--finetune.unfreeze all",
-        )
-    return unfreeze
+    if unfreeze in names:
+        return len(names) - names.index(str(unfreeze))
+    if isinstance(unfreeze, int) and unfreeze <= len(names):
+        return unfreeze
+    similar = [n for n in names if str(unfreeze).lower() in n.lower()] or names[-8:]
+    raise ConfigError(
+        "finetune.unfreeze: no such layers in the backbone",
+        expected=f"0 to {len(names)}, all, or a layer such as {', '.join(similar[:8])}",
+        got=unfreeze,
+        hint=f"--finetune.unfreeze {similar[0]}",
+    )
 
 
 def unfreeze_layers(

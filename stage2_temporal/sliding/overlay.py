@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
+from features._common.progress import progress_bar
 from features._common.types import Image
 from features.errors import DataError
 from features.sequences import Box, FrameSequence
+from features.streams import UNITS
+from stage1_extract.datasets.clip import Clip
 
 CHART_SECONDS = 5.0
 FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -22,89 +26,73 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 COLOURS = ((80, 200, 255), (255, 190, 90), (140, 230, 140), (200, 140, 255))  # BGR, one per target or vehicle
 
 
-def write_overlay(
-    path: Path,
-    images: Iterable[Image],
-    sequence: FrameSequence,
-    first: int,
-    values: NDArray[np.float32],
-    columns: Sequence[tuple[str, str]],
-) -> None:
-    """Write an MP4 with the predicted values drawn on each frame; `...` before the first value.
+def write_overlay(path: Path, clip: Clip, first: int, values: NDArray[np.float32], columns: Sequence[str]) -> None:
+    """Write an MP4 of a clip with the predicted values drawn on each frame; `...` before the first value.
 
-    `values` (n, K) has one row per frame from `first` on; `columns` are name and unit of each of the K targets.
+    `values` (n, K) has one row per frame from `first` on; `columns` are the names of the K targets.
 
     Raises:
-        DataError: OpenCV cannot write the video, or an image cannot be read.
+        DataError: the video cannot be written, or a frame cannot be read.
     """
-    span = max(2, round(CHART_SECONDS * sequence.fps))
+    count, fps = clip.sequence.length, clip.sequence.fps
+    span = max(2, round(CHART_SECONDS * fps))
     limits = min(0.0, float(values.min())), max(0.0, float(values.max()))
-    with open_overlay(path, sequence) as write_frame:
-        for i, image in enumerate(images):
-            frame = image.copy()
+    with open_overlay(path, clip.sequence) as write_frame, progress_bar(count, "overlay", "frames") as progress:
+        for i, image in enumerate(clip.source.read(0, count)):
             stop = max(0, i - first + 1)
-            draw_values(frame, values[max(0, stop - span) : stop], span, columns, limits)
-            write_frame(frame)
+            draw_values(image, values[max(0, stop - span) : stop], span, columns, limits)
+            write_frame(image)
+            progress.update()
 
 
 @contextmanager
 def open_overlay(path: Path, sequence: FrameSequence) -> Iterator[Callable[[Image], object]]:
     """Yield a function that appends a frame to an MP4; `path` appears when the block ends.
 
-    The codec (mp4v) needs even sizes, so an odd width or height loses its last column or row.
+    The pixel format needs even sizes, so an odd width or height loses its last column or row.
 
     Raises:
-        DataError: OpenCV cannot write the video, or has not written all of it.
+        DataError: the video cannot be written.
     """
     width, height = (side & ~1 for side in sequence.size)
-    with atomic_write(path) as temporary, TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-        with_ending = Path(folder, "overlay.mp4")  # OpenCV chooses the format by the file's ending
-        codec = cv2.VideoWriter.fourcc(*"mp4v")
-        writer = cv2.VideoWriter(str(with_ending), cv2.CAP_FFMPEG, codec, sequence.fps, (width, height))
-        if not writer.isOpened():
-            raise DataError(
-                f"{path.parent}: OpenCV cannot write an MP4 of {width}x{height} there",
-                hint="--overlay in another folder, or leave out --overlay",
-            )
-        try:
-            yield lambda frame: writer.write(np.ascontiguousarray(frame[:height, :width]))
-        finally:
-            writer.release()
-        capture = cv2.VideoCapture(str(with_ending), cv2.CAP_FFMPEG)
-        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-        capture.release()
-        if count != sequence.length:  # OpenCV does not report a full disk
-            raise DataError(
-                f"{path.parent}: the overlay is incomplete",
-                expected=f"{sequence.length} frames",
-                got=max(count, 0),
-                hint="free disk space there and run the same command",
-            )
-        with_ending.replace(temporary)
+    rate = Fraction(sequence.fps).limit_denominator(1001)
+    try:
+        with atomic_write(path) as temporary, av.open(temporary, "w", format="mp4") as container:
+            stream = container.add_stream("mpeg4", rate, options={"qmin": "2", "qmax": "4"})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+
+            def write_frame(image: Image) -> None:
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="bgr24")
+                container.mux(stream.encode(frame))
+
+            yield write_frame
+            container.mux(stream.encode())
+    except av.FFmpegError as e:
+        hint = "--overlay in another folder, or leave out --overlay"
+        raise DataError(f"{path}: an MP4 of {width}x{height} cannot be written", got=e.strerror, hint=hint) from None
 
 
 def draw_values(
     image: Image,
     recent: NDArray[np.float32],
     span: int,
-    columns: Sequence[tuple[str, str]],
+    columns: Sequence[str],
     limits: tuple[float, float],
 ) -> None:
     """Draw the current values, and a chart of the recent ones (n ≤ span, K), on a BGR image, in place.
 
-    `span` values fill the chart's width; `columns` are name and unit of each target; `limits` are the chart's lowest
-    and highest value.
+    `span` values fill the chart's width; `columns` are the targets' names; `limits` are the chart's lowest and highest
+    value.
     """
     scale, thickness = _text_size(image, 1.1)
     line, margin = round(38 * scale), round(14 * scale)
     current = recent[-1].tolist() if len(recent) else [None] * len(columns)
-    texts = [value_text(name, value, unit) for (name, unit), value in zip(columns, current, strict=True)]
-    widest = max((value_text(name, -100.0, unit) for name, unit in columns), key=len)
+    texts = [value_text(column, value) for column, value in zip(columns, current, strict=True)]
+    widest = max((value_text(column, -100.0) for column in columns), key=len)
     width = max(cv2.getTextSize(text, FONT, scale, thickness)[0][0] for text in (widest, *texts))
     height = 2 * line
     left, top = 2 * margin, len(texts) * line + 2 * margin
-    panel = image[margin : top + height + margin, margin : left + width + margin]
-    panel[:] = panel // 4  # dark, but the road shows through
+    image[margin : top + height + margin, margin : left + width + margin] //= 4  # dark, but the road shows through
     for k, text in enumerate(texts):
         position = (left, margin + (k + 1) * line)
         cv2.putText(image, text, position, FONT, scale, COLOURS[k % len(COLOURS)], thickness, cv2.LINE_AA)
@@ -137,9 +125,9 @@ def draw_box(image: Image, box: Box, texts: Sequence[str], number: int) -> None:
         cv2.putText(image, text, (x, y), FONT, scale, colour, thickness, cv2.LINE_AA)
 
 
-def value_text(name: str, value: float | None, unit: str) -> str:
-    """Format a value with its name and unit; `...` for None."""
-    return f"{name} ..." if value is None else f"{name} {value:+.1f} {unit}".rstrip()
+def value_text(column: str, value: float | None) -> str:
+    """Format a value with its target column's name and unit; `...` for None."""
+    return f"{column} ..." if value is None else f"{column} {value:+.1f} {UNITS.get(column, '')}".rstrip()
 
 
 def _text_size(image: Image, factor: float) -> tuple[float, int]:

@@ -29,9 +29,9 @@ from stage2_temporal.finetune.finetune import FinetuneResult, finetune
 from stage2_temporal.finetune.loop import FinetuneJob, choose_policy, learning_rate_schedule, seed_dropout
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
 from stage2_temporal.fused.fuse import build_fused_model, fuse_run, window_reader
-from stage2_temporal.heads import build_model
 from tests.helpers import picture
 from tests.image_runs import EARLY_CUT, WITH_TOP, image_config, read_rows, train_on_images
+from tests.stage2_helpers import build_model
 
 CLIPS = {"Train": 6, "Validation": 3, "Test": 2}
 FRAMES = np.stack([[picture(10 * i + k) for k in range(4)] for i in range(2)])
@@ -293,9 +293,9 @@ def test_image_that_vanishes_is_named(folder: Path, fused: keras.Model) -> None:
 def test_unfreeze_by_number_name_or_all() -> None:
     names = ["a", "b", "c"]
     assert [count_unfrozen(names, n) for n in (0, 2, 3, "all", "a", "c")] == [0, 2, 3, 3, 3, 1]
-    with pytest.raises(ConfigError, match="expected 0 to 3 layers; got 4"):
+    with pytest.raises(ConfigError, match="expected 0 to 3, all, or a layer such as a, b, c; got 4"):
         count_unfrozen(names, 4)
-    with pytest.raises(ConfigError, match=r"no such layer.*such as a, b, c; got d"):
+    with pytest.raises(ConfigError, match=r"no such layers.*such as a, b, c; got d"):
         count_unfrozen(names, "d")
 
 
