@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-from numpy.typing import NDArray
 
 from features.errors import StoreError
 
@@ -38,10 +37,8 @@ class ErrorTolerantFile(io.FileIO):
     def readinto(self, buffer: Any) -> int:
         """Fill the whole buffer; bytes that were never written are zeros."""
         view = memoryview(buffer).cast("B")
-        done = 0
-        while done < len(view) and (count := super().readinto(view[done:])):
-            done += count
-        view[done:] = bytes(len(view) - done)
+        count = super().readinto(view)
+        view[count:] = bytes(len(view) - count)
         return len(view)
 
     def write(self, data: Any) -> int:
@@ -66,8 +63,10 @@ class ErrorTolerantFile(io.FileIO):
 
 
 def create_file(disk: ErrorTolerantFile) -> Any:
-    """Start a new HDF5 file."""
-    return h5py.File(disk, "w", libver=LIBVER)
+    """Start a new store or shard."""
+    f = h5py.File(disk, "w", libver=LIBVER)
+    f.attrs["format"], f.attrs["version"] = FORMAT_NAME, FORMAT_VERSION
+    return f
 
 
 def open_file(path: Path) -> Any:
@@ -76,31 +75,25 @@ def open_file(path: Path) -> Any:
     Raises:
         StoreError: no such file, not a store, damaged, of a later format, or with links to other files.
     """
-    if path.is_dir():
-        raise StoreError(f"{path}: a folder, not a store", hint="--store FILE.h5")
     if not path.is_file():
         raise StoreError(f"{path}: no such store", hint=f"framebank extract --config FILE --store {path}")
-    hint = f"move it away and run framebank extract --config FILE --store {path}"
-    try:
+    with damage_as_store_error(path):
         f = h5py.File(path, "r")
-    except OSError as e:
-        if isinstance(e, PermissionError):
-            raise
-        raise StoreError(f"{path}: truncated, or not a store ({e})", hint=hint) from None
-    try:
-        with damage_as_store_error(path, TABLE_ERRORS):
-            name = f.attrs.get("format")
-            if name != FORMAT_NAME:
-                raise StoreError(f"{path}: not a store", expected=f"format {FORMAT_NAME}", got=name, hint=hint)
-            version = int(f.attrs["version"])
-            if version > FORMAT_VERSION:
-                what, newest = f"{path}: written by a later version of framebank", f"format {FORMAT_VERSION} or earlier"
-                raise StoreError(what, expected=newest, got=f"format {version}", hint="update framebank")
+        try:
+            _check_format(f, path)
             _check_self_contained(f, path)
-    except BaseException:
-        f.close()
-        raise
+        except BaseException:
+            f.close()
+            raise
     return f
+
+
+def _check_format(f: Any, path: Path) -> None:
+    if (name := f.attrs.get("format")) != FORMAT_NAME:
+        raise StoreError(f"{path}: not a store", expected=f"format {FORMAT_NAME}", got=name, hint="--store FILE.h5")
+    if (version := int(f.attrs["version"])) > FORMAT_VERSION:
+        what, newest = f"{path}: written by a later version of framebank", f"format {FORMAT_VERSION} or earlier"
+        raise StoreError(what, expected=newest, got=f"format {version}", hint="update framebank")
 
 
 def _check_self_contained(group: Any, path: Path) -> None:
@@ -130,23 +123,17 @@ def write_columns(group: Any, columns: Mapping[str, Any]) -> None:
         group.create_dataset(name, data=values, dtype=dtype, track_times=False)
 
 
-def write_array(group: Any, name: str, values: NDArray[Any]) -> None:
-    """Write a dataset as one checksummed chunk; scalars and empty arrays without chunks."""
-    chunks = values.shape if values.ndim and values.size else None
-    group.create_dataset(name, data=values, chunks=chunks, fletcher32=chunks is not None, track_times=False)
-
-
-READ_ERRORS = (OSError, KeyError)
-# what numpy, json and h5py raise for tables with damaged bytes
-TABLE_ERRORS = (*READ_ERRORS, ValueError, TypeError, RuntimeError, IndexError, OverflowError, MemoryError)
+# what h5py, numpy and json raise for damaged bytes
+DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError, IndexError, OverflowError, MemoryError)
 
 
 @contextmanager
-def damage_as_store_error(path: Path, errors: tuple[type[Exception], ...] = READ_ERRORS) -> Iterator[None]:
-    """Turn what HDF5 raises for damaged bytes into a StoreError that says how to repair them."""
+def damage_as_store_error(path: Path) -> Iterator[None]:
+    """Turn what is raised for damaged bytes into a StoreError that says how to repair them."""
     try:
         yield
     except PermissionError:
         raise
-    except errors as e:
-        raise StoreError(f"{path}: damaged ({e})", hint=f"framebank verify --store {path}, then repair") from None
+    except DAMAGE as e:
+        hint = f"framebank verify --store {path}, then repair; or move it away and run framebank extract again"
+        raise StoreError(f"{path}: damaged, or not a store ({e})", hint=hint) from None

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from features.errors import StoreError
 from features.frame_ranges import FrameRange, StoredRange
-from features.hdf5 import TABLE_ERRORS, damage_as_store_error, open_file
+from features.hdf5 import damage_as_store_error, open_file
 from features.recipe import Recipe, json_digest
 from features.sequences import Camera, FrameSequence, Label
 from features.streams import THUMBNAILS
@@ -91,7 +91,7 @@ class Store:
         self.path = Path(path)
         self._file = open_file(self.path)
         try:
-            with damage_as_store_error(self.path, TABLE_ERRORS):
+            with damage_as_store_error(self.path):
                 attributes = self._file.attrs
                 self.recipe, self.complete = Recipe.from_json(attributes["recipe"]), bool(attributes["complete"])
                 trunk, self.versions, self.missing = (
@@ -149,7 +149,7 @@ class Store:
         """Read the arrays a derived stream was computed with, by name; most streams have none."""
         if f"bases/{stream}" not in self._file:
             return {}
-        with damage_as_store_error(self.path, TABLE_ERRORS):
+        with damage_as_store_error(self.path):
             return {name: data[()] for name, data in self._file[f"bases/{stream}"].items()}
 
     def thumbnail(self, row: int) -> bytes:
@@ -162,7 +162,7 @@ class Store:
         """Read the unfrozen layers with their pretrained weights; None if nothing is unfrozen."""
         if "top" not in self._file:
             return None
-        with damage_as_store_error(self.path, TABLE_ERRORS):
+        with damage_as_store_error(self.path):
             group = self._file["top"]
             weights = [group["weights"][k][()] for k in sorted(group["weights"], key=int)]
             return TopRecord(str(group.attrs["architecture"]), weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import accumulate, chain, groupby
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,12 @@ from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
 from features.frame_ranges import FrameRange, StoredRange, full_range
-from features.hdf5 import (
-    FORMAT_NAME,
-    FORMAT_VERSION,
-    TABLE_ERRORS,
-    ErrorTolerantFile,
-    copy_chunks,
-    create_file,
-    damage_as_store_error,
-    open_file,
-    write_array,
-    write_columns,
-)
+from features.hdf5 import ErrorTolerantFile, copy_chunks, create_file, damage_as_store_error, open_file, write_columns
 from features.recipe import Recipe, canonical_json
-from features.sequences import Camera, FrameSequence
+from features.sequences import FrameSequence
 from features.store import Header, Store, StreamInfo, TopRecord, read_track, stream_infos, track_index
 from features.tracks import Track
 
-MAX_OPEN_FILES = 4  # open source files during assembly; each has its own caches
-FRAMES_PER_WRITE = 32  # many frames per call, because each call to HDF5 has a cost
 FRAMES_PER_COPY = 512
 THUMBNAIL_BLOCK = 1 << 16  # bytes
 
@@ -45,9 +32,7 @@ class ShardWriter:
     ) -> None:
         self._path, self._ranges = path, ranges
         self._frames = sum(map(len, ranges))
-        self._written = 0  # frames
-        self._thumbnails: list[bytes] = []
-        self._pending: list[Mapping[str, NDArray[Any]]] = []
+        self._thumbnails: list[bytes] = []  # of the frames written so far
         self._disk = ErrorTolerantFile(path)
         self._file = create_file(self._disk)
         _write_header(self._file, Header(recipe))
@@ -56,22 +41,23 @@ class ShardWriter:
             _create_stream(self._file, name, self._frames, info)
 
     def write(self, maps: Mapping[str, NDArray[Any]], thumbnails: Sequence[bytes]) -> None:
-        """Append n frames: stream → (n, …), which must not change before `finish`; and n JPEGs, or empty bytes."""
-        self._pending.append(maps)
+        """Append n frames: stream → (n, …), and n JPEGs, or empty bytes."""
+        row = len(self._thumbnails)
+        for name, values in maps.items():
+            self._file["frames"][name][row : row + len(values)] = values
         self._thumbnails.extend(thumbnails)
-        if len(self._thumbnails) - self._written >= FRAMES_PER_WRITE:
-            self._flush()
+        self._disk.check()
 
     def finish(self, valid: Sequence[int] | None = None, tracks: Mapping[str, Track] | None = None) -> None:
         """Complete and close the file. Of its ranges, only those with the indices `valid` count; default: all."""
-        self._flush()
-        if self._written != self._frames:
-            raise RuntimeError(f"{self._path}: {self._written} of {self._frames} frames written")
+        if len(self._thumbnails) != self._frames:
+            raise RuntimeError(f"{self._path}: {len(self._thumbnails)} of {self._frames} frames written")
         rows = list(accumulate(map(len, self._ranges), initial=0))
         valid = list(range(len(self._ranges)) if valid is None else valid)
         ranges = [self._ranges[i] for i in valid]
-        sizes = np.array([len(jpeg) for jpeg in self._thumbnails], np.int64)
-        _write_thumbnails(self._file, sizes, [np.frombuffer(b"".join(self._thumbnails), np.uint8)])
+        sizes = [len(jpeg) for jpeg in self._thumbnails]
+        jpegs = np.frombuffer(b"".join(self._thumbnails), np.uint8)
+        _write_thumbnails(self._file, self._frames, [(0, sizes, jpegs)])
         columns = {
             "sequence": [r.sequence for r in ranges],
             "digest": [r.digest for r in ranges],
@@ -89,17 +75,10 @@ class ShardWriter:
         self._file.close()
         self._disk.close()
 
-    def _flush(self) -> None:
-        for name in self._pending[0] if self._pending else ():
-            values = np.concatenate([maps[name] for maps in self._pending])
-            self._file["frames"][name][self._written : self._written + len(values)] = values
-        self._disk.check()
-        self._written, self._pending = len(self._thumbnails), []
-
 
 def check_shard(path: Path) -> None:
     """Read every chunk of a shard; raise StoreError if one cannot be read."""
-    with open_file(path) as f, damage_as_store_error(path, TABLE_ERRORS):
+    with open_file(path) as f, damage_as_store_error(path):
         for data in f["frames"].values():
             for row in range(data.shape[0]):
                 data[row]
@@ -154,7 +133,6 @@ def assemble_store(
             if sum(len(s.frame_range) for s in ranges) != sequence.length:
                 raise RuntimeError(f"{sequence.id}: {ranges} do not make up {full_range(sequence)}")
     frames = sum(s.length for s in sequences)
-    sources: dict[Path, Any] = {}
     with atomic_write(path) as temporary:
         disk = ErrorTolerantFile(temporary)
         try:
@@ -167,22 +145,21 @@ def assemble_store(
                     # may exceed the 64 KB of a plain attribute; with LIBVER, HDF5 stores larger ones too
                     f.create_group("top").attrs["architecture"] = top.architecture
                     for i, weight in enumerate(top.weights):
-                        write_array(f, f"top/weights/{i}", weight)
-                _copy_thumbnails(f, next(iter(streams.values())).ranges, frames, sources)
+                        _write_array(f, f"top/weights/{i}", weight)
+                _write_thumbnails(f, frames, _stored_thumbnails(next(iter(streams.values())).ranges))
                 for name, stream in streams.items():
                     target = _create_stream(f, name, frames, stream.info)
                     for array, values in stream.arrays.items():
-                        write_array(f, f"bases/{name}/{array}", values)
+                        _write_array(f, f"bases/{name}/{array}", values)
                     if stream.batches is not None:
                         _write_batches(target, stream.batches, disk)
                     for source_path, source_row, row, count in _copies(stream.ranges):
-                        copy_chunks(_open_source(sources, source_path)["frames"][name], target, source_row, row, count)
+                        with open_file(source_path) as source:
+                            copy_chunks(source["frames"][name], target, source_row, row, count)
                         disk.check()
             disk.check()
         finally:
             disk.close()
-            for source in sources.values():
-                source.close()
 
 
 def extend_store(path: Path, streams: Mapping[str, StreamContent], tracks: Mapping[str, Track] | None = None) -> None:
@@ -210,14 +187,6 @@ def _copies(ranges: Sequence[Sequence[StoredRange]]) -> Iterator[tuple[Path, int
             yield path, row + shift, row, min(FRAMES_PER_COPY, stop - row)
 
 
-def _open_source(sources: dict[Path, Any], path: Path) -> Any:
-    """Return a file from `sources`, opened if needed; the least recently used one is closed if there are too many."""
-    if path not in sources and len(sources) >= MAX_OPEN_FILES:
-        sources.pop(next(iter(sources))).close()
-    sources[path] = sources.pop(path, None) or open_file(path)
-    return sources[path]
-
-
 def _create_stream(f: Any, name: str, frames: int, info: StreamInfo) -> Any:
     """Create a stream's dataset: one frame per chunk, checksummed."""
     shape, chunks = (frames, *info.shape), (1, *info.shape)
@@ -237,30 +206,37 @@ def _write_batches(target: Any, batches: Iterable[NDArray[Any]], disk: ErrorTole
         raise RuntimeError(f"{target.name}: {row} of {len(target)} frames were computed")
 
 
-def _write_thumbnails(f: Any, sizes: NDArray[np.int64], parts: Iterable[NDArray[np.uint8]]) -> None:
-    """Write JPEGs end to end: the number of bytes of each, and the bytes in parts of any length."""
-    offsets = np.cumsum([0, *sizes], dtype=np.int64)
-    shape, chunks, options = (int(offsets[-1]),), (THUMBNAIL_BLOCK,), {"fletcher32": True, "track_times": False}
-    data = f.create_dataset("thumbnails/data", shape, "u1", maxshape=(None,), chunks=chunks, **options)
+def _write_array(f: Any, name: str, values: NDArray[Any]) -> None:
+    """Write a dataset as one checksummed chunk; scalars and empty arrays without chunks."""
+    chunks = values.shape if values.ndim and values.size else None
+    f.create_dataset(name, data=values, chunks=chunks, fletcher32=chunks is not None, track_times=False)
+
+
+Thumbnails = tuple[int, Sequence[int] | NDArray[np.int64], NDArray[np.uint8]]  # first row, sizes in bytes, JPEGs
+
+
+def _write_thumbnails(f: Any, frames: int, parts: Iterable[Thumbnails]) -> None:
+    """Write JPEGs end to end; frames that are in none of the parts have none."""
+    options = {"fletcher32": True, "track_times": False}
+    data = f.create_dataset("thumbnails/data", (0,), "u1", maxshape=(None,), chunks=(THUMBNAIL_BLOCK,), **options)
+    all_sizes = np.zeros(frames, np.int64)
+    for row, sizes, jpegs in parts:
+        all_sizes[row : row + len(sizes)] = sizes
+        end = len(data)
+        data.resize(end + len(jpegs), axis=0)
+        data[end:] = jpegs
+    offsets = np.cumsum([0, *all_sizes], dtype=np.int64)
     f.create_dataset("thumbnails/offset", data=offsets, chunks=offsets.shape, **options)
-    position = 0
-    for part in parts:
-        data[position : position + len(part)] = part
-        position += len(part)
 
 
-def _copy_thumbnails(f: Any, ranges: Sequence[Sequence[StoredRange]], frames: int, sources: dict[Path, Any]) -> None:
-    sizes, places = np.zeros(frames, np.int64), []  # 0 where there are only computed batches
+def _stored_thumbnails(ranges: Sequence[Sequence[StoredRange]]) -> Iterator[Thumbnails]:
     for path, source_row, row, count in _copies(ranges):
-        offsets = _open_source(sources, path)["thumbnails/offset"][source_row : source_row + count + 1]
-        sizes[row : row + count] = np.diff(offsets)
-        places.append((path, offsets[0], offsets[-1]))
-    parts = (_open_source(sources, path)["thumbnails/data"][start:stop] for path, start, stop in places)
-    _write_thumbnails(f, sizes, parts)
+        with open_file(path) as source:
+            offsets = source["thumbnails/offset"][source_row : source_row + count + 1]
+            yield row, np.diff(offsets), source["thumbnails/data"][offsets[0] : offsets[-1]]
 
 
 def _write_header(f: Any, header: Header) -> None:
-    f.attrs["format"], f.attrs["version"] = FORMAT_NAME, FORMAT_VERSION
     f.attrs["recipe"], f.attrs["fingerprint"] = header.recipe.to_json(), header.recipe.fingerprint
     f.attrs["complete"] = header.complete
     for name in ("trunk", "versions", "missing"):
@@ -269,6 +245,7 @@ def _write_header(f: Any, header: Header) -> None:
 
 def _write_sequences(f: Any, sequences: Sequence[FrameSequence]) -> None:
     lengths = np.array([s.length for s in sequences], np.int64)
+    cameras = [astuple(s.camera) if s.camera else (None,) * 5 for s in sequences]
     columns = {
         "id": [s.id for s in sequences],
         "split": [s.split for s in sequences],
@@ -278,15 +255,9 @@ def _write_sequences(f: Any, sequences: Sequence[FrameSequence]) -> None:
         "fps": np.array([s.fps for s in sequences], np.float64),
         "width": np.array([s.size[0] for s in sequences], np.int64),
         "height": np.array([s.size[1] for s in sequences], np.int64),
-        "camera": np.array([_camera(s.camera) for s in sequences], np.float64).reshape(-1, 5),
+        "camera": np.array(cameras, np.float64).reshape(-1, 5),  # None becomes NaN
     }
     write_columns(f.create_group("sequences"), columns)
-
-
-def _camera(camera: Camera | None) -> list[float]:
-    if camera is None:
-        return [math.nan] * 5
-    return [camera.fx, camera.fy, camera.cx, camera.cy, math.nan if camera.height is None else camera.height]
 
 
 def _write_tracks(f: Any, tracks: Mapping[str, Track]) -> None:
