@@ -81,19 +81,12 @@ def evaluate(run: Path, store: Store) -> Metrics:
         StoreError: the store or its examples differ from those the run was trained on.
     """
     metrics, config = read_metrics(run), read_run_config(run)
+    hint = f"--store {metrics.store.path}, or train again on this store"
     if metrics.store.fingerprint != store.fingerprint:
-        raise StoreError(
-            f"{store.path}: its recipe differs from the one {run} was trained on",
-            expected=metrics.store.fingerprint[:12],
-            got=store.fingerprint[:12],
-            hint=f"--store {metrics.store.path}",
-        )
+        raise StoreError(f"{store.path}: its recipe differs from the one {run} was trained on", hint=hint)
     task = read_task(config, store)
     if metrics.store.examples != task.digest:
-        raise StoreError(
-            f"{store.path}: its examples differ from those {run} was trained on",
-            hint=f"--store {metrics.store.path}, or train again if the labels have changed",
-        )
+        raise StoreError(f"{store.path}: its examples differ from those {run} was trained on", hint=hint)
     X = StoreExamples(StoreSource(store.path, task.examples.rows, config.train.memory_gb), task.examples)
     predicted = find_head(config.head.name).from_config(config).restore(load_model(run), run).predict(X)
     origin = StoreOrigin(**store_origin(store, task, config))
@@ -109,12 +102,9 @@ def _fit_head(config: Config, task: Task, X: StoreExamples, folder: Path) -> Hea
     if len(validation_indices) == 0:
         logger.info("no validation examples: the last epoch is kept")
     head: Head = find_head(config.head.name).from_config(config).set_params(validation_split=0.0)  # the task is split
-    head.fit(
-        X[train_indices],
-        targets[train_indices],
-        validation=(X[validation_indices], targets[validation_indices]) if len(validation_indices) else None,
-        logs=folder / "tensorboard" if config.train.tensorboard else None,
-    )
+    validation = (X[validation_indices], targets[validation_indices]) if len(validation_indices) else None
+    logs = folder / "tensorboard" if config.train.tensorboard else None
+    head.fit(X[train_indices], targets[train_indices], validation=validation, logs=logs)
     result = head.outcome_
     if result.interrupted:
         logger.info(
@@ -150,22 +140,20 @@ def _run_metrics(config: Config, store: Store, task: Task, head: Head, predicted
 def _score(task: Task, predicted: Floats) -> dict[str, Any]:
     """The fields of `Metrics` that follow from the predictions: scores, verdict and dropped labels."""
     examples, splits = task.examples, {}
+    answers = {"model": predicted, "constant": np.broadcast_to(task.constant, predicted.shape)}
     for split in dict.fromkeys(task.splits.tolist()):
         rows = task.known(split)
-        if len(rows) == 0:
-            continue
-        true, position = examples.targets[rows], examples.position[rows]
-        model, constant = (
-            scores(true, answers, task.constant, examples.columns, position)
-            for answers in (predicted[rows], np.broadcast_to(task.constant, true.shape))
-        )
-        splits[split] = SplitMetrics(examples=len(rows), model=model, constant=constant)
+        if len(rows):
+            true, position = examples.targets[rows], examples.position[rows]
+            splits[split] = SplitMetrics(
+                examples=len(rows),
+                **{k: scores(true, v[rows], task.constant, examples.columns, position) for k, v in answers.items()},
+            )
     verdict_split = next(split for split in VERDICT_SPLITS if split in splits)
     sentence, no_better = verdict(verdict_split, splits[verdict_split].model)
     sequences = len(np.unique(examples.sequence[task.known(verdict_split)]))
     if sequences < FEW_SEQUENCES:
-        number = f"{sequences} sequence{'s' if sequences > 1 else ''}"
-        sentence += f" Based on only {number}; the result may be chance."
+        sentence += f" Based on only {sequences} sequence{'s' * (sequences > 1)}; the result may be chance."
     return {
         "splits": splits,
         "verdict": sentence,

@@ -9,10 +9,9 @@ for every vehicle gives EV 5.09 on the public labels of the test part: near 2.00
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
@@ -20,8 +19,6 @@ from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
 from features._common.console import text_table
 from features._common.types import Floats
 from features.errors import DataError
-from features.sequences import FrameSequence
-from features.windows import Examples
 
 DISTANCE_EDGES = (20.0, 45.0)  # metres between near, medium and far
 MAX_BOX_OFFSET = 10.0  # px, summed over the four sides, between a vehicle's annotated and predicted box
@@ -30,7 +27,7 @@ MAX_BOX_OFFSET = 10.0  # px, summed over the four sides, between a vehicle's ann
 Metric = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
-class Box(BaseModel):
+class BoxSides(BaseModel):
     """A vehicle's box in px."""
 
     top: float
@@ -38,7 +35,7 @@ class Box(BaseModel):
     bottom: float
     right: float
 
-    def offset(self, other: Box) -> float:
+    def offset(self, other: BoxSides) -> float:
         """The sum of the four sides' absolute differences."""
         return float(sum(abs(value - getattr(other, side)) for side, value in self))
 
@@ -46,7 +43,7 @@ class Box(BaseModel):
 class PredictedVehicle(BaseModel):
     """A vehicle as a file of predictions has it: velocity (x forward, y right) in m/s, position in m."""
 
-    bbox: Box
+    bbox: BoxSides
     velocity: tuple[float, float]
     position: tuple[float, float] | None = None
 
@@ -57,7 +54,7 @@ class TrueVehicle(PredictedVehicle):
     position: tuple[float, float]
 
 
-Vehicle = TypeVar("Vehicle", bound=PredictedVehicle)
+VehicleType = TypeVar("VehicleType", bound=PredictedVehicle)
 
 
 @dataclass(frozen=True)
@@ -109,12 +106,9 @@ def evaluate_tusimple(predictions: Path, truth: Path) -> Benchmark:
     """
     predicted_clips, true_clips = _read_clips(predictions, PredictedVehicle), _read_clips(truth, TrueVehicle)
     if len(predicted_clips) != len(true_clips):
-        raise DataError(
-            "the predictions and the ground truth have different numbers of clips",
-            expected=f"{len(true_clips)} clips",
-            got=len(predicted_clips),
-            hint="predict the data set that the ground truth belongs to",
-        )
+        hint = f"predict the data set that {truth} belongs to"
+        expected, got = f"{len(true_clips)} clips", len(predicted_clips)
+        raise DataError(f"{predictions}: wrong number of clips", expected=expected, got=got, hint=hint)
     vehicles = [vehicle for clip in true_clips for vehicle in clip]
     if not vehicles:
         raise DataError(f"{truth}: the ground truth has no vehicle", hint="give another file as --truth")
@@ -130,33 +124,6 @@ def evaluate_tusimple(predictions: Path, truth: Path) -> Benchmark:
         raise DataError(f"{predictions}: {len(answers) - len(positions)} vehicles have no position, unlike the others")
     ep = by_distance(np.array(positions) - position, position) if positions else None
     return Benchmark(ev, ep, by_distance(velocity, position))
-
-
-def submission(
-    examples: Examples, predicted: Floats, sequences: Sequence[FrameSequence], split: str = "test"
-) -> list[list[dict[str, Any]]]:
-    """Convert predictions to the benchmark's format: one entry per clip of the split, in numeric order.
-
-    Vehicles without a box are left out, and so is the position if it was not predicted.
-
-    Args:
-        predicted: (n, K) for `examples.columns`, which include `vx` and `vy`.
-        sequences: all sequences of the data set.
-    """
-    clips: dict[int, list[dict[str, Any]]] = {i: [] for i, s in enumerate(sequences) if s.split == split}
-    column = {name: k for k, name in enumerate(examples.columns)}
-    for i in np.flatnonzero(np.isfinite(examples.box).all(axis=1)):
-        clip = clips.get(int(examples.sequence[i]))
-        if clip is None:
-            continue
-        left, top, right, bottom = examples.box[i].tolist()
-        vehicle: dict[str, Any] = {"bbox": {"top": top, "left": left, "bottom": bottom, "right": right}}
-        for key, names in (("velocity", ("vx", "vy")), ("position", ("x", "y"))):
-            if all(name in column for name in names):
-                vehicle[key] = [float(predicted[i, column[name]]) for name in names]
-        clip.append(vehicle)
-    # ids differ only in their number, so the shorter id has the smaller one
-    return [clips[i] for i in sorted(clips, key=lambda i: (len(sequences[i].id), sequences[i].id))]
 
 
 def tusimple_table(predictions: Path, truth: Path) -> str:
@@ -179,7 +146,7 @@ def first_fault(error: ValidationError) -> str:
     return ": ".join([".".join(map(str, fault["loc"])), fault["msg"]]).removeprefix(": ")
 
 
-def _read_clips(path: Path, vehicle: type[Vehicle]) -> list[list[Vehicle]]:
+def _read_clips(path: Path, vehicle: type[VehicleType]) -> list[list[VehicleType]]:
     try:
         return TypeAdapter(list[list[vehicle]]).validate_json(path.read_bytes())  # type: ignore[valid-type]
     except FileNotFoundError:

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from features._common.atomic import atomic_write
 from features.store import Store
 from stage2_temporal.report.clips import (
     FRAME_WIDTH,
@@ -22,13 +23,28 @@ from stage2_temporal.report.clips import (
     report_clip,
     spread_evenly,
 )
-from stage2_temporal.report.plots import MAX_POINTS, curves, finetune_curves, scatters, timeline
-from stage2_temporal.report.svg import Arrows, arrows, bars, plot_svg
-from stage2_temporal.runs.results import Results
+from stage2_temporal.report.plots import MAX_POINTS, curves, scatters, timeline
+from stage2_temporal.report.svg import Arrows, arrows, bars, plot_drawing
+from stage2_temporal.runs.folder import REPORT
+from stage2_temporal.runs.results import Results, read_results
 
 WORST_CLIPS, BEST_CLIPS = 8, 3
 UNKNOWN = "–"
 TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(run: Path, store: Store) -> Path:
+    """Write `report.html` into a run's folder, with frames from the store that it was trained on; return its path.
+
+    Raises:
+        DataError: a file of the run is missing or is not as training writes it.
+        StoreError: the store lacks a sequence that the run predicted.
+    """
+    html = render_page(read_results(run), store)
+    path = run / REPORT
+    with atomic_write(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return path
 
 
 def render_page(results: Results, store: Store) -> str:
@@ -54,7 +70,7 @@ def render_page(results: Results, store: Store) -> str:
         constant=results.constant,
         learning=curves(results),
         finetune_metrics=results.finetune_metrics,
-        fine_tuning=finetune_curves(results),
+        fine_tuning=curves(results, finetuning=True),
         components=[(name, scatters(results, k), timeline(results, store, k)) for k, name in enumerate(target)],
         worst=worst,
         best=best,
@@ -73,7 +89,7 @@ def environment() -> Environment:
     """Jinja's environment for the templates: every value is escaped, and a missing one is an error."""
     loader = FileSystemLoader(TEMPLATES)
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters |= {"number": number, "signed": signed, "duration": duration, "svg": plot_svg}
+    jinja.filters |= {"number": number, "signed": signed, "duration": duration, "drawing": plot_drawing}
     return jinja
 
 

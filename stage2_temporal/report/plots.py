@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from features.store import Store
-from stage2_temporal.evaluation.history import Epoch
 from stage2_temporal.report.clips import spread_evenly
 from stage2_temporal.runs.results import PredictedExample, Results
 
@@ -49,24 +48,13 @@ class Plot:
     component: int | None = None
 
 
-def curves(results: Results) -> list[Plot]:
-    """Loss and RMSE over the epochs of training, with the constant predictor's RMSE."""
-    return _curves(results, results.history, results.metrics.best_epoch, results.metrics.epochs)
-
-
-def finetune_curves(results: Results) -> list[Plot]:
-    """The same over the epochs of fine-tuning, if there are any."""
-    if results.finetune_metrics is None:
-        return []
-    best_epoch, epochs = results.finetune_metrics.best_epoch, results.finetune_metrics.epochs
-    plots = _curves(results, results.finetune_history, best_epoch, epochs)
-    return [replace(plot, note=f"Epoch 0 is the two-stage model. {plot.note}") for plot in plots]
-
-
-def _curves(results: Results, history: tuple[Epoch, ...], best_epoch: int, count: int) -> list[Plot]:
-    if len(history) < 2:  # a dot is not a curve
-        return []
+def curves(results: Results, *, finetuning: bool = False) -> list[Plot]:
+    """Loss and RMSE over the epochs of training or fine-tuning, if any, with the constant predictor's RMSE."""
     metrics = results.metrics
+    fit = results.finetune_metrics if finetuning else metrics
+    history = results.finetune_history if finetuning else results.history
+    if fit is None or len(history) < 2:  # a dot is not a curve
+        return []
     epochs = [float(row.epoch) for row in history]
     x_range = epochs[0] - 0.5, epochs[-1] + 0.5
     losses = [row.loss for row in history], [row.val_loss for row in history]
@@ -79,7 +67,7 @@ def _curves(results: Results, history: tuple[Epoch, ...], best_epoch: int, count
         series = [Series("training", "line", "train", epochs, training)]
         if any(map(math.isfinite, validation)):
             series.append(Series("validation", "line", "model", epochs, validation))
-        best = [(e, v) for e, v in zip(epochs, series[-1].y, strict=True) if e == best_epoch]
+        best = [(e, v) for e, v in zip(epochs, series[-1].y, strict=True) if e == fit.best_epoch]
         series.append(Series("saved model", "ring", "model", [e for e, _ in best], [v for _, v in best]))
         if title == "RMSE" and math.isfinite(constant):
             series.append(Series("constant", "dashed", "constant", list(x_range), [constant] * 2))
@@ -87,7 +75,8 @@ def _curves(results: Results, history: tuple[Epoch, ...], best_epoch: int, count
         if not values:
             continue
         log = min(values) > 0 and max(values) / min(values) > LOG_AXIS_RATIO
-        note = f"The saved model is that of epoch {best_epoch} of {count}."
+        note = "Epoch 0 is the two-stage model. " if finetuning else ""
+        note += f"The saved model is that of epoch {fit.best_epoch} of {fit.epochs}."
         if title == "RMSE":
             note += f" Dashed: the constant predictor on the {split_name} split."
         y_range = _padded_range(values, log=log, zero=not log)

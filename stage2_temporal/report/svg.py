@@ -1,4 +1,4 @@
-"""Draws plots and a clip's truth and prediction as SVG that needs no JavaScript; `report.js` changes it or draws alike.
+"""Geometry of the plots and of a clip's arrows and bars, which templates draw as SVG; `report.js` draws alike.
 
 The SVG names no colours: a series has its role as a class, and the page's style sheet gives the role a colour.
 """
@@ -9,8 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-
-from markupsafe import Markup
+from typing import Any
 
 from stage2_temporal.report.clips import Rectangle
 from stage2_temporal.report.plots import Plot, Range, Series, round_step
@@ -22,42 +21,27 @@ TITLE_WIDTH, DIGIT_WIDTH, MIN_LEFT = 26, 8, 52  # of the left margin: y title, o
 MAX_COLUMNS = 200  # columns of a plot that show their values under the pointer
 VELOCITY = ("vx", "vy")
 MAX_ARROW_LENGTH = 26.0
-BAR_HEIGHT, BAR_GAP, BARS_LENGTH = 5, 3, 100  # the last is the length from the smallest to the largest value
+BARS_LENGTH = 100  # from the smallest to the largest value
 AxisScale = Callable[[float], float]  # from a value to its place in the drawing
 
 
-def plot_svg(plot: Plot, plots_per_row: int = 3) -> Markup:
-    """Draw a plot so wide that `plots_per_row` of them fill the page's width."""
+def plot_drawing(plot: Plot, plots_per_row: int) -> dict[str, Any]:
+    """What `predictions.html.jinja` draws a plot from, so wide that `plots_per_row` of them fill the page's width."""
     width = PAGE_WIDTH // plots_per_row
     y_ticks = ticks(plot.y_range, 6, log=plot.log)
     left = max(MIN_LEFT, TITLE_WIDTH + DIGIT_WIDTH * max((len(_format(v)) for v in y_ticks), default=0))
     to_x = _scale(plot.x_range, left, width - RIGHT)
     to_y = _scale(plot.y_range, HEIGHT - BOTTOM, TOP, log=plot.log)
-    parts = [Markup('<svg viewBox="0 0 {} {}" aria-hidden="true"').format(width, HEIGHT)]
-    if plot.component is not None and not plot.log:  # where the script finds the values 0 and 1
-        scales = Markup(' data-component="{}" data-across="{:.4f} {:.4f}" data-up="{:.4f} {:.4f}"')
-        parts.append(scales.format(plot.component, to_x(0.0), to_x(1.0), to_y(0.0), to_y(1.0)))
-    parts.append(Markup(">"))
-    for value in ticks(plot.x_range, width // 60):
-        x = to_x(value)
-        parts.append(Markup('<path class="grid" d="M{:.1f} {}V{}"/>').format(x, TOP, HEIGHT - BOTTOM))
-        parts.append(Markup('<text x="{:.1f}" y="{}" class="middle">{}</text>').format(x, HEIGHT - 24, _format(value)))
-    for value in y_ticks:
-        y = to_y(value)
-        parts.append(Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(left, y, width - RIGHT))
-        parts.append(Markup('<text x="{}" y="{:.1f}" class="end">{}</text>').format(left - 6, y + 4, _format(value)))
-    parts += [_mark(series, to_x, to_y) for series in plot.series]
-    parts += [
-        Markup('<rect class="column" x="{:.1f}" y="{}" width="{:.1f}" height="{}"><title>{}</title></rect>').format(
-            to_x(start), TOP, to_x(stop) - to_x(start), HEIGHT - BOTTOM - TOP, text
-        )
-        for start, stop, text in _columns(plot)
-    ]
-    x_title = Markup('<text x="{}" y="{}" class="middle">{}</text>')
-    parts.append(x_title.format((width + left) / 2, HEIGHT - 6, plot.x_title))
-    y_title = Markup('<text transform="translate(11 {}) rotate(-90)" class="middle">{}</text></svg>')
-    parts.append(y_title.format((HEIGHT - BOTTOM + TOP) / 2, plot.y_title))
-    return Markup("").join(parts)
+    edges = {"left": left, "right": width - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}
+    return {
+        **edges,
+        "size": (width, HEIGHT),
+        "scales": (to_x, to_y),
+        "x_ticks": [(to_x(value), _format(value)) for value in ticks(plot.x_range, width // 60)],
+        "y_ticks": [(to_y(value), _format(value)) for value in y_ticks],
+        "marks": [(series, _path(series, to_x, to_y)) for series in plot.series],
+        "columns": [(to_x(start), to_x(stop), text) for start, stop, text in _columns(plot)],
+    }
 
 
 def ticks(values: Range, count: int, *, log: bool = False) -> list[float]:
@@ -94,18 +78,6 @@ class Arrows:
         return f"M{x:.1f} {y:.1f}L{tip}{barbs[0]}M{tip}{barbs[1]}"
 
 
-@dataclass(frozen=True)
-class Bars:
-    """One column's truth and prediction as bars from `zero`, with `scale` units per unit of the value."""
-
-    zero: float
-    scale: float
-
-    def path(self, value: float, line: int) -> str:
-        """The bar on a line, as an SVG path."""
-        return f"M{self.zero:.1f} {(BAR_HEIGHT + BAR_GAP) * line + BAR_HEIGHT}H{self.zero + value * self.scale:.1f}"
-
-
 def arrows(target: Sequence[str], examples: Iterable[PredictedExample]) -> Arrows | None:
     """The common scale of all arrows; None if the target has no velocity."""
     if not set(VELOCITY) <= set(target):
@@ -115,12 +87,11 @@ def arrows(target: Sequence[str], examples: Iterable[PredictedExample]) -> Arrow
     return Arrows(columns, MAX_ARROW_LENGTH / fastest, round_step(fastest / 4)) if fastest > 0 else None
 
 
-def bars(examples: Sequence[PredictedExample], column: int) -> Bars:
-    """The common scale of a column's bars."""
+def bars(examples: Sequence[PredictedExample], column: int) -> tuple[float, float]:
+    """Where a column's bars start, and their units of the drawing per unit of the value."""
     values = [0.0, *(v for e in examples for v in (e.true[column], e.predicted[column]))]
-    low, high = min(values), max(values)
-    scale = BARS_LENGTH / ((high - low) or 1.0)
-    return Bars(abs(low) * scale, scale)
+    scale = BARS_LENGTH / ((max(values) - min(values)) or 1.0)
+    return abs(min(values)) * scale, scale
 
 
 def _columns(plot: Plot) -> Iterator[tuple[float, float, str]]:
@@ -141,7 +112,7 @@ def _columns(plot: Plot) -> Iterator[tuple[float, float, str]]:
         yield edges[i], edges[after], f"{place}: {', '.join([*values, *constants])}"
 
 
-def _mark(series: Series, to_x: AxisScale, to_y: AxisScale) -> Markup:
+def _path(series: Series, to_x: AxisScale, to_y: AxisScale) -> str:
     points = [(to_x(x), to_y(y)) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(y)]
     if series.kind == "ring":
         path = "".join(f"M{x - 4.5:.1f} {y:.1f}a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0" for x, y in points)
@@ -162,7 +133,7 @@ def _mark(series: Series, to_x: AxisScale, to_y: AxisScale) -> Markup:
             if math.isfinite(y):
                 path += f"{command}{to_x(x):.1f} {to_y(y):.1f}"
             command = "L" if math.isfinite(y) else "M"
-    return Markup('<path class="{}" d="{}"/>').format(f"{series.kind} role-{series.role}", path)
+    return path
 
 
 def _scale(values: Range, start: float, stop: float, *, log: bool = False) -> AxisScale:

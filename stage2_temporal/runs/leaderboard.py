@@ -94,11 +94,7 @@ class Board:
 
 
 def find_runs(root: Path) -> tuple[list[Run], list[str]]:
-    """Find the finished runs in a folder, including those of sweeps.
-
-    Returns:
-        The runs, and one line for each run that cannot be read.
-    """
+    """Find the finished runs in a folder and its sweeps; return them, and one line for each that cannot be read."""
     runs, errors = [], []
     for path in sorted(file.parent for pattern in ("*", "*/*") for file in root.glob(f"{pattern}/metrics.json")):
         if any(part.startswith(".") for part in path.relative_to(root).parts):
@@ -126,13 +122,11 @@ def boards(runs: Iterable[Run], target: str | None = None) -> list[Board]:
     Args:
         target: keep only this target, such as `velocity` or the names of its columns with commas.
     """
-    columns = None
     if target is not None:
         columns = Config().with_target(tuple(target.split(",")) if "," in target else target).data.columns
+        runs = [run for run in runs if run.metrics.target == columns]
     comparable: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        if columns is not None and run.metrics.target != columns:
-            continue
         splits = [split for split in SPLIT_ORDER if split in run.metrics.splits]
         for split in splits if splits == ["train"] else [split for split in splits if split != "train"]:
             comparable.setdefault((run.metrics.target, split, *_examples_key(run, split)), []).append(run)
@@ -237,7 +231,6 @@ def _distinguishing_names(settings: list[dict[str, Any]]) -> dict[str, str]:
     """Full name → shortest unambiguous name of every setting that differs among these."""
     names = dict.fromkeys(name for values in settings for name in values if name not in HIDDEN_SETTINGS)
     differing = [n for n in names if len({json.dumps(values.get(n), sort_keys=True) for values in settings}) > 1]
-    last_parts = [name.rpartition(".")[2] for name in differing]
-    return {
-        name: last if last_parts.count(last) == 1 else name for name, last in zip(differing, last_parts, strict=True)
-    }
+    short_names = {name: name.rpartition(".")[2] for name in differing}
+    counts = Counter(short_names.values())
+    return {name: short if counts[short] == 1 else name for name, short in short_names.items()}

@@ -25,6 +25,7 @@ from stage2_temporal.evaluation.metrics import Scores, have_one_unit
 from stage2_temporal.evaluation.tusimple import first_fault
 
 VERDICT_SPLITS = ("test", "validation", STORED_VALIDATION, "train")  # the verdict is about the first that has labels
+WINDOW_COLUMNS = ("label", "frame", "first", "stride", "length")  # of predictions.csv
 RETRAIN = "train again with framebank train"
 JsonModel = TypeVar("JsonModel", bound=BaseModel)
 
@@ -208,11 +209,13 @@ def read_results(run: Path) -> Results:
     Raises:
         DataError: a file is missing or is not as training writes it.
     """
-    metrics = read_metrics(run)
+    metrics, config = read_metrics(run), run / "config.toml"
+    if not config.is_file():
+        raise DataError(f"{config}: no such file", hint=RETRAIN)
     finetuned = (run / "finetune.json").is_file() and (run / "finetune.csv").is_file()
     return Results(
         name=run.resolve().name,
-        config=_read_text(run / "config.toml"),
+        config=config.read_text(encoding="utf-8"),
         metrics=metrics,
         history=read_history(run / "history.csv", RETRAIN),
         examples=read_predictions(run / "predictions.csv", metrics.target),
@@ -241,13 +244,8 @@ def write_predictions(
     """
     rows = (
         [
-            splits[i],
-            sequences[examples.sequence[i]].id,
-            examples.label[i],
-            examples.frame[i],
-            examples.start[i],
-            stride,
-            examples.rows.shape[1],
+            *(splits[i], sequences[examples.sequence[i]].id),
+            *(examples.label[i], examples.frame[i], examples.start[i], stride, examples.rows.shape[1]),
             *(format_number(v) for pair in zip(examples.targets[i], predicted[i], strict=True) for v in pair),
             format_number(examples.position[i, 0]),
         ]
@@ -266,18 +264,14 @@ def read_predictions(path: Path, target: tuple[str, ...]) -> tuple[PredictedExam
     for row in read_csv_table(path, required=_prediction_columns(target), hint=RETRAIN).rows:
         cells = row.cells
         try:
+            numbers = {name: int(cells[name]) for name in WINDOW_COLUMNS}
+            true, predicted = (
+                tuple(parse_number(cells[f"{column}_{kind}"]) for column in target) for kind in ("true", "pred")
+            )
+            distance = parse_number(cells.get("distance", ""))
             examples.append(
                 PredictedExample(
-                    split=cells["split"],
-                    sequence=cells["sequence"],
-                    label=int(cells["label"]),
-                    frame=int(cells["frame"]),
-                    first=int(cells["first"]),
-                    stride=int(cells["stride"]),
-                    length=int(cells["length"]),
-                    true=tuple(parse_number(cells[f"{column}_true"]) for column in target),
-                    predicted=tuple(parse_number(cells[f"{column}_pred"]) for column in target),
-                    distance=parse_number(cells.get("distance", "")),
+                    cells["split"], cells["sequence"], **numbers, true=true, predicted=predicted, distance=distance
                 )
             )
         except ValueError as e:
@@ -287,18 +281,11 @@ def read_predictions(path: Path, target: tuple[str, ...]) -> tuple[PredictedExam
 
 def _prediction_columns(target: tuple[str, ...]) -> list[str]:
     values = [f"{column}_{kind}" for column in target for kind in ("true", "pred")]
-    return ["split", "sequence", "label", "frame", "first", "stride", "length", *values]
+    return ["split", "sequence", *WINDOW_COLUMNS, *values]
 
 
 def _read_json(path: Path, model: type[JsonModel]) -> JsonModel:
     try:
-        return model.model_validate_json(_read_text(path))
+        return model.model_validate_json(path.read_bytes())
     except ValidationError as e:
         raise DataError(f"{path}: {first_fault(e)}", hint=RETRAIN) from None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file", hint=RETRAIN) from None

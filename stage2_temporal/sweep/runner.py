@@ -81,14 +81,11 @@ def run_sweep(plan: SweepPlan, entries: tuple[SweepEntry, ...], store: Path, run
 def _check_entries(
     entries: Iterable[SweepEntry], store: Store, folder: Path
 ) -> tuple[tuple[SweepEntry, ...], set[str], list[DerivedStream]]:
-    """Check every entry against the store.
+    """Check every entry against the store, in one pass that collects all errors.
 
     Returns:
         All entries, with a real head instead of `auto`; the names of those that are trained already; and the derived
         streams that the others read.
-
-    Raises:
-        BadInputs: every error in tasks, heads' names and grids, found in one pass.
     """
 
     @functools.cache
@@ -125,11 +122,9 @@ def _check_entries(
 def _train_entries(
     plan: SweepPlan, todo: list[SweepEntry], store: Path, folder: Path, finished: set[str]
 ) -> tuple[list[str], int]:
-    """Train entries and add their names to `finished`.
-
-    Returns:
-        One line for each entry that failed, in the order of `todo`, and the number of entries that were started.
-    """
+    """Train entries, add their names to `finished`, and return a line for each failed one and the number started."""
+    if not todo:
+        return [], 0
     cores = cpu_count()
     jobs = plan.jobs or cores
     started: list[SweepEntry] = []

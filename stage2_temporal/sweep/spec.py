@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from scipy.stats import loguniform, randint, uniform
 from sklearn.model_selection import ParameterGrid, ParameterSampler
 
@@ -153,7 +153,8 @@ def expand_entry(table: dict[str, Any], seed: int) -> Iterator[Settings]:
     """Expand an entry into settings: every combination of its lists, or `draws` random draws.
 
     Raises:
-        ConfigError: a key that a sweep cannot vary, a bad distribution, or a distribution without `draws`.
+        ConfigError: a key that a sweep cannot vary, or a distribution without `draws`.
+        ValidationError: a bad distribution.
     """
     choices: dict[str, Any] = {}
     draws = table.get("draws", 0)
@@ -162,10 +163,7 @@ def expand_entry(table: dict[str, Any], seed: int) -> Iterator[Settings]:
     for key, value in _with_full_names({k: v for k, v in table.items() if k != "draws"}):
         _check_key(key)
         if isinstance(value, dict):
-            try:
-                choices[key] = Distribution.model_validate(value)
-            except ValidationError as e:
-                raise ConfigError(f"{key}: {describe_validation_error(e)}") from None
+            choices |= TypeAdapter(dict[str, Distribution]).validate_python({key: value})
         else:
             choices[key] = value if isinstance(value, list) else [value]
             if not choices[key]:

@@ -28,12 +28,9 @@ PARENT_CHECK_INTERVAL = 0.2  # seconds
 
 
 def prepare_worker(parent: int, threads: int, folder: Path) -> None:
-    """Turn this process into a worker: load TensorFlow with its share of the cores, ignore Ctrl-C, end with the sweep.
+    """Turn this process into a worker: load TensorFlow with some threads, ignore Ctrl-C, end with the parent process.
 
-    Args:
-        parent: process id of the sweep.
-        threads: for TensorFlow, in one operation.
-        folder: the sweep's current folder, which its paths are relative to.
+    `folder` is the parent's current folder, which the sweep's paths are relative to.
     """
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep handles it and ends its workers

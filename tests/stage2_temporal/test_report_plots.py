@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from stage2_temporal.report.plots import MAX_POINTS, curves, scatters, timeline
-from stage2_temporal.report.svg import plot_svg, ticks
+from stage2_temporal.report.page import environment
+from stage2_temporal.report.plots import MAX_POINTS, Plot, curves, scatters, timeline
+from stage2_temporal.report.svg import ticks
 from stage2_temporal.runs.results import read_results
 from tests.report_runs import body, make_run
+
+
+def plot_svg(plot: Plot) -> str:
+    """A plot as the page draws it."""
+    panel = environment().get_template("predictions.html.jinja").module.panel  # type: ignore[attr-defined]
+    return str(panel(plot, 3))
 
 
 def test_sequence_with_many_labels_is_plotted_over_time(tmp_path: Path) -> None:

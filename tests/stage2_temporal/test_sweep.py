@@ -110,7 +110,7 @@ def test_errors_of_all_entries_are_reported_together() -> None:
         "entry 5: backbone.name cannot vary within a sweep",
         "low must be below high",
         "entry 7: an entry with a distribution needs a number of draws",
-        "unknown key hihg (did you mean high?)",
+        "unknown key head.units.hihg (did you mean high?)",
         "entry 9: head.units: the list is empty",
         "entry 10: head cannot vary",
         "entry 11: draws: wrong value; expected a whole number, 0 or more; got -1",

@@ -67,7 +67,7 @@ def test_mean_is_unknown_without_far_vehicles(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p[:1], "different numbers of clips; expected 2 clips; got 1"),
+        (lambda p: p[:1], "wrong number of clips; expected 2 clips; got 1"),
         (lambda p: [p[0], p[1][:1]], "clip 1: no prediction for the vehicle .*within 10 px.*got 12"),
         (lambda p: [[], p[1]], "clip 0: no prediction.*no vehicle"),
         (lambda p: {"clips": p}, "not in the benchmark's format"),
