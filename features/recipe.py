@@ -48,8 +48,7 @@ class Recipe:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the canonical JSON, hex."""
-        # `weights` is only the name the user gave; the digest determines the numbers
-        return json_digest({k: v for k, v in asdict(self).items() if k != "weights"})
+        return json_digest(self._decisive())
 
     def differences(self, other: Recipe) -> list[str]:
         """The fields that determine numbers and differ, as `name: value in other, not value here`.
@@ -58,12 +57,12 @@ class Recipe:
         >>> small.differences(Recipe("cv2", (640, 360), "area", "rgb", "none", "EfficientNetLite0"))
         ['size: [640,360], not [320,180]']
         """
-        ours, theirs = asdict(self), asdict(other)
-        return [
-            f"{k}: {_shorten(theirs[k])}, not {_shorten(ours[k])}"
-            for k in ours
-            if k != "weights" and ours[k] != theirs[k]
-        ]
+        ours, theirs = self._decisive(), other._decisive()
+        return [f"{k}: {_shorten(theirs[k])}, not {_shorten(v)}" for k, v in ours.items() if v != theirs[k]]
+
+    def _decisive(self) -> dict[str, Any]:
+        # without `weights`, which is only the name the user gave; the digest determines the numbers
+        return {k: v for k, v in asdict(self).items() if k != "weights"}
 
 
 def _shorten(value: object) -> str:

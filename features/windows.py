@@ -93,31 +93,26 @@ def make_examples(
         ConfigError: no label has the columns, or no window fits.
     """
     offsets = window_offsets(length, stride, end)
-    fitting: list[tuple[int, int, FrameSequence]] = []  # sequence's index, label's index, sequence
-    dropped = 0
-    for s, sequence in enumerate(sequences):
-        for i in labels_with_targets(sequence, columns):
-            window = sequence.labels[i].frame + offsets
-            if window[0] >= 0 and window[-1] < sequence.length:
-                fitting.append((s, i, sequence))
-            else:
-                dropped += 1
+    pairs = [(s, i) for s, sequence in enumerate(sequences) for i in labels_with_targets(sequence, columns)]
+    fitting = [
+        (s, i) for s, i in pairs if -offsets[0] <= sequences[s].labels[i].frame < sequences[s].length - offsets[-1]
+    ]
+    dropped = len(pairs) - len(fitting)
     if not fitting:
         raise _no_examples_error(sequences, columns, dropped, offsets)
-    labels = [sequence.labels[i] for _, i, sequence in fitting]
+    labels = [sequences[s].labels[i] for s, i in fitting]
     frame = np.array([label.frame for label in labels], np.int64)
-    sequence_index = np.array([s for s, _, _ in fitting], np.int64)
-    nan2, nan4 = (math.nan,) * 2, (math.nan,) * 4
+    sequence_index, label_index = np.array(fitting, np.int64).T
     return Examples(
         rows=np.asarray(first, np.int64)[sequence_index][:, None] + frame[:, None] + offsets,
         targets=np.array([[target_value(label, c) for c in columns] for label in labels], np.float64),
-        split=np.array([sequence.split for _, _, sequence in fitting]),
+        split=np.array([sequences[s].split for s, _ in fitting]),
         sequence=sequence_index,
-        label=np.array([i for _, i, _ in fitting], np.int64),
+        label=label_index,
         frame=frame,
         start=frame + offsets[0],
-        position=np.array([label.position or nan2 for label in labels], np.float64),
-        box=np.array([label.box or nan4 for label in labels], np.float64),
+        position=np.array([label.position or (math.nan,) * 2 for label in labels], np.float64),
+        box=np.array([label.box or (math.nan,) * 4 for label in labels], np.float64),
         columns=columns,
         dropped=dropped,
     )

@@ -38,40 +38,33 @@ def read_csv_table(
         faults: if given, a row with too few or too many cells is left out and described here in one line each.
 
     Raises:
-        DataError: the file is missing, unreadable or not CSV, its header is bad or lacks a required column; or, without
-            `faults`, a row has the wrong number of cells.
+        DataError: the file cannot be read, its header is bad, or, without `faults`, a row has a wrong number of cells.
     """
     hint = hint or f"edit {path}"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file", hint=hint) from None
+    except OSError as e:
+        raise DataError(f"{path}: {(e.strerror or str(e)).lower()}", hint=hint) from None
     except (UnicodeDecodeError, csv.Error) as e:
         raise DataError(f"{path}: not a CSV file", expected="comma-separated text in UTF-8", got=e, hint=hint) from None
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read", got=e.strerror or e, hint="check its permissions") from None
-    if not lines:
-        raise DataError(f"{path}: empty file", expected="a header and rows", got="nothing", hint=hint)
-    columns = tuple(lines[0][1])
-    if "" in columns or len(set(columns)) < len(columns):
-        got = ", ".join(column or "(no name)" for column in columns)
-        raise DataError(f"{path}: bad header", expected="a different name for each column", got=got, hint=hint)
+    columns = tuple(lines.pop(0)[1]) if lines else ()
+    header = ", ".join(columns) or "nothing"
+    if not columns or "" in columns or len(set(columns)) < len(columns):
+        raise DataError(f"{path}: bad header", expected="a different name for each column", got=header, hint=hint)
     if missing := [column for column in required if column not in columns]:
         expected = f"the columns {', '.join(required)}"
-        raise DataError(f"{path}: no column {', '.join(missing)}", expected=expected, got=", ".join(columns), hint=hint)
+        raise DataError(f"{path}: no column {', '.join(missing)}", expected=expected, got=header, hint=hint)
     rows = []
-    for line, cells in lines[1:]:
+    for line, cells in lines:
         where = f"{path}, line {line}"
         if len(cells) == len(columns):
             rows.append(CsvRow(where, dict(zip(columns, cells, strict=True))))
-            continue
-        what, row_hint = f"{where}: wrong number of cells", hint if faults is None else None
-        error = DataError(what, expected=len(columns), got=len(cells), hint=row_hint)
-        if faults is None:
-            raise error
-        faults.append(str(error))
+        elif faults is None:
+            raise DataError(f"{where}: wrong number of cells", expected=len(columns), got=len(cells), hint=hint)
+        else:
+            faults.append(f"{where}: wrong number of cells; expected {len(columns)}; got {len(cells)}.")
     return CsvTable(columns, tuple(rows))
 
 

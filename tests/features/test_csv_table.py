@@ -27,7 +27,7 @@ def test_rows_have_cells_by_column_and_line_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "empty file"),
+        (b"", "bad header; expected a different name for each column; got nothing"),
         (b"a,c\n", "no column b, d; expected the columns a, b, d; got a, c"),
         (b"a,b,d,a\n", "bad header"),
         (b"a,b,d,\n", "bad header"),
