@@ -1,49 +1,48 @@
-"""Time functions that take turns, in seconds by the clock and by CPU: arrays (2,), or (rounds, 2).
-
-Each ratio is taken within a round, so that a change of the machine's speed between rounds does not matter; its median
-over the rounds is reported. CPU seconds are those of all threads, which other programs hardly change.
-"""
+"""Time functions in turn: each in every round, so that a change of the machine's speed affects all of them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features._common.console import text_table
 
-Function = Callable[[], Any]
+Timer = Callable[[], NDArray[np.float64]]  # seconds per item, by the clock and by CPU, summed over all threads
 Row = dict[str, str | float]
 
 
-def seconds(function: Function) -> NDArray[np.float64]:
-    """Time one call."""
-    started = np.array([time.perf_counter(), time.process_time()])
-    function()
-    return np.array([time.perf_counter(), time.process_time()]) - started
+def timer(function: Callable[[], object], items: float = 1) -> Timer:
+    """Wrap a function that processes so many items (frames, epochs …) into one that times a call of it."""
 
-
-def take_turns(functions: Mapping[str, Function], rounds: int) -> dict[str, NDArray[np.float64]]:
-    """Call each function once to warm up, and then time them `rounds` times in turn."""
-    for function in functions.values():
+    def call() -> NDArray[np.float64]:
+        started = np.array([time.perf_counter(), time.process_time()])
         function()
-    turns = [[seconds(function) for function in functions.values()] for _ in range(rounds)]
-    return dict(zip(functions, np.swapaxes(turns, 0, 1), strict=True))
+        return (np.array([time.perf_counter(), time.process_time()]) - started) / items
+
+    return call
 
 
-def speed(times: NDArray[np.float64], frames: int) -> Row:
-    """Frames per second of a function that takes so many frames: the median over the rounds."""
-    wall, cpu = frames / np.median(times, axis=0)
-    return {"frames/s": wall, "frames per CPU second": cpu}
+def compare(timers: Mapping[str, Timer], references: Mapping[str, tuple[str, ...]], rounds: int) -> list[Row]:
+    """Call each timer once to warm up and then `rounds` times in turn; one row per timer, with medians.
 
-
-def ratio(name: str, times: NDArray[np.float64], *references: NDArray[np.float64]) -> Row:
-    """The median over the rounds of times relative to those of a reference, or of several together."""
-    wall, cpu = np.median(times / sum(references), axis=0)
-    return {name: wall, f"{name}, by CPU": cpu}
+    A timer that has `references` is divided by their times together, round by round.
+    """
+    for call in timers.values():
+        call()
+    rounds_of_times = [[call() for call in timers.values()] for _ in range(rounds)]
+    times = dict(zip(timers, np.swapaxes(rounds_of_times, 0, 1), strict=True))  # (rounds, 2) each
+    rows = []
+    for name, seconds in times.items():
+        wall, cpu = np.median(seconds, axis=0)
+        row: Row = {"function": name, "seconds": wall, "per second": 1 / wall, "per CPU second": 1 / cpu}
+        if name in references:
+            ratio, cpu_ratio = np.median(seconds / sum(times[r] for r in references[name]), axis=0)
+            row |= {"relative to": " + ".join(references[name]), "ratio": ratio, "by CPU": cpu_ratio}
+        rows.append(row)
+    return rows
 
 
 def table(rows: list[Row]) -> str:

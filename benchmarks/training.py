@@ -1,170 +1,112 @@
 """Training heads from a store compared with plain `model.fit` on arrays, and with training end to end.
 
-The published model (configs/competition.toml, random weights), with 365 clips to train on and 91 to validate on, of 8
-frames each. End to end is measured on one batch of 38 clips, whose frames are in memory, and scaled up; extraction
-and decoding are measured on a few rendered clips and scaled up. Everything else is measured in full.
+The published model (configs/competition.toml) with random weights, on rendered clips: 365 to train on and 91 to
+validate on, of 8 frames each. End to end is measured on one batch, whose frames are in memory, and scaled up.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import cv2
 import keras
 import numpy as np
 
-from benchmarks.timing import Function, Row, seconds
-from features.config import Config, DataConfig, TrainConfig, read_config
-from features.head_config import HeadConfig, PooledLSTMConfig
-from features.sequences import FrameSequence, Label
-from features.store import Header, Store
-from features.store_writer import StreamContent, assemble_store
+from benchmarks.timing import Row, Timer, compare, timer
+from features.config import Config, DataConfig, WindowConfig, read_config
+from features.head_config import PooledLSTMConfig
+from features.store import Store
 from features.streams import APPEARANCE
-from stage1_extract.backbone.trunk import Trunk, build_trunk
+from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
 from stage1_extract.extract import extract
 from stage1_extract.sample import render_sample_set
-from stage2_temporal.data.batches import Batches
-from stage2_temporal.data.examples import StoreSource
+from stage2_temporal.data.examples import load_examples
 from stage2_temporal.data.task import read_task
 from stage2_temporal.fused.fuse import build_fused_model
-from stage2_temporal.heads import build_model
+from stage2_temporal.heads import find_head
 from stage2_temporal.train import train
-from stage2_temporal.training.loop import fit_model
+from tests.stage2_helpers import build_model
 
-TRAIN_CLIPS, VALIDATION_CLIPS, LENGTH = 365, 91, 8
-FEW_CLIPS, MANY_CLIPS = 2, 38  # extraction is timed on both; the difference is its cost per clip
-Figures = dict[str, float]
+CLIPS = {"train": 365, "validation": 91, "test": 0}
+END_TO_END, VALIDATION, PLAIN = "end to end, epoch", "end to end, validation", "plain model.fit, epoch"
+DECODING, EXTRACTION, EXPERIMENT = "decoding all clips", "extracting all clips", "training for ten epochs, with report"
 
 
 def measure(rounds: int = 3) -> list[Row]:
-    """Seconds, and ratios (named a/b); medians over rounds in which all ways of training take turns."""
-    config = read_config("configs/competition.toml")
-    config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"weights": "random"})})
+    """One row per step, and two for all steps together."""
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        trunk = build_trunk(config)
-        _write_store(root / "store.h5", trunk)
-        with Store(root / "store.h5") as store:
-            figures = _epochs(store, trunk, config, rounds)
-        figures |= _experiments(root, config, figures)
-    return [{"figure": name, "seconds, or ratio": value} for name, value in figures.items()]
+        data, path = Path(folder, "data"), Path(folder, "store.h5")
+        render_sample_set(data, seed=1, **CLIPS, progress=False)
+        config = read_config("configs/competition.toml")
+        updates = {
+            "data": DataConfig(layout="sample", path=str(data), fps=10.0),
+            "window": WindowConfig(),
+            "backbone": config.backbone.model_copy(update={"weights": "random"}),
+            "train": config.train.model_copy(update={"validation_split": 0.0}),
+        }
+        config = config.model_copy(update=updates)
+        size = config.frames.width, config.frames.height
+
+        def decode() -> None:
+            for file in data.rglob("*.jpg"):
+                cv2.resize(cv2.imread(str(file)), size, interpolation=cv2.INTER_CUBIC)
+
+        def experiment() -> None:
+            with Store(path) as store:
+                train(config, store, read_task(config, store), Path(folder, "run"))
+
+        once = {DECODING: decode, EXTRACTION: lambda: extract(config, path, scan(config.data)), EXPERIMENT: experiment}
+        rows: list[Row] = [{"function": name, "seconds": timer(call)()[0]} for name, call in once.items()]
+        timers = _epochs(config, path)
+        references = {name: (PLAIN,) for name in timers if name.startswith("framebank")} | {PLAIN: (END_TO_END,)}
+        rows += compare(timers, references, rounds)
+    seconds = {row["function"]: float(row["seconds"]) for row in rows}
+    end_to_end = seconds[DECODING] + config.train.epochs * (seconds[END_TO_END] + seconds[VALIDATION])
+    return [
+        *rows,
+        {"function": "ten epochs end to end, with decoding", "seconds": end_to_end},
+        {"function": "ten epochs in two stages", "seconds": seconds[EXTRACTION] + seconds[EXPERIMENT]},
+    ]
 
 
-def _wall_seconds(function: Function) -> float:
-    return float(seconds(function)[0])
-
-
-def _write_store(path: Path, trunk: Trunk) -> None:
-    """Write random maps in half precision, shaped like those at the published cut."""
-
-    def maps() -> Iterator[np.ndarray]:
-        rng = np.random.default_rng(0)
-        for _ in range(TRAIN_CLIPS + VALIDATION_CLIPS):
-            yield rng.standard_normal((LENGTH, *trunk.stream.shape), np.float32).astype(np.float16)
-
-    rng = np.random.default_rng(1)
-    sequences = [
-        FrameSequence(
-            f"Train/{i}", "train" if i < TRAIN_CLIPS else "validation", LENGTH, 20.0, (1280, 720), "d",
-            (Label(39, {"vx": rng.normal(0.5, 2.3), "vy": rng.normal(-0.1, 0.3)}),),
-        )
-        for i in range(TRAIN_CLIPS + VALIDATION_CLIPS)
-    ]  # fmt: skip
-    header = Header(trunk.recipe, trunk={"parameters": trunk.model.count_params()})
-    assemble_store(path, header, sequences, {APPEARANCE: StreamContent(trunk.stream, batches=maps())}, trunk.top())
-
-
-def _epochs(store: Store, trunk: Trunk, config: Config, rounds: int) -> Figures:
-    """One epoch in each way."""
-    examples = read_task(config.model_copy(update={"train": TrainConfig()}), store).examples
-    examples = examples[examples.split == "train"]
-    rows, targets, batch = examples.rows, examples.targets, config.train.batch
-    shape, top = (LENGTH, *trunk.stream.shape), store.top()
-
-    def framebank_epoch(
-        head: HeadConfig, epochs: int, precision: str = "float32", vectors: np.ndarray | None = None
-    ) -> Callable[[], float]:
-        read = partial(StoreSource(store.path, rows).windows, APPEARANCE) if vectors is None else vectors.__getitem__
-        entries = rows if vectors is None else np.arange(len(rows))
-        with_top = top if head.name == config.head.name else None
-        model = build_model(read(entries[:1]).shape[1:], head, 2, top=with_top)
-        options = config.train.model_copy(update={"epochs": epochs, "precision": precision})
-
-        def median_epoch() -> float:
-            result = fit_model(model, Batches(read, entries, targets, batch, seed=0), None, options)
-            return statistics.median(epoch.seconds for epoch in result.history[1:])  # the first one builds the graph
-
-        return median_epoch
-
-    def plain_fit(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Callable[[], float]:
-        model.compile(keras.optimizers.Adam(), loss="mean_squared_error", metrics=["root_mean_squared_error"])
-        model.fit(x[:batch], y[:batch], batch_size=batch, verbose=0)  # builds the graph
-        return lambda: _wall_seconds(lambda: model.fit(x, y, batch_size=batch, verbose=0))
-
-    def evaluate() -> float:
-        return _wall_seconds(lambda: end_to_end.evaluate(frames, targets[:batch], batch_size=batch, verbose=0))
-
-    trunk.model.trainable = False
-    end_to_end = build_fused_model(trunk.model, build_model(shape, config.head, 2, top=top))
+def _epochs(config: Config, path: Path) -> dict[str, Timer]:
+    """Timers of one epoch each."""
+    X, y, _ = load_examples(path, config, splits=("train",))
+    batch, size = config.train.batch, len(y)
+    with Store(path) as store:
+        top = store.top()
+        maps = store.read(APPEARANCE, X.examples.rows.ravel()).astype(np.float32)
+    maps = maps.reshape(size, -1, *maps.shape[1:])
+    plain = build_model(maps.shape[1:], config.head, 1, top=top)
+    trunk = build_trunk(config).model
+    trunk.trainable = False
+    end_to_end = build_fused_model(trunk, build_model(maps.shape[1:], config.head, 1, top=top))
     frames = np.random.default_rng(0).integers(0, 256, (batch, *end_to_end.input.shape[1:]), dtype=np.uint8)
-    maps = store.read(APPEARANCE, rows.ravel()).astype(np.float32).reshape(len(rows), *shape)
-    pooled_head = PooledLSTMConfig(units=256)
-    ways = {
-        "end_to_end_step": plain_fit(end_to_end, frames, targets[:batch]),
-        "end_to_end_validation_step": evaluate,
-        "plain_epoch": plain_fit(build_model(shape, config.head, 2, top=top), maps, targets),
-        "epoch": framebank_epoch(config.head, 2),
-        "epoch_bfloat16": framebank_epoch(config.head, 2, "bfloat16"),
-        "pooled_epoch_on_maps": framebank_epoch(pooled_head, 4),
-        "pooled_epoch_on_vectors": framebank_epoch(pooled_head, 6, vectors=maps.mean(axis=(2, 3), keepdims=True)),
-    }
-    evaluate()  # builds the graph
-    times: list[Figures] = [{name: way() for name, way in ways.items()} for _ in range(rounds)]
-    for row in times:
-        row["end_to_end_epoch"] = row["end_to_end_step"] * len(rows) / batch
-        row["end_to_end_validation"] = row["end_to_end_validation_step"] * VALIDATION_CLIPS / batch
-    figures = {name: statistics.median(row[name] for row in times) for name in times[0]}
-    for name in ("epoch", "epoch_bfloat16", "pooled_epoch_on_maps", "pooled_epoch_on_vectors"):
-        for reference in ("end_to_end_epoch", "plain_epoch"):
-            figures[f"{reference}/{name}"] = statistics.median(row[reference] / row[name] for row in times)
-    return figures
+    for model in (plain, end_to_end):
+        model.compile(keras.optimizers.Adam(), loss="mean_squared_error")
 
+    def framebank_epoch(epochs: int, **updates: object) -> Timer:
+        settings = config.model_copy(update=updates)
+        settings = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": epochs})})
 
-def _experiments(root: Path, config: Config, figures: Figures) -> Figures:
-    """From JPEGs to ten epochs: end to end, scaled up from its parts, and in two stages."""
-    clips = TRAIN_CLIPS + VALIDATION_CLIPS
-    render_sample_set(root / "data", seed=1, train=MANY_CLIPS, validation=0, test=0, progress=False)
-    sample = config.model_copy(update={"data": DataConfig(layout="sample", path=str(root / "data"), fps=10.0)})
-    catalogue = scan(sample.data)
-    files = sorted((root / "data").rglob("*.jpg"))
-    size = config.frames.width, config.frames.height
+        def call() -> np.ndarray:  # CPU seconds are not measured
+            history = find_head(settings.head.name).from_config(settings).fit(X, y).outcome_.history
+            return np.array([statistics.median(epoch.seconds for epoch in history[1:]), np.nan])  # 1st builds the graph
 
-    def extraction(count: int) -> float:
-        part = replace(catalogue, clips=catalogue.clips[:count])
-        return _wall_seconds(lambda: extract(sample, root / f"{count}.h5", part))
+        return call
 
-    def decode() -> None:
-        for file in files:
-            cv2.resize(cv2.imread(str(file)), size, interpolation=cv2.INTER_CUBIC)
-
-    few = extraction(FEW_CLIPS)
-    features = few + (extraction(MANY_CLIPS) - few) / (MANY_CLIPS - FEW_CLIPS) * (clips - FEW_CLIPS)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"validation_split": 0.0})})
-    with Store(root / "store.h5") as store:
-        experiment = _wall_seconds(lambda: train(config, store, read_task(config, store), root / "run"))
-    end_to_end = config.train.epochs * (figures["end_to_end_epoch"] + figures["end_to_end_validation"])
-    notebook = _wall_seconds(decode) * clips / MANY_CLIPS + end_to_end
     return {
-        "features": features,
-        "experiment": experiment,
-        "end_to_end_experiment": end_to_end,
-        "notebook": notebook,
-        "notebook/(features + experiment)": notebook / (features + experiment),
-        "end_to_end_experiment/experiment": end_to_end / experiment,
+        END_TO_END: timer(lambda: end_to_end.fit(frames, y[:batch], batch_size=batch, verbose=0), batch / size),
+        VALIDATION: timer(
+            lambda: end_to_end.evaluate(frames, y[:batch], batch_size=batch, verbose=0), batch / CLIPS["validation"]
+        ),
+        PLAIN: timer(lambda: plain.fit(maps, y, batch_size=batch, verbose=0)),
+        "framebank, epoch": framebank_epoch(2),
+        "framebank in bfloat16, epoch": framebank_epoch(
+            2, train=config.train.model_copy(update={"precision": "bfloat16"})
+        ),
+        "framebank with pooled_lstm, epoch": framebank_epoch(4, head=PooledLSTMConfig(units=256)),
     }
