@@ -27,16 +27,7 @@ from features.layer_names import STAGE_TWO, TRUNK
 from features.store import Store
 from features.streams import APPEARANCE
 from stage1_extract.engines.openvino import openvino_core
-from stage2_temporal.fused.fuse import (
-    FRAMES_INPUT,
-    TOLERANCE,
-    build_fused_model,
-    compare,
-    fuse_run,
-    load_window_images,
-    stored_inputs,
-    stored_windows,
-)
+from stage2_temporal.fused.fuse import TOLERANCE, build_fused_model, compare, comparison_inputs, fuse_run
 from stage2_temporal.heads.graph import model_inputs
 from stage2_temporal.training.keras_models import load_model
 
@@ -57,19 +48,15 @@ def export_run(run: Path, store: Store, config: Config, formats: Sequence[str] =
         raise ConfigError(
             "no such format", expected=f"one of {', '.join(EXPORT_FORMATS)}", got=unknown[0], hint="--format onnx"
         )
-    examples = stored_windows(config, store)
-    inputs = stored_inputs(run, config, store, examples)
     if APPEARANCE in config.head.input_streams:
         fused, _ = fuse_run(run, store, config)
         if (run / "finetuned.keras").is_file():
             fused.set_weights(load_model(run, "finetuned.keras").get_weights())
         model = servable(fused, config.data.columns)
-        names = [tensor.name for tensor in model.inputs]
-        images = load_window_images(config, store, examples)
-        inputs = {FRAMES_INPUT: images} | {n: values for n, values in inputs.items() if n in names}
     else:
         model = _with_named_outputs(_unroll(load_model(run)), config.data.columns)
-    inputs = {n: values if values.dtype == np.uint8 else values.astype(np.float32) for n, values in inputs.items()}
+    inputs = comparison_inputs(run, store, config)
+    inputs = {tensor.name: inputs[tensor.name].astype(tensor.dtype) for tensor in model.inputs}
     for name in formats or DEFAULT_FORMATS:
         yield export_model(model, run / "export", name, inputs)
 

@@ -104,10 +104,8 @@ def fuse_run(run: Path, store: Store, config: Config | None = None) -> tuple[ker
             hint="--store STORE, the one the run was trained on",
         )
     fused, stage_two = build_fused_model(trunk.model, load_model(run)), load_model(run)
-    examples = stored_windows(config, store)
-    other_inputs = stored_inputs(run, config, store, examples)
-    maps = other_inputs.pop(maps_input(stage_two).name)
-    images = load_window_images(config, store, examples)
+    other_inputs = comparison_inputs(run, store, config)
+    maps, images = other_inputs.pop(maps_input(stage_two).name), other_inputs.pop(FRAMES_INPUT)
     check = compare_models(fused, stage_two, images, maps, store.recipe.precision, other_inputs)
     fault = check.first_fault(store.recipe.dtype, store.recipe.precision)
     if fault is not None:
@@ -202,16 +200,20 @@ def save_fused_model(run: Path, fused: keras.Model, check: FusedModelCheck) -> P
     return path
 
 
-def stored_windows(config: Config, store: Store) -> Examples:
-    """Choose up to `COMPARED_WINDOWS` examples spread over the store."""
+def comparison_inputs(run: Path, store: Store, config: Config) -> dict[str, NDArray[Any]]:
+    """Read inputs, by name, of up to `COMPARED_WINDOWS` examples spread over the store.
+
+    They are those of the run's stage-two model, in the store's type, and if it reads maps, the images as `frames`;
+    raises what `window_reader` does.
+    """
     examples = read_task(config, store).examples
-    return examples[np.unique(np.linspace(0, len(examples) - 1, COMPARED_WINDOWS).astype(int))]
-
-
-def stored_inputs(run: Path, config: Config, store: Store, examples: Examples) -> dict[str, NDArray[Any]]:
-    """Read what a run's stage-two model takes of some examples, by input name, in the store's type."""
+    examples = examples[np.unique(np.linspace(0, len(examples) - 1, COMPARED_WINDOWS).astype(int))]
     head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
-    return head.input_arrays(StoreExamples(StoreSource(store.path, examples.rows), examples))
+    inputs: dict[str, NDArray[Any]] = head.input_arrays(StoreExamples(StoreSource(store.path, examples.rows), examples))
+    if APPEARANCE in config.head.input_streams:
+        read = window_reader(store, examples, np.arange(len(examples)), config)
+        inputs[FRAMES_INPUT] = np.stack([read(i) for i in range(len(examples))])
+    return inputs
 
 
 def window_reader(store: Store, examples: Examples, indices: NDArray[np.int64], config: Config) -> ReadWindow:
@@ -242,12 +244,6 @@ def window_reader(store: Store, examples: Examples, indices: NDArray[np.int64], 
         return np.stack([resize_frame(image, config.frames) for image in images])
 
     return read
-
-
-def load_window_images(config: Config, store: Store, examples: Examples) -> Image:
-    """Read the resized images (n, T, height, width, 3) of some examples; raises what `window_reader` does."""
-    read = window_reader(store, examples, np.arange(len(examples)), config)
-    return np.stack([read(i) for i in range(len(examples))])
 
 
 def _apply_top(stage_two: keras.Model, maps: NDArray[np.float32]) -> NDArray[np.float32]:

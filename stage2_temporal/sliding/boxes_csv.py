@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 from features._common.csv_table import read_csv_table
@@ -28,37 +27,31 @@ def read_boxes(path: Path, sequence: FrameSequence) -> BoxesByFrame:
         BadInputs: lines that do not describe a box of this sequence, one fault per line.
     """
     hint = f"edit {path}: frame counts from 0, left,top,right,bottom are pixels of the full-size frame"
+    width, height = sequence.size
     faults: list[str] = []
     boxes: BoxesByFrame = {}
     for row in read_csv_table(path, required=("frame", *SIDES), hint=hint, faults=faults).rows:
+        text = ",".join(row.cells[name] for name in SIDES)
+        vehicle = row.cells.get("vehicle") or UNNAMED
         try:
-            frame, box = _frame_and_box(row.cells, sequence)
-            vehicle = row.cells.get("vehicle") or UNNAMED
-            if vehicle in boxes.setdefault(frame, {}):
-                raise ValueError(f"a second box of vehicle {vehicle} in frame {frame}")
-            boxes[frame][vehicle] = box
-        except ValueError as e:
-            faults.append(f"{row.where}: {e}.")
+            frame = int(row.cells["frame"])
+            left, top, right, bottom = map(float, text.split(","))
+        except ValueError:
+            got = f"{row.cells['frame']},{text}"
+            faults.append(f"{row.where}: expected a frame number and four numbers; got {got}.")
+            continue
+        if not 0 <= frame < sequence.length:
+            faults.append(f"{row.where}: no frame {frame}; expected 0 to {sequence.length - 1}.")
+        elif not -math.inf < left < right < math.inf or not -math.inf < top < bottom < math.inf:
+            faults.append(f"{row.where}: empty box; expected left < right and top < bottom; got {text}.")
+        elif right <= 0 or bottom <= 0 or left >= width - 1 or top >= height - 1:
+            faults.append(f"{row.where}: box outside the {width}x{height} frame; got {text}.")
+        elif vehicle in boxes.setdefault(frame, {}):
+            faults.append(f"{row.where}: a second box of vehicle {vehicle} in frame {frame}.")
+        else:
+            boxes[frame][vehicle] = (left, top, right, bottom)
     if faults:
         raise BadInputs(f"{path}: {len(faults)} lines with errors", faults, hint=hint)
     if not boxes:
         raise DataError(f"{path}: no boxes", expected="one line per box", got="a header only", hint=hint)
     return boxes
-
-
-def _frame_and_box(cells: Mapping[str, str], sequence: FrameSequence) -> tuple[int, Box]:
-    """Parse a line; raises ValueError, which says what is wrong with it."""
-    text = ",".join(cells[name] for name in SIDES)
-    try:
-        frame = int(cells["frame"])
-        left, top, right, bottom = (float(cells[name]) for name in SIDES)
-    except ValueError:
-        raise ValueError(f"expected a frame number and four numbers; got {cells['frame']},{text}") from None
-    width, height = sequence.size
-    if not 0 <= frame < sequence.length:
-        raise ValueError(f"no frame {frame}; expected 0 to {sequence.length - 1}")
-    if not all(map(math.isfinite, (left, top, right, bottom))) or right <= left or bottom <= top:
-        raise ValueError(f"empty box; expected left < right and top < bottom; got {text}")
-    if right <= 0 or bottom <= 0 or left >= width - 1 or top >= height - 1:
-        raise ValueError(f"box outside the {width}x{height} frame; got {text}")
-    return frame, (left, top, right, bottom)
