@@ -10,8 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.config import Config
+from features.head_config import HeadConfig
+from features.layer_names import FEATURES
 from features.sequences import FrameSequence, Label
 from features.store import TopRecord
+from stage2_temporal.heads import find_head
+from stage2_temporal.training.scaling import Scale
 
 CLIP_LENGTH, MAP_SHAPE = 6, (3, 4, 16)
 
@@ -74,3 +78,23 @@ def train_config(
             "train": {"epochs": 3, "batch": 8, "learning_rate": 0.01} | train,
         }
     )
+
+
+def build_model(
+    shape: tuple[int, ...],
+    settings: HeadConfig,
+    targets: int,
+    *,
+    top: TopRecord | None = None,
+    target: Scale | None = None,
+    vectors: Scale | None = None,
+) -> keras.Model:
+    """The untrained model of a gradient-trained head, from maps (batch, T, h, w, c) of one shape to (batch, targets).
+
+    Its vectors are standardised by the scale `vectors`, and its output is converted to a unit by `target`.
+    """
+    head = find_head(settings.name).from_config(Config(head=settings))
+    head._read_settings()
+    head._plan_graph({FEATURES: shape}, targets, top=top, target=target)
+    head._scale = vectors
+    return head._build_model(head._build_graph())

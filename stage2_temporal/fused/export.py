@@ -28,8 +28,7 @@ from features.store import Store
 from features.streams import APPEARANCE
 from stage1_extract.engines.openvino import openvino_core
 from stage2_temporal.fused.fuse import TOLERANCE, build_fused_model, compare, comparison_inputs, fuse_run
-from stage2_temporal.heads.graph import model_inputs
-from stage2_temporal.training.keras_models import load_model
+from stage2_temporal.training.keras_models import load_model, model_inputs
 
 NamedInputs = Mapping[str, NDArray[Any]]
 NamedOutputs = Mapping[str, NDArray[np.float32]]

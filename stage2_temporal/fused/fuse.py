@@ -32,8 +32,7 @@ from stage1_extract.frame_loader import resize_frame
 from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import read_task
 from stage2_temporal.heads import check_uses_maps, find_head
-from stage2_temporal.heads.graph import model_inputs
-from stage2_temporal.training.keras_models import load_model, save_model
+from stage2_temporal.training.keras_models import load_model, model_inputs, save_model
 
 TOLERANCE = 1e-4  # by which two forms of one model may differ in float32, relative to the largest value
 HALF_ROUNDING = 2.0**-11  # relative error of rounding to float16

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import keras
-
 from features import plugins
 from features.config import Config
 from features.errors import ConfigError
-from features.head_config import HeadConfig, unknown_head
-from features.layer_names import FEATURES
-from features.store import TopRecord
+from features.head_config import unknown_head
 from features.streams import APPEARANCE, MOTION
 from stage2_temporal.heads.attention import Attention
 from stage2_temporal.heads.base import Head
@@ -20,9 +16,7 @@ from stage2_temporal.heads.convolutional import TCN, ConvLSTM, Delta
 from stage2_temporal.heads.fusion import Fusion
 from stage2_temporal.heads.linear_models import SVR, KernelRidge, Ridge
 from stage2_temporal.heads.recurrent import GRU, FlattenLSTM, PooledLSTM
-from stage2_temporal.heads.vehicle import BoxRidge, VehicleHead
-from stage2_temporal.heads.vehicle_mlp import BoxMLP
-from stage2_temporal.training.scaling import Scale
+from stage2_temporal.heads.vehicle import BoxMLP, BoxRidge, VehicleHead
 from stage2_temporal.vehicle.camera_geometry import CAMERA_GEOMETRY_FILE
 
 HEADS: dict[str, type[Head]] = {
@@ -101,27 +95,3 @@ def check_uses_maps_alone(run: Path, config: Config) -> None:
             hint="use fuse, predict or export, which work with this head; to fine-tune, train again with "
             f"--head.name pooled_lstm --head.streams {APPEARANCE}",
         )
-
-
-def build_model(
-    shape: tuple[int, ...],
-    settings: HeadConfig,
-    targets: int,
-    *,
-    top: TopRecord | None = None,
-    target: Scale | None = None,
-    vectors: Scale | None = None,
-) -> keras.Model:
-    """Build the untrained model of a `GradientHead`, from maps (batch, T, h, w, c) of one shape to (batch, targets).
-
-    The head's vectors are standardised by the scale `vectors`, and its output is converted to a unit by `target`.
-
-    Raises:
-        ConfigError: the head is unknown, or its settings do not fit the map.
-        StoreError: the top cannot be rebuilt.
-    """
-    head = find_head(settings.name).from_config(Config(head=settings))
-    head._read_settings()
-    head._plan_graph({FEATURES: shape}, targets, top=top, target=target)
-    head._scale = vectors
-    return head._build_model(head._build_graph())

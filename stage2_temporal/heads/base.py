@@ -31,13 +31,14 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
 
@@ -48,18 +49,25 @@ from features.head_config import HeadConfig
 from features.layer_names import FEATURES, STAGE_TWO, UNIT, VECTORS
 from features.store import TopRecord
 from features.streams import APPEARANCE
+from features.strict_model import StrictModel, describe_validation_error, did_you_mean
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.derived_streams import DerivedStream
 from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_head_inputs
 from stage2_temporal.data.pooling import as_maps
 from stage2_temporal.data.splits import split_at
-from stage2_temporal.heads.graph import Graph, NamedTensors, concatenate, model_inputs, submodel_from
-from stage2_temporal.heads.settings import constructor, validated
-from stage2_temporal.training.keras_models import rebuild_top
+from stage2_temporal.training.keras_models import NamedTensors, concatenate, model_inputs, rebuild_top, submodel_from
 from stage2_temporal.training.loop import predict_batches
 from stage2_temporal.training.scaling import Scale, target_scale
 
 ValidationSet = tuple[HeadInputs, Floats]
+
+
+class Graph(NamedTuple):
+    """A head's graph up to its vectors: the inputs, the features computed from them, and the vectors."""
+
+    inputs: NamedTensors
+    features: NamedTensors
+    vectors: Tensor
 
 
 class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -331,3 +339,47 @@ def _as_targets(y: Any) -> Floats:
     """Convert targets to float64; a ValueError if some are NaN."""
     targets: Floats = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
     return targets
+
+
+def constructor(settings: type[HeadConfig], train: Iterable[str]) -> Callable[..., None]:
+    """Make an `__init__` with a head's settings but their name, and the fields `train` of [train], as parameters.
+
+    scikit-learn reads them from its signature.
+    """
+    fields = {name: field for name, field in settings.model_fields.items() if name != "name"}
+    fields |= {name: field for name, field in TrainConfig.model_fields.items() if name in train}
+
+    def __init__(self: Any, **parameters: Any) -> None:
+        unknown = [name for name in parameters if name not in fields]
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__} has no setting {', '.join(unknown)}{did_you_mean(unknown[0], fields)}, "
+                f"it has {', '.join(fields)}"
+            )
+        for name, field in fields.items():
+            setattr(self, name, parameters.get(name, field.default))
+
+    kind = inspect.Parameter
+    parameters = [kind(name, kind.KEYWORD_ONLY, default=field.default) for name, field in fields.items()]
+    signature = inspect.Signature([kind("self", kind.POSITIONAL_OR_KEYWORD), *parameters])
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    return __init__
+
+
+def validated(estimator: Any, section: type[StrictModel]) -> Any:
+    """Validate an estimator's parameters as a `section`, whose other fields have their defaults.
+
+    Raises:
+        ConfigError: a parameter has the wrong type or is out of range.
+    """
+    # NumPy numbers become Python's, because grids of parameters are often arrays
+    values = {
+        name: value.item() if isinstance(value := getattr(estimator, name), np.generic) else value
+        for name in section.model_fields
+        if name != "name" and hasattr(estimator, name)
+    }
+    try:
+        return section.model_validate(values)
+    except ValidationError as e:
+        kind = type(estimator).__name__
+        raise ConfigError(f"{kind}: {describe_validation_error(e)}", hint="set_params") from None

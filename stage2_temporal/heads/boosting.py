@@ -17,8 +17,8 @@ from sklearn.ensemble import GradientBoostingRegressor
 from features._common.types import Floats, Tensor
 from features.head_config import BoostingConfig
 from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors
-from stage2_temporal.heads.graph import concatenate
 from stage2_temporal.heads.pooled import PooledStatistics
+from stage2_temporal.training.keras_models import concatenate
 
 LEARNING_RATE = 0.1  # weight of each tree's output
 SUBSAMPLE = 0.5  # share of the training windows that each tree is fitted to

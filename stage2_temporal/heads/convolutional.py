@@ -7,8 +7,8 @@ import keras
 from features._common.types import Tensor
 from features.head_config import ConvLSTMConfig, DeltaConfig, TCNConfig
 from stage2_temporal.heads.gradient import GradientHead
-from stage2_temporal.heads.graph import NamedTensors, concatenate
 from stage2_temporal.heads.pooled import PooledFrames
+from stage2_temporal.training.keras_models import NamedTensors, concatenate
 
 
 class TCN(PooledFrames, GradientHead):

@@ -21,12 +21,12 @@ from features.streams import GEOMETRY
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import HeadInputs, StoreExamples
 from stage2_temporal.data.pooling import pool_frames
-from stage2_temporal.heads.base import Head, ValidationSet
+from stage2_temporal.heads.base import Graph, Head, ValidationSet
 from stage2_temporal.heads.closed_form import Vectors, standardise_targets, standardise_vectors
 from stage2_temporal.heads.gradient import GradientHead
-from stage2_temporal.heads.graph import Graph, NamedTensors, concatenate, submodel_from
 from stage2_temporal.heads.pooled import repeat_first
 from stage2_temporal.heads.vehicle import VehicleHead, about_vehicles
+from stage2_temporal.training.keras_models import NamedTensors, concatenate, submodel_from
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, vector_scale
 from stage2_temporal.vehicle.camera_geometry import CAMERA_GEOMETRY_FILE

@@ -26,7 +26,7 @@ from stage2_temporal.data.derived_streams import (
 from stage2_temporal.data.examples import HeadInputs, StoreExamples
 from stage2_temporal.data.pooling import absolute_differences, feature_name, pool_frames
 from stage2_temporal.heads.base import Head
-from stage2_temporal.heads.graph import NamedTensors, concatenate
+from stage2_temporal.training.keras_models import NamedTensors, concatenate
 
 MIN_CHANGE = 1e-3  # added to each cell's change, relative to the window's mean change
 TINY = 1e-12  # and absolutely, for windows in which nothing moves

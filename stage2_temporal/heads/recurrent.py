@@ -9,8 +9,8 @@ import keras
 from features._common.types import Tensor
 from features.head_config import FlattenLSTMConfig, GRUConfig, PooledLSTMConfig
 from stage2_temporal.heads.gradient import GradientHead
-from stage2_temporal.heads.graph import NamedTensors, concatenate
 from stage2_temporal.heads.pooled import PooledFrames
+from stage2_temporal.training.keras_models import NamedTensors, concatenate
 
 
 class Recurrent(GradientHead):

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from features.config import Config
 from stage2_temporal.data.pooling import as_maps, feature_name
 from stage2_temporal.heads import find_head
-from stage2_temporal.heads.graph import NamedTensors, submodel_from
 from stage2_temporal.heads.pooled import PooledHead
+from stage2_temporal.training.keras_models import NamedTensors, submodel_from
 
 MIN_REUSE = 2  # windows that a frame must be in, on average, for the cache to pay
 

@@ -27,10 +27,9 @@ from features.windows import window_offsets
 from stage1_extract.backbone.trunk import Trunk, build_trunk
 from stage1_extract.engines.engine import Engine
 from stage2_temporal.heads import check_streams
-from stage2_temporal.heads.graph import NamedTensors, model_inputs, submodel_from
 from stage2_temporal.runs.results import read_metrics
 from stage2_temporal.sliding.frame_cache import FrameCache
-from stage2_temporal.training.keras_models import load_model
+from stage2_temporal.training.keras_models import NamedTensors, load_model, model_inputs, submodel_from
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, read_camera_geometry
 
 Predictions = NDArray[np.float32]

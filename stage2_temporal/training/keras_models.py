@@ -1,15 +1,19 @@
-"""Stage two's Keras models: saved in a run's folder and loaded, the top rebuilt from a store, parameters counted."""
+"""Stage two's Keras models: saved and loaded, the top rebuilt from a store, parameters counted, inputs and parts."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
 from features._common.atomic import atomic_write
+from features._common.types import Tensor
 from features.errors import DataError, StoreError
 from features.store import TopRecord
+
+NamedTensors = dict[str, Any]  # tensors or arrays by input name
 
 
 def save_model(path: Path, model: keras.Model) -> None:
@@ -61,3 +65,23 @@ def count_parameters(model: keras.Model, trunk: int = 0) -> dict[str, int]:
     total = model.count_params() + trunk
     trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
     return {"total": total, "trainable": trainable, "frozen": total - trainable}
+
+
+def model_inputs(named: NamedTensors) -> Any:
+    """Inputs as a Keras model takes them: a single one itself, several as a dictionary."""
+    return next(iter(named.values())) if len(named) == 1 else named
+
+
+def submodel_from(tensors: NamedTensors, model: keras.Model) -> keras.Model:
+    """The part of a model that follows some of its tensors, whose new inputs have the given names."""
+    for name, tensor in tensors.items():
+        tensor.name = name  # Keras names the input after the tensor that it replaces
+    part = keras.Model(model_inputs(tensors), model.output, name=model.name)
+    for tensor in part.inputs:
+        tensor.name = tensor.name.removesuffix("CLONE")  # else a clone of the part would not know its inputs (3.15)
+    return part
+
+
+def concatenate(parts: list[Tensor]) -> Tensor:
+    """Concatenate vectors along their last axis."""
+    return keras.ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]

@@ -14,9 +14,8 @@ from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.head_config import RidgeConfig
 from stage2_temporal.heads import HEADS, find_head
-from stage2_temporal.heads.base import Head
+from stage2_temporal.heads.base import Head, validated
 from stage2_temporal.heads.closed_form import ClosedFormHead, standardise_vectors
-from stage2_temporal.heads.settings import validated
 from stage2_temporal.heads.vehicle import VehicleHead
 from stage2_temporal.training.scaling import vector_scale
 from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES

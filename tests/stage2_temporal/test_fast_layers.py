@@ -15,10 +15,9 @@ import tensorflow as tf
 
 from features.config import Config, TrainConfig
 from stage2_temporal.data.batches import Batches
-from stage2_temporal.heads import build_model
 from stage2_temporal.training.fast_layers import MAX_UNROLLED_STEPS, FastLSTM, with_fast_layers
 from stage2_temporal.training.loop import Adam, fit_model, predict_batches
-from tests.stage2_helpers import conv_top
+from tests.stage2_helpers import build_model, conv_top
 
 SHAPE, CLIPS = (4, 3, 5, 16), 21
 MAPS = np.random.default_rng(0).normal(size=(CLIPS, *SHAPE)).astype(np.float16)

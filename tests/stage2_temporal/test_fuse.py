@@ -20,10 +20,10 @@ from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.engines.engine import Engine
 from stage2_temporal.__main__ import main
 from stage2_temporal.fused.fuse import FusedModelCheck, build_fused_model, compare_models, fuse_run
-from stage2_temporal.heads import build_model
 from stage2_temporal.training.keras_models import count_parameters
 from stage2_temporal.training.scaling import Scale
 from tests.image_runs import train_on_images
+from tests.stage2_helpers import build_model
 
 BACKBONES = {
     # name: (width, height) its graph allows, small

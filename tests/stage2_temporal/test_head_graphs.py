@@ -9,13 +9,14 @@ import keras
 import numpy as np
 import pytest
 
+from features.config import Config
 from features.errors import ConfigError, StoreError
-from features.head_config import FlattenLSTMConfig, PooledLSTMConfig, head_settings
+from features.head_config import FlattenLSTMConfig, PooledLSTMConfig
 from features.store import TopRecord
-from stage2_temporal.heads import build_model, find_head
+from stage2_temporal.heads import find_head
 from stage2_temporal.training.keras_models import rebuild_top
 from stage2_temporal.training.scaling import Scale, target_scale, vector_scale
-from tests.stage2_helpers import conv_top
+from tests.stage2_helpers import build_model, conv_top
 
 SHAPE = (4, 3, 5, 16)
 MAPS = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)
@@ -72,7 +73,7 @@ def test_top_applied_to_folded_time_equals_the_top_applied_per_frame() -> None:
 @pytest.mark.parametrize("name", ["flatten_lstm", "pooled_lstm"])
 def test_model_with_top_is_saved_and_loaded_in_safe_mode(name: str, tmp_path: Path) -> None:
     pooled = {"grid": (2, 2), "difference": True} if name == "pooled_lstm" else {}
-    head = head_settings({"name": name, "units": 4, **pooled})
+    head = Config.model_validate({"head": {"name": name, "units": 4, **pooled}}).head
     scale = Scale(np.array([3.0, -1.0]), np.array([0.5, 7.0]))
     model = build_model(SHAPE, head, 2, top=TOP, target=scale)
     model.save(tmp_path / "m.keras")

@@ -31,12 +31,12 @@ from stage2_temporal.data.task import read_task
 from stage2_temporal.finetune.finetune import finetune
 from stage2_temporal.fused.export import export_model, export_run, servable
 from stage2_temporal.fused.fuse import fuse_run
-from stage2_temporal.heads.graph import model_inputs
 from stage2_temporal.predict import predict
 from stage2_temporal.sliding.frame_stream import FrameStream
 from stage2_temporal.sliding.sliding_window import SlidingWindow, load_run_models, sliding_windows
 from stage2_temporal.sliding.vehicle_prediction import OnlineFlow, predict_vehicles
 from stage2_temporal.train import train
+from stage2_temporal.training.keras_models import model_inputs
 from tests.image_runs import image_config, read_rows, read_video, write_video
 
 LENGTH = 4

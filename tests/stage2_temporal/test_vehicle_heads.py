@@ -21,8 +21,7 @@ from features.tracks import Track, track_keys
 from stage2_temporal.data.examples import load_examples
 from stage2_temporal.data.task import read_task, store_origin
 from stage2_temporal.heads import find_head
-from stage2_temporal.heads.vehicle import BoxRidge, window_tracks
-from stage2_temporal.heads.vehicle_mlp import BoxMLP
+from stage2_temporal.heads.vehicle import BoxMLP, BoxRidge, window_tracks
 from stage2_temporal.train import evaluate, train
 from stage2_temporal.training.keras_models import load_model
 from stage2_temporal.vehicle.camera_geometry import read_camera_geometry
