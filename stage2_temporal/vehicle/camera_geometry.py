@@ -1,4 +1,4 @@
-"""Camera geometry: ground and camera fitted to training labels, and the geometry vectors of tracks. NumPy only.
+"""Camera geometry: ground and camera fitted to training labels, and the geometry vectors of tracks.
 
 It is saved in the run's folder (`ground.json`), so that prediction computes the same vectors.
 """
@@ -26,7 +26,6 @@ from stage2_temporal.vehicle.geometry import (
 )
 
 CAMERA_GEOMETRY_FILE = "ground.json"
-UNIT_GROUND = Ground(0.0, 1.0, 1.0)  # for the rates of sizes, which do not depend on the ground
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ class CameraGeometry:
 
     def write(self, folder: Path) -> None:
         """Save it in a run's folder."""
-        text = json.dumps({"ground": asdict(self.ground), "camera": asdict(self.camera), "size": self.size}, indent=2)
-        (folder / CAMERA_GEOMETRY_FILE).write_text(text + "\n", encoding="utf-8")
+        (folder / CAMERA_GEOMETRY_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 def read_camera_geometry(folder: Path) -> CameraGeometry:
@@ -92,5 +90,6 @@ def fit_camera_geometry(
     camera = fit_camera(boxes, positions, size)
     if (np.isfinite(boxes).all(axis=1) & np.isfinite(positions).all(axis=1)).any():
         return CameraGeometry(fit_ground(boxes, positions), camera, size)
-    closing = CameraGeometry(UNIT_GROUND, camera, size).vectors(tracks)[:, GEOMETRY_NAMES.index("closing")]
+    any_ground = Ground(0.0, 1.0, 1.0)  # the rates of sizes do not depend on it
+    closing = CameraGeometry(any_ground, camera, size).vectors(tracks)[:, GEOMETRY_NAMES.index("closing")]
     return CameraGeometry(fit_ground_from_motion(boxes, closing, vx), camera, size)

@@ -111,7 +111,7 @@ def fit_ground_from_motion(boxes: ArrayLike, closing: ArrayLike, vx: ArrayLike) 
     """
     box = np.asarray(boxes, np.float64).reshape(-1, 4)
     rate, speed = np.asarray(closing, np.float64), np.asarray(vx, np.float64)
-    known = np.isfinite(box).all(axis=1) & np.isfinite(rate) & np.isfinite(speed) & (rate != 0)
+    known = np.isfinite(np.c_[box, rate, speed]).all(axis=1) & (rate != 0)
     box, rate, speed = box[known], rate[known], speed[known]
     if len(box) < MIN_TRACKED_LABELS:
         raise DataError(
@@ -121,13 +121,13 @@ def fit_ground_from_motion(boxes: ArrayLike, closing: ArrayLike, vx: ArrayLike) 
         )
     bottom = box[:, 3]
     highest = float(np.quantile(bottom, 0.02))
-    best = (math.inf, 0.0, 0.0)
+    fits = []
     for horizon in np.arange(highest - 2, highest - 2 - max(float(np.ptp(bottom)), 20.0), -0.5).tolist():
         per_scale = rate / np.maximum(bottom - horizon, 1.0)
         ratios, weight = speed / per_scale, np.abs(per_scale)
         scale = float(np.quantile(ratios, 0.5, weights=weight, method="inverted_cdf"))  # the weighted median
-        best = min(best, (float(np.abs(speed - scale * per_scale).sum()), horizon, scale))
-    deviation, horizon, scale = best
+        fits.append((float(np.abs(speed - scale * per_scale).sum()), horizon, scale))
+    deviation, horizon, scale = min(fits)
     if scale <= 0 or not deviation < np.abs(speed - np.median(speed)).sum():
         raise DataError(
             "the ground cannot be estimated: the labels' velocities contradict the tracks",
@@ -220,13 +220,12 @@ def geometry_vector(boxes: ArrayLike, confidence: ArrayLike, fps: float, ground:
         ground, camera: of the frames that the boxes are in.
 
     Returns:
-        (len(GEOMETRY_NAMES),): edges in px; log sizes; rates per second (`log_size_rate` in 1/s, `closing` = vx/x in
-        1/s, `u_rate` and `v_rate` of the box's centre in px/s); distances in m and velocities in m/s, once with the
-        distance from the lower edge (`_foot`) and once from the width (`_size`); `seen`, the share of frames with a
-        box; `confidence`, their mean; `misfit`, the deviation of the relative size from the line; and
-        `closing_deviation`, the expected standard deviation of `closing`: from size, number and confidence of the
-        boxes, and from their misfit if it is larger than that (Birge, 1932). NaN where unknown: everything but `seen`
-        and `confidence` without a box, and rates, velocities, misfit and deviation with one box only.
+        (len(GEOMETRY_NAMES),): edges in px; log sizes; `log_size_rate` and `closing` = vx/x in 1/s, `u_rate` and
+        `v_rate` of the centre in px/s; distances in m and velocities in m/s, from the lower edge (`_foot`) and from the
+        width (`_size`); `seen`, the share of frames with a box; `confidence`, their mean; `misfit`, the deviation of
+        the relative size from the line; `closing_deviation`, the expected standard deviation of `closing`, increased
+        where the misfit is larger than expected (Birge, 1932). Without a box all but `seen` and `confidence` are NaN;
+        with only one box, rates, velocities, misfit and deviation are.
     """
     box, weight = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(confidence, np.float64)
     visible = np.isfinite(box).all(axis=1)
@@ -252,26 +251,25 @@ def _fit_lines(box: Floats, weight: Floats, t: Floats, ground: Ground, camera: C
     aspect = math.exp(float(np.log(widths / heights).mean()) / 2)
     width, height = aspect / level, 1 / (aspect * level)
     below = float((weight * (box[:, 3] - ground.horizon) / relative).sum() / weight.sum())
-    distances = {
-        "foot": float(ground.distance_from_bottom(ground.horizon + below)),
-        "size": float(ground.distance_from_width(width)),
-    }
+    x_foot = float(ground.distance_from_bottom(ground.horizon + below))
+    x_size = float(ground.distance_from_width(width))
     lateral, lateral_rate = weighted_line(t, (u - camera.cx) / (camera.fx * relative), weight)  # y/x at the end
     values = {
         "left": u0 - width / 2, "top": v0 - height / 2, "right": u0 + width / 2, "bottom": v0 + height / 2,
         "log_width": math.log(width), "log_height": math.log(height),
+        "x_foot": x_foot, "x_size": x_size, "y_foot": x_foot * lateral, "y_size": x_size * lateral,
     }  # fmt: skip
-    values |= {f"x_{k}": x for k, x in distances.items()} | {f"y_{k}": x * lateral for k, x in distances.items()}
     if len(t) < 2:
         return values
-    values |= {"log_size_rate": -closing, "closing": closing, "u_rate": du, "v_rate": dv}
-    values |= {f"vx_{k}": x * closing for k, x in distances.items()}
-    values |= {f"vy_{k}": x * lateral_rate for k, x in distances.items()}
     residual = relative * (1 + closing * t) - 1  # relative to the fitted size at each frame
-    values["misfit"] = float(np.sqrt((weight * residual**2).sum() / weight.sum()))
     precision = weight * MATCH_NOISE * (size / SIZE_NOISE) ** 2  # 1 / variance of the relative size
     chi_squared = (precision * residual**2).sum() / max(len(t) - 2, 1)
     mean_t = (precision * t).sum() / precision.sum()
     spread = (precision * (t - mean_t) ** 2).sum()
-    values["closing_deviation"] = math.sqrt(max(1.0, chi_squared) / spread)
-    return values
+    return values | {
+        "log_size_rate": -closing, "closing": closing, "u_rate": du, "v_rate": dv,
+        "vx_foot": x_foot * closing, "vx_size": x_size * closing,
+        "vy_foot": x_foot * lateral_rate, "vy_size": x_size * lateral_rate,
+        "misfit": float(np.sqrt((weight * residual**2).sum() / weight.sum())),
+        "closing_deviation": math.sqrt(max(1.0, chi_squared) / spread),
+    }  # fmt: skip

@@ -120,7 +120,7 @@ def _fit_linear_model(
 ) -> RobustLinearModel:
     estimates = np.asarray(normaliser.estimates(clean), np.float64)
     mean, deviation = estimates.mean(axis=0), estimates.std(axis=0)
-    deviation = np.where(deviation > 1e-9, deviation, 1.0)
+    deviation[deviation <= 1e-9] = 1.0
     standardised = (estimates - mean) / deviation
     coefficients = np.stack([huber_regression(standardised, target, alpha) for target in targets.T], axis=1)
     kernel = coefficients[1:] / deviation[:, None]
