@@ -18,9 +18,9 @@ AnyModel = TypeVar("AnyModel", bound="StrictModel")
 
 
 class StrictModel(BaseModel):
-    """A frozen model that refuses unknown keys. The docstring below each field is its help text."""
+    """A frozen model that refuses unknown keys and "3" as a number. The docstring below each field is its help text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -31,7 +31,8 @@ class StrictModel(BaseModel):
         if unknown and info.context != DROP_UNKNOWN_KEYS:
             context = {"unknown": unknown, "known": list(cls.model_fields)}
             raise PydanticCustomError("unknown_keys", "unknown keys", context)
-        return {key: value for key, value in values.items() if key not in unknown}
+        # TOML has lists, which strict models do not take as tuples
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k not in unknown}
 
 
 def read_toml(model: type[AnyModel], path: Path, context: str | None = None) -> AnyModel:
