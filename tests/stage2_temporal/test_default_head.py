@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from features.config import Config, DataConfig
-from features.head_config import AutoConfig, GRUConfig, head_settings
+from features.head_config import AutoConfig, GRUConfig
 from features.sequences import FrameSequence, Label
 from features.store import Store
 from features.tracks import Track, track_keys
@@ -49,7 +49,7 @@ def test_head_depends_on_target_and_store(
         head = resolve_default_head(config, opened, read_task(config, opened).examples).head
     # the map has no more than 2x2 cells
     changes: dict[str, Any] = {"difference": True, "grid": (2, 2)} if name == "ridge" else {}
-    assert head == head_settings({"name": name, **changes, **settings})
+    assert head == Config.model_validate({"head": {"name": name, **changes, **settings}}).head
 
 
 def test_named_head_is_kept(tmp_path: Path) -> None:
