@@ -10,8 +10,7 @@ import numpy as np
 
 from features._common.types import Floats, Image
 from features.sequences import Box
-from stage1_extract.tracking.boxes import same_vehicle
-from stage1_extract.tracking.tracker import TemplateTracker, start_tracker
+from stage1_extract.tracking.tracker import TemplateTracker, same_vehicle, start_tracker
 
 
 class OnlineTracker:

@@ -10,10 +10,9 @@ import skimage.data
 from features._common.types import Image
 from features.sequences import Box, FrameSequence, Label
 from features.tracks import Track, track_keys
-from stage1_extract.tracking.boxes import occluding_boxes
 from stage1_extract.tracking.online_tracker import OnlineTracker
 from stage1_extract.tracking.sequence_tracks import track_vehicles
-from stage1_extract.tracking.tracker import track_known_boxes
+from stage1_extract.tracking.tracker import occluding_boxes, track_known_boxes
 from tests.tracking_helpers import relative_widths
 
 FAR: Box = (100.0, 80.0, 160.0, 130.0)
