@@ -50,12 +50,11 @@ def render_sample_set(
 ) -> None:
     """Write the sample set into a folder; do nothing if it is there already.
 
-    Each clip has 8 frames of 1280x720 px at 10 frames per second; `annotation.json` with one entry per vehicle for the
-    last frame, of which the first is the target; and `ego.json` with the car's own speed in m/s. The bytes depend only
-    on the seed, not on the number of workers. The folder gets its name only when it is complete.
+    Each clip has 8 frames of 1280x720 px at 10 frames per second; `annotation.json`, the vehicles in the last frame,
+    the target first; and `ego.json`, the car's own speed in m/s. The folder gets its name only when it is complete.
 
     Args:
-        seed: decides all clips; the content of a clip depends only on seed, split and number.
+        seed: a clip's bytes depend only on it, the split and the clip's number.
         train, validation, test: number of clips in each split.
         workers: number of processes; None: one per core.
 
@@ -129,7 +128,6 @@ def clip_scene(seed: int, split: int, number: int) -> Scene:
 
 
 def _write_clip(root: Path, seed: int, split: int, number: int) -> None:
-    """Render a clip into its folder."""
     scene = clip_scene(seed, split, number)
     folder = root / SPLIT_FOLDERS[split] / SPLIT_FOLDERS[split] / str(number)
     folder.mkdir()  # without parents, lest a worker left by a killed process creates its folder again
@@ -148,14 +146,12 @@ def _write_clip(root: Path, seed: int, split: int, number: int) -> None:
 
 def clip_annotation(scene: Scene) -> list[dict[str, object]]:
     """The vehicles of a clip in its last frame, in TuSimple's format."""
-    entries: list[dict[str, object]] = []
-    for vehicle in scene.vehicles:
-        left, top, right, bottom = vehicle_box(scene, vehicle, LAST_FRAME)
-        entries.append(
-            {
-                "velocity": list(vehicle.velocity),
-                "bbox": {"top": top, "right": right, "bottom": bottom, "left": left},
-                "position": list(vehicle.position),
-            }
-        )
-    return entries
+    boxes = [vehicle_box(scene, vehicle, LAST_FRAME) for vehicle in scene.vehicles]
+    return [
+        {
+            "velocity": list(vehicle.velocity),
+            "bbox": {"top": top, "right": right, "bottom": bottom, "left": left},
+            "position": list(vehicle.position),
+        }
+        for vehicle, (left, top, right, bottom) in zip(scene.vehicles, boxes, strict=True)
+    ]

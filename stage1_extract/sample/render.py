@@ -28,7 +28,7 @@ from stage1_extract.sample.scene import (
     upright_rectangle,
     vehicle_box,
 )
-from stage1_extract.sample.sprites import SPRITE_MAKERS, Sprite, draw_sprite, shadow, vehicle_rear
+from stage1_extract.sample.sprites import SPRITE_MAKERS, Sprite, draw_sprite, fill_polygon, shadow, vehicle_rear
 
 VARIANTS = 3  # drawings per kind of roadside object in a clip
 HAZE_START = 10.0  # m; there is no haze up to here
@@ -50,11 +50,11 @@ def render_frames(scene: Scene) -> Iterator[Image]:
     noise = np.round(_unit_noise() * np.float32(scene.style.noise))
     grain = [cv2.merge([np.maximum(part, 0).astype(np.uint8)] * 3) for part in (noise, -noise)]
     for frame in range(FRAMES):
-        canvas = _shifted_backdrop(backdrop, scene.horizons[frame])
-        draw_ground(canvas, ground, scene, frame)
-        _draw_haze(canvas, scene, frame)
-        _draw_roadside(canvas, scene, frame, sprites)
         horizon = scene.horizons[frame]
+        canvas = _shifted_backdrop(backdrop, horizon)
+        draw_ground(canvas, ground, scene, frame)
+        _draw_haze(canvas, scene, horizon)
+        _draw_roadside(canvas, scene, frame, sprites)
         for vehicle, rear in sorted(zip(scene.vehicles, rears, strict=True), key=lambda pair: -pair[0].at(frame)[0]):
             x, y = vehicle.at(frame)
             # the ground from under the vehicle's axle to just behind its rear
@@ -109,9 +109,8 @@ def _shifted_backdrop(backdrop: Image, horizon: float) -> Image:
     return canvas
 
 
-def _draw_haze(canvas: Image, scene: Scene, frame: int) -> None:
+def _draw_haze(canvas: Image, scene: Scene, horizon: float) -> None:
     """Draw haze over the far ground."""
-    horizon = scene.horizons[frame]
     v = np.arange(int(np.ceil(horizon + 1)), int(horizon + FY * CAMERA_HEIGHT / HAZE_START) + 1)
     haze = _haze(scene.style, FY * CAMERA_HEIGHT / (v - horizon))[:, None]
     part = canvas[v[0] : v[-1] + 1].reshape(len(v), -1)  # flat rows, because NumPy is slow along a short axis
@@ -122,28 +121,23 @@ def _draw_roadside(canvas: Image, scene: Scene, frame: int, sprites: dict[str, l
     """Draw roadside objects from far to near, then the guard rails in front of them."""
     horizon = scene.horizons[frame]
     passed = scene.speed * frame / FPS
-    objects = [(t.x - passed, t) for t in scene.roadside if t.x - passed > MIN_OBJECT_DISTANCE]
-    objects.sort(key=lambda pair: -pair[0])
-
-    def draw(*, rail_posts: bool) -> None:
-        for x, item in objects:
-            if (item.kind == "rail_post") == rail_posts:
-                box = upright_rectangle(horizon, x, item.y, item.width, item.height)
-                haze = float(_haze(scene.style, x))
-                draw_sprite(canvas, sprites[item.kind][item.variant], box, haze, scene.style.sky_bottom)
-
-    draw(rail_posts=False)
-    for y in scene.road.rails:
-        _draw_rail(canvas, horizon, y)
-    draw(rail_posts=True)
+    objects = [t for t in scene.roadside if t.x - passed > MIN_OBJECT_DISTANCE]
+    for rail_posts in (False, True):
+        if rail_posts:
+            for y in scene.road.rails:
+                _draw_rail(canvas, horizon, y)
+        for item in sorted((t for t in objects if (t.kind == "rail_post") == rail_posts), key=lambda t: passed - t.x):
+            x = item.x - passed
+            box = upright_rectangle(horizon, x, item.y, item.width, item.height)
+            haze = float(_haze(scene.style, x))
+            draw_sprite(canvas, sprites[item.kind][item.variant], box, haze, scene.style.sky_bottom)
 
 
 def _draw_rail(canvas: Image, horizon: float, y: float) -> None:
     near = max(1.5, abs(y) * FX / (CX + 60))  # just outside the picture
     for colour, low, high in (((150, 154, 156), 0.45, 0.78), ((112, 116, 118), 0.56, 0.66)):
         corners = ((near, low), (400, low), (400, high), (near, high))
-        points = np.array([(image_column(x, y), image_row(horizon, x, z)) for x, z in corners])
-        cv2.fillPoly(canvas, [np.round(points * 256).astype(np.int32)], colour, cv2.LINE_AA, 8)
+        fill_polygon(canvas, colour, [(image_column(x, y), image_row(horizon, x, z)) for x, z in corners])
 
 
 @cache

@@ -5,8 +5,7 @@ A sprite is drawn once, at a large size; the picture gets it from the pyramid le
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -17,6 +16,8 @@ from features.sequences import Box
 from stage1_extract.sample.scene import Colour, SceneVehicle
 
 Sprite = tuple[NDArray[np.float32], ...]  # levels, each half as large; channels B, G, R times alpha, and alpha, 0 to 1
+
+Block = tuple[Colour, float, float, float, float]  # colour; left, lower, right, upper edge in m
 
 GLASS_COLOUR: Colour = (48, 42, 36)
 TYRE_COLOUR: Colour = (26, 25, 25)
@@ -76,6 +77,11 @@ def _composite(below: Image, patch: NDArray[np.float32], strength: np.float32, a
     np.copyto(below, alpha.reshape(below.shape), casting="unsafe")
 
 
+def fill_polygon(image: Image, value: Sequence[float], points: Sequence[tuple[float, float]]) -> None:
+    """Fill a polygon, whose points are in px, with smooth edges."""
+    cv2.fillPoly(image, [np.round(np.array(points) * 256).astype(np.int32)], value, cv2.LINE_AA, 8)
+
+
 class _SpriteCanvas:
     """Draws a sprite in metres: (0, 0) is its lower left corner, z points up."""
 
@@ -88,10 +94,9 @@ class _SpriteCanvas:
 
     def shape(self, colour: Colour, points: list[tuple[float, float]]) -> None:
         """Fill a polygon."""
-        x, z = np.array(points, np.float64).T
-        pixels = np.column_stack([x * self.scale, self.h - z * self.sy]) - 0.5
-        for image, value in ((self.colour, colour), (self.alpha, 255)):
-            cv2.fillPoly(image, [np.round(pixels * 256).astype(np.int32)], value, cv2.LINE_AA, 8)
+        pixels = [(x * self.scale - 0.5, self.h - z * self.sy - 0.5) for x, z in points]
+        fill_polygon(self.colour, colour, pixels)
+        fill_polygon(self.alpha, (255,), pixels)
 
     def block(self, colour: Colour, x0: float, z0: float, x1: float, z1: float, *, cut: float = 0.0) -> None:
         """Fill a rectangle whose corners are cut off by `cut` m."""
@@ -238,30 +243,21 @@ def sign(rng: np.random.Generator) -> Sprite:
     return canvas.finish(rng, 0.01)
 
 
-def post(rng: np.random.Generator) -> Sprite:
-    """Draw a white delineator with a dark band."""
-    canvas = _SpriteCanvas(0.13, 1.05, 16)
-    canvas.block((225, 225, 225), 0.0, 0.0, 0.13, 1.05)
-    canvas.block((35, 35, 35), 0.0, 0.72, 0.13, 0.92)
-    return canvas.finish(rng, 0.02)
+def _blocks(rng: np.random.Generator, size: tuple[float, float, int], grain: float, *blocks: Block) -> Sprite:
+    """Draw rectangles on a canvas of `size`."""
+    canvas = _SpriteCanvas(*size)
+    for block in blocks:
+        canvas.block(*block)
+    return canvas.finish(rng, grain)
 
 
-def rail_post(rng: np.random.Generator) -> Sprite:
-    canvas = _SpriteCanvas(0.13, 0.85, 16)
-    canvas.block((70, 74, 76), 0.0, 0.0, 0.13, 0.85)
-    return canvas.finish(rng, 0.03)
-
-
-def lamp(rng: np.random.Generator) -> Sprite:
-    """Draw a street lamp: a pole with a head."""
-    canvas = _SpriteCanvas(0.35, 8.0, 24)
-    canvas.block((115, 118, 120), 0.11, 0.0, 0.24, 7.9)
-    canvas.block((90, 92, 95), 0.0, 7.75, 0.35, 8.0)
-    return canvas.finish(rng, 0.02)
-
-
+DELINEATOR: list[Block] = [((225, 225, 225), 0.0, 0.0, 0.13, 1.05), ((35, 35, 35), 0.0, 0.72, 0.13, 0.92)]
+STREET_LAMP: list[Block] = [((115, 118, 120), 0.11, 0.0, 0.24, 7.9), ((90, 92, 95), 0.0, 7.75, 0.35, 8.0)]
 SPRITE_MAKERS: dict[str, Callable[[np.random.Generator], Sprite]] = {
-    "tree": partial(_foliage, w=256, h=384, trunk=True),
-    "bush": partial(_foliage, w=192, h=128, trunk=False),
-    "sign": sign, "post": post, "lamp": lamp, "rail_post": rail_post,
-}  # fmt: skip
+    "tree": lambda rng: _foliage(rng, 256, 384, trunk=True),
+    "bush": lambda rng: _foliage(rng, 192, 128, trunk=False),
+    "sign": sign,
+    "post": lambda rng: _blocks(rng, (0.13, 1.05, 16), 0.02, *DELINEATOR),
+    "lamp": lambda rng: _blocks(rng, (0.35, 8.0, 24), 0.02, *STREET_LAMP),
+    "rail_post": lambda rng: _blocks(rng, (0.13, 0.85, 16), 0.03, ((70, 74, 76), 0.0, 0.0, 0.13, 0.85)),
+}
