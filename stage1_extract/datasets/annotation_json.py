@@ -4,25 +4,66 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from typing import Any
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from features.errors import DataError
-from features.sequences import Box, Label
+from features.sequences import Label
 from stage1_extract.datasets.archive import ReadablePath, read_file
-from stage1_extract.datasets.faults import abbreviate, add_fault
+from stage1_extract.datasets.clip import abbreviate, add_fault
+
+Model = TypeVar("Model", bound=BaseModel)
 
 UNKNOWN_VELOCITY = {"vx": math.nan, "vy": math.nan}
-BOX_KEYS = ("left", "top", "right", "bottom")
+VEHICLE_FORMAT = '{"velocity": [vx, vy], "bbox": {"left": …, "top": …, "right": …, "bottom": …}, "position": [x, y]}'
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # strict: neither "1" nor true is a number
+Pair = tuple[Number, Number]
+
+
+class BoundingBox(BaseModel):
+    """A vehicle's box in px."""
+
+    left: Number
+    top: Number
+    right: Number
+    bottom: Number
+
+    @model_validator(mode="after")
+    def _check_sides(self) -> BoundingBox:
+        if not (self.left < self.right and self.top < self.bottom):
+            raise ValueError("left < right and top < bottom in a box")
+        return self
+
+
+class Vehicle(BaseModel):
+    """An annotated vehicle, whose velocity may be unknown in a test split."""
+
+    velocity: Pair | None = None
+    bbox: BoundingBox | None = None
+    position: Pair | None = None
+
+
+class VehicleWithVelocity(Vehicle):
+    """An annotated vehicle of a training or validation split."""
+
+    velocity: Pair
+
+
+class EgoMotion(BaseModel):
+    """The car's own motion; speed in m/s."""
+
+    speed: Number
 
 
 def vehicle_labels(
     value: object, where: str, frame: int, *, velocity_required: bool, all_vehicles: bool, faults: list[str]
 ) -> tuple[Label, ...]:
-    """Make a label for each annotated vehicle.
+    """Make a label for each annotated vehicle without fault.
 
     Args:
-        value: the JSON value: a list of `{"velocity": [vx, vy], "bbox": {"left": …}, "position": [x, y]}`.
+        value: the JSON value, a list of vehicles in `VEHICLE_FORMAT`.
         where: its path, for the faults.
         frame: 0-based index of the frame that the labels describe.
         velocity_required: whether a missing velocity is a fault; otherwise it becomes NaN, as in a test split.
@@ -30,38 +71,27 @@ def vehicle_labels(
         faults: one line is appended for each fault.
     """
     if not isinstance(value, list) or not value:
-        got = "an empty list" if value == [] else _json(value)
-        add_fault(faults, f"{where}: no annotated vehicle", "a list of vehicles", got)
+        add_fault(faults, f"{where}: no annotated vehicle", "a list of vehicles", _json(value))
         return ()
-    labels = []
+    vehicles: list[Vehicle] = []
+    model = VehicleWithVelocity if velocity_required else Vehicle
     for index, entry in enumerate(value if all_vehicles else value[:1]):
-        item = f"{where}: [{index}]"
-        if not isinstance(entry, dict):
-            add_fault(faults, f"{item} is not a vehicle", '{"velocity": [vx, vy], …}', _json(entry))
-            continue
-        velocity, position, bbox = map(entry.get, ("velocity", "position", "bbox"))
-        if velocity is None and velocity_required:
-            got = "null" if "velocity" in entry else f"keys {', '.join(map(str, entry)) or 'none'}"
-            add_fault(faults, f"{item} has no velocity", '"velocity": [vx, vy]', got)
-        pair = None if velocity is None else _pair(velocity, f"{item}.velocity", faults)
-        labels.append(
-            Label(
-                frame,
-                {"vx": pair[0], "vy": pair[1]} if pair else UNKNOWN_VELOCITY,
-                None if bbox is None else _box(bbox, f"{item}.bbox", faults),
-                None if position is None else _pair(position, f"{item}.position", faults),
-            )
+        vehicles += _validate(model, entry, where, VEHICLE_FORMAT, faults, (index,))
+    return tuple(
+        Label(
+            frame,
+            dict(zip(UNKNOWN_VELOCITY, vehicle.velocity, strict=True)) if vehicle.velocity else UNKNOWN_VELOCITY,
+            (box.left, box.top, box.right, box.bottom) if (box := vehicle.bbox) else None,
+            vehicle.position,
         )
-    return tuple(labels)
+        for vehicle in vehicles
+    )
 
 
 def ego_labels(value: object, where: str, frame: int, faults: list[str]) -> tuple[Label, ...]:
     """Make the label of the car's own speed, from `{"speed": 21.3}` in m/s."""
-    if not isinstance(value, dict) or "speed" not in value:
-        add_fault(faults, f"{where}: no ego speed", '{"speed": m/s}', _json(value))
-        return ()
-    speed = _numbers([value["speed"]], f"{where}: speed", faults)
-    return (Label(frame, {"ego_speed": speed[0]}),) if speed else ()
+    motions = _validate(EgoMotion, value, where, '{"speed": m/s}', faults)
+    return tuple(Label(frame, {"ego_speed": motion.speed}) for motion in motions)
 
 
 def load_json(path: ReadablePath) -> object:
@@ -76,34 +106,19 @@ def load_json(path: ReadablePath) -> object:
         raise DataError(f"{path}: not JSON", expected="JSON in UTF-8", got=e) from None
 
 
-def _box(value: object, where: str, faults: list[str]) -> Box | None:
-    if not isinstance(value, dict) or any(key not in value for key in BOX_KEYS):
-        add_fault(faults, f"{where} is not a box", f"the keys {', '.join(BOX_KEYS)}", _json(value))
-    elif sides := _numbers([value[key] for key in BOX_KEYS], where, faults):
-        left, top, right, bottom = sides
-        if left < right and top < bottom:
-            return left, top, right, bottom
-        add_fault(faults, f"{where} is not a box", "left < right and top < bottom", _json(value))
-    return None
-
-
-def _pair(value: object, where: str, faults: list[str]) -> tuple[float, float] | None:
-    if not isinstance(value, list) or len(value) != 2:
-        add_fault(faults, f"{where} is not 2 numbers", "a list of 2 numbers", _json(value))
-    elif numbers := _numbers(value, where, faults):
-        return numbers[0], numbers[1]
-    return None
-
-
-def _numbers(values: list[Any], where: str, faults: list[str]) -> list[float] | None:
-    numbers = []
-    for value in values:
-        # not by `isinstance`, because true and false are integers; some integers are too large for a float
-        if type(value) in (int, float) and abs(value) <= sys.float_info.max:
-            numbers.append(float(value))
-        else:
-            add_fault(faults, f"{where} is not a finite number", "a finite number", _json(value))
-    return numbers if len(numbers) == len(values) else None
+def _validate(
+    model: type[Model], value: object, where: str, expected: str, faults: list[str], keys: tuple[int, ...] = ()
+) -> list[Model]:
+    """The value as a model, or none and its faults; `keys` lead to the value in the file."""
+    try:
+        return [model.model_validate_json(json.dumps(value))]  # as JSON, so that errors speak of arrays, not of tuples
+    except ValidationError as e:
+        for error in e.errors(include_url=False):
+            path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in (*keys, *error["loc"]))
+            message = error["msg"].removeprefix("Value error, ")
+            what = ": ".join(filter(None, [where, path.removeprefix("."), message]))
+            add_fault(faults, what, expected, _json(error["input"]))
+        return []
 
 
 def _json(value: object) -> str:

@@ -18,11 +18,10 @@ import re
 from features.errors import DataError
 from features.sequences import Camera
 from stage1_extract.datasets.archive import ReadablePath, read_file
-from stage1_extract.datasets.faults import abbreviate, error_to_fault
+from stage1_extract.datasets.clip import abbreviate, error_to_fault
 from stage1_extract.datasets.label_csv import finite_number
 
-_MATRIX = re.compile(r"intrinsic\s+matrix\s*:?(.*?)(?=camera\s+height|\Z)", re.IGNORECASE | re.DOTALL)
-_HEIGHT = re.compile(r"camera\s+height\s*:?\s*(.*)", re.IGNORECASE | re.DOTALL)
+_HEADING = re.compile(r"(intrinsic\s+matrix|camera\s+height)\s*:?", re.IGNORECASE)
 
 
 def find_calibration(folder: ReadablePath, faults: list[str]) -> Camera | None:
@@ -42,23 +41,20 @@ def read_camera(path: ReadablePath) -> Camera:
         DataError: the file cannot be read, or is malformed.
     """
     text = read_file(path).decode("utf-8-sig", errors="replace")
-    match = _MATRIX.search(text)
-    if match is None:
-        raise _error(path, "no camera", 'a line "Intrinsic matrix:" and three rows', text)
-    rows = [[finite_number(word) for word in row.split()] for row in match[1].strip().splitlines() if row.strip()]
+    shown = repr(abbreviate(" ".join(text.split())))
+    _, *parts = _HEADING.split(text)
+    sections = {heading.split()[0].lower(): body for heading, body in zip(parts[::2], parts[1::2], strict=True)}
+    lines = sections.get("intrinsic", "").splitlines()
+    rows = [[finite_number(word) for word in line.split()] for line in lines if line.strip()]
     if [len(row) for row in rows] != [3, 3, 3] or any(math.isnan(v) for row in rows for v in row):
-        raise _error(path, "no camera matrix", "three rows of three numbers", match[1])
+        expected = 'a line "Intrinsic matrix:" and three rows of three numbers'
+        raise DataError(f"{path}: no camera matrix", expected=expected, got=shown)
     (fx, skew, cx), (zero, fy, cy), last = rows
     if not (fx > 0 and fy > 0 and skew == zero == 0 and last == [0, 0, 1]):
         expected = "fx 0 cx, 0 fy cy, 0 0 1 with fx and fy above 0"
-        raise _error(path, "not the matrix of a pinhole camera", expected, match[1])
-    height = None
-    if match := _HEIGHT.search(text):
-        height = finite_number(re.sub(r"\s*m\s*$", "", match[1], flags=re.IGNORECASE))
-        if not height > 0:
-            raise _error(path, "no camera height", "metres, such as 1.80m", match[1])
+        raise DataError(f"{path}: not the matrix of a pinhole camera", expected=expected, got=shown)
+    height_text = sections.get("camera")
+    height = None if height_text is None else finite_number(height_text.rstrip("mM \r\n"))
+    if height is not None and not height > 0:
+        raise DataError(f"{path}: no camera height", expected="metres, such as 1.80m", got=shown)
     return Camera(fx, fy, cx, cy, height)
-
-
-def _error(path: ReadablePath, what: str, expected: str, text: str) -> DataError:
-    return DataError(f"{path}: {what}", expected=expected, got=repr(abbreviate(" ".join(text.split()))))

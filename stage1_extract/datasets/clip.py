@@ -1,4 +1,4 @@
-"""A clip is a sequence with the source of its frames; a catalogue is all that a scan found in a data set."""
+"""Clips, the catalogue of what a scan found in a data set, and its faults: errors collected as lines, to show all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from features._common.types import Image
+from features.errors import DataError
 from features.sequences import FrameSequence
 
 
@@ -44,3 +45,18 @@ class Catalogue:
 
     clips: tuple[Clip, ...]
     faults: tuple[str, ...] = ()
+
+
+def add_fault(faults: list[str], what: str, expected: object, got: object) -> None:
+    """Append a fault as one line, which begins with the file's path; the hint comes from the command."""
+    faults.append(error_to_fault(DataError(what, expected=expected, got=got)))
+
+
+def error_to_fault(error: DataError) -> str:
+    """Turn an error into the line of a fault, without its hint."""
+    return " ".join(str(DataError(error.what, expected=error.expected, got=error.got)).split())
+
+
+def abbreviate(text: str) -> str:
+    """Shorten a text to 60 characters, to show it in an error."""
+    return text if len(text) <= 60 else text[:57] + "…"

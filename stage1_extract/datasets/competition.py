@@ -1,17 +1,21 @@
-"""The Kaggle competition's layout: `Train/Train/1/imgs/001.jpg …` with `annotation.json`, as a folder or a .zip.
-
-The rendered sample set has the same layout, but labels all vehicles instead of the first.
+"""The Kaggle competition's layout, as a folder or a .zip: `Train/Train/1/imgs/001.jpg …` with `annotation.json`, and
+optionally `ego.json`. The rendered sample set has it too, but labels all vehicles.
 """
 
 from __future__ import annotations
 
+import re
+
 from features.config import DataConfig
 from features.errors import DataError
+from features.sequences import Camera, Label
+from stage1_extract.datasets.annotation_json import UNKNOWN_VELOCITY, ego_labels, load_json, vehicle_labels
 from stage1_extract.datasets.archive import ReadablePath, find_folder, list_folder, open_folder_or_zip
 from stage1_extract.datasets.calibration import find_calibration
-from stage1_extract.datasets.clip_folder import clip_folders, clip_spec
+from stage1_extract.datasets.clip import add_fault, error_to_fault
 from stage1_extract.datasets.image_sequence import ClipSpec
 
+_FRAME_NAME = re.compile(r"([0-9]+)\.(jpe?g|png)", re.IGNORECASE)
 COMPETITION_FOLDERS = {"Train": "train", "Validation": "validation", "Test": "test"}
 
 
@@ -50,3 +54,73 @@ def _root(folder: ReadablePath, hint: str) -> ReadablePath:
         raise DataError(f"{folder}: ambiguous", expected="one data set", got=got, hint="set data.path to one of them")
     names = ", ".join(p.name for p in list_folder(folder)[:5]) or "an empty folder"
     raise DataError(f"{folder}: no data set", expected="a folder Train, Validation or Test", got=names, hint=hint)
+
+
+def clip_folders(split: ReadablePath) -> list[ReadablePath]:
+    """The clips of a split, in numeric order: folders that are named by a number or hold `imgs`."""
+    return [p for p in list_folder(split) if p.is_dir() and (p.name.isdecimal() or find_folder(p, "imgs"))]
+
+
+def clip_spec(
+    clip: ReadablePath, id: str, split: str, data: DataConfig, camera: Camera | None, *, all_vehicles: bool
+) -> ClipSpec:
+    """Describe a clip by its folder, without reading its frames.
+
+    In the split `test` the annotation or its velocity may be missing. Of `data` only `frames`, `label_frame` and `fps`
+    are used. Unless `all_vehicles`, only the first vehicle is labelled.
+    """
+    faults: list[str] = []
+    files = _numbered_frames(clip, data.frames, faults)
+    frame = data.label_frame - 1 if data.label_frame else len(files) - 1
+    labels: tuple[Label, ...] = ()
+    annotation, ego = clip.joinpath("annotation.json"), clip.joinpath("ego.json")
+    try:
+        if annotation.is_file():
+            labels = vehicle_labels(
+                load_json(annotation), str(annotation), frame, velocity_required=split != "test",
+                all_vehicles=all_vehicles, faults=faults,
+            )  # fmt: skip
+        elif split == "test":
+            labels = (Label(frame, UNKNOWN_VELOCITY),)
+        else:
+            add_fault(faults, f"{annotation}: missing annotation", "a JSON list of vehicles", "no such file")
+    except DataError as e:
+        faults.append(error_to_fault(e))
+    try:
+        if ego.is_file():
+            labels += ego_labels(load_json(ego), str(ego), frame, faults)
+    except DataError as e:
+        faults.append(error_to_fault(e))
+    return ClipSpec(id, split, data.fps, files, labels, camera, faults)
+
+
+def _numbered_frames(clip: ReadablePath, count: int | None, faults: list[str]) -> tuple[ReadablePath, ...]:
+    """The files `imgs/001.jpg …` in order: the first `count`, or all of them if `count` is None.
+
+    A missing frame is a fault. The others are still returned, so that their own faults are found in the same pass.
+    """
+    imgs = find_folder(clip, "imgs")
+    if imgs is None:
+        add_fault(faults, f"{clip}: no frames", "a folder imgs with 001.jpg …", "no folder imgs")
+        return ()
+    files: dict[int, ReadablePath] = {}
+    for file in list_folder(imgs):
+        if match := _FRAME_NAME.fullmatch(file.name):
+            number = int(match[1])
+            first = files.setdefault(number, file)
+            if number == 0:
+                add_fault(faults, f"{file}: frame number 0", "frames numbered from 001", file.name)
+            elif first is not file:
+                add_fault(faults, f"{file}: two files for frame {number}", "one", f"{first.name} and {file.name}")
+    files.pop(0, None)
+    last = max(files, default=0)
+    if not files or (count and last == len(files) < count):
+        what = f"{imgs}: {len(files)} frames instead of {count}" if count else f"{imgs}: no frames"
+        add_fault(faults, what, f"{count} frames" if count else "001.jpg …", len(files))
+    else:
+        digits, suffix = next(iter(files.values())).name.split(".")
+        for number in range(1, (count or last) + 1):
+            if number not in files:
+                missing = imgs.joinpath(f"{number:0{len(digits)}d}.{suffix}")
+                add_fault(faults, f"{missing}: missing frame", f"frames 1 … {count or last}", "a gap")
+    return tuple(files[n] for n in sorted(files) if not count or n <= count)

@@ -5,27 +5,23 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import PIL.Image
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from features._common.cpu import cpu_count
 from features._common.types import Image, Size
 from features.errors import DataError
 from features.sequences import Camera, FrameSequence, Label
 from stage1_extract.datasets.archive import ReadablePath, read_file
-from stage1_extract.datasets.clip import Catalogue, Clip
-from stage1_extract.datasets.faults import add_fault, error_to_fault
+from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault
 from stage1_extract.datasets.image_file import decode_image, image_size
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-FILES_PER_TASK = 16  # at most; handing a file to a thread takes a third as long as reading and hashing it
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ def check_files(specs: list[ClipSpec], threads: int, earlier_faults: Iterable[st
     with warnings.catch_warnings():  # here rather than in `_check_file`, because it is not safe in threads
         warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-        results = iter(map_in_threads(_check_file, files, threads, unit="file", per_task=FILES_PER_TASK))
+        results = iter(map_in_threads(_check_file, files, threads, unit="file"))
     clips, faults = [], list(earlier_faults)
     for spec in specs:
         checks = [(file, next(results)) for file in spec.files]
@@ -90,28 +86,13 @@ def check_files(specs: list[ClipSpec], threads: int, earlier_faults: Iterable[st
     return Catalogue(tuple(clips), tuple(faults))
 
 
-def map_in_threads(
-    function: Callable[[T], R], items: Iterable[T], threads: int, *, unit: str, per_task: int = 1
-) -> list[R]:
-    """Call a function with each item in threads, and return the results in order.
+def map_in_threads(function: Callable[[T], R], items: Sequence[T], threads: int, *, unit: str) -> list[R]:
+    """Call a function with each item in threads (0: one per core), and return the results in order.
 
-    On a terminal a progress bar appears if it takes longer than 2 s.
-
-    Args:
-        threads: number of threads; 0: one per core.
-        unit: what the progress bar counts.
-        per_task: items per task at most; more than 1 pays if a call is short.
+    On a terminal a progress bar that counts `unit`s appears if it takes longer than 2 s.
     """
-    items, threads = list(items), threads or cpu_count()
-    step = max(1, min(per_task, len(items) // (4 * threads)))
-    batches = [items[start : start + step] for start in range(0, len(items), step)]
-    bar = tqdm(total=len(items), desc="scanning", unit=unit, delay=2, disable=None)
-    with ThreadPoolExecutor(threads) as pool, bar:
-        results: list[R] = []
-        for batch_results in pool.map(lambda batch: [function(item) for item in batch], batches):
-            results += batch_results
-            bar.update(len(batch_results))
-        return results
+    workers = threads or cpu_count()
+    return thread_map(function, items, max_workers=workers, desc="scanning", unit=unit, delay=2, disable=None)
 
 
 def _check_file(file: ReadablePath) -> tuple[Size, bytes] | str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from features._common.csv_table import CsvRow
 from features.sequences import Label
-from stage1_extract.datasets.faults import add_fault
+from stage1_extract.datasets.clip import add_fault
 
 _BOX_COLUMNS = ("left", "top", "right", "bottom")
 _POSITION_COLUMNS = ("x", "y")

@@ -14,7 +14,7 @@ from features._common.csv_table import CsvRow, read_csv_table
 from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import SPLITS
-from stage1_extract.datasets.faults import add_fault
+from stage1_extract.datasets.clip import add_fault
 from stage1_extract.datasets.image_sequence import ClipSpec
 from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
 

@@ -12,8 +12,8 @@ from features.sequences import Label
 from stage1_extract.datasets.annotation_json import load_json, vehicle_labels
 from stage1_extract.datasets.archive import ReadablePath, find_folder, list_folder, open_folder_or_zip
 from stage1_extract.datasets.calibration import find_calibration
-from stage1_extract.datasets.clip_folder import clip_folders, clip_spec
-from stage1_extract.datasets.faults import add_fault, error_to_fault
+from stage1_extract.datasets.clip import add_fault, error_to_fault
+from stage1_extract.datasets.competition import clip_folders, clip_spec
 from stage1_extract.datasets.image_sequence import ClipSpec
 
 TUSIMPLE_FOLDERS = {

@@ -19,8 +19,7 @@ from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import FrameSequence, Label
 from stage1_extract.datasets.archive import list_folder
-from stage1_extract.datasets.clip import Catalogue, Clip
-from stage1_extract.datasets.faults import add_fault, error_to_fault
+from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault
 from stage1_extract.datasets.image_sequence import map_in_threads
 from stage1_extract.datasets.label_csv import finite_number, read_label, read_number, target_columns
 

@@ -124,7 +124,7 @@ def test_ego_speed_is_a_separate_label(root: Path) -> None:
     assert list(vehicle.targets) == ["vx", "vy"]
     assert (ego.targets, ego.frame, ego.box) == ({"ego_speed": 21.3}, 2, None)
     (root / "Train/Train/1/ego.json").write_text("{}")
-    assert_only_fault(competition(root), root / "Train/Train/1/ego.json", "no ego speed")
+    assert_only_fault(competition(root), root / "Train/Train/1/ego.json", "speed: Field required")
 
 
 def test_annotation_may_be_missing_in_a_test_split_only(root: Path) -> None:
@@ -141,7 +141,7 @@ def test_annotation_may_be_missing_in_a_test_split_only(root: Path) -> None:
 def test_velocity_of_a_test_clip_must_be_correct_if_given(root: Path) -> None:
     path = root / "Test/Test/1/annotation.json"
     path.write_text('[{"velocity": [NaN, 1]}]')
-    assert_only_fault(competition(root), path, "velocity is not a finite number")
+    assert_only_fault(competition(root), path, "velocity[0]: Input should be a finite number; expected", "got NaN")
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[]", "no annotated vehicle")])

@@ -62,7 +62,7 @@ def test_folder_without_clips_is_refused(tmp_path: Path) -> None:
 
 def test_training_clip_without_velocity_is_a_fault(tmp_path: Path) -> None:
     write_clip(tmp_path / "clips/1", [{"bbox": VEHICLE["bbox"]}])
-    assert_only_fault(tusimple(tmp_path), tmp_path / "clips/1/annotation.json", "[0] has no velocity")
+    assert_only_fault(tusimple(tmp_path), tmp_path / "clips/1/annotation.json", "[0].velocity: Field required")
 
 
 def test_real_tusimple_clip(real: Path) -> None:
