@@ -6,6 +6,7 @@ as large as a pixel's footprint at its distance: fine nearby, coarse far away, s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -55,43 +56,97 @@ def noise_tile() -> Float32s:
     return np.tile(np.random.default_rng(1).standard_normal((TILE_SIZE, TILE_SIZE)).astype(np.float32), TILES)
 
 
-def make_ground(scene: Scene) -> tuple[GroundBand, ...]:
+@dataclass(frozen=True)
+class _Cells:
+    """The cells of a band's texture."""
+
+    scene: Scene
+    x: Coordinates  # their near edges, m
+    y: Coordinates  # their left edges, m
+    dx: float
+    dy: float
+
+    def brightness(self, asphalt: Float32s, offsets: NDArray[np.float64]) -> Float32s:
+        """Brightness of each cell, about 1: noise of several sizes, and darker wheel tracks."""
+        x, y, dx, dy = self.x, self.y, self.dx, self.dy
+        total = np.zeros((len(x), len(y)), np.float32)
+        for (cx, cy, hard, soft), (ox, oy) in zip(NOISE_OCTAVES, offsets, strict=True):
+            if cx < 0.7 * dx or cy < 0.7 * dy:
+                continue  # finer than this band's cells
+            # without whole tiles, so that the section begins in the first one
+            shift = (y[0] / cy + oy) % TILE_SIZE, (x[0] / cx + ox) % TILE_SIZE
+            m = np.array([[dy / cy, 0, shift[0]], [0, dx / cx, shift[1]]])
+            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            noise = cv2.warpAffine(noise_tile(), m, (len(y), len(x)), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+            noise *= hard * asphalt + soft * (1 - asphalt)
+            total += noise
+        tracks = np.ones(len(y), np.float32)
+        for lane in self.scene.road.lanes:
+            for side in (-0.85, 0.85):
+                tracks -= 0.07 * np.exp(-(((y - lane - side) / 0.28) ** 2)).astype(np.float32)
+        total += 1
+        total *= tracks
+        return total
+
+    def crack_brightness(self, cracks: list[NDArray[np.float64]]) -> Float32s:
+        """Brightness of each cell, lower under the cracks, which are 15 mm wide."""
+        mask = np.zeros((len(self.x), len(self.y)), np.uint8)
+        cells = [((c - (self.x[0], 0)) / (self.dx, self.dy) + (0, len(self.y) / 2))[:, ::-1] for c in cracks]
+        lines = [np.round(c * 16).astype(np.int32) for c in cells]
+        cv2.polylines(mask, lines, False, 255, max(1, round(0.015 / self.dy)), cv2.LINE_AA, shift=4)
+        depth = 0.35 * min(1.0, 0.015 / self.dy)
+        return np.asarray(cv2.LUT(mask, (1 - depth * np.arange(256) / 255).astype(np.float32)), np.float32)
+
+    def draw_lane_lines(self, texture: Image, light: Float32s) -> None:
+        road = self.scene.road
+        solid = np.ones(len(self.x), np.float32)
+        dashed = _dash_coverage(self.x, self.dx, road.dash, road.period, road.phase)
+        for i, line in enumerate(road.lines):
+            outer = i in (0, len(road.lines) - 1)
+            across = _coverage(self.y, self.dy, line - 0.075, line + 0.075)
+            (columns,) = np.nonzero(across)
+            if not len(columns):
+                continue
+            part = slice(columns[0], columns[-1] + 1)
+            cover = 0.92 * (solid if outer else dashed)[:, None, None] * across[None, part, None]
+            paint = (
+                np.array(self.scene.style.left_line if i == 0 else (215.0, 215.0, 215.0), np.float32)
+                * light[:, part, None]
+            )
+            texture[:, part] = np.clip(texture[:, part] * (1 - cover) + paint * cover, 0, 255)
+
+
+def make_ground(scene: Scene) -> list[GroundBand]:
     """Make the ground of a clip: its bands from near to far."""
     rng = np.random.default_rng([scene.style.seed, 0])
     travel = scene.speed * (FRAMES - 1) / FPS
     offsets = rng.uniform(0, TILE_SIZE, (len(NOISE_OCTAVES), 2))
     patches = _patches(rng, scene, travel + BAND_EDGES[-1])
     cracks = _cracks(rng, scene, travel + 30.0)
-    return tuple(_band(scene, near, far, travel, offsets, patches, cracks) for near, far in pairwise(BAND_EDGES))
-
-
-def _band(
-    scene: Scene, near: float, far: float, travel: float, offsets: NDArray[np.float64],
-    patches: list[tuple[float, float, float, float, float]], cracks: list[NDArray[np.float64]],
-) -> GroundBand:  # fmt: skip
-    over = 1 if near == BAND_EDGES[0] else OVERSAMPLING
-    dx, dy = 2.0 * near**2 / (FY * CAMERA_HEIGHT) / over, 1.4 * near / FX
-    shape = over * int(np.ceil((travel + far - near) / dx / over) + 1), 2 * int(np.ceil(MAX_LATERAL_SLOPE * far / dy))
-    x = near + np.arange(shape[0]) * dx  # near and left edges of the cells
-    y = (np.arange(shape[1]) - shape[1] / 2) * dy
-    road = scene.road
-    asphalt = _coverage(y, dy, road.left, road.right)
-    light = _brightness(scene, x, y, dx, dy, asphalt, offsets)
-    for x0, y0, length, width, tone in patches:
-        i, j = np.searchsorted(x, (x0, x0 + length)), np.searchsorted(y, (y0, y0 + width))
-        light[i[0] : i[1], j[0] : j[1]] *= tone
-    if near < 20:
-        light *= _crack_brightness(shape, cracks, near, dx, dy)
-    hard, soft = (np.array(c, np.float32) for c in (scene.style.asphalt, scene.style.verge))
-    colour = asphalt[:, None] * hard + (1 - asphalt[:, None]) * soft
-    texture = cv2.merge([cv2.convertScaleAbs(light * c) for c in colour.T])
-    _draw_lane_lines(texture, light, scene, x, y, dx, dy)
-    blur = round(scene.speed * EXPOSURE_TIME / dx)
-    if blur > 1:
-        texture = cv2.blur(texture, (1, blur))
-    if over > 1:
-        texture = cv2.resize(texture, (shape[1], shape[0] // over), interpolation=cv2.INTER_AREA)
-    return GroundBand(near, far, (dx * over, dy), texture)
+    bands = []
+    for near, far in pairwise(BAND_EDGES):
+        over = 1 if near == BAND_EDGES[0] else OVERSAMPLING
+        dx, dy = 2.0 * near**2 / (FY * CAMERA_HEIGHT) / over, 1.4 * near / FX
+        rows = over * int(np.ceil((travel + far - near) / dx / over) + 1)
+        columns = 2 * int(np.ceil(MAX_LATERAL_SLOPE * far / dy))
+        cells = _Cells(scene, near + np.arange(rows) * dx, (np.arange(columns) - columns / 2) * dy, dx, dy)
+        asphalt = _coverage(cells.y, dy, scene.road.left, scene.road.right)
+        light = cells.brightness(asphalt, offsets)
+        for x0, y0, length, width, tone in patches:
+            i, j = np.searchsorted(cells.x, (x0, x0 + length)), np.searchsorted(cells.y, (y0, y0 + width))
+            light[i[0] : i[1], j[0] : j[1]] *= tone
+        if near < 20:
+            light *= cells.crack_brightness(cracks)
+        hard, soft = (np.array(c, np.float32) for c in (scene.style.asphalt, scene.style.verge))
+        colour = asphalt[:, None] * hard + (1 - asphalt[:, None]) * soft
+        texture = cv2.merge([cv2.convertScaleAbs(light * c) for c in colour.T])
+        cells.draw_lane_lines(texture, light)
+        if (blur := round(scene.speed * EXPOSURE_TIME / dx)) > 1:
+            texture = cv2.blur(texture, (1, blur))
+        if over > 1:
+            texture = cv2.resize(texture, (columns, rows // over), interpolation=cv2.INTER_AREA)
+        bands.append(GroundBand(near, far, (dx * over, dy), texture))
+    return bands
 
 
 def _coverage(edges: Coordinates, cell: float, start: float, end: float) -> Float32s:
@@ -105,32 +160,6 @@ def _dash_coverage(edges: Coordinates, cell: float, dash: float, period: float, 
     x = np.append(edges, edges[-1] + cell) - phase
     painted = np.floor(x / period) * dash + np.minimum(np.mod(x, period), dash)
     return np.asarray(np.diff(painted) / cell, np.float32)
-
-
-def _brightness(
-    scene: Scene, x: Coordinates, y: Coordinates, dx: float, dy: float, asphalt: Float32s,
-    offsets: NDArray[np.float64],
-) -> Float32s:  # fmt: skip
-    """Brightness of each cell, about 1: noise of several sizes, and darker wheel tracks."""
-    size = len(y), len(x)
-    total = np.zeros((len(x), len(y)), np.float32)
-    for (cx, cy, hard, soft), (ox, oy) in zip(NOISE_OCTAVES, offsets, strict=True):
-        if cx < 0.7 * dx or cy < 0.7 * dy:
-            continue  # finer than this band's cells
-        # without whole tiles, so that the section begins in the first one
-        shift = (y[0] / cy + oy) % TILE_SIZE, (x[0] / cx + ox) % TILE_SIZE
-        m = np.array([[dy / cy, 0, shift[0]], [0, dx / cx, shift[1]]])
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        noise = cv2.warpAffine(noise_tile(), m, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        noise *= hard * asphalt + soft * (1 - asphalt)
-        total += noise
-    tracks = np.ones(len(y), np.float32)
-    for lane in scene.road.lanes:
-        for side in (-0.85, 0.85):
-            tracks -= 0.07 * np.exp(-(((y - lane - side) / 0.28) ** 2)).astype(np.float32)
-    total += 1
-    total *= tracks
-    return total
 
 
 def _patches(rng: np.random.Generator, scene: Scene, length: float) -> list[tuple[float, float, float, float, float]]:
@@ -161,40 +190,7 @@ def _cracks(rng: np.random.Generator, scene: Scene, length: float) -> list[NDArr
     return cracks
 
 
-def _crack_brightness(
-    shape: tuple[int, int], cracks: list[NDArray[np.float64]], near: float, dx: float, dy: float
-) -> Float32s:
-    """Brightness of each cell, lower under the cracks, which are 15 mm wide."""
-    mask = np.zeros(shape, np.uint8)
-    lines = [
-        np.round(np.column_stack([c[:, 1] / dy + shape[1] / 2, (c[:, 0] - near) / dx]) * 16).astype(np.int32)
-        for c in cracks
-    ]
-    cv2.polylines(mask, lines, False, 255, max(1, round(0.015 / dy)), cv2.LINE_AA, shift=4)
-    depth = 0.35 * min(1.0, 0.015 / dy)
-    return np.asarray(cv2.LUT(mask, (1 - depth * np.arange(256) / 255).astype(np.float32)), np.float32)
-
-
-def _draw_lane_lines(
-    texture: Image, light: Float32s, scene: Scene, x: Coordinates, y: Coordinates, dx: float, dy: float
-) -> None:
-    """Draw the lane lines into the texture."""
-    road = scene.road
-    solid = np.ones(len(x), np.float32)
-    dashed = _dash_coverage(x, dx, road.dash, road.period, road.phase)
-    for i, line in enumerate(road.lines):
-        outer = i in (0, len(road.lines) - 1)
-        across = _coverage(y, dy, line - 0.075, line + 0.075)
-        (columns,) = np.nonzero(across)
-        if not len(columns):
-            continue
-        part = slice(columns[0], columns[-1] + 1)
-        cover = 0.92 * (solid if outer else dashed)[:, None, None] * across[None, part, None]
-        paint = np.array(scene.style.left_line if i == 0 else (215.0, 215.0, 215.0), np.float32) * light[:, part, None]
-        texture[:, part] = np.clip(texture[:, part] * (1 - cover) + paint * cover, 0, 255)
-
-
-def draw_ground(canvas: Image, bands: tuple[GroundBand, ...], scene: Scene, frame: int) -> None:
+def draw_ground(canvas: Image, bands: Sequence[GroundBand], scene: Scene, frame: int) -> None:
     """Draw the ground of a frame, from the bottom of the picture up to the row below the horizon."""
     horizon = scene.horizons[frame]
     passed = scene.speed * frame / FPS
