@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from features._common.csv_table import read_csv_table
+from features._common.csv_table import CsvRow, CsvTable, read_csv_table
 from features._common.types import Image, Size
 from features.config import DataConfig
 from features.errors import DataError
@@ -21,7 +20,7 @@ from features.sequences import FrameSequence, Label
 from stage1_extract.datasets.archive import list_folder
 from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault
 from stage1_extract.datasets.image_sequence import map_in_threads
-from stage1_extract.datasets.label_csv import finite_number, read_label, read_number, target_columns
+from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
 
 VIDEO_SUFFIXES = frozenset([".avi", ".hevc", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"])
 
@@ -138,7 +137,7 @@ def video_clips(data: DataConfig, threads: int) -> Catalogue:
     files = [f for f in files if f == path or (f.suffix.lower() in VIDEO_SUFFIXES and f.is_file())]
     if not files:
         expected = f"files ending in {', '.join(sorted(VIDEO_SUFFIXES))}"
-        raise DataError(f"{path}: no videos", expected=expected, got="none", hint="set data.path to a video")
+        raise DataError(f"{path}: no videos", expected=expected, hint="set data.path to a video")
     clips, faults = [], []
     file_by_stem: dict[str, Path] = {}
     results = map_in_threads(lambda file: _clips(file, data), files, threads, unit="video")
@@ -186,41 +185,20 @@ def _clips(file: Path, data: DataConfig) -> tuple[list[Clip], list[str]]:
 
 
 def _labels(video: Path, length: int, faults: list[str]) -> list[Label]:
-    text, table = video.with_suffix(".txt"), video.with_suffix(".csv")
-    if text.is_file() and table.is_file():
-        raise DataError(f"{video}: two label files", expected="one", got=f"{text.name} and {table.name}")
-    if text.is_file():
-        return _text_labels(text, length, faults)
-    if table.is_file():
-        return _table_labels(table, length, faults)
-    if split_of(video.stem) != "test":
-        add_fault(faults, f"{video}: no labels", f"{text.name} or {table.name} beside it", "neither")
-    return []
-
-
-def _text_labels(path: Path, length: int, faults: list[str]) -> list[Label]:
-    """Read one number per line: the car's own speed in m/s at each frame."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path}: not text", expected="one number per line, in UTF-8", got=e) from None
-    speeds = [finite_number(line) for line in lines]
-    if wrong_lines := [i for i, speed in enumerate(speeds) if math.isnan(speed)]:
-        first = wrong_lines[0]
-        more = f", and {len(wrong_lines) - 1} more such lines" if len(wrong_lines) > 1 else ""
-        add_fault(faults, f"{path}, line {first + 1}: not a number", "a finite number", repr(lines[first][:60]) + more)
-    if len(lines) != length:
-        _add_count_fault(faults, path, len(lines), length)
-    return [Label(i, {"ego_speed": speed}) for i, speed in enumerate(speeds)]
-
-
-def _table_labels(path: Path, length: int, faults: list[str]) -> list[Label]:
-    """Read one row per frame; with a column `frame` (from 0), rows for any frames in any order."""
-    table = read_csv_table(path, faults=faults)
+    """Read the labels beside a video; the rows of a table with a column `frame` (from 0) may be in any order."""
+    text, csv = video.with_suffix(".txt"), video.with_suffix(".csv")
+    if text.is_file() and csv.is_file():
+        raise DataError(f"{video}: two label files", expected="one", got=f"{text.name} and {csv.name}")
+    if not text.is_file() and not csv.is_file():
+        if split_of(video.stem) != "test":
+            add_fault(faults, f"{video}: no labels", f"{text.name} or {csv.name} beside it", "neither")
+        return []
+    table = _read_speeds(text) if text.is_file() else read_csv_table(csv, faults=faults)
     targets = target_columns(table.columns, "frame")
     labels = []
     if "frame" not in table.columns and len(table.rows) != length:
-        _add_count_fault(faults, path, len(table.rows), length)
+        what = f"{text if text.is_file() else csv}: {len(table.rows)} labels for {length} frames"
+        add_fault(faults, what, f"{length} labels", len(table.rows))
     for index, row in enumerate(table.rows):
         number = read_number(row, "frame", faults) if "frame" in table.columns else float(index)
         if "frame" in table.columns and not (number.is_integer() and 0 <= number < length):
@@ -230,5 +208,11 @@ def _table_labels(path: Path, length: int, faults: list[str]) -> list[Label]:
     return sorted(labels, key=lambda label: label.frame)
 
 
-def _add_count_fault(faults: list[str], path: Path, labels: int, frames: int) -> None:
-    add_fault(faults, f"{path}: {labels} labels for {frames} frames", f"{frames} labels", labels)
+def _read_speeds(path: Path) -> CsvTable:
+    """Read one number per line, the car's own speed in m/s at each frame, as a table."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path}: not text", expected="one number per line, in UTF-8", got=e) from None
+    rows = (CsvRow(f"{path}, line {i}", {"ego_speed": line.strip()}) for i, line in enumerate(lines, 1))
+    return CsvTable(("ego_speed",), tuple(rows))

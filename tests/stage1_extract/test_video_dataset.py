@@ -140,7 +140,7 @@ def test_only_a_test_video_may_lack_labels(folder: Path) -> None:
     assert catalogue.clips[0].sequence.labels == ()
     (folder / "train.txt").unlink()
     path = folder / "train.mp4"
-    assert_only_fault(scan_videos(path), path, "no labels; expected train.txt or train.csv beside it")
+    assert_only_fault(scan_videos(path), path, "no labels; ", "expected train.txt or train.csv beside it")
 
 
 def test_labels_in_a_table(folder: Path) -> None:
@@ -162,7 +162,8 @@ def test_labels_in_a_table(folder: Path) -> None:
         ("train.txt", b"1\n" * 29, ": 29 labels for 30 frames; expected 30 labels; got 29"),
         ("train.txt", b"1\n" * 31, ": 31 labels for 30 frames"),
         ("train.txt", b"", ": 0 labels for 30 frames"),
-        ("train.txt", b"fast\n" + b"1\n" * 28 + b"nan\n", ", line 1: not a number; expected a finite number"),
+        ("train.txt", b"fast\n" + b"1\n" * 29, ", line 1: ego_speed is not a number"),
+        ("train.txt", b"1\n" * 29 + b"nan\n", ", line 30: ego_speed is not a number"),
         ("train.txt", b"\xff\xfe1", ": not text"),
         ("train.csv", b"ego_speed\n" + b"1\n" * 29, ": 29 labels for 30 frames"),
         ("train.csv", b"ego_speed\n" + b"1\n" * 29 + b"x\n", ", line 31: ego_speed is not a number"),
@@ -222,7 +223,7 @@ def test_video_that_changes_after_the_scan_is_refused(folder: Path, openings: li
         list(source.read(0, 30))
     openings.clear()
     for start in range(10, 30, 5):  # frames beyond the end are refused without reading the video again
-        with pytest.raises(DataError, match="ends early; expected 30 frames"):
+        with pytest.raises(DataError, match="ends early; .*expected 30 frames"):
             list(source.read(start, start + 5))
     assert openings == [] and number(next(source.read(9, 10))) == 9
     write_video(folder / "train.mp4", size=(80, 48))
