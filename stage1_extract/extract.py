@@ -46,7 +46,7 @@ from stage1_extract.shards import Shards
 from stage1_extract.tracking.sequence_tracks import empty_track_notes, missing_frame_notes, track_clips
 
 MAX_PENDING_WRITES = 2  # batches that are computed but not written yet, besides those being computed
-LIBRARIES = ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless")  # whose versions the store records
+LIBRARIES = ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless", "av")  # whose versions the store records
 
 ComputedBatch = tuple[Future[NDArray[Any]] | None, Sequence[bytes], Sequence[Any]]  # maps, thumbnails, flows
 

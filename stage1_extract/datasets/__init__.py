@@ -48,12 +48,8 @@ def scan(data: DataConfig, *, threads: int = 0) -> Catalogue:
         what = f"{e.filename or data.path}: cannot be read"
         raise DataError(what, got=e.strerror or e, hint="check its permissions") from None
     if not catalogue.clips and not catalogue.faults:
-        raise DataError(
-            f"{data.path}: no clips",
-            expected=f"files in the layout {data.layout}",
-            got="none",
-            hint="check data.path and data.layout",
-        )
+        expected = f"files in the layout {data.layout}"
+        raise DataError(f"{data.path}: no clips", expected=expected, hint="check data.path and data.layout")
     if data.calibration is None:
         return catalogue
     try:

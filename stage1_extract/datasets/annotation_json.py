@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from features.errors import DataError
 from features.sequences import Label
 from stage1_extract.datasets.archive import ReadablePath, read_file
-from stage1_extract.datasets.clip import abbreviate, add_fault
+from stage1_extract.datasets.clip import add_fault
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -122,4 +122,5 @@ def _validate(
 
 
 def _json(value: object) -> str:
-    return abbreviate(json.dumps(value, ensure_ascii=False, default=str))
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"

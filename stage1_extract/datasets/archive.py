@@ -72,16 +72,8 @@ class _Archive:
                 self.folders.setdefault(inner_path, {})[name] = None
 
     def read(self, inner_path: str) -> bytes:
-        if inner_path not in self.files:
-            raise FileNotFoundError(2, "No such file", f"{self.path}/{inner_path}")
-        # ZipFile counts its open entries without a lock; reading itself is locked by zipfile
-        with self._lock:
-            file = self._zip.open(self.files[inner_path])
-        try:
-            return file.read()
-        finally:
-            with self._lock:
-                file.close()
+        with self._lock:  # ZipFile counts its open entries without one
+            return self._zip.read(self.files[inner_path])
 
     def _safe_path(self, info: zipfile.ZipInfo) -> str:
         # orig_filename, because zipfile replaces the system's separator by / and cuts names at a NUL byte
@@ -102,18 +94,14 @@ def open_folder_or_zip(path: Path | str, *, hint: str) -> ReadablePath:
 
     Raises:
         DataError: nothing at the path, or no complete zip, or an entry of it points outside.
+        OSError: the file cannot be read.
     """
     path = Path(path)
     if path.is_dir():
         return path
     if not path.exists():
         raise DataError(f"{path}: no such folder or .zip", hint=hint)
-    try:
-        return ZipPath(_Archive(path), "")
-    except OSError as e:
-        raise DataError(
-            f"{path}: cannot be read", got=e.strerror or e, hint="check the path and its permissions"
-        ) from None
+    return ZipPath(_Archive(path), "")
 
 
 def read_file(path: ReadablePath) -> bytes:
@@ -124,7 +112,7 @@ def read_file(path: ReadablePath) -> bytes:
     """
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, KeyError):  # on disk, or in an archive
         raise DataError(f"{path}: no such file") from None
     except OSError as e:
         raise DataError(f"{path}: cannot be read", got=e.strerror or e) from None
@@ -136,15 +124,8 @@ def read_file(path: ReadablePath) -> bytes:
 
 
 def list_folder(folder: ReadablePath) -> list[ReadablePath]:
-    """List a folder in natural order, without hidden entries and macOS's shadow folders.
-
-    Raises:
-        DataError: it cannot be listed.
-    """
-    try:
-        entries = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
-    except OSError as e:
-        raise DataError(f"{folder}: cannot be listed", got=e.strerror or e, hint="check its permissions") from None
+    """List a folder in natural order, without hidden entries and macOS's shadow folders; OSError if it fails."""
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
     return sorted(entries, key=lambda entry: natural_sort_key(entry.name))
 
 

@@ -1,34 +1,28 @@
-"""`calibration.txt`: the camera's intrinsic matrix and its height above the road, in the competition's format:
-
-Intrinsic matrix:
-714.1526    0.      675.5754
-   0.      710.3725  376.2563
-   0.        0.        1.
-
-Camera Height:
-
-1.80m
+"""`calibration.txt` in the competition's format: below `Intrinsic matrix:` three rows of three numbers, and optionally
+below `Camera Height:` the camera's height above the road, such as `1.80m`.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import textwrap
 
+from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import Camera
 from stage1_extract.datasets.archive import ReadablePath, read_file
-from stage1_extract.datasets.clip import abbreviate, error_to_fault
+from stage1_extract.datasets.clip import error_to_fault
 from stage1_extract.datasets.label_csv import finite_number
 
 _HEADING = re.compile(r"(intrinsic\s+matrix|camera\s+height)\s*:?", re.IGNORECASE)
 
 
-def find_calibration(folder: ReadablePath, faults: list[str]) -> Camera | None:
-    """Read the calibration.txt beside the clips; None if there is none, or it is malformed, which is a fault."""
+def find_calibration(folder: ReadablePath, data: DataConfig, faults: list[str]) -> Camera | None:
+    """Read the calibration.txt beside the clips; None if absent, replaced by `data`, or, as a fault, malformed."""
     path = folder.joinpath("calibration.txt")
     try:
-        return read_camera(path) if path.is_file() else None
+        return read_camera(path) if path.is_file() and not data.calibration else None
     except DataError as e:
         faults.append(error_to_fault(e))
         return None
@@ -41,7 +35,7 @@ def read_camera(path: ReadablePath) -> Camera:
         DataError: the file cannot be read, or is malformed.
     """
     text = read_file(path).decode("utf-8-sig", errors="replace")
-    shown = repr(abbreviate(" ".join(text.split())))
+    shown = repr(textwrap.shorten(text, 60, placeholder="…"))
     _, *parts = _HEADING.split(text)
     sections = {heading.split()[0].lower(): body for heading, body in zip(parts[::2], parts[1::2], strict=True)}
     lines = sections.get("intrinsic", "").splitlines()

@@ -17,7 +17,6 @@ class FrameSource(Protocol):
     @property
     def parallel(self) -> bool:
         """Whether several threads may read ranges at once, in any order: true for image files, false for a video."""
-        ...
 
     def read(self, start: int, stop: int, min_size: tuple[int, int] | None = None) -> Iterator[Image]:
         """Read frames start … stop − 1, each uint8 BGR of shape (height, width, 3), at full resolution.
@@ -28,7 +27,6 @@ class FrameSource(Protocol):
         Raises:
             DataError: a frame cannot be decoded or has the wrong size; the message names its file.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,3 @@ def add_fault(faults: list[str], what: str, expected: object, got: object) -> No
 def error_to_fault(error: DataError) -> str:
     """Turn an error into the line of a fault, without its hint."""
     return " ".join(str(DataError(error.what, expected=error.expected, got=error.got)).split())
-
-
-def abbreviate(text: str) -> str:
-    """Shorten a text to 60 characters, to show it in an error."""
-    return text if len(text) <= 60 else text[:57] + "…"

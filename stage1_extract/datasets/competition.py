@@ -30,7 +30,7 @@ def competition_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
     hint = "framebank sample" if data.layout == "sample" else "set data.path to the folder or .zip of the data set"
     root = _root(open_folder_or_zip(data.path, hint=hint), hint)
     faults: list[str] = []
-    camera = None if data.calibration else find_calibration(root, faults)
+    camera = find_calibration(root, data, faults)
     specs = []
     for name, split in COMPETITION_FOLDERS.items():
         if outer := find_folder(root, name):

@@ -12,8 +12,8 @@ from stage1_extract.datasets.clip import Clip
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
 from stage1_extract.datasets.video import Video, VideoFrames
 
-IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png"])
-DATA_SET_SUFFIXES = frozenset([".zip", ".csv"])
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+DATA_SET_SUFFIXES = (".zip", ".csv")
 
 
 def is_single_clip(path: Path) -> bool:
@@ -35,10 +35,10 @@ def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
         DataError, BadInputs: nothing there, damaged, without frames, of changing size, or a video without a frame rate.
     """
     if path.is_dir():
-        files = tuple(path / p.name for p in list_folder(path) if p.name.lower().endswith(tuple(IMAGE_SUFFIXES)))
+        files = tuple(path / p.name for p in list_folder(path) if p.name.lower().endswith(IMAGE_SUFFIXES))
         if not files:
-            expected = f"files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
-            raise DataError(f"{path}: no frames", expected=expected, got="none", hint="--input another folder")
+            expected = f"files ending in {', '.join(IMAGE_SUFFIXES)}"
+            raise DataError(f"{path}: no frames", expected=expected, hint="--input another folder")
         catalogue = check_files([ClipSpec(path.name, "test", data.fps, files)], 0)
         if catalogue.faults:
             raise BadInputs(f"{path}: damaged frames", list(catalogue.faults), hint="replace or remove them")
@@ -51,10 +51,5 @@ def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
         raise DataError(e.what, expected=e.expected, got=e.got, hint="--input another video, or convert it") from None
     rate = fps or video.fps
     if rate is None:
-        raise DataError(
-            f"{path}: no frame rate can be read from it",
-            expected="frames per second in its header",
-            got="none",
-            hint="--fps N",
-        )
+        raise DataError(f"{path}: no frame rate in its header", hint="--fps N")
     return Clip(FrameSequence(path.stem, "test", video.length, rate, video.size, ""), VideoFrames(video))

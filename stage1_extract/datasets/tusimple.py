@@ -39,12 +39,10 @@ def tusimple_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
     hint = "set data.path to the folder that holds clips, or train/clips and test/clips"
     root = open_folder_or_zip(data.path, hint=hint)
     faults: list[str] = []
-    root_camera = None if data.calibration else find_calibration(root, faults)
+    root_camera = find_calibration(root, data, faults)
     specs = []
     for prefix, split, folder, clips in _splits(root, hint):
-        camera = root_camera
-        if prefix and not data.calibration:
-            camera = find_calibration(folder, faults) or root_camera
+        camera = (find_calibration(folder, data, faults) if prefix else None) or root_camera
         split_specs = [
             clip_spec(clip, f"{prefix}clips/{clip.name}", split, data, camera, all_vehicles=True)
             for clip in clip_folders(clips)

@@ -262,7 +262,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("half.mp4", {}, "half.mp4: not a video that FFmpeg can decode"),
         ("three.avi", {}, "three.avi: shorter than one window (3 frames, stride 2); expected at least 5 frames"),
         ("grows.ts", {}, "frame size changes at frame 6; expected 128x96 throughout; got 160x96"),
-        ("rateless.mp4", {}, "rateless.mp4: no frame rate can be read from it"),
+        ("rateless.mp4", {}, "rateless.mp4: no frame rate in its header"),
         ("empty", {}, "empty: no frames; expected files ending in .jpeg, .jpg, .png"),
         ("mixed", {}, "mixed/6.jpg: "),
         ("short", {}, "short: shorter than one window"),
