@@ -20,17 +20,13 @@ class OnlineTracker:
     restarts it if it was lost, or if the box overlaps its track too little to be the same vehicle's. Otherwise the
     later box is ignored: a track keeps the proportions of one box, and a detector's jitter would hide the growth.
     In each frame, nearer vehicles are tracked first and hide what they cover of the others.
-
-    Attributes:
-        boxes: vehicle → (length, 4) left, top, right, bottom in px, the newest last; NaN where the vehicle is lost or
-            not known yet.
-        confidence: vehicle → (length,) 0 to 1; 0 where it is lost or not known yet.
     """
 
     def __init__(self, length: int) -> None:
         self.length = length
-        self.boxes: dict[str, Floats] = {}
-        self.confidence: dict[str, Floats] = {}
+        # by vehicle, the newest frame last; NaN and 0 where the vehicle is lost or not known yet
+        self.boxes: dict[str, Floats] = {}  # (length, 4) left, top, right, bottom in px
+        self.confidence: dict[str, Floats] = {}  # (length,) 0 to 1
         self._frames: deque[Image] = deque(maxlen=length)
         self._trackers: dict[str, TemplateTracker | None] = {}
 

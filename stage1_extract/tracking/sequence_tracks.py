@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -28,10 +28,10 @@ def to_grey(image: Image) -> Image:
 
 
 def track_vehicles(sequence: FrameSequence, frames: Sequence[Image]) -> dict[str, Track]:
-    """Track all vehicles of a sequence.
+    """Track all vehicles of a sequence, by their keys.
 
     Vehicles are tracked in order of the first frame with a known box, and of two in the same frame the nearer first.
-    A track hides what it covers of the vehicles tracked after it. The result has each track by its vehicle's key.
+    A track hides what it covers of the vehicles tracked after it.
     """
     tracks: dict[str, Track] = {}
     boxes: defaultdict[int, list[Box]] = defaultdict(list)
@@ -56,20 +56,14 @@ def track_clips(
     Yields:
         In order, each id with the tracks of its vehicles by key, or with the error if a frame cannot be decoded.
     """
-    pool = ThreadPoolExecutor(threads, "track")
-    single = ThreadPoolExecutor(1, "track-in-order")  # for videos, which must be read in order
-    pending: deque[tuple[str, Future[dict[str, Track] | str]]] = deque()
+    # by whether clips may be read in parallel; videos must be read in order
+    pools = {True: ThreadPoolExecutor(threads, "track"), False: ThreadPoolExecutor(1, "track-in-order")}
     try:
-        for id in ids:
-            if len(pending) > 2 * threads:
-                yield pending[0][0], pending.popleft()[1].result()
-            executor = pool if clips[id].source.parallel else single
-            pending.append((id, executor.submit(_track_clip, clips[id])))
-        while pending:
-            yield pending[0][0], pending.popleft()[1].result()
+        for id, future in [(id, pools[clips[id].source.parallel].submit(_track_clip, clips[id])) for id in ids]:
+            yield id, future.result()
     finally:
-        for executor in (pool, single):
-            executor.shutdown(wait=True, cancel_futures=True)
+        for pool in pools.values():
+            pool.shutdown(cancel_futures=True)
 
 
 def _track_clip(clip: Clip) -> dict[str, Track] | str:
@@ -97,9 +91,8 @@ def empty_track_notes(sequences: Sequence[FrameSequence], tracks: Mapping[str, T
         return []
     s, known = empty[0]
     return [
-        f"{len(empty)} of {len(vehicles)} vehicles could not be tracked beyond their known boxes: "
-        "outside the image, under 6 px, without contrast, or hidden by others "
-        f"(the first: {s.id} frame {known[0][0]})"
+        f"{len(empty)} of {len(vehicles)} vehicles could not be tracked beyond their known boxes: outside the image, "
+        f"under 6 px, without contrast, or hidden by others (the first: {s.id} frame {known[0][0]})"
     ]
 
 

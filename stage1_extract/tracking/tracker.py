@@ -153,11 +153,9 @@ def locate_template(
 
 
 def search_template(view: FrameCrop, layer: TemplateLayer, expected: Pose, radius: float, mask: Grey | None) -> Pose:
-    """Find the position of the highest correlation, at the expected scale, to a fraction of a grid step.
+    """Find the position of the highest correlation within `radius` px, at the expected scale, to a part of a grid step.
 
-    Args:
-        radius: how far from the expected position to search, px.
-        mask: how much each of the layer's points counts; None: all the same, which takes half the time.
+    `mask` is how much each of the layer's points counts; None: all the same, which takes half the time.
     """
     grid = layer.grid
     if not view.pixels.size:
@@ -267,11 +265,10 @@ def track_known_boxes(
     """Track a vehicle backwards and forwards from the frames where its box is known, each frame from the nearest.
 
     The box is lost, and NaN, in a frame where nothing similar is near the expected position, more than half of it is
-    outside the image, or a side is under 6 px. It may be found again after at most three such frames in a row. A box
-    over the whole image follows the scene.
-
-    A known box stays as it is, with confidence 1. If it cannot be tracked (without contrast, outside its image), the
-    frames around it are lost. If it is not a box (not finite, without size), it is ignored.
+    outside the image, or a side is under 6 px. It may be found again after at most three such frames in a row.
+    A known box stays as it is, with confidence 1; around one that cannot be tracked (without contrast, outside its
+    image), frames are lost. One that is not finite, or has no size, is ignored. A box over the whole image follows the
+    scene.
 
     Args:
         frames: images in order at full resolution, uint8, grey (height, width) or BGR (height, width, 3). They may be
