@@ -1,7 +1,4 @@
-"""Writes the sample set: clips rendered from a seed, in the competition's layout.
-
-scene decides what a clip shows, ground and sprites draw its parts, render its frames.
-"""
+"""Writes the sample set: scene decides what a clip shows, ground and sprites draw its parts, render its frames."""
 
 from __future__ import annotations
 

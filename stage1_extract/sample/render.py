@@ -45,8 +45,7 @@ def render_frames(scene: Scene) -> Iterator[Image]:
     shadow_sprite = shadow()
     level = np.linspace(0, 1, 256) ** scene.style.gamma * scene.style.gain
     response = np.clip(np.round(level * 255), 0, 255).astype(np.uint8)
-    # the same in all three channels, as after JPEG compression; positive and negative parts as bytes like the picture,
-    # because OpenCV adds arrays of different types ten times as slowly
+    # the same in all channels, as after JPEG compression; as bytes, because OpenCV is slow with different types
     noise = np.round(_unit_noise() * np.float32(scene.style.noise))
     grain = [cv2.merge([np.maximum(part, 0).astype(np.uint8)] * 3) for part in (noise, -noise)]
     for frame in range(FRAMES):
