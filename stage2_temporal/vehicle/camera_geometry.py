@@ -61,11 +61,7 @@ class CameraGeometry:
 
 
 def read_camera_geometry(folder: Path) -> CameraGeometry:
-    """Read the camera geometry of a run.
-
-    Raises:
-        DataError: the file is missing or incomplete.
-    """
+    """Read the camera geometry of a run; DataError if the file is missing or incomplete."""
     file = folder / CAMERA_GEOMETRY_FILE
     try:
         value = json.loads(file.read_text(encoding="utf-8"))

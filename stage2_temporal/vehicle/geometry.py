@@ -66,16 +66,14 @@ class Ground:
 def fit_ground(boxes: ArrayLike, positions: ArrayLike) -> Ground:
     """Fit horizon and scale to labels: a robust line of the box's lower edge over 1/x.
 
-    The horizon is not the camera's principal row: TuSimple's camera looks down a little, and with cy as the horizon
+    The camera's principal row is not the horizon: TuSimple's camera looks down a little, and with cy as the horizon
     distances are wrong by a factor of 20.
 
     Args:
-        boxes: (n, 4) left, top, right, bottom in px; rows with NaN are left out.
-        positions: (n, 2) x (forward), y (right) in m; rows with NaN or x ≤ 0 are left out.
+        boxes, positions: (n, 4) px, and (n, 2) x and y in m; rows with NaN or x ≤ 0 are left out.
 
     Raises:
-        DataError: fewer than 3 labels with box and position, all at one distance, or lower edges that are not lower in
-            the image for nearer vehicles.
+        DataError: fewer than 3 labels with box and position, or all at one distance, or the nearer not lower.
     """
     box, x, _ = _labels_with_positions(boxes, positions)
     if len(x) < MIN_LABELS or np.ptp(x) < 1e-6 * x.max():
@@ -97,14 +95,12 @@ def fit_ground(boxes: ArrayLike, positions: ArrayLike) -> Ground:
 def fit_ground_from_motion(boxes: ArrayLike, closing: ArrayLike, vx: ArrayLike) -> Ground:
     """Fit horizon and scale to labels without positions: vx = closing · scale / (bottom − horizon).
 
-    For each row that may be the horizon, the scale is fitted by least absolute deviations, and the row with the
-    smallest sum of deviations is taken. Candidates lie above all but the highest 2 % of the lower edges, by at most the
-    range that these cover.
+    For each row that may be the horizon, the scale is fitted by least absolute deviations; the best row is taken.
+    Candidates lie above all but the highest 2 % of the lower edges, by at most the range that these cover.
 
     Args:
-        boxes: (n, 4) left, top, right, bottom in px at the labels' frames.
-        closing: (n,) vx / x according to the tracks, 1/s (`geometry_vector`).
-        vx: (n,) labelled velocity, m/s. Rows with NaN in any argument are left out.
+        boxes, closing, vx: (n, 4) px at the labels' frames, (n,) vx / x of the tracks in 1/s, and (n,) labels in m/s;
+            rows with NaN in any of them are left out.
 
     Raises:
         DataError: fewer than 8 such labels, or velocities that contradict the tracks.
@@ -142,11 +138,7 @@ def fit_camera(boxes: ArrayLike, positions: ArrayLike, size: tuple[int, int]) ->
     """Fit a camera to labels, for frames without calibration: focal length and principal column.
 
     If fewer than 3 labels have a position, or all vehicles are straight ahead, the camera is as wide as TuSimple's: fx
-    is 0.56 of the image's width. A regression on lateral features compensates a wrong fx.
-
-    Args:
-        boxes, positions: as in `fit_ground`.
-        size: width and height of the frames, px.
+    is 0.56 of the image's width. A regression on lateral features compensates a wrong fx. `size` is in px.
     """
     box, x, y = _labels_with_positions(boxes, positions)
     lateral, centre = y / x, (box[:, 0] + box[:, 2]) / 2
@@ -170,14 +162,7 @@ def huber_regression(features: Floats, targets: Floats, penalty: float = 0.0) ->
     """Fit targets ≈ intercept + features · slopes by iteratively reweighted least squares (P. Huber, 1964).
 
     scikit-learn's HuberRegressor minimises the same but takes seconds on features as correlated as a box's estimates.
-
-    Args:
-        features: (n, F).
-        targets: (n,).
-        penalty: ridge penalty on the slopes, per example.
-
-    Returns:
-        (1 + F,): the intercept, then the slopes.
+    Features (n, F), targets (n,) and a ridge penalty on the slopes, per example, give (1 + F,): intercept and slopes.
     """
     design = np.c_[np.ones(len(features)), features]
     ridge = penalty * len(features) * np.diag([0.0, *np.ones(features.shape[1])])
@@ -214,8 +199,7 @@ def geometry_vector(boxes: ArrayLike, confidence: ArrayLike, fps: float, ground:
     the mean of (bottom − horizon) / size over the window, times the size at its end.
 
     Args:
-        boxes: (T, 4) left, top, right, bottom in px, NaN where lost.
-        confidence: (T,) 0 to 1 from the tracker; ones for boxes that were supplied.
+        boxes, confidence: (T, 4) px, NaN where lost; and (T,) 0 to 1, ones for boxes that were supplied.
         fps: frames per second of the window.
         ground, camera: of the frames that the boxes are in.
 

@@ -1,12 +1,8 @@
 """Geometry vectors inside a model's graph: gaps filled, outliers clipped, uncertain velocities shrunk to the median.
 
-A track that was lost after two frames, or whose vehicle was hidden by another, can be wrong by tens of metres per
-second, but its `closing_deviation`, the expected standard deviation, tells so. The best guess for a velocity with
-deviation s, among velocities that are m ± v, is m + (estimate − m) / (1 + (s / v)²). By how much the deviations must be
-scaled is fitted too (`noise_scale`).
-
-Written in Keras operations, which take tensors and arrays: the same code builds the graph and computes the numbers that
-the linear model is fitted to.
+A velocity of a lost or hidden vehicle can be wrong by tens of m/s, but its `closing_deviation` tells so. The best guess
+for one with deviation s, among velocities that are m ± v, is m + (estimate − m) / (1 + (s / v)²); `noise_scale`, fitted
+too, scales the deviations. Keras operations take tensors and arrays, so that graph and fit share the code.
 """
 
 from __future__ import annotations
@@ -30,19 +26,15 @@ RIDGE_PENALTY = 1e-4  # of the robust fit, per label, on features of deviation 1
 class GeometryNormaliser:
     """Cleans geometry vectors and turns them into the inputs of regressors.
 
-    Attributes:
-        fill: (F,) replacements for NaN: the training vectors' medians, and `UNKNOWN_DEVIATION` for the deviation.
-        low, high: (F,) limits to which values are clipped. They lie outside the middle 90 % of the training vectors by
-            twice its width, at eight standard deviations of a Gaussian.
-        median: (4,) medians of `ESTIMATES`.
-        noise_scale: factor for the deviations of velocity estimates, in units of the velocities' usual spread.
+    Values are clipped to limits outside the middle 90 % of the training vectors by twice its width, which is at eight
+    standard deviations of a Gaussian.
     """
 
-    fill: Floats
-    low: Floats
+    fill: Floats  # (F,) for NaN: the training vectors' medians, and `UNKNOWN_DEVIATION` for the deviation
+    low: Floats  # (F,) limits
     high: Floats
-    median: Floats
-    noise_scale: float = 0.0
+    median: Floats  # (4,) of `ESTIMATES`
+    noise_scale: float = 0.0  # of the deviations of velocity estimates, in units of the velocities' usual spread
 
     @classmethod
     def of(cls, vectors: Floats) -> GeometryNormaliser:
