@@ -120,12 +120,12 @@ def _draw_roadside(canvas: Image, scene: Scene, frame: int, sprites: dict[str, l
     """Draw roadside objects from far to near, then the guard rails in front of them."""
     horizon = scene.horizons[frame]
     passed = scene.speed * frame / FPS
-    objects = [t for t in scene.roadside if t.x - passed > MIN_OBJECT_DISTANCE]
+    objects = sorted((t for t in scene.roadside if t.x - passed > MIN_OBJECT_DISTANCE), key=lambda t: passed - t.x)
     for rail_posts in (False, True):
         if rail_posts:
             for y in scene.road.rails:
                 _draw_rail(canvas, horizon, y)
-        for item in sorted((t for t in objects if (t.kind == "rail_post") == rail_posts), key=lambda t: passed - t.x):
+        for item in (t for t in objects if (t.kind == "rail_post") == rail_posts):
             x = item.x - passed
             box = upright_rectangle(horizon, x, item.y, item.width, item.height)
             haze = float(_haze(scene.style, x))

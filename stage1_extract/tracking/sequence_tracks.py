@@ -35,14 +35,9 @@ def track_vehicles(sequence: FrameSequence, frames: Sequence[Image]) -> dict[str
     """
     tracks: dict[str, Track] = {}
     boxes: defaultdict[int, list[Box]] = defaultdict(list)
-    vehicles = dict(zip(track_keys(sequence), tracked_vehicles(sequence), strict=True))
-
-    def order(key: str) -> tuple[int, float]:
-        frame, box = vehicles[key].known_boxes[0]
-        return frame, -box[3]
-
-    for key in sorted(vehicles, key=order):
-        track = tracks[key] = track_known_boxes(frames, dict(vehicles[key].known_boxes), boxes)
+    known = {key: v.known_boxes for key, v in zip(track_keys(sequence), tracked_vehicles(sequence), strict=True)}
+    for key in sorted(known, key=lambda k: (known[k][0][0], -known[k][0][1][3])):
+        track = tracks[key] = track_known_boxes(frames, dict(known[key]), boxes)
         for i in np.flatnonzero(found_in_frame(track)).tolist():
             boxes[i].append(tuple(track.boxes[i].tolist()))
     return tracks
