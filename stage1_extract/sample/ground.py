@@ -49,10 +49,7 @@ class GroundBand:
 
 @cache
 def noise_tile() -> Float32s:
-    """White noise of mean 0 and standard deviation 1, the same in every process.
-
-    It is repeated here, because OpenCV's border wrapping is slow.
-    """
+    """Repeated white noise of mean 0 and deviation 1, the same in every process; OpenCV's border wrapping is slow."""
     return np.tile(np.random.default_rng(1).standard_normal((TILE_SIZE, TILE_SIZE)).astype(np.float32), TILES)
 
 
@@ -63,7 +60,7 @@ class _Cells:
     scene: Scene
     x: Coordinates  # their near edges, m
     y: Coordinates  # their left edges, m
-    dx: float
+    dx: float  # their size along x and y, m
     dy: float
 
     def brightness(self, asphalt: Float32s, offsets: NDArray[np.float64]) -> Float32s:
