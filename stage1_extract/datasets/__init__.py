@@ -1,8 +1,7 @@
 """Data sets: find the clips, frames and labels in files of each layout.
 
-A plugin adds a layout by the entry point group `framebank.datasets`. Its entry point is a function that takes the
-config's section [data] and returns what `competition_clips` does, clip specifications and faults, or a `Catalogue` if
-its frames are not image files.
+A plugin adds a layout by the entry point group `framebank.datasets`: a function that takes the config's section [data]
+and returns what `competition_clips` does, or a `Catalogue` if its frames are not image files.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def clip_spec(
 def _numbered_frames(clip: ReadablePath, count: int | None, faults: list[str]) -> tuple[ReadablePath, ...]:
     """The files `imgs/001.jpg …` in order: the first `count`, or all of them if `count` is None.
 
-    A missing frame is a fault. The others are still returned, so that their own faults are found in the same pass.
+    Missing frames are a fault. The others are still returned, so that their own faults are found in the same pass.
     """
     imgs = find_folder(clip, "imgs")
     if imgs is None:
@@ -108,19 +108,13 @@ def _numbered_frames(clip: ReadablePath, count: int | None, faults: list[str]) -
         if match := _FRAME_NAME.fullmatch(file.name):
             number = int(match[1])
             first = files.setdefault(number, file)
-            if number == 0:
-                add_fault(faults, f"{file}: frame number 0", "frames numbered from 001", file.name)
-            elif first is not file:
+            if first is not file:
                 add_fault(faults, f"{file}: two files for frame {number}", "one", f"{first.name} and {file.name}")
-    files.pop(0, None)
-    last = max(files, default=0)
-    if not files or (count and last == len(files) < count):
-        what = f"{imgs}: {len(files)} frames instead of {count}" if count else f"{imgs}: no frames"
-        add_fault(faults, what, f"{count} frames" if count else "001.jpg …", len(files))
-    else:
-        digits, suffix = next(iter(files.values())).name.split(".")
-        for number in range(1, (count or last) + 1):
-            if number not in files:
-                missing = imgs.joinpath(f"{number:0{len(digits)}d}.{suffix}")
-                add_fault(faults, f"{missing}: missing frame", f"frames 1 … {count or last}", "a gap")
+    if zero := files.pop(0, None):
+        add_fault(faults, f"{zero}: frame number 0", "frames numbered from 001", zero.name)
+    last = count or max(files, default=1)
+    if missing := [number for number in range(1, last + 1) if number not in files]:
+        numbers = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
+        expected = f"{count or 'all'} frames from 001.jpg on"
+        add_fault(faults, f"{imgs}: no frame {numbers}", expected, f"{len(files)} frames")
     return tuple(files[n] for n in sorted(files) if not count or n <= count)

@@ -83,11 +83,9 @@ def _split(rows: list[CsvRow], faults: list[str]) -> str:
 
 
 def _fps(rows: list[CsvRow], default: float, faults: list[str]) -> float:
-    fps: float | None = None
-    for row in rows:
-        value = read_number(row, "fps", faults)
-        if math.isfinite(value):
-            fps = value if fps is None else fps
-            if value <= 0 or value != fps:
-                add_fault(faults, f"{row.where}: wrong fps", f"{fps}, as above" if fps > 0 else "more than 0", value)
-    return default if fps is None else fps
+    values = [(row, value) for row in rows if math.isfinite(value := read_number(row, "fps", faults))]
+    fps = values[0][1] if values else default
+    for row, value in values:
+        if value <= 0 or value != fps:
+            add_fault(faults, f"{row.where}: wrong fps", f"{fps}, as above" if fps > 0 else "more than 0", value)
+    return fps

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from features.config import DataConfig
 from features.errors import DataError
-from features.sequences import Label
+from features.sequences import Box
 from stage1_extract.datasets.annotation_json import load_json, vehicle_labels
 from stage1_extract.datasets.archive import ReadablePath, find_folder, list_folder, open_folder_or_zip
 from stage1_extract.datasets.calibration import find_calibration
@@ -85,13 +85,11 @@ def _set_test_labels(specs: list[ClipSpec], file: ReadablePath) -> None:
         where = f"{file}: [{index}]"
         frame = spec.labels[0].frame if spec.labels else len(spec.files) - 1
         labels = vehicle_labels(entry, where, frame, velocity_required=True, all_vehicles=True, faults=spec.faults)
-        with_box = [label for label in spec.labels if label.box]
-        if labels and not all(any(_same_box(label, other) for other in labels) for label in with_box):
+        boxes, label_boxes = ([label.box for label in group if label.box] for group in (spec.labels, labels))
+        if labels and not all(any(_same_box(box, other) for other in label_boxes) for box in boxes):
             add_fault(spec.faults, f"{where} belongs to another clip", f"the boxes of {spec.id}", "other boxes")
         spec.labels = labels + tuple(label for label in spec.labels if "ego_speed" in label.targets)
 
 
-def _same_box(a: Label, b: Label) -> bool:
-    if a.box is None or b.box is None:
-        return False
-    return sum(abs(p - q) for p, q in zip(a.box, b.box, strict=True)) <= MAX_BOX_DIFFERENCE
+def _same_box(a: Box, b: Box) -> bool:
+    return sum(abs(p - q) for p, q in zip(a, b, strict=True)) <= MAX_BOX_DIFFERENCE

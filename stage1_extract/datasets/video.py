@@ -167,8 +167,6 @@ def _clips(file: Path, data: DataConfig) -> tuple[list[Clip], list[str]]:
         labels = _labels(file, video.length, faults)
     except DataError as e:
         return [], [*faults, error_to_fault(e)]
-    except OSError as e:
-        return [], [error_to_fault(DataError(f"{file}: cannot be read", got=e.strerror or e))]
     if faults:
         return [], faults
     split = split_of(file.stem)

@@ -164,10 +164,10 @@ def write(name: str, data: bytes) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("damage", "frames", "file", "message"),
     [
-        (remove("003.jpg"), 3, "", "2 frames instead of 3; expected 3 frames; got 2"),
-        (remove("002.jpg"), 3, "/002.jpg", "missing frame"),
-        (remove("001.jpg"), None, "/001.jpg", "missing frame"),
-        (remove(*FRAME_NAMES), None, "", "expected 001.jpg …"),
+        (remove("003.jpg"), 3, "", "no frame 3; expected 3 frames from 001.jpg on; got 2 frames"),
+        (remove("002.jpg"), 3, "", "no frame 2; "),
+        (remove("001.jpg"), None, "", "no frame 1; expected all frames from 001.jpg on; got 2 frames"),
+        (remove(*FRAME_NAMES), None, "", "no frame 1; expected all frames from 001.jpg on; got 0 frames"),
         (write("000.jpg", b""), None, "/000.jpg", "expected frames numbered from 001"),
         (write("2.png", b""), None, "/2.png", "two files for frame 2; expected one; got 002.jpg and 2.png"),
         (write("002.jpg", noise_image(1)[:-40]), None, "/002.jpg", "damaged image"),
@@ -202,7 +202,7 @@ def test_one_pass_finds_all_faults_of_all_clips(root: Path) -> None:
     (root / "Train/Train/1/annotation.json").write_text('[{"velocity": ["a", "b"]}]')
     (root / "Test/Test/1/imgs/001.jpg").write_bytes(b"x")
     assert [line.split(": ")[0].removeprefix(f"{root}/") for line in competition(root).faults] == [
-        "Train/Train/1/imgs/002.jpg",
+        "Train/Train/1/imgs",
         "Train/Train/1/annotation.json",
         "Train/Train/1/annotation.json",
         "Train/Train/1/imgs/003.jpg",

@@ -51,7 +51,7 @@ def frame(root: Path, number: int = 5) -> Path:
 
 
 DAMAGE = {
-    "a missing frame": (lambda root: frame(root).unlink(), "imgs/005.jpg"),
+    "a missing frame": (lambda root: frame(root).unlink(), "imgs: no frame 5"),
     "a truncated JPEG": (lambda root: os.truncate(frame(root), 600), "imgs/005.jpg"),
     "an empty file": (lambda root: frame(root).write_bytes(b""), "imgs/005.jpg"),
     "not an image": (lambda root: frame(root).write_text("hello"), "imgs/005.jpg"),
@@ -88,7 +88,7 @@ def test_all_damaged_clips_are_named_at_once(root: Path, run: Run) -> None:
     (root / "data/Train/Train/3/annotation.json").write_text("[]")
     status, err = run("extract")
     assert status == 2
-    for path in ("2/annotation.json", "imgs/005.jpg", "3/annotation.json"):
+    for path in ("2/annotation.json", "2/imgs: no frame 5", "3/annotation.json"):
         assert path in err
     assert err.count("Try: ") == 1
 

@@ -223,7 +223,7 @@ def test_video_that_changes_after_the_scan_is_refused(folder: Path, openings: li
         list(source.read(0, 30))
     openings.clear()
     for start in range(10, 30, 5):  # frames beyond the end are refused without reading the video again
-        with pytest.raises(DataError, match="ends early; .*expected 30 frames"):
+        with pytest.raises(DataError, match="ends early; expected 30 frames"):
             list(source.read(start, start + 5))
     assert openings == [] and number(next(source.read(9, 10))) == 9
     write_video(folder / "train.mp4", size=(80, 48))
