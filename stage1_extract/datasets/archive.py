@@ -114,10 +114,8 @@ def read_file(path: ReadablePath) -> bytes:
         return path.read_bytes()
     except (FileNotFoundError, KeyError):  # on disk, or in an archive
         raise DataError(f"{path}: no such file") from None
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read", got=e.strerror or e) from None
-    except ValueError as e:  # a NUL byte in the name
-        raise DataError(f"{path}: not a valid path", got=e) from None
+    except (OSError, ValueError) as e:  # ValueError: a NUL byte in the name
+        raise DataError(f"{path}: cannot be read", got=getattr(e, "strerror", None) or e) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as e:
         # a wrong checksum, a truncated or encrypted entry, an unknown compression
         raise DataError(f"{path}: damaged or unreadable zip entry", got=e) from None

@@ -143,6 +143,12 @@ def test_only_a_test_video_may_lack_labels(folder: Path) -> None:
     assert_only_fault(scan_videos(path), path, "no labels; ", "expected train.txt or train.csv beside it")
 
 
+def test_empty_line_among_speeds_is_unknown(folder: Path) -> None:
+    (folder / "train.txt").write_text("0.5\n\n" + "1\n" * 28)
+    (clip,) = scan_videos(folder).clips
+    assert [label.frame for label in clip.sequence.labels] == [0, *range(2, 30)]
+
+
 def test_labels_in_a_table(folder: Path) -> None:
     (folder / "train.txt").unlink()
     table = folder / "train.csv"
