@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field
 
 from features.head_config import AnyHeadConfig, PooledLSTMConfig
 from features.plugins import DATASETS, plugin_names
+from features.streams import NAMED_TARGETS
 from features.strict_model import DROP_UNKNOWN_KEYS, StrictModel, did_you_mean, read_toml
 
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]  # `~` is the home folder, whatever the shell does
@@ -55,9 +56,8 @@ class DataConfig(StrictModel):
     @property
     def columns(self) -> tuple[str, ...]:
         """The label columns that `target` names."""
-        named = {"velocity": ("vx", "vy"), "position": ("x", "y")}
         parts = self.target.split("+") if isinstance(self.target, str) else self.target
-        return tuple(dict.fromkeys(c for part in parts for c in named.get(part, (part,))))
+        return tuple(dict.fromkeys(c for part in parts for c in NAMED_TARGETS.get(part, (part,))))
 
 
 class FramesConfig(StrictModel):

@@ -15,12 +15,11 @@ class FramebankError(Exception):
     """
 
     def __init__(self, what: str, *, expected: object = None, got: object = None, hint: str | None = None) -> None:
-        parts = [what.rstrip(".")]
-        if expected is not None:
-            parts.append(f"expected {expected}")
+        parts = [] if expected is None else [f"expected {expected}"]
         if got is not None:
-            parts.append(f"got {got}")
-        line = "; ".join(parts)
+            is_list = str(expected).startswith(("one of ", "e.g. "))  # often long, so it comes last
+            parts.insert(0 if is_list else 1, f"got {got}")
+        line = "; ".join([what.rstrip("."), *parts])
         line += "" if line.endswith("?") else "."
         super().__init__(f"{line} Try: {hint}" if hint else line)
         self.what, self.expected, self.got, self.hint = what, expected, got, hint

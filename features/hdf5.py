@@ -136,4 +136,6 @@ def damage_as_store_error(path: Path) -> Iterator[None]:
         raise
     except DAMAGE as e:
         hint = f"framebank verify --store {path}, then repair; or move it away and run framebank extract again"
+        if not h5py.is_hdf5(path):
+            hint = "--store FILE.h5; or, if this was a store, move it away and run framebank extract again"
         raise StoreError(f"{path}: damaged, or not a store ({e})", hint=hint) from None

@@ -7,5 +7,7 @@ MOTION = "motion"  # optical flow between consecutive frames
 GEOMETRY = "geometry"  # not a stream but a model input: features of a vehicle's tracked box
 THUMBNAILS = "thumbnails"
 
-VEHICLE_COLUMNS = frozenset(["vx", "vy", "x", "y"])  # targets of a single vehicle, which its box identifies
+NAMED_TARGETS = {"velocity": ("vx", "vy"), "position": ("x", "y")}
+# targets of a single vehicle, which its box identifies
+VEHICLE_COLUMNS = frozenset(NAMED_TARGETS["velocity"] + NAMED_TARGETS["position"])
 UNITS = {"vx": "m/s", "vy": "m/s", "ego_speed": "m/s", "x": "m", "y": "m"}

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from features._common.types import Floats
 from features.errors import ConfigError
 from features.sequences import FrameSequence, Label
+from features.streams import NAMED_TARGETS
+from features.strict_model import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,9 @@ def _no_examples_error(
         names = sorted({c for s in sequences for label in s.labels for c in label.targets})
         if any(label.position for s in sequences for label in s.labels):
             names += ["x", "y"]
+        names += [name for name, parts in NAMED_TARGETS.items() if set(parts) <= set(names)]
         return ConfigError(
-            f"no label has the target {target}",
+            f"no label has the target {target}{did_you_mean(target, names)}",
             expected=f"one of {', '.join(names) or '(the store has no labels)'}",
             got=target,
             hint="--data.target COLUMN",

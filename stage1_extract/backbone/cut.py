@@ -15,6 +15,7 @@ from features._common.types import Tensor
 from features.config import BackboneConfig
 from features.errors import ConfigError
 from features.layer_names import TOP, TRUNK
+from features.strict_model import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _layers_above(model: keras.Model, name: str) -> int:
     if name not in names:
         similar = [n for n in names if name.lower() in n.lower()] or names[-8:]
         raise ConfigError(
-            "backbone.cut: no such layer",
+            f"backbone.cut: no such layer{did_you_mean(name, names)}",
             expected=f"e.g. {', '.join(similar[:8])}",
             got=name,
             hint="--backbone.cut LAYER",

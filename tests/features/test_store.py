@@ -158,6 +158,12 @@ def test_another_hdf5_file_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "o.h5")
 
 
+def test_file_that_is_not_hdf5_needs_another_path_not_repair(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# Read me")
+    with pytest.raises(StoreError, match=r"not a store.*Try: --store FILE\.h5; or, if this was a store"):
+        Store(tmp_path / "README.md")
+
+
 @pytest.mark.parametrize("kind", ["external link", "soft link", "external data", "virtual"])
 def test_nothing_outside_the_file_is_read(kind: str, path: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret" * 100)

@@ -61,7 +61,7 @@ def test_frames_are_ordered_and_all_labels_kept(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("f/1.png,a,1,training,1,,,,,", "unknown split; expected one of train, validation, test; got 'training'"),
+        ("f/1.png,a,1,training,1,,,,,", "unknown split; got 'training'; expected one of train, validation, test"),
         ("f/1.png,a,1,test,1,,,,,", "sequence a is in two splits; expected train; got test"),
         ("f/1.png,a,one,train,1,,,,,", "frame is not a number"),
         ("f/1.png,a,,train,1,,,,,", "no frame"),
