@@ -19,27 +19,17 @@ from typing import TYPE_CHECKING, Any
 from features._common.quiet_imports import quiet_imports
 
 if TYPE_CHECKING:
-    from features.config import Config, read_config
-    from features.errors import FramebankError
-    from features.store import Store
-    from framebank.workflows import extract, predict, train
-    from stage2_temporal import heads
-    from stage2_temporal.data.examples import load_examples
+    from features.config import Config as Config
+    from features.config import read_config as read_config
+    from features.errors import FramebankError as FramebankError
+    from features.store import Store as Store
+    from framebank.workflows import extract as extract
+    from framebank.workflows import predict as predict
+    from framebank.workflows import train as train
+    from stage2_temporal import heads as heads
+    from stage2_temporal.data.examples import load_examples as load_examples
 
     __version__: str
-
-__all__ = [
-    "Config",
-    "FramebankError",
-    "Store",
-    "__version__",
-    "extract",
-    "heads",
-    "load_examples",
-    "predict",
-    "read_config",
-    "train",
-]
 
 _MODULES = {
     "Config": "features.config",
@@ -52,6 +42,7 @@ _MODULES = {
     "read_config": "features.config",
     "train": "framebank.workflows",
 }
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

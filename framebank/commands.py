@@ -61,6 +61,7 @@ class StoreCommand(Command):
 class Sample(StoreCommand):
     """Render the sample data set: 320 short clips of a drive, with labels. Needs no download."""
 
+    sections = ("data",)
     store: tyro.conf.Suppress[Path | None] = None
     settings: Settings = Config()
 
@@ -74,6 +75,7 @@ class Sample(StoreCommand):
 class Extract(StoreCommand):
     """Run the frozen trunk over every frame that is not in the store yet. Resumes where it was interrupted."""
 
+    sections = ("data", "frames", "backbone", "extract")
     settings: Settings = Config()
 
     def __call__(self) -> None:
@@ -234,7 +236,7 @@ class RunCommand(Command):
     def __call__(self) -> None:
         from stage2_temporal.runs.results import read_metrics
 
-        folder = _run_folder(self.run)
+        folder = workflows.run_folder(self.run)
         path = Path(read_metrics(folder).store.path)
         with Store(self.store or path) as store:
             self.run_with(folder, store)
@@ -287,7 +289,7 @@ class RunConfigCommand(RunCommand):
     @classmethod
     def read_config(cls, arguments: Sequence[str]) -> Config:
         run = last_value(arguments, "--run")
-        return Config() if run is None else read_run_config(_run_folder(run))
+        return Config() if run is None else read_run_config(workflows.run_folder(run))
 
 
 @dataclass(frozen=True)
@@ -395,12 +397,6 @@ STAGE_TWO = _by_name(Train, Evaluate, Report, Sweep, Leaderboard, Predict, Finet
 COMMANDS = STAGE_ONE | STAGE_TWO
 
 
-def _run_folder(run: str) -> Path:
-    from stage2_temporal.runs.folder import run_path
-
-    return run_path(workflows.expand(run))
-
-
 def _print_run(folder: Path) -> None:
     from stage2_temporal.runs.results import read_metrics
     from stage2_temporal.runs.tables import metrics_table
@@ -417,7 +413,7 @@ def _print_leaderboard(runs: list[Run], folder: Path, target: str | None = None)
     if not tables and target is not None:
         targets = sorted({", ".join(run.metrics.target) for run in runs})
         raise ConfigError(f"no run has the target {target}", expected=f"one of {'; '.join(targets)}", hint="--target T")
-    print(f"{leaderboard_text(tables)}\n{write_leaderboard(tables, folder)}")
+    print(f"{leaderboard_text(tables, folder)}\n{write_leaderboard(tables, folder)}")
 
 
 def _damaged_rows(path: Path) -> dict[int, list[str]]:

@@ -233,7 +233,11 @@ def _refuse(
             what = f"{_flag(argument)}: no such choice{did_you_mean(value, choices)}"
             raise ConfigError(what, expected=f"one of {', '.join(choices)}", got=value, hint=hint)
         case parsing.BadValue(argument=argument):
-            raise ConfigError(f"{_flag(argument)}: value missing", expected=argument.lowered.metavar, hint=hint)
+            flag, expected, got = _flag(argument), argument.lowered.metavar, None
+            if argument.lowered.nargs != 1:
+                hint = f"{flag} {_shown(argument.field.default)}"
+                expected, got = f"{expected} with spaces between", last_value(arguments, flag)
+            raise ConfigError(f"{flag}: value missing", expected=expected, got=got, hint=hint)
         case parsing.MissingArgs(missing_arguments=missing):
             flags = ", ".join(f"{_flag(context.arg)} {context.arg.lowered.metavar}" for context in missing)
             raise ConfigError(f"{flags} is required", hint=hint)

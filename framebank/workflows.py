@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from features._common.log import logger
 from features._common.quiet_imports import quiet_imports
 from features.config import Config
 from features.store import Store
@@ -56,6 +57,8 @@ def render_sample(config: Config) -> None:
     """Render the sample data set into `data.path`, unless it is there."""
     from stage1_extract.sample import render_sample_set
 
+    if not Path(config.data.path).exists():
+        logger.info(f"{config.data.path}: rendering the sample data set there, since data.layout is sample")
     render_sample_set(Path(config.data.path), seed=config.data.seed)
 
 
@@ -127,11 +130,7 @@ def predict(
     Raises:
         FramebankError: something the user can correct; nothing is written then.
     """
-    from stage2_temporal.runs.folder import run_path
-    from stage2_temporal.runs.results import read_metrics
-
-    folder = run_path(expand(run))
-    read_metrics(folder)  # an error here need not wait for TensorFlow
+    folder = run_folder(run)  # an error here need not wait for TensorFlow
     quiet_opencv()
     with quiet_imports():
         from stage2_temporal.predict import predict as predict_run
@@ -139,6 +138,16 @@ def predict(
     paths = {"source": source, "output": output, "overlay": overlay, "boxes": boxes}
     expanded = {name: Path(expand(path)) for name, path in paths.items() if path is not None}
     return predict_run(folder, **expanded, stride=stride, fps=fps)
+
+
+def run_folder(run: Path | str) -> Path:
+    """The folder of a finished run; a DataError if there is none."""
+    from stage2_temporal.runs.folder import run_path
+    from stage2_temporal.runs.results import read_metrics
+
+    folder = run_path(expand(run))
+    read_metrics(folder)
+    return folder
 
 
 def expand(path: Path | str) -> str:

@@ -26,9 +26,9 @@ ROUNDING = 1e-9  # a smaller deviation is only rounding
 MAX_WIDTH = 60  # characters of a cell in the terminal
 
 
-def leaderboard_text(boards: Iterable[Board]) -> str:
-    """Every board as a table for the terminal."""
-    return "\n\n".join(f"{board.title}\n\n{_text_table(board)}" for board in boards)
+def leaderboard_text(boards: Iterable[Board], root: Path) -> str:
+    """Every board as a table for the terminal; `root` is the folder of the runs."""
+    return "\n\n".join(f"{board.title}\n\n{_text_table(board, root)}" for board in boards)
 
 
 def write_leaderboard(boards: Sequence[Board], root: Path) -> Path:
@@ -116,9 +116,10 @@ def _shortened(text: str) -> str:
     return text if len(text) <= MAX_WIDTH else f"{text[: MAX_WIDTH - 1]}…"
 
 
-def _text_table(board: Board) -> str:
-    rows = [[_shortened(c.text + c.deviation) for c in _cells(board, row)] for row in board.rows]
-    return text_table(_titles(board), rows, left=(1, 2))
+def _text_table(board: Board, root: Path) -> str:
+    titles = [*_titles(board), "run"]
+    rows = [[*(_shortened(c.text + c.deviation) for c in _cells(board, r)), _link(r, root)[0]] for r in board.rows]
+    return text_table(titles, rows, left=(1, 2, len(titles) - 1))
 
 
 def _csv_row(board: Board, row: LeaderboardRow, root: Path) -> list[object]:

@@ -23,8 +23,17 @@ FILES = ("config.toml", "metrics.json", "history.csv", "predictions.csv", "model
 
 
 def run_path(name: str) -> Path:
-    """The folder of a run: `runs/NAME`, or the name itself if it is a path."""
-    return Path(name) if os.sep in name or "/" in name else RUNS / name
+    """The folder of a run: `runs/NAME`, or the name itself if it is a path.
+
+    Raises:
+        ConfigError: a path that might be meant as a name: not in runs/, not absolute, not `./…`, and nothing is there.
+    """
+    path = Path(name)
+    if path.name == name and name not in ("", ".."):
+        return RUNS / name
+    if not (path.parts[:1] == RUNS.parts or name.startswith(("./", "../")) or path.is_absolute() or path.exists()):
+        raise ConfigError(f"--run {name}: neither a name nor a run's folder", hint=f"--run {path.name}, or ./{name}")
+    return path
 
 
 def run_settings(config: Config) -> str:

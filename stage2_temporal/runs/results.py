@@ -18,6 +18,7 @@ from features._common.csv_table import format_number, parse_number, read_csv_tab
 from features._common.types import Floats
 from features.errors import DataError
 from features.sequences import FrameSequence
+from features.strict_model import did_you_mean
 from features.windows import Examples
 from stage2_temporal.data.splits import STORED_VALIDATION
 from stage2_temporal.evaluation.history import Epoch, read_history
@@ -193,7 +194,8 @@ def read_metrics(run: Path) -> Metrics:
         DataError: the folder is not a run, or the file is not as training writes it.
     """
     if not (run / "metrics.json").is_file():
-        raise DataError(f"{run} is not a run: it has no metrics.json", hint="--run NAME, a folder in runs/")
+        nearest = did_you_mean(run.name, [file.parent.name for file in run.parent.glob("*/metrics.json")])
+        raise DataError(f"{run} is not a run{nearest}: it has no metrics.json", hint="--run NAME, a folder in runs/")
     return _read_json(run / "metrics.json", Metrics)
 
 

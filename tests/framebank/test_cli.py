@@ -51,13 +51,17 @@ def test_help_shows_every_option_with_a_sentence_and_a_default(name: str, capsys
 
 
 @pytest.mark.parametrize("name", ["sample", "extract", "repair", "train", "sweep"])
-def test_help_shows_every_setting_of_the_config(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_every_setting_of_the_sections_that_the_command_reads(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
     config = Config()
+    stage_one = {"sample": {"data"}, "extract": {"data", "frames", "backbone", "extract"}}
+    sections = (stage_one | {"repair": stage_one["extract"]}).get(name, set(Config.model_fields))
     for section in Config.model_fields:
         for key in type(getattr(config, section)).model_fields:
-            assert f"--{section}.{key} " in text
+            assert (f"--{section}.{key} " in text) == (section in sections)
 
 
 def test_help_needs_no_heavy_library() -> None:
@@ -128,8 +132,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --head.unit 3", "unknown option --head.unit (did you mean units?), pooled_lstm has "),
         ("train --head.name ridge --head.units 3", "ridge has streams, grid, components, difference, lags, alpha"),
         ("train --head.name auto --head.units 3", "auto has no settings"),
-        ("train --frames.colour rgp", "(did you mean rgb?)"),
+        ("train --frames.colour rgp", "(did you mean rgb?); got rgp; expected one of rgb, bgr"),
         ("train --train.epochs", "--train.epochs: value missing; expected INT"),
+        ("train --head.grid 3x4", "value missing; expected INT INT with spaces between; got 3x4. Try: --head.grid 1 1"),
         ("train --train.epochs three", "--train.epochs: wrong value; expected INT; got three"),
         ("train --train.epochs 0", "train.epochs: input should be greater than 0, got 0"),
         ("train --train.seed -5", "train.seed: "),
@@ -212,6 +217,19 @@ def test_ctrl_c_ends_with_status_130(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "Interrupted. Finished work is saved; run the same command to resume." in capsys.readouterr().err
 
 
+def test_extract_tells_that_it_renders_the_sample_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stage1_extract.sample.render_sample_set", lambda *_, **__: None)
+    data = tmp_path / "nope"
+    assert main(["extract", "--store", str(tmp_path / "s.h5"), "--data.path", str(data)]) == 2
+    rendering = f"{data}: rendering the sample data set there, since data.layout is sample"
+    assert capsys.readouterr().err.splitlines()[0].endswith(rendering)
+    data.mkdir()
+    assert main(["extract", "--store", str(tmp_path / "s.h5"), "--data.path", str(data)]) == 2
+    assert rendering not in capsys.readouterr().err
+
+
 def test_closed_pipe_is_not_an_error() -> None:
     command = f"{sys.executable} -m framebank train --help | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -223,6 +241,17 @@ def test_unwritable_folder_is_described(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "file").write_text("")
     assert main(["sample", "--data.path", str(tmp_path / "file" / "sample")]) == 2
     assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export", "finetune", "fuse", "report"])
+def test_missing_run_names_the_nearest(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/sample-ego_speed-ridge").mkdir(parents=True)
+    Path("runs/sample-ego_speed-ridge/metrics.json").touch()
+    assert main([command, "--run", "sample-egospeed-ridge"]) == 2
+    assert "is not a run (did you mean sample-ego_speed-ridge?)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

@@ -98,7 +98,7 @@ def test_csv_and_terminal_show_the_same(tmp_path: Path, capsys: pytest.CaptureFi
     velocity = next(r for r in rows if r["target"] == "vx vy" and r["head"] == "constant" and r["split"] == "test")
     assert float(velocity["ev"]) == 5.0
     line = next(line for line in printed.out.splitlines() if "units 32" in line)
-    assert line.split()[0] == "1" and "0.750 ± 0.071" in line
+    assert line.split()[0] == "1" and "0.750 ± 0.071" in line and line.split()[-1] == "sweep/32-1"
 
 
 def test_target_option_selects_boards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

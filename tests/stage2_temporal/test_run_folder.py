@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from features.errors import FramebankError
+from features.errors import ConfigError, FramebankError
 from features.store import Store
 from stage2_temporal.data.task import read_task, store_origin
-from stage2_temporal.runs.folder import atomic_folder, choose_run_folder
+from stage2_temporal.runs.folder import atomic_folder, choose_run_folder, run_path
 from stage2_temporal.train import train
 from tests.helpers import write_store
 from tests.stage2_helpers import drifting_clips, train_config
@@ -69,3 +69,18 @@ def test_run_finished_in_the_meantime_keeps_its_name(tmp_path: Path, capsys: pyt
             (quick / "who").write_text("quick")
     assert [(tmp_path / name / "who").read_text() for name in ("r", "r-2")] == ["quick", "slow"]
     assert "r-2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mine", "runs/heads/mine", "/elsewhere/mine", "./mine", "../mine", "old/mine"])
+def test_run_may_lie_elsewhere_on_purpose(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("old/mine").mkdir(parents=True)
+    assert run_path(name) == (Path("runs/mine") if name == "mine" else Path(name))
+
+
+def test_path_that_may_be_meant_as_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"--run a/b: neither a name nor a run's folder\. Try: --run b, or \./a/b"):
+        run_path("a/b")
+    for name in ("..", "."):
+        assert run_path(name) == Path(name)  # which exists, is not a run, and is not replaced
