@@ -68,7 +68,7 @@ class DerivedStream:
                 f"{store.path}: no stream {self.source!r} to derive {self.name} from",
                 expected=f"one of {', '.join(store.streams)}",
                 got=self.source,
-                hint="--stream NAME",
+                hint=f"--head.streams {APPEARANCE}, or framebank derive --stream {self._content_name}",
             )
         source = store.streams[self.source]
         size, origin = self._size_and_origin(store, source.shape)

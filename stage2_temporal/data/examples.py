@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from features._common.types import Floats
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
+from features.sequences import SPLITS
 from features.store import Store, StreamInfo, TopRecord
+from features.strict_model import did_you_mean
 from features.tracks import Track
 from features.windows import Examples
 from stage2_temporal.data.task import read_task
@@ -286,11 +288,16 @@ def load_examples(
 
     Raises:
         StoreError: the store is incomplete.
-        ConfigError: no label has the target, no window fits into a sequence, or no example is left to train on.
+        ConfigError: there is no such split, no label has the target, no window fits into a sequence, or no example is
+            left to train on.
     """
     config, path = config or Config(), Path(store).expanduser()
     with Store(path) as opened:
         task = read_task(config, opened)
+    known = dict.fromkeys([*SPLITS, *task.splits.tolist()])
+    for split in np.setdiff1d(splits, list(known)):
+        what = f"{path}: no such split{did_you_mean(split, known)}"
+        raise ConfigError(what, expected=f"one of {', '.join(known)}", got=split)
     selected = task.examples[np.isin(task.splits, splits) & task.examples.known]
     X = StoreExamples(StoreSource(path, task.examples.rows, config.train.memory_gb), selected)
     return X, selected.targets, X.groups

@@ -352,7 +352,7 @@ def constructor(settings: type[HeadConfig], train: Iterable[str]) -> Callable[..
     def __init__(self: Any, **parameters: Any) -> None:
         unknown = [name for name in parameters if name not in fields]
         if unknown:
-            raise TypeError(
+            raise ConfigError(
                 f"{type(self).__name__} has no setting {', '.join(unknown)}{did_you_mean(unknown[0], fields)}, "
                 f"it has {', '.join(fields)}"
             )

@@ -57,6 +57,9 @@ def test_clips_to_predictions(config: Path) -> None:
     assert store == Path("stores/sample.h5")
     assert (config.parent / "sample" / "Train" / "Train" / "8" / "imgs" / "008.jpg").exists()
     X, y, groups = fb.load_examples("stores/sample.h5", cfg)
+    assert len(fb.load_examples(store, cfg, splits=("validation", "test"))[0]) == 4
+    with pytest.raises(fb.FramebankError, match=r"mean validation\?.*got valid; expected one of train, v"):
+        fb.load_examples(store, cfg, splits=("train", "valid"))
     head = fb.heads.Ridge(difference=True).fit(X, y)
     assert head.predict(X).shape == y.shape == (8, 1)
     scores = cross_val_score(fb.heads.Ridge(difference=True), X, y, groups=groups, cv=GroupKFold(2))

@@ -125,9 +125,9 @@ def test_parameters_are_the_settings_that_the_head_reads() -> None:
     assert (head.alpha, head.grid, head.shift) == (3.0, (2, 1), 2)
     head_settings = {"streams", "grid", "components", "difference", "lags", "alpha"}
     assert set(head.get_params()) == head_settings | set(Head.train_settings)
-    with pytest.raises(TypeError, match=r"no setting alpah \(did you mean alpha\?\), it has streams, grid"):
+    with pytest.raises(ConfigError, match=r"no setting alpah \(did you mean alpha\?\), it has streams, grid"):
         find_head("ridge")(alpah=1)
-    with pytest.raises(TypeError, match=r"GRU has no setting alpha, it has .*units"):
+    with pytest.raises(ConfigError, match=r"GRU has no setting alpha, it has .*units"):
         find_head("gru")(alpha=1.0)
     with pytest.raises(ConfigError, match=r"Ridge: alpha: .*got -1"):
         find_head("ridge")(alpha=-1).fit(MAPS, Y)

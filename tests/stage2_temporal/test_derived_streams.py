@@ -138,7 +138,7 @@ def test_derive_command(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "already" in capsys.readouterr().out
     for name, message in (
         ("grid9x9", "head.grid does not fit"),
-        ("motion.pooled", "no stream 'motion'"),
+        ("motion.pooled", "Try: --head.streams appearance, or framebank derive --stream pooled"),
         ("fourier", "not a stream that can be derived"),
         ("pca99", "pca99: more principal components"),
     ):
