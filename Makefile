@@ -33,8 +33,8 @@ help:  ## this list
 setup: $(READY)  ## build .venv from requirements.lock
 
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "framebank needs Python 3.11 or later, this is $$($(PYTHON) --version). Try: make PYTHON=python3.11 …"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "framebank needs Python 3.11, 3.12 or 3.13, this is $$($(PYTHON) --version). Try: make PYTHON=python3.11 …"; exit 2; }
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo "setting up .venv (about 2 GB, a minute or two) …"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
