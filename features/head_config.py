@@ -131,7 +131,7 @@ class VehicleConfig(HeadConfig):
 
 
 class AutoConfig(HeadConfig):
-    # has no settings: training replaces it with a head and that head's defaults
+    # auto has no settings: training replaces it with another head and that head's defaults
     when = (
         "A good default: box_ridge for a vehicle's velocity or position if vehicles are tracked; otherwise "
         "fusion on the optical flow, or ridge if the store holds no flow."

@@ -27,10 +27,10 @@ class Recipe:
     colour: str  # order of the channels that enter the trunk, `rgb` or `bgr`
     preprocess: str  # name of the preprocessing inside the trunk's graph; `none` for raw 0–255
     backbone: str
-    arguments: dict[str, Any] = field(default_factory=dict)  # that the backbone was built with, e.g. `{"alpha": 0.25}`
+    arguments: dict[str, Any] = field(default_factory=dict)  # the backbone's arguments, e.g. `{"alpha": 0.25}`
     weights: str = "imagenet"  # or a file name, or `random`, as the user specified
     weights_digest: str = ""  # SHA-256 over all of the backbone's weights as loaded, in the model's order
-    top_layers: int = 0  # above the cut; a count, because Keras' automatic layer names differ between processes
+    top_layers: int = 0  # layers above the cut; a count, because Keras' automatic layer names differ between processes
     precision: str = "float32"  # number format the engine computed in, `float32`, `bfloat16` or `float16`
     dtype: str = "float16"  # stored type, `float32` or `float16`
 

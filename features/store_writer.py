@@ -32,7 +32,7 @@ class ShardWriter:
     ) -> None:
         self._path, self._ranges = path, ranges
         self._frames = sum(map(len, ranges))
-        self._thumbnails: list[bytes] = []  # of the frames written so far
+        self._thumbnails: list[bytes] = []  # those of the frames written so far
         self._disk = ErrorTolerantFile(path)
         self._file = create_file(self._disk)
         _write_header(self._file, Header(recipe))

@@ -23,10 +23,10 @@ class ReportClip:
     """An example as the report shows it."""
 
     example: PredictedExample
-    label_count: int  # of its sequence
-    rows: tuple[int, ...]  # of its window's frames in the store
+    label_count: int  # number of labels in its sequence
+    rows: tuple[int, ...]  # the store rows of its window's frames
     boxes: tuple[Rectangle | None, ...]  # the labelled vehicle's, in each of these frames; None where unknown
-    height: float  # of a frame, in drawing units
+    height: float  # a frame's height in drawing units
     seconds: float  # from one of its frames to the next
 
     @property

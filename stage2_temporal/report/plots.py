@@ -17,7 +17,7 @@ Kind = Literal["line", "dashed", "points", "ring", "bars", "steps"]
 Role = Literal["model", "train", "true", "constant", "guide"]
 Range = tuple[float, float]
 
-MAX_POINTS = 2000  # in one plot; more would overlap and slow the page down
+MAX_POINTS = 2000  # points in one plot; more would overlap and slow the page down
 MIN_TIMELINE_LABELS = 20  # a sequence needs this many labels for a plot over time
 LOG_AXIS_RATIO = 30.0  # if the largest loss is this many times the smallest, the axis is logarithmic
 

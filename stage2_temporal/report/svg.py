@@ -17,7 +17,7 @@ from stage2_temporal.runs.results import PredictedExample
 
 PAGE_WIDTH, HEIGHT = 1100, 300
 RIGHT, TOP, BOTTOM = 8, 8, 40  # margins
-TITLE_WIDTH, DIGIT_WIDTH, MIN_LEFT = 26, 8, 52  # of the left margin: y title, one digit of a tick label, least width
+TITLE_WIDTH, DIGIT_WIDTH, MIN_LEFT = 26, 8, 52  # left margin: y title, one digit of a tick label, least width
 MAX_COLUMNS = 200  # columns of a plot that show their values under the pointer
 VELOCITY = ("vx", "vy")
 MAX_ARROW_LENGTH = 26.0
@@ -58,7 +58,7 @@ def ticks(values: Range, count: int, *, log: bool = False) -> list[float]:
 class Arrows:
     """Velocities seen from above: x, forward, points up; y, right, points right."""
 
-    columns: tuple[int, int]  # of the target: vx and vy
+    columns: tuple[int, int]  # the target's vx and vy
     scale: float  # units of the drawing per m/s
     ring: float  # m/s of the ring that shows the scale
 

@@ -26,7 +26,7 @@ SPLIT_ORDER = ("validation", "test", STORED_VALIDATION, "train")  # models are s
 METRICS_WITH_UNIT = ("rmse", "mae")  # left out if the target's columns differ in unit
 METRICS = (*METRICS_WITH_UNIT, "skill", "spread_ratio")
 CONSTANT = "constant"
-SECTIONS = ("frames", "backbone", "window", "head", "train")  # of the config, those that decide a run
+SECTIONS = ("frames", "backbone", "window", "head", "train")  # the config's sections that decide a run
 REPEATS = {"train.seed", "train.folds", "train.fold"}  # what the runs of one row may differ in
 HIDDEN_SETTINGS = REPEATS | {"train.memory_gb", "train.tensorboard", "head.name"}  # these tell no rows apart
 MeanAndDeviation = tuple[float, float | None]  # the deviation is None for a single run
@@ -61,7 +61,7 @@ class LeaderboardRow:
     settings: dict[str, Any]
     metrics: dict[str, MeanAndDeviation]
     parameters: int | None = None  # trainable weights
-    seconds: float | None = None  # of training, mean over the runs
+    seconds: float | None = None  # duration of training, mean over the runs
     runs: tuple[Path, ...] = ()
 
     @property

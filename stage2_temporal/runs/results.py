@@ -26,7 +26,7 @@ from stage2_temporal.evaluation.metrics import Scores, have_one_unit
 from stage2_temporal.evaluation.tusimple import first_fault
 
 VERDICT_SPLITS = ("test", "validation", STORED_VALIDATION, "train")  # the verdict is about the first that has labels
-WINDOW_COLUMNS = ("label", "frame", "first", "stride", "length")  # of predictions.csv
+WINDOW_COLUMNS = ("label", "frame", "first", "stride", "length")  # columns of predictions.csv
 RETRAIN = "train again with framebank train"
 JsonModel = TypeVar("JsonModel", bound=BaseModel)
 
