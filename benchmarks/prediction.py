@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks.timing import Row, compare, timer
+from features import streams
 from features.config import BackboneConfig, Config
 from features.head_config import FlattenLSTMConfig, HeadConfig, PooledLSTMConfig
 from features.streams import APPEARANCE
@@ -37,7 +38,7 @@ def _measure_case(backbone: BackboneConfig, head: HeadConfig, rounds: int) -> li
     config = Config(backbone=backbone, head=head)
     trunk = build_trunk(config)
     trunk = replace(trunk, recipe=replace(trunk.recipe, dtype="float32"))  # as load_run_models does
-    stage_two = build_model((TIME, *trunk.stream.shape), head, 2, top=trunk.top())
+    stage_two = build_model((TIME, *trunk.streams[APPEARANCE].shape), head, 2, top=trunk.top())
     rows = np.arange(FRAMES - TIME + 1)[:, None] + np.arange(TIME)
     window = SlidingWindow(RunModels(trunk, stage_two, config), rows)
     engine = window.engine
@@ -46,6 +47,6 @@ def _measure_case(backbone: BackboneConfig, head: HeadConfig, rounds: int) -> li
     batches = [frames[start : start + window.step] for start in range(0, FRAMES, window.step)]
     timers = {
         "trunk": timer(lambda: [engine(batch) for batch in batches], FRAMES),
-        "sliding window": timer(lambda: list(window.run({APPEARANCE: batch} for batch in batches)), FRAMES),
+        "sliding window": timer(lambda: list(window.run({streams.FRAMES: batch} for batch in batches)), FRAMES),
     }
     return compare(timers, {"sliding window": ("trunk",)}, rounds)

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 
 from features.head_config import AnyHeadConfig, PooledLSTMConfig
 from features.plugins import DATASETS, plugin_names
-from features.streams import NAMED_TARGETS
+from features.streams import APPEARANCE, NAMED_TARGETS
 from features.strict_model import DROP_UNKNOWN_KEYS, StrictModel, did_you_mean, read_toml
 
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]  # `~` is the home folder, whatever the shell does
@@ -88,12 +88,21 @@ class BackboneConfig(StrictModel):
     """Number of last layers that stay trainable in stage two (the top); the rest is the frozen trunk."""
     cut: str | None = None
     """Name of the trunk's last layer, instead of `unfreeze`; all layers after it are the top."""
+    taps: tuple[str, ...] = ()
+    """Names of inner layers whose maps are stored too, from the same pass, as streams of these names."""
+    tap_pooling: int = Field(1, gt=0)
+    """Average the maps of taps over squares of this many rows and columns; 1: store them as they are."""
     top: bool = True
     """Whether to keep the layers after the cut; without them, heads read the map at the cut."""
     preprocess: bool = True
     """Whether to apply the backbone's own preprocess_input, inside the graph; if not, it gets raw values 0 to 255."""
     arguments: dict[str, float | int | str | bool] = Field(default_factory=dict)
     """Additional keyword arguments for the backbone, such as alpha = 0.25 for MobileNet."""
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams of maps that the backbone fills: at the cut and at each tap."""
+        return (APPEARANCE, *self.taps)
 
 
 class ExtractConfig(StrictModel):
@@ -135,6 +144,8 @@ class TrainConfig(StrictModel):
     """Examples per step."""
     learning_rate: float = Field(1e-3, gt=0)
     """Learning rate of Adam."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Course of the learning rate: `cosine` lowers it to 0 by the last epoch."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay (AdamW); 0: plain Adam."""
     validation_split: float = Field(0.0, ge=0, lt=1)

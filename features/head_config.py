@@ -153,6 +153,29 @@ class PooledLSTMConfig(PooledConfig, RecurrentConfig):
     name: Literal["pooled_lstm"] = "pooled_lstm"
 
 
+class CorrelationLSTMConfig(UnitsConfig, DenseConfig):
+    when = "For ego speed from the CNN's maps: an LSTM on how the content of each cell moves between frames."
+    name: Literal["correlation_lstm"] = "correlation_lstm"
+    streams: Annotated[tuple[str, ...], Field(min_length=1)] = (APPEARANCE,)
+    """Streams of maps that the head reads: the map at the cut, and those of taps."""
+    grid: tuple[int, int] = (8, 8)
+    """Rows and columns of the grid that displacements are averaged over."""
+    lags: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] = (1, 2, 4)
+    """Frames between the two maps that are compared; long ones measure what moves slowly."""
+    search: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (5, 5)
+    """How many rows and columns away, in each direction, content is searched for in the earlier map."""
+    skip_top: float = Field(1 / 3, ge=0, lt=1)
+    """Share of the map's rows, at its top, that is left out because it shows sky."""
+    members: int = Field(4, gt=0)
+    """Number of networks that are trained at once from different initial weights, and averaged."""
+    mirror: bool = True
+    """Also train on mirrored windows, if the sign of the target in a mirrored scene is known."""
+    units: int = Field(16, gt=0)
+    """Units of each LSTM."""
+    dense: int = Field(32, gt=0)
+    """Units of the dense layer that looks at each cell."""
+
+
 class GRUConfig(PooledConfig, RecurrentConfig):
     when = "Like pooled_lstm, but with a quarter fewer weights, for few examples."
     name: Literal["gru"] = "gru"

@@ -170,7 +170,7 @@ class Train(StoreCommand):
 
     @classmethod
     def description(cls) -> str:
-        heads = [wrap(when, f"    {name:<14}", 18 * " ") for name, when in list_heads().items()]
+        heads = [wrap(when, f"    {name:<17}", 21 * " ") for name, when in list_heads().items()]
         title = "  Heads, chosen with --head.name, which decides what other --head options there are:"
         return "\n".join([super().description(), "", title, *heads])
 

@@ -16,7 +16,7 @@ from features.sequences import FrameSequence
 from features.store import Header, Store, StreamInfo, TopRecord
 from features.streams import APPEARANCE, THUMBNAILS
 from features.tracks import Track
-from stage1_extract.backbone.trunk import Trunk
+from stage1_extract.backbone.trunk import Trunk, stream_origin
 from stage1_extract.plan import complete_sequences
 
 DamagedRows = Mapping[int, Sequence[str]]  # row of the store → its damaged streams, `thumbnails` among them
@@ -56,7 +56,7 @@ class TrunkInfo:
     """What a store keeps of the trunk; `facts` are for the header."""
 
     recipe: Recipe
-    stream: StreamInfo
+    streams: Mapping[str, StreamInfo]
     top: TopRecord | None
     facts: Mapping[str, Any]
 
@@ -70,14 +70,22 @@ class TrunkInfo:
             "request": request,
             "asked": config.backbone.model_dump(include={"unfreeze", "cut", "top"}),
         }
-        return cls(trunk.recipe, trunk.stream, trunk.top(), facts)
+        return cls(trunk.recipe, trunk.streams, trunk.top(), facts)
 
     @classmethod
-    def from_store(cls, store: ExistingStore, request: str, sequences: Sequence[FrameSequence]) -> TrunkInfo | None:
+    def from_store(
+        cls, store: ExistingStore, config: Config, request: str, sequences: Sequence[FrameSequence]
+    ) -> TrunkInfo | None:
         """Read it from the store if its trunk has the same `request` and all frames of the sequences are stored."""
         if store.header is None or store.header.trunk.get("request") != request:
             return None
-        complete, _ = complete_sequences(sequences, {APPEARANCE: store.ranges[APPEARANCE]})
+        recipe, names = store.header.recipe, config.backbone.streams
+        streams = {name: store.streams[name] for name in names if name in store.streams}
+        if len(streams) < len(names) or any(
+            info.origin != stream_origin(name, config.backbone.tap_pooling, recipe) for name, info in streams.items()
+        ):
+            return None
+        complete, _ = complete_sequences(sequences, {name: store.ranges[name] for name in names})
         if len(complete) < len(sequences):
             return None
-        return cls(store.header.recipe, store.streams[APPEARANCE], store.top, store.header.trunk)
+        return cls(recipe, streams, store.top, store.header.trunk)

@@ -38,7 +38,7 @@ from features.tracks import Track, track_keys
 from stage1_extract import optical_flow
 from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets.clip import Catalogue, Clip
-from stage1_extract.engines.engine import Engine
+from stage1_extract.engines.engine import Engine, Maps
 from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo
 from stage1_extract.frame_loader import FRAMES_PER_JOB, load_frames
 from stage1_extract.plan import Group, complete_sequences, missing_frames, plan_extraction, vehicles_without_tracks
@@ -48,7 +48,7 @@ from stage1_extract.tracking.sequence_tracks import empty_track_notes, missing_f
 MAX_PENDING_WRITES = 2  # batches that are computed but not written yet, besides those being computed
 LIBRARIES = ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless", "av")  # whose versions the store records
 
-ComputedBatch = tuple[Future[NDArray[Any]] | None, Sequence[bytes], Sequence[Any]]  # maps, thumbnails, flows
+ComputedBatch = tuple[Future[Maps] | None, Sequence[bytes], Sequence[Any]]  # maps, thumbnails, flows
 
 
 @dataclass
@@ -111,7 +111,7 @@ def _extract(
     shard_folder = store.with_name(f"{store.name}.parts")
     _clean_up(store, shard_folder)
     existing, request = ExistingStore.read(store, damaged_rows), _request_digest(config)
-    trunk = TrunkInfo.from_store(existing, request, sequences)
+    trunk = TrunkInfo.from_store(existing, config, request, sequences)
     if trunk is None:
         engine = engine or Engine(build_trunk(config), config.extract.batch, config.extract.engine)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
@@ -121,7 +121,7 @@ def _extract(
             got="; ".join(trunk.recipe.differences(existing.header.recipe)),
             hint=f"use another store for this recipe, --store OTHER.h5, or move {store} away",
         )
-    streams = {APPEARANCE: trunk.stream} | ({MOTION: optical_flow.FLOW_INFO} if config.extract.motion else {})
+    streams = dict(trunk.streams) | ({MOTION: optical_flow.FLOW_INFO} if config.extract.motion else {})
     shards = Shards(shard_folder, trunk.recipe)
 
     def stored_ranges() -> dict[str, list[StoredRange]]:
@@ -181,7 +181,7 @@ def _extract(
             assemble_store(store, header, complete, contents, trunk.top, {key: tracks[key] for key in keys})
             shutil.rmtree(shard_folder, ignore_errors=True)
     return ExtractionResult(
-        extracted=missing_frames(groups, APPEARANCE),
+        extracted=sum(len(group) for group in groups if trunk.streams.keys() & {*group.streams}),
         frames=sum(s.length for s in complete),
         missing=missing,
         flows=missing_frames(groups, MOTION),
@@ -225,7 +225,7 @@ def _extract_groups(
                 group_frames = islice(loaded, len(group))
                 while batch := list(islice(group_frames, size)):
                     images, thumbnails, flows = zip(*batch, strict=True)
-                    maps = engine.submit(np.stack(images)) if engine is not None and APPEARANCE in names else None
+                    maps = engine.submit(np.stack(images)) if engine is not None and {*names} - {MOTION} else None
                     pending.append((maps, thumbnails, flows))
                     if len(pending) > lanes + MAX_PENDING_WRITES:
                         yield pending.popleft()
@@ -241,9 +241,9 @@ def _extract_groups(
                     maps, thumbnails, flows = next(computed)
                     entries = {MOTION: np.stack(flows)} if MOTION in group.streams else {}
                     if maps is not None:
-                        entries[APPEARANCE] = maps.result()
-                    # thumbnails are stored together with the trunk's stream
-                    writer.write(entries, thumbnails if maps is not None else [b""] * len(thumbnails))
+                        entries |= {name: values for name, values in maps.result().items() if name in group.streams}
+                    # thumbnails are stored together with the map at the cut
+                    writer.write(entries, thumbnails if APPEARANCE in entries else [b""] * len(thumbnails))
                     written += len(thumbnails)
                     progress.update(len(thumbnails))
                 writer.finish([i for i, r in enumerate(group.ranges) if r.sequence not in faults], tracks)
@@ -305,6 +305,7 @@ def _request_digest(config: Config) -> str:
     """Digest of all settings that determine the recipe, to see without loading a network whether it has changed."""
     weights = Path(config.backbone.weights)
     settings = config.model_dump(mode="json", include={"frames", "backbone"})
+    del settings["backbone"]["taps"], settings["backbone"]["tap_pooling"]  # each tap's stream has its own origin
     if weights.is_file():
         settings["backbone"]["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     return json_digest([settings, config.extract.precision, config.extract.dtype, version("keras")])

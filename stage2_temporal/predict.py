@@ -141,7 +141,7 @@ def _predict_clip(
     """Predict each window of a video: columns time [s], frame (the window's last) and the targets."""
     columns, sequence = config.data.columns, clip.sequence
     window = SlidingWindow(models, rows)
-    stream = FrameStream([clip], np.arange(sequence.length), config, list(models.inputs))
+    stream = FrameStream([clip], np.arange(sequence.length), config, models.image_streams)
     values = np.concatenate(list(window.run(stream.batches(window.step))))
     lines = zip(rows[:, -1].tolist(), values.tolist(), strict=True)
     with atomic_write(output) as temporary:
@@ -203,7 +203,7 @@ def _predict_data_set(run: Path, config: Config, output: Path) -> PredictionFile
     order = np.argsort(examples.rows[:, -1], kind="stable")
     needed = np.unique(examples.rows)  # frames outside all windows are not decoded
     sliding = SlidingWindow(models, np.searchsorted(needed, examples.rows[order]))
-    stream = FrameStream(catalogue.clips, needed, config, list(models.inputs), vehicles)
+    stream = FrameStream(catalogue.clips, needed, config, models.image_streams, vehicles)
     geometry = None if vehicles is None else lambda windows: vehicles.vectors(order[windows])
     values = np.empty((len(examples), len(examples.columns)))
     values[order] = np.concatenate(list(sliding.run(stream.batches(sliding.step), geometry)))

@@ -6,6 +6,7 @@ tensor must enter the top. It is found in the graph, since Keras' automatic laye
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from features._common.types import Tensor
 from features.config import BackboneConfig
 from features.errors import ConfigError
 from features.layer_names import TOP, TRUNK
+from features.streams import APPEARANCE
 from features.strict_model import did_you_mean
 
 
@@ -52,9 +54,41 @@ def find_cut(model: keras.Model, backbone: BackboneConfig) -> Cut:
     return cut
 
 
-def trunk_model(model: keras.Model, cut: Cut) -> keras.Model:
-    """Make the frozen part: the backbone's input → the map at the cut."""
-    trunk = keras.Model(model.input, cut.tensor, name=TRUNK)
+def trunk_model(
+    model: keras.Model, cut: Cut, taps: Sequence[str] = (), pooling: int = 1, streams: Collection[str] = ()
+) -> keras.Model:
+    """Make the frozen part: the backbone's input → by stream, the map at the cut and those of the taps.
+
+    Args:
+        taps: names of layers below the cut.
+        pooling: the taps' maps are averaged over squares of this many rows and columns.
+        streams: which of these maps to compute; default: all.
+
+    Raises:
+        ConfigError: a tap is not a layer below the cut, or its output is no map that large.
+    """
+    frozen = keras.Model(model.input, cut.tensor).layers
+    below = {layer.name: layer for layer in frozen if layer.output is not cut.tensor}
+    outputs = {APPEARANCE: cut.tensor}
+    for name in taps:
+        if name not in below:
+            raise ConfigError(
+                f"backbone.taps: no such layer below the cut{did_you_mean(name, list(below))}",
+                expected=f"e.g. {', '.join([n for n in below if name.lower() in n.lower()][:8] or list(below)[-8:])}",
+                got=name,
+                hint="--backbone.taps LAYER …",
+            )
+        tensor = below[name].output
+        if len(tensor.shape) != 4 or pooling > min(tensor.shape[1:3]):
+            raise ConfigError(
+                f"backbone.taps: {name} has no map that can be averaged over {pooling}x{pooling} cells",
+                expected="(batch, rows, columns, channels)",
+                got=tensor.shape,
+                hint="--backbone.tap_pooling 1, or another layer",
+            )
+        outputs[name] = tensor if pooling == 1 else keras.layers.AveragePooling2D(pooling, padding="same")(tensor)
+    outputs = {name: tensor for name, tensor in outputs.items() if name in (streams or outputs)}
+    trunk = keras.Model(model.input, outputs, name=TRUNK)
     trunk.trainable = False
     return trunk
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 
@@ -11,24 +13,29 @@ from features.errors import ConfigError
 from features.layer_names import TRUNK
 from features.recipe import Recipe
 from features.store import StreamInfo, TopRecord
+from features.streams import APPEARANCE
 from stage1_extract.backbone.cut import Cut, find_cut, top_model, trunk_model
 from stage1_extract.backbone.registry import LoadedBackbone, load_backbone
 
 
 @dataclass(frozen=True)
 class Trunk:
-    """The frozen part of a backbone, from uint8 frames to the map at the cut."""
+    """The frozen part of a backbone, from uint8 frames to the map at the cut and those of the taps."""
 
-    model: keras.Model  # uint8 (batch, height, width, 3) → float32 map, including preprocessing
+    model: keras.Model  # uint8 (batch, height, width, 3) → float32 maps by stream, including preprocessing
     backbone: LoadedBackbone  # the complete one
     cut: Cut
     recipe: Recipe
     with_top: bool  # whether the store gets the layers above the cut
+    tap_pooling: int = 1
 
     @property
-    def stream(self) -> StreamInfo:
-        """Shape and type of the store's stream of maps."""
-        return StreamInfo(tuple(self.model.output.shape[1:]), self.recipe.dtype)
+    def streams(self) -> dict[str, StreamInfo]:
+        """The store's streams of maps: that at the cut and those of the taps."""
+        return {
+            name: StreamInfo(tensor.shape[1:], self.recipe.dtype, stream_origin(name, self.tap_pooling, self.recipe))
+            for name, tensor in self.model.output.items()
+        }
 
     def top(self) -> TopRecord | None:
         """Return the unfrozen layers in the form the store keeps; None if there are none."""
@@ -40,11 +47,20 @@ class Trunk:
         return TopRecord(architecture, top.get_weights())
 
 
-def build_trunk(config: Config) -> Trunk:
+def stream_origin(stream: str, pooling: int, recipe: Recipe) -> dict[str, Any]:
+    """What determines the numbers of a tap's stream; nothing but the recipe for the map at the cut."""
+    return {} if stream == APPEARANCE else {"tap": stream, "pooling": pooling, "recipe": recipe.fingerprint}
+
+
+def build_trunk(config: Config, streams: Collection[str] = ()) -> Trunk:
     """Load the config's backbone, cut it, and put its preprocessing in front.
 
+    Args:
+        streams: compute only these maps; default: that at the cut and those of all taps.
+
     Raises:
-        ConfigError: preprocessing of BGR, which no backbone was trained on; or see `load_backbone` and `find_cut`.
+        ConfigError: preprocessing of BGR, which no backbone was trained on; or see `load_backbone`, `find_cut` and
+            `trunk_model`.
         DataError: see `load_backbone`.
     """
     if config.backbone.preprocess and config.frames.colour == "bgr":
@@ -56,7 +72,7 @@ def build_trunk(config: Config) -> Trunk:
         )
     backbone = load_backbone(config.backbone, config.frames)
     cut = find_cut(backbone.model, config.backbone)
-    frozen = trunk_model(backbone.model, cut)
+    frozen = trunk_model(backbone.model, cut, config.backbone.taps, config.backbone.tap_pooling, streams)
     pixels = keras.Input((config.frames.height, config.frames.width, 3), dtype="uint8", name="frames")
     x = keras.ops.cast(pixels, "float32")
     if backbone.preprocess is not None:
@@ -76,4 +92,4 @@ def build_trunk(config: Config) -> Trunk:
         precision=config.extract.precision,
         dtype=config.extract.dtype,
     )
-    return Trunk(model, backbone, cut, recipe, config.backbone.top)
+    return Trunk(model, backbone, cut, recipe, config.backbone.top, config.backbone.tap_pooling)

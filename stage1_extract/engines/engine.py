@@ -20,13 +20,16 @@ MAX_COMPARED_FRAMES = 8  # frames that TensorFlow computes too, to measure the e
 MAX_RELATIVE_ERROR = {"float32": 1e-4, "float16": 0.1, "bfloat16": 0.1}
 
 
+Maps = dict[str, NDArray[Any]]  # maps of the same frames, by stream
+
+
 class Runner(Protocol):
     """Runs batches of `batch` frames through a network; up to `lanes` threads may call it at once."""
 
     batch: int
     lanes: int
 
-    def __call__(self, frames: Image) -> NDArray[Any]: ...
+    def __call__(self, frames: Image) -> Maps: ...
 
 
 class Engine:
@@ -76,7 +79,7 @@ class Engine:
         error = "" if self.relative_error is None else f" (relative error {self.relative_error:.1e})"
         return f"{self.name} in {self.trunk.recipe.precision}{error}"
 
-    def submit(self, frames: Image) -> Future[NDArray[Any]]:
+    def submit(self, frames: Image) -> Future[Maps]:
         """Start computing the maps of one batch.
 
         Args:
@@ -84,43 +87,49 @@ class Engine:
                 the maps are computed.
 
         Returns:
-            A future of the maps, (n, …) in the stored type. It raises ConfigError if the relative error exceeds
-            `MAX_RELATIVE_ERROR`, and DataError if a map exceeds the range of the stored type.
+            A future of the maps by stream, (n, …) each, in the stored type. It raises ConfigError if the relative error
+            exceeds `MAX_RELATIVE_ERROR`, and DataError if a map exceeds the range of the stored type.
         """
         padding = [(0, self.batch - len(frames)), (0, 0), (0, 0), (0, 0)]
         batch = np.pad(frames, padding) if len(frames) < self.batch else frames
         self.passes += 1
         return self._pool.submit(self._run, batch, len(frames), self.passes == 1)
 
-    def __call__(self, frames: Image) -> NDArray[Any]:
+    def __call__(self, frames: Image) -> Maps:
         """Compute the maps of any number of frames, in several batches if needed; see `submit`."""
         futures = [self.submit(frames[i : i + self.batch]) for i in range(0, len(frames), self.batch)]
-        return np.concatenate([future.result() for future in futures])
+        batches = [future.result() for future in futures]
+        return {name: np.concatenate([maps[name] for maps in batches]) for name in batches[0]}
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.lanes, "trunk")
 
-    def _run(self, batch: Image, count: int, first: bool) -> NDArray[Any]:
-        maps = self.runner(batch)[:count]
+    def _run(self, batch: Image, count: int, first: bool) -> Maps:
+        maps = {name: values[:count] for name, values in self.runner(batch).items()}
         if first:
             self._measure_error(batch[: min(count, MAX_COMPARED_FRAMES)], maps)
+        return {name: self._stored(name, values) for name, values in maps.items()}
+
+    def _stored(self, stream: str, maps: NDArray[Any]) -> NDArray[Any]:
+        """Cast the maps of a stream to the stored type."""
         if maps.dtype != self.trunk.recipe.dtype:
             # ten times as fast as NumPy's cast; values that overflow become infinite in both
             maps = tf.cast(maps, self.trunk.recipe.dtype).numpy()
         if maps.dtype == np.float16 and not np.isfinite(maps).all():
             raise DataError(
-                "the map at the cut exceeds the range of half precision (65504)", hint="--extract.dtype float32"
+                f"the maps of {stream} exceed the range of half precision (65504)", hint="--extract.dtype float32"
             )
         return maps
 
-    def _measure_error(self, frames: Image, maps: NDArray[Any]) -> None:
+    def _measure_error(self, frames: Image, maps: Maps) -> None:
         precision = self.trunk.recipe.precision
         if self.name == "tensorflow" and precision == "float32":
             self.relative_error = 0.0  # it is the reference
             return
         expected = tensorflow.reference_maps(self.trunk.model, frames)
-        error, limit = relative_error(maps[: len(frames)], expected), MAX_RELATIVE_ERROR[precision]
+        errors = [relative_error(maps[name][: len(frames)], values) for name, values in expected.items()]
+        error, limit = float(np.max(errors)), MAX_RELATIVE_ERROR[precision]
         if not error <= limit:  # NaN is an error too
             raise ConfigError(
                 f"{self.name} in {precision}: maps differ too much from those of TensorFlow in float32",

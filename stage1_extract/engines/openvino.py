@@ -71,7 +71,8 @@ class OpenVinoRunner:
         self.batch = batch or BATCH
         with TemporaryDirectory() as folder:
             shape = (self.batch, *model.input.shape[1:])
-            network = openvino_core().read_model(_write_graph(model, shape, Path(folder)))
+            path, self._outputs = _write_graph(model, shape, Path(folder))
+            network = openvino_core().read_model(path)
         compiled = openvino_core().compile_model(
             network,
             "CPU",
@@ -90,22 +91,25 @@ class OpenVinoRunner:
         # once deadlock (2026.4)
         self(np.zeros(shape, np.uint8))
 
-    def __call__(self, frames: Image) -> NDArray[Any]:
-        """Compute maps: (batch, height, width, 3) uint8 → (batch, …) float32."""
+    def __call__(self, frames: Image) -> dict[str, NDArray[Any]]:
+        """Compute maps: (batch, height, width, 3) uint8 → (batch, …) float32, by stream."""
         request = self._free.get()
         try:
             request.infer([frames], share_inputs=True)
-            return np.array(request.get_output_tensor().data)
+            return {stream: np.array(request.get_tensor(name).data) for stream, name in self._outputs.items()}
         finally:
             self._free.put(request)
 
 
-def _write_graph(model: keras.Model, shape: tuple[int, ...], folder: Path) -> Path:
-    """Write the model as a graph that contains its weights, for one batch size; return the file.
+def _write_graph(model: keras.Model, shape: tuple[int, ...], folder: Path) -> tuple[Path, dict[str, str]]:
+    """Write the model as a graph that contains its weights, for one batch size.
+
+    Returns the file, and by stream the name of the tensor with its maps.
 
     OpenVINO reads the file within a second; converting the same graph in memory takes up to half a minute.
     """
     spec = tf.TensorSpec(shape, tf.uint8)
     graph = tf.function(lambda x: model(x, training=False), input_signature=[spec], autograph=False)
-    frozen = convert_variables_to_constants_v2(graph.get_concrete_function()).graph
-    return Path(tf.io.write_graph(frozen, str(folder), "trunk.pb", as_text=False))
+    frozen = convert_variables_to_constants_v2(graph.get_concrete_function())
+    outputs = {name: tensor.name for name, tensor in zip(sorted(model.output), frozen.outputs, strict=True)}
+    return Path(tf.io.write_graph(frozen.graph, str(folder), "trunk.pb", as_text=False)), outputs

@@ -54,12 +54,12 @@ class TensorFlowRunner:
 
         self.batch = batch or (largest_batch(run_all_lanes) if gpus else CPU_BATCH)
 
-    def __call__(self, frames: Image) -> NDArray[Any]:
-        """Compute maps: (n, height, width, 3) uint8 → (n, …)."""
+    def __call__(self, frames: Image) -> dict[str, NDArray[Any]]:
+        """Compute maps: (n, height, width, 3) uint8 → (n, …) by stream."""
         device, run = self._free.get()
         try:
             with tf.device(device):
-                maps: NDArray[Any] = run(tf.constant(frames)).numpy()
+                maps = {name: values.numpy() for name, values in run(tf.constant(frames)).items()}
         finally:
             self._free.put((device, run))
         return maps
@@ -85,11 +85,11 @@ def largest_batch(run: Callable[[int], object]) -> int:
     return largest
 
 
-def reference_maps(model: keras.Model, frames: Image) -> NDArray[Any]:
+def reference_maps(model: keras.Model, frames: Image) -> dict[str, NDArray[Any]]:
     """Compute the trunk's maps in float32 on the CPU, the reference for every engine."""
     with tf.device("/CPU:0"):
-        maps: NDArray[Any] = tf.function(lambda x: model(x, training=False), autograph=False)(frames).numpy()
-    return maps
+        maps = tf.function(lambda x: model(x, training=False), autograph=False)(frames)
+    return {name: values.numpy() for name, values in maps.items()}
 
 
 def _replica(model: keras.Model, precision: str, dtype: str, device: str) -> Any:
@@ -99,7 +99,7 @@ def _replica(model: keras.Model, precision: str, dtype: str, device: str) -> Any
 
     def run(frames: Any) -> Any:
         with tf.device(device):
-            return tf.cast(replica(frames, training=False), dtype)
+            return {name: tf.cast(maps, dtype) for name, maps in replica(frames, training=False).items()}
 
     # one trace for all batch sizes, several of which are tried on a GPU
     spec = tf.TensorSpec((None, *model.input.shape[1:]), tf.uint8)

@@ -23,17 +23,19 @@ from sklearn.utils import gen_batches
 
 from features._common.lock import exclusive_write_lock
 from features._common.log import logger
+from features._common.types import Tensor
 from features.errors import ConfigError, StoreError
 from features.recipe import json_digest
 from features.store import Store, StreamInfo
 from features.store_writer import StreamContent, extend_store
 from features.streams import APPEARANCE
+from stage2_temporal.data.correlation import CELL_FEATURES, correlate_frames, normalise_maps, visible_rows
 from stage2_temporal.data.pooling import as_maps, check_grid, pool_frames
 
 LOCK_TIMEOUT = 120.0  # seconds to wait for another process that writes to the store, as in a parallel sweep
 GRID_PATTERN = r"(?P<pooled>pooled)|(?P<kind>grid|change)(?P<rows>\d+)x(?P<columns>\d+)(?:lag(?P<lag>\d+))?"
 STREAM_NAME = re.compile(rf"(?:(?P<source>\w+)\.)?(?:{GRID_PATTERN}|pca(?P<components>[1-9]\d*))")
-GRID_POOLING_VERSION = 1  # increase these whenever the same stream gets other numbers
+CORRELATION_VERSION = GRID_POOLING_VERSION = 1  # increase these whenever the same stream gets other numbers
 PCA_VERSION = 1
 MAPS_PER_BATCH = 256  # a fit takes as many as it has components, if these are more
 MAX_FIT_FRAMES = 4096  # a fit uses a random sample of this many, drawn with PCA_SEED
@@ -123,8 +125,33 @@ class GridPooling(DerivedStream):
                 values = np.zeros((batch.stop - batch.start, *shape), np.float32)
                 if len(rows) > self.lag:
                     maps = as_maps(store.read(self.source, rows).astype(np.float32)[None])
-                    values[len(values) + self.lag - len(rows) :] = np.asarray(pool_frames(maps, self.grid, self.lag)[0])
+                    values[len(values) + self.lag - len(rows) :] = np.asarray(self._features(maps)[0])
                 yield values
+
+    def _features(self, maps: Tensor) -> Tensor:
+        """(batch, T, h, w, c) → (batch, T − lag, F)."""
+        return pool_frames(maps, self.grid, self.lag)
+
+
+@dataclass(frozen=True)
+class CorrelationPooling(GridPooling):
+    """Where the content of each cell moved over `lag` frames, see `correlation.correlate_frames`."""
+
+    search: tuple[int, int] = (5, 5)  # rows, columns
+    skip_top: float = 0.0
+
+    @property
+    def _content_name(self) -> str:
+        (rows, columns), (height, width) = self.grid, self.search
+        return f"correlation{rows}x{columns}within{height}x{width}lag{self.lag}"
+
+    def _size_and_origin(self, store: Store, shape: tuple[int, ...]) -> tuple[int, dict[str, Any]]:
+        _, origin = super()._size_and_origin(store, (len(visible_rows(shape[0], self.skip_top)), *shape[1:]))
+        settings = {"search": list(self.search), "skip_top": self.skip_top, "correlation": CORRELATION_VERSION}
+        return math.prod(self.grid) * len(CELL_FEATURES), origin | settings
+
+    def _features(self, maps: Tensor) -> Tensor:
+        return correlate_frames(normalise_maps(maps, self.skip_top), self.lag, self.grid, self.search)
 
 
 @dataclass(frozen=True)

@@ -60,14 +60,19 @@ def absolute_differences(values: Tensor, lag: int) -> Tensor:
     Raises:
         ConfigError: the window has no frame that many frames before.
     """
-    if values.shape[1] <= lag:
+    check_window(values.shape[1], lag)
+    return keras.ops.abs(values[:, lag:] - values[:, :-lag])
+
+
+def check_window(length: int, lag: int) -> None:
+    """Raise a ConfigError if a window has no two frames that are `lag` apart."""
+    if length <= lag:
         raise ConfigError(
             "the window is too short for difference features",
             expected=f"a window of at least {lag + 1} frames",
-            got=values.shape[1],
+            got=length,
             hint=("--head.difference false" if lag == 1 else "smaller --head.lags") + ", or a larger --window.length",
         )
-    return keras.ops.abs(values[:, lag:] - values[:, :-lag])
 
 
 def check_grid(grid: tuple[int, int], height: int, width: int) -> None:

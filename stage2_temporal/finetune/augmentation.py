@@ -12,10 +12,10 @@ from features._common.cpu import cpu_count
 from features._common.log import logger
 from features._common.types import Floats, Image
 from features.config import FinetuneConfig
+from features.streams import MIRROR_SIGNS
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.fused.fuse import ReadWindow
 
-MIRROR_SIGNS = {"vx": 1.0, "vy": -1.0, "x": 1.0, "y": -1.0, "ego_speed": 1.0}  # of each target in a mirrored scene
 QUEUED_BATCHES = 2  # finished batches per thread that may wait for the network
 
 Targets = NDArray[np.float32]

@@ -25,8 +25,9 @@ from stage2_temporal.evaluation.history import Epoch
 from stage2_temporal.finetune.augmentation import ImageWindowBatches, make_augmentation
 from stage2_temporal.finetune.checkpoint import FinetuneState, load_weights, read_state, save_state
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
-from stage2_temporal.fused.fuse import TOLERANCE, ReadWindow, compare
+from stage2_temporal.fused.fuse import TOLERANCE, ReadWindow, compare, map_inputs
 from stage2_temporal.runs.results import read_predictions
+from stage2_temporal.training.keras_models import model_inputs
 from stage2_temporal.training.loop import fix_seeds, loss_function
 from stage2_temporal.training.scaling import target_scale
 
@@ -170,13 +171,15 @@ def check_epoch0(fused: keras.Model, windows: ImageWindowBatches, expected: Floa
         StoreError: they differ by more than rounding.
     """
     trunk, stage_two = fused.get_layer(TRUNK), fused.get_layer(STAGE_TWO)
+    inputs = map_inputs(trunk, stage_two)
     exact, rounded = [], []
     for i in range(len(windows)):
         frames, _ = windows[i]
         maps = trunk.predict_on_batch(frames.reshape(-1, *frames.shape[2:]))
-        maps = maps.reshape(*frames.shape[:2], *maps.shape[1:])
-        exact.append(stage_two.predict_on_batch(maps))
-        rounded.append(stage_two.predict_on_batch(maps.astype(dtype).astype(np.float32)))
+        stored = {name: maps[s].reshape(*frames.shape[:2], *maps[s].shape[1:]) for name, s in inputs.items()}
+        exact.append(stage_two.predict_on_batch(model_inputs(stored)))
+        half = {name: values.astype(dtype).astype(np.float32) for name, values in stored.items()}
+        rounded.append(stage_two.predict_on_batch(model_inputs(half)))
     predicted = np.concatenate(exact).astype(np.float64)
     difference = compare(predicted, expected).relative
     rounding = compare(predicted, np.concatenate(rounded), expected).relative

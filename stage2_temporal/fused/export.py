@@ -25,7 +25,6 @@ from features.config import Config
 from features.errors import ConfigError, FramebankError
 from features.layer_names import STAGE_TWO, TRUNK
 from features.store import Store
-from features.streams import APPEARANCE
 from stage1_extract.engines.openvino import openvino_core
 from stage2_temporal.fused.fuse import TOLERANCE, build_fused_model, compare, comparison_inputs, fuse_run
 from stage2_temporal.training.keras_models import load_model, model_inputs
@@ -47,7 +46,7 @@ def export_run(run: Path, store: Store, config: Config, formats: Sequence[str] =
         raise ConfigError(
             "no such format", expected=f"one of {', '.join(EXPORT_FORMATS)}", got=unknown[0], hint="--format onnx"
         )
-    if APPEARANCE in config.head.input_streams:
+    if set(config.head.input_streams) & set(config.backbone.streams):
         fused, _ = fuse_run(run, store, config)
         if (run / "finetuned.keras").is_file():
             fused.set_weights(load_model(run, "finetuned.keras").get_weights())

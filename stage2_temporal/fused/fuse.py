@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
-from features._common.types import Image, Tensor
+from features._common.types import Image
 from features.config import Config, read_run_config
 from features.errors import BadInputs, StoreError
 from features.layer_names import TOP, TRUNK
 from features.store import Store
-from features.streams import APPEARANCE
+from features.streams import APPEARANCE, FRAMES
 from features.windows import Examples
 from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
@@ -32,13 +32,12 @@ from stage1_extract.frame_loader import resize_frame
 from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import read_task
 from stage2_temporal.heads import check_uses_maps, find_head
-from stage2_temporal.training.keras_models import load_model, model_inputs, save_model
+from stage2_temporal.training.keras_models import NamedTensors, load_model, model_inputs, save_model
 
 TOLERANCE = 1e-4  # by which two forms of one model may differ in float32, relative to the largest value
 HALF_ROUNDING = 2.0**-11  # relative error of rounding to float16
 LOW_PRECISION_ERROR = 0.05  # of maps computed in bfloat16 or float16, relative to the largest value; 0.02 was measured
 COMPARED_WINDOWS = 8
-FRAMES_INPUT = "frames"
 
 ReadWindow = Callable[[int], Image]  # an example's index → its frames (T, height, width, 3) uint8
 
@@ -95,7 +94,7 @@ def fuse_run(run: Path, store: Store, config: Config | None = None) -> tuple[ker
     """
     config = config or read_run_config(run)
     check_uses_maps(run, config)
-    trunk = build_trunk(config)
+    trunk = build_trunk(config, set(config.head.input_streams) & set(config.backbone.streams))
     if trunk.recipe.fingerprint != store.fingerprint:
         raise StoreError(
             f"{store.path}: made with a different backbone than {run}",
@@ -103,9 +102,8 @@ def fuse_run(run: Path, store: Store, config: Config | None = None) -> tuple[ker
             hint="--store STORE, the one the run was trained on",
         )
     fused, stage_two = build_fused_model(trunk.model, load_model(run)), load_model(run)
-    other_inputs = comparison_inputs(run, store, config)
-    maps, images = other_inputs.pop(maps_input(stage_two).name), other_inputs.pop(FRAMES_INPUT)
-    check = compare_models(fused, stage_two, images, maps, store.recipe.precision, other_inputs)
+    inputs = comparison_inputs(run, store, config)
+    check = compare_models(fused, stage_two, inputs.pop(FRAMES), inputs, store.recipe.precision)
     fault = check.first_fault(store.recipe.dtype, store.recipe.precision)
     if fault is not None:
         part, relative, limit = fault
@@ -124,37 +122,39 @@ def build_fused_model(trunk: keras.Model, stage_two: keras.Model) -> keras.Model
     Time is folded into the batch for the trunk, because Keras' TimeDistributed would copy its graph once per frame.
 
     Args:
-        trunk: uint8 (batch, height, width, 3) to maps.
+        trunk: uint8 (batch, height, width, 3) to maps, by stream.
         stage_two: maps (batch, T, h, w, c), and whatever else it takes by name, to (batch, targets).
 
     Returns:
         uint8 frames (batch, T, height, width, 3), and the other inputs by name, to (batch, targets).
     """
-    maps_tensor = maps_input(stage_two)
+    streams = map_inputs(trunk, stage_two)
+    tensors = {tensor.name: tensor for tensor in stage_two.inputs}
     other_inputs = {
-        t.name: keras.Input(t.shape[1:], dtype=t.dtype, name=t.name) for t in stage_two.inputs if t is not maps_tensor
+        name: keras.Input(t.shape[1:], dtype=t.dtype, name=name) for name, t in tensors.items() if name not in streams
     }
-    time = maps_tensor.shape[1]
-    frames = keras.Input((time, *trunk.input.shape[1:]), dtype="uint8", name=FRAMES_INPUT)
+    time = tensors[next(iter(streams))].shape[1]
+    frames = keras.Input((time, *trunk.input.shape[1:]), dtype="uint8", name=FRAMES)
     maps = trunk(keras.ops.reshape(frames, (-1, *trunk.input.shape[1:])), training=False)
-    maps = keras.ops.reshape(maps, (-1, time, *trunk.output.shape[1:]))
-    output = stage_two(model_inputs({maps_tensor.name: maps} | other_inputs))
-    return keras.Model(model_inputs({FRAMES_INPUT: frames} | other_inputs), output, name="fused")
+    windows = {
+        name: keras.ops.reshape(maps[stream], (-1, time, *maps[stream].shape[1:])) for name, stream in streams.items()
+    }
+    output = stage_two(model_inputs(windows | other_inputs))
+    return keras.Model(model_inputs({FRAMES: frames} | other_inputs), output, name="fused")
 
 
-def maps_input(stage_two: keras.Model) -> Tensor:
-    """The input of a stage-two model that takes the trunk's maps."""
-    inputs = stage_two.inputs
-    return inputs[0] if len(inputs) == 1 else next(t for t in inputs if t.name == APPEARANCE)
+def map_inputs(trunk: keras.Model, stage_two: keras.Model) -> dict[str, str]:
+    """The inputs of a stage-two model that take the trunk's maps, by name, and the stream of each."""
+    inputs, streams = [tensor.name for tensor in stage_two.inputs], list(trunk.output)
+    return {inputs[0]: streams[0]} if len(inputs) == 1 else {name: name for name in inputs if name in streams}
 
 
 def compare_models(
     fused: keras.Model,
     stage_two: keras.Model,
     frames: NDArray[np.uint8],
-    maps: NDArray[Any],
+    inputs: Mapping[str, NDArray[Any]],
     precision: str = "float32",
-    other_inputs: Mapping[str, NDArray[Any]] | None = None,
 ) -> FusedModelCheck:
     """Compare a fused model with the two stages, part by part.
 
@@ -162,28 +162,30 @@ def compare_models(
         fused: the model to check; it computes in float32.
         stage_two: the run's model, not the copy inside `fused`.
         frames: (n, T, height, width, 3) images of n windows.
-        maps: (n, T, h, w, c) the store's, in its type and computed in `precision`.
-        other_inputs: (n, …) the models' other inputs, by name.
+        inputs: (n, …) all inputs of the two stages' model, by name; maps in the store's type, computed in `precision`.
     """
-    name, other_inputs = maps_input(stage_two).name, dict(other_inputs or {})
+    trunk, fused_stage_two = fused.get_layer(TRUNK), fused.get_layer(stage_two.name)
+    streams = map_inputs(trunk, stage_two)
+    other_inputs = {name: values for name, values in inputs.items() if name not in streams}
 
-    def predict(model: keras.Model, maps: NDArray[Any]) -> NDArray[np.float32]:
-        return np.asarray(model.predict(model_inputs({name: maps} | other_inputs), verbose=0))
+    def predict(model: keras.Model, maps: NamedTensors) -> NDArray[np.float32]:
+        return np.asarray(model.predict(model_inputs(maps | other_inputs), verbose=0))
 
     def predict_window(i: int) -> NDArray[np.float32]:
-        inputs = {FRAMES_INPUT: frames[[i]]} | {n: values[[i]] for n, values in other_inputs.items()}
+        inputs = {FRAMES: frames[[i]]} | {n: values[[i]] for n, values in other_inputs.items()}
         return np.asarray(fused.predict(model_inputs(inputs), verbose=0))
 
-    trunk, fused_stage_two = fused.get_layer(TRUNK), fused.get_layer(stage_two.name)
-    stored = maps.astype(np.float32)
-    computed = np.concatenate([trunk.predict(window, verbose=0) for window in frames]).reshape(stored.shape)
-    rounded = computed.astype(maps.dtype).astype(np.float32) if precision == "float32" else stored
+    stored = {name: inputs[name].astype(np.float32) for name in streams}
+    windows = [trunk.predict(window, verbose=0) for window in frames]
+    computed = {name: np.stack([maps[stream] for maps in windows]) for name, stream in streams.items()}
+    rounded = stored
+    if precision == "float32":
+        rounded = {name: maps.astype(inputs[name].dtype).astype(np.float32) for name, maps in computed.items()}
     expected = predict(stage_two, stored)
-    flat = stored.reshape(-1, *stored.shape[2:])
     return FusedModelCheck(
         windows=len(frames),
-        trunk=compare(computed, stored),
-        top=compare(_apply_top(fused_stage_two, flat), _apply_top(stage_two, flat)),
+        trunk=max((compare(computed[name], stored[name]) for name in streams), key=lambda d: d.relative),
+        top=_compare_tops(fused_stage_two, stage_two, stored, streams),
         head=compare(predict(fused_stage_two, stored), expected),
         output=compare(np.concatenate([predict_window(i) for i in range(len(frames))]), expected),
         rounding=compare(predict(fused_stage_two, rounded), predict(fused_stage_two, computed)).relative,
@@ -209,9 +211,9 @@ def comparison_inputs(run: Path, store: Store, config: Config) -> dict[str, NDAr
     examples = examples[np.unique(np.linspace(0, len(examples) - 1, COMPARED_WINDOWS).astype(int))]
     head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
     inputs: dict[str, NDArray[Any]] = head.input_arrays(StoreExamples(StoreSource(store.path, examples.rows), examples))
-    if APPEARANCE in config.head.input_streams:
+    if set(config.head.input_streams) & set(config.backbone.streams):
         read = window_reader(store, examples, np.arange(len(examples)), config)
-        inputs[FRAMES_INPUT] = np.stack([read(i) for i in range(len(examples))])
+        inputs[FRAMES] = np.stack([read(i) for i in range(len(examples))])
     return inputs
 
 
@@ -245,9 +247,14 @@ def window_reader(store: Store, examples: Examples, indices: NDArray[np.int64], 
     return read
 
 
-def _apply_top(stage_two: keras.Model, maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    names = [layer.name for layer in stage_two.layers]
-    return np.asarray(stage_two.get_layer(TOP).predict(maps, verbose=0)) if TOP in names else maps
+def _compare_tops(
+    fused_stage_two: keras.Model, stage_two: keras.Model, maps: NamedTensors, streams: Mapping[str, str]
+) -> Difference:
+    if TOP not in [layer.name for layer in stage_two.layers]:
+        return Difference(0.0, 0.0)
+    at_cut = next(maps[name] for name, stream in streams.items() if stream == APPEARANCE)
+    flat = at_cut.reshape(-1, *at_cut.shape[2:])
+    return compare(*(model.get_layer(TOP).predict(flat, verbose=0) for model in (fused_stage_two, stage_two)))
 
 
 def compare(values: NDArray[Any], reference: NDArray[Any], scale: NDArray[Any] | None = None) -> Difference:

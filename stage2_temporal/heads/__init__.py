@@ -13,6 +13,7 @@ from stage2_temporal.heads.attention import Attention
 from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.boosting import Boosting
 from stage2_temporal.heads.convolutional import TCN, ConvLSTM, Delta
+from stage2_temporal.heads.correlation import CorrelationLSTM
 from stage2_temporal.heads.fusion import Fusion
 from stage2_temporal.heads.linear_models import SVR, KernelRidge, Ridge
 from stage2_temporal.heads.recurrent import GRU, FlattenLSTM, PooledLSTM
@@ -22,6 +23,7 @@ from stage2_temporal.vehicle.camera_geometry import CAMERA_GEOMETRY_FILE
 HEADS: dict[str, type[Head]] = {
     "flatten_lstm": FlattenLSTM,
     "pooled_lstm": PooledLSTM,
+    "correlation_lstm": CorrelationLSTM,
     "gru": GRU,
     "tcn": TCN,
     "attention": Attention,
@@ -61,11 +63,12 @@ def uses_track(run: Path, config: Config) -> bool:
 
 def check_streams(run: Path, config: Config) -> None:
     """Raise a ConfigError if a head reads a derived stream: only a store has it, so images are not enough."""
-    derived = [stream for stream in config.head.input_streams if stream not in (APPEARANCE, MOTION)]
+    from_images = (*config.backbone.streams, MOTION)
+    derived = [stream for stream in config.head.input_streams if stream not in from_images]
     if derived:
         raise ConfigError(
             f"{run}: {config.head.name} reads a stream that is derived in a store, so it cannot predict from images",
-            expected=f"{APPEARANCE}, {MOTION} or both",
+            expected=f"some of {', '.join(from_images)}",
             got=", ".join(derived),
             hint=f"extract the clips to a store, then evaluate; or train again with --head.streams {APPEARANCE}",
         )
@@ -74,7 +77,7 @@ def check_streams(run: Path, config: Config) -> None:
 def check_uses_maps(run: Path, config: Config) -> None:
     """Raise a ConfigError if a head does not read the trunk's maps, so that no backbone can be put below it."""
     check_streams(run, config)
-    if APPEARANCE not in config.head.input_streams:
+    if not set(config.head.input_streams) & set(config.backbone.streams):
         source = "optical flow" if config.head.input_streams else "a vehicle's track"
         raise ConfigError(
             f"{run}: {config.head.name} reads {source} and no frames: there is no backbone to fuse it with",
@@ -86,12 +89,13 @@ def check_uses_maps(run: Path, config: Config) -> None:
 def check_uses_maps_alone(run: Path, config: Config) -> None:
     """Raise a ConfigError if a head reads anything but the trunk's maps, so that it cannot be fine-tuned."""
     check_uses_maps(run, config)
-    sources = [*config.head.input_streams, *(["a vehicle's track"] if uses_track(run, config) else [])]
-    if len(sources) > 1:
+    sources = [stream for stream in config.head.input_streams if stream not in config.backbone.streams]
+    sources += ["a vehicle's track"] if uses_track(run, config) else []
+    if sources:
         raise ConfigError(
             f"{run}: fine-tuning trains on frames only, and {config.head.name} reads other inputs too",
-            expected=f"a head that reads only {APPEARANCE}",
-            got=", ".join(sources),
+            expected=f"a head that reads only {' and '.join(config.backbone.streams)}",
+            got="also " + ", ".join(sources),
             hint="use fuse, predict or export, which work with this head; to fine-tune, train again with "
             f"--head.name pooled_lstm --head.streams {APPEARANCE}",
         )

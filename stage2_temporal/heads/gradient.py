@@ -13,7 +13,9 @@ from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import vector_scale
 
 # fields of [train] that `fit_model` reads
-GRADIENT_SETTINGS = ("epochs", "learning_rate", "weight_decay", "restore_best", "patience", "seed", "precision")
+GRADIENT_SETTINGS = (
+    "epochs", "learning_rate", "schedule", "weight_decay", "restore_best", "patience", "seed", "precision",
+)  # fmt: skip
 
 
 class GradientHead(Head):

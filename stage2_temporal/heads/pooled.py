@@ -21,39 +21,31 @@ from stage2_temporal.data.derived_streams import (
     PCAProjection,
     check_count,
     fit_pca,
-    try_derive_streams,
 )
 from stage2_temporal.data.examples import HeadInputs, StoreExamples
 from stage2_temporal.data.pooling import absolute_differences, feature_name, pool_frames
-from stage2_temporal.heads.base import Head
+from stage2_temporal.heads.frame_pairs import FramePairsHead, fitting_lags
 from stage2_temporal.training.keras_models import NamedTensors, concatenate
 
 MIN_CHANGE = 1e-3  # added to each cell's change, relative to the window's mean change
 TINY = 1e-12  # and absolutely, for windows in which nothing moves
 
 
-class PooledHead(Head):
+class PooledHead(FramePairsHead):
     """A head on maps averaged over a grid; with `difference` also on how much each cell changed.
 
     With `components` it takes each map's first principal components instead, and how much each of these changed. Their
     basis comes from the store's training split, or from the frames of a plain array, and is part of the model.
-
-    Its arrays are named by `feature_name`: (n, T, F) of each input and, for each lag, (n, T − lag, F). Unless layers
-    that train lie before them, they are derived into the store once, see `stage2_temporal.data.derived_streams`.
     """
 
     _bases: dict[str, list[NDArray[np.float32]]]  # by input name: kernel and bias of the projection
 
-    # one definition of the features: for the graph, and for `sliding.frame_cache`
-
     def window_lags(self, length: int) -> tuple[int, ...]:
-        """The lags in frames at which change is computed: those that fit into a window of `length` frames.
+        """The lags in frames at which change is computed in a window of `length` frames."""
+        return fitting_lags(self.settings_.lags, length) if self.settings_.difference else ()
 
-        If none does, the smallest: its computation then refuses the window.
-        """
-        if not self.settings_.difference:
-            return ()
-        return tuple(lag for lag in self.settings_.lags if lag < length) or (min(self.settings_.lags),)
+    def feature_lags(self, length: int) -> tuple[int, ...]:
+        return (0, *self.window_lags(length))
 
     def reduce_frames(self, name: str, maps: Tensor) -> Tensor:
         """Project an input's maps (batch, T, h, w, c) to (batch, T, components), or return them as they are."""
@@ -71,18 +63,19 @@ class PooledHead(Head):
         layer.set_weights([kernel, bias])
         return projected
 
-    def frame_features(self, frames: Tensor, lag: int = 0) -> Tensor:
+    def frame_features(self, frames: Tensor, lag: int) -> Tensor:
         """Compute features (batch, T − lag, F) from reduced frames: their own, or their change over `lag` frames."""
         if not self.settings_.components:
             return pool_frames(frames, self.settings_.grid, lag)
         return absolute_differences(frames, lag) if lag else frames
 
-    # the steps of a head, see `base`
+    def derived_stream(self, stream: str, distance: int) -> DerivedStream:
+        return GridPooling(stream, self.settings_.grid, distance)
 
     def derived_streams(self, examples: StoreExamples) -> list[DerivedStream]:
         self._read_settings()
         self._check_top(examples)
-        return self._derived_streams(examples) if self._is_frozen(examples) else []
+        return super().derived_streams(examples)
 
     def restore(self, model: keras.Model, folder: Path | None = None) -> Self:
         super().restore(model, folder)
@@ -96,14 +89,14 @@ class PooledHead(Head):
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         self._check_top(examples)
-        if isinstance(examples, StoreExamples) and self._is_frozen(examples):
-            try_derive_streams(examples.source.path, self._derived_streams(examples))
+        super().prepare(examples, targets)
         if self.settings_.components:
             self._bases = {n: self._fit_basis(examples, s).weights for n, s in self.input_streams.items()}
 
     def has_stored_features(self, examples: HeadInputs) -> bool:
-        if not (isinstance(examples, StoreExamples) and self._is_frozen(examples) and self._is_derived(examples)):
+        if not super().has_stored_features(examples):
             return False
+        assert isinstance(examples, StoreExamples)
         # a store with other training clips has another basis than the model
         return all(
             np.array_equal(stored, kept)
@@ -116,59 +109,23 @@ class PooledHead(Head):
         )
 
     def stored_features(self, examples: HeadInputs) -> NamedTensors:
+        if not self.settings_.components:
+            return super().stored_features(examples)
         assert isinstance(examples, StoreExamples)
-        rows, grid = examples.examples.rows, self.settings_.grid
         arrays: NamedTensors = {}
         for name, stream in self.input_streams.items():
-            if self.settings_.components:
-                projected = examples.stream(self._projection(stream).name)
-                for lag in (0, *self.window_lags(rows.shape[1])):
-                    arrays[feature_name(name, lag)] = np.asarray(self.frame_features(projected, lag))
-                continue
-            arrays[feature_name(name)] = examples.stream(GridPooling(stream, grid).name)
-            for lag in self.window_lags(rows.shape[1]):
-                # a change is stored with the later of its two frames, which in a reversed window comes first
-                later, distances = np.maximum(rows[:, lag:], rows[:, :-lag]), _distances(rows, lag)
-                changes = np.empty((*later.shape, *arrays[feature_name(name)].shape[2:]), np.float32)
-                for distance in np.unique(distances).tolist():
-                    at = distances == distance
-                    changes[at] = examples.read(GridPooling(stream, grid, distance).name, later[at])
-                arrays[feature_name(name, lag)] = changes
+            projected = examples.stream(self._projection(stream).name)
+            for lag in self.feature_lags(projected.shape[1]):
+                arrays[feature_name(name, lag)] = np.asarray(self.frame_features(projected, lag))
         return arrays
-
-    def features(self, inputs: NamedTensors) -> NamedTensors:
-        arrays: NamedTensors = {}
-        for name, values in inputs.items():
-            frames = self.reduce_frames(name, self.with_top(values, name))
-            for lag in (0, *self.window_lags(frames.shape[1])):
-                arrays[feature_name(name, lag)] = self.frame_features(frames, lag)
-        return arrays
-
-    # the store
 
     def _projection(self, stream: str) -> PCAProjection:
         return PCAProjection(stream, self.settings_.components)
 
     def _derived_streams(self, examples: StoreExamples) -> list[DerivedStream]:
-        """List the derived streams that `stored_features` reads."""
-        rows, inputs = examples.examples.rows, self.input_streams.values()
         if self.settings_.components:
-            return [self._projection(stream) for stream in inputs]
-        distances = {d for lag in self.window_lags(rows.shape[1]) for d in _distances(rows, lag).tolist()}
-        return [GridPooling(stream, self.settings_.grid, d) for stream in inputs for d in (0, *sorted(distances))]
-
-    def _is_derived(self, examples: StoreExamples) -> bool:
-        """Whether the store has the derived streams."""
-        source, streams = examples.source, self._derived_streams(examples)
-        if all(stream.is_stored(source.store) for stream in streams):
-            return True
-        # another process, or this one, may have replaced the file
-        return source.reopen_if_replaced() and all(stream.is_stored(source.store) for stream in streams)
-
-    def _is_frozen(self, examples: StoreExamples) -> bool:
-        """Whether no trainable layer lies before the pooling."""
-        top = examples.top() if APPEARANCE in self.settings_.streams else None
-        return top is None or not top.weights
+            return [self._projection(stream) for stream in self.input_streams.values()]
+        return super()._derived_streams(examples)
 
     def _fit_basis(self, examples: HeadInputs, stream: str) -> PCABasis:
         """Return the store's basis, or fit one to training frames."""
@@ -237,11 +194,3 @@ def _log_change(changes: Tensor) -> Tensor:
 
 def _projection_layer(name: str) -> str:
     return f"{name}.components"
-
-
-def _distances(rows: NDArray[np.int64], lag: int) -> NDArray[np.int64]:
-    """(n,) how many rows of the store lie between frames that are `lag` apart in each window."""
-    if lag >= rows.shape[1]:
-        return np.zeros(0, np.int64)
-    distances: NDArray[np.int64] = np.abs(rows[:, lag] - rows[:, 0])
-    return distances

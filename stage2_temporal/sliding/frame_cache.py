@@ -1,4 +1,4 @@
-"""Compute a pooled head's features once per frame, although the windows of a stream overlap.
+"""Compute features of frames and of pairs of frames once, although the windows of a stream overlap.
 
 Neighbouring windows share nearly all their frames, and a map has a hundred times as many numbers as its features, so
 that gathering windows of maps costs more than the head does.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from features.config import Config
 from stage2_temporal.data.pooling import as_maps, feature_name
 from stage2_temporal.heads import find_head
-from stage2_temporal.heads.pooled import PooledHead
+from stage2_temporal.heads.frame_pairs import FramePairsHead
 from stage2_temporal.training.keras_models import NamedTensors, submodel_from
 
 MIN_REUSE = 2  # windows that a frame must be in, on average, for the cache to pay
@@ -29,18 +29,18 @@ class FrameCache:
     window's start have none.
     """
 
-    def __init__(self, pooled: PooledHead, model: keras.Model, maps: NamedTensors, stride: int) -> None:
+    def __init__(self, pooled: FramePairsHead, model: keras.Model, maps: NamedTensors, stride: int) -> None:
         """Split a model after its features; see `of`. Neighbouring frames of a window are `stride` frames apart."""
         (length,) = {tensor.shape[1] for tensor in maps.values()}
         self._pooled, self._stride = pooled, stride
-        self._input_lags = (0, *pooled.window_lags(length))
+        self._input_lags = pooled.feature_lags(length)
         self.lags = {feature_name(name, lag): lag for name in maps for lag in self._input_lags}
         self.head = submodel_from({name: model.get_layer(name).output for name in self.lags}, model)
         self._before: NamedTensors = {}
 
     @classmethod
     def of(cls, config: Config, model: keras.Model, maps: NamedTensors, rows: NDArray[np.int64]) -> Self | None:
-        """Make the cache for windows of a stream; None if it would save nothing or the head is not a pooled one.
+        """Make the cache for windows of a stream; None if it would save nothing or the head has no such features.
 
         Args:
             config: the run's.
@@ -50,7 +50,7 @@ class FrameCache:
         """
         head = find_head(config.head.name)
         strides = np.unique(np.diff(rows, axis=1))
-        if not issubclass(head, PooledHead) or len(strides) != 1:
+        if not issubclass(head, FramePairsHead) or len(strides) != 1:
             return None
         if rows.size < MIN_REUSE * (rows.max() - rows.min() + 1):
             return None

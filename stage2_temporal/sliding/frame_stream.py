@@ -17,7 +17,7 @@ from features._common.progress import progress_bar
 from features.config import Config
 from features.errors import DataError
 from features.frame_ranges import FrameRange
-from features.streams import APPEARANCE, MOTION
+from features.streams import FRAMES, MOTION
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.frame_loader import load_frames
 from stage2_temporal.sliding.sliding_window import StreamBatch
@@ -65,7 +65,7 @@ class FrameStream:
         ranges, is_needed = self._plan()
         clips = {clip.sequence.id: clip for clip in self._clips}
         frames = self._config.frames
-        if APPEARANCE not in self._streams:  # the resized pixels are not needed
+        if FRAMES not in self._streams:  # the resized pixels are not needed
             frames = frames.model_copy(update={"decode": "full"})
         threads, motion = self._config.extract.threads or cpu_count(), MOTION in self._streams
         tracked = self._vehicles.pending if self._vehicles else ()
@@ -77,7 +77,7 @@ class FrameStream:
                 if len(self._clips) == 1:
                     raise DataError(loaded.fault.rstrip("."), hint="--input another video, or convert this one")
                 self.faults.setdefault(ranges[loaded.range_index].sequence, loaded.fault)
-            streams: dict[str, Any] = {APPEARANCE: loaded.frames, MOTION: loaded.motion}
+            streams: dict[str, Any] = {FRAMES: loaded.frames, MOTION: loaded.motion}
             for i in np.flatnonzero(is_needed[done : done + len(loaded.frames)]):
                 yield {name: streams[name][i] for name in self._streams}
             done += len(loaded.frames)

@@ -22,7 +22,7 @@ from features.config import Config, read_run_config
 from features.errors import DataError, StoreError
 from features.layer_names import FEATURES, TOP
 from features.sequences import FrameSequence
-from features.streams import APPEARANCE, GEOMETRY, MOTION
+from features.streams import APPEARANCE, FRAMES, GEOMETRY, MOTION
 from features.windows import window_offsets
 from stage1_extract.backbone.trunk import Trunk, build_trunk
 from stage1_extract.engines.engine import Engine
@@ -33,7 +33,7 @@ from stage2_temporal.training.keras_models import NamedTensors, load_model, mode
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, read_camera_geometry
 
 Predictions = NDArray[np.float32]
-StreamBatch = Mapping[str, NDArray[np.generic]]  # arrays of the same frames by stream; `appearance` holds their pixels
+StreamBatch = Mapping[str, NDArray[np.generic]]  # arrays of the same frames by stream; `frames` holds their pixels
 MIN_BATCH = 64  # frames per batch: top and head are slow on the small batches of some engines
 
 CLIP_LAYOUTS = ("sample", "competition", "tusimple")  # all their sequences have one frame rate, `data.fps`
@@ -54,6 +54,16 @@ class RunModels:
         names = [tensor.name for tensor in self.stage_two.inputs if tensor.name != GEOMETRY]
         return {self.config.head.input_streams[0] if name == FEATURES else name: name for name in names}
 
+    @property
+    def map_streams(self) -> list[str]:
+        """The streams of the trunk's maps that the stage-two model takes."""
+        return [stream for stream in self.inputs if stream in self.config.backbone.streams]
+
+    @property
+    def image_streams(self) -> list[str]:
+        """What the stage-two model needs of the images: `frames` for the trunk, `motion`."""
+        return [*([FRAMES] if self.map_streams else []), *([MOTION] if MOTION in self.inputs else [])]
+
 
 def load_run_models(run: Path) -> RunModels:
     """Load what predicts from images: the models of a run, and the trunk only if its head takes maps.
@@ -67,9 +77,9 @@ def load_run_models(run: Path) -> RunModels:
     stage_two = load_model(run)
     takes_track = GEOMETRY in [tensor.name for tensor in stage_two.inputs]
     models = RunModels(None, stage_two, config, read_camera_geometry(run) if takes_track else None)
-    if APPEARANCE not in models.inputs:
+    if not models.map_streams:
         return models
-    trunk, trained = build_trunk(config), metrics.store.fingerprint
+    trunk, trained = build_trunk(config, models.map_streams), metrics.store.fingerprint
     if trunk.recipe.fingerprint != trained:
         raise StoreError(
             f"{run}: its config now builds a different backbone than the run was trained on",
@@ -158,11 +168,12 @@ class SlidingWindow:
         for buffer in self.buffers.values():
             buffer[: self._count - drop] = buffer[drop : self._count]
         self._first, self._count = self._first + drop, self._count - drop
-        values: NamedTensors = {name: batch[stream] for stream, name in self._inputs.items()}
+        streams: NamedTensors = dict(batch)
         if self.engine is not None:
-            name = self._inputs[APPEARANCE]
-            maps: Any = self.engine(values[name])
-            values[name] = maps if self._top is None else self._top(tf.constant(maps))
+            streams |= self.engine(streams.pop(FRAMES))
+            if self._top is not None:
+                streams[APPEARANCE] = self._top(tf.constant(streams[APPEARANCE]))
+        values: NamedTensors = {name: streams[stream] for stream, name in self._inputs.items()}
         count = 0
         for name, frames in (self._cache(values) if self._cache else values).items():
             count = len(frames)

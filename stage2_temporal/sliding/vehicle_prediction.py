@@ -20,7 +20,7 @@ from features._common.types import Image
 from features.config import Config
 from features.errors import ConfigError
 from features.sequences import Box, FrameSequence
-from features.streams import APPEARANCE, MOTION
+from features.streams import FRAMES, MOTION
 from features.tracks import Track, track_key_by_label, tracked_vehicles
 from features.windows import Examples
 from stage1_extract import optical_flow
@@ -145,11 +145,11 @@ def predict_vehicles(
         for start in range(0, sequence.length, FRAMES_PER_STEP):
             images = list(islice(source, FRAMES_PER_STEP))
             batch: dict[str, NDArray[np.generic]] = {}
-            if APPEARANCE in models.inputs:
+            if models.map_streams:
                 small = images
                 if clip.source.parallel and config.frames.min_size:  # extraction decodes them at a reduced size
                     small = list(clip.source.read(start, start + len(images), config.frames.min_size))
-                batch[APPEARANCE] = np.stack([resize_frame(image, config.frames) for image in small])
+                batch[FRAMES] = np.stack([resize_frame(image, config.frames) for image in small])
             if MOTION in models.inputs:
                 batch[MOTION] = flow(images)
             window.push(batch)

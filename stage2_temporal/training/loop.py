@@ -82,6 +82,9 @@ def fit_model(
     try:
         with deferred_interrupt() as interrupt:
             callbacks = [keeper, interrupt, *tensorboard]
+            if config.schedule == "cosine":
+                decay = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs)
+                callbacks.append(keras.callbacks.LearningRateScheduler(lambda epoch: float(decay(epoch))))
             fast_model.fit(
                 train, validation_data=validation, epochs=config.epochs, shuffle=False, verbose=0, callbacks=callbacks
             )

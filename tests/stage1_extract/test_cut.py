@@ -48,7 +48,7 @@ def test_the_published_cut() -> None:
     cut = find_cut(model, backbone)
     trunk, top = trunk_model(model, cut), top_model(model, cut)
     assert trunk.count_params() == 51_137_248
-    assert trunk.output.shape[1:] == (4, 8, 2080)
+    assert trunk.output["appearance"].shape[1:] == (4, 8, 2080)
     assert top is not None
     assert [layer.name for layer in top.layers[1:]] == ["conv_7b", "conv_7b_bn", "conv_7b_ac"]
     assert sum(int(np.prod(w.shape)) for w in top.trainable_weights) == 53_807_810 - (50_594_816 + 16_448 + 130)
@@ -119,9 +119,9 @@ def test_maps_are_those_of_an_independent_model(name: str, layer: str) -> None:
     model = build(include_top=False, weights=None, input_shape=(SMALL.height, SMALL.width, 3))
     x = preprocess(pixels().astype(np.float32))
     expected = keras.Model(model.input, model.get_layer(layer).output)(x, training=False).numpy()
-    maps = Engine(trunk, 4)(pixels())
+    maps = Engine(trunk, 4)(pixels())["appearance"]
     assert np.abs(maps - expected).max() <= 1e-5 * np.abs(expected).max()
-    halves = Engine(replace(trunk, recipe=replace(trunk.recipe, dtype="float16")), 4)(pixels())
+    halves = Engine(replace(trunk, recipe=replace(trunk.recipe, dtype="float16")), 4)(pixels())["appearance"]
     assert halves.dtype == np.float16
     np.testing.assert_array_equal(halves, maps.astype(np.float16))
 
@@ -133,7 +133,9 @@ def test_raw_bgr_is_not_preprocessed() -> None:
     trunk = build_trunk(raw)
     model = keras.Model(trunk.backbone.model.input, trunk.cut.tensor)
     expected = model(pixels().astype(np.float32), training=False).numpy()
-    np.testing.assert_allclose(Engine(trunk, 6)(pixels()), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        Engine(trunk, 6)(pixels())["appearance"], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+    )
     assert trunk.recipe.preprocess == "none"
     with pytest.raises(ConfigError, match="takes RGB"):
         build_trunk(raw.model_copy(update={"backbone": BackboneConfig(name="MobileNet", weights="random")}))
@@ -149,7 +151,7 @@ def test_recipe_and_top_are_the_same_each_time_and_the_top_continues_the_trunk()
     top.set_weights(record.weights)
     x = find_backbone("MobileNet")[1](pixels().astype(np.float32))
     expected = trunk.backbone.model(x, training=False).numpy()
-    maps = Engine(trunk, 6)(pixels())
+    maps = Engine(trunk, 6)(pixels())["appearance"]
     np.testing.assert_allclose(top(maps, training=False), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -90,17 +90,17 @@ def test_float32_maps_are_those_of_keras(trunk: Trunk, name: str) -> None:
     frames = pixels(11)
     x = keras.applications.mobilenet.preprocess_input(frames.astype(np.float32))
     expected = keras.Model(backbone.input, backbone.get_layer("conv_pw_3_relu").output).predict(x, verbose=0)
-    np.testing.assert_allclose(engine(frames), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(engine(frames)["appearance"], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 def test_a_frames_map_does_not_depend_on_its_batch(trunk: Trunk, name: str) -> None:
     engine, again = (Engine(trunk, BATCH, name) for _ in range(2))
     frames = pixels(4 * BATCH + 3)
-    maps = engine(frames)
+    maps = engine(frames)["appearance"]
     assert engine.passes == 5
-    assert np.array_equal(maps, again(frames))  # another compilation, other lanes
+    assert np.array_equal(maps, again(frames)["appearance"])  # another compilation, other lanes
     for at in (0, 5, 18):
-        assert np.array_equal(engine(frames[at : at + 1])[0], maps[at])
+        assert np.array_equal(engine(frames[at : at + 1])["appearance"][0], maps[at])
 
 
 def test_the_relative_error_is_measured_on_the_first_frames(trunk: Trunk, name: str) -> None:
@@ -115,11 +115,11 @@ def test_bfloat16_has_another_fingerprint_and_a_larger_error(trunk: Trunk, name:
     assert lower.recipe.fingerprint != trunk.recipe.fingerprint
     engine, exact = Engine(lower, BATCH, name), Engine(trunk, BATCH, "tensorflow")
     try:
-        maps = engine(pixels(BATCH))
+        maps = engine(pixels(BATCH))["appearance"]
     except ConfigError as e:
         pytest.skip(str(e))
     assert maps.dtype == np.float32
-    assert engine.relative_error == pytest.approx(relative_error(maps, exact(pixels(BATCH))), rel=1e-3)
+    assert engine.relative_error == pytest.approx(relative_error(maps, exact(pixels(BATCH))["appearance"]), rel=1e-3)
     assert 1e-4 < engine.relative_error < 0.05
     assert f"bfloat16 (relative error {engine.relative_error:.1e})" in str(engine)
 
@@ -141,8 +141,8 @@ class Scaled:
     def __init__(self, runner: Any, factor: float) -> None:
         self.runner, self.batch, self.lanes, self.factor = runner, runner.batch, runner.lanes, factor
 
-    def __call__(self, frames: Image) -> NDArray[Any]:
-        return np.asarray(self.runner(frames) * np.float32(self.factor))
+    def __call__(self, frames: Image) -> dict[str, NDArray[Any]]:
+        return {name: np.asarray(maps * np.float32(self.factor)) for name, maps in self.runner(frames).items()}
 
 
 def test_openvino_does_not_deadlock_nor_break_ctrl_c_nor_send_usage_data() -> None:
@@ -195,7 +195,7 @@ def test_tensorflow_traces_once_for_all_batch_sizes(trunk: Trunk) -> None:
     engine = Engine(trunk, 0, "tensorflow")
     assert engine.batch == 32
     for count in (1, 32, 7, 40):
-        assert len(engine(pixels(count))) == count
+        assert len(engine(pixels(count))["appearance"]) == count
     assert traces(engine) == 1
 
 
@@ -220,8 +220,9 @@ both = TensorFlowRunner(model, {BATCH}, "float32", "float32", ["/CPU:0", "/CPU:1
 one = TensorFlowRunner(model, {BATCH}, "float32", "float32", ["/CPU:0"])
 assert (both.lanes, one.lanes) == (2, 1)
 with ThreadPoolExecutor(both.lanes) as pool:
-    maps = list(pool.map(both, np.split(frames, 4)))
-np.testing.assert_array_equal(np.concatenate(maps), np.concatenate(list(map(one, np.split(frames, 4)))))
+    maps = [maps["appearance"] for maps in pool.map(both, np.split(frames, 4))]
+expected = [one(part)["appearance"] for part in np.split(frames, 4)]
+np.testing.assert_array_equal(np.concatenate(maps), np.concatenate(expected))
 assert [run.experimental_get_tracing_count() for run in both.replicas] == [1, 1]
 devices = [{{v.device[-5:] for v in run.get_concrete_function().captured_inputs}} for run in both.replicas]
 assert devices == [{{"CPU:0"}}, {{"CPU:1"}}], devices
@@ -298,4 +299,6 @@ def test_fast_decoding_gives_the_same_maps_with_and_without_flow_and_tracks(extr
     assert image.shape == (32, 64, 3)
     with Store(tmp_path / "s.h5") as store:
         assert ("motion" in store.streams) == extras
-        np.testing.assert_array_equal(store.read("appearance", [2]), engine(resize_frame(image, fast.frames)[None]))
+        np.testing.assert_array_equal(
+            store.read("appearance", [2]), engine(resize_frame(image, fast.frames)[None])["appearance"]
+        )

@@ -77,7 +77,7 @@ def test_maps_and_labels_match_the_files(run: Callable[..., ExtractionResult], t
         config = extraction_config(tmp_path / "data")
         source = scan(config.data).clips[2].source
         frames = np.stack([frame_loader.resize_frame(image, config.frames) for image in source.read(0, 8)])
-        np.testing.assert_array_equal(store.read("appearance", range(16, 24)), engine(frames))
+        np.testing.assert_array_equal(store.read("appearance", range(16, 24)), engine(frames)["appearance"])
         assert store.thumbnail(16) == frame_loader.encode_thumbnail(frames[0], "rgb")
 
 

@@ -122,7 +122,7 @@ def test_unfrozen_layers_train_and_frozen_ones_stay(backbone: dict[str, Any], ba
     keras.utils.set_random_seed(0)
     config = image_config(Path("unused"), backbone=backbone, head={"dense": 0})  # a small relu layer may be dead
     trunk = build_trunk(config)
-    stage_two = build_model((4, *trunk.stream.shape), config.head, 2, top=trunk.top())
+    stage_two = build_model((4, *trunk.streams["appearance"].shape), config.head, 2, top=trunk.top())
     fused = build_fused_model(trunk.model, stage_two)
     for layer in backbone_layers(fused):
         if isinstance(layer, keras.layers.BatchNormalization):

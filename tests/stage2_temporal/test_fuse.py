@@ -51,7 +51,7 @@ def make_parts(name: str, head: str) -> Parts:
     frames = np.random.default_rng(0).integers(0, 256, (WINDOWS, TIME, height, width, 3), dtype=np.uint8)
     flat = frames.reshape(-1, height, width, 3)
     engine = Engine(trunk, 8)
-    maps = np.concatenate([engine(flat[i : i + 8]) for i in range(0, len(flat), 8)])
+    maps = np.concatenate([engine(flat[i : i + 8])["appearance"] for i in range(0, len(flat), 8)])
     maps = maps.reshape(WINDOWS, TIME, *maps.shape[1:])
     scale = Scale(np.array([0.5, -0.1]), np.array([2.3, 0.3]))
     keras.utils.set_random_seed(0)  # the same head in every order of tests
@@ -62,6 +62,10 @@ def make_parts(name: str, head: str) -> Parts:
     return fused, reference, frames, maps
 
 
+def compare(fused: keras.Model, stage_two: keras.Model, frames: np.ndarray, maps: np.ndarray) -> FusedModelCheck:
+    return compare_models(fused, stage_two, frames, {"features": maps})
+
+
 @pytest.fixture(scope="module")
 def parts() -> Parts:
     """EfficientNet-Lite0 with its top and a pooled LSTM; weights that a test changes must be set back."""
@@ -69,7 +73,7 @@ def parts() -> Parts:
 
 
 def test_fused_equals_two_stages(parts: Parts) -> None:
-    check = compare_models(*parts)
+    check = compare(*parts)
     assert check.output.relative <= 1e-4, check
     assert (check.windows, check.rounding) == (WINDOWS, 0)
     assert check.first_fault("float32") is None
@@ -79,7 +83,7 @@ def test_fused_equals_two_stages(parts: Parts) -> None:
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name != "EfficientNetLite0"])
 def test_every_backbone_fused_equals_two_stages(name: str, head: str) -> None:
-    check = compare_models(*make_parts(name, head))
+    check = compare(*make_parts(name, head))
     assert check.output.relative <= 1e-4, check
     assert check.first_fault("float32") is None
 
@@ -87,8 +91,8 @@ def test_every_backbone_fused_equals_two_stages(name: str, head: str) -> None:
 def test_half_precision_differs_only_by_rounding(parts: Parts) -> None:
     fused, reference, frames, _ = parts
     # an engine's batches may round a value between two halves the other way, so the maps are of the very same passes
-    maps = np.stack([fused.get_layer("trunk").predict(window, verbose=0) for window in frames])
-    check = compare_models(fused, reference, frames, maps.astype(np.float16))
+    maps = np.stack([fused.get_layer("trunk").predict(window, verbose=0)["appearance"] for window in frames])
+    check = compare(fused, reference, frames, maps.astype(np.float16))
     assert 0 < check.output.relative <= check.rounding + 1e-6
     assert check.first_fault("float16") is None
 
@@ -106,7 +110,7 @@ def test_part_with_a_changed_weight_is_named(part: str, factor: float, parts: Pa
     original = kernel.numpy()
     kernel.assign(original * factor)
     try:
-        fault = compare_models(fused, reference, frames, maps).first_fault("float32")
+        fault = compare(fused, reference, frames, maps).first_fault("float32")
     finally:
         kernel.assign(original)
     assert fault is not None and fault[0] == part
@@ -116,7 +120,7 @@ def test_published_config_has_the_published_parameters() -> None:
     """InceptionResNetV2: 104,948,130 in all, 53,807,810 trainable, 51,140,320 frozen; in two stages and fused."""
     backbone = BackboneConfig(name="InceptionResNetV2", weights="random", unfreeze=4)
     trunk = build_trunk(Config(frames=FramesConfig(), backbone=backbone))
-    assert (trunk.model.count_params(), trunk.model.output.shape[1:]) == (51_137_248, (4, 8, 2080))
+    assert (trunk.model.count_params(), trunk.model.output["appearance"].shape[1:]) == (51_137_248, (4, 8, 2080))
     published = FlattenLSTMConfig(units=256, dense=64, dropout=0.5, activation="relu")
     stage_two = build_model((8, 4, 8, 2080), published, 2, top=trunk.top())
     expected = {"total": 104_948_130, "trainable": 53_807_810, "frozen": 51_140_320}

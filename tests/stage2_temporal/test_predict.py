@@ -149,7 +149,7 @@ def test_each_frame_passes_the_trunk_once_and_memory_does_not_grow(
     extract = models.config.extract.model_copy(update={"engine": "tensorflow"})
     models = replace(models, config=models.config.model_copy(update={"extract": extract}))
     window = SlidingWindow(models, np.arange(count - SPAN + 1)[:, None] + STRIDE * np.arange(LENGTH))
-    batches = ({"appearance": frames[i : i + BATCH]} for i in range(0, count, BATCH))
+    batches = ({"frames": frames[i : i + BATCH]} for i in range(0, count, BATCH))
     values = np.concatenate(list(window.run(batches)))
     assert window.engine is not None and window.engine.passes == math.ceil(count / BATCH)
     assert {len(buffer) for buffer in window.buffers.values()} == {SPAN - 1 + BATCH}  # whatever the count

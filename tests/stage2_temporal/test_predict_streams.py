@@ -173,7 +173,7 @@ def test_video_and_overlay(
     frames = read_video(write_video(tmp_path / "drive.avi", there_and_back(home)))
     if name == "flow":
         target = "stage2_temporal.sliding.sliding_window.build_trunk"
-        monkeypatch.setattr(target, lambda _: pytest.fail("a backbone was built for nothing"))
+        monkeypatch.setattr(target, lambda *_: pytest.fail("a backbone was built for nothing"))
     predict(home / "runs" / name, tmp_path / "drive.avi", tmp_path / "d.csv", tmp_path / "d.mp4")
     assert len(flows) == len(frames) - 1
     rows = read_rows(tmp_path / "d.csv")
@@ -183,7 +183,7 @@ def test_video_and_overlay(
     inputs: dict[str, Any] = {"motion": motion_entries(frames).astype(np.float32)[windows]}
     if models.trunk is not None:
         small = np.stack([resize_frame(frame, models.config.frames) for frame in frames])
-        inputs["appearance"] = np.asarray(models.trunk.model.predict(small, verbose=0))[windows]
+        inputs["appearance"] = np.asarray(models.trunk.model.predict(small, verbose=0)["appearance"])[windows]
     expected = models.stage_two.predict(model_inputs(inputs), verbose=0)
     np.testing.assert_allclose([[float(r["ego_speed"])] for r in rows], expected, rtol=0, atol=1e-4)
     assert expected.std() > 1e-2
@@ -221,11 +221,11 @@ def test_needed_frames_are_read_once_and_in_order(needed: list[int], home: Path)
     source = CountedSource(MemorySource(frames))
     clip = Clip(FrameSequence("drive", "test", 15, 10.0, (1280, 720), ""), source)
     config = read_run_config(home / "runs/both")
-    batches = list(FrameStream([clip], np.array(needed), config, ["appearance", "motion"]).batches(2))
+    batches = list(FrameStream([clip], np.array(needed), config, ["frames", "motion"]).batches(2))
     assert all(len(values) <= 2 for batch in batches for values in batch.values())
     np.testing.assert_array_equal(np.concatenate([b["motion"] for b in batches]), motion_entries(frames)[needed])
     pixels = [resize_frame(frames[i], config.frames) for i in needed]
-    np.testing.assert_array_equal(np.concatenate([b["appearance"] for b in batches]), pixels)
+    np.testing.assert_array_equal(np.concatenate([b["frames"] for b in batches]), pixels)
     assert set(source.reads.values()) == {1}
     assert list(source.reads) == sorted(source.reads)
 
