@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tomlkit
 from pydantic import AfterValidator, Field
@@ -207,6 +207,8 @@ class Config(StrictModel):
     head: AnyHeadConfig = PooledLSTMConfig()
     train: TrainConfig = TrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    # runs that `train` makes and compares: a `label`, and settings by their full names that differ from this config's
+    compare: tuple[dict[str, Any], ...] = Field((), exclude=True)
 
     def with_target(self, target: str | tuple[str, ...]) -> Config:
         """The same config for a single target."""

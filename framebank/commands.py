@@ -156,10 +156,18 @@ class Train(StoreCommand):
     def __call__(self) -> None:
         stem = (self.config or self.store_path).stem
         run = None if self.run is None else workflows.expand(self.run)
+        labels = [] if run else [str(entry.get("label", "")) for entry in self.settings.compare]
+        folders = []
         for folder, existed in workflows.train_runs(self.settings, self.store_path, run, stem=stem):
             if existed:
                 print(f"{folder}: trained already; to train it again, delete this folder")
-            _print_run(folder)
+            if labels:
+                print(folder / "report.html")
+            else:
+                _print_run(folder)
+            folders.append(folder)
+        if labels:
+            _print_comparison(labels, folders)
 
     @classmethod
     def read_config(cls, arguments: Sequence[str]) -> Config:
@@ -402,6 +410,20 @@ def _print_run(folder: Path) -> None:
     from stage2_temporal.runs.tables import metrics_table
 
     print(f"{metrics_table(read_metrics(folder))}\n{folder / 'report.html'}")
+
+
+def _print_comparison(labels: list[str], folders: list[Path]) -> None:
+    """Print one table for each target, and what to do next."""
+    from stage2_temporal.runs.results import read_metrics
+    from stage2_temporal.runs.tables import comparison_table
+
+    runs = list(zip(labels, map(read_metrics, folders), strict=True))
+    for target in dict.fromkeys(metrics.target for _, metrics in runs):
+        print(comparison_table([(label, metrics) for label, metrics in runs if metrics.target == target]))
+    print("""
+make finetune                       trains the CNN's layers below the best LSTM further, on the images
+make predict RUN=NAME DATA=PATH     predicts a video, a folder of frames or a data set
+make leaderboard                    ranks all runs; each has a report in runs/NAME/report.html""")
 
 
 def _print_leaderboard(runs: list[Run], folder: Path, target: str | None = None) -> None:

@@ -112,7 +112,11 @@ def registry(config: Config, sections: Collection[str] = Command.sections) -> Co
         if not (isinstance(info.type, type) and issubclass(info.type, StrictModel)):
             return None
         model = config if info.type is Config else info.default
-        fields = [_field_spec(model, name, field, sections) for name, field in type(model).model_fields.items()]
+        fields = [
+            _field_spec(model, name, field, sections)
+            for name, field in type(model).model_fields.items()
+            if not field.exclude
+        ]
         return StructConstructorSpec(instantiate=dict, fields=tuple(fields))
 
     @rules.primitive_rule
@@ -136,8 +140,9 @@ def option_names(command: type, config: Config) -> Iterator[str]:
         if field.name != "settings":
             yield field.name
             continue
-        for section in Config.model_fields:
-            yield from (f"{section}.{key}" for key in type(getattr(config, section)).model_fields)
+        for section, settings in config:
+            if isinstance(settings, StrictModel):
+                yield from (f"{section}.{key}" for key in type(settings).model_fields)
 
 
 def given_options(arguments: Iterable[str]) -> set[str]:
@@ -213,6 +218,8 @@ def _merged(config: Config, values: dict[str, dict[str, Any]], given: set[str], 
         flags = {key: value for key, value in settings.items() if f"{section}.{key}" in given}
         if flags:
             sections[section] = sections.get(section, {}) | flags
+    if not any(name.startswith(("head.", "data.target")) for name in given):  # otherwise one run is asked for
+        sections["compare"] = config.compare
     try:
         return Config.model_validate(sections)
     except ValidationError as e:

@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from features._common.log import logger
 from features._common.quiet_imports import quiet_imports
 from features.config import Config
+from features.errors import ConfigError
 from features.store import Store
+from features.strict_model import describe_validation_error
 
 if TYPE_CHECKING:
     from stage1_extract.extract import ExtractionResult
@@ -63,7 +67,7 @@ def render_sample(config: Config) -> None:
 
 
 def train(config: Config, store: Path | str, run: str | None = None) -> list[Path]:
-    """Train one run for each target of the config; a run that exists with the same settings is not trained again.
+    """Train the runs that the config compares, or one for each target; a run that exists is not trained again.
 
     Args:
         config: the task: `data.target` and `data.also`, windows, head and training.
@@ -88,8 +92,7 @@ def train_runs(config: Config, store: Path, run: str | None, *, stem: str) -> It
 
     with Store(store) as opened:
         check_recipe(config, opened)
-        for target in [config.data.target, *(() if run else config.data.also)]:
-            task_config = config.with_target(target)
+        for task_config in compared_configs(config, single=run is not None):
             task = read_task(task_config, opened)
             with quiet_imports():
                 from stage2_temporal.heads.default_head import resolve_default_head
@@ -101,6 +104,25 @@ def train_runs(config: Config, store: Path, run: str | None, *, stem: str) -> It
 
                 train_run(task_config, opened, task, folder)
             yield folder, existed
+
+
+def compared_configs(config: Config, *, single: bool = False) -> list[Config]:
+    """The configs that `train` trains: those to compare, else one for each target; only the first target if `single`.
+
+    Raises:
+        ConfigError: an entry of `compare` has an unknown setting or a wrong value.
+    """
+    if single or not config.compare:
+        return [config.with_target(target) for target in [config.data.target, *(() if single else config.data.also)]]
+    from stage2_temporal.sweep.spec import with_settings
+
+    configs = []
+    for number, entry in enumerate(config.compare, 1):
+        try:
+            configs.append(with_settings(config, {name: v for name, v in entry.items() if name != "label"}))
+        except ValidationError as e:
+            raise ConfigError(f"[[compare]] number {number}: {describe_validation_error(e)}") from None
+    return configs
 
 
 def predict(

@@ -25,7 +25,7 @@ from features.streams import UNITS
 from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import Task, read_task, store_origin
 from stage2_temporal.evaluation.history import write_history
-from stage2_temporal.evaluation.metrics import scores, verdict
+from stage2_temporal.evaluation.metrics import scores, skill_interval, verdict
 from stage2_temporal.heads import find_head
 from stage2_temporal.heads.base import Head
 from stage2_temporal.report import write_report
@@ -147,6 +147,9 @@ def _score(task: Task, predicted: Floats) -> dict[str, Any]:
             true, position = examples.targets[rows], examples.position[rows]
             splits[split] = SplitMetrics(
                 examples=len(rows),
+                skill_interval=skill_interval(
+                    true, predicted[rows], answers["constant"][rows], examples.columns, examples.sequence[rows]
+                ),
                 **{k: scores(true, v[rows], task.constant, examples.columns, position) for k, v in answers.items()},
             )
     verdict_split = next(split for split in VERDICT_SPLITS if split in splits)

@@ -43,6 +43,7 @@ class SplitMetrics(Part):
     examples: int
     model: Scores
     constant: Scores
+    skill_interval: tuple[float, float] | None = None  # see `metrics.skill_interval`; older runs have none
 
 
 class Parameters(Part):

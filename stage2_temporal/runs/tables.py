@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from features._common.console import text_table
 from stage2_temporal.evaluation.metrics import ComponentScores, Scores
 from stage2_temporal.evaluation.tusimple import ByDistance
-from stage2_temporal.runs.results import Metrics, SplitMetrics
+from stage2_temporal.runs.results import VERDICT_SPLITS, Metrics, SplitMetrics
 
 
 def metrics_table(metrics: Metrics) -> str:
@@ -19,6 +19,31 @@ def metrics_table(metrics: Metrics) -> str:
     header += [f"{name.upper()}: near medium far" for name in errors]
     rows = [row for name, split in metrics.splits.items() for row in _split_rows(name, split, metrics, errors)]
     return "\n".join(["", text_table(header, rows, left=(0, 2)), "", metrics.verdict])
+
+
+def comparison_table(runs: Sequence[tuple[str, Metrics]]) -> str:
+    """Labelled runs of one target, in the given order, and the constant predictor: scores on the split that counts."""
+    first = runs[0][1]
+    split = next(name for name in VERDICT_SPLITS if name in first.splits)
+    scored = first.splits[split]
+    title = f"{', '.join(first.target)} on the {split} split, {scored.examples:,} examples"
+    unit = f" [{first.unit}]" if first.unit else ""
+    header = ["", f"RMSE{unit}", "skill", "95 % interval", "trained weights", "trained in"]
+    rows = [
+        [
+            f"{label} ({metrics.head})" if label else metrics.head,
+            "–" if metrics.mixed_units else _format(metrics.splits[split].model.rmse),
+            _format(metrics.splits[split].model.skill),
+            " to ".join(map(_format, metrics.splits[split].skill_interval or ())) or "–",
+            f"{metrics.parameters.trainable:,}",
+            f"{metrics.seconds:.1f} s",
+        ]
+        for label, metrics in runs
+    ]
+    rows.append(
+        ["constant predictor", "–" if first.mixed_units else _format(scored.constant.rmse), "0.000", "–", "0", "–"]
+    )
+    return "\n".join(["", title, text_table(header, rows)])
 
 
 def format_scores(scores: Scores | ComponentScores) -> list[str]:

@@ -122,7 +122,7 @@ def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
     for number, table in enumerate(sweep.entries, 1):
         try:
             for settings in expand_entry(table, plan.seeds[0]):
-                config = _with_settings(base, settings)
+                config = with_settings(base, settings)
                 head = re.sub(r"\W+", "-", config.head.name)
                 # the digest differs if settings other than seed and fold do
                 decisive = json.loads(run_settings(config))
@@ -194,7 +194,13 @@ def _check_key(key: str) -> None:
         raise ConfigError(f"{key} cannot vary within a sweep, which trains on one store", expected=expected)
 
 
-def _with_settings(base: Config, settings: Settings) -> Config:
+def with_settings(base: Config, settings: Settings) -> Config:
+    """Change settings of a config, given by their full names; a new head keeps the old one's that it has too.
+
+    Raises:
+        ConfigError: no such head.
+        ValidationError: an unknown setting or a wrong value.
+    """
     name = settings.get("head.name", base.head.name)
     head = base.head if name == base.head.name else base.head.renamed(name)
     config = base.model_dump() | {"head": head.model_dump()}
