@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from features.config import Config
+from features.config import CONFIG_SECTIONS, Config
 from features.head_config import SETTINGS, HeadConfig
 from features.strict_model import StrictModel
 
@@ -17,7 +17,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Put the tables in the place of their marks."""
     if page.file.src_uri != PAGE:
         return markdown
-    defaults = {name: field.get_default() for name, field in Config.model_fields.items() if name != "head"}
+    defaults = {name: Config.model_fields[name].get_default() for name in CONFIG_SECTIONS if name != "head"}
     tables = [f"## [{name}]\n\n{settings_table(type(section))}" for name, section in defaults.items()]
     heads = [f"### {name}\n\n{model.when}\n\n{settings_table(model)}" for name, model in SETTINGS.items()]
     return markdown.replace(SECTIONS_MARK, "\n".join(tables)).replace(HEADS_MARK, "\n".join(heads))

@@ -219,6 +219,9 @@ class Config(StrictModel):
         return tomlkit.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
+CONFIG_SECTIONS = tuple(name for name, field in Config.model_fields.items() if not field.exclude)
+
+
 def read_config(path: Path | str) -> Config:
     """Read a config from a TOML file.
 

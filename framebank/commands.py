@@ -306,7 +306,23 @@ class Finetune(RunConfigCommand):
     finetune can be changed."""
 
     sections = ("data", "extract", "finetune")
+    run: Annotated[str, hint("NAME", "the best run on maps alone")] = ""
+    """Name of the run, a folder in runs/, or the path of its folder."""
     settings: Settings = Config()
+
+    def __call__(self) -> None:
+        if not self.run:
+            best = workflows.best_run_on_maps()
+            logger.info(f"fine-tuning {best}, the run on maps alone with the highest validation skill")
+            dataclasses.replace(self, run=best)()
+            return
+        super().__call__()
+
+    @classmethod
+    def read_config(cls, arguments: Sequence[str]) -> Config:
+        if last_value(arguments, "--run") is None and not {"-h", "--help"} & set(arguments):
+            return super().read_config([*arguments, "--run", workflows.best_run_on_maps()])
+        return super().read_config(arguments)
 
     def run_with(self, folder: Path, store: Store) -> None:
         with quiet_imports():

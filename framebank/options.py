@@ -28,7 +28,7 @@ from tyro.constructors import (
 )
 
 from features._common.log import logger
-from features.config import Config, read_config
+from features.config import CONFIG_SECTIONS, Config, read_config
 from features.errors import ConfigError
 from features.head_config import HeadConfig
 from features.strict_model import StrictModel, describe_validation_error, did_you_mean
@@ -43,7 +43,7 @@ MARKERS = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)
 class Command:
     """A subcommand. Its fields are its options; `settings`, if it has such a field, holds the config."""
 
-    sections: ClassVar[Collection[str]] = tuple(Config.model_fields)  # sections of the config that the help shows
+    sections: ClassVar[Collection[str]] = CONFIG_SECTIONS  # sections of the config that the help shows
 
     def __call__(self) -> None:
         """Run the command."""
@@ -140,9 +140,8 @@ def option_names(command: type, config: Config) -> Iterator[str]:
         if field.name != "settings":
             yield field.name
             continue
-        for section, settings in config:
-            if isinstance(settings, StrictModel):
-                yield from (f"{section}.{key}" for key in type(settings).model_fields)
+        for section in CONFIG_SECTIONS:
+            yield from (f"{section}.{key}" for key in type(getattr(config, section)).model_fields)
 
 
 def given_options(arguments: Iterable[str]) -> set[str]:

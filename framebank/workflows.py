@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from features._common.log import logger
 from features._common.quiet_imports import quiet_imports
 from features.config import Config
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError
 from features.store import Store
 from features.strict_model import describe_validation_error
 
@@ -170,6 +170,27 @@ def run_folder(run: Path | str) -> Path:
     folder = run_path(expand(run))
     read_metrics(folder)
     return folder
+
+
+def best_run_on_maps() -> str:
+    """The run in runs/ with the highest validation skill among those whose head reads nothing but the trunk's maps.
+
+    Raises:
+        DataError: there is none.
+    """
+    from stage2_temporal.runs.folder import RUNS
+    from stage2_temporal.runs.leaderboard import find_runs
+
+    skills = {
+        str(run.path): run.metrics.splits["validation"].model.skill
+        for run in find_runs(RUNS)[0]
+        if "validation" in run.metrics.splits
+        and run.config.head.input_streams
+        and set(run.config.head.input_streams) <= set(run.config.backbone.streams)
+    }
+    if not skills:
+        raise DataError("no run whose head reads the CNN's maps alone", hint="framebank train, or --run NAME")
+    return max(skills, key=skills.__getitem__)
 
 
 def expand(path: Path | str) -> str:

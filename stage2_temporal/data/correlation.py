@@ -19,7 +19,7 @@ CELL_FEATURES = ("right", "down", "log_length", "sharpness", "correlation", "log
 INVERSE_TEMPERATURE = 60.0  # of the softmax over correlations, which lie between −1 and 1
 MIN_NORM = 1e-3  # of a position's channels, relative to the map's mean norm; below, its correlations tend to 0
 MIN_LENGTH = 0.1  # positions: added to displacements before the logarithm
-TINY = 1e-12  # added before a square root, whose gradient is infinite at 0
+SQUARE_FLOOR = 1e-12  # added before a square root, whose gradient is infinite at 0
 CHANGE_FLOOR = 1e-3  # of a cell, relative to the map's mean norm: added before the logarithm
 
 
@@ -35,7 +35,7 @@ def normalise_maps(maps: Tensor, skip_top: float = 0.0) -> Tensor:
     """
     maps = maps[:, :, visible_rows(maps.shape[2], skip_top).start :]
     centred = maps - keras.ops.mean(maps, axis=-1, keepdims=True)
-    norm = keras.ops.sqrt(keras.ops.sum(keras.ops.square(centred), axis=-1, keepdims=True) + TINY)
+    norm = keras.ops.sqrt(keras.ops.sum(keras.ops.square(centred), axis=-1, keepdims=True) + SQUARE_FLOOR)
     mean_norm = keras.ops.mean(norm, axis=(2, 3), keepdims=True)
     return keras.ops.concatenate([centred / (norm + MIN_NORM * mean_norm), maps / mean_norm], axis=-1)
 
@@ -75,7 +75,7 @@ def correlate_frames(normalised: Tensor, lag: int, grid: tuple[int, int], search
     pooled = pool_frames(keras.ops.reshape(values, (-1, time, height, width, 5)), grid)
     pooled = keras.ops.reshape(pooled, (-1, time, grid[0] * grid[1], 5))
     right, down = (pooled[..., i] / pooled[..., 2] for i in (0, 1))
-    length = keras.ops.sqrt(keras.ops.square(right) + keras.ops.square(down) + TINY)
+    length = keras.ops.sqrt(keras.ops.square(right) + keras.ops.square(down) + SQUARE_FLOOR)
     cells = [
         right,
         down,

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import framebank
-from features.config import Config
+from features.config import CONFIG_SECTIONS, Config
 from features.head_config import SETTINGS
 from framebank.commands import COMMANDS
 from tests.docs.worked_examples import code_blocks
@@ -25,7 +25,7 @@ CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 
 def settings() -> set[str]:
     """All settings, as `section.name`; those of every head."""
-    sections = {name: [type(field.get_default())] for name, field in Config.model_fields.items()}
+    sections = {name: [type(Config.model_fields[name].get_default())] for name in CONFIG_SECTIONS}
     sections["head"] = list(SETTINGS.values())
     return {f"{section}.{name}" for section, models in sections.items() for m in models for name in m.model_fields}
 

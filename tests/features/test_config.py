@@ -52,7 +52,8 @@ def read(text: str, folder: Path) -> Config:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_shipped_configs_are_read_and_written_without_loss(path: Path, tmp_path: Path) -> None:
     config = read_config(path)
-    assert read(config.to_toml(), tmp_path) == config
+    # what to compare is not part of a run
+    assert read(config.to_toml(), tmp_path) == config.model_copy(update={"compare": ()})
 
 
 def test_all_configs_are_shipped() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from features.config import Config, read_config
+from features.config import CONFIG_SECTIONS, Config, read_config
 from features.head_config import list_heads
 from framebank.cli import main
 from framebank.commands import COMMANDS, STAGE_ONE, STAGE_TWO
@@ -58,8 +58,8 @@ def test_help_shows_every_setting_of_the_sections_that_the_command_reads(
     text = capsys.readouterr().out
     config = Config()
     stage_one = {"sample": {"data"}, "extract": {"data", "frames", "backbone", "extract"}}
-    sections = (stage_one | {"repair": stage_one["extract"]}).get(name, set(Config.model_fields))
-    for section in Config.model_fields:
+    sections = (stage_one | {"repair": stage_one["extract"]}).get(name, set(CONFIG_SECTIONS))
+    for section in CONFIG_SECTIONS:
         for key in type(getattr(config, section)).model_fields:
             assert (f"--{section}.{key} " in text) == (section in sections)
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import bootstrap
 
-from stage2_temporal.evaluation.metrics import scores, verdict
+from stage2_temporal.evaluation.metrics import scores, skill_interval, verdict
 from stage2_temporal.evaluation.tusimple import ByDistance
 from stage2_temporal.runs.results import SplitMetrics
 
@@ -82,6 +83,22 @@ def test_scores_of_velocity_and_position_match_values_computed_by_hand() -> None
     metres = scores(true[:, [0]], predicted[:, [0]], true[:, 0].mean(keepdims=True), ("x",), true[:, [0, 2]])
     assert (metres.ev, metres.ep) == (None, None)
     assert metres.skill == pytest.approx(1 - 13 / 800)
+
+
+def test_skill_interval_is_that_of_scipys_bootstrap_over_sequences() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(60, 2)) * 5
+    predicted, constant, groups = true + rng.normal(size=true.shape), np.zeros_like(true), np.repeat(np.arange(20), 3)
+    interval = skill_interval(true, predicted, constant, ("vx", "vy"), groups)
+    errors, references = (((p - true) ** 2).sum(axis=1).reshape(20, 3).sum(axis=1) for p in (predicted, constant))
+    expected = bootstrap(
+        (errors, references), lambda e, r, axis: 1 - e.sum(axis=axis) / r.sum(axis=axis), paired=True,
+        method="percentile", n_resamples=2000, rng=1,
+    ).confidence_interval  # fmt: skip
+    assert interval == pytest.approx(tuple(expected), abs=0.003)
+    assert interval[1] - interval[0] > 0.01
+    assert skill_interval(true, predicted, constant, ("vx", "vy"), np.zeros(60)) is None  # a single sequence
+    assert skill_interval(true, predicted, true, ("vx", "vy"), groups) is None
 
 
 def test_labels_that_do_not_vary_give_neither_skill_nor_verdict() -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from features.config import read_config
 from features.sequences import FrameSequence, Label
+from framebank.workflows import best_run_on_maps
 from stage2_temporal.__main__ import main
 from tests.helpers import write_store
 
@@ -193,6 +194,65 @@ def test_each_target_gets_a_run(folder: Path, run: Run) -> None:
     assert targets == {"two-velocity-ridge": ["vx", "vy"], "two-ego_speed-ridge": ["ego_speed"]}
     assert run(*train, "--data.target", "ego_speed")[1].count("trained already") == 1
     assert run(*train)[1].count("trained already") == 2
+
+
+COMPARE = """
+[[compare]]
+label = "the mean of the maps"
+"head.name" = "ridge"
+[[compare]]
+label = "recurrent"
+[[compare]]
+label = "speed"
+"data.target" = "ego_speed"
+"head.name" = "ridge"
+"""
+
+
+def test_compared_runs_end_in_one_table_per_target(folder: Path, run: Run) -> None:
+    (folder / "several.toml").write_text(CONFIG + COMPARE)
+    train = ["train", "--config", "several.toml", "--store", "stores/task.h5"]
+    status, out, err = run(*train)
+    assert status == 0, err
+    runs = ["several-velocity-ridge", "several-velocity-pooled_lstm", "several-ego_speed-ridge"]
+    assert [line for line in out.splitlines() if "report.html" in line][:3] == [f"runs/{r}/report.html" for r in runs]
+    tables = out[out.index("vx, vy on the validation split, 3 examples") :].splitlines()
+    names = ("the mean of the maps (ridge)", "recurrent (pooled_lstm)", "speed (ridge)", "constant predictor")
+    order = [name for line in tables for name in names if line.startswith(name)]
+    assert order == [names[0], names[1], names[3], names[2], names[3]]
+    for name in runs[:2]:
+        metrics = json.loads((folder / "runs" / name / "metrics.json").read_text())
+        low, high = metrics["splits"]["validation"]["skill_interval"]
+        assert low <= metrics["splits"]["validation"]["model"]["skill"] <= high
+        assert f"{low:.3f} to {high:.3f}" in out
+        assert not read_config(folder / "runs" / name / "config.toml").compare
+    assert run(*train)[1].count("trained already") == 3
+    # a head or target on the command line asks for one run
+    assert run(*train, "--head.name", "gru")[1].count("report.html") == 1
+    assert run(*train, "--train.epochs", "1")[1].count("trained already") == 0
+
+
+def test_wrong_entry_to_compare_is_named(folder: Path, run: Run) -> None:
+    (folder / "wrong.toml").write_text(CONFIG + '[[compare]]\n"head.unitz" = 3\n')
+    status, _, err = run("train", "--config", "wrong.toml", "--store", "stores/task.h5")
+    assert status == 2
+    assert "[[compare]] number 1: " in err and "unitz" in err
+
+
+def test_fine_tuning_without_a_run_takes_the_best_on_maps(folder: Path, run: Run) -> None:
+    assert "no run whose head reads the CNN's maps alone" in run("finetune")[2]
+    for name, epochs in (("short", "1"), ("long", "30")):
+        train = ["train", "--config", "task.toml", "--train.epochs", epochs, "--train.restore_best", "false"]
+        assert run(*train, "--run", name)[0] == 0
+    skills = {
+        name: json.loads((folder / "runs" / name / "metrics.json").read_text())["splits"]["validation"]["model"][
+            "skill"
+        ]
+        for name in ("short", "long")
+    }
+    best = max(skills, key=lambda name: skills[name])
+    assert skills["short"] != skills["long"]
+    assert best_run_on_maps() == f"runs/{best}"
 
 
 def test_head_from_the_command_line_keeps_shared_settings(folder: Path, run: Run) -> None:
