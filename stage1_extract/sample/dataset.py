@@ -10,12 +10,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 
-from features._common.atomic import fsync_path
-from features._common.cpu import cpu_count
-from features._common.lock import exclusive_write_lock
-from features._common.progress import progress_bar
+from features._common.atomic import exclusive_write_lock, fsync_path
+from features._common.console import progress_bar
 from features.errors import DataError
 from stage1_extract.sample.render import render_frames
 from stage1_extract.sample.scene import CAMERA_HEIGHT, CX, CY, FX, FY, LAST_FRAME, Scene, random_scene, vehicle_box

@@ -1,7 +1,5 @@
-"""The ground: textures in metres, fixed in the world, which a homography warps into the picture.
-
-The ground ahead is divided into bands, each reaching twice as far as the one before. A band's texture has cells about
-as large as a pixel's footprint at its distance: fine nearby, coarse far away, so that nothing flickers.
+"""The ground: textures in metres, fixed in the world, which a homography warps into the picture. Each band of it
+reaches twice as far as the one before; its cells are about as large as a pixel there, so that nothing flickers.
 """
 
 from __future__ import annotations
@@ -106,10 +104,8 @@ class _Cells:
                 continue
             part = slice(columns[0], columns[-1] + 1)
             cover = 0.92 * (solid if outer else dashed)[:, None, None] * across[None, part, None]
-            paint = (
-                np.array(self.scene.style.left_line if i == 0 else (215.0, 215.0, 215.0), np.float32)
-                * light[:, part, None]
-            )
+            colour = self.scene.style.left_line if i == 0 else (215.0, 215.0, 215.0)
+            paint = np.array(colour, np.float32) * light[:, part, None]
             texture[:, part] = np.clip(texture[:, part] * (1 - cover) + paint * cover, 0, 255)
 
 

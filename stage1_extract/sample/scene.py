@@ -148,11 +148,8 @@ def _random_road(rng: np.random.Generator) -> Road:
     lines = tuple(float((i - 0.5) * width + offset) for i in range(-left, right + 2))
     shoulders = rng.uniform(0.4, 1.2), rng.uniform(0.8, 2.8)
     edges = float(lines[0] - shoulders[0]), float(lines[-1] + shoulders[1])
-    rails = tuple(
-        float(edge + side * rng.uniform(0.3, 0.9))
-        for edge, side in zip(edges, (-1, 1), strict=True)
-        if rng.random() < 0.45
-    )
+    sides = zip(edges, (-1, 1), strict=True)
+    rails = tuple(float(edge + side * rng.uniform(0.3, 0.9)) for edge, side in sides if rng.random() < 0.45)
     dash, gap = rng.uniform(3.5, 4.5), rng.uniform(8, 12)
     # even the fastest clip moves by less than a third of a period per frame, so that the dashes' motion is unambiguous
     return Road(lines, *edges, float(dash), float(dash + gap), float(rng.uniform(0, dash + gap)), rails)
@@ -256,6 +253,12 @@ def _hides(near: SceneVehicle, far: SceneVehicle) -> bool:
     return False
 
 
+def clipped_colour(values: Floats) -> Colour:
+    """Three values clipped to 0 … 255."""
+    b, g, r = (float(value) for value in np.clip(values, 0, 255))
+    return b, g, r
+
+
 def _random_style(rng: np.random.Generator) -> SceneStyle:
     grey = rng.uniform(0, 1)  # 0: clear sky, 1: overcast
     top = np.array([215, 150, 95]) * (1 - grey) + np.array([165, 160, 155]) * grey
@@ -264,18 +267,13 @@ def _random_style(rng: np.random.Generator) -> SceneStyle:
     green, dry = np.array([50, 95, 75]), np.array([85, 130, 150])
     verge = green + (dry - green) * rng.beta(1, 1.5) + rng.normal(0, 6, 3)
     line = np.array([60, 175, 215]) if rng.random() < 0.4 else np.array([215, 215, 215])
-
-    def bgr(value: Floats) -> Colour:
-        b, g, r = (float(c) for c in np.clip(value, 0, 255))
-        return b, g, r
-
     return SceneStyle(
-        sky_top=bgr(top * rng.uniform(0.8, 1.1)),
-        sky_bottom=bgr(bottom * rng.uniform(0.9, 1.1)),
+        sky_top=clipped_colour(top * rng.uniform(0.8, 1.1)),
+        sky_bottom=clipped_colour(bottom * rng.uniform(0.9, 1.1)),
         clouds=float(grey * rng.uniform(0.5, 1.5)),
-        asphalt=bgr(asphalt),
-        verge=bgr(verge),
-        left_line=bgr(line),
+        asphalt=clipped_colour(asphalt),
+        verge=clipped_colour(verge),
+        left_line=clipped_colour(line),
         gain=float(rng.uniform(0.65, 1.1)),
         gamma=float(rng.uniform(0.85, 1.25)),
         haze=float(np.exp(rng.uniform(np.log(150), np.log(900)))),

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from features._common.types import Image
 from features.sequences import Box
-from stage1_extract.sample.scene import Colour, SceneVehicle
+from stage1_extract.sample.scene import Colour, SceneVehicle, clipped_colour
 
 Sprite = tuple[NDArray[np.float32], ...]  # levels, each half as large; channels B, G, R times alpha, and alpha, 0 to 1
-
 Block = tuple[Colour, float, float, float, float]  # colour; left, lower, right, upper edge in m
 
 GLASS_COLOUR: Colour = (48, 42, 36)
@@ -45,13 +44,8 @@ def draw_sprite(canvas: Image, sprite: Sprite, box: Box, haze: float = 0.0, air:
     level = next((s for s in sprite if s.shape[1] <= (right - left) * over), sprite[-1])
     h, w = level.shape[:2]
     # from the oversampled grid to the level's cells; a pixel reaches half a pixel to each side of its centre
-    sx, sy = w / (right - left), h / (bottom - top)
-    m = np.array(
-        [
-            [sx / over, 0, ((0.5 / over - 0.5) + x0 - left) * sx - 0.5],
-            [0, sy / over, ((0.5 / over - 0.5) + y0 - top) * sy - 0.5],
-        ]
-    )
+    sx, sy, half = w / (right - left), h / (bottom - top), 0.5 / over - 0.5
+    m = np.array([[sx / over, 0, (half + x0 - left) * sx - 0.5], [0, sy / over, (half + y0 - top) * sy - 0.5]])
     fine = cv2.warpAffine(
         level, m, ((x1 - x0) * over, (y1 - y0) * over),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_CONSTANT,
@@ -61,11 +55,8 @@ def draw_sprite(canvas: Image, sprite: Sprite, box: Box, haze: float = 0.0, air:
 
 
 def _composite(below: Image, patch: NDArray[np.float32], strength: np.float32, air: NDArray[np.float32]) -> None:
-    """Blend a patch of a sprite over a part of a picture, which is changed, and add `air` where the sprite covers it.
-
-    The arrays are flattened to long rows, because NumPy takes six times as long to broadcast over three channels.
-    """
-    rows, columns = patch.shape[:2]
+    """Blend a patch of a sprite over a part of a picture, in place, and add `air` where the sprite covers it."""
+    rows, columns = patch.shape[:2]  # flattened: NumPy takes six times as long to broadcast over three channels
     colour = cv2.cvtColor(patch, cv2.COLOR_BGRA2BGR).reshape(rows, -1)
     alpha = cv2.cvtColor(patch[..., 3], cv2.COLOR_GRAY2BGR).reshape(rows, -1)
     colour *= strength
@@ -93,7 +84,6 @@ class _SpriteCanvas:
         self.alpha = np.zeros((self.h, pixels), np.uint8)
 
     def shape(self, colour: Colour, points: list[tuple[float, float]]) -> None:
-        """Fill a polygon."""
         pixels = [(x * self.scale - 0.5, self.h - z * self.sy - 0.5) for x, z in points]
         fill_polygon(self.colour, colour, pixels)
         fill_polygon(self.alpha, (255,), pixels)
@@ -125,9 +115,7 @@ def vehicle_rear(vehicle: SceneVehicle) -> Sprite:
     """Draw a vehicle's rear; its silhouette touches all four sides of the sprite."""
     rng = np.random.default_rng([vehicle.seed, 1])
     w, h = vehicle.width, vehicle.height
-    paint: Colour = tuple(
-        float(np.clip(c + rng.normal(0, 8), 0, 255)) for c in PAINT_COLOURS[rng.integers(len(PAINT_COLOURS))]
-    )  # type: ignore[assignment]
+    paint = clipped_colour(PAINT_COLOURS[rng.integers(len(PAINT_COLOURS))] + rng.normal(0, 8, 3))
     canvas = _SpriteCanvas(w, h, 512)
     tyre = rng.uniform(0.18, 0.24) * (1.3 if vehicle.kind == "truck" else 1.0)
     floor = rng.uniform(0.2, 0.28) * (1.8 if vehicle.kind == "truck" else 1.0)
@@ -146,8 +134,7 @@ def vehicle_rear(vehicle: SceneVehicle) -> Sprite:
 
 
 def _shade(colour: Colour, by: float) -> Colour:
-    b, g, r = (min(255.0, c * by) for c in colour)
-    return b, g, r
+    return clipped_colour(np.array(colour) * by)
 
 
 def _car(canvas: _SpriteCanvas, rng: np.random.Generator, vehicle: SceneVehicle, paint: Colour, floor: float) -> None:
@@ -189,7 +176,7 @@ def _truck(canvas: _SpriteCanvas, rng: np.random.Generator, vehicle: SceneVehicl
     canvas.block((35, 35, 35), w / 2 - 0.012, base + 0.05, w / 2 + 0.012, h - 0.12)  # between the doors
     for x in (w * 0.3, w * 0.42, w * 0.58, w * 0.7):
         canvas.block((110, 110, 112), x - 0.02, base + 0.05, x + 0.02, h - 0.15)  # lock bars
-    sign: Colour = tuple(float(c) for c in rng.uniform(40, 220, 3))  # type: ignore[assignment]
+    sign = clipped_colour(rng.uniform(40, 220, 3))
     z = rng.uniform(0.55, 0.72) * h
     canvas.block(sign, w * 0.12, z, w * rng.uniform(0.26, 0.28), z + rng.uniform(0.2, 0.5))
     canvas.block((45, 45, 48), 0.06, floor, w - 0.06, floor + 0.16)  # bumper beam
@@ -244,7 +231,6 @@ def sign(rng: np.random.Generator) -> Sprite:
 
 
 def _blocks(rng: np.random.Generator, size: tuple[float, float, int], grain: float, *blocks: Block) -> Sprite:
-    """Draw rectangles on a canvas of `size`."""
     canvas = _SpriteCanvas(*size)
     for block in blocks:
         canvas.block(*block)

@@ -17,9 +17,8 @@ class OnlineTracker:
     """Keeps the boxes of all vehicles in the last `length` frames.
 
     A vehicle is tracked from its first box, backwards through the kept frames and forwards from then on. A later box
-    restarts it if it was lost, or if the box overlaps its track too little to be the same vehicle's. Otherwise the
-    later box is ignored: a track keeps the proportions of one box, and a detector's jitter would hide the growth.
-    In each frame, nearer vehicles are tracked first and hide what they cover of the others.
+    restarts it if it was lost, or if the box overlaps its track too little; otherwise it is ignored, because a
+    detector's jitter would hide the growth. Nearer vehicles are tracked first and hide what they cover of the others.
     """
 
     def __init__(self, length: int) -> None:
@@ -33,10 +32,7 @@ class OnlineTracker:
     def step(self, frame: Image, known: Mapping[str, Box]) -> None:
         """Track all vehicles in the next frame, at full resolution; `known` are the known boxes in it, by vehicle.
 
-        A vehicle that is lost in all kept frames is removed.
-
-        Raises:
-            DataError: a known box has no size, or lies outside the image.
+        A vehicle lost in all kept frames is removed. DataError if a known box has no size, or lies outside the image.
         """
         self._frames.append(frame)
         nearer: list[Box] = []

@@ -28,10 +28,9 @@ def to_grey(image: Image) -> Image:
 
 
 def track_vehicles(sequence: FrameSequence, frames: Sequence[Image]) -> dict[str, Track]:
-    """Track all vehicles of a sequence, by their keys.
+    """Track all vehicles of a sequence, by their keys. A track hides what it covers of the vehicles after it.
 
-    Vehicles are tracked in order of the first frame with a known box, and of two in the same frame the nearer first.
-    A track hides what it covers of the vehicles tracked after it.
+    They are tracked in order of the first frame with a known box, and of two in the same frame the nearer first.
     """
     tracks: dict[str, Track] = {}
     boxes: defaultdict[int, list[Box]] = defaultdict(list)
@@ -46,11 +45,7 @@ def track_vehicles(sequence: FrameSequence, frames: Sequence[Image]) -> dict[str
 def track_clips(
     clips: Mapping[str, Clip], ids: Iterable[str], threads: int
 ) -> Iterator[tuple[str, dict[str, Track] | str]]:
-    """Track the vehicles of the clips with these ids in threads, reading frames on demand.
-
-    Yields:
-        In order, each id with the tracks of its vehicles by key, or with the error if a frame cannot be decoded.
-    """
+    """Yield each id, in order, with its vehicles' tracks by key, or with the error if a frame cannot be decoded."""
     # by whether clips may be read in parallel; videos must be read in order
     pools = {True: ThreadPoolExecutor(threads, "track"), False: ThreadPoolExecutor(1, "track-in-order")}
     try:
@@ -102,11 +97,7 @@ def missing_frame_notes(sequences: Sequence[FrameSequence]) -> list[str]:
 
 
 class LazyGreyFrames(Sequence[Image]):
-    """The grey frames of a clip, read in blocks on demand; the blocks used last are kept.
-
-    A source that must be read in order starts again at its beginning for every step back. A step back therefore reads
-    as many blocks before the requested one as may be kept.
-    """
+    """The grey frames of a clip, read in blocks on demand; the blocks used last are kept."""
 
     def __init__(self, clip: Clip) -> None:
         self._clip = clip
@@ -125,7 +116,8 @@ class LazyGreyFrames(Sequence[Image]):
         block = index // FRAMES_PER_READ
         if block not in self._blocks:
             backwards = block < self._last and not self._clip.source.parallel
-            # + 2: the block used last stays too
+            # a source read in order starts again at its beginning for a step back, which therefore reads as many blocks
+            # as may be kept; + 2: the block used last stays too
             self._read(max(0, block - self._max_blocks + 2) if backwards else block, block)
         self._blocks.move_to_end(block)
         self._last = block

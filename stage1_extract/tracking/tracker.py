@@ -1,7 +1,5 @@
-"""Track a vehicle through a sequence from a frame where its box is known, with sub-pixel position and scale.
-
-Each frame is compared with the one where the box is known, so that small errors do not accumulate as they do from
-frame to frame. Once the vehicle has grown or shrunk by a quarter and shows other detail, a newer frame takes its place.
+"""Track a vehicle from a frame where its box is known, with sub-pixel position and scale. Frames are compared with that
+one, so that small errors do not accumulate; a newer one replaces it once the vehicle has grown or shrunk by a quarter.
 """
 
 from __future__ import annotations
@@ -19,17 +17,8 @@ from features._common.types import Image
 from features.errors import DataError
 from features.sequences import Box
 from features.tracks import Track
-from stage1_extract.tracking.alignment import (
-    FrameCrop,
-    Grey,
-    PointGrid,
-    Pose,
-    align_patch,
-    crop_view,
-    make_grid,
-    patch_correlation,
-    sample_patch,
-)
+from stage1_extract.tracking import alignment
+from stage1_extract.tracking.alignment import FrameCrop, Grey, PointGrid, Pose
 
 SAME_VEHICLE_IOU = 0.5  # intersection over union from which two boxes count as one vehicle's
 SCENE_SHARE = 0.9  # share of the image from which a box counts as the whole scene's
@@ -71,11 +60,8 @@ def same_vehicle(box: Box, other: Box) -> bool:
 
 
 def occluding_boxes(box: Box, other_boxes: Sequence[Box], frame: Image) -> list[Box]:
-    """Those of the other vehicles' boxes that hide part of a box.
-
-    On flat ground, a box that reaches further down is nearer. A box of the same vehicle, or over nearly the whole
-    image, hides nothing.
-    """
+    """Those of the other vehicles' boxes that hide part of a box: on flat ground, a nearer box reaches further down."""
+    # a box of the same vehicle, or over nearly the whole image, hides nothing
     limit = SCENE_SHARE * frame.shape[0] * frame.shape[1]
     nearer = [o for o in other_boxes if o[3] > box[3] and intersection_area(box, o) > 0 and not same_vehicle(box, o)]
     return [o for o in nearer if box_area(o) < limit]
@@ -104,10 +90,10 @@ class Template:
         hidden = occluding_boxes(box_at_pose(pose, size), other_boxes, frame)
         layers: list[TemplateLayer] = []
         for points in GRID_POINTS:
-            grid = make_grid(size[0] * pose.scale, size[1] * pose.scale, points)
+            grid = alignment.make_grid(size[0] * pose.scale, size[1] * pose.scale, points)
             if not layers or grid.step < layers[-1].grid.step:  # a small box has one grid, with a point per pixel
-                view = crop_view(frame, position, grid, 0.0)
-                layers.append(TemplateLayer(grid, *sample_patch(view, grid, position, hidden)))
+                view = alignment.crop_view(frame, position, grid, 0.0)
+                layers.append(TemplateLayer(grid, *alignment.sample_patch(view, grid, position, hidden)))
         return cls(pose.scale, tuple(layers), bool(hidden))
 
     @property
@@ -135,18 +121,18 @@ def locate_template(
     if not fits_in_frame(start, coarse.grid, frame):
         return None
     radius = max(SEARCH_RADIUS[0], SEARCH_RADIUS[1] * side)
-    view = crop_view(frame, start, coarse.grid, radius)
+    view = alignment.crop_view(frame, start, coarse.grid, radius)
     # points that are hidden at the expected position count as hidden at all positions
     masked = hidden or template.partly_hidden
-    mask = coarse.trust * sample_patch(view, coarse.grid, start, hidden)[1] if masked else None
+    mask = coarse.trust * alignment.sample_patch(view, coarse.grid, start, hidden)[1] if masked else None
     pose = search_template(view, coarse, start, radius, mask)
     if fine is not coarse:  # otherwise the view is blurred for this grid already
-        view = crop_view(frame, pose, fine.grid, 0.2 * side)
-    aligned = align_patch(view, fine.grid, fine.patch, fine.trust, pose, hidden)
+        view = alignment.crop_view(frame, pose, fine.grid, 0.2 * side)
+    aligned = alignment.align_patch(view, fine.grid, fine.patch, fine.trust, pose, hidden)
     if aligned is None:
         return None
     pose, values, weight = aligned
-    correlation = min(patch_correlation(values, fine.patch, weight), 1.0)
+    correlation = min(alignment.patch_correlation(values, fine.patch, weight), 1.0)
     if correlation < MIN_CORRELATION or not fits_in_frame(pose, fine.grid, frame):
         return None
     return Pose(pose.scale * template.scale, pose.x, pose.y), correlation
@@ -214,10 +200,7 @@ class TemplateTracker:
         return self._missed > MAX_MISSED_FRAMES
 
     def step(self, frame: Image, other_boxes: Sequence[Box] = ()) -> tuple[Box, float] | None:
-        """Find the vehicle's box in the next frame, and its correlation with the template; None if it is lost there.
-
-        Of the boxes of other vehicles in the frame, those in front of this one hide what they cover.
-        """
+        """Find the vehicle's box in the next frame, and its correlation with the template; None if it is lost there."""
         if self.given_up:
             return None
         # at constant velocity the distance, 1/scale, changes linearly; the position is not extrapolated, because the
@@ -264,18 +247,15 @@ def track_known_boxes(
 ) -> Track:
     """Track a vehicle backwards and forwards from the frames where its box is known, each frame from the nearest.
 
-    The box is lost, and NaN, in a frame where nothing similar is near the expected position, more than half of it is
-    outside the image, or a side is under 6 px. It may be found again after at most three such frames in a row.
-    A known box stays as it is, with confidence 1; around one that cannot be tracked (without contrast, outside its
-    image), frames are lost. One that is not finite, or has no size, is ignored. A box over the whole image follows the
-    scene.
+    The box is lost, and NaN, where nothing similar is near the expected position, more than half of it is outside the
+    image, or a side is under 6 px. It may be found again after at most three such frames in a row. A known box stays as
+    it is, with confidence 1; frames around one without contrast or outside its image are lost; one that is not finite,
+    or has no size, is ignored. A box over the whole image follows the scene.
 
     Args:
-        frames: images in order at full resolution, uint8, grey (height, width) or BGR (height, width, 3). They may be
-            decoded on demand: a known frame is read first, then its neighbours in both directions, each once; frames
-            between adjacent known ones are not read.
-        known: 0-based index into `frames` → left, top, right, bottom in px, the centre of the first pixel at (0, 0);
-            boxes may reach out of the image.
+        frames: images in order at full resolution, uint8, grey (height, width) or BGR (height, width, 3), which may be
+            decoded on demand: a known one is read first, then its neighbours in both directions, each once.
+        known: 0-based index → left, top, right, bottom in px, the first pixel's centre at (0, 0); may reach outside.
         other_boxes: index → boxes of other vehicles in that frame, which may hide this one.
     """
     track = Track(np.full((len(frames), 4), np.nan), np.zeros(len(frames)))
