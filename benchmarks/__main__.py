@@ -7,7 +7,7 @@ import platform
 import sys
 
 from benchmarks.timing import table
-from features._common.quiet_imports import quiet_imports
+from features._common.console import quiet_imports
 
 with quiet_imports():
     from benchmarks import extraction, prediction, training

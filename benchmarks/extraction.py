@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import cpu_count
 
 from benchmarks.timing import Row, Timer, compare, timer
-from features._common.cpu import cpu_count
 from features._common.types import Image
 from features.config import BackboneConfig, Config, DataConfig, ExtractConfig, FramesConfig
 from features.errors import ConfigError

@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from features._common.quiet_imports import quiet_imports
+from features._common.console import quiet_imports
 from features.errors import ConfigError
 
 HEADS, BACKBONES, DATASETS = "framebank.heads", "framebank.backbones", "framebank.datasets"

@@ -1,4 +1,4 @@
-"""Names of the store's streams, of the models' other inputs, and of the standard targets."""
+"""Names that several packages share: streams, inputs and layers of the models, and the standard targets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ MOTION = "motion"  # optical flow between consecutive frames
 GEOMETRY = "geometry"  # not a stream but a model input: features of a vehicle's tracked box
 FRAMES = "frames"  # not a stream but a model input: the images, resized
 THUMBNAILS = "thumbnails"
+
+# layers, inputs and models by which the fused side finds the parts of a saved Keras model
+TRUNK = "trunk"  # the frozen part of the backbone, from frames to the map at the cut
+TOP = "top"  # its unfrozen last layers, inside the stage-two model
+STAGE_TWO = "framebank"  # top and head, from stored maps to the target
+FEATURES = "features"  # the input of a stage-two model that reads a single stream
+VECTORS = "vectors"  # what a head computes its output from
+STANDARDISE = "standardise"  # the layer that standardises them
+UNIT = "unit"  # the layer that scales the output back to the target's unit
 
 NAMED_TARGETS = {"velocity": ("vx", "vy"), "position": ("x", "y")}
 # targets of a single vehicle, which its box identifies

@@ -16,8 +16,6 @@ import importlib
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from features._common.quiet_imports import quiet_imports
-
 if TYPE_CHECKING:
     from features.config import Config as Config
     from features.config import read_config as read_config
@@ -48,6 +46,8 @@ __all__ = ["__version__", *_MODULES]
 def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
     if name in _MODULES:
+        from features._common.console import quiet_imports
+
         with quiet_imports():
             module = importlib.import_module(_MODULES[name])
         value = module if name == "heads" else getattr(module, name)

@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from features._common.log import logger
-from features._common.progress import progress_bar
-from features._common.quiet_imports import quiet_imports
+from features._common.console import logger, progress_bar, quiet_imports
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.head_config import list_heads

@@ -27,7 +27,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from features._common.log import logger
+from features._common.console import logger
 from features.config import CONFIG_SECTIONS, Config, read_config
 from features.errors import ConfigError
 from features.head_config import HeadConfig

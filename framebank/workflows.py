@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from features._common.log import logger
-from features._common.quiet_imports import quiet_imports
+from features._common.console import logger, quiet_imports
 from features.config import Config
 from features.errors import ConfigError, DataError
 from features.store import Store

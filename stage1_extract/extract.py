@@ -19,12 +19,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+from joblib import cpu_count
 from numpy.typing import NDArray
 
-from features._common.cpu import cpu_count
-from features._common.lock import exclusive_write_lock
-from features._common.log import logger
-from features._common.progress import progress_bar
+from features._common.atomic import exclusive_write_lock
+from features._common.console import logger, progress_bar
 from features._common.types import Image
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from features._common.atomic import atomic_write
-from features._common.log import logger
+from features._common.console import logger
 from features._common.types import Floats
 from features.config import Config, read_run_config
 from features.errors import StoreError

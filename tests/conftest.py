@@ -12,7 +12,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import pytest
 from hypothesis import settings
 
-from features._common.log import log_to_stderr
+from features._common.console import log_to_stderr
 from tests.helpers import REAL
 
 settings.register_profile("noisy machines", deadline=None)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from features.config import Config
 from features.head_config import HeadConfig
-from features.layer_names import FEATURES
 from features.sequences import FrameSequence, Label
 from features.store import TopRecord
+from features.streams import FEATURES
 from stage2_temporal.heads import find_head
 from stage2_temporal.training.scaling import Scale
 

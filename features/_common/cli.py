@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from features._common.log import log_to_stderr
+from features._common.console import log_to_stderr
 from features.errors import FramebankError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it

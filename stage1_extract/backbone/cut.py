@@ -15,8 +15,7 @@ import keras
 from features._common.types import Tensor
 from features.config import BackboneConfig
 from features.errors import ConfigError
-from features.layer_names import TOP, TRUNK
-from features.streams import APPEARANCE
+from features.streams import APPEARANCE, TOP, TRUNK
 from features.strict_model import did_you_mean
 
 

@@ -10,10 +10,9 @@ import keras
 
 from features.config import Config
 from features.errors import ConfigError
-from features.layer_names import TRUNK
 from features.recipe import Recipe
 from features.store import StreamInfo, TopRecord
-from features.streams import APPEARANCE
+from features.streams import APPEARANCE, TRUNK
 from stage1_extract.backbone.cut import Cut, find_cut, top_model, trunk_model
 from stage1_extract.backbone.registry import LoadedBackbone, load_backbone
 

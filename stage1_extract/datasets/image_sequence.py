@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import PIL.Image
+from joblib import cpu_count
 from tqdm.contrib.concurrent import thread_map
 
-from features._common.cpu import cpu_count
 from features._common.types import Image, Size
 from features.errors import DataError
 from features.sequences import Camera, FrameSequence, Label

@@ -13,10 +13,10 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from joblib import cpu_count
 from numpy.typing import NDArray
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from features._common.cpu import cpu_count
 from features._common.types import Image
 from features.errors import ConfigError
 

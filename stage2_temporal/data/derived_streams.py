@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from sklearn.decomposition import IncrementalPCA
 from sklearn.utils import gen_batches
 
-from features._common.lock import exclusive_write_lock
-from features._common.log import logger
+from features._common.atomic import exclusive_write_lock
+from features._common.console import logger
 from features._common.types import Tensor
 from features.errors import ConfigError, StoreError
 from features.recipe import json_digest

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from joblib import cpu_count
 from numpy.typing import NDArray
 
-from features._common.cpu import cpu_count
-from features._common.log import logger
+from features._common.console import logger
 from features._common.types import Floats, Image
 from features.config import FinetuneConfig
 from features.streams import MIRROR_SIGNS

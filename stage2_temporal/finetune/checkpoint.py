@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from features._common.atomic import atomic_write, fsync_path
-from features._common.log import logger
+from features._common.console import logger
 from features.errors import DataError
 from stage2_temporal.evaluation.history import Epoch
 

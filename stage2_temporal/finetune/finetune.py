@@ -18,8 +18,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from features._common.atomic import atomic_write
-from features._common.console import text_table
-from features._common.log import logger
+from features._common.console import logger, text_table
 from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError, StoreError
 from features.recipe import json_digest

@@ -15,11 +15,11 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from features._common.log import logger
+from features._common.console import logger
 from features._common.types import Floats
 from features.config import Config, FinetuneConfig
 from features.errors import FramebankError, StoreError
-from features.layer_names import STAGE_TWO, TRUNK
+from features.streams import STAGE_TWO, TRUNK
 from stage2_temporal.data.task import Task
 from stage2_temporal.evaluation.history import Epoch
 from stage2_temporal.finetune.augmentation import ImageWindowBatches, make_augmentation

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 
 from features.errors import ConfigError
-from features.layer_names import STAGE_TWO, TOP, TRUNK
+from features.streams import STAGE_TWO, TOP, TRUNK
 
 
 class InferenceMode(keras.layers.Layer):  # type: ignore[misc]

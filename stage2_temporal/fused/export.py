@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from features.config import Config
 from features.errors import ConfigError, FramebankError
-from features.layer_names import STAGE_TWO, TRUNK
 from features.store import Store
+from features.streams import STAGE_TWO, TRUNK
 from stage1_extract.engines.openvino import openvino_core
 from stage2_temporal.fused.fuse import TOLERANCE, build_fused_model, compare, comparison_inputs, fuse_run
 from stage2_temporal.training.keras_models import load_model, model_inputs

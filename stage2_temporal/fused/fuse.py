@@ -22,9 +22,8 @@ from features._common.atomic import atomic_write
 from features._common.types import Image
 from features.config import Config, read_run_config
 from features.errors import BadInputs, StoreError
-from features.layer_names import TOP, TRUNK
 from features.store import Store
-from features.streams import APPEARANCE, FRAMES
+from features.streams import APPEARANCE, FRAMES, TOP, TRUNK
 from features.windows import Examples
 from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan

@@ -46,9 +46,8 @@ from features._common.types import Floats, Tensor
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.head_config import HeadConfig
-from features.layer_names import FEATURES, STAGE_TWO, UNIT, VECTORS
 from features.store import TopRecord
-from features.streams import APPEARANCE
+from features.streams import APPEARANCE, FEATURES, STAGE_TWO, UNIT, VECTORS
 from features.strict_model import StrictModel, describe_validation_error, did_you_mean
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.derived_streams import DerivedStream

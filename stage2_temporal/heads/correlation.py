@@ -15,8 +15,7 @@ from sklearn.linear_model import RidgeCV
 
 from features._common.types import Floats, Tensor
 from features.head_config import CorrelationLSTMConfig
-from features.layer_names import VECTORS
-from features.streams import MIRROR_SIGNS
+from features.streams import MIRROR_SIGNS, VECTORS
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.correlation import CELL_FEATURES, correlate_frames, normalise_maps
 from stage2_temporal.data.derived_streams import CorrelationPooling, DerivedStream

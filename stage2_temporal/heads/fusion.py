@@ -16,8 +16,7 @@ from sklearn.linear_model import RidgeCV
 
 from features._common.types import Floats, Tensor
 from features.head_config import FusionConfig
-from features.layer_names import VECTORS
-from features.streams import GEOMETRY
+from features.streams import GEOMETRY, VECTORS
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import HeadInputs, StoreExamples
 from stage2_temporal.data.pooling import pool_frames

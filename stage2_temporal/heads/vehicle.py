@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from features._common.types import Floats, Tensor
 from features.errors import ConfigError
 from features.head_config import BoxMLPConfig, BoxRidgeConfig
-from features.layer_names import STAGE_TWO
-from features.streams import GEOMETRY
+from features.streams import GEOMETRY, STAGE_TWO
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import ArrayExamples, HeadInputs, StoreExamples
 from stage2_temporal.heads.base import Head, ValidationSet

@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from features._common.log import logger
+from features._common.console import logger
 from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError
 from features.recipe import canonical_json

@@ -10,10 +10,10 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from joblib import cpu_count
 from numpy.typing import NDArray
 
-from features._common.cpu import cpu_count
-from features._common.progress import progress_bar
+from features._common.console import progress_bar
 from features.config import Config
 from features.errors import DataError
 from features.frame_ranges import FrameRange

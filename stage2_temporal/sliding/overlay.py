@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
-from features._common.progress import progress_bar
+from features._common.console import progress_bar
 from features._common.types import Image
 from features.errors import DataError
 from features.sequences import Box, FrameSequence

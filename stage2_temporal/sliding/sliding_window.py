@@ -17,12 +17,11 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from features._common.log import logger
+from features._common.console import logger
 from features.config import Config, read_run_config
 from features.errors import DataError, StoreError
-from features.layer_names import FEATURES, TOP
 from features.sequences import FrameSequence
-from features.streams import APPEARANCE, FRAMES, GEOMETRY, MOTION
+from features.streams import APPEARANCE, FEATURES, FRAMES, GEOMETRY, MOTION, TOP
 from features.windows import window_offsets
 from stage1_extract.backbone.trunk import Trunk, build_trunk
 from stage1_extract.engines.engine import Engine

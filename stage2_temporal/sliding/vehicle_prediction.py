@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+from joblib import cpu_count
 from numpy.typing import NDArray
 
-from features._common.cpu import cpu_count
-from features._common.log import logger
-from features._common.progress import progress_bar
+from features._common.console import logger, progress_bar
 from features._common.types import Image
 from features.config import Config
 from features.errors import ConfigError

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 
-from features._common.cpu import cpu_count
-from features._common.lock import exclusive_write_lock
-from features._common.progress import progress_bar
+from features._common.atomic import exclusive_write_lock
+from features._common.console import progress_bar
 from features.config import Config
 from features.errors import BadInputs, FramebankError
 from features.store import Store

@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 
 from features._common.cli import describe_os_error
-from features._common.quiet_imports import quiet_imports
+from features._common.console import quiet_imports
 from features.errors import FramebankError
 from features.store import Store
 from stage2_temporal.data.task import read_task

@@ -21,7 +21,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from features._common.log import logger
+from features._common.console import logger
 from features._common.types import Floats
 from features.config import TrainConfig
 from features.errors import FramebankError

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from features._common.types import Floats
-from features.layer_names import STANDARDISE
+from features.streams import STANDARDISE
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from features._common.lock import exclusive_write_lock
+from features._common.atomic import exclusive_write_lock
 from features.config import Config, read_config
 from features.errors import BadInputs, StoreError
 from features.store import Store
