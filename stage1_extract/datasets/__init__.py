@@ -1,7 +1,6 @@
-"""Data sets: find the clips, frames and labels in files of each layout.
-
-A plugin adds a layout by the entry point group `framebank.datasets`: a function that takes the config's section [data]
-and returns what `competition_clips` does, or a `Catalogue` if its frames are not image files.
+"""Data sets: find the clips, frames and labels in files of each layout. A plugin adds a layout by the entry point group
+`framebank.datasets`: a function of the config's section [data] that returns what `competition_clips` does, or a
+`Catalogue` if its frames are not image files.
 """
 
 from __future__ import annotations
@@ -31,12 +30,10 @@ def scan(data: DataConfig, *, threads: int = 0) -> Catalogue:
     """Find every clip of a data set, and every fault that is visible without decoding, in one pass.
 
     Args:
-        data: its path and layout.
         threads: number of threads that read and hash files; 0: one per core.
 
     Raises:
-        DataError: the data set cannot be scanned, for example because there is nothing at its path, or
-            `data.calibration` is not a calibration file.
+        DataError: nothing at the path, or no such data set; or `data.calibration` is not a calibration file.
         ConfigError: the layout's plugin is broken.
     """
     layout = _find_layout(data.layout, threads)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from features.errors import DataError
 from features.sequences import Label
 from stage1_extract.datasets.archive import ReadablePath, read_file
-from stage1_extract.datasets.clip import add_fault
+from stage1_extract.datasets.clip import add_fault, error_to_fault
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -60,15 +60,12 @@ class EgoMotion(BaseModel):
 def vehicle_labels(
     value: object, where: str, frame: int, *, velocity_required: bool, all_vehicles: bool, faults: list[str]
 ) -> tuple[Label, ...]:
-    """Make a label for each annotated vehicle without fault.
+    """Make a label of `frame` (0-based) for each vehicle, and append a line to `faults` for each faulty one.
 
     Args:
-        value: the JSON value, a list of vehicles in `VEHICLE_FORMAT`.
-        where: its path, for the faults.
-        frame: 0-based index of the frame that the labels describe.
+        value: the JSON value at the path `where`, a list of vehicles in `VEHICLE_FORMAT`.
         velocity_required: whether a missing velocity is a fault; otherwise it becomes NaN, as in a test split.
         all_vehicles: label all vehicles, or only the first, as the competition does.
-        faults: one line is appended for each fault.
     """
     if not isinstance(value, list) or not value:
         add_fault(faults, f"{where}: no annotated vehicle", "a list of vehicles", _json(value))
@@ -94,16 +91,15 @@ def ego_labels(value: object, where: str, frame: int, faults: list[str]) -> tupl
     return tuple(Label(frame, {"ego_speed": motion.speed}) for motion in motions)
 
 
-def load_json(path: ReadablePath) -> object:
-    """Read the JSON value in a file.
-
-    Raises:
-        DataError: the file cannot be read, or is not JSON.
-    """
+def load_json(path: ReadablePath, faults: list[str]) -> list[Any]:
+    """The JSON value in a file, or, as a fault, nothing if it cannot be read or is not JSON."""
     try:
-        return json.loads(read_file(path).decode("utf-8-sig"))
+        return [json.loads(read_file(path).decode("utf-8-sig"))]
     except (ValueError, RecursionError) as e:  # not JSON, not UTF-8, or nested too deeply
-        raise DataError(f"{path}: not JSON", expected="JSON in UTF-8", got=e) from None
+        add_fault(faults, f"{path}: not JSON", "JSON in UTF-8", e)
+    except DataError as e:
+        faults.append(error_to_fault(e))
+    return []
 
 
 def _validate(

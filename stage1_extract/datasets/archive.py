@@ -13,10 +13,7 @@ from features.errors import DataError
 
 
 class ZipPath:
-    """A file or folder in a zip archive, read without unpacking.
-
-    Unlike `zipfile.Path` it lists a folder without going through all names, and several threads may read.
-    """
+    """A file or folder in a zip. Unlike `zipfile.Path` it lists a folder directly, and several threads may read."""
 
     def __init__(self, archive: _Archive, inner_path: str) -> None:
         self._archive, self._inner_path = archive, inner_path

@@ -12,7 +12,7 @@ from features.sequences import Camera, Label
 from stage1_extract.datasets.annotation_json import UNKNOWN_VELOCITY, ego_labels, load_json, vehicle_labels
 from stage1_extract.datasets.archive import ReadablePath, find_folder, list_folder, open_folder_or_zip
 from stage1_extract.datasets.calibration import find_calibration
-from stage1_extract.datasets.clip import add_fault, error_to_fault
+from stage1_extract.datasets.clip import add_fault
 from stage1_extract.datasets.image_sequence import ClipSpec
 
 _FRAME_NAME = re.compile(r"([0-9]+)\.(jpe?g|png)", re.IGNORECASE)
@@ -20,9 +20,7 @@ COMPETITION_FOLDERS = {"Train": "train", "Validation": "validation", "Test": "te
 
 
 def competition_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
-    """Describe each clip, in order of splits and numbers, and collect faults that belong to no clip.
-
-    The ids of the clips are `Train/12` etc.
+    """Describe each clip (ids `Train/12` etc.), by splits and numbers, and collect faults that belong to no clip.
 
     Raises:
         DataError: nothing at `data.path`, or no complete zip, or no folder Train, Validation or Test in it.
@@ -64,41 +62,30 @@ def clip_folders(split: ReadablePath) -> list[ReadablePath]:
 def clip_spec(
     clip: ReadablePath, id: str, split: str, data: DataConfig, camera: Camera | None, *, all_vehicles: bool
 ) -> ClipSpec:
-    """Describe a clip by its folder, without reading its frames.
+    """Describe a clip by its folder, without reading its frames. Unless `all_vehicles`, only the first is labelled.
 
-    In the split `test` the annotation or its velocity may be missing. Of `data` only `frames`, `label_frame` and `fps`
-    are used. Unless `all_vehicles`, only the first vehicle is labelled.
+    In the split `test` the annotation or its velocity may be missing.
     """
     faults: list[str] = []
     files = _numbered_frames(clip, data.frames, faults)
     frame = data.label_frame - 1 if data.label_frame else len(files) - 1
     labels: tuple[Label, ...] = ()
     annotation, ego = clip.joinpath("annotation.json"), clip.joinpath("ego.json")
-    try:
-        if annotation.is_file():
-            labels = vehicle_labels(
-                load_json(annotation), str(annotation), frame, velocity_required=split != "test",
-                all_vehicles=all_vehicles, faults=faults,
-            )  # fmt: skip
-        elif split == "test":
-            labels = (Label(frame, UNKNOWN_VELOCITY),)
-        else:
-            add_fault(faults, f"{annotation}: missing annotation", "a JSON list of vehicles", "no such file")
-    except DataError as e:
-        faults.append(error_to_fault(e))
-    try:
-        if ego.is_file():
-            labels += ego_labels(load_json(ego), str(ego), frame, faults)
-    except DataError as e:
-        faults.append(error_to_fault(e))
+    if annotation.is_file():
+        options = {"velocity_required": split != "test", "all_vehicles": all_vehicles}
+        for value in load_json(annotation, faults):
+            labels = vehicle_labels(value, str(annotation), frame, faults=faults, **options)
+    elif split == "test":
+        labels = (Label(frame, UNKNOWN_VELOCITY),)
+    else:
+        add_fault(faults, f"{annotation}: missing annotation", "a JSON list of vehicles", "no such file")
+    for value in load_json(ego, faults) if ego.is_file() else ():
+        labels += ego_labels(value, str(ego), frame, faults)
     return ClipSpec(id, split, data.fps, files, labels, camera, faults)
 
 
 def _numbered_frames(clip: ReadablePath, count: int | None, faults: list[str]) -> tuple[ReadablePath, ...]:
-    """The files `imgs/001.jpg …` in order: the first `count`, or all of them if `count` is None.
-
-    Missing frames are a fault. The others are still returned, so that their own faults are found in the same pass.
-    """
+    """The files `imgs/001.jpg …` in order, the first `count` or all; without missing ones, which are a fault."""
     imgs = find_folder(clip, "imgs")
     if imgs is None:
         add_fault(faults, f"{clip}: no frames", "a folder imgs with 001.jpg …", "no folder imgs")

@@ -27,8 +27,7 @@ def image_size(data: bytes, name: str) -> Size:
     A PNG's checksums are verified. A JPEG has none; it is complete if an end-of-image marker follows its first scan.
 
     Raises:
-        DataError: the file is empty, not an image, truncated, or so large that Pillow refuses it as a decompression
-            bomb (`PIL.Image.MAX_IMAGE_PIXELS`).
+        DataError: the file is empty, not an image, truncated, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     if not data:
         raise DataError(f"{name}: empty file", expected="a JPEG or PNG", got="0 bytes")
@@ -49,19 +48,11 @@ def image_size(data: bytes, name: str) -> Size:
 
 
 def decode_image(data: bytes, name: str, size: Size, min_size: Size | None = None) -> Image:
-    """Decode a JPEG or PNG.
-
-    A JPEG can be decoded at a half, a quarter or an eighth of its size by leaving out the high frequencies of its
-    blocks. This costs less than decoding in full, and the pixels are close to those of averaging.
+    """Decode a JPEG or PNG to uint8 BGR (height, width, 3) as stored; EXIF orientation is ignored.
 
     Args:
-        data: the file's contents.
-        name: its path, for the error.
         size: width, height in px, as `image_size` returned them.
-        min_size: a JPEG is shrunk as far as it stays at least this large; None: not at all.
-
-    Returns:
-        uint8 BGR of shape (height, width, 3) as stored: grey becomes three channels, EXIF orientation is ignored.
+        min_size: a JPEG is shrunk by 2, 4 or 8, which saves time, if it stays at least this large; None: not at all.
 
     Raises:
         DataError: OpenCV cannot decode it.

@@ -9,8 +9,7 @@ from features._common.csv_table import CsvRow
 from features.sequences import Label
 from stage1_extract.datasets.clip import add_fault
 
-_BOX_COLUMNS = ("left", "top", "right", "bottom")
-_POSITION_COLUMNS = ("x", "y")
+_BOX_COLUMNS, _POSITION_COLUMNS = ("left", "top", "right", "bottom"), ("x", "y")
 
 
 def target_columns(columns: Sequence[str], *reserved: str) -> tuple[str, ...]:

@@ -24,8 +24,8 @@ REQUIRED_COLUMNS = ("path", "sequence", "frame", "split")
 def manifest_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
     """Describe each sequence, in order of its first row, and collect faults that belong to no sequence.
 
-    The rows of a sequence are ordered by `frame`, which may have gaps. Several rows of one frame are several labels of
-    it. A row without target, box or position only adds its frame.
+    The rows of a sequence are ordered by `frame`, which may have gaps. Rows of one frame are several labels of it; one
+    without target, box or position only adds its frame.
 
     Raises:
         DataError: the file is missing, not CSV, without rows, or lacks a column.

@@ -1,7 +1,5 @@
-"""The TuSimple velocity benchmark: `clips/1/imgs/001.jpg … 040.jpg` with `annotation.json`, one label per vehicle.
-
-The clips of the benchmark's test part have boxes only. Their velocities come in one file beside `clips`, which lists
-the vehicles of each clip in numeric order (github.com/TuSimple/tusimple-benchmark, velocity estimation).
+"""TuSimple's velocity benchmark (github.com/TuSimple/tusimple-benchmark): `clips/1/imgs/001.jpg …`, `annotation.json`.
+The test part's velocities come in one file beside `clips`, with the vehicles of each clip in numeric order.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from features.sequences import Box
 from stage1_extract.datasets.annotation_json import load_json, vehicle_labels
 from stage1_extract.datasets.archive import ReadablePath, find_folder, list_folder, open_folder_or_zip
 from stage1_extract.datasets.calibration import find_calibration
-from stage1_extract.datasets.clip import add_fault, error_to_fault
+from stage1_extract.datasets.clip import add_fault
 from stage1_extract.datasets.competition import clip_folders, clip_spec
 from stage1_extract.datasets.image_sequence import ClipSpec
 
@@ -29,9 +27,7 @@ MAX_BOX_DIFFERENCE = 10.0  # px, summed over the four sides, up to which the ben
 
 
 def tusimple_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
-    """Describe each clip, and collect faults that belong to no clip.
-
-    The ids are `clips/1`, or `test/clips/1` if there is a folder for each split.
+    """Describe each clip (ids `clips/1`, or `test/clips/1` with a folder for each split), and collect other faults.
 
     Raises:
         DataError: nothing at `data.path`, or no folder `clips` in it.
@@ -49,7 +45,8 @@ def tusimple_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
         ]
         test_labels = [file for name in TEST_LABEL_FILES if (file := folder.joinpath(name)).is_file()]
         if test_labels and split_specs and split == "test":
-            _set_test_labels(split_specs, test_labels[0])
+            for value in load_json(test_labels[0], split_specs[0].faults):
+                _set_test_labels(split_specs, value, test_labels[0])
         specs += split_specs
     return specs, faults
 
@@ -70,13 +67,8 @@ def _splits(root: ReadablePath, hint: str) -> list[tuple[str, str, ReadablePath,
     return splits
 
 
-def _set_test_labels(specs: list[ClipSpec], file: ReadablePath) -> None:
-    """Replace the labels of a test split by those in a file, after checking that they have the same boxes."""
-    try:
-        value = load_json(file)
-    except DataError as e:
-        specs[0].faults.append(error_to_fault(e))
-        return
+def _set_test_labels(specs: list[ClipSpec], value: object, file: ReadablePath) -> None:
+    """Replace the labels of a test split by the value in a file, after checking that they have the same boxes."""
     if not isinstance(value, list) or len(value) != len(specs):
         got = len(value) if isinstance(value, list) else type(value).__name__
         add_fault(specs[0].faults, f"{file}: not one entry per clip", f"a list of {len(specs)}", got)
