@@ -46,13 +46,9 @@ class SweepResult:
 
 
 def run_sweep(plan: SweepPlan, entries: tuple[SweepEntry, ...], store: Path, runs: Path = RUNS) -> SweepResult:
-    """Train every entry that is not finished yet, then write reports for the best ones.
+    """Train every entry that is not finished yet, in a folder in `runs`, then write reports for the best ones.
 
     After an interruption, the same call continues with the remaining entries and tries failed ones again.
-
-    Args:
-        entries: the runs, from `sweep_entries`.
-        runs: the folder in which the sweep's folder is created.
 
     Raises:
         BadInputs: entries do not fit the store; all of them are named before any is trained.
@@ -80,12 +76,7 @@ def run_sweep(plan: SweepPlan, entries: tuple[SweepEntry, ...], store: Path, run
 def _check_entries(
     entries: Iterable[SweepEntry], store: Store, folder: Path
 ) -> tuple[tuple[SweepEntry, ...], set[str], list[DerivedStream]]:
-    """Check every entry against the store, in one pass that collects all errors.
-
-    Returns:
-        All entries, with a real head instead of `auto`; the names of those that are trained already; and the derived
-        streams that the others read.
-    """
+    """All entries, with a real head instead of `auto`; the names of the trained ones; derived streams of the others."""
 
     @functools.cache
     def read_examples(settings: str) -> tuple[StoreExamples, Task]:
@@ -94,14 +85,14 @@ def _check_entries(
         source = StoreSource(store.path, task.examples.rows, config.train.memory_gb)
         return StoreExamples(source, task.examples), task
 
-    split_settings = {"folds", "fold", "validation_split", "memory_gb"}
-    example_settings: Any = {"data": True, "window": True, "train": split_settings}  # those that decide the examples
+    # those that decide the examples
+    settings: Any = {"data": True, "window": True, "train": {"folds", "fold", "validation_split", "memory_gb"}}
     checked, finished = [], set()
     streams: dict[DerivedStream, None] = {}
     errors: dict[str, None] = {}
     for entry in entries:
         try:
-            X, task = read_examples(entry.config.model_dump_json(include=example_settings))
+            X, task = read_examples(entry.config.model_dump_json(include=settings))
             config = resolve_default_head(entry.config, store, X.examples)
             checked.append(SweepEntry(entry.name, config))
             head = find_head(config.head.name).from_config(config)

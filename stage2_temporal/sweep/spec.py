@@ -1,17 +1,4 @@
-"""What a sweep trains: reads its TOML file and expands it into runs.
-
-[sweep]
-name = "heads"                                  # runs/heads/…
-folds = 3
-[[entries]]                                     # a grid: every combination of its lists
-"head.name" = ["pooled_lstm", "flatten_lstm"]
-"head.dense" = 32                               # the same in all of them
-"head.grid" = [[1, 1], [3, 4]]                  # a setting that is a list: a list of lists
-[[entries]]                                     # with a distribution: drawn at random
-draws = 20
-"head.units" = { low = 16, high = 256, log = true }             # between whole numbers: a whole number
-"train.learning_rate" = { low = 1e-4, high = 1e-2, log = true }
-"""
+"""What a sweep trains: reads its TOML file, which docs/sweep.md explains, and expands it into runs."""
 
 from __future__ import annotations
 
@@ -109,13 +96,9 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
-    """List every run of a sweep once, ordered by settings, then seed, then fold.
+    """List every run of a sweep once, ordered by settings, then seed, then fold; BadInputs names every entry's errors.
 
-    The same sweep and config give the same names; a name depends only on what decides the run. `base` has the settings
-    that the entries leave out.
-
-    Raises:
-        BadInputs: every error in every entry.
+    A name depends only on what decides the run. `base` has the settings that the entries leave out.
     """
     plan, errors = sweep.sweep, []
     configs: dict[str, Config] = {}
@@ -130,10 +113,9 @@ def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
                     del decisive["train"][name]
                 digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
                 configs.setdefault(f"{head}-{digest}", config)
-        except ConfigError as e:
-            errors.append(f"entry {number}: {e}")
-        except ValidationError as e:
-            errors.append(f"entry {number}: {describe_validation_error(e)}")
+        except (ConfigError, ValidationError) as e:
+            fault = describe_validation_error(e) if isinstance(e, ValidationError) else e
+            errors.append(f"entry {number}: {fault}")
     if errors:
         raise BadInputs(f"{len(errors)} entries of the sweep have errors", errors, hint="edit the sweep's TOML file")
     names = list(configs)
@@ -142,8 +124,7 @@ def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
         names = [names[i] for i in order]
     entries = []
     for name, seed, fold in itertools.product(names, plan.seeds, range(plan.folds or 1)):
-        repeat = {"seed": seed, "folds": plan.folds, "fold": fold}
-        train = configs[name].train.model_copy(update=repeat)
+        train = configs[name].train.model_copy(update={"seed": seed, "folds": plan.folds, "fold": fold})
         full_name = f"{name}-seed{seed}" + (f"-fold{fold}" if plan.folds else "")
         entries.append(SweepEntry(full_name, configs[name].model_copy(update={"train": train})))
     return tuple(entries)
@@ -160,8 +141,18 @@ def expand_entry(table: dict[str, Any], seed: int) -> Iterator[Settings]:
     draws = table.get("draws", 0)
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 0:
         raise ConfigError("draws: wrong value", expected="a whole number, 0 or more", got=repr(draws))
-    for key, value in _with_full_names({k: v for k, v in table.items() if k != "draws"}):
-        _check_key(key)
+    named: Settings = {}
+    for key, value in table.items():
+        # TOML reads `head.units = 3` as a table within a table
+        is_section = "." not in key and isinstance(value, dict)
+        named |= {f"{key}.{name}": inner for name, inner in value.items()} if is_section else {key: value}
+    named.pop("draws", None)
+    for key, value in named.items():
+        if key in PLAN_KEYS:
+            raise ConfigError(f"{key} cannot be set in an entry", expected=f"{PLAN_KEYS[key]} under [sweep]")
+        if key != "data.target" and not key.startswith(SWEPT_SECTIONS):
+            expected = f"{'…, '.join(SWEPT_SECTIONS)}… or data.target"
+            raise ConfigError(f"{key} cannot vary within a sweep, which trains on one store", expected=expected)
         if isinstance(value, dict):
             choices |= TypeAdapter(dict[str, Distribution]).validate_python({key: value})
         else:
@@ -175,23 +166,6 @@ def expand_entry(table: dict[str, Any], seed: int) -> Iterator[Settings]:
     elif not draws:
         raise ConfigError("an entry with a distribution needs a number of draws", expected="draws = N")
     return iter(ParameterSampler(choices, draws, random_state=seed))
-
-
-def _with_full_names(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Treat `head.units = 3`, which TOML reads as a table within a table, like `"head.units" = 3`."""
-    for key, value in table.items():
-        if "." not in key and isinstance(value, dict):
-            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
-        else:
-            yield key, value
-
-
-def _check_key(key: str) -> None:
-    if key in PLAN_KEYS:
-        raise ConfigError(f"{key} cannot be set in an entry", expected=f"{PLAN_KEYS[key]} under [sweep]")
-    if key != "data.target" and not key.startswith(SWEPT_SECTIONS):
-        expected = f"{'…, '.join(SWEPT_SECTIONS)}… or data.target"
-        raise ConfigError(f"{key} cannot vary within a sweep, which trains on one store", expected=expected)
 
 
 def with_settings(base: Config, settings: Settings) -> Config:

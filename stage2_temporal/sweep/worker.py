@@ -28,11 +28,8 @@ PARENT_CHECK_INTERVAL = 0.2  # seconds
 
 
 def prepare_worker(parent: int, threads: int, folder: Path) -> None:
-    """Turn this process into a worker: load TensorFlow with some threads, ignore Ctrl-C, end with the parent process.
-
-    `folder` is the parent's current folder, which the sweep's paths are relative to.
-    """
-    os.chdir(folder)
+    """Make this process a worker: load TensorFlow with some threads, ignore Ctrl-C, end with the parent process."""
+    os.chdir(folder)  # the parent's, which the sweep's paths are relative to
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep handles it and ends its workers
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     with quiet_imports():
