@@ -95,6 +95,6 @@ def build_model(
     """
     head = find_head(settings.name).from_config(Config(head=settings))
     head._read_settings()
-    head._plan_graph({FEATURES: shape}, targets, top=top, target=target)
-    head._scale = vectors
+    head._shapes, head._targets = {FEATURES: shape}, targets
+    head._top, head._target, head._scale = top, target, vectors
     return head._build_model(head._build_graph())

@@ -1,9 +1,7 @@
 """Derived streams: the features of pooled heads, computed once from another stream of a store and kept in it.
 
-They are what the first part of a head's graph computes, so that most heads train in seconds without reading a map. A
-stream's name says what it holds: `grid3x4` the mean of each cell, `pooled` the mean of the whole map, `change3x4` the
-mean |map − map of the frame before| in each cell, `change3x4lag2` the same over two frames, `pca64` 64 principal
-components of the map. Streams derived from another one than the appearance have its name in front: `motion.grid3x4`.
+Names say what they hold: `grid3x4` the mean of each cell, `pooled` of the whole map, `change3x4lag2` each cell's mean
+|map − map 2 frames before|, `pca64` 64 principal components; `motion.grid3x4` is derived from another stream.
 """
 
 from __future__ import annotations
@@ -60,11 +58,7 @@ class DerivedStream:
         """The name without that of the source."""
 
     def info(self, store: Store) -> StreamInfo:
-        """Describe the stream as a store has it: shape, type and origin.
-
-        Raises:
-            ConfigError: the store has no such source, or its maps are too small.
-        """
+        """Describe the stream as a store has it; a ConfigError if there is no such source or its maps are too small."""
         if self.source not in store.streams:
             raise ConfigError(
                 f"{store.path}: no stream {self.source!r} to derive {self.name} from",
@@ -93,10 +87,7 @@ class DerivedStream:
 
 @dataclass(frozen=True)
 class GridPooling(DerivedStream):
-    """Each frame's map averaged over a grid or, with a lag above 0, its change over that many frames.
-
-    The change is 0 where a sequence has no frame `lag` before.
-    """
+    """Each frame's map averaged over a grid or, with a lag, its change over that many frames, 0 at the start."""
 
     grid: tuple[int, int]  # rows, columns
     lag: int = 0
@@ -129,7 +120,6 @@ class GridPooling(DerivedStream):
                 yield values
 
     def _features(self, maps: Tensor) -> Tensor:
-        """(batch, T, h, w, c) → (batch, T − lag, F)."""
         return pool_frames(maps, self.grid, self.lag)
 
 
@@ -156,7 +146,7 @@ class CorrelationPooling(GridPooling):
 
 @dataclass(frozen=True)
 class PCABasis:
-    """The basis that maps are projected on. A store keeps its fields as arrays."""
+    """The basis that maps are projected on; a store keeps its fields."""
 
     mean: NDArray[np.float32]  # (F,) the mean map, flattened
     components: NDArray[np.float32]  # (N, F) unit vectors
@@ -170,10 +160,7 @@ class PCABasis:
 
 @dataclass(frozen=True)
 class PCAProjection(DerivedStream):
-    """Each frame's map, projected on its first `count` principal components.
-
-    The basis is fitted to frames of the training split only, and kept in the store beside the stream.
-    """
+    """Each frame's map, projected on `count` principal components of the training split, kept in the store."""
 
     count: int
 
@@ -211,19 +198,14 @@ class PCAProjection(DerivedStream):
 
 
 def _training_rows(store: Store) -> NDArray[np.int64]:
-    """The rows of all frames of the training split, in the store's order."""
     is_training = np.repeat([s.split == "train" for s in store.sequences], [s.length for s in store.sequences])
     return np.flatnonzero(is_training)
 
 
 def fit_pca(read: Callable[[NDArray[np.int64]], NDArray[Any]], rows: NDArray[np.int64], count: int) -> PCABasis:
-    """Fit the first `count` principal components of maps by scikit-learn's IncrementalPCA.
+    """Fit the first `count` principal components of the maps (n, …) that `read` returns of `rows`.
 
-    Memory is limited to a few batches of maps in double precision. Within one batch the PCA is exact.
-
-    Args:
-        read: returns the maps (n, …) of some rows.
-        rows: the rows to fit to; a random sample of them if there are more than `MAX_FIT_FRAMES`.
+    Within one batch it is exact; of more than `MAX_FIT_FRAMES` rows, a random sample is taken.
     """
     if len(rows) > MAX_FIT_FRAMES:
         rows = np.sort(np.random.default_rng(PCA_SEED).choice(rows, max(MAX_FIT_FRAMES, count + 1), replace=False))
@@ -251,13 +233,10 @@ def check_count(count: int, frames: int, numbers: int, what: str) -> None:
 
 
 def parse_stream_name(name: str) -> DerivedStream:
-    """Return the derived stream that a name describes.
+    """Return the derived stream that a name describes; a ConfigError if it describes none.
 
     >>> parse_stream_name("motion.change3x4lag2")
     GridPooling(source='motion', grid=(3, 4), lag=2)
-
-    Raises:
-        ConfigError: the name describes no derived stream.
     """
     match = STREAM_NAME.fullmatch(name)
     if match is None or (match["kind"] == "grid" and match["lag"]):

@@ -28,9 +28,7 @@ from stage2_temporal.data.time_augmentation import augment_windows
 
 
 class StoreSource:
-    """A store that is opened when something is first read from it, and frames of it in memory where they fit.
-
-    A pickled copy holds no frames and opens the store by its path again.
+    """A store that is opened at the first read, and frames of it in memory where they fit; pickled by its path.
 
     Args:
         path, rows: the store, and every row of its frame axis that windows will need, in any shape.
@@ -58,7 +56,7 @@ class StoreSource:
         return stat.st_dev, stat.st_ino
 
     def close(self) -> None:
-        """Forget the file and all frames; the next read opens whatever lies at the path by then."""
+        """Forget the file and all frames; the next read opens the path again."""
         self._store, self._file_id, self._frames, self._tracks = None, (-1, -1), {}, {}
 
     def reopen_if_replaced(self) -> bool:
@@ -69,12 +67,9 @@ class StoreSource:
         return replaced
 
     def windows(self, stream: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Read windows of a stream, rows (n, T) → (n, T, …) in the stored type.
+        """Read windows of a stream, rows (n, T) → (n, T, …) in the stored type; a StoreError if a frame is unreadable.
 
         If all `rows` of the stream fit into memory, they are read once and kept; else each call reads what it needs.
-
-        Raises:
-            StoreError: a frame cannot be read.
         """
         info = self.store.streams[stream]
         size = len(self.rows) * math.prod(info.shape) * np.dtype(info.dtype).itemsize
@@ -103,10 +98,7 @@ class StoreSource:
 class StoreExamples:
     """Windows of a store's frames, each with a label: the X that heads take in `fit` and `predict`.
 
-    It has a length and is indexed like an array of n examples, as scikit-learn's splitters and searches do. Features
-    are read from the store only when a head asks for them, and slices share the frames that are in memory.
-
-    Make one with `load_examples`:
+    It is indexed like an array of n examples. Features are read only when a head asks for them; slices share frames.
 
     >>> X, y, groups = load_examples("tests/data/format1.h5", splits=("train", "validation"))
     >>> X
@@ -171,26 +163,21 @@ class StoreExamples:
         """Return the shape of one example of a stream: (T, h, w, c) of maps, (T, F) of vectors."""
         return (self.examples.rows.shape[1], *self._info(stream).shape)
 
-    def stream(self, name: str) -> NDArray[Any]:
-        """Read a stream: (n, T, …) in the stored type.
+    def stream(self, name: str, rows: NDArray[np.int64] | None = None) -> NDArray[Any]:
+        """Read a stream's windows (n, T, …) in the stored type, or other `rows` (n, m) that are among the source's.
 
         Raises:
             ConfigError: the store has no such stream.
             StoreError: a frame cannot be read.
         """
-        return self.read(name, self.examples.rows)
-
-    def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Read rows (n, m) of a stream, which must be among the source's: (n, m, …) in the stored type."""
         self._info(name)
-        return self.source.windows(name, rows)
+        return self.source.windows(name, self.examples.rows if rows is None else rows)
 
     def augmented(self, options: TrainConfig) -> tuple[StoreExamples, NDArray[np.int64], Floats]:
         """Add what `[train] reverse`, `shift` and `strides` make of these windows.
 
         Returns:
-            m examples, these windows first; (m,) the index of the window that each was made from; and (m, K) the
-            factors for its targets.
+            m examples, (m,) the index of the window that each was made from, and (m, K) the factors for its targets.
 
         Raises:
             ConfigError: the effect on a target is unknown.
@@ -209,11 +196,9 @@ class StoreExamples:
         return self.source.store.top()
 
     def tracks(self) -> tuple[Floats, Floats]:
-        """Return the box of each label's vehicle in all frames of its window.
+        """Return boxes (n, T, 4) of the labels' vehicles: left, top, right, bottom in full-size px, NaN where lost.
 
-        Returns:
-            boxes (n, T, 4): left, top, right, bottom in full-resolution px, NaN where lost or never tracked;
-            confidence (n, T): 0 to 1, 0 where lost.
+        And their confidence (n, T), 0 to 1, 0 where lost.
         """
         examples = self.examples
         boxes = np.full((*examples.rows.shape, 4), np.nan)
@@ -277,8 +262,7 @@ def load_examples(
 
     Args:
         store: a complete store.
-        config: what to predict from which windows (`[data] target`, `[window]`), how to split (`[train]`), and how much
-            memory to use (`[train] memory_gb`); default: the defaults.
+        config: `[data] target`, `[window]`, and how to split and how much memory to use (`[train]`).
         splits: which splits; only examples with a known target are returned.
 
     Returns:
@@ -288,8 +272,7 @@ def load_examples(
 
     Raises:
         StoreError: the store is incomplete.
-        ConfigError: there is no such split, no label has the target, no window fits into a sequence, or no example is
-            left to train on.
+        ConfigError: no such split, no label with the target, no window that fits, or no example to train on.
     """
     config, path = config or Config(), Path(store).expanduser()
     with Store(path) as opened:

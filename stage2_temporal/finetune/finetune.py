@@ -29,7 +29,7 @@ from stage2_temporal.evaluation.metrics import Scores, scores
 from stage2_temporal.finetune.checkpoint import FinetuneState
 from stage2_temporal.finetune.loop import STATE_FOLDER, FinetuneJob
 from stage2_temporal.fused.fuse import fuse_run, window_reader
-from stage2_temporal.heads import check_uses_maps_alone
+from stage2_temporal.heads import check_uses_maps
 from stage2_temporal.report import write_report
 from stage2_temporal.runs.results import (
     VERDICT_SPLITS,
@@ -85,7 +85,7 @@ def finetune(run: Path, store: Store, config: Config) -> FinetuneResult:
         FramebankError: what the user can correct.
     """
     _check_same_settings(config, read_run_config(run))
-    check_uses_maps_alone(run, config)
+    check_uses_maps(run, config, alone=True)
     metrics, task = read_metrics(run), read_task(config, store)
     if metrics.store.fingerprint != store.fingerprint or metrics.store.examples != task.digest:
         raise StoreError(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, u
 from stage2_temporal.fused.fuse import TOLERANCE, ReadWindow, compare, map_inputs
 from stage2_temporal.runs.results import read_predictions
 from stage2_temporal.training.keras_models import model_inputs
-from stage2_temporal.training.loop import fix_seeds, loss_function
+from stage2_temporal.training.loop import fix_seeds, loss_function, reading_errors
 from stage2_temporal.training.scaling import target_scale
 
 STATE_FOLDER = "finetune.parts"
@@ -110,7 +109,7 @@ class FinetuneJob:
     def predict(self, model: keras.Model, indices: NDArray[np.int64]) -> Floats:
         """Predict examples from their images: (n, K) in the target's unit."""
         windows = self._windows(indices)
-        with decoding_errors(windows):
+        with reading_errors(windows):
             predicted: Floats = np.asarray(model.predict(windows, verbose=0), np.float64)
         return predicted
 
@@ -135,7 +134,7 @@ class FinetuneJob:
         seed_dropout(self.model, self._config.train.seed, epoch)
         with (
             tqdm(total=len(self._train_windows), desc=f"epoch {epoch}", leave=False, disable=None) as bar,
-            decoding_errors(self._train_windows),
+            reading_errors(self._train_windows),
         ):
             callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
             fitted = self.model.fit(self._train_windows, shuffle=False, verbose=0, callbacks=[callback]).history
@@ -196,13 +195,11 @@ def check_epoch0(fused: keras.Model, windows: ImageWindowBatches, expected: Floa
 
 def learning_rate_schedule(options: FinetuneConfig, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
     """Rise linearly to the learning rate, then fall to 0 along a cosine over the remaining steps."""
-    warmup = round(WARMUP_SHARE * steps)
-    if warmup == 0:
-        return keras.optimizers.schedules.CosineDecay(options.learning_rate, steps)
+    warmup, rate = round(WARMUP_SHARE * steps), options.learning_rate
     return keras.optimizers.schedules.CosineDecay(
-        options.learning_rate / (warmup + 1),  # a first step of size 0 would be wasted
+        rate / (warmup + 1),  # a first step of size 0 would be wasted
         max(1, steps - warmup),
-        warmup_target=options.learning_rate,
+        warmup_target=rate if warmup else None,
         warmup_steps=warmup,
     )
 
@@ -213,12 +210,3 @@ def seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
     for i, state in enumerate(states):
         values = np.random.default_rng((seed, epoch, i)).integers(2**31, size=state.shape)
         state.assign(values.astype(state.dtype))
-
-
-@contextmanager
-def decoding_errors(windows: ImageWindowBatches) -> Iterator[None]:
-    """Raise the error of a decoding thread in place of TensorFlow's."""
-    try:
-        yield
-    except tf.errors.OpError as e:
-        raise windows.fault or e from None

@@ -74,28 +74,19 @@ def check_streams(run: Path, config: Config) -> None:
         )
 
 
-def check_uses_maps(run: Path, config: Config) -> None:
-    """Raise a ConfigError if a head does not read the trunk's maps, so that no backbone can be put below it."""
+def check_uses_maps(run: Path, config: Config, *, alone: bool = False) -> None:
+    """Raise a ConfigError if a head does not read the trunk's maps or, with `alone`, also reads something else."""
     check_streams(run, config)
-    if not set(config.head.input_streams) & set(config.backbone.streams):
-        source = "optical flow" if config.head.input_streams else "a vehicle's track"
-        raise ConfigError(
-            f"{run}: {config.head.name} reads {source} and no frames: there is no backbone to fuse it with",
-            hint="use predict or export, which work without fusing; to fine-tune, train again with "
-            f"--head.name pooled_lstm --head.streams {APPEARANCE}",
-        )
-
-
-def check_uses_maps_alone(run: Path, config: Config) -> None:
-    """Raise a ConfigError if a head reads anything but the trunk's maps, so that it cannot be fine-tuned."""
-    check_uses_maps(run, config)
-    sources = [stream for stream in config.head.input_streams if stream not in config.backbone.streams]
-    sources += ["a vehicle's track"] if uses_track(run, config) else []
-    if sources:
-        raise ConfigError(
-            f"{run}: fine-tuning trains on frames only, and {config.head.name} reads other inputs too",
-            expected=f"a head that reads only {' and '.join(config.backbone.streams)}",
-            got="also " + ", ".join(sources),
-            hint="use fuse, predict or export, which work with this head; to fine-tune, train again with "
-            f"--head.name pooled_lstm --head.streams {APPEARANCE}",
-        )
+    name, streams, maps = config.head.name, config.head.input_streams, config.backbone.streams
+    others = ["optical flow" for stream in streams if stream not in maps]
+    others += ["a vehicle's track"] if uses_track(run, config) else []
+    if not set(streams) & set(maps):
+        problem = f"{name} reads {' and '.join(others)} and no frames: there is no backbone to fuse it with"
+        hint = "use predict or export, which work without fusing"
+    elif alone and others:
+        problem = f"fine-tuning trains on frames only, and {name} also reads {' and '.join(others)}"
+        hint = "use fuse, predict or export, which work with this head"
+    else:
+        return
+    hint += f"; to fine-tune, train again with --head.name pooled_lstm --head.streams {APPEARANCE}"
+    raise ConfigError(f"{run}: {problem}", hint=hint)

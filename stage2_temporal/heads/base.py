@@ -10,21 +10,9 @@ Data flows through a head's graph in four steps. A head overrides those that it 
 Features that are in the store already (`has_stored_features`) are read from there (`stored_features`), and only the
 steps after them run in training. `prepare(examples, targets)` runs first and may learn from the training examples.
 
-Most new heads extend a class that has the first three steps: `pooled.PooledFrames` (one vector per frame) or
-`pooled.PooledStatistics` (one vector per window), together with a way to train: `gradient.GradientHead` (Adam) or
-`closed_form.ClosedFormHead` (a regressor of scikit-learn). A whole head, with its settings:
-
-    class BiGRUConfig(PooledConfig, RecurrentConfig):
-        when = "For events that become clear only in later frames."
-
-    class BiGRU(PooledFrames, GradientHead):
-        settings = BiGRUConfig
-
-        def output(self, vectors, targets):
-            gru = keras.layers.GRU(self.settings_.units, activation=self.settings_.activation)
-            return self.dense_output(keras.layers.Bidirectional(gru)(vectors), targets)
-
-Models must consist of Keras' own layers and operations, so that they load anywhere.
+Most new heads extend `pooled.PooledFrames` (one vector per frame) or `pooled.PooledStatistics` (one per window), and
+`gradient.GradientHead` (Adam) or `closed_form.ClosedFormHead` (scikit-learn); CONTRIBUTING.md has a whole one. Models
+must consist of Keras' own layers and operations, so that they load anywhere.
 """
 
 from __future__ import annotations
@@ -46,7 +34,6 @@ from features._common.types import Floats, Tensor
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.head_config import HeadConfig
-from features.store import TopRecord
 from features.streams import APPEARANCE, FEATURES, STAGE_TWO, UNIT, VECTORS
 from features.strict_model import StrictModel, describe_validation_error, did_you_mean
 from stage2_temporal.data.batches import Batches
@@ -80,8 +67,8 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         needs_timestamps: whether the result depends on the time between frames.
         settings_ (HeadConfig): the validated [head] settings, an instance of `settings`; set by `fit` and `restore`.
         train_ (TrainConfig): the validated [train] settings; set by `fit` and `restore`.
-        model_ (keras.Model): from the streams to (batch, K) in the target's unit. With one stream it has one input
-            named `features`, with several a dictionary of inputs by stream.
+        model_ (keras.Model): from the streams (one input `features`, or several by stream) to (batch, K) in the
+            target's unit.
         outcome_ (TrainingResult): the training's history, kept epoch and duration.
     """
 
@@ -109,8 +96,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         Args:
             X: `StoreExamples`, or an array (n, F), (n, T, F) or (n, T, h, w, c).
             y: (n, K) or (n,) targets without NaN.
-            validation: X and y that decide which epoch is kept. Without it the last part of X does if
-                `validation_split` is set; otherwise the last epoch is kept.
+            validation: X and y that choose the epoch; else the last part of X if `validation_split`, or no choice.
             logs: folder for TensorBoard logs.
 
         Raises:
@@ -132,12 +118,10 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         if self.train_.reverse or self.train_.shift or self.train_.strides:
             examples, targets = self._augment(examples, targets)
         self.prepare(examples, targets)
-        self._plan_graph(
-            self.input_shapes(examples),
-            targets.shape[1],
-            top=examples.top() if APPEARANCE in self.settings_.input_streams else None,
-            target=target_scale(targets) if self.train_.standardise else None,
-        )
+        self._shapes, self._targets = self.input_shapes(examples), targets.shape[1]
+        self._top = examples.top() if APPEARANCE in self.settings_.input_streams else None
+        self._target = target_scale(targets) if self.train_.standardise else None
+        self._scale: Scale | None = None
         self._train_model(examples, targets, validation_set, logs)
         return self
 
@@ -158,11 +142,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def derived_streams(self, examples: StoreExamples) -> list[DerivedStream]:
-        """List the derived streams that training would add to the store where they are missing.
-
-        Raises:
-            ConfigError: settings out of range, or that do not fit the store.
-        """
+        """List the derived streams that training adds where missing; a ConfigError if settings do not fit the store."""
         return []
 
     # what heads override
@@ -213,15 +193,11 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return {FEATURES: streams[0]} if len(streams) == 1 else {stream: stream for stream in streams}
 
     def with_top(self, maps: Tensor, name: str) -> Tensor:
-        """Apply the store's top, which is trainable, to the maps (batch, T, h, w, c) of the input `name`.
-
-        Maps of an input without a top are returned as they are, vectors (batch, T, F) as maps of one cell. Time is
-        folded into the batch: this gives the numbers of a TimeDistributed top at inference, with one call and one
-        batch-norm update per step.
-        """
+        """Apply the store's trainable top, if any, to maps (batch, T, h, w, c) or vectors of the input `name`."""
         maps = as_maps(maps)
         if self._top is None or self.input_streams[name] != APPEARANCE:
             return maps
+        # time is folded into the batch: as a TimeDistributed top at inference, with one batch-norm update per step
         _, time, *entry = maps.shape
         x = rebuild_top(self._top)(keras.ops.reshape(maps, (-1, *entry)))
         return keras.ops.reshape(x, (-1, time, *x.shape[1:]))
@@ -229,21 +205,8 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     # what they share
 
     def _read_settings(self) -> None:
-        """Validate the parameters, and forget the last training."""
         self.settings_: Any = validated(self, self.settings)
         self.train_: TrainConfig = validated(self, TrainConfig)
-
-    def _plan_graph(
-        self,
-        shapes: dict[str, tuple[int, ...]],
-        targets: int,
-        *,
-        top: TopRecord | None = None,
-        target: Scale | None = None,
-    ) -> None:
-        """Set what the graph is built from: input shapes, number of targets, the store's top and the targets' scale."""
-        self._shapes, self._targets, self._top, self._target = shapes, targets, top, target
-        self._scale: Scale | None = None
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -253,7 +216,6 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
     def _check_inputs(self, X: Any, y: Any, *, fitting: bool) -> tuple[HeadInputs, Floats]:
-        """Check X and, when fitting, y."""
         if isinstance(X, StoreExamples):
             if len(X) == 0:
                 raise ValueError("found 0 examples, at least 1 is needed")
@@ -281,7 +243,6 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return augmented, targets[origin] * factor
 
     def _build_graph(self) -> Graph:
-        """Build the graph up to the vectors."""
         inputs = {n: keras.Input(shape, name=n, dtype="float32") for n, shape in self._shapes.items()}
         features = self.features(inputs)
         if features is not inputs:  # named, so that a saved model can be split there
@@ -318,7 +279,6 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def _batches(
         self, examples: HeadInputs, targets: Floats | None, *, stored: bool, seed: int | None = None
     ) -> Batches:
-        """Make batches of `stored_features` or of `input_arrays`."""
         read = self.stored_features if stored else self.input_arrays
         rows = np.arange(len(examples))
         return Batches(lambda rows: model_inputs(read(examples[rows])), rows, targets, self.train_.batch, seed)
@@ -335,16 +295,12 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _as_targets(y: Any) -> Floats:
-    """Convert targets to float64; a ValueError if some are NaN."""
     targets: Floats = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
     return targets
 
 
 def constructor(settings: type[HeadConfig], train: Iterable[str]) -> Callable[..., None]:
-    """Make an `__init__` with a head's settings but their name, and the fields `train` of [train], as parameters.
-
-    scikit-learn reads them from its signature.
-    """
+    """Make an `__init__` whose signature scikit-learn reads: a head's settings, and the fields `train` of [train]."""
     fields = {name: field for name, field in settings.model_fields.items() if name != "name"}
     fields |= {name: field for name, field in TrainConfig.model_fields.items() if name in train}
 
@@ -366,11 +322,7 @@ def constructor(settings: type[HeadConfig], train: Iterable[str]) -> Callable[..
 
 
 def validated(estimator: Any, section: type[StrictModel]) -> Any:
-    """Validate an estimator's parameters as a `section`, whose other fields have their defaults.
-
-    Raises:
-        ConfigError: a parameter has the wrong type or is out of range.
-    """
+    """Validate an estimator's parameters as a `section`, other fields by default; a ConfigError if one is invalid."""
     # NumPy numbers become Python's, because grids of parameters are often arrays
     values = {
         name: value.item() if isinstance(value := getattr(estimator, name), np.generic) else value

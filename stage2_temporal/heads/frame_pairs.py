@@ -70,7 +70,7 @@ class FramePairsHead(Head):
                 values = np.empty((*later.shape, *shape), np.float32)
                 for distance in np.unique(distances).tolist():
                     at = distances == distance
-                    values[at] = examples.read(self.derived_stream(stream, distance).name, later[at])
+                    values[at] = examples.stream(self.derived_stream(stream, distance).name, later[at])
                 arrays[feature_name(name, lag)] = values
         return arrays
 

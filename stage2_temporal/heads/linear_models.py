@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-from abc import abstractmethod
 from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 from sklearn import kernel_ridge, linear_model, svm
-from sklearn.exceptions import ConvergenceWarning
 
 from features._common.types import Floats, Tensor
 from features.head_config import KernelRidgeConfig, RidgeConfig, SVRConfig
@@ -21,7 +17,6 @@ GAMMA_SCALE = 0.1  # γ · F; so small that the kernel is wider than the data, a
 # what head.alpha = 1 stands for: values of the rbf kernel are at most 1, those of the linear kernel as large as F
 KERNEL_ALPHA = {"rbf": 1e-3, "linear": 1.0}
 SVR_EPSILON = 0.02  # errors below this share of the target's deviation cost nothing in SVR
-KernelFit = tuple[Floats, Floats, NDArray[np.int64] | slice]
 
 
 class Ridge(PooledStatistics, ClosedFormHead):
@@ -41,16 +36,8 @@ class KernelHead(PooledStatistics, ClosedFormHead):
     """A head that compares a window with training windows: Σ weight · kernel(window, training window) + bias.
 
     The kernel is a · b, or exp(−γ |a − b|²) with γ = GAMMA_SCALE / F, so that its width does not depend on the number
-    of features F.
+    of features F. `solve` returns training windows (m, F), weights (m, K) and bias (K,).
     """
-
-    @abstractmethod
-    def fit_kernel(self, vectors: Vectors, targets: Floats, gamma: float) -> KernelFit:
-        """Fit (n, F) to (n, K); return weights (m, K), bias (K,), and which m training windows these belong to."""
-
-    def solve(self, vectors: Vectors, targets: Floats) -> Any:
-        weights, bias, used = self.fit_kernel(vectors.astype(np.float64), targets, GAMMA_SCALE / vectors.shape[1])
-        return vectors[used].astype(np.float64), weights, bias
 
     def output(self, vectors: Tensor, targets: int) -> Tensor:
         anchors, weights, bias = self.solution_
@@ -68,11 +55,11 @@ class KernelRidge(KernelHead):
 
     settings = KernelRidgeConfig
 
-    def fit_kernel(self, vectors: Vectors, targets: Floats, gamma: float) -> KernelFit:
-        kernel = self.settings_.kernel
+    def solve(self, vectors: Vectors, targets: Floats) -> tuple[Floats, Floats, Floats]:
+        x, kernel = vectors.astype(np.float64), self.settings_.kernel
         alpha = self.settings_.alpha * KERNEL_ALPHA[kernel]
-        model = kernel_ridge.KernelRidge(alpha=alpha, kernel=kernel, gamma=gamma).fit(vectors, targets)
-        return model.dual_coef_, np.zeros(targets.shape[1]), slice(None)
+        model = kernel_ridge.KernelRidge(alpha=alpha, kernel=kernel, gamma=GAMMA_SCALE / x.shape[1]).fit(x, targets)
+        return x, model.dual_coef_, np.zeros(targets.shape[1])
 
 
 class SVR(KernelHead):
@@ -80,15 +67,13 @@ class SVR(KernelHead):
 
     settings = SVRConfig
 
-    def fit_kernel(self, vectors: Vectors, targets: Floats, gamma: float) -> KernelFit:
+    def solve(self, vectors: Vectors, targets: Floats) -> tuple[Floats, Floats, Floats]:
+        x, kernel = vectors.astype(np.float64), self.settings_.kernel
         weights, bias = np.zeros(targets.shape), np.zeros(targets.shape[1])
-        kernel = self.settings_.kernel
         c = 1 / (self.settings_.alpha * KERNEL_ALPHA[kernel])
         for k in range(targets.shape[1]):
-            model = svm.SVR(C=c, kernel=kernel, gamma=gamma, epsilon=SVR_EPSILON)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                model.fit(vectors, targets[:, k])
+            model = svm.SVR(C=c, kernel=kernel, gamma=GAMMA_SCALE / x.shape[1], epsilon=SVR_EPSILON)
+            model.fit(x, targets[:, k])
             weights[model.support_, k], bias[k] = model.dual_coef_[0], model.intercept_[0]
         used = np.flatnonzero(weights.any(axis=1) | (np.arange(len(weights)) == 0))  # at least one
-        return weights[used], bias, used
+        return x[used], weights[used], bias

@@ -32,11 +32,7 @@ TINY = 1e-12  # and absolutely, for windows in which nothing moves
 
 
 class PooledHead(FramePairsHead):
-    """A head on maps averaged over a grid; with `difference` also on how much each cell changed.
-
-    With `components` it takes each map's first principal components instead, and how much each of these changed. Their
-    basis comes from the store's training split, or from the frames of a plain array, and is part of the model.
-    """
+    """A head on maps averaged over a grid, or on their first principal components, and on how much these changed."""
 
     _bases: dict[str, list[NDArray[np.float32]]]  # by input name: kernel and bias of the projection
 
@@ -48,7 +44,6 @@ class PooledHead(FramePairsHead):
         return (0, *self.window_lags(length))
 
     def reduce_frames(self, name: str, maps: Tensor) -> Tensor:
-        """Project an input's maps (batch, T, h, w, c) to (batch, T, components), or return them as they are."""
         if not self.settings_.components:
             return maps
         if name not in self._bases:
@@ -58,13 +53,12 @@ class PooledHead(FramePairsHead):
         if not isinstance(maps, keras.KerasTensor):
             return keras.ops.matmul(flat, kernel) + bias
         # in single precision whatever the rest computes in, as the stored components are
-        layer = keras.layers.Dense(len(bias), trainable=False, dtype="float32", name=_projection_layer(name))
+        layer = keras.layers.Dense(len(bias), trainable=False, dtype="float32", name=f"{name}.components")
         projected = layer(flat)
         layer.set_weights([kernel, bias])
         return projected
 
     def frame_features(self, frames: Tensor, lag: int) -> Tensor:
-        """Compute features (batch, T − lag, F) from reduced frames: their own, or their change over `lag` frames."""
         if not self.settings_.components:
             return pool_frames(frames, self.settings_.grid, lag)
         return absolute_differences(frames, lag) if lag else frames
@@ -80,7 +74,7 @@ class PooledHead(FramePairsHead):
     def restore(self, model: keras.Model, folder: Path | None = None) -> Self:
         super().restore(model, folder)
         if self.settings_.components:
-            self._bases = {name: model.get_layer(_projection_layer(name)).get_weights() for name in self.input_streams}
+            self._bases = {name: model.get_layer(f"{name}.components").get_weights() for name in self.input_streams}
         return self
 
     def _read_settings(self) -> None:
@@ -147,10 +141,7 @@ class PooledHead(FramePairsHead):
 
 
 class PooledFrames(PooledHead):
-    """A pooled head with one vector per frame: its cells and, with `difference`, their change since the frame before.
-
-    The first frame of a window gets the second frame's change.
-    """
+    """A pooled head with one vector per frame: its cells and, with `difference`, their change from frame to frame."""
 
     def window_lags(self, length: int) -> tuple[int, ...]:
         return (1,) if self.settings_.difference else ()
@@ -190,7 +181,3 @@ def _log_change(changes: Tensor) -> Tensor:
     # a dead channel must not give an infinite logarithm, whatever the unit of the map
     floor = MIN_CHANGE * keras.ops.mean(mean, axis=-1, keepdims=True) + TINY
     return keras.ops.log(mean + floor)
-
-
-def _projection_layer(name: str) -> str:
-    return f"{name}.components"

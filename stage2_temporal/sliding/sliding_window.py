@@ -1,8 +1,6 @@
 """Run a model over sliding windows of a frame stream: each frame goes through trunk and top once, in batches.
 
-Windows overlap, so whatever depends on one frame alone is computed once per frame and kept as long as a window needs
-it: the trunk's map or the optical flow, the top's output, and the per-frame features of a pooled head. A window then
-costs only the rest of the head.
+Whatever depends on one frame alone is computed once and kept as long as a window needs it.
 """
 
 from __future__ import annotations
@@ -65,11 +63,11 @@ class RunModels:
 
 
 def load_run_models(run: Path) -> RunModels:
-    """Load what predicts from images: the models of a run, and the trunk only if its head takes maps.
+    """Load the models of a run that predict from images, the trunk only if its head takes maps.
 
     Raises:
         DataError, ConfigError: the run is incomplete, or its head takes a stream that only a store has.
-        StoreError: the backbone built from the run's config is not the one the run was trained on.
+        StoreError: the run was trained on another backbone.
     """
     metrics, config = read_metrics(run), read_run_config(run)
     check_streams(run, config)
@@ -90,11 +88,7 @@ def load_run_models(run: Path) -> RunModels:
 
 
 def sliding_windows(sequence: FrameSequence, config: Config) -> NDArray[np.int64]:
-    """List the frames of every window of a sequence, (n, T).
-
-    Raises:
-        DataError: the sequence is shorter than one window.
-    """
+    """List the frames of every window of a sequence, (n, T); a DataError if it is shorter than one."""
     length, stride = config.window.length, config.window.stride
     span = (length - 1) * stride + 1
     if sequence.length < span:
@@ -125,17 +119,13 @@ def warn_of_other_interval(sequence: FrameSequence, models: RunModels, stride: i
 
 
 class SlidingWindow:
-    """Runs a model over windows of one frame stream.
+    """Runs a model over windows of one frame stream; `engine` counts the trunk's passes.
 
-    `engine` runs the trunk and counts its passes. `buffers` are per-frame arrays by input of the rest of the head,
-    (kept frames + `step`, …); nothing else is kept of the stream, however long it is.
+    Of the stream, only `buffers` are kept: arrays (kept frames + `step`, …) by input of the rest of the head.
     """
 
     def __init__(self, models: RunModels, rows: NDArray[np.int64], step: int = 0) -> None:
-        """Prepare for windows of the stream's frames `rows` (n, T), ascending by the last.
-
-        `step` is the number of frames per batch at most; 0 chooses a fast one.
-        """
+        """Prepare for windows `rows` (n, T), ascending by the last frame; batches have at most `step` frames if > 0."""
         self.rows, self._inputs = rows, models.inputs
         extract = models.config.extract
         self.engine = None if models.trunk is None else Engine(models.trunk, extract.batch, extract.engine)
@@ -180,10 +170,7 @@ class SlidingWindow:
         self._count += count
 
     def predict(self, rows: NDArray[np.int64], geometry: Predictions | None = None) -> Predictions:
-        """Predict (n, targets) of windows whose frames `rows` (n, T) are all in the buffers.
-
-        `geometry` (n, F) has the vehicle's geometry vector of each window, if the head takes one.
-        """
+        """Predict (n, targets) of windows `rows` (n, T) in the buffers, with vehicles' vectors `geometry` (n, F)."""
         frames = {n: tf.constant(buffer) for n, buffer in self.buffers.items()}
         vectors = {} if geometry is None else {GEOMETRY: tf.constant(geometry)}
         predictions: Predictions = self._predict(frames, tf.constant(rows - self._first), vectors).numpy()
@@ -192,10 +179,7 @@ class SlidingWindow:
     def run(
         self, batches: Iterable[StreamBatch], geometry: Callable[[slice], Predictions] | None = None
     ) -> Iterator[Predictions]:
-        """Yield the predictions (m, targets) of all windows, in the order of `rows`, from the batches of a stream.
-
-        `geometry` returns the geometry vectors of a range of windows; it is called once all their frames are in.
-        """
+        """Yield the predictions (m, targets) of all windows in order; `geometry` returns the vectors of a range."""
         if not self._inputs:
             assert geometry is not None
             yield self.predict(self.rows, geometry(slice(None)))
@@ -211,11 +195,7 @@ class SlidingWindow:
 
 
 def _split_top(stage_two: keras.Model, name: str) -> tuple[keras.Model | None, NamedTensors]:
-    """Split a stage-two model after its top, which takes the input `name`.
-
-    Returns the top, map to map, per frame, None if there is none; and by input name the tensors of whole windows that
-    the rest of the model starts from.
-    """
+    """The top that takes the input `name`, if there is one, and the tensors, by input, that the rest starts from."""
     tensors = {tensor.name: tensor for tensor in stage_two.inputs}
     if TOP not in [layer.name for layer in stage_two.layers]:
         return None, tensors

@@ -131,7 +131,8 @@ def predict_vehicles(
     assert camera_geometry is not None
     warn_of_other_size(camera_geometry, sequence)
     span = int(rows[0, -1] - rows[0, 0]) + 1
-    window, flow, tracker = SlidingWindow(models, rows, FRAMES_PER_STEP), OnlineFlow(), OnlineTracker(span)
+    window, tracker = SlidingWindow(models, rows, FRAMES_PER_STEP), OnlineTracker(span)
+    strips: list[Image] = []  # for optical flow: the last frame before a batch and the batch's
 
     def vectors(names: list[str]) -> NDArray[np.float32]:
         tracks = np.stack([tracker.boxes[n][::stride] for n in names])
@@ -150,7 +151,8 @@ def predict_vehicles(
                     small = list(clip.source.read(start, start + len(images), config.frames.min_size))
                 batch[FRAMES] = np.stack([resize_frame(image, config.frames) for image in small])
             if MOTION in models.inputs:
-                batch[MOTION] = flow(images)
+                strips = [*strips[-1:], *map(optical_flow.flow_strip, images)]
+                batch[MOTION] = optical_flow.flow_entries(strips, starts_sequence=start == 0)
             window.push(batch)
             visible: list[tuple[int, str, Box]] = []
             geometry = []
@@ -169,16 +171,3 @@ def predict_vehicles(
             for frame, image in enumerate(images, start):
                 yield image, predictions[frame]
                 progress.update(1)
-
-
-class OnlineFlow:
-    """Computes the motion stream of frames that arrive in batches, the first one of at least two frames."""
-
-    def __init__(self) -> None:
-        self._last: list[Image] = []
-
-    def __call__(self, images: Sequence[Image]) -> NDArray[np.float16]:
-        """Return the entries (n, …) of the next n full-size frames."""
-        strips = [*self._last, *map(optical_flow.flow_strip, images)]
-        begins, self._last = not self._last, strips[-1:]
-        return optical_flow.flow_entries(strips, starts_sequence=begins)

@@ -6,7 +6,6 @@ the model with Keras' own layers. An epoch of the published model takes 60 % of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -29,12 +28,12 @@ def with_fast_layers(model: keras.Model, precision: Precision = "float32") -> ke
 
     `precision` is that of the factors in the replaced layers' matrix products; sums and weights stay float32.
     """
-    if all(_fast_layer(layer) is None for layer in _all_layers(model)):
+    fast_layers = (FastLSTM, FastPointwiseConv)
+    if not any(fast.replaces(layer) for layer in model._flatten_layers() for fast in fast_layers):
         return model
 
     def replace(layer: Any) -> Any:
-        fast = _fast_layer(layer)
-        return layer if fast is None else fast(layer, precision)
+        return next((fast(layer, precision) for fast in fast_layers if fast.replaces(layer)), layer)
 
     copies = _copies.setdefault(model, {})
     if precision not in copies:
@@ -118,16 +117,6 @@ class FastPointwiseConv(keras.layers.Layer):  # type: ignore[misc]
         if self.bias is not None:
             values = values + self.bias
         return self.activation(values)
-
-
-def _fast_layer(layer: Any) -> type[FastLSTM] | type[FastPointwiseConv] | None:
-    return next((fast for fast in (FastLSTM, FastPointwiseConv) if fast.replaces(layer)), None)
-
-
-def _all_layers(model: keras.Model) -> Iterator[Any]:
-    """All layers, including those of models inside the model."""
-    for layer in model.layers:
-        yield from _all_layers(layer) if isinstance(layer, keras.Model) else (layer,)
 
 
 def _matmul(a: Tensor, b: Tensor, precision: str) -> Tensor:

@@ -77,10 +77,12 @@ def fit_model(
     rmse = keras.metrics.RootMeanSquaredError(name="rmse")
     fast_model.compile(optimiser, loss=loss_function(deviation), metrics=[rmse])
     keeper = _Keeper(config, validation is not None)
-    tensorboard = [_tensorboard(logs)] if logs else []
+    if logs and find_spec("tensorboard") is None:
+        raise FramebankError("train.tensorboard needs the package tensorboard", hint="pip install tensorboard")
+    tensorboard = [keras.callbacks.TensorBoard(log_dir=str(logs))] if logs else []
     started, interrupted = time.monotonic(), False
     try:
-        with deferred_interrupt() as interrupt:
+        with deferred_interrupt() as interrupt, reading_errors(train, validation):
             callbacks = [keeper, interrupt, *tensorboard]
             if config.schedule == "cosine":
                 decay = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs)
@@ -92,11 +94,6 @@ def fit_model(
         if keeper.weights is None:
             raise
         interrupted = True
-    except tf.errors.OpError:
-        fault = train.fault or (validation and validation.fault)
-        if fault is None:
-            raise
-        raise fault from None
     finally:
         keeper.bar.close()
         train.close()
@@ -113,14 +110,19 @@ def predict_batches(model: keras.Model, batches: Batches) -> Floats:
         StoreError: a frame cannot be read.
     """
     try:
-        predictions: NDArray[np.float32] = with_fast_layers(model).predict(batches, verbose=0)
-    except tf.errors.OpError:
-        if batches.fault is None:
-            raise
-        raise batches.fault from None
+        with reading_errors(batches):
+            return np.asarray(with_fast_layers(model).predict(batches, verbose=0), np.float64)
     finally:
         batches.close()
-    return predictions.astype(np.float64)
+
+
+@contextmanager
+def reading_errors(*batches: Batches | None) -> Iterator[None]:
+    """Raise the user's error that reading batches raised, in place of TensorFlow's, which hides it."""
+    try:
+        yield
+    except tf.errors.OpError as e:
+        raise next((b.fault for b in batches if b is not None and b.fault is not None), e) from None
 
 
 def loss_function(deviation: Floats | None) -> str | Callable[[Any, Any], Any]:
@@ -133,14 +135,6 @@ def loss_function(deviation: Floats | None) -> str | Callable[[Any, Any], Any]:
         return keras.ops.mean(keras.ops.square((predicted - true) * weight), axis=-1)
 
     return standardised_squared_error
-
-
-def _tensorboard(logs: Path) -> keras.callbacks.Callback:
-    if find_spec("tensorboard") is None:
-        raise FramebankError(
-            "train.tensorboard needs the package tensorboard", hint="python -m pip install tensorboard"
-        )
-    return keras.callbacks.TensorBoard(log_dir=str(logs))
 
 
 @contextmanager
