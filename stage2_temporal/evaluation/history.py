@@ -12,21 +12,14 @@ from features.errors import DataError
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch; NaN where unknown, as without validation examples.
+    """One epoch; NaN where unknown, as without validation examples."""
 
-    Attributes:
-        epoch: number from 1; fine-tuning begins with 0, the model before its first step.
-        loss, val_loss: what training minimises, on the training and the validation examples.
-        rmse, val_rmse: root mean squared error in the target's unit.
-        seconds: wall time.
-    """
-
-    epoch: int
-    loss: float
-    rmse: float
+    epoch: int  # from 1; fine-tuning begins with 0, the model before its first step
+    loss: float  # what training minimises
+    rmse: float  # in the target's unit
     val_loss: float
     val_rmse: float
-    seconds: float
+    seconds: float  # wall time
 
 
 COLUMNS = tuple(field.name for field in fields(Epoch))
@@ -38,11 +31,7 @@ def write_history(path: Path, history: Iterable[Epoch]) -> None:
 
 
 def read_history(path: Path, hint: str) -> tuple[Epoch, ...]:
-    """Read what `write_history` wrote; every error gets the hint.
-
-    Raises:
-        DataError: the file is missing, lacks a column or contains a value that is not a number.
-    """
+    """Read what `write_history` wrote; DataError with the hint if the file is missing or is not as that wrote it."""
     history = []
     for row in read_csv_table(path, required=COLUMNS, hint=hint).rows:
         try:

@@ -37,8 +37,7 @@ class Scores(ComponentScores):
     Attributes:
         rmse: root mean squared error over all examples and components, as Keras' RootMeanSquaredError computes it.
         mae: mean absolute error over all examples and components.
-        skill: 1 − MSE / MSE of the constant predictor: 0 is the constant, 1 is perfect, negative is worse than the
-            constant. NaN if the constant makes no error.
+        skill: 1 − MSE / MSE of the constant predictor; NaN if that makes no error.
         spread_ratio: root of the predictions' summed variance over that of the labels; NaN if the labels don't vary.
         components: the same for each column by itself.
         ev: TuSimple's velocity error, (m/s)²; None unless vx and vy are columns and some position is known.
@@ -59,10 +58,8 @@ def scores(
     """Compute every metric of one split.
 
     Args:
-        true: (n, K) labels, n ≥ 1, all known.
-        predicted: (n, K) predictions.
+        true, predicted: (n, K) labels, n ≥ 1, all known, and predictions for K columns.
         constant: (K,) the constant predictor: the mean of the training targets.
-        columns: names of the K columns.
         position: (n, 2) x (forward), y (right) of the vehicle in metres; NaN where unknown.
     """
     error = predicted - true

@@ -59,17 +59,12 @@ VehicleType = TypeVar("VehicleType", bound=PredictedVehicle)
 
 @dataclass(frozen=True)
 class ByDistance:
-    """Mean squared error, summed over x and y: (m/s)² for EV, m² for EP.
+    """Mean squared error, summed over x and y: (m/s)² for EV, m² for EP; NaN without a vehicle at that distance."""
 
-    Attributes:
-        near, medium, far: under 20 m, 20 to 45 m, 45 m and more; NaN if there is no vehicle at that distance.
-        mean: mean of the three; NaN if one of them is.
-    """
-
-    near: Metric
-    medium: Metric
-    far: Metric
-    mean: Metric
+    near: Metric  # under 20 m
+    medium: Metric  # 20 to 45 m
+    far: Metric  # 45 m and more
+    mean: Metric  # of the three; NaN if one of them is
 
 
 @dataclass(frozen=True)
@@ -82,10 +77,9 @@ class Benchmark:
 
 
 def by_distance(error: Floats, position: Floats) -> ByDistance | None:
-    """Average the squares of (n, 2) errors in m/s or m by distance; None if no position is known.
+    """Average the squares of (n, 2) errors in m/s or m by the distance of the (n, 2) positions in m.
 
-    Args:
-        position: (n, 2) in metres; vehicles with NaN are left out.
+    Vehicles whose position is NaN are left out; None if no position is known.
     """
     squared, distance = (error**2).sum(axis=1), np.hypot(position[:, 0], position[:, 1])
     if not np.isfinite(distance).any():
@@ -96,9 +90,7 @@ def by_distance(error: Floats, position: Floats) -> ByDistance | None:
 
 
 def evaluate_tusimple(predictions: Path, truth: Path) -> Benchmark:
-    """Compute EV and EP from two JSON files in the benchmark's format.
-
-    Both have one list of vehicles per clip, clips in the same order, vehicles in any order.
+    """Compute EV and EP from two JSON files in the benchmark's format, with the clips in the same order.
 
     Raises:
         DataError: a file is missing or has another format, the numbers of clips differ, or no predicted box is near
@@ -127,11 +119,7 @@ def evaluate_tusimple(predictions: Path, truth: Path) -> Benchmark:
 
 
 def tusimple_table(predictions: Path, truth: Path) -> str:
-    """EV and EP of predictions by distance, and the EV of predicting (0, 0), as a table for the terminal.
-
-    Raises:
-        DataError: see `evaluate_tusimple`.
-    """
+    """`evaluate_tusimple` as a table for the terminal."""
     result = evaluate_tusimple(predictions, truth)
     rows = [("EV [(m/s)²]", result.ev), ("EV of (0, 0)", result.zero_ev), ("EP [m²]", result.ep)]
     return text_table(

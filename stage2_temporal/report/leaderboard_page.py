@@ -12,13 +12,7 @@ from features._common.console import text_table
 from features._common.csv_table import write_csv_table
 from stage2_temporal.report.page import duration, environment, number
 from stage2_temporal.runs.folder import REPORT
-from stage2_temporal.runs.leaderboard import (
-    METRICS_WITH_UNIT,
-    Board,
-    LeaderboardRow,
-    MeanAndDeviation,
-    format_setting,
-)
+from stage2_temporal.runs.leaderboard import METRICS_WITH_UNIT, Board, LeaderboardRow, format_setting
 
 METRIC_TITLES = {"rmse": "RMSE", "mae": "MAE", "skill": "skill", "spread_ratio": "spread ratio", "ev": "EV", "ep": "EP"}
 ALWAYS_SHOWN = ("skill", "spread_ratio")
@@ -28,7 +22,12 @@ MAX_WIDTH = 60  # characters of a cell in the terminal
 
 def leaderboard_text(boards: Iterable[Board], root: Path) -> str:
     """Every board as a table for the terminal; `root` is the folder of the runs."""
-    return "\n\n".join(f"{board.title}\n\n{_text_table(board, root)}" for board in boards)
+    tables = []
+    for board in boards:
+        titles = [*_titles(board), "run"]
+        rows = [[*(_shortened(c.text + c.deviation) for c in _cells(board, r)), _link(r, root)[0]] for r in board.rows]
+        tables.append(f"{board.title}\n\n{text_table(titles, rows, left=(1, 2, len(titles) - 1))}")
+    return "\n\n".join(tables)
 
 
 def write_leaderboard(boards: Sequence[Board], root: Path) -> Path:
@@ -82,16 +81,13 @@ def _cells(board: Board, row: LeaderboardRow) -> list[TableCell]:
         TableCell(row.head, row.head, kind="name"),
         TableCell(settings, settings or None, kind="name settings"),
         TableCell(str(len(row.runs) or ""), len(row.runs) or None),
-        *(_metric_cell(row.metrics.get(name)) for name in _shown_metrics(board)),
+        *(_metric_cell(*row.metrics.get(name, (None, None))) for name in _shown_metrics(board)),
         TableCell("" if row.parameters is None else f"{row.parameters:,}", row.parameters),
         TableCell("" if row.seconds is None else duration(row.seconds), row.seconds),
     ]
 
 
-def _metric_cell(value: MeanAndDeviation | None) -> TableCell:
-    if value is None:
-        return TableCell("–")
-    mean, deviation = value
+def _metric_cell(mean: float | None, deviation: float | None) -> TableCell:
     return TableCell(number(mean), mean, f" ± {number(deviation)}" if deviation and deviation > ROUNDING else "")
 
 
@@ -114,12 +110,6 @@ def _link(row: LeaderboardRow, root: Path) -> tuple[str, str | None]:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= MAX_WIDTH else f"{text[: MAX_WIDTH - 1]}…"
-
-
-def _text_table(board: Board, root: Path) -> str:
-    titles = [*_titles(board), "run"]
-    rows = [[*(_shortened(c.text + c.deviation) for c in _cells(board, r)), _link(r, root)[0]] for r in board.rows]
-    return text_table(titles, rows, left=(1, 2, len(titles) - 1))
 
 
 def _csv_row(board: Board, row: LeaderboardRow, root: Path) -> list[object]:

@@ -37,21 +37,16 @@ def run_path(name: str) -> Path:
 
 
 def run_settings(config: Config) -> str:
-    """The settings that decide a run's result, as canonical JSON.
-
-    Those that decide the store's content are not among them; see `store_origin`.
-    """
+    """The settings that decide a run's result, as canonical JSON, without the store's; see `store_origin`."""
     settings = config.model_dump(mode="json", include={"window", "head", "train"})
     del settings["train"]["memory_gb"]  # changes how the store is read, not what comes out
     return canonical_json({**settings, "columns": config.data.columns})
 
 
 def is_finished(path: Path, config: Config, origin: dict[str, Any], *, report: bool = True) -> bool:
-    """Whether the folder holds a complete, uninterrupted run with these settings on these examples.
+    """Whether the folder holds a complete, uninterrupted run with these settings on `store_origin`'s examples.
 
-    Args:
-        origin: the store and examples, from `store_origin`.
-        report: whether the run is only complete with its report.
+    With `report`, a run is only complete with its report.
     """
     if not all((path / name).is_file() for name in FILES if report or name != REPORT):
         return False
@@ -102,9 +97,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Fill a temporary folder that replaces `path` when the block ends without an error.
 
     If another process finished a run at `path` in the meantime, that run stays and this one takes the next free name.
-
-    Yields:
-        An empty folder with the name of `path`, elsewhere below its parent.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.stat() if path.exists() else None

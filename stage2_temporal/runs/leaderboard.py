@@ -50,16 +50,12 @@ class Run:
 
 @dataclass(frozen=True)
 class LeaderboardRow:
-    """One choice of settings, or the constant predictor, on a board.
-
-    `settings` are those that distinguish the row from the board's other rows with the same head, by their shortest
-    unambiguous name. `metrics` include TuSimple's `ev` and `ep` if positions are known; unknown ones are left out.
-    """
+    """One choice of settings, or the constant predictor, on a board."""
 
     rank: int | None  # from 1; None for the constant predictor
     head: str
-    settings: dict[str, Any]
-    metrics: dict[str, MeanAndDeviation]
+    settings: dict[str, Any]  # those that distinguish it from the head's other rows, by shortest unambiguous name
+    metrics: dict[str, MeanAndDeviation]  # with TuSimple's `ev` and `ep`; unknown ones are left out
     parameters: int | None = None  # trainable weights
     seconds: float | None = None  # duration of training, mean over the runs
     runs: tuple[Path, ...] = ()
@@ -107,21 +103,13 @@ def find_runs(root: Path) -> tuple[list[Run], list[str]]:
 
 
 def read_run(path: Path) -> Run:
-    """Read the run in a folder.
-
-    Raises:
-        DataError, ConfigError: the folder holds no run, or a file of it is not as training writes it.
-    """
+    """Read the run in a folder; DataError or ConfigError if there is none or a file is not as training writes it."""
     metrics = read_metrics(path)  # first, since it tells whether the folder is a run
     return Run(path, read_run_config(path), metrics)
 
 
 def boards(runs: Iterable[Run], target: str | None = None) -> list[Board]:
-    """Sort runs into boards, those to select models on first.
-
-    Args:
-        target: keep only this target, such as `velocity` or the names of its columns with commas.
-    """
+    """Sort runs, of one `target` (`velocity`, or columns with commas) or of all, into boards, best split first."""
     if target is not None:
         columns = Config().with_target(tuple(target.split(",")) if "," in target else target).data.columns
         runs = [run for run in runs if run.metrics.target == columns]
@@ -130,7 +118,7 @@ def boards(runs: Iterable[Run], target: str | None = None) -> list[Board]:
         splits = [split for split in SPLIT_ORDER if split in run.metrics.splits]
         for split in splits if splits == ["train"] else [split for split in splits if split != "train"]:
             comparable.setdefault((run.metrics.target, split, *_examples_key(run, split)), []).append(run)
-    all_boards = [_board(split, group) for (_, split, *_), group in comparable.items()]
+    all_boards = (_board(split, group) for (_, split, *_), group in comparable.items())
     return sorted(all_boards, key=lambda b: (b.target, SPLIT_ORDER.index(b.split), -len(b.rows), b.folds, b.examples))
 
 
@@ -139,9 +127,9 @@ def describe_best(runs: Iterable[Run]) -> str:
 
     Only settings with the largest number of folds and seeds count, since a single lucky fold is not the best.
     """
-    board = next(iter(boards(runs)), None)
-    if board is None:
+    if not (all_boards := boards(runs)):
         return ""
+    board = all_boards[0]
     most_runs = max(len(row.runs) for row in board.rows)
     best = next(row for row in board.rows if row.rank and len(row.runs) == most_runs)
     rmse = ""
@@ -179,25 +167,19 @@ def _board(split: str, runs: list[Run]) -> Board:
         settings_by_head.setdefault(group[0].metrics.head, []).append(group[0].settings)
     shown = {head: _distinguishing_names(settings) for head, settings in settings_by_head.items()}
     by_fold = {run.config.train.fold: run.metrics.splits[split] for run in runs}  # the constant differs by fold alone
-    first = runs[0].metrics
+    first, folds = runs[0].metrics, runs[0].config.train.folds
     mixed = first.mixed_units
     rows = [LeaderboardRow(None, CONSTANT, {}, _summarise([fold.constant for fold in by_fold.values()], mixed))]
     for group in groups:
         metrics, settings = group[0].metrics, group[0].settings
-        row = LeaderboardRow(
-            rank=None,
-            head=metrics.head,
-            settings={short: settings.get(name) for name, short in shown[metrics.head].items()},
-            metrics=_summarise([run.metrics.splits[split].model for run in group], mixed),
-            parameters=metrics.parameters.trainable,
-            seconds=fmean(run.metrics.seconds for run in group),
-            runs=tuple(run.path for run in group),
-        )
-        rows.append(row)
+        row_settings = {short: settings.get(name) for name, short in shown[metrics.head].items()}
+        summary = _summarise([run.metrics.splits[split].model for run in group], mixed)
+        seconds, paths = fmean(run.metrics.seconds for run in group), tuple(run.path for run in group)
+        trainable = metrics.parameters.trainable
+        rows.append(LeaderboardRow(None, metrics.head, row_settings, summary, trainable, seconds, paths))
     rows.sort(key=lambda row: (-row.skill, row.head, row_label(row)))
     ranks = count(1)
     ranked = tuple(row if row.head == CONSTANT else replace(row, rank=next(ranks)) for row in rows)
-    folds = runs[0].config.train.folds
     counts = [scored.examples for scored in by_fold.values()]
     examples = sum(counts) if folds and split == "validation" else counts[0]  # each fold validates on other examples
     return Board(first.target, first.unit, split, folds, examples, ranked)

@@ -55,19 +55,14 @@ class Parameters(Part):
 
 
 class StoreOrigin(Part):
-    """The store that a run was trained from.
-
-    Attributes:
-        examples: digest of the examples; see `Task.digest`.
-        streams: fingerprint of each stream that the head reads, and `tracks` for a vehicle's target.
-    """
+    """The store that a run was trained from."""
 
     path: str
     fingerprint: str
     frames: int
     sequences: int
-    examples: str = ""
-    streams: dict[str, str] = {}
+    examples: str = ""  # see `Task.digest`
+    streams: dict[str, str] = {}  # fingerprint of each that the head reads, and `tracks` for a vehicle's target
 
 
 class DroppedExamples(Part):
@@ -189,11 +184,7 @@ class Results:
 
 
 def read_metrics(run: Path) -> Metrics:
-    """Read a run's metrics.json.
-
-    Raises:
-        DataError: the folder is not a run, or the file is not as training writes it.
-    """
+    """Read a run's metrics.json; DataError if the folder is not a run or the file is not as training writes it."""
     if not (run / "metrics.json").is_file():
         nearest = did_you_mean(run.name, [file.parent.name for file in run.parent.glob("*/metrics.json")])
         raise DataError(f"{run} is not a run{nearest}: it has no metrics.json", hint="--run NAME, a folder in runs/")
@@ -207,11 +198,7 @@ def write_metrics(run: Path, metrics: Metrics) -> None:
 
 
 def read_results(run: Path) -> Results:
-    """Read everything that a report needs from a run's folder.
-
-    Raises:
-        DataError: a file is missing or is not as training writes it.
-    """
+    """Read what a report needs from a run's folder; DataError if a file is missing or not as training writes it."""
     metrics, config = read_metrics(run), run / "config.toml"
     if not config.is_file():
         raise DataError(f"{config}: no such file", hint=RETRAIN)
@@ -235,15 +222,9 @@ def write_predictions(
     sequences: Sequence[FrameSequence],
     stride: int,
 ) -> None:
-    """Write predictions as a CSV file with one row per example.
+    """Write (n, K) predictions for K target columns as a CSV file, with one row per example; distances are in metres.
 
-    A row names the example's split, sequence, label, frame and window, each target's true and predicted value in its
-    unit, and the vehicle's distance in metres.
-
-    Args:
-        splits: (n,) each example's split.
-        predicted: (n, K) predictions for K target columns.
-        sequences: all sequences of the data set.
+    `splits` (n,) has each example's split; `sequences` are all of the data set.
     """
     rows = (
         [
@@ -258,11 +239,7 @@ def write_predictions(
 
 
 def read_predictions(path: Path, target: tuple[str, ...]) -> tuple[PredictedExample, ...]:
-    """Read what `write_predictions` wrote; a missing `distance` is unknown.
-
-    Raises:
-        DataError: the file is missing, lacks a column or contains a value that is not a number.
-    """
+    """Read what `write_predictions` wrote, or DataError; a missing `distance` is unknown."""
     examples = []
     for row in read_csv_table(path, required=_prediction_columns(target), hint=RETRAIN).rows:
         cells = row.cells

@@ -21,17 +21,11 @@ from features.windows import Examples
 def write_submission_files(
     folder: Path, layout: str, examples: Examples, predicted: Floats, sequences: Sequence[FrameSequence]
 ) -> list[Path]:
-    """Write the test split's velocities in the format of the data set's evaluation, if it has one.
+    """Write the test split's velocities in the format of the data set's evaluation, if it has one; return the files.
 
     `competition`: `submission.csv` with the columns `ID,speed`. `tusimple`: `submission.json`, one list of vehicles
     per clip; the benchmark scores positions too, which `data.target = "velocity+position"` predicts.
-
-    Args:
-        predicted: (n, K) for `examples.columns`.
-        sequences: all sequences of the data set.
-
-    Returns:
-        The files written.
+    `predicted` is (n, K) for `examples.columns`; `sequences` are all of the data set.
     """
     test = np.flatnonzero(examples.split == "test")
     name = {"competition": "submission.csv", "tusimple": "submission.json"}.get(layout)
