@@ -37,7 +37,7 @@ class Scores(ComponentScores):
     Attributes:
         rmse: root mean squared error over all examples and components, as Keras' RootMeanSquaredError computes it.
         mae: mean absolute error over all examples and components.
-        skill: 1 − MSE / MSE of the constant predictor; NaN if that makes no error.
+        skill: 1 − MSE / MSE of the constant predictor: 0 is the constant, 1 is perfect; NaN if it makes no error.
         spread_ratio: root of the predictions' summed variance over that of the labels; NaN if the labels don't vary.
         components: the same for each column by itself.
         ev: TuSimple's velocity error, (m/s)²; None unless vx and vy are columns and some position is known.

@@ -90,7 +90,7 @@ def by_distance(error: Floats, position: Floats) -> ByDistance | None:
 
 
 def evaluate_tusimple(predictions: Path, truth: Path) -> Benchmark:
-    """Compute EV and EP from two JSON files in the benchmark's format, with the clips in the same order.
+    """Compute EV and EP from two JSON files in the benchmark's format; clips in the same order, vehicles in any.
 
     Raises:
         DataError: a file is missing or has another format, the numbers of clips differ, or no predicted box is near

@@ -57,11 +57,7 @@ def spread_evenly(length: int, count: int) -> list[int]:
 
 
 def report_clip(example: PredictedExample, store: Store) -> ReportClip:
-    """Look up an example's frames and boxes in the store.
-
-    Raises:
-        StoreError: the store lacks its sequence.
-    """
+    """Look up an example's frames and boxes in the store; StoreError if it lacks the sequence."""
     index = store.index(example.sequence)
     first, sequence = int(store.first[index]), store.sequences[index]
     return ReportClip(

@@ -109,7 +109,9 @@ def scatters(results: Results, component: int) -> list[Plot]:
         Series("constant", "dashed", "constant", list(true_range), [constant - v for v in true_range]),
     ]
     all_residuals = [*residual, *constant_residual]
-    edges = np.array(_bin_edges(all_residuals))
+    low, high = _extremes(all_residuals)
+    width = round_step((high - low) / 24 or 1.0)
+    edges = np.arange(math.floor(low / width), math.floor(high / width) + 2) * width  # 0 is one: no bin mixes signs
     centres = ((edges[:-1] + edges[1:]) / 2).tolist()
     counts, constant_counts = (np.histogram(values, edges)[0].tolist() for values in (residual, constant_residual))
     histogram = [
@@ -188,11 +190,3 @@ def _padded_range(values: Iterable[float], *, log: bool = False, zero: bool = Fa
         low = min(low, 0.0)
     margin = 0.05 * (high - low) or 0.5
     return low if zero and low == 0 else low - margin, high + margin
-
-
-def _bin_edges(values: Iterable[float]) -> list[float]:
-    """Edges of equally wide bins of a round width; 0 is an edge, so that no bin mixes signs."""
-    low, high = _extremes(values)
-    width = round_step((high - low) / 24 or 1.0)
-    start, stop = math.floor(low / width), math.floor(high / width) + 1
-    return [i * width for i in range(start, stop + 1)]

@@ -109,7 +109,7 @@ def read_run(path: Path) -> Run:
 
 
 def boards(runs: Iterable[Run], target: str | None = None) -> list[Board]:
-    """Sort runs, of one `target` (`velocity`, or columns with commas) or of all, into boards, best split first."""
+    """Sort runs (only those of `target`, such as `vx,vy`, if given) into boards, those to select models on first."""
     if target is not None:
         columns = Config().with_target(tuple(target.split(",")) if "," in target else target).data.columns
         runs = [run for run in runs if run.metrics.target == columns]

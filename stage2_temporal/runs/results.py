@@ -239,7 +239,7 @@ def write_predictions(
 
 
 def read_predictions(path: Path, target: tuple[str, ...]) -> tuple[PredictedExample, ...]:
-    """Read what `write_predictions` wrote, or DataError; a missing `distance` is unknown."""
+    """Read what `write_predictions` wrote, else raise DataError; a missing `distance` is unknown."""
     examples = []
     for row in read_csv_table(path, required=_prediction_columns(target), hint=RETRAIN).rows:
         cells = row.cells

@@ -76,7 +76,6 @@ def fit_camera_geometry(
     """Fit ground and camera to training labels: to boxes and positions, or else to velocities and tracks.
 
     Args:
-        tracks: of the training windows.
         boxes, positions, vx: the labels' (n, 4) px, (n, 2) x and y in m, and (n,) m/s; NaN if unknown.
         size: width and height of the frames, px.
 

@@ -67,10 +67,8 @@ def fit_ground(boxes: ArrayLike, positions: ArrayLike) -> Ground:
     """Fit horizon and scale to labels: a robust line of the box's lower edge over 1/x.
 
     The camera's principal row is not the horizon: TuSimple's camera looks down a little, and with cy as the horizon
-    distances are wrong by a factor of 20.
-
-    Args:
-        boxes, positions: (n, 4) px, and (n, 2) x and y in m; rows with NaN or x ≤ 0 are left out.
+    distances are wrong by a factor of 20. Of `boxes`, (n, 4) px, and `positions`, (n, 2) x and y in m, rows with NaN
+    or x ≤ 0 are left out.
 
     Raises:
         DataError: fewer than 3 labels with box and position, or all at one distance, or the nearer not lower.
@@ -96,11 +94,8 @@ def fit_ground_from_motion(boxes: ArrayLike, closing: ArrayLike, vx: ArrayLike) 
     """Fit horizon and scale to labels without positions: vx = closing · scale / (bottom − horizon).
 
     For each row that may be the horizon, the scale is fitted by least absolute deviations; the best row is taken.
-    Candidates lie above all but the highest 2 % of the lower edges, by at most the range that these cover.
-
-    Args:
-        boxes, closing, vx: (n, 4) px at the labels' frames, (n,) vx / x of the tracks in 1/s, and (n,) labels in m/s;
-            rows with NaN in any of them are left out.
+    Candidates lie above all but the highest 2 % of the lower edges, by at most the range that these cover. Of `boxes`,
+    (n, 4) px, `closing`, (n,) vx / x of the tracks in 1/s, and `vx`, (n,) m/s, rows with NaN are left out.
 
     Raises:
         DataError: fewer than 8 such labels, or velocities that contradict the tracks.
