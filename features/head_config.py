@@ -158,11 +158,11 @@ class CorrelationLSTMConfig(UnitsConfig, DenseConfig):
     name: Literal["correlation_lstm"] = "correlation_lstm"
     streams: Annotated[tuple[str, ...], Field(min_length=1)] = (APPEARANCE,)
     """Streams of maps that the head reads: the map at the cut, and those of taps."""
-    grid: tuple[int, int] = (8, 8)
+    grid: tuple[int, int] = (12, 8)
     """Rows and columns of the grid that displacements are averaged over."""
     lags: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] = (1, 2, 4)
     """Frames between the two maps that are compared; long ones measure what moves slowly."""
-    search: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (5, 5)
+    search: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (7, 5)
     """How many rows and columns away, in each direction, content is searched for in the earlier map."""
     skip_top: float = Field(1 / 3, ge=0, lt=1)
     """Share of the map's rows, at its top, that is left out because it shows sky."""
