@@ -9,17 +9,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from features.errors import DataError
 from stage1_extract.datasets.annotation_json import ego_labels, load_json, vehicle_labels
 from tests.dataset_helpers import VEHICLE
 
 
 @pytest.mark.parametrize("data", [b"{", b"\xff", b"[" * 100_000])
-def test_file_that_is_not_json_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_file_that_is_not_json_is_a_fault(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"a\.json: not JSON; .*expected JSON in UTF-8"):
-        load_json(path)
+    faults: list[str] = []
+    assert load_json(path, faults) == []
+    assert len(faults) == 1 and f"{path}: not JSON; expected JSON in UTF-8; got " in faults[0]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,8 @@ def test_wrong_annotation_is_one_fault(tmp_path: Path, text: str, message: str) 
     path = tmp_path / "a.json"
     path.write_text(text)
     faults: list[str] = []
-    vehicle_labels(load_json(path), "a.json", 3, velocity_required=True, all_vehicles=True, faults=faults)
+    (value,) = load_json(path, faults)
+    vehicle_labels(value, "a.json", 3, velocity_required=True, all_vehicles=True, faults=faults)
     assert len(faults) == 1 and faults[0].startswith("a.json: ") and message in faults[0]
 
 
