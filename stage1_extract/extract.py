@@ -1,7 +1,5 @@
-"""Extraction: frames in, store out. Only frames that are not stored yet go through the trunk.
-
-Shards are written beside the store, in `<store>.parts/`. Once all are finished, the store is assembled from their raw
-chunks and renamed into place. If the process is killed, the same command continues from the finished shards.
+"""Extraction: frames in, store out. Only frames that are not stored yet go through the trunk. Shards are written to
+`<store>.parts/`, and the store is assembled from them; if the process is killed, the same command continues from them.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ import shutil
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import groupby, islice
@@ -22,16 +21,16 @@ import numpy as np
 from joblib import cpu_count
 from numpy.typing import NDArray
 
-from features._common.atomic import exclusive_write_lock
+from features._common.atomic import atomic_write, exclusive_write_lock
 from features._common.console import logger, progress_bar
 from features._common.types import Image
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
 from features.frame_ranges import FrameRange, StoredRange
-from features.recipe import json_digest
+from features.recipe import Recipe, json_digest
 from features.sequences import same_sequences
 from features.store import Header, StreamInfo
-from features.store_writer import StreamContent, assemble_store, check_shard
+from features.store_writer import ShardWriter, StreamContent, assemble_store, check_shard, shard_ranges, shard_tracks
 from features.streams import APPEARANCE, MOTION
 from features.tracks import Track, track_keys
 from stage1_extract import optical_flow
@@ -41,7 +40,6 @@ from stage1_extract.engines.engine import Engine, Maps
 from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo
 from stage1_extract.frame_loader import FRAMES_PER_JOB, load_frames
 from stage1_extract.plan import Group, complete_sequences, missing_frames, plan_extraction, vehicles_without_tracks
-from stage1_extract.shards import Shards
 from stage1_extract.tracking.sequence_tracks import empty_track_notes, missing_frame_notes, track_clips
 
 MAX_PENDING_WRITES = 2  # batches that are computed but not written yet, besides those being computed
@@ -63,6 +61,41 @@ class ExtractionResult:
     engine: str = ""  # with its precision and relative error
 
 
+@dataclass(frozen=True)
+class Shards:
+    """The finished shards in a folder that were made with a recipe."""
+
+    folder: Path
+    recipe: Recipe
+
+    def ranges(self) -> list[StoredRange]:
+        return [r for path in self._files() for r in shard_ranges(path, self.recipe.fingerprint)]
+
+    def tracks(self) -> dict[str, Track]:
+        """All tracks in the shards, by their keys, which identify the frames whatever the recipe."""
+        return {key: track for path in self._files() for key, track in shard_tracks(path).items()}
+
+    def write_tracks(self, tracks: Mapping[str, Track]) -> None:
+        with self.new_shard([], {}, sorted(tracks)) as writer:
+            writer.finish(tracks=tracks)
+
+    @contextmanager
+    def new_shard(
+        self, ranges: Sequence[FrameRange], streams: Mapping[str, StreamInfo], tracks: Sequence[str] = ()
+    ) -> Iterator[ShardWriter]:
+        """Write a new shard, which appears in the folder once the block ends without an error."""
+        content = [sorted(streams), [[r.sequence, r.digest, r.start, r.stop] for r in ranges], tracks]
+        with atomic_write(self.folder / f"{json_digest(content)[:24]}.h5") as temporary:
+            writer = ShardWriter(temporary, self.recipe, ranges, streams)
+            try:
+                yield writer
+            finally:
+                writer.close()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.h5"))
+
+
 def extract(
     config: Config,
     store: Path,
@@ -73,9 +106,7 @@ def extract(
 ) -> ExtractionResult:
     """Update `store` so that it holds features for every sequence in the catalogue.
 
-    Args:
-        damaged_rows: rows of the store to extract again, with their damaged streams.
-        engine: an engine already built from the same config.
+    `damaged_rows` are rows of the store to extract again; `engine` may be one already built from the same config.
 
     Raises:
         BadInputs: errors found without decoding, before any work; or, at the end, sequences that could not be decoded.

@@ -77,13 +77,9 @@ def load_frames(
     """Decode the ranges' frames, in order; frames that cannot be decoded come as blanks with a fault.
 
     Args:
-        ranges: what to decode.
         clips: sequence id → its clip.
-        frames: size, colours and interpolation.
-        threads: decoding threads.
         motion: whether to compute entries of the motion stream.
-        tracked: ids of sequences whose vehicles are tracked, if a range is a whole sequence of at most
-            `SHORT_SEQUENCE` frames.
+        tracked: ids of sequences whose vehicles are tracked, if a range is a whole one up to `SHORT_SEQUENCE`.
     """
     last_strips: dict[str, tuple[int, FlowStrip]] = {}  # sequence id → the next frame, and the strip of the one before
 

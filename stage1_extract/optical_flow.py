@@ -1,12 +1,8 @@
-"""The motion stream: dense optical flow between each frame and the one before it, pooled on a grid.
+"""The motion stream: dense optical flow per frame step, pooled on a grid.
 
-For a camera that moves straight ahead over flat ground, a point d rows below the horizon moves down by
-d² · speed · dt / (fy · camera height) rows per frame: a few pixels just below the horizon, but dozens near the image's
-lower edge, too many for the flow method. So flow is computed on a strip around the horizon, at twice the resolution of
-the trunk's input. Each cell stores quantiles: where half of a cell is bare asphalt, the upper quantiles still come from
-textured pixels.
-
-Flow is per frame step; multiply by the sequence's frame rate for flow per second.
+With flat ground, a point d rows below the horizon moves down by d² · speed · dt / (fy · camera height) rows per frame:
+dozens near the image's lower edge, too many for the flow method. So flow is computed on a strip around the horizon.
+Each cell stores quantiles: where half of it is bare asphalt, the upper ones still come from textured pixels.
 """
 
 from __future__ import annotations
@@ -55,11 +51,9 @@ def flow_entries(strips: Sequence[Image], *, starts_sequence: bool = False) -> N
     The flow method is DIS (Kroeger et al., Fast Optical Flow using Dense Inverse Search, 2016). Its numbers depend on
     OpenCV's number of threads, which must be 1.
 
-    If the first of n strips starts a sequence, n entries are returned: the first one equals the second, or is zero if
-    there is no second frame.
-
     Returns:
-        (n − 1, rows, columns, channels). The channels are `CHANNELS`: quantiles of the flow to the right (u) and
+        (n − 1, rows, columns, channels), or n entries if the first strip starts a sequence; the first one then equals
+        the second, or is zero if there is none. The channels are `CHANNELS`: quantiles of the flow to the right (u) and
         down (v) within the cell, and the share of its pixels with texture.
     """
     method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)

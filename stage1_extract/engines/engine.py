@@ -36,9 +36,8 @@ class Engine:
     """Runs a trunk over full batches; smaller ones are padded, so that a frame's map doesn't depend on its batch.
 
     All engines in float32 share one fingerprint, so one engine can continue a store that another began: their maps
-    differ by rounding only, about 1e-6 of the map's size, 500 times less than the rounding to half precision. Maps are
-    bitwise equal only if the same engine on the same machine made them. Each run measures the relative error of its
-    first frames' maps and records it in the store.
+    differ by rounding only, about 1e-6 of the map's size, 500 times less than the rounding to half precision. Each run
+    measures the relative error of its first frames' maps and records it in the store.
 
     Args:
         trunk: the network; its recipe has the precision.
@@ -46,8 +45,7 @@ class Engine:
         engine: `auto`, or what `choose_engine` returns.
 
     Raises:
-        ConfigError: this machine lacks the engine or the precision. Some are known only once the network is
-            compiled, and raised with the first batch.
+        ConfigError: this machine lacks the engine or the precision; some are known only with the first batch.
     """
 
     def __init__(self, trunk: Trunk, batch: int = 0, engine: str = "auto") -> None:
@@ -80,11 +78,7 @@ class Engine:
         return f"{self.name} in {self.trunk.recipe.precision}{error}"
 
     def submit(self, frames: Image) -> Future[Maps]:
-        """Start computing the maps of one batch.
-
-        Args:
-            frames: (n, height, width, 3) uint8, n ≤ batch. Full batches are not copied, so they must not change until
-                the maps are computed.
+        """Start computing the maps of one batch, (n, height, width, 3) uint8, n ≤ batch; a full one is not copied.
 
         Returns:
             A future of the maps by stream, (n, …) each, in the stored type. It raises ConfigError if the relative error

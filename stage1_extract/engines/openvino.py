@@ -34,8 +34,7 @@ def openvino_installed() -> bool:
 def openvino_core() -> Any:
     """Return the process's only OpenVINO `Core`, which is never destroyed.
 
-    Each `Core` installs a signal stack and removes it when destroyed. If two are destroyed in the order they were
-    created, the process is left with a freed stack, and the next signal, e.g. Ctrl-C, kills it (2026.4).
+    If two are destroyed in the order of creation, a freed signal stack is left, and the next signal kills the process.
     """
     # prevents OpenVINO from sending usage data over the network
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -45,15 +44,11 @@ def openvino_core() -> Any:
 
 
 class OpenVinoRunner:
-    """Runs a trunk in OpenVINO with one inference stream per core; up to `lanes` threads may call it at once.
-
-    Streams are independent: no core waits for another within a layer, and frames and maps are copied meanwhile. A
-    frame's map depends neither on the stream nor on the other frames of its batch.
+    """A `Runner` with one inference stream per core, so that no core waits for another within a layer.
 
     Args:
         model: the trunk, uint8 frames → float32 map.
         batch: frames per call; 0: 4.
-        precision: `float32`, or `bfloat16` if the processor computes in it.
 
     Raises:
         ConfigError: the processor does not compute in this precision.
@@ -102,12 +97,8 @@ class OpenVinoRunner:
 
 
 def _write_graph(model: keras.Model, shape: tuple[int, ...], folder: Path) -> tuple[Path, dict[str, str]]:
-    """Write the model as a graph that contains its weights, for one batch size.
-
-    Returns the file, and by stream the name of the tensor with its maps.
-
-    OpenVINO reads the file within a second; converting the same graph in memory takes up to half a minute.
-    """
+    """Write the model as a graph with its weights; returns the file, and by stream the name of its maps' tensor."""
+    # OpenVINO reads the file within a second; converting the same graph in memory takes up to half a minute
     spec = tf.TensorSpec(shape, tf.uint8)
     graph = tf.function(lambda x: model(x, training=False), input_signature=[spec], autograph=False)
     frozen = convert_variables_to_constants_v2(graph.get_concrete_function())

@@ -19,10 +19,7 @@ KERAS_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16":
 
 
 class TensorFlowRunner:
-    """Runs a trunk as one `tf.function` per device; up to `lanes` threads may call it at once.
-
-    A GPU computes one batch while the next one is transferred to it, as uint8. Several devices have a replica of the
-    weights each, and the next free one takes the next batch.
+    """A `Runner` with one `tf.function` per device; a GPU computes a batch while the next one is transferred to it.
 
     Args:
         model: the trunk, uint8 frames → float32 map.
