@@ -123,10 +123,6 @@ def write_columns(group: Any, columns: Mapping[str, Any]) -> None:
         group.create_dataset(name, data=values, dtype=dtype, track_times=False)
 
 
-# what h5py, numpy and json raise for damaged bytes
-DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError, IndexError, OverflowError, MemoryError)
-
-
 @contextmanager
 def damage_as_store_error(path: Path) -> Iterator[None]:
     """Turn what is raised for damaged bytes into a StoreError that says how to repair them."""
@@ -134,7 +130,8 @@ def damage_as_store_error(path: Path) -> Iterator[None]:
         yield
     except PermissionError:
         raise
-    except DAMAGE as e:
+    # what h5py, numpy and json raise
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, IndexError, OverflowError, MemoryError) as e:
         hint = f"framebank verify --store {path}, then repair; or move it away and run framebank extract again"
         if not h5py.is_hdf5(path):
             hint = "--store FILE.h5; or, if this was a store, move it away and run framebank extract again"

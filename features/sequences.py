@@ -13,29 +13,20 @@ SPLITS = ("train", "validation", "test")
 class Label:
     """One row of ground truth.
 
-    Attributes:
-        frame: 0-based index of the frame it describes. It may lie outside the sequence: TuSimple's labels describe
-            frame 39, of which the competition's clips only have frames 0–7.
-        targets: column name → value; NaN if unknown. Standard columns: `vx`, `vy` (m/s, of the annotated
-            vehicle relative to the camera, x forward, y right) and `ego_speed` (m/s).
-        box: left, top, right, bottom in full-resolution px; None if unknown.
-        position: x (forward), y (right) in m; None if unknown.
+    Standard targets are `vx`, `vy` (m/s, of the annotated vehicle relative to the camera, x forward, y right) and
+    `ego_speed` (m/s). The frame may lie outside the sequence: TuSimple's labels describe frame 39, of which the
+    competition's clips only have frames 0–7.
     """
 
-    frame: int
-    targets: Mapping[str, float] = field(default_factory=dict)
-    box: Box | None = None
-    position: tuple[float, float] | None = None
+    frame: int  # the frame it describes, 0-based
+    targets: Mapping[str, float] = field(default_factory=dict)  # column name → value, NaN if unknown
+    box: Box | None = None  # left, top, right, bottom in full-resolution px
+    position: tuple[float, float] | None = None  # x (forward), y (right) in m
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera.
-
-    Attributes:
-        fx, fy, cx, cy: focal length and principal point, px.
-        height: height above the road in m; None if unknown.
-    """
+    """A pinhole camera: its focal length and principal point in px, and its height above the road in m, if known."""
 
     fx: float
     fy: float
@@ -60,9 +51,9 @@ class FrameSequence:
 
 def same_sequences(first: Sequence[FrameSequence], second: Sequence[FrameSequence]) -> bool:
     """Whether two lists of sequences are equal; two unknown values (NaN) count as equal."""
-    return [_comparison_key(s) for s in first] == [_comparison_key(s) for s in second]
 
+    def key(s: FrameSequence) -> str:
+        labels = tuple(replace(x, targets=dict(sorted(x.targets.items()))) for x in s.labels)
+        return repr(replace(s, fps=float(s.fps), labels=labels))  # because NaN is not equal to itself
 
-def _comparison_key(s: FrameSequence) -> str:
-    labels = tuple(replace(x, targets=dict(sorted(x.targets.items()))) for x in s.labels)
-    return repr(replace(s, fps=float(s.fps), labels=labels))  # because NaN is not equal to itself
+    return list(map(key, first)) == list(map(key, second))

@@ -94,9 +94,8 @@ class Store:
             with damage_as_store_error(self.path):
                 attributes = self._file.attrs
                 self.recipe, self.complete = Recipe.from_json(attributes["recipe"]), bool(attributes["complete"])
-                trunk, self.versions, self.missing = (
-                    json.loads(attributes[n]) for n in ("trunk", "versions", "missing")
-                )
+                self.versions, self.missing = json.loads(attributes["versions"]), json.loads(attributes["missing"])
+                trunk = json.loads(attributes["trunk"])
                 self.header = Header(self.recipe, trunk, self.versions, self.missing, self.complete)
                 self.fingerprint = str(attributes["fingerprint"])
                 self.sequences, self.first = _sequences(self._file)
@@ -174,18 +173,16 @@ class Store:
 
     def tracks(self) -> dict[str, Track]:
         """Read all tracks, by their keys."""
-        return {key: self._read_track(*rows) for key, rows in self._track_rows.items()}
+        with damage_as_store_error(self.path):
+            return {key: read_track(self._file, *rows) for key, rows in self._track_rows.items()}
 
     def track(self, sequence: int, label: int) -> Track | None:
         """Read the track of the vehicle that a label, by its index in its sequence, describes; None if it has none."""
         if sequence not in self._track_keys:
             self._track_keys[sequence] = track_key_by_label(self.sequences[sequence])
         rows = self._track_rows.get(self._track_keys[sequence].get(label, ""))
-        return None if rows is None else self._read_track(*rows)
-
-    def _read_track(self, first: int, length: int) -> Track:
         with damage_as_store_error(self.path):
-            return read_track(self._file, first, length)
+            return None if rows is None else read_track(self._file, *rows)
 
     def stored_ranges(self, damaged_rows: Sequence[int] = ()) -> list[StoredRange]:
         """Return every sequence as ranges in this file, without the damaged rows."""
@@ -194,8 +191,7 @@ class Store:
         for sequence, first in zip(self.sequences, self.first.tolist(), strict=True):
             damaged = sorted({r - first for r in damaged_rows if first <= r < first + sequence.length})
             for before, stop in itertools.pairwise([-1, *damaged, sequence.length]):
-                start = before + 1
-                if start < stop:
+                if (start := before + 1) < stop:
                     frame_range = FrameRange(sequence.id, sequence.digest, start, stop)
                     stored.append(StoredRange(frame_range, self.path, first + start, streams))
         return stored

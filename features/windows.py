@@ -64,14 +64,13 @@ def target_value(label: Label, column: str) -> float:
 
 def labels_with_targets(sequence: FrameSequence, columns: tuple[str, ...]) -> list[int]:
     """Return the indices of labels with values for all `columns`; if there are none, of those that have the columns."""
-    values = [[target_value(label, c) for c in columns] for label in sequence.labels]
-    known = [i for i, row in enumerate(values) if all(math.isfinite(v) for v in row)]
-    return known or [i for i, label in enumerate(sequence.labels) if all(_has_column(label, c) for c in columns)]
 
+    def has(label: Label, column: str) -> bool:  # even if its value is unknown; every vehicle has a position
+        return column in label.targets or (column in ("x", "y") and (label.box is not None or "vx" in label.targets))
 
-def _has_column(label: Label, column: str) -> bool:
-    """Whether a label has a column, even if its value is unknown; every vehicle has a position."""
-    return column in label.targets or (column in ("x", "y") and (label.box is not None or "vx" in label.targets))
+    labels = list(enumerate(sequence.labels))
+    known = [i for i, label in labels if all(math.isfinite(target_value(label, c)) for c in columns)]
+    return known or [i for i, label in labels if all(has(label, c) for c in columns)]
 
 
 def make_examples(
@@ -99,9 +98,8 @@ def make_examples(
     fitting = [
         (s, i) for s, i in pairs if -offsets[0] <= sequences[s].labels[i].frame < sequences[s].length - offsets[-1]
     ]
-    dropped = len(pairs) - len(fitting)
     if not fitting:
-        raise _no_examples_error(sequences, columns, dropped, offsets)
+        raise _no_examples_error(sequences, columns, len(pairs), offsets)
     labels = [sequences[s].labels[i] for s, i in fitting]
     frame = np.array([label.frame for label in labels], np.int64)
     sequence_index, label_index = np.array(fitting, np.int64).T
@@ -116,7 +114,7 @@ def make_examples(
         position=np.array([label.position or (math.nan,) * 2 for label in labels], np.float64),
         box=np.array([label.box or (math.nan,) * 4 for label in labels], np.float64),
         columns=columns,
-        dropped=dropped,
+        dropped=len(pairs) - len(fitting),
     )
 
 
@@ -124,20 +122,16 @@ def _no_examples_error(
     sequences: Sequence[FrameSequence], columns: tuple[str, ...], dropped: int, offsets: NDArray[np.int64]
 ) -> ConfigError:
     target = ", ".join(columns)
-    if not dropped:
-        names = sorted({c for s in sequences for label in s.labels for c in label.targets})
-        if any(label.position for s in sequences for label in s.labels):
-            names += ["x", "y"]
-        names += [name for name, parts in NAMED_TARGETS.items() if set(parts) <= set(names)]
-        return ConfigError(
-            f"no label has the target {target}{did_you_mean(target, names)}",
-            expected=f"one of {', '.join(names) or '(the store has no labels)'}",
-            got=target,
-            hint="--data.target COLUMN",
-        )
-    return ConfigError(
-        f"no window fits: for all {dropped} labels with {target} it reaches outside the sequence",
-        expected=f"frames {offsets[0]:+d} to {offsets[-1]:+d} relative to the label's frame",
-        got=f"sequences of {min(s.length for s in sequences)} frames and more",
-        hint="a smaller --window.length or --window.stride, or another --window.end",
-    )
+    if dropped:
+        what = f"no window fits: for all {dropped} labels with {target} it reaches outside the sequence"
+        expected = f"frames {offsets[0]:+d} to {offsets[-1]:+d} relative to the label's frame"
+        got = f"sequences of {min(s.length for s in sequences)} frames and more"
+        hint = "a smaller --window.length or --window.stride, or another --window.end"
+        return ConfigError(what, expected=expected, got=got, hint=hint)
+    names = sorted({c for s in sequences for label in s.labels for c in label.targets})
+    if any(label.position for s in sequences for label in s.labels):
+        names += ["x", "y"]
+    names += [name for name, parts in NAMED_TARGETS.items() if set(parts) <= set(names)]
+    what = f"no label has the target {target}{did_you_mean(target, names)}"
+    expected = f"one of {', '.join(names) or '(the store has no labels)'}"
+    return ConfigError(what, expected=expected, got=target, hint="--data.target COLUMN")

@@ -45,18 +45,15 @@ __all__ = ["__version__", *_MODULES]
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
-    if name in _MODULES:
-        from features._common.console import quiet_imports
-
-        with quiet_imports():
-            module = importlib.import_module(_MODULES[name])
-        value = module if name == "heads" else getattr(module, name)
-    elif name == "__version__":
-        value = metadata.version("framebank")
-    else:
+    if name == "__version__":
+        return metadata.version("framebank")
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    from features._common.console import quiet_imports
+
+    with quiet_imports():
+        module = importlib.import_module(_MODULES[name])
+    return module if name == "heads" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from features._common.console import log_to_stderr
 from features.errors import FramebankError
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-
 
 def run_command(command: Callable[[], None]) -> int:
     """Call a command and turn what it raises into an exit status.
@@ -30,14 +28,13 @@ def run_command(command: Callable[[], None]) -> int:
         return 2
     except KeyboardInterrupt:
         print("framebank: Interrupted. Finished work is saved; run the same command to resume.", file=sys.stderr)
-        return INTERRUPTED
+        return 130  # 128 + SIGINT, as shells have it
     except SystemExit as e:  # tyro has printed help or a completion script
         return int(e.code or 0)
     except BrokenPipeError:  # `framebank info | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains again when it flushes stdout at its end
     except OSError as e:
-        line = describe_os_error(e)
-        if line is None:
+        if not (line := describe_os_error(e)):
             raise
         print(f"framebank: {line}", file=sys.stderr)
         return 2
