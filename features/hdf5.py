@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ LIBVER = ("v110", "v110")
 
 
 class ErrorTolerantFile(io.FileIO):
-    """A new file for HDF5 to write to; a write that the system refuses is recorded instead of raised.
+    """A new file for HDF5 to write to; a write that the system refuses is recorded, for `check` to raise.
 
-    HDF5 crashes the process if its last flush fails, e.g. on a full disk. Here it never sees the error; `check` raises
-    it, and the caller discards the file.
+    HDF5 itself must not see the error: it crashes the process if its last flush fails, e.g. on a full disk.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,23 +76,16 @@ def open_file(path: Path) -> Any:
     """
     if not path.is_file():
         raise StoreError(f"{path}: no such store", hint=f"framebank extract --config FILE --store {path}")
-    with damage_as_store_error(path):
-        f = h5py.File(path, "r")
-        try:
-            _check_format(f, path)
-            _check_self_contained(f, path)
-        except BaseException:
-            f.close()
-            raise
+    with damage_as_store_error(path), ExitStack() as on_error:
+        f = on_error.enter_context(h5py.File(path, "r"))
+        if (name := f.attrs.get("format")) != FORMAT_NAME:
+            raise StoreError(f"{path}: not a store", expected=f"format {FORMAT_NAME}", got=name, hint="--store FILE.h5")
+        if (version := int(f.attrs["version"])) > FORMAT_VERSION:
+            what, newest = f"{path}: written by a later version of framebank", f"format {FORMAT_VERSION} or earlier"
+            raise StoreError(what, expected=newest, got=f"format {version}", hint="update framebank")
+        _check_self_contained(f, path)
+        on_error.pop_all()
     return f
-
-
-def _check_format(f: Any, path: Path) -> None:
-    if (name := f.attrs.get("format")) != FORMAT_NAME:
-        raise StoreError(f"{path}: not a store", expected=f"format {FORMAT_NAME}", got=name, hint="--store FILE.h5")
-    if (version := int(f.attrs["version"])) > FORMAT_VERSION:
-        what, newest = f"{path}: written by a later version of framebank", f"format {FORMAT_VERSION} or earlier"
-        raise StoreError(what, expected=newest, got=f"format {version}", hint="update framebank")
 
 
 def _check_self_contained(group: Any, path: Path) -> None:

@@ -53,11 +53,10 @@ class ShardWriter:
         if len(self._thumbnails) != self._frames:
             raise RuntimeError(f"{self._path}: {len(self._thumbnails)} of {self._frames} frames written")
         rows = list(accumulate(map(len, self._ranges), initial=0))
-        valid = list(range(len(self._ranges)) if valid is None else valid)
+        valid = range(len(self._ranges)) if valid is None else valid
         ranges = [self._ranges[i] for i in valid]
-        sizes = [len(jpeg) for jpeg in self._thumbnails]
         jpegs = np.frombuffer(b"".join(self._thumbnails), np.uint8)
-        _write_thumbnails(self._file, self._frames, [(0, sizes, jpegs)])
+        _write_thumbnails(self._file, self._frames, [(0, list(map(len, self._thumbnails)), jpegs)])
         columns = {
             "sequence": [r.sequence for r in ranges],
             "digest": [r.digest for r in ranges],

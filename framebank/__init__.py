@@ -53,7 +53,8 @@ def __getattr__(name: str) -> Any:
 
     with quiet_imports():
         module = importlib.import_module(_MODULES[name])
-    return module if name == "heads" else getattr(module, name)
+    globals()[name] = module if name == "heads" else getattr(module, name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

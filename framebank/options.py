@@ -101,10 +101,7 @@ def parse(command: type[AnyCommand], arguments: Sequence[str], config: Config, *
 
 
 def registry(config: Config, sections: Collection[str] = Command.sections) -> ConstructorRegistry:
-    """How tyro turns our types into flags: settings as nested dictionaries, for pydantic to validate all at once.
-
-    The defaults are those of `config`, and help shows only its `sections`.
-    """
+    """How tyro turns our types into flags: settings as nested dictionaries, for pydantic to validate all at once."""
     rules = ConstructorRegistry()
 
     @rules.struct_rule
@@ -112,12 +109,9 @@ def registry(config: Config, sections: Collection[str] = Command.sections) -> Co
         if not (isinstance(info.type, type) and issubclass(info.type, StrictModel)):
             return None
         model = config if info.type is Config else info.default
-        fields = [
-            _field_spec(model, name, field, sections)
-            for name, field in type(model).model_fields.items()
-            if not field.exclude
-        ]
-        return StructConstructorSpec(instantiate=dict, fields=tuple(fields))
+        settings = [(name, field) for name, field in type(model).model_fields.items() if not field.exclude]
+        fields = tuple(_field_spec(model, name, field, sections) for name, field in settings)
+        return StructConstructorSpec(instantiate=dict, fields=fields)
 
     @rules.primitive_rule
     def bool_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
@@ -134,14 +128,13 @@ def registry(config: Config, sections: Collection[str] = Command.sections) -> Co
     return rules
 
 
-def option_names(command: type, config: Config) -> Iterator[str]:
+def option_names(command: type, config: Config) -> list[str]:
     """The names of all options of a command, without their dashes."""
-    for field in dataclasses.fields(command):
-        if field.name != "settings":
-            yield field.name
-            continue
-        for section in CONFIG_SECTIONS:
-            yield from (f"{section}.{key}" for key in type(getattr(config, section)).model_fields)
+    names = [field.name for field in dataclasses.fields(command)]
+    settings = [
+        f"{section}.{key}" for section in CONFIG_SECTIONS for key in type(getattr(config, section)).model_fields
+    ]
+    return [name for name in names if name != "settings"] + (settings if "settings" in names else [])
 
 
 def given_options(arguments: Iterable[str]) -> set[str]:
@@ -174,9 +167,13 @@ def _field_spec(model: StrictModel, name: str, field: FieldInfo, sections: Colle
 
 def _metavar(kind: Any) -> str | None:
     """What help calls the values of a type; None where tyro's own word for it is good."""
-    parts = {get_origin(part) or part for part in map(_plain, get_args(kind) or (kind,))} - {type(None)}
+
+    def plain(part: Any) -> Any:
+        return get_args(part)[0] if get_origin(part) is Annotated else part
+
+    parts = {get_origin(part) or part for part in map(plain, get_args(kind) or (kind,))} - {type(None)}
     if get_origin(kind) is tuple:
-        return None if ... not in get_args(kind) else f"{_plain(get_args(kind)[0]).__name__.upper()} ..."
+        return None if ... not in get_args(kind) else f"{plain(get_args(kind)[0]).__name__.upper()} ..."
     if tuple in parts:
         return "STR ..."
     if get_origin(kind) is dict:
@@ -184,11 +181,6 @@ def _metavar(kind: Any) -> str | None:
     if parts <= {int, float, str} and bool not in parts:
         return "|".join(sorted(part.__name__.upper() for part in parts))
     return None
-
-
-def _plain(kind: Any) -> Any:
-    """A type without its annotations."""
-    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _shown(value: Any) -> str:
