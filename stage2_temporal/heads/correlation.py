@@ -7,11 +7,15 @@ and their mean is averaged with a ridge regression on the window's mean vector, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
+from sklearn.utils import gen_batches
 
 from features._common.types import Floats, Tensor
 from features.head_config import CorrelationLSTMConfig
@@ -29,6 +33,7 @@ from stage2_temporal.training.keras_models import NamedTensors, submodel_from
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import vector_scale
 
+SCALED_AT_ONCE = 1024  # examples
 CELL_MEANS = 4  # weighted means over the cells that a member's LSTM sees
 MEMBER_PREDICTIONS = "members"  # name of the layer that outputs each member's prediction
 
@@ -100,24 +105,38 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
         self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
     ) -> None:
         fix_seeds(self.train_.seed)
-        graph = self._build_graph()
-        vectors, targets = self._with_mirrored(self._all_vectors(graph, examples), targets, examples)
-        self._scale = vector_scale([vectors])
-        mean_vectors = standardise_vectors(vectors, self._scale).mean(axis=1)
-        ridge = RidgeCV(PENALTIES).fit(mean_vectors.astype(np.float64), standardise_targets(targets, self._target))
+        graph, members = self._build_graph(), self.settings_.members
+        vectors, signs = self._all_vectors(graph, examples), self._mirror_signs(examples)
+        count, means = len(vectors), vectors.mean(axis=1)
+        if signs is not None:
+            means, targets = np.concatenate([means, self._mirrored(means)]), np.concatenate([targets, targets * signs])
+
+        def read(rows: NDArray[np.int64]) -> Vectors:
+            """The vectors of some examples; from `count` on, of the mirrored ones."""
+            values: Vectors = vectors[rows % count]
+            values[rows >= count] = self._mirrored(values[rows >= count])
+            return values
+
+        def batches(read: Callable[[Any], Any], y: Floats, seed: int | None = None) -> Batches:
+            repeated = np.tile(y, members)  # each member has its own error
+            return Batches(read, np.arange(len(y)), repeated, self.train_.batch, seed)
+
+        rows = np.arange(len(targets))
+        self._scale = vector_scale(read(rows[part]) for part in gen_batches(len(rows), SCALED_AT_ONCE))
+        ridge = RidgeCV(PENALTIES).fit(
+            standardise_vectors(means, self._scale).astype(np.float64), standardise_targets(targets, self._target)
+        )
         self._ridge = np.reshape(ridge.coef_, (targets.shape[1], -1)).T, np.reshape(ridge.intercept_, -1)
-        model, members = self._build_model(graph), self.settings_.members
+        model = self._build_model(graph)
         each = self._in_target_unit(model.get_layer(MEMBER_PREDICTIONS).output)
         each = keras.ops.reshape(each, (-1, members * targets.shape[1]))
-
-        def batches(values: Vectors, y: Floats, seed: int | None = None) -> Batches:
-            repeated = np.tile(y, members)  # each member has its own error
-            return Batches(values.__getitem__, np.arange(len(values)), repeated, self.train_.batch, seed)
-
+        validation_batches = None
+        if validation is not None:
+            validation_batches = batches(self._all_vectors(graph, validation[0]).__getitem__, validation[1])
         self.outcome_ = fit_model(
             submodel_from({VECTORS: graph.vectors}, keras.Model(model.input, each, name=model.name)),
-            batches(vectors, targets, self.train_.seed),
-            None if validation is None else batches(self._all_vectors(graph, validation[0]), validation[1]),
+            batches(read, targets, self.train_.seed),
+            validation_batches,
             self.train_,
             deviation=np.tile(self._target.deviation, members) if self._target else None,
             logs=logs,
@@ -127,12 +146,16 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
     def _all_vectors(self, graph: Graph, examples: HeadInputs) -> Vectors:
         return np.concatenate([*self._compute_vectors(graph, examples, stored=self.has_stored_features(examples))])
 
-    def _with_mirrored(self, vectors: Vectors, targets: Floats, examples: HeadInputs) -> tuple[Vectors, Floats]:
-        """Add the vectors of mirrored scenes: cells change sides, and motion to the right is motion to the left."""
+    def _mirror_signs(self, examples: HeadInputs) -> Floats | None:
+        """(K,) factors of the targets in a mirrored scene; None if windows are not to be mirrored."""
         columns = examples.examples.columns if isinstance(examples, StoreExamples) else ()
         if not self.settings_.mirror or not columns or not set(columns) <= set(MIRROR_SIGNS):
-            return vectors, targets
-        cells = vectors.reshape(*vectors.shape[:2], *self.settings_.grid, -1, len(CELL_FEATURES))
-        mirrored = cells[:, :, :, ::-1] * np.where(np.array(CELL_FEATURES) == "right", -1, 1).astype(np.float32)
-        signs = np.array([MIRROR_SIGNS[column] for column in columns])
-        return np.concatenate([vectors, mirrored.reshape(vectors.shape)]), np.concatenate([targets, targets * signs])
+            return None
+        return np.array([MIRROR_SIGNS[column] for column in columns])
+
+    def _mirrored(self, vectors: Vectors) -> Vectors:
+        """The vectors (…, F) of mirrored scenes: cells change sides, and motion to the right is motion to the left."""
+        measured = vectors.shape[-1] // self._cells // len(CELL_FEATURES)  # inputs · lags
+        cells = vectors.reshape(*vectors.shape[:-1], *self.settings_.grid, measured, len(CELL_FEATURES))
+        sign = np.where(np.array(CELL_FEATURES) == "right", -1, 1).astype(np.float32)
+        return (cells[..., ::-1, :, :] * sign).reshape(vectors.shape)

@@ -154,18 +154,19 @@ def test_fine_tuning_unfreezes_from_the_tap_upwards(run: Path) -> None:
     assert result.unfrozen[0] == "conv_dw_1" and result.equality["output"]["relative"] <= 1e-4
 
 
-def test_mirrored_windows_double_the_examples_of_known_targets_only(run: Path) -> None:
-    X, y, _ = load_examples(run.parents[1] / "s.h5", read_run_config(run))
+def test_mirrored_vectors_change_sides_if_the_targets_sign_is_known(run: Path) -> None:
+    X, _, _ = load_examples(run.parents[1] / "s.h5", read_run_config(run))
     head = CorrelationLSTM(grid=(2, 3))
     head._read_settings()
     vectors = np.random.default_rng(0).normal(size=(len(X), LENGTH - 1, 6 * 6)).astype(np.float32)
-    both, targets = head._with_mirrored(vectors, y, X)
-    np.testing.assert_array_equal(targets, np.concatenate([y, y]))
-    mirrored = both[len(X) :].reshape(len(X), LENGTH - 1, 2, 3, 6)[:, :, :, ::-1]
-    np.testing.assert_array_equal(mirrored[..., 0], -vectors.reshape(mirrored.shape)[..., 0])
-    np.testing.assert_array_equal(mirrored[..., 1:], vectors.reshape(mirrored.shape)[..., 1:])
-    unknown = StoreExamples(X.source, replace(X.examples, columns=("yaw",)))
-    assert len(head._with_mirrored(vectors, y, unknown)[0]) == len(X)
+    cells = vectors.reshape(len(X), LENGTH - 1, 2, 3, 6)
+    mirrored = head._mirrored(vectors).reshape(cells.shape)[:, :, :, ::-1]
+    np.testing.assert_array_equal(mirrored[..., 0], -cells[..., 0])
+    np.testing.assert_array_equal(mirrored[..., 1:], cells[..., 1:])
+    np.testing.assert_array_equal(head._mirror_signs(X), [1.0])
+    assert head._mirror_signs(StoreExamples(X.source, replace(X.examples, columns=("yaw",)))) is None
+    moving = StoreExamples(X.source, replace(X.examples, columns=("vx", "vy")))
+    np.testing.assert_array_equal(head._mirror_signs(moving), [1.0, -1.0])
 
 
 def test_window_shorter_than_every_lag_is_refused(run: Path) -> None:
