@@ -219,10 +219,7 @@ def _predict_data_set(run: Path, config: Config, output: Path) -> PredictionFile
 
 
 def _with_unknown_labels(sequence: FrameSequence, config: Config) -> FrameSequence:
-    """Add labels with unknown targets to a sequence that has none for the target, so that it is predicted.
-
-    A clip gets one at the frame that its label would be for, a video one per frame.
-    """
+    """Add unknown labels, if there are none with the target: at a clip's label frame, or at each frame of a video."""
     columns, data = config.data.columns, config.data
     if labels_with_targets(sequence, columns):
         return sequence

@@ -1,9 +1,7 @@
 """Build the fused model: backbone, trained top and head as one Keras model from uint8 frames to the target.
 
-If the head also reads `motion` or `geometry`, the fused model takes them as inputs of these names next to `frames`.
-
-Before it is saved, it predicts a few stored windows from their images, and the two stages predict them from the store.
-If the predictions differ by more than rounding, the model is refused and the part that differs is named.
+If the head also reads `motion` or `geometry`, these are inputs next to `frames`. Before it is saved, the model predicts
+some stored windows from their images; it is refused if the two stages predict differently from the store.
 """
 
 from __future__ import annotations
@@ -65,10 +63,7 @@ class FusedModelCheck:
     rounding: float
 
     def first_fault(self, dtype: str, precision: str = "float32") -> tuple[str, float, float] | None:
-        """Return the first part that differs too much, its relative difference and the limit; None if there is none.
-
-        The stored maps are in `dtype` and were computed in `precision`.
-        """
+        """Return the first part, if any, that differs too much for maps in `dtype`, its difference and the limit."""
         half, low_precision = dtype == "float16", precision != "float32"
         parts = (
             (TRUNK, self.trunk, TOLERANCE + half * HALF_ROUNDING + low_precision * LOW_PRECISION_ERROR),
@@ -118,8 +113,6 @@ def fuse_run(run: Path, store: Store, config: Config | None = None) -> tuple[ker
 def build_fused_model(trunk: keras.Model, stage_two: keras.Model) -> keras.Model:
     """Put the trunk in front of a stage-two model.
 
-    Time is folded into the batch for the trunk, because Keras' TimeDistributed would copy its graph once per frame.
-
     Args:
         trunk: uint8 (batch, height, width, 3) to maps, by stream.
         stage_two: maps (batch, T, h, w, c), and whatever else it takes by name, to (batch, targets).
@@ -134,6 +127,7 @@ def build_fused_model(trunk: keras.Model, stage_two: keras.Model) -> keras.Model
     }
     time = tensors[next(iter(streams))].shape[1]
     frames = keras.Input((time, *trunk.input.shape[1:]), dtype="uint8", name=FRAMES)
+    # time is folded into the batch, since Keras' TimeDistributed would copy the trunk's graph once per frame
     maps = trunk(keras.ops.reshape(frames, (-1, *trunk.input.shape[1:])), training=False)
     windows = {
         name: keras.ops.reshape(maps[stream], (-1, time, *maps[stream].shape[1:])) for name, stream in streams.items()
@@ -201,10 +195,9 @@ def save_fused_model(run: Path, fused: keras.Model, check: FusedModelCheck) -> P
 
 
 def comparison_inputs(run: Path, store: Store, config: Config) -> dict[str, NDArray[Any]]:
-    """Read inputs, by name, of up to `COMPARED_WINDOWS` examples spread over the store.
+    """Read the stage-two model's inputs, and the images as `frames` if it reads maps, of examples all over the store.
 
-    They are those of the run's stage-two model, in the store's type, and if it reads maps, the images as `frames`;
-    raises what `window_reader` does.
+    Raises what `window_reader` does.
     """
     examples = read_task(config, store).examples
     examples = examples[np.unique(np.linspace(0, len(examples) - 1, COMPARED_WINDOWS).astype(int))]
@@ -219,10 +212,8 @@ def comparison_inputs(run: Path, store: Store, config: Config) -> dict[str, NDAr
 def window_reader(store: Store, examples: Examples, indices: NDArray[np.int64], config: Config) -> ReadWindow:
     """Return a function that decodes and resizes the frames of an example's window, and no others.
 
-    The sequences of the examples that will be read, `indices`, are checked now.
-
     Raises:
-        BadInputs: names all sequences that are missing from the data set or differ from those in the store.
+        BadInputs: sequences of the examples `indices` are missing or differ from those in the store; names all.
     """
     clips = {clip.sequence.id: clip for clip in scan(config.data).clips}
     faults = []

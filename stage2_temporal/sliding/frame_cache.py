@@ -30,7 +30,6 @@ class FrameCache:
     """
 
     def __init__(self, pooled: FramePairsHead, model: keras.Model, maps: NamedTensors, stride: int) -> None:
-        """Split a model after its features; see `of`. Neighbouring frames of a window are `stride` frames apart."""
         (length,) = {tensor.shape[1] for tensor in maps.values()}
         self._pooled, self._stride = pooled, stride
         self._input_lags = pooled.feature_lags(length)
@@ -40,19 +39,13 @@ class FrameCache:
 
     @classmethod
     def of(cls, config: Config, model: keras.Model, maps: NamedTensors, rows: NDArray[np.int64]) -> Self | None:
-        """Make the cache for windows of a stream; None if it would save nothing or the head has no such features.
+        """Make the cache for a run's model and windows of the frames `rows` (n, T); None if it would save nothing.
 
-        Args:
-            config: the run's.
-            model: from windows of maps to the prediction.
-            maps: the model's tensors of windows of maps (batch, T, h, w, c), by input.
-            rows: (n, T) the stream's frames in each window.
+        `maps` are the model's tensors of windows of maps (batch, T, h, w, c), by input.
         """
-        head = find_head(config.head.name)
-        strides = np.unique(np.diff(rows, axis=1))
-        if not issubclass(head, FramePairsHead) or len(strides) != 1:
-            return None
-        if rows.size < MIN_REUSE * (rows.max() - rows.min() + 1):
+        head, strides = find_head(config.head.name), np.unique(np.diff(rows, axis=1))
+        reused = rows.size >= MIN_REUSE * (rows.max() - rows.min() + 1)
+        if not issubclass(head, FramePairsHead) or len(strides) != 1 or not reused:
             return None
         return cls(head.from_config(config).restore(model), model, maps, int(strides[0]))
 

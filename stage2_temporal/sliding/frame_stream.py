@@ -39,11 +39,7 @@ class FrameStream:
         streams: Sequence[str],
         vehicles: VehicleTracks | None = None,
     ) -> None:
-        """Plan the stream of what the model takes, `streams`.
-
-        `needed` (n,) are numbers of frames over all clips, ascending. `vehicles` gets the tracks that are followed
-        while frames are decoded.
-        """
+        """Plan the stream of `needed` (n,) frames, ascending over all clips; `vehicles` gets the tracks in them."""
         self._clips, self._needed, self._config = clips, needed, config
         self._streams, self._vehicles = streams, vehicles
         self.faults: dict[str, str] = {} if vehicles is None else vehicles.faults

@@ -119,10 +119,9 @@ def warn_of_other_size(camera_geometry: CameraGeometry, sequence: FrameSequence)
 def predict_vehicles(
     models: RunModels, clip: Clip, boxes: BoxesByFrame, rows: NDArray[np.int64], config: Config
 ) -> Iterator[tuple[Image, list[VehiclePrediction]]]:
-    """Yield each full-size frame of a video with predictions for the vehicles that are visible in it.
+    """Yield each full-size frame of a video with predictions for the vehicles in it, from the first full window on.
 
-    There are none before the first full window. Each frame is decoded once. `boxes` say where each vehicle is, in at
-    least one frame; `rows` (n, T) are the frames of all windows.
+    `boxes` say where each vehicle is, in at least one frame; `rows` (n, T) are the frames of all windows.
 
     Raises:
         DataError: a frame cannot be decoded.

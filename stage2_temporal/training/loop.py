@@ -61,8 +61,7 @@ def fit_model(
 
     Args:
         model: predicts in the target's unit.
-        train: shuffled batches; closed at the end.
-        validation: batches that select the epoch, or None; closed at the end.
+        train, validation: shuffled batches, and those that select the epoch, if any; closed at the end.
         config: the section [train].
         deviation: (K,) units in which the targets' errors are counted in the loss; None: as they are.
         logs: folder for TensorBoard.
@@ -104,11 +103,7 @@ def fit_model(
 
 
 def predict_batches(model: keras.Model, batches: Batches) -> Floats:
-    """Predict (n, K) targets in their unit; closes the batches.
-
-    Raises:
-        StoreError: a frame cannot be read.
-    """
+    """Predict (n, K) targets in their unit, and close the batches; a StoreError if a frame cannot be read."""
     try:
         with reading_errors(batches):
             return np.asarray(with_fast_layers(model).predict(batches, verbose=0), np.float64)
@@ -167,11 +162,9 @@ def deferred_interrupt() -> Iterator[keras.callbacks.Callback]:
 
 
 class Adam(keras.optimizers.Adam):  # type: ignore[misc]
-    """Keras' Adam (AdamW with a `weight_decay`), which updates each parameter by TensorFlow's fused kernel.
+    """Keras' Adam (D. Kingma, J. Ba, 2015), which updates each parameter by TensorFlow's fused kernel.
 
-    Keras composes the update from elementwise operations, each of which goes through memory: an epoch of the published
-    model or of `pooled_lstm` takes 13 % longer with it. The equations and variables are the same (D. Kingma, J. Ba,
-    Adam, 2015, section 2).
+    An epoch of the published model or of `pooled_lstm` takes 13 % longer with Keras' elementwise operations.
     """
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
