@@ -52,7 +52,7 @@ def test_store_is_named_after_the_config() -> None:
 
 
 def test_make_targets_on_a_run_require_run() -> None:
-    for target in ("finetune", "predict", "export", "report"):
+    for target in ("predict", "export", "report"):
         done = make(target)
         assert done.returncode != 0
         assert f"Try: make {target} RUN=NAME" in done.stdout
