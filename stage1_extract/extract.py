@@ -42,7 +42,7 @@ from stage1_extract.frame_loader import FRAMES_PER_JOB, load_frames
 from stage1_extract.plan import Group, complete_sequences, missing_frames, plan_extraction, vehicles_without_tracks
 from stage1_extract.tracking.sequence_tracks import empty_track_notes, missing_frame_notes, track_clips
 
-MAX_PENDING_WRITES = 2  # batches that are computed but not written yet, besides those being computed
+PENDING_FRAMES = 128  # computed or being computed while a shard is written, which must not stop the network
 LIBRARIES = ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless", "av")  # whose versions the store records
 
 ComputedBatch = tuple[Future[Maps] | None, Sequence[bytes], Sequence[Any]]  # maps, thumbnails, flows
@@ -257,7 +257,7 @@ def _extract_groups(
                     images, thumbnails, flows = zip(*batch, strict=True)
                     maps = engine.submit(np.stack(images)) if engine is not None and {*names} - {MOTION} else None
                     pending.append((maps, thumbnails, flows))
-                    if len(pending) > lanes + MAX_PENDING_WRITES:
+                    if len(pending) > lanes + max(2, PENDING_FRAMES // size):
                         yield pending.popleft()
         yield from pending
 
