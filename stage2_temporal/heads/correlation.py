@@ -24,7 +24,7 @@ from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.correlation import CELL_FEATURES, correlate_frames, normalise_maps
 from stage2_temporal.data.derived_streams import CorrelationPooling, DerivedStream
 from stage2_temporal.data.examples import HeadInputs, StoreExamples
-from stage2_temporal.heads.base import Graph, ValidationSet
+from stage2_temporal.heads.base import ValidationSet
 from stage2_temporal.heads.closed_form import Vectors, standardise_targets, standardise_vectors
 from stage2_temporal.heads.frame_pairs import FramePairsHead, fitting_lags
 from stage2_temporal.heads.fusion import PENALTIES
@@ -142,9 +142,6 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
             logs=logs,
         )
         self.model_ = model
-
-    def _all_vectors(self, graph: Graph, examples: HeadInputs) -> Vectors:
-        return np.concatenate([*self._compute_vectors(graph, examples, stored=self.has_stored_features(examples))])
 
     def _mirror_signs(self, examples: HeadInputs) -> Floats | None:
         """(K,) factors of the targets in a mirrored scene; None if windows are not to be mirrored."""

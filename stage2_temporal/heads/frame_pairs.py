@@ -66,7 +66,7 @@ class FramePairsHead(Head):
             for lag in self.feature_lags(rows.shape[1]):
                 # a pair is stored with the later of its two frames, which in a reversed window comes first
                 later, distances = np.maximum(rows[:, lag:], rows[:, : rows.shape[1] - lag]), _distances(rows, lag)
-                shape = self.derived_stream(stream, int(distances[0])).info(store).shape
+                shape = store.streams[self.derived_stream(stream, int(distances[0])).name].shape
                 values = np.empty((*later.shape, *shape), np.float32)
                 for distance in np.unique(distances).tolist():
                     at = distances == distance

@@ -20,7 +20,7 @@ from features.streams import GEOMETRY, VECTORS
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import HeadInputs, StoreExamples
 from stage2_temporal.data.pooling import pool_frames
-from stage2_temporal.heads.base import Graph, Head, ValidationSet
+from stage2_temporal.heads.base import Head, ValidationSet
 from stage2_temporal.heads.closed_form import Vectors, standardise_targets, standardise_vectors
 from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.heads.pooled import repeat_first
@@ -104,9 +104,6 @@ class Fusion(VehicleHead, GradientHead):
             logs=logs,
         )
         self.model_ = model
-
-    def _all_vectors(self, graph: Graph, examples: HeadInputs) -> Vectors:
-        return np.concatenate([*self._compute_vectors(graph, examples, stored=False)])
 
     def _linear_start(self, mean_vectors: Vectors, targets: Floats, scale: Scale) -> tuple[Floats, Floats]:
         """Kernel (F, K) and bias (K,) that predict targets from a window's mean vector, before any training."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from features._common.types import Floats, Tensor
 from stage2_temporal.data.examples import HeadInputs
-from stage2_temporal.heads.base import Head, ValidationSet
+from stage2_temporal.heads.base import Graph, Head, ValidationSet
+from stage2_temporal.heads.closed_form import Vectors
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import vector_scale
 
@@ -34,6 +36,10 @@ class GradientHead(Head):
             x = keras.layers.Dense(self.settings_.dense, activation="relu", name="dense")(x)
         x = keras.layers.Dropout(self.settings_.dropout, name="dropout")(x)
         return keras.layers.Dense(targets, kernel_initializer=initializer, name=name)(x)
+
+    def _all_vectors(self, graph: Graph, examples: HeadInputs) -> Vectors:
+        """The vectors of all examples at once, for heads in which nothing before them trains."""
+        return np.concatenate([*self._compute_vectors(graph, examples, stored=self.has_stored_features(examples))])
 
     def _train_model(
         self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
