@@ -37,14 +37,13 @@ class ShardWriter:
         self._file = create_file(self._disk)
         _write_header(self._file, Header(recipe))
         self._file.create_group("frames")  # also in a shard with tracks only
-        for name, info in streams.items():
-            _create_stream(self._file, name, self._frames, info)
+        self._streams = {name: _create_stream(self._file, name, self._frames, info) for name, info in streams.items()}
 
     def write(self, maps: Mapping[str, NDArray[Any]], thumbnails: Sequence[bytes]) -> None:
         """Append n frames: stream → (n, …), and n JPEGs, or empty bytes."""
         row = len(self._thumbnails)
         for name, values in maps.items():
-            self._file["frames"][name][row : row + len(values)] = values
+            self._streams[name][row : row + len(values)] = values
         self._thumbnails.extend(thumbnails)
         self._disk.check()
 

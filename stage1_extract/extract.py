@@ -236,8 +236,9 @@ def _extract_groups(
 
     def frames(ranges: Sequence[FrameRange], motion: bool) -> Iterator[tuple[Image, bytes, NDArray[Any] | None]]:
         """Yield each frame with its thumbnail and flow; blank ones too, so that the others keep their positions."""
-        threads = config.extract.threads or cpu_count()
-        for part in load_frames(ranges, clips, config.frames, threads, motion=motion, tracked=vehicles):
+        threads, in_turns = config.extract.threads or cpu_count(), engine is not None and engine.name == "openvino"
+        loaded = load_frames(ranges, clips, config.frames, threads, motion=motion, tracked=vehicles, in_turns=in_turns)
+        for part in loaded:
             if part.fault is not None:
                 faults.setdefault(ranges[part.range_index].sequence, part.fault)
             tracks.update(part.tracks)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ from stage1_extract.datasets.clip import Clip
 from stage1_extract.tracking.sequence_tracks import SHORT_SEQUENCE, to_grey, track_vehicles
 
 FRAMES_PER_JOB = 4
-MAX_JOBS_PER_THREAD = 8  # decoded or being decoded, ahead of the network
+MAX_JOBS_PER_THREAD = 16  # decoded or being decoded, ahead of the network
 MAX_COLOUR_FRAMES = 16  # longer sequences are kept in grey while their vehicles are tracked, to save memory
 THUMBNAIL_WIDTH, THUMBNAIL_QUALITY = 160, 80
 INTERPOLATION = {"cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
@@ -73,6 +73,7 @@ def load_frames(
     *,
     motion: bool = False,
     tracked: Collection[str] = (),
+    in_turns: bool = False,
 ) -> Iterator[LoadedFrames]:
     """Decode the ranges' frames, in order; frames that cannot be decoded come as blanks with a fault.
 
@@ -80,6 +81,8 @@ def load_frames(
         clips: sequence id → its clip.
         motion: whether to compute entries of the motion stream.
         tracked: ids of sequences whose vehicles are tracked, if a range is a whole one up to `SHORT_SEQUENCE`.
+        in_turns: decode as many images as may wait before the first is returned. Decoding and a network that runs on
+            the same processor then take turns, instead of displacing each other's data from its caches.
     """
     last_strips: dict[str, tuple[int, FlowStrip]] = {}  # sequence id → the next frame, and the strip of the one before
 
@@ -103,7 +106,11 @@ def load_frames(
     try:
         for job in jobs():
             count = job.stop - job.start
-            while len(pending) >= threads and sum(n for n, _ in pending) + count > max_frames:
+            limit = max_frames - count
+            if in_turns and job.clip.source.parallel and sum(n for n, _ in pending) > limit:
+                wait([future for _, future in pending])
+                limit = 0
+            while len(pending) >= threads and sum(n for n, _ in pending) > limit:
                 yield pending.popleft()[1].result()
             executor = parallel if job.clip.source.parallel else in_order
             pending.append((count, executor.submit(_decode, job)))

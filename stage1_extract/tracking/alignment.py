@@ -141,18 +141,19 @@ def align_patch(
     flat, weighted = design.reshape(8, -1), np.empty((8, patch.size), np.float32)
     trusted = np.flatnonzero(trust.reshape(-1) > 0.1)
     subset = trusted[:: max(1, len(trusted) // RESIDUAL_POINTS)]
-    gain, bias, moved = 1.0, 0.0, math.inf
+    gain, bias, moved, all_visible = 1.0, 0.0, math.inf, grid.weight * trust
     start = pose
     for _ in range(MAX_ITERATIONS):
         values, weight = sample_patch(view, grid, pose, hidden, design[5])
-        visible = weight = weight * trust
+        visible = weight = all_visible if weight is grid.weight else weight * trust
         if (total := float(weight.sum())) < min_total or total <= 0:
             return None
         if math.isfinite(moved):
             error = np.asarray(cv2.addWeighted(patch, -gain, values, 1.0, -bias), np.float32)
             deviation = max(MIN_DEVIATION, 1.4826 * _median_magnitude(error.reshape(-1)[subset]))  # robust estimate
-            biweight = np.maximum(1 - np.square(error * np.float32(1 / (TUKEY * deviation))), 0) ** 2
-            weight = biweight * visible
+            biweight = np.square(np.multiply(error, np.float32(1 / (TUKEY * deviation)), out=error), out=error)
+            np.maximum(np.subtract(1, biweight, out=biweight), 0, out=biweight)
+            weight = np.square(biweight, out=biweight) * visible
         if moved > GRADIENT_REUSE_STEP * side:
             # twice the gradient of both pictures' mean
             mean = np.asarray(cv2.addWeighted(patch, gain / 2, values, 0.5, 0.0), np.float32)
