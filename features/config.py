@@ -210,6 +210,11 @@ class Config(StrictModel):
     # runs that `train` makes and compares: a `label`, and settings by their full names that differ from this config's
     compare: tuple[dict[str, Any], ...] = Field((), exclude=True)
 
+    @property
+    def map_streams(self) -> tuple[str, ...]:
+        """The streams of the backbone's maps that the head reads."""
+        return tuple(stream for stream in self.head.input_streams if stream in self.backbone.streams)
+
     def with_target(self, target: str | tuple[str, ...]) -> Config:
         """The same config for a single target."""
         return self.model_copy(update={"data": self.data.model_copy(update={"target": target, "also": ()})})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,3 +74,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean …?)` with the known word that is most similar to `word`; empty if none is similar."""
     nearest = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {nearest[0]}?)" if nearest else ""
+
+
+def similar_names(part: str, names: Sequence[str]) -> list[str]:
+    """At most eight names that contain `part`, in any case; the last eight if none does."""
+    return [name for name in names if part.lower() in name.lower()][:8] or list(names[-8:])

@@ -184,8 +184,8 @@ def best_run_on_maps() -> str:
         str(run.path): run.metrics.splits["validation"].model.skill
         for run in find_runs(RUNS)[0]
         if "validation" in run.metrics.splits
-        and run.config.head.input_streams
-        and set(run.config.head.input_streams) <= set(run.config.backbone.streams)
+        and run.config.map_streams
+        and run.config.map_streams == run.config.head.input_streams
     }
     if not skills:
         raise DataError("no run whose head reads the CNN's maps alone", hint="framebank train, or --run NAME")

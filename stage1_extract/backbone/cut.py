@@ -16,7 +16,7 @@ from features._common.types import Tensor
 from features.config import BackboneConfig
 from features.errors import ConfigError
 from features.streams import APPEARANCE, TOP, TRUNK
-from features.strict_model import did_you_mean
+from features.strict_model import did_you_mean, similar_names
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,10 @@ def find_cut(model: keras.Model, backbone: BackboneConfig) -> Cut:
     """
     count = len(model.layers)
     if backbone.cut is not None:
-        layers = _layers_above(model, backbone.cut)
+        names = [layer.name for layer in model.layers]
+        if backbone.cut not in names:
+            raise _unknown_layer("cut", backbone.cut, names)
+        layers = count - 1 - names.index(backbone.cut)
         cut = _cut_below(model, layers, after=backbone.cut)
     elif backbone.unfreeze > count:
         raise ConfigError(
@@ -66,17 +69,12 @@ def trunk_model(
     Raises:
         ConfigError: a tap is not a layer below the cut, or its output is no map that large.
     """
-    frozen = keras.Model(model.input, cut.tensor).layers
-    below = {layer.name: layer for layer in frozen if layer.output is not cut.tensor}
     outputs = {APPEARANCE: cut.tensor}
+    frozen = keras.Model(model.input, cut.tensor).layers if taps else []
+    below = {layer.name: layer for layer in frozen if layer.output is not cut.tensor}
     for name in taps:
         if name not in below:
-            raise ConfigError(
-                f"backbone.taps: no such layer below the cut{did_you_mean(name, list(below))}",
-                expected=f"e.g. {', '.join([n for n in below if name.lower() in n.lower()][:8] or list(below)[-8:])}",
-                got=name,
-                hint="--backbone.taps LAYER …",
-            )
+            raise _unknown_layer("taps", name, list(below), " below the cut")
         tensor = below[name].output
         if len(tensor.shape) != 4 or pooling > min(tensor.shape[1:3]):
             raise ConfigError(
@@ -133,18 +131,13 @@ def _source(tensor: Tensor) -> Any:
     return tensor._keras_history.operation.name
 
 
-def _layers_above(model: keras.Model, name: str) -> int:
-    """The number of layers after the named one, in the model's order."""
-    names = [layer.name for layer in model.layers]
-    if name not in names:
-        similar = [n for n in names if name.lower() in n.lower()] or names[-8:]
-        raise ConfigError(
-            f"backbone.cut: no such layer{did_you_mean(name, names)}",
-            expected=f"e.g. {', '.join(similar[:8])}",
-            got=name,
-            hint="--backbone.cut LAYER",
-        )
-    return len(names) - 1 - names.index(name)
+def _unknown_layer(setting: str, name: str, names: list[str], where: str = "") -> ConfigError:
+    return ConfigError(
+        f"backbone.{setting}: no such layer{where}{did_you_mean(name, names)}",
+        expected=f"e.g. {', '.join(similar_names(name, names))}",
+        got=name,
+        hint=f"--backbone.{setting} LAYER",
+    )
 
 
 def _invalid_cut_error(model: keras.Model, backbone: BackboneConfig, layers: int) -> ConfigError:

@@ -14,6 +14,7 @@ import keras
 
 from features.errors import ConfigError
 from features.streams import STAGE_TWO, TOP, TRUNK
+from features.strict_model import similar_names
 
 
 class InferenceMode(keras.layers.Layer):  # type: ignore[misc]
@@ -48,10 +49,10 @@ def count_unfrozen(names: list[str], unfreeze: int | str) -> int:
         return len(names) - names.index(str(unfreeze))
     if isinstance(unfreeze, int) and unfreeze <= len(names):
         return unfreeze
-    similar = [n for n in names if str(unfreeze).lower() in n.lower()] or names[-8:]
+    similar = similar_names(str(unfreeze), names)
     raise ConfigError(
         "finetune.unfreeze: no such layers in the backbone",
-        expected=f"0 to {len(names)}, all, or a layer such as {', '.join(similar[:8])}",
+        expected=f"0 to {len(names)}, all, or a layer such as {', '.join(similar)}",
         got=unfreeze,
         hint=f"--finetune.unfreeze {similar[0]}",
     )

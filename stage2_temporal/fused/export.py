@@ -46,7 +46,7 @@ def export_run(run: Path, store: Store, config: Config, formats: Sequence[str] =
         raise ConfigError(
             "no such format", expected=f"one of {', '.join(EXPORT_FORMATS)}", got=unknown[0], hint="--format onnx"
         )
-    if set(config.head.input_streams) & set(config.backbone.streams):
+    if config.map_streams:
         fused, _ = fuse_run(run, store, config)
         if (run / "finetuned.keras").is_file():
             fused.set_weights(load_model(run, "finetuned.keras").get_weights())

@@ -88,7 +88,7 @@ def fuse_run(run: Path, store: Store, config: Config | None = None) -> tuple[ker
     """
     config = config or read_run_config(run)
     check_uses_maps(run, config)
-    trunk = build_trunk(config, set(config.head.input_streams) & set(config.backbone.streams))
+    trunk = build_trunk(config, config.map_streams)
     if trunk.recipe.fingerprint != store.fingerprint:
         raise StoreError(
             f"{store.path}: made with a different backbone than {run}",
@@ -203,7 +203,7 @@ def comparison_inputs(run: Path, store: Store, config: Config) -> dict[str, NDAr
     examples = examples[np.unique(np.linspace(0, len(examples) - 1, COMPARED_WINDOWS).astype(int))]
     head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
     inputs: dict[str, NDArray[Any]] = head.input_arrays(StoreExamples(StoreSource(store.path, examples.rows), examples))
-    if set(config.head.input_streams) & set(config.backbone.streams):
+    if config.map_streams:
         read = window_reader(store, examples, np.arange(len(examples)), config)
         inputs[FRAMES] = np.stack([read(i) for i in range(len(examples))])
     return inputs

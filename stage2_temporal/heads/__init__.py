@@ -77,10 +77,10 @@ def check_streams(run: Path, config: Config) -> None:
 def check_uses_maps(run: Path, config: Config, *, alone: bool = False) -> None:
     """Raise a ConfigError if a head does not read the trunk's maps or, with `alone`, also reads something else."""
     check_streams(run, config)
-    name, streams, maps = config.head.name, config.head.input_streams, config.backbone.streams
-    others = ["optical flow" for stream in streams if stream not in maps]
+    name = config.head.name
+    others = ["optical flow" for stream in config.head.input_streams if stream not in config.map_streams]
     others += ["a vehicle's track"] if uses_track(run, config) else []
-    if not set(streams) & set(maps):
+    if not config.map_streams:
         problem = f"{name} reads {' and '.join(others)} and no frames: there is no backbone to fuse it with"
         hint = "use predict or export, which work without fusing"
     elif alone and others:

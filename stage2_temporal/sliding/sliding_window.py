@@ -52,14 +52,9 @@ class RunModels:
         return {self.config.head.input_streams[0] if name == FEATURES else name: name for name in names}
 
     @property
-    def map_streams(self) -> list[str]:
-        """The streams of the trunk's maps that the stage-two model takes."""
-        return [stream for stream in self.inputs if stream in self.config.backbone.streams]
-
-    @property
     def image_streams(self) -> list[str]:
         """What the stage-two model needs of the images: `frames` for the trunk, `motion`."""
-        return [*([FRAMES] if self.map_streams else []), *([MOTION] if MOTION in self.inputs else [])]
+        return [*([FRAMES] if self.config.map_streams else []), *([MOTION] if MOTION in self.inputs else [])]
 
 
 def load_run_models(run: Path) -> RunModels:
@@ -74,9 +69,9 @@ def load_run_models(run: Path) -> RunModels:
     stage_two = load_model(run)
     takes_track = GEOMETRY in [tensor.name for tensor in stage_two.inputs]
     models = RunModels(None, stage_two, config, read_camera_geometry(run) if takes_track else None)
-    if not models.map_streams:
+    if not config.map_streams:
         return models
-    trunk, trained = build_trunk(config, models.map_streams), metrics.store.fingerprint
+    trunk, trained = build_trunk(config, config.map_streams), metrics.store.fingerprint
     if trunk.recipe.fingerprint != trained:
         raise StoreError(
             f"{run}: its config now builds a different backbone than the run was trained on",

@@ -144,7 +144,7 @@ def predict_vehicles(
         for start in range(0, sequence.length, FRAMES_PER_STEP):
             images = list(islice(source, FRAMES_PER_STEP))
             batch: dict[str, NDArray[np.generic]] = {}
-            if models.map_streams:
+            if config.map_streams:
                 small = images
                 if clip.source.parallel and config.frames.min_size:  # extraction decodes them at a reduced size
                     small = list(clip.source.read(start, start + len(images), config.frames.min_size))

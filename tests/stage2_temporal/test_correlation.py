@@ -136,13 +136,14 @@ def test_fused_model_equals_the_two_stages_and_exports(run: Path) -> None:
 
 def test_each_frame_passes_the_trunk_once(run: Path) -> None:
     models, count = load_run_models(run), 5 * BATCH + 3
-    assert models.trunk is not None and models.map_streams == ["appearance", "conv_pw_1_relu"]
+    assert models.trunk is not None and models.config.map_streams == ("appearance", "conv_pw_1_relu")
     frames = np.random.default_rng(0).integers(0, 256, (count, 48, 64, 3), dtype=np.uint8)
     window = SlidingWindow(models, np.arange(count - LENGTH + 1)[:, None] + np.arange(LENGTH), BATCH)
     values = np.concatenate(list(window.run({"frames": frames[i : i + BATCH]} for i in range(0, count, BATCH))))
     assert window.engine is not None and window.engine.passes == math.ceil(count / BATCH)
     maps = models.trunk.model.predict(frames, verbose=0)
-    expected = models.stage_two.predict({name: maps[name][window.rows] for name in models.map_streams}, verbose=0)
+    inputs = {name: maps[name][window.rows] for name in models.config.map_streams}
+    expected = models.stage_two.predict(inputs, verbose=0)
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
 
 
