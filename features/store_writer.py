@@ -110,7 +110,7 @@ class StreamContent:
     info: StreamInfo
     ranges: Sequence[Sequence[StoredRange]] = ()  # per sequence, those that together make it up, in order
     batches: Iterable[NDArray[Any]] | None = None  # all frames in order, (n, …) each, computed while they are written
-    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # its basis: what it was computed with
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # stored with it, such as principal components
 
 
 def assemble_store(

@@ -308,19 +308,13 @@ class Finetune(RunConfigCommand):
     """Name of the run, a folder in runs/, or the path of its folder."""
     settings: Settings = Config()
 
-    def __call__(self) -> None:
-        if not self.run:
-            best = workflows.best_run_on_maps()
-            logger.info(f"fine-tuning {best}, the run on maps alone with the highest validation skill")
-            dataclasses.replace(self, run=best)()
-            return
-        super().__call__()
-
     @classmethod
-    def read_config(cls, arguments: Sequence[str]) -> Config:
-        if last_value(arguments, "--run") is None and not {"-h", "--help"} & set(arguments):
-            return super().read_config([*arguments, "--run", workflows.best_run_on_maps()])
-        return super().read_config(arguments)
+    def complete(cls, arguments: Sequence[str]) -> Sequence[str]:
+        if last_value(arguments, "--run") is not None or {"-h", "--help"} & set(arguments):
+            return arguments
+        best = workflows.best_run_on_maps()
+        logger.info(f"fine-tuning {best}, the run on maps alone with the highest validation skill")
+        return [*arguments, "--run", best]
 
     def run_with(self, folder: Path, store: Store) -> None:
         with quiet_imports():

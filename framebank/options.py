@@ -50,6 +50,11 @@ class Command:
         raise NotImplementedError
 
     @classmethod
+    def complete(cls, arguments: Sequence[str]) -> Sequence[str]:
+        """The arguments with those that are found out if they are missing."""
+        return arguments
+
+    @classmethod
     def read_config(cls, arguments: Sequence[str]) -> Config:
         """The settings that flags override, and that help shows as defaults."""
         path = last_value(arguments, "--config")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -32,10 +34,8 @@ def describe_store(store: Store) -> str:
     for name, info in store.streams.items():
         frame_size = int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize
         shape = "x".join(map(str, info.shape))
-        lines.append(f"stream       {name}: {shape} {info.dtype}, {frame_size / 1e3:,.1f} kB per frame")
-        for key, value in sorted(info.origin.items()):
-            text = ", ".join(map(str, value)) if isinstance(value, list) else value
-            lines.append(f"               {key}: {text}")
+        kind = _kind(info.origin)
+        lines.append(f"stream       {name}: {shape} {info.dtype}, {frame_size / 1e3:,.1f} kB per frame{kind}")
     lines += _tracks(store)
     top = store.top()
     if top is None:
@@ -53,6 +53,14 @@ def describe_store(store: Store) -> str:
     lines.append("frame rate   " + ", ".join(f"{fps:g} fps ({n} sequences)" for fps, n in rates.most_common(4)))
     lines += [f"missing      {why}" for why in store.missing.values()]
     return "\n".join(lines)
+
+
+def _kind(origin: Mapping[str, Any]) -> str:
+    if "source" in origin:
+        return f", derived from {origin['source'][1]}"
+    if "tap" in origin:
+        return f", a tap averaged over {origin['pooling']}x{origin['pooling']}" if origin["pooling"] > 1 else ", a tap"
+    return ", optical flow" if origin else ""
 
 
 def _tracks(store: Store) -> list[str]:

@@ -63,7 +63,6 @@ def scores(
         position: (n, 2) x (forward), y (right) of the vehicle in metres; NaN where unknown.
     """
     error = predicted - true
-    weight = np.ones(len(columns)) if have_one_unit(columns) else 1 / np.maximum(true.std(axis=0), 1e-12)
     position = np.full((len(true), 2), math.nan) if position is None else position
 
     def tusimple_error(names: tuple[str, str]) -> ByDistance | None:
@@ -71,7 +70,7 @@ def scores(
         return by_distance(error[:, indices], position) if len(indices) == 2 else None
 
     return Scores(
-        **_basic_scores(true, predicted, constant, weight),
+        **_basic_scores(true, predicted, constant, _weights(true, columns)),
         components={
             column: ComponentScores(**_basic_scores(true[:, k], predicted[:, k], constant[..., k]))
             for k, column in enumerate(columns)
@@ -94,7 +93,7 @@ def skill_interval(
     Returns:
         The lower and upper bound; None with fewer than two groups, or if the constant makes no error.
     """
-    weight = np.ones(len(columns)) if have_one_unit(columns) else 1 / np.maximum(true.std(axis=0), 1e-12)
+    weight = _weights(true, columns)
     _, group = np.unique(groups, return_inverse=True)
     errors = [np.bincount(group, (((v - true) * weight) ** 2).sum(axis=1)) for v in (predicted, constant)]
     count = len(errors[0])
@@ -108,6 +107,11 @@ def skill_interval(
 def have_one_unit(columns: tuple[str, ...]) -> bool:
     """Whether all columns have the same unit, or no unit is known."""
     return len({UNITS.get(column) for column in columns}) == 1
+
+
+def _weights(true: Floats, columns: tuple[str, ...]) -> Floats:
+    """The weight of each column's errors: 1 or, if the columns differ in unit, 1 / standard deviation of its labels."""
+    return np.ones(len(columns)) if have_one_unit(columns) else 1 / np.maximum(true.std(axis=0), 1e-12)
 
 
 def verdict(split: str, model: Scores) -> tuple[str, bool]:

@@ -193,7 +193,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return {FEATURES: streams[0]} if len(streams) == 1 else {stream: stream for stream in streams}
 
     def with_top(self, maps: Tensor, name: str) -> Tensor:
-        """Apply the store's trainable top, if any, to maps (batch, T, h, w, c) or vectors of the input `name`."""
+        """Return an input as maps (batch, T, h, w, c), after the store's trainable top if they are those at the cut."""
         maps = as_maps(maps)
         if self._top is None or self.input_streams[name] != APPEARANCE:
             return maps

@@ -88,7 +88,7 @@ def arrows(target: Sequence[str], examples: Iterable[PredictedExample]) -> Arrow
 
 
 def bars(examples: Sequence[PredictedExample], column: int) -> tuple[float, float]:
-    """Where a column's bars start, and their units of the drawing per unit of the value."""
+    """Where zero lies along a column's bars, and how long they are per unit of the value."""
     values = [0.0, *(v for e in examples for v in (e.true[column], e.predicted[column]))]
     scale = BARS_LENGTH / ((max(values) - min(values)) or 1.0)
     return abs(min(values)) * scale, scale

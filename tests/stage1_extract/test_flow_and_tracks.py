@@ -127,7 +127,7 @@ def test_stored_tracks_are_those_of_the_tracker(tmp_path: Path, engine: Engine) 
             np.testing.assert_array_equal(track.confidence, expected.confidence)
         assert (track.confidence[30:50] > 0.8).all()
         shown = describe_store(store)
-    assert "3 of 3 vehicles tracked" in shown and "texture" in shown
+    assert "3 of 3 vehicles tracked" in shown and "kB per frame, optical flow" in shown
 
 
 @pytest.mark.parametrize("setting", ["motion", "tracks"])
