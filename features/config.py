@@ -47,6 +47,9 @@ class DataConfig(StrictModel):
     """Number, counted from 1, of the frame that a clip's label describes; unset: the last frame."""
     segment: int | None = Field(None, gt=0)
     """Cut each video into sequences of this many frames, so that it can be divided into splits."""
+    crops: float | None = Field(None, ge=1)
+    """Make each labelled vehicle a sequence of its own, in which the network sees only the vehicle: the region of its
+    box, this many times as wide and high, cut from the full-size frames. Unset: it sees whole frames."""
     calibration: UserPath | None = None
     """File with the camera matrix, in the format of the competition's calibration.txt; unset: the one in the data set,
     if any."""

@@ -47,6 +47,9 @@ class FrameSequence:
     digest: str  # SHA-256 (hex) over the contents of the source files
     labels: tuple[Label, ...] = ()
     camera: Camera | None = None  # None without a calibration
+    # the part of each frame that the network sees, which may reach beyond the frame: left, top, right, bottom in px;
+    # None: the whole frame
+    region: tuple[int, int, int, int] | None = None
 
 
 def same_sequences(first: Sequence[FrameSequence], second: Sequence[FrameSequence]) -> bool:

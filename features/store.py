@@ -5,7 +5,8 @@
     frames/<stream>        (frames, ...) one frame per chunk, fletcher32; attribute origin (JSON), except the trunk's
     bases/<stream>/<array> what a derived stream was computed with: its principal components, and their mean
     thumbnails/data        JPEGs end to end, bytes; thumbnails/offset (frames + 1,)
-    sequences/<column>     id, split, first, length, fps, width, height, digest, camera (fx fy cx cy height)
+    sequences/<column>     id, split, first, length, fps, width, height, digest, camera (fx fy cx cy height),
+                           region (left top right bottom), in a store of crops only
     labels/<column>        sequence, frame, targets (labels, columns; NaN unknown), named (labels, columns: whether
                            the label has the column), box, position; attribute columns (JSON)
     tracks/<column>        key, first, length, a row per track; box (rows, 4), confidence (rows,), a row per frame
@@ -252,10 +253,11 @@ def _sequences(f: Any) -> tuple[tuple[FrameSequence, ...], NDArray[np.int64]]:
     text = [group[n].asstr()[:].tolist() for n in ("id", "split", "digest")]
     numbers = [group[n][:].tolist() for n in ("length", "fps", "width", "height")]
     cameras = group["camera"][:].tolist() if "camera" in group else [[math.nan] * 5] * len(text[0])
-    rows = zip(*text, *numbers, cameras, strict=True)
+    regions = map(tuple, group["region"][:].tolist()) if "region" in group else [None] * len(text[0])
+    rows = zip(*text, *numbers, map(_camera, cameras), regions, strict=True)
     sequences = tuple(
-        FrameSequence(name, split, length, fps, (width, height), digest, tuple(labels.get(i, ())), _camera(camera))
-        for i, (name, split, digest, length, fps, width, height, camera) in enumerate(rows)
+        FrameSequence(name, split, length, fps, (width, height), digest, tuple(labels.get(i, ())), camera, region)
+        for i, (name, split, digest, length, fps, width, height, camera, region) in enumerate(rows)
     )
     return sequences, group["first"][:]
 

@@ -121,9 +121,17 @@ def load_frames(
             executor.shutdown(wait=True, cancel_futures=True)
 
 
-def resize_frame(image: Image, frames: FramesConfig) -> Image:
-    """Resize a BGR image to (height, width, 3) in the recipe's size and colour order."""
+def resize_frame(image: Image, frames: FramesConfig, region: tuple[int, int, int, int] | None = None) -> Image:
+    """Resize a BGR image, or a region of it, to (height, width, 3) in the recipe's size and colour order.
+
+    Beyond the image's edges, the pixels at the edge are repeated.
+    """
     size = (frames.width, frames.height)
+    if region is not None:
+        height, width = image.shape[:2]
+        columns = np.clip(np.arange(region[0], region[2]), 0, width - 1)
+        rows = np.clip(np.arange(region[1], region[3]), 0, height - 1)
+        image = image[rows[:, None], columns]
     if image.shape[1::-1] != size:
         image = cv2.resize(image, size, interpolation=INTERPOLATION[frames.interpolation])
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if frames.colour == "rgb" else image
@@ -172,16 +180,16 @@ def _read(job: DecodeJob, out: Image) -> tuple[list[Image], list[Image]]:
     if job.motion and job.stop == 1:  # the first frame has the second's flow
         stop = min(2, job.clip.sequence.length)
     strips, images = [], []
-    source, min_size, filled = job.clip.source, job.frames.min_size, False
+    source, min_size, filled, region = job.clip.source, job.frames.min_size, False, job.clip.sequence.region
     if job.motion or job.tracked:
         # the trunk's input must be the same whatever else is computed; videos are always decoded at full size
         if min_size is not None and source.parallel:
-            out[:] = [resize_frame(image, job.frames) for image in source.read(job.start, job.stop, min_size)]
+            out[:] = [resize_frame(image, job.frames, region) for image in source.read(job.start, job.stop, min_size)]
             filled = True
         min_size = None
     for i, image in enumerate(source.read(start, stop, min_size), start):
         if job.start <= i < job.stop and not filled:
-            out[i - job.start] = resize_frame(image, job.frames)
+            out[i - job.start] = resize_frame(image, job.frames, region)
         if job.tracked:
             # short clips stay in colour: the tracker then converts only what surrounds a vehicle
             images.append(to_grey(image) if job.stop - job.start > MAX_COLOUR_FRAMES else image)

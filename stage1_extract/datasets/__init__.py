@@ -19,6 +19,7 @@ from stage1_extract.datasets.competition import competition_clips
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
 from stage1_extract.datasets.manifest import manifest_clips
 from stage1_extract.datasets.tusimple import tusimple_clips
+from stage1_extract.datasets.vehicle_crops import crop_vehicles
 from stage1_extract.datasets.video import video_clips
 
 __all__ = ["scan"]
@@ -46,14 +47,20 @@ def scan(data: DataConfig, *, threads: int = 0) -> Catalogue:
     if not catalogue.clips and not catalogue.faults:
         expected = f"files in the layout {data.layout}"
         raise DataError(f"{data.path}: no clips", expected=expected, hint="check data.path and data.layout")
-    if data.calibration is None:
+    if data.calibration is not None:
+        try:
+            camera = read_camera(Path(data.calibration))
+        except DataError as e:
+            raise DataError(e.what, expected=e.expected, got=e.got, hint="--data.calibration FILE") from None
+        clips = tuple(replace(clip, sequence=replace(clip.sequence, camera=camera)) for clip in catalogue.clips)
+        catalogue = replace(catalogue, clips=clips)
+    if data.crops is None:
         return catalogue
-    try:
-        camera = read_camera(Path(data.calibration))
-    except DataError as e:
-        raise DataError(e.what, expected=e.expected, got=e.got, hint="--data.calibration FILE") from None
-    clips = tuple(replace(clip, sequence=replace(clip.sequence, camera=camera)) for clip in catalogue.clips)
-    return replace(catalogue, clips=clips)
+    crops = crop_vehicles(catalogue, data.crops)
+    if not crops.clips and not crops.faults:
+        expected = "labels with a box on one of their clip's frames"
+        raise DataError(f"{data.path}: no vehicle to crop", expected=expected, hint="leave data.crops unset")
+    return crops
 
 
 def _find_layout(name: str, threads: int) -> Layout:

@@ -229,10 +229,10 @@ def window_reader(store: Store, examples: Examples, indices: NDArray[np.int64], 
 
     def read(index: int) -> Image:
         s = examples.sequence[index]
-        source, frames = clips[store.sequences[s].id].source, examples.rows[index] - store.first[s]
+        clip, frames = clips[store.sequences[s].id], examples.rows[index] - store.first[s]
         runs = np.split(frames, np.flatnonzero(np.diff(frames) != 1) + 1)
-        images = [i for run in runs for i in source.read(int(run[0]), int(run[-1]) + 1, config.frames.min_size)]
-        return np.stack([resize_frame(image, config.frames) for image in images])
+        images = [i for r in runs for i in clip.source.read(int(r[0]), int(r[-1]) + 1, config.frames.min_size)]
+        return np.stack([resize_frame(image, config.frames, clip.sequence.region) for image in images])
 
     return read
 
