@@ -240,9 +240,5 @@ def read_config(path: Path | str) -> Config:
 
 
 def read_run_config(run: Path) -> Config:
-    """Read the config in a run's folder, without settings of older versions that no longer exist for its head.
-
-    Raises:
-        ConfigError: see `read_config`.
-    """
+    """Read the config in a run's folder like `read_config`, but drop settings that its head no longer has."""
     return read_toml(Config, run / "config.toml", DROP_UNKNOWN_KEYS)

@@ -69,11 +69,7 @@ def create_file(disk: ErrorTolerantFile) -> Any:
 
 
 def open_file(path: Path) -> Any:
-    """Open a store or shard for reading.
-
-    Raises:
-        StoreError: no such file, not a store, damaged, of a later format, or with links to other files.
-    """
+    """Open a store or shard; a StoreError if it is missing, damaged, of a later format, or links to other files."""
     if not path.is_file():
         raise StoreError(f"{path}: no such store", hint=f"framebank extract --config FILE --store {path}")
     with damage_as_store_error(path), ExitStack() as on_error:

@@ -23,11 +23,7 @@ def plugin_names(group: str) -> dict[str, str]:
 
 
 def load_plugin(group: str, name: str) -> Any:
-    """Import a plugin; None if no installed package provides that name.
-
-    Raises:
-        ConfigError: importing it fails; the message names the package.
-    """
+    """Import a plugin; None if no package provides the name, a ConfigError with the package if the import fails."""
     entry = _entries(group).get(name)
     if entry is None:
         return None

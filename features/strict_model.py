@@ -36,11 +36,7 @@ class StrictModel(BaseModel):
 
 
 def read_toml(model: type[AnyModel], path: Path, context: str | None = None) -> AnyModel:
-    """Read a TOML file as a `model`; with the context `DROP_UNKNOWN_KEYS`, its unknown keys are dropped.
-
-    Raises:
-        ConfigError: there is no such file, it is not TOML, or it has an unknown key or a wrong value.
-    """
+    """Read a TOML file as a `model`, or raise a ConfigError; the context `DROP_UNKNOWN_KEYS` drops unknown keys."""
     try:
         return model.model_validate(tomllib.loads(path.read_text(encoding="utf-8")), context=context)
     except (FileNotFoundError, IsADirectoryError):

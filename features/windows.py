@@ -82,16 +82,11 @@ def make_examples(
     stride: int = 1,
     end: int = 0,
 ) -> Examples:
-    """Pair every label that has `columns` with its window, in the store's order.
+    """Pair every label that has `columns` with its window, in the store's order; a ConfigError if there is none.
 
     Windows that reach outside their sequence are dropped and counted. If no label of a sequence knows the target (as in
-    a test clip), its examples have NaN targets, for prediction. See `window_offsets` for length, stride and end.
-
-    Args:
-        first: (S,) store row of each sequence's first frame.
-
-    Raises:
-        ConfigError: no label has the columns, or no window fits.
+    a test clip), its examples have NaN targets, for prediction. `first` (S,) is the store row of each sequence's first
+    frame; see `window_offsets` for length, stride and end.
     """
     offsets = window_offsets(length, stride, end)
     pairs = [(s, i) for s, sequence in enumerate(sequences) for i in labels_with_targets(sequence, columns)]

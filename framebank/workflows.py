@@ -108,8 +108,7 @@ def train_runs(config: Config, store: Path, run: str | None, *, stem: str) -> It
 def compared_configs(config: Config, *, single: bool = False) -> list[Config]:
     """The configs that `train` trains: those to compare, else one for each target; only the first target if `single`.
 
-    Raises:
-        ConfigError: an entry of `compare` has an unknown setting or a wrong value.
+    A ConfigError if an entry of `compare` has an unknown setting or a wrong value.
     """
     if single or not config.compare:
         return [config.with_target(target) for target in [config.data.target, *(() if single else config.data.also)]]
@@ -172,11 +171,7 @@ def run_folder(run: Path | str) -> Path:
 
 
 def best_run_on_maps() -> str:
-    """The run in runs/ with the highest validation skill among those whose head reads nothing but the trunk's maps.
-
-    Raises:
-        DataError: there is none.
-    """
+    """The run in runs/ with the highest validation skill whose head reads maps alone; a DataError if there is none."""
     from stage2_temporal.runs.folder import RUNS
     from stage2_temporal.runs.leaderboard import find_runs
 

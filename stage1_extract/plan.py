@@ -50,11 +50,7 @@ def missing_frames(groups: Iterable[Group], stream: str) -> int:
 def complete_sequences(
     sequences: Sequence[FrameSequence], stored: StoredStreams
 ) -> tuple[list[FrameSequence], dict[str, list[list[StoredRange]]]]:
-    """Find the sequences whose frames are all stored in every stream.
-
-    Returns:
-        These sequences, in order; and stream → for each of them, the stored ranges that make it up.
-    """
+    """The sequences with all frames stored in every stream, and by stream, for each, the ranges that make it up."""
     tables = {name: by_sequence(ranges) for name, ranges in stored.items()}
     complete: list[FrameSequence] = []
     ranges_by_stream: dict[str, list[list[StoredRange]]] = {name: [] for name in stored}

@@ -64,20 +64,7 @@ def predict(
     fps: float | None = None,
     boxes: Path | None = None,
 ) -> PredictionFiles:
-    """Predict with a run's model and write the predictions as CSV.
-
-    Args:
-        run: the run's folder.
-        source: a video, a folder of frames, or a data set in the run's layout; default: the run's data set.
-        output: the CSV file; default: `predicted/<name of the source>.csv` in the run's folder.
-        overlay: an MP4 file to write, with the predictions drawn on the frames of a video.
-        stride: take every stride-th frame into a window, instead of the run's stride.
-        fps: frames per second, if a video's frame rate is missing or wrong.
-        boxes: a CSV file with the boxes of vehicles in a video, for a head that predicts for one vehicle.
-
-    Raises:
-        FramebankError: an error that the user can correct; no file is written.
-    """
+    """Predict with the run in a folder, and write the predictions as CSV; see `framebank.predict` for the arguments."""
     cv2.setNumThreads(1)  # frames are decoded in parallel; and optical flow depends on the number of threads
     read_metrics(run)
     config = read_run_config(run)

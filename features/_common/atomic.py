@@ -44,8 +44,7 @@ def fsync_path(path: Path) -> None:
 def exclusive_write_lock(store: Path, timeout: float = 0) -> Iterator[None]:
     """Hold the store's write lock during the block. The operating system releases it if the process dies.
 
-    Raises:
-        StoreError: another process holds the lock, even after `timeout` s; names the process, its host and the time.
+    A StoreError names the process, host and time if another process holds the lock, even after `timeout` s.
     """
     store.parent.mkdir(parents=True, exist_ok=True)
     holder = store.with_name(f"{store.name}.lock.holder")

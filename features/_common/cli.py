@@ -12,13 +12,9 @@ from features.errors import FramebankError
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Call a command and turn what it raises into an exit status.
+    """Call a command and return its exit status: 0; 2 for an error that the user can correct; 130 after Ctrl-C.
 
-    Returns:
-        0; 2 for an error that the user can correct; 130 after Ctrl-C.
-
-    Raises:
-        Exception: a bug in framebank, which ends with a traceback and Python's exit status 1.
+    A bug in framebank is raised; it ends with a traceback and Python's exit status 1.
     """
     log_to_stderr()
     try:

@@ -29,11 +29,7 @@ class Cut:
 
 
 def find_cut(model: keras.Model, backbone: BackboneConfig) -> Cut:
-    """Find the cut that `cut = "layer"` or `unfreeze = N` specifies.
-
-    Raises:
-        ConfigError: no such layer, or several tensors enter the top; lists the nearest valid cuts.
-    """
+    """Find the cut that `cut = "layer"` or `unfreeze = N` specifies; a ConfigError lists the nearest valid ones."""
     count = len(model.layers)
     if backbone.cut is not None:
         names = [layer.name for layer in model.layers]

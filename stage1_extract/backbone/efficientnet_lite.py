@@ -82,11 +82,7 @@ def preprocess_input(x: Any) -> Any:
 
 
 def packaged_weights() -> bytes:
-    """Read the weights file from its package and verify its SHA-256.
-
-    Raises:
-        DataError: the package is not installed, or the file has another digest.
-    """
+    """Read the weights file from its package; a DataError if it is not installed, or the file has another SHA-256."""
     try:
         path = Path(str(importlib.resources.files(PACKAGE) / "models" / FILE))
         data = path.read_bytes()

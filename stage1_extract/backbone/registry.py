@@ -59,11 +59,7 @@ def load_backbone(backbone: BackboneConfig, frames: FramesConfig) -> LoadedBackb
 
 
 def find_backbone(name: str) -> tuple[Callable[..., keras.Model], Callable[[Any], Any]]:
-    """Find the function that builds a backbone, and its preprocess_input.
-
-    Raises:
-        ConfigError: there is no such backbone (the message lists all of them), or its plugin is broken.
-    """
+    """Find the function that builds a backbone, and its preprocess_input; a ConfigError lists all if it is unknown."""
     functions = {**vars(keras.applications), "EfficientNetLite0": EfficientNetLite0}
     built_in = {n: f for n, f in functions.items() if n[:1].isupper() and inspect.isfunction(f)}
     build = built_in.get(name) or load_plugin(BACKBONES, name)

@@ -58,9 +58,7 @@ def build_trunk(config: Config, streams: Collection[str] = ()) -> Trunk:
         streams: compute only these maps; default: that at the cut and those of all taps.
 
     Raises:
-        ConfigError: preprocessing of BGR, which no backbone was trained on; or see `load_backbone`, `find_cut` and
-            `trunk_model`.
-        DataError: see `load_backbone`.
+        ConfigError, DataError: see `load_backbone`, `find_cut` and `trunk_model`; or BGR is to be preprocessed.
     """
     if config.backbone.preprocess and config.frames.colour == "bgr":
         raise ConfigError(

@@ -87,12 +87,7 @@ class _Archive:
 
 
 def open_folder_or_zip(path: Path | str, *, hint: str) -> ReadablePath:
-    """Open a folder, or the inside of a .zip; `hint` says what to try if there is neither.
-
-    Raises:
-        DataError: nothing at the path, or no complete zip, or an entry of it points outside.
-        OSError: the file cannot be read.
-    """
+    """Open a folder, or the inside of a .zip; a DataError, with `hint`, if there is neither, or the zip is unsafe."""
     path = Path(path)
     if path.is_dir():
         return path
@@ -102,11 +97,7 @@ def open_folder_or_zip(path: Path | str, *, hint: str) -> ReadablePath:
 
 
 def read_file(path: ReadablePath) -> bytes:
-    """Read a file.
-
-    Raises:
-        DataError: it is missing or unreadable, or damaged in its archive.
-    """
+    """Read a file; a DataError if it is missing or unreadable, or damaged in its archive."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, KeyError):  # on disk, or in an archive

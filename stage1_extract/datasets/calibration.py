@@ -29,11 +29,7 @@ def find_calibration(folder: ReadablePath, data: DataConfig, faults: list[str]) 
 
 
 def read_camera(path: ReadablePath) -> Camera:
-    """Read the camera that a calibration file describes.
-
-    Raises:
-        DataError: the file cannot be read, or is malformed.
-    """
+    """Read the camera that a calibration file describes; a DataError if it cannot be read, or is malformed."""
     text = read_file(path).decode("utf-8-sig", errors="replace")
     shown = repr(textwrap.shorten(text, 60, placeholder="…"))
     _, *parts = _HEADING.split(text)

@@ -20,11 +20,7 @@ COMPETITION_FOLDERS = {"Train": "train", "Validation": "validation", "Test": "te
 
 
 def competition_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
-    """Describe each clip (ids `Train/12` etc.), by splits and numbers, and collect faults that belong to no clip.
-
-    Raises:
-        DataError: nothing at `data.path`, or no complete zip, or no folder Train, Validation or Test in it.
-    """
+    """Describe each clip (ids `Train/12` etc.), and collect faults of no clip; a DataError if there is no data set."""
     hint = "framebank sample" if data.layout == "sample" else "set data.path to the folder or .zip of the data set"
     root = _root(open_folder_or_zip(data.path, hint=hint), hint)
     faults: list[str] = []

@@ -22,12 +22,9 @@ _READ_FLAGS = {
 
 
 def image_size(data: bytes, name: str) -> Size:
-    """Read an image's width and height in px, and check that it is complete, without decoding it.
+    """Read an image's width and height in px, without decoding it; a DataError if it is damaged, truncated or huge.
 
     A PNG's checksums are verified. A JPEG has none; it is complete if an end-of-image marker follows its first scan.
-
-    Raises:
-        DataError: the file is empty, not an image, truncated, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     if not data:
         raise DataError(f"{name}: empty file", expected="a JPEG or PNG", got="0 bytes")
@@ -48,14 +45,10 @@ def image_size(data: bytes, name: str) -> Size:
 
 
 def decode_image(data: bytes, name: str, size: Size, min_size: Size | None = None) -> Image:
-    """Decode a JPEG or PNG to uint8 BGR (height, width, 3) as stored; EXIF orientation is ignored.
+    """Decode a JPEG or PNG to uint8 BGR (height, width, 3), ignoring EXIF orientation; a DataError if that fails.
 
-    Args:
-        size: width, height in px, as `image_size` returned them.
-        min_size: a JPEG is shrunk by 2, 4 or 8, which saves time, if it stays at least this large; None: not at all.
-
-    Raises:
-        DataError: OpenCV cannot decode it.
+    `size` is what `image_size` returned. With `min_size`, also width and height in px, a JPEG is shrunk by 2, 4 or 8,
+    which saves time, if it stays at least this large.
     """
     factor = reduction_factor(size, min_size) if min_size and data.startswith(_JPEG_START) else 1
     try:

@@ -27,12 +27,8 @@ def is_single_clip(path: Path) -> bool:
 def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
     """Open a video, or a folder of frames in the order of the numbers in their names, as one clip.
 
-    Args:
-        data: only `fps` is used, for a folder.
-        fps: frames per second of a video; None: read them from its header.
-
-    Raises:
-        DataError, BadInputs: nothing there, damaged, without frames, of changing size, or a video without a frame rate.
+    A video has `fps` or else the rate in its header, a folder `data.fps`. DataError or BadInputs if nothing is there,
+    or it is damaged, has no frames or frames of several sizes, or a video has no frame rate.
     """
     if path.is_dir():
         files = tuple(path / p.name for p in list_folder(path) if p.name.lower().endswith(IMAGE_SUFFIXES))

@@ -29,8 +29,7 @@ MAX_BOX_DIFFERENCE = 10.0  # px, summed over the four sides, up to which the ben
 def tusimple_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
     """Describe each clip (ids `clips/1`, or `test/clips/1` with a folder for each split), and collect other faults.
 
-    Raises:
-        DataError: nothing at `data.path`, or no folder `clips` in it.
+    A DataError if there is nothing at `data.path`, or no folder `clips` in it.
     """
     hint = "set data.path to the folder that holds clips, or train/clips and test/clips"
     root = open_folder_or_zip(data.path, hint=hint)

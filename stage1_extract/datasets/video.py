@@ -33,11 +33,7 @@ class Video:
     """
 
     def __init__(self, path: Path) -> None:
-        """Decode the video once, to count its frames.
-
-        Raises:
-            DataError: it cannot be decoded, has no frame, or its frame size changes.
-        """
+        """Decode the video once, to count its frames; a DataError if it is damaged or empty, or changes its size."""
         self.path = path
         self.size: Size = (0, 0)  # until the first frame is decoded
         self._lock, self._frames = threading.Lock(), self._decode()
@@ -50,12 +46,9 @@ class Video:
             self.fps = float(rate) if rate and container.duration else None
 
     def frame(self, index: int) -> Image:
-        """Read frame `index`, uint8 BGR of shape (height, width, 3).
+        """Read frame `index`, uint8 BGR of shape (height, width, 3); a DataError if the video has changed.
 
         Going forward is cheap; going back reads the video from its beginning.
-
-        Raises:
-            DataError: the video has changed: it ends before the frame, cannot be decoded, or has another size.
         """
         with self._lock:
             if index < self._next:
@@ -125,11 +118,7 @@ class VideoFrames:
 
 
 def video_clips(data: DataConfig, threads: int) -> Catalogue:
-    """Scan a video file or a folder of them.
-
-    Raises:
-        DataError: nothing at `data.path`, or no video in the folder.
-    """
+    """Scan a video file or a folder of them; a DataError if nothing is at `data.path`, or no video in the folder."""
     path = Path(data.path)
     if not path.exists():
         raise DataError(f"{path}: no such video or folder", hint="set data.path to a video or a folder of videos")

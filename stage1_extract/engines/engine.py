@@ -144,8 +144,7 @@ def relative_error(maps: NDArray[Any], expected: NDArray[Any]) -> float:
 def choose_engine(engine: str, precision: str, gpus: int, openvino: bool) -> str:
     """For `auto`, choose `openvino` if it is installed and there is no GPU, else `tensorflow`.
 
-    Raises:
-        ConfigError: the user wants OpenVINO, but it is not installed, or the precision is float16.
+    A ConfigError if the user wants OpenVINO, but it is not installed, or the precision is float16.
     """
     if engine == "auto":
         return "openvino" if openvino and not gpus and precision != "float16" else "tensorflow"

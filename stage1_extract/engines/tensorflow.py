@@ -63,11 +63,7 @@ class TensorFlowRunner:
 
 
 def largest_batch(run: Callable[[int], object]) -> int:
-    """Find the largest power of two, up to 512, for which `run` raises no ResourceExhaustedError.
-
-    Raises:
-        ConfigError: not even one frame fits into memory.
-    """
+    """The largest power of two, up to 512, for which `run` does not exhaust the memory; a ConfigError if 1 does."""
     largest = 0
     try:
         for exponent in range(10):

@@ -228,8 +228,7 @@ class TemplateTracker:
 def start_tracker(frame: Image, box: Box, other_boxes: Sequence[Box] = ()) -> TemplateTracker | None:
     """Begin to track a box in the frame where it is known; None if it has no contrast.
 
-    Raises:
-        DataError: the box is not finite, has no size, or lies outside its image.
+    A DataError if the box is not finite, has no size, or lies outside its image.
     """
     if not _is_box(box):
         raise DataError("the box has no size", expected="finite left < right and top < bottom", got=box)

@@ -176,11 +176,8 @@ class StoreExamples:
     def augmented(self, options: TrainConfig) -> tuple[StoreExamples, NDArray[np.int64], Floats]:
         """Add what `[train] reverse`, `shift` and `strides` make of these windows.
 
-        Returns:
-            m examples, (m,) the index of the window that each was made from, and (m, K) the factors for its targets.
-
-        Raises:
-            ConfigError: the effect on a target is unknown.
+        Returns m examples, (m,) the index of the window that each was made from, and (m, K) factors for its targets; a
+        ConfigError if the effect on a target is unknown.
         """
         examples, store = self.examples, self.source.store
         first = store.first[examples.sequence]

@@ -55,11 +55,7 @@ def pool_frames(maps: Tensor, grid: tuple[int, int], lag: int = 0) -> Tensor:
 
 
 def absolute_differences(values: Tensor, lag: int) -> Tensor:
-    """Compute |value − value `lag` frames before|: (batch, T, …) → (batch, T − lag, …).
-
-    Raises:
-        ConfigError: the window has no frame that many frames before.
-    """
+    """|value − value `lag` frames before|, (batch, T, …) → (batch, T − lag, …); a ConfigError if T is too small."""
     check_window(values.shape[1], lag)
     return keras.ops.abs(values[:, lag:] - values[:, :-lag])
 

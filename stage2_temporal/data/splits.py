@@ -14,13 +14,10 @@ STORED_VALIDATION = "validation-store"  # the store's validation split, if `vali
 
 
 def name_splits(examples: Examples, validation_split: float) -> NDArray[np.str_]:
-    """Return each example's split in a run, (n,).
+    """Return each example's split in a run, (n,); a ConfigError if there is nothing to train on or to validate on.
 
     With a `validation_split` above 0, that share at the end of the training examples, unshuffled, is `validation`. The
     store's own validation split is then named `validation-store`; it is predicted, but does not select the epoch.
-
-    Raises:
-        ConfigError: no training example has a known target, or all of them are in one sequence.
     """
     names = examples.split.astype("U32")
     train = np.flatnonzero((names == "train") & examples.known)
@@ -38,13 +35,10 @@ def name_splits(examples: Examples, validation_split: float) -> NDArray[np.str_]
 
 
 def fold_splits(examples: Examples, folds: int, fold: int) -> NDArray[np.str_]:
-    """Return each example's split in one fold of a cross-validation, (n,).
+    """Return each example's split in one fold of a cross-validation, (n,); a ConfigError if there is no such fold.
 
     The store's training and validation examples are divided by sequence into `folds` parts of nearly equal size; part
     `fold` is `validation`, the others are `train`. The test split is unchanged.
-
-    Raises:
-        ConfigError: fewer than two folds, a fold beyond them, or more folds than sequences with a known target.
     """
     names = examples.split.astype("U32")
     pool = np.isin(names, ("train", "validation"))
@@ -73,10 +67,8 @@ def fold_splits(examples: Examples, folds: int, fold: int) -> NDArray[np.str_]:
 def split_at(sequence: NDArray[np.int64], validation_split: float) -> int:
     """Return the index of the first validation example: floor(n · (1 − validation_split)), as in Keras' `fit`.
 
-    If it falls inside a sequence (n,), it is moved to the nearest border, so that no sequence is on both sides.
-
-    Raises:
-        ConfigError: there is only one sequence.
+    If it falls inside a sequence (n,), it is moved to the nearest border, so that no sequence is on both sides; a
+    ConfigError if there is only one sequence.
     """
     border = math.floor(len(sequence) * (1 - validation_split))
     borders = np.flatnonzero(np.diff(sequence)) + 1

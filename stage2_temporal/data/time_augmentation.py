@@ -41,10 +41,7 @@ def augment_windows(
     Args:
         rows: (n, T) the windows' rows of the store's frame axis, in time order and of one stride.
         first, last: (n,) rows of the first and last frame of each window's sequence; no window leaves it.
-        columns: names of the K targets.
-
-    Raises:
-        ConfigError: the effect on a target is unknown.
+        columns: names of the K targets; a ConfigError if the effect on one is unknown.
     """
     stride = int(rows[0, 1] - rows[0, 0]) if rows.shape[1] > 1 else 1
     _check_targets(columns, options)

@@ -40,11 +40,7 @@ HEADS: dict[str, type[Head]] = {
 
 
 def find_head(name: str) -> type[Head]:
-    """Find a head by its name, built in or a plugin's.
-
-    Raises:
-        ConfigError: there is no such head; the message lists all heads.
-    """
+    """Find a head by its name, built in or a plugin's; a ConfigError lists all heads if it is unknown."""
     if name in HEADS:
         return HEADS[name]
     head = plugins.load_plugin(plugins.HEADS, name)

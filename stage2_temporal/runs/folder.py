@@ -61,11 +61,8 @@ def is_finished(path: Path, config: Config, origin: dict[str, Any], *, report: b
 def choose_run_folder(name: str | None, stem: str, config: Config, origin: dict[str, Any]) -> tuple[Path, bool]:
     """Choose the folder of a run, and tell whether it already holds this very run, finished.
 
-    A name given by the user is used again: the new run replaces the old one. The default name,
-    `<stem of the config file>-<target>-<head>`, gets a number if another run has it.
-
-    Raises:
-        ConfigError: the given folder exists and is not a run.
+    A name given by the user is used again: the new run replaces the old one, but a ConfigError is raised if the folder
+    is not a run. The default name, `<stem of the config file>-<target>-<head>`, gets a number if another run has it.
     """
     if name is not None:
         path = run_path(name)

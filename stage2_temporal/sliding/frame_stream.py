@@ -45,11 +45,7 @@ class FrameStream:
         self.faults: dict[str, str] = {} if vehicles is None else vehicles.faults
 
     def batches(self, size: int) -> Iterator[StreamBatch]:
-        """Yield batches of at most `size` frames; frames are decoded ahead in threads.
-
-        Raises:
-            DataError: the only clip cannot be decoded.
-        """
+        """Yield batches of at most `size` frames, decoded ahead in threads; a DataError if the only clip is damaged."""
         frames = self._decoded()
         with progress_bar(len(self._needed), "predict", "frames") as progress:
             while batch := list(islice(frames, size)):

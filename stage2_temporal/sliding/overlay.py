@@ -29,10 +29,8 @@ COLOURS = ((80, 200, 255), (255, 190, 90), (140, 230, 140), (200, 140, 255))  # 
 def write_overlay(path: Path, clip: Clip, first: int, values: NDArray[np.float32], columns: Sequence[str]) -> None:
     """Write an MP4 of a clip with the predicted values drawn on each frame; `...` before the first value.
 
-    `values` (n, K) has one row per frame from `first` on; `columns` are the names of the K targets.
-
-    Raises:
-        DataError: the video cannot be written, or a frame cannot be read.
+    `values` (n, K) has one row per frame from `first` on; `columns` are the names of the K targets. A DataError if the
+    video cannot be written, or a frame cannot be read.
     """
     count, fps = clip.sequence.length, clip.sequence.fps
     span = max(2, round(CHART_SECONDS * fps))
@@ -47,12 +45,9 @@ def write_overlay(path: Path, clip: Clip, first: int, values: NDArray[np.float32
 
 @contextmanager
 def open_overlay(path: Path, sequence: FrameSequence) -> Iterator[Callable[[Image], object]]:
-    """Yield a function that appends a frame to an MP4; `path` appears when the block ends.
+    """Yield a function that appends a frame to an MP4, which appears when the block ends; a DataError if it cannot.
 
     The pixel format needs even sizes, so an odd width or height loses its last column or row.
-
-    Raises:
-        DataError: the video cannot be written.
     """
     width, height = (side & ~1 for side in sequence.size)
     rate = Fraction(sequence.fps).limit_denominator(1001)

@@ -56,10 +56,7 @@ class VehicleTracks:
     ) -> None:
         """Follow the vehicles of `examples`, whose rows count the frames of all clips laid end to end.
 
-        `first` (S,) is the number of each clip's first frame.
-
-        Raises:
-            ConfigError: no label has a box.
+        `first` (S,) is the number of each clip's first frame. A ConfigError if no label has a box.
         """
         assert models.camera_geometry is not None
         self._camera_geometry, self._examples, self._first = models.camera_geometry, examples, first
@@ -121,10 +118,8 @@ def predict_vehicles(
 ) -> Iterator[tuple[Image, list[VehiclePrediction]]]:
     """Yield each full-size frame of a video with predictions for the vehicles in it, from the first full window on.
 
-    `boxes` say where each vehicle is, in at least one frame; `rows` (n, T) are the frames of all windows.
-
-    Raises:
-        DataError: a frame cannot be decoded.
+    `boxes` say where each vehicle is, in at least one frame; `rows` (n, T) are the frames of all windows. A DataError
+    if a frame cannot be decoded.
     """
     camera_geometry, sequence, stride = models.camera_geometry, clip.sequence, config.window.stride
     assert camera_geometry is not None

@@ -28,11 +28,7 @@ def save_model(path: Path, model: keras.Model) -> None:
 
 
 def load_model(run: Path, name: str = "model.keras") -> keras.Model:
-    """Load a model from a run's folder.
-
-    Raises:
-        DataError: the file is missing or cannot be loaded safely.
-    """
+    """Load a model from a run's folder; a DataError if the file is missing or cannot be loaded safely."""
     path = run / name
     try:
         return keras.models.load_model(path, compile=False, safe_mode=True)
@@ -42,11 +38,7 @@ def load_model(run: Path, name: str = "model.keras") -> keras.Model:
 
 
 def rebuild_top(record: TopRecord) -> keras.Model:
-    """Rebuild the backbone's unfrozen layers, with their weights and trainable.
-
-    Raises:
-        StoreError: Keras cannot or must not load the architecture, or the weights do not fit it.
-    """
+    """Rebuild the backbone's unfrozen layers, with their weights and trainable; a StoreError if Keras cannot."""
     try:
         top = keras.models.model_from_json(record.architecture)
         top.set_weights(record.weights)
