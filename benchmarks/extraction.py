@@ -47,7 +47,7 @@ def measure(rounds: int = 5) -> list[Row]:
 def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         data, store = Path(folder, "data"), Path(folder, "store.h5")
-        render_sample_set(data, seed=1, train=clip_count, validation=0, test=0, progress=False)
+        render_sample_set(data, seed=1, train=clip_count, validation=0, test=0)
         config = Config(
             data=DataConfig(layout="sample", path=str(data), fps=10.0),
             frames=DECODING["full decoding"],

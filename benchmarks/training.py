@@ -39,7 +39,7 @@ def measure(rounds: int = 3) -> list[Row]:
     """One row per step, and two for all steps together."""
     with tempfile.TemporaryDirectory() as folder:
         data, path = Path(folder, "data"), Path(folder, "store.h5")
-        render_sample_set(data, seed=1, **CLIPS, progress=False)
+        render_sample_set(data, seed=1, **CLIPS)
         config = read_config("configs/competition.toml")
         updates = {
             "data": DataConfig(layout="sample", path=str(data), fps=10.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from features._common.csv_table import CsvRow
 from features.sequences import Label
@@ -45,20 +46,15 @@ def read_label(row: CsvRow, frame: int, targets: tuple[str, ...], faults: list[s
         add_fault(faults, f"{row.where}: not a box", "left < right and top < bottom", box)
     if not box and not position and not any(map(math.isfinite, values.values())):
         return None
-    return Label(
-        frame,
-        values,
-        (box[0], box[1], box[2], box[3]) if box else None,
-        (position[0], position[1]) if position else None,
-    )
+    return Label(frame, values, box, position)
 
 
-def _read_all_or_none(row: CsvRow, columns: tuple[str, ...], faults: list[str]) -> list[float] | None:
-    """The numbers in columns that are either all filled or all empty."""
+def _read_all_or_none(row: CsvRow, columns: tuple[str, ...], faults: list[str]) -> Any:
+    """The numbers in columns that are either all filled or all empty, as a tuple; None if they are empty."""
     filled = [column for column in columns if row.cells.get(column)]
     if filled and len(filled) < len(columns):
         expected = f"all of {', '.join(columns)}, or none of them"
         add_fault(faults, f"{row.where}: incomplete", expected, f"only {', '.join(filled)}")
         return None
-    values = [read_number(row, column, faults) for column in filled]
+    values = tuple(read_number(row, column, faults) for column in filled)
     return values if values and all(map(math.isfinite, values)) else None

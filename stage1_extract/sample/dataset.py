@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -41,7 +40,6 @@ def render_sample_set(
     validation: int = 60,
     test: int = 60,
     workers: int | None = None,
-    progress: bool = True,
 ) -> None:
     """Write the sample set into a folder; do nothing if it is there already.
 
@@ -63,7 +61,7 @@ def render_sample_set(
             return
         with exclusive_write_lock(out):
             if not _is_complete(out, settings):
-                _write_set(out, settings, workers, progress)
+                _write_set(out, settings, workers)
     except OSError as e:
         raise DataError(
             f"{out}: the sample set cannot be written: {e.strerror or e}",
@@ -92,7 +90,7 @@ def _is_complete(out: Path, settings: dict[str, int]) -> bool:
     )
 
 
-def _write_set(out: Path, settings: dict[str, int], workers: int | None, progress: bool) -> None:
+def _write_set(out: Path, settings: dict[str, int], workers: int | None) -> None:
     for stale in out.parent.glob(f".{out.name}.*.partial"):  # from killed processes: the lock excludes running ones
         shutil.rmtree(stale, ignore_errors=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -105,10 +103,9 @@ def _write_set(out: Path, settings: dict[str, int], workers: int | None, progres
             (temporary / split / split).mkdir(parents=True)
         parallel = Parallel(n_jobs=workers or cpu_count(), return_as="generator_unordered")
         tasks = (delayed(_write_clip)(temporary, settings["seed"], split, number) for split, number in clips)
-        with progress_bar(len(clips), "sample", "clips") if progress else nullcontext() as bar:
+        with progress_bar(len(clips), "sample", "clips") as progress:
             for _ in parallel(tasks):
-                if bar is not None:
-                    bar.update()
+                progress.update()
         (temporary / MARKER_FILE).write_text(json.dumps(settings) + "\n", encoding="utf-8")
         fsync_path(temporary / MARKER_FILE)
         temporary.replace(out)

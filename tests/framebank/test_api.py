@@ -43,7 +43,7 @@ difference = true
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A config that reads a sample data set of a few clips, not rendered yet."""
-    small = partial(render_sample_set, train=8, validation=2, test=2, progress=False)
+    small = partial(render_sample_set, train=8, validation=2, test=2)
     monkeypatch.setattr("stage1_extract.sample.render_sample_set", small)
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "task.toml"

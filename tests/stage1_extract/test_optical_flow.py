@@ -99,7 +99,7 @@ def test_real_flow_carries_speed(real: Path) -> None:
 
 @pytest.mark.soak
 def test_linear_regression_on_flow_predicts_rendered_ego_speed(tmp_path: Path) -> None:
-    render_sample_set(tmp_path / "set", seed=0, validation=0, progress=False)
+    render_sample_set(tmp_path / "set", seed=0, validation=0)
     x, y = [], []
     clips = [tmp_path / "set" / s / s / str(i) for s, n in (("Train", 200), ("Test", 60)) for i in range(1, n + 1)]
     for clip in clips:

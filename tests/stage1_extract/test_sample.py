@@ -36,7 +36,7 @@ def digests(folder: Path) -> dict[str, str]:
 def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four clips, rendered by two processes."""
     out = tmp_path_factory.mktemp("sample") / "set"
-    render_sample_set(out, seed=5, workers=2, progress=False, **COUNTS)
+    render_sample_set(out, seed=5, workers=2, **COUNTS)
     return out
 
 
@@ -81,15 +81,15 @@ def test_clip_depends_only_on_seed_split_and_number(small_set: Path, tmp_path: P
     clip = "Validation/Validation/1"
     for seed, same in ((5, True), (6, False)):
         out = tmp_path / str(seed)
-        render_sample_set(out, seed=seed, train=0, validation=1, test=0, workers=1, progress=False)
+        render_sample_set(out, seed=seed, train=0, validation=1, test=0, workers=1)
         assert (digests(out / clip) == digests(small_set / clip)) is same
 
 
 def test_complete_set_is_left_alone(small_set: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in small_set.rglob("*")}
-    render_sample_set(small_set, seed=5, progress=False, **COUNTS)
+    render_sample_set(small_set, seed=5, **COUNTS)
     with pytest.raises(DataError, match=r"expected .*'seed': 7.*; got .*'seed': 5.*--data.path FOLDER"):
-        render_sample_set(small_set, seed=7, progress=False, **COUNTS)
+        render_sample_set(small_set, seed=7, **COUNTS)
     assert {p: p.stat().st_mtime_ns for p in small_set.rglob("*")} == before
 
 
@@ -100,26 +100,26 @@ def test_folder_with_other_files_is_left_alone(tmp_path: Path, marker: str | Non
     if marker:
         (tmp_path / "mine" / "sample.json").write_text(marker)
     with pytest.raises(DataError, match=r"mine: not the requested sample set"):
-        render_sample_set(tmp_path / "mine", progress=False, **COUNTS)
+        render_sample_set(tmp_path / "mine", **COUNTS)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
 def test_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "set").write_text("a file")
     with pytest.raises(DataError, match="not the requested sample set"):
-        render_sample_set(tmp_path / "set", progress=False, **COUNTS)
+        render_sample_set(tmp_path / "set", **COUNTS)
 
 
 def test_empty_folder_is_filled(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    render_sample_set(tmp_path / "set", train=0, validation=0, test=0, workers=1, progress=False)
+    render_sample_set(tmp_path / "set", train=0, validation=0, test=0, workers=1)
     assert (tmp_path / "set" / "sample.json").is_file()
 
 
 def test_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
-        render_sample_set(tmp_path / "file" / "set", progress=False, **COUNTS)
+        render_sample_set(tmp_path / "file" / "set", **COUNTS)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -131,7 +131,7 @@ def test_failed_rendering_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Path, "write_bytes", write_until_full)
     with pytest.raises(DataError, match="No space left on device"):
-        render_sample_set(tmp_path / "set", workers=1, progress=False, **COUNTS)
+        render_sample_set(tmp_path / "set", workers=1, **COUNTS)
     assert not (tmp_path / "set").exists()
     assert not list(tmp_path.glob(".set.*.partial"))
 
@@ -152,7 +152,7 @@ def test_rendering_after_a_killed_one_gives_the_same_set(small_set: Path, tmp_pa
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not out.exists()
-    render_sample_set(out, seed=5, workers=1, progress=False, **COUNTS)
+    render_sample_set(out, seed=5, workers=1, **COUNTS)
     assert digests(out) == digests(small_set)
     assert not list(tmp_path.glob(".set.*.partial"))
 

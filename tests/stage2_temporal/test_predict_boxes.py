@@ -50,7 +50,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rendered clips in `data`, a store `s.h5` of their tracks, and the run `runs/boxes`."""
     folder = tmp_path_factory.mktemp("home")
     config = box_config(folder / "data")
-    render_sample_set(folder / "data", seed=3, train=12, validation=0, test=2, workers=1, progress=False)
+    render_sample_set(folder / "data", seed=3, train=12, validation=0, test=2, workers=1)
     clips = {clip.sequence.id: clip for clip in scan(config.data).clips}
     tracks = {
         key: t for _, found in track_clips(clips, clips, 1) if isinstance(found, dict) for key, t in found.items()

@@ -66,7 +66,7 @@ def run_config(data: Path, name: str) -> Config:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rendered clips in `data`, a store `s.h5` with maps, flow and tracks, and a run of each kind of head in `runs`."""
     folder = tmp_path_factory.mktemp("home")
-    render_sample_set(folder / "data", seed=3, train=8, validation=0, test=2, workers=1, progress=False)
+    render_sample_set(folder / "data", seed=3, train=8, validation=0, test=2, workers=1)
     configs = {name: run_config(folder / "data", name) for name in RUNS}
     extract(configs["vehicle"], folder / "s.h5", scan(configs["vehicle"].data))
     with Store(folder / "s.h5") as store:
