@@ -248,6 +248,17 @@ class FusionConfig(VehicleConfig, StreamsConfig, UnitsConfig, DenseConfig):
     """Also use how much each cell changes from frame to frame."""
 
 
+class CropLSTMConfig(VehicleConfig, StreamsConfig, UnitsConfig, DenseConfig):
+    when = "For a vehicle's velocity from the CNN's maps of its crop ([data] crops), alone or with its tracked box."
+    name: Literal["crop_lstm"] = "crop_lstm"
+    box: bool = False
+    """Also use how the tracked box moves and grows; else only the distance at which it stands."""
+    units: int = Field(16, gt=0)
+    """Units of the recurrent layer."""
+    dense: int = Field(0, ge=0)
+    """Units of the dense layer before the output; 0: no such layer."""
+
+
 def head_settings_class(name: str) -> type[HeadConfig]:
     """The settings class of a head, built in or from a plugin (whose import loads TensorFlow).
 

@@ -14,6 +14,7 @@ from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.boosting import Boosting
 from stage2_temporal.heads.convolutional import TCN, ConvLSTM, Delta
 from stage2_temporal.heads.correlation import CorrelationLSTM
+from stage2_temporal.heads.crops import CropLSTM
 from stage2_temporal.heads.fusion import Fusion
 from stage2_temporal.heads.linear_models import SVR, KernelRidge, Ridge
 from stage2_temporal.heads.recurrent import GRU, FlattenLSTM, PooledLSTM
@@ -36,6 +37,7 @@ HEADS: dict[str, type[Head]] = {
     "box_ridge": BoxRidge,
     "box_mlp": BoxMLP,
     "fusion": Fusion,
+    "crop_lstm": CropLSTM,
 }
 
 

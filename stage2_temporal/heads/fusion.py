@@ -8,14 +8,14 @@ the GRU, the store's top included, is left as it is, so that each window's vecto
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import keras
 import numpy as np
 from sklearn.linear_model import RidgeCV
 
 from features._common.types import Floats, Tensor
-from features.head_config import FusionConfig
+from features.head_config import FusionConfig, HeadConfig
 from features.streams import GEOMETRY, VECTORS
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import HeadInputs, StoreExamples
@@ -37,24 +37,18 @@ PENALTIES = np.logspace(0, 6, 13)  # of the ridge, on standardised features; lea
 class Fusion(VehicleHead, GradientHead):
     """A linear model plus a GRU over pooled maps and flow, with the track's states repeated in every frame."""
 
-    settings = FusionConfig
+    settings: ClassVar[type[HeadConfig]] = FusionConfig
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         self.camera_geometry_ = None
         if isinstance(examples, StoreExamples) and about_vehicles(examples):
             super().prepare(examples, targets)
 
-    @property
-    def input_streams(self) -> dict[str, str]:
-        return {stream: stream for stream in self.settings_.streams}
-
     def input_shapes(self, examples: HeadInputs) -> dict[str, tuple[int, ...]]:
-        shapes = Head.input_shapes(self, examples)
-        return shapes if self.camera_geometry_ is None else shapes | super().input_shapes(examples)
+        return Head.input_shapes(self, examples) if self.camera_geometry_ is None else super().input_shapes(examples)
 
     def input_arrays(self, examples: HeadInputs) -> NamedTensors:
-        arrays = Head.input_arrays(self, examples)
-        return arrays if self.camera_geometry_ is None else arrays | {GEOMETRY: self._geometry(examples)}
+        return Head.input_arrays(self, examples) if self.camera_geometry_ is None else super().input_arrays(examples)
 
     def vectors(self, features: NamedTensors) -> Tensor:
         """(batch, T, F): each frame's cells and their change; then, with tracks, states and linear prediction."""
@@ -69,17 +63,25 @@ class Fusion(VehicleHead, GradientHead):
             if self.settings_.difference:
                 parts.append(repeat_first(pool_frames(maps, self.settings_.grid, lag=1)))
         if self.camera_geometry_ is not None:
-            normaliser = self._linear_model.normaliser
-            clean = normaliser.clean(features[GEOMETRY])
-            track = concatenate([normaliser.states(clean), self._linear_model(clean)])
-            parts.append(keras.ops.repeat(keras.ops.expand_dims(track, 1), parts[0].shape[1], axis=1))
+            parts.append(self.track_states(features[GEOMETRY], parts[0].shape[1]))
         return concatenate(parts)
+
+    def track_states(self, geometry: Tensor, time: int) -> Tensor:
+        """(batch, time, F) the track's states and the linear model's prediction, repeated in every frame."""
+        normaliser = self._linear_model.normaliser
+        clean = normaliser.clean(geometry)
+        track = concatenate([normaliser.states(clean), self._linear_model(clean)])
+        return keras.ops.repeat(keras.ops.expand_dims(track, 1), time, axis=1)
 
     def output(self, vectors: Tensor, targets: int) -> Tensor:
         x = keras.layers.GRU(self.settings_.units, name="gru")(vectors)
         residual = self.dense_output(x, targets, "rest", initializer="zeros")
         kernel, bias = (array.astype(np.float32) for array in self._start)
-        return residual + keras.ops.matmul(keras.ops.mean(vectors, axis=1), kernel) + bias
+        return residual + keras.ops.matmul(self.window_mean(vectors), kernel) + bias
+
+    def window_mean(self, vectors: Tensor) -> Tensor:
+        """(batch, T, F) → (batch, F), from which the linear model predicts."""
+        return keras.ops.mean(vectors, axis=1)
 
     def _train_model(
         self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
@@ -88,7 +90,7 @@ class Fusion(VehicleHead, GradientHead):
         graph = self._build_graph()
         vectors = self._all_vectors(graph, examples)
         self._scale = vector_scale([vectors])
-        mean_vectors = standardise_vectors(vectors, self._scale).mean(axis=1)
+        mean_vectors = np.asarray(self.window_mean(standardise_vectors(vectors, self._scale)))
         self._start = self._linear_start(mean_vectors, standardise_targets(targets, self._target), self._scale)
         model = self._build_model(graph)
 

@@ -58,11 +58,15 @@ class VehicleHead(Head):
         geometry, alpha = self._geometry(examples).astype(np.float64), RIDGE_PENALTY * self.settings_.alpha
         self._linear_model = fit_robust_linear_model(geometry, standardise_targets(targets, scale), alpha)
 
+    @property
+    def input_streams(self) -> dict[str, str]:
+        return {stream: stream for stream in self.settings_.input_streams}
+
     def input_shapes(self, examples: HeadInputs) -> dict[str, tuple[int, ...]]:
-        return {GEOMETRY: (len(GEOMETRY_NAMES),)}
+        return super().input_shapes(examples) | {GEOMETRY: (len(GEOMETRY_NAMES),)}
 
     def input_arrays(self, examples: HeadInputs) -> NamedTensors:
-        return {GEOMETRY: self._geometry(examples)}
+        return super().input_arrays(examples) | {GEOMETRY: self._geometry(examples)}
 
     def _geometry(self, examples: HeadInputs) -> NDArray[np.float32]:
         """The examples' geometry vectors (n, F); a ValueError for a plain array of another shape."""
