@@ -15,8 +15,7 @@ import keras
 import numpy as np
 
 from benchmarks.timing import Row, Timer, compare, timer
-from features.config import Config, DataConfig, WindowConfig, read_config
-from features.head_config import PooledLSTMConfig
+from features.config import Config, read_config
 from features.store import Store
 from features.streams import APPEARANCE
 from stage1_extract.backbone.trunk import build_trunk
@@ -32,6 +31,7 @@ from tests.stage2_helpers import build_model
 
 CLIPS = {"train": 365, "validation": 91, "test": 0}
 END_TO_END, VALIDATION, PLAIN = "end to end, epoch", "end to end, validation", "plain model.fit, epoch"
+POOLED_LSTM = {"head.name": "pooled_lstm", "head.units": 256, "head.activation": "tanh", "head.dropout": 0.2}
 DECODING, EXTRACTION, EXPERIMENT = "decoding all clips", "extracting all clips", "training for ten epochs, with report"
 
 
@@ -40,14 +40,10 @@ def measure(rounds: int = 3) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         data, path = Path(folder, "data"), Path(folder, "store.h5")
         render_sample_set(data, seed=1, **CLIPS)
-        config = read_config("configs/competition.toml")
-        updates = {
-            "data": DataConfig(layout="sample", path=str(data), fps=10.0),
-            "window": WindowConfig(),
-            "backbone": config.backbone.model_copy(update={"weights": "random"}),
-            "train": config.train.model_copy(update={"validation_split": 0.0}),
-        }
-        config = config.model_copy(update=updates)
+        config = read_config("configs/competition.toml").with_settings({
+            "data.layout": "sample", "data.path": str(data), "data.fps": 10.0, "data.label_frame": None,
+            "data.target": "ego_speed", "window.end": 0, "backbone.weights": "random", "train.validation_split": 0.0,
+        })  # fmt: skip
         size = config.frames.width, config.frames.height
 
         def decode() -> None:
@@ -88,9 +84,8 @@ def _epochs(config: Config, path: Path) -> dict[str, Timer]:
     for model in (plain, end_to_end):
         model.compile(keras.optimizers.Adam(), loss="mean_squared_error")
 
-    def framebank_epoch(epochs: int, **updates: object) -> Timer:
-        settings = config.model_copy(update=updates)
-        settings = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": epochs})})
+    def framebank_epoch(epochs: int, changes: dict[str, object]) -> Timer:
+        settings = config.with_settings({"train.epochs": epochs, **changes})
 
         def call() -> np.ndarray:  # CPU seconds are not measured
             history = find_head(settings.head.name).from_config(settings).fit(X, y).outcome_.history
@@ -104,9 +99,7 @@ def _epochs(config: Config, path: Path) -> dict[str, Timer]:
             lambda: end_to_end.evaluate(frames, y[:batch], batch_size=batch, verbose=0), batch / CLIPS["validation"]
         ),
         PLAIN: timer(lambda: plain.fit(maps, y, batch_size=batch, verbose=0)),
-        "framebank, epoch": framebank_epoch(2),
-        "framebank in bfloat16, epoch": framebank_epoch(
-            2, train=config.train.model_copy(update={"precision": "bfloat16"})
-        ),
-        "framebank with pooled_lstm, epoch": framebank_epoch(4, head=PooledLSTMConfig(units=256)),
+        "framebank, epoch": framebank_epoch(2, {}),
+        "framebank in bfloat16, epoch": framebank_epoch(2, {"train.precision": "bfloat16"}),
+        "framebank with pooled_lstm, epoch": framebank_epoch(4, POOLED_LSTM),
     }

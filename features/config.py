@@ -7,6 +7,7 @@ made from these models, so that nothing is declared twice. The section [head] is
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -218,9 +219,24 @@ class Config(StrictModel):
         """The streams of the backbone's maps that the head reads."""
         return tuple(stream for stream in self.head.input_streams if stream in self.backbone.streams)
 
+    def with_settings(self, settings: Mapping[str, Any]) -> Config:
+        """Change settings, given by their full names; a new head keeps the old one's that it has too.
+
+        Raises:
+            ConfigError: no such head.
+            ValidationError: an unknown setting or a wrong value.
+        """
+        name = settings.get("head.name", self.head.name)
+        head = self.head if name == self.head.name else self.head.renamed(name)
+        sections = self.model_dump(exclude_unset=True) | {"head": head.model_dump(exclude_unset=True) | {"name": name}}
+        for key, value in settings.items():
+            section, _, field = key.partition(".")
+            sections.setdefault(section, {})[field] = value
+        return Config.model_validate(sections)
+
     def with_target(self, target: str | tuple[str, ...]) -> Config:
         """The same config for a single target."""
-        return self.model_copy(update={"data": self.data.model_copy(update={"target": target, "also": ()})})
+        return self.with_settings({"data.target": target, "data.also": ()})
 
     def to_toml(self) -> str:
         """TOML that `read_config` reads back to an equal Config; settings that are None are left out."""

@@ -19,6 +19,7 @@ from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.head_config import list_heads
 from features.store import Store
+from features.strict_model import read_toml
 from framebank import workflows
 from framebank.options import Command, Settings, given_options, last_value, wrap
 
@@ -190,10 +191,10 @@ class Sweep(StoreCommand):
     settings: Settings = Config()
 
     def __call__(self) -> None:
-        from stage2_temporal.sweep.spec import read_sweep, sweep_entries
+        from stage2_temporal.sweep import spec
 
-        sweep = read_sweep(self.sweep)
-        entries = sweep_entries(sweep, self.settings)
+        sweep = read_toml(spec.Sweep, self.sweep)
+        entries = spec.sweep_entries(sweep, self.settings)
         path = self.store_path
         with quiet_imports():
             from stage2_temporal.runs.leaderboard import read_run

@@ -208,18 +208,14 @@ def _with_head(config: Config, name: str) -> Config:
 
 def _merged(config: Config, values: dict[str, dict[str, Any]], given: set[str], prog: str) -> Config:
     """The config with the settings that the command line gives."""
-    sections = config.model_dump(exclude_unset=True)
-    sections["head"] = sections.get("head", {}) | {"name": config.head.name}
-    for section, settings in values.items():
-        flags = {key: value for key, value in settings.items() if f"{section}.{key}" in given}
-        if flags:
-            sections[section] = sections.get(section, {}) | flags
-    if not any(name.startswith(("head.", "data.target")) for name in given):  # otherwise one run is asked for
-        sections["compare"] = config.compare
+    named = {f"{section}.{key}": value for section, settings in values.items() for key, value in settings.items()}
     try:
-        return Config.model_validate(sections)
+        merged = config.with_settings({name: value for name, value in named.items() if name in given})
     except ValidationError as e:
         raise ConfigError(describe_validation_error(e), hint=f"{prog} --help") from None
+    if any(name.startswith(("head.", "data.target")) for name in given):  # one run is asked for
+        return merged
+    return merged.model_copy(update={"compare": config.compare})
 
 
 def _refuse(

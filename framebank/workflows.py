@@ -112,12 +112,11 @@ def compared_configs(config: Config, *, single: bool = False) -> list[Config]:
     """
     if single or not config.compare:
         return [config.with_target(target) for target in [config.data.target, *(() if single else config.data.also)]]
-    from stage2_temporal.sweep.spec import with_settings
-
     configs = []
     for number, entry in enumerate(config.compare, 1):
         try:
-            configs.append(with_settings(config, {name: v for name, v in entry.items() if name != "label"}))
+            settings = {name: value for name, value in entry.items() if name != "label"}
+            configs.append(config.with_settings({"data.also": (), **settings}))
         except ValidationError as e:
             raise ConfigError(f"[[compare]] number {number}: {describe_validation_error(e)}") from None
     return configs

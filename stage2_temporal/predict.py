@@ -71,11 +71,8 @@ def predict(
     for option, value in (("--stride", stride), ("--fps", fps)):
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{option} must be positive", got=value, hint=f"{option} 1")
-    data = {"path": str(source or config.data.path), "fps": fps or config.data.fps}
-    window = {"stride": stride or config.window.stride}
-    config = config.model_copy(
-        update={"data": config.data.model_copy(update=data), "window": config.window.model_copy(update=window)}
-    )
+    settings = {"data.path": source and str(source), "data.fps": fps, "window.stride": stride}
+    config = config.with_settings({name: value for name, value in settings.items() if value is not None})
     path = Path(config.data.path)
     is_clip = source is not None and is_single_clip(path)
     _check_options(run, config, is_clip, boxes, overlay)

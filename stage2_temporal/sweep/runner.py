@@ -10,7 +10,7 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from stage2_temporal.heads.default_head import resolve_default_head
 from stage2_temporal.report import write_report
 from stage2_temporal.runs.folder import REPORT, RUNS, is_finished
 from stage2_temporal.runs.leaderboard import boards, describe_best, read_run
-from stage2_temporal.sweep.spec import SweepEntry, SweepPlan
+from stage2_temporal.sweep.spec import SweepPlan
 from stage2_temporal.sweep.worker import prepare_worker, train_entry
 
 
@@ -45,7 +45,7 @@ class SweepResult:
     remaining: int  # number of runs that were not started because the time was up
 
 
-def run_sweep(plan: SweepPlan, entries: tuple[SweepEntry, ...], store: Path, runs: Path = RUNS) -> SweepResult:
+def run_sweep(plan: SweepPlan, entries: Mapping[str, Config], store: Path, runs: Path = RUNS) -> SweepResult:
     """Train every entry that is not finished yet, in a folder in `runs`, then write reports for the best ones.
 
     After an interruption, the same call continues with the remaining entries and tries failed ones again.
@@ -57,15 +57,15 @@ def run_sweep(plan: SweepPlan, entries: tuple[SweepEntry, ...], store: Path, run
     """
     folder = runs / plan.name
     with exclusive_write_lock(folder / "sweep"), Store(store) as opened:
-        check_recipe(entries[0].config, opened)  # entries cannot differ in the settings that it checks
+        check_recipe(next(iter(entries.values())), opened)  # entries cannot differ in the settings that it checks
         entries, finished, streams = _check_entries(entries, opened, folder)
         for leftover in folder.glob(".unfinished-*"):  # from a sweep that was killed; the lock excludes other writers
             shutil.rmtree(leftover, ignore_errors=True)
         if streams:
             try_derive_streams(store, streams)  # all in one pass, before the workers need them one by one
-        todo = [entry for entry in entries if entry.name not in finished]
+        todo = {name: config for name, config in entries.items() if name not in finished}
         failed, started = _train_entries(plan, todo, store, folder, finished)
-        names = tuple(entry.name for entry in entries if entry.name in finished)
+        names = tuple(name for name in entries if name in finished)
         for board in boards([read_run(folder / name) for name in names])[:1]:
             for row in [row for row in board.rows if row.runs][: plan.reports]:
                 if not (row.runs[0] / REPORT).is_file():
@@ -74,8 +74,8 @@ def run_sweep(plan: SweepPlan, entries: tuple[SweepEntry, ...], store: Path, run
 
 
 def _check_entries(
-    entries: Iterable[SweepEntry], store: Store, folder: Path
-) -> tuple[tuple[SweepEntry, ...], set[str], list[DerivedStream]]:
+    entries: Mapping[str, Config], store: Store, folder: Path
+) -> tuple[dict[str, Config], set[str], list[DerivedStream]]:
     """All entries, with a real head instead of `auto`; the names of the trained ones; derived streams of the others."""
 
     @functools.cache
@@ -87,17 +87,17 @@ def _check_entries(
 
     # those that decide the examples
     settings: Any = {"data": True, "window": True, "train": {"folds", "fold", "validation_split", "memory_gb"}}
-    checked, finished = [], set()
+    checked: dict[str, Config] = {}
+    finished: set[str] = set()
     streams: dict[DerivedStream, None] = {}
     errors: dict[str, None] = {}
-    for entry in entries:
+    for name, config in entries.items():
         try:
-            X, task = read_examples(entry.config.model_dump_json(include=settings))
-            config = resolve_default_head(entry.config, store, X.examples)
-            checked.append(SweepEntry(entry.name, config))
+            X, task = read_examples(config.model_dump_json(include=settings))
+            checked[name] = config = resolve_default_head(config, store, X.examples)
             head = find_head(config.head.name).from_config(config)
-            if is_finished(folder / entry.name, config, store_origin(store, task, config), report=False):
-                finished.add(entry.name)
+            if is_finished(folder / name, config, store_origin(store, task, config), report=False):
+                finished.add(name)
                 continue
             for stream in head.derived_streams(X):
                 stream.info(store)
@@ -106,27 +106,27 @@ def _check_entries(
             errors[str(FramebankError(e.what, expected=e.expected, got=e.got))] = None  # its hint is about a flag
     if errors:
         raise BadInputs("the sweep does not fit the store", list(errors), hint="edit the sweep's TOML file")
-    return tuple(checked), finished, list(streams)
+    return checked, finished, list(streams)
 
 
 def _train_entries(
-    plan: SweepPlan, todo: list[SweepEntry], store: Path, folder: Path, finished: set[str]
+    plan: SweepPlan, todo: Mapping[str, Config], store: Path, folder: Path, finished: set[str]
 ) -> tuple[list[str], int]:
     """Train entries, add their names to `finished`, and return a line for each failed one and the number started."""
     if not todo:
         return [], 0
     cores = cpu_count()
     jobs = plan.jobs or cores
-    started: list[SweepEntry] = []
+    started: list[str] = []
     errors: dict[str, str] = {}
     deadline = time.monotonic() + 60 * plan.minutes if plan.minutes else None
 
     def calls() -> Iterator[Any]:
-        for entry in todo:
+        for name, config in todo.items():
             if deadline and time.monotonic() > deadline:
                 return
-            started.append(entry)
-            yield delayed(train_entry)(entry, store, folder)
+            started.append(name)
+            yield delayed(train_entry)(name, config, store, folder)
 
     worker_settings = os.getpid(), max(1, cores // jobs), Path.cwd()  # loky keeps workers only if these are the same
     processes = {"backend": "loky", "initializer": prepare_worker, "initargs": worker_settings} if jobs > 1 else {}
@@ -147,4 +147,4 @@ def _train_entries(
                 f"{folder}: a worker was killed, most likely because memory ran out; finished runs are kept",
                 hint="set fewer jobs under [sweep], then run the same command again",
             ) from None
-    return [f"{folder / e.name}: {errors[e.name]}" for e in started if e.name in errors], len(started)
+    return [f"{folder / name}: {errors[name]}" for name in started if name in errors], len(started)

@@ -7,8 +7,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 
 from features.config import Config
 from features.errors import BadInputs, ConfigError
-from features.strict_model import StrictModel, describe_validation_error, read_toml
+from features.strict_model import StrictModel, describe_validation_error
 from stage2_temporal.runs.folder import run_settings
 
 SWEPT_SECTIONS = ("window.", "head.", "train.")  # these may vary on one store, and so may data.target
@@ -82,21 +80,8 @@ class Sweep(StrictModel):
     entries: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
 
 
-@dataclass(frozen=True)
-class SweepEntry:
-    """One run of a sweep: settings with a seed on a fold."""
-
-    name: str
-    config: Config
-
-
-def read_sweep(path: Path) -> Sweep:
-    """Read a sweep from a TOML file; see `read_toml` for its errors."""
-    return read_toml(Sweep, path)
-
-
-def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
-    """List every run of a sweep once, ordered by settings, then seed, then fold; BadInputs names every entry's errors.
+def sweep_entries(sweep: Sweep, base: Config) -> dict[str, Config]:
+    """Expand a sweep into its runs by name, ordered by settings, then seed, then fold; BadInputs lists all errors.
 
     A name depends only on what decides the run. `base` has the settings that the entries leave out.
     """
@@ -105,7 +90,7 @@ def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
     for number, table in enumerate(sweep.entries, 1):
         try:
             for settings in expand_entry(table, plan.seeds[0]):
-                config = with_settings(base, settings)
+                config = base.with_settings({"data.also": (), **settings})
                 head = re.sub(r"\W+", "-", config.head.name)
                 # the digest differs if settings other than seed and fold do
                 decisive = json.loads(run_settings(config))
@@ -122,20 +107,18 @@ def sweep_entries(sweep: Sweep, base: Config) -> tuple[SweepEntry, ...]:
     if plan.limit or plan.minutes:
         order = np.random.default_rng(plan.seeds[0]).permutation(len(names))[: plan.limit or None]
         names = [names[i] for i in order]
-    entries = []
+    entries = {}
     for name, seed, fold in itertools.product(names, plan.seeds, range(plan.folds or 1)):
-        train = configs[name].train.model_copy(update={"seed": seed, "folds": plan.folds, "fold": fold})
+        repeat = {"train.seed": seed, "train.folds": plan.folds, "train.fold": fold}
         full_name = f"{name}-seed{seed}" + (f"-fold{fold}" if plan.folds else "")
-        entries.append(SweepEntry(full_name, configs[name].model_copy(update={"train": train})))
-    return tuple(entries)
+        entries[full_name] = configs[name].with_settings(repeat)
+    return entries
 
 
 def expand_entry(table: dict[str, Any], seed: int) -> Iterator[Settings]:
     """Expand an entry into settings: every combination of its lists, or `draws` random draws.
 
-    Raises:
-        ConfigError: a key that a sweep cannot vary, or a distribution without `draws`.
-        ValidationError: a bad distribution.
+    A ConfigError if a key cannot vary or a distribution has no `draws`, a ValidationError if a distribution is wrong.
     """
     choices: dict[str, Any] = {}
     draws = table.get("draws", 0)
@@ -166,20 +149,3 @@ def expand_entry(table: dict[str, Any], seed: int) -> Iterator[Settings]:
     elif not draws:
         raise ConfigError("an entry with a distribution needs a number of draws", expected="draws = N")
     return iter(ParameterSampler(choices, draws, random_state=seed))
-
-
-def with_settings(base: Config, settings: Settings) -> Config:
-    """Change settings of a config, given by their full names; a new head keeps the old one's that it has too.
-
-    Raises:
-        ConfigError: no such head.
-        ValidationError: an unknown setting or a wrong value.
-    """
-    name = settings.get("head.name", base.head.name)
-    head = base.head if name == base.head.name else base.head.renamed(name)
-    config = base.model_dump() | {"head": head.model_dump()}
-    config["data"]["also"] = ()
-    for key, value in settings.items():
-        section, _, field = key.partition(".")
-        config[section][field] = value
-    return Config.model_validate(config)

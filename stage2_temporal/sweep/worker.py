@@ -17,11 +17,11 @@ from pathlib import Path
 
 from features._common.cli import describe_os_error
 from features._common.console import quiet_imports
+from features.config import Config
 from features.errors import FramebankError
 from features.store import Store
 from stage2_temporal.data.task import read_task
 from stage2_temporal.runs.folder import atomic_folder
-from stage2_temporal.sweep.spec import SweepEntry
 
 ERROR_FILE = "error.json"
 PARENT_CHECK_INTERVAL = 0.2  # seconds
@@ -40,12 +40,10 @@ def prepare_worker(parent: int, threads: int, folder: Path) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
-def train_entry(entry: SweepEntry, store: Path, sweep_folder: Path) -> tuple[str, str | None]:
+def train_entry(name: str, config: Config, store: Path, sweep_folder: Path) -> tuple[str, str | None]:
     """Train one entry into its folder; return its name and, if it failed, the error, which its folder records.
 
-    Raises:
-        KeyboardInterrupt: the run was stopped by Ctrl-C.
-        OSError: the disk is full or similar, so that no other entry would succeed either.
+    KeyboardInterrupt if Ctrl-C stopped it; OSError if the disk is full or similar, so that all others would fail too.
     """
     with quiet_imports():
         import keras
@@ -54,10 +52,10 @@ def train_entry(entry: SweepEntry, store: Path, sweep_folder: Path) -> tuple[str
 
     keras.utils.clear_session(free_memory=False)  # forget the layer names of the previous entry
     output = io.StringIO()  # the progress of single runs would break the sweep's progress bar
-    path = sweep_folder / entry.name
+    path = sweep_folder / name
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), Store(store) as opened:
-            metrics = train(entry.config, opened, read_task(entry.config, opened), path, report=False)
+            metrics = train(config, opened, read_task(config, opened), path, report=False)
     except Exception as e:
         if isinstance(e, OSError) and describe_os_error(e):
             raise
@@ -65,12 +63,12 @@ def train_entry(entry: SweepEntry, store: Path, sweep_folder: Path) -> tuple[str
         error = text if isinstance(e, FramebankError) else f"{type(e).__name__}: {text}"
         record = {"error": error, "traceback": traceback.format_exception(e)}
         with atomic_folder(path) as folder:
-            (folder / "config.toml").write_text(entry.config.to_toml(), encoding="utf-8")
+            (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
             (folder / ERROR_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return entry.name, error
+        return name, error
     if metrics.interrupted:
         raise KeyboardInterrupt
-    return entry.name, None
+    return name, None
 
 
 def _exit_with(parent: int) -> None:

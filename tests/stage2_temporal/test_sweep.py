@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 from features.config import Config, read_config
 from features.errors import BadInputs, ConfigError
-from stage2_temporal.sweep.spec import Sweep, expand_entry, read_sweep, sweep_entries
+from features.strict_model import read_toml
+from stage2_temporal.sweep.spec import Sweep, expand_entry, sweep_entries
 from tests.helpers import ROOT
 
 
@@ -22,12 +24,11 @@ def test_grid_is_every_combination_of_its_lists() -> None:
     table = {"head.units": [8, 16], "head.grid": [[1, 1], [3, 4]], "head.dense": 0}
     entries = sweep_entries(sweep(table, folds=3, seeds=[0, 7]), Config())
     assert len(entries) == 4 * 2 * 3
-    assert len({entry.name for entry in entries}) == len(entries)
-    heads = {(e.config.head.units, e.config.head.grid, e.config.head.dense) for e in entries}
+    heads = {(c.head.units, c.head.grid, c.head.dense) for c in entries.values()}
     assert heads == {(u, g, 0) for u in (8, 16) for g in ((1, 1), (3, 4))}
-    repeats = [(e.config.train.seed, e.config.train.folds, e.config.train.fold) for e in entries[:6]]
+    repeats = [(c.train.seed, c.train.folds, c.train.fold) for c in entries.values()][:6]
     assert repeats == [(seed, 3, fold) for seed in (0, 7) for fold in range(3)]
-    assert entries[1].name.startswith("pooled_lstm-") and entries[1].name.endswith("-seed0-fold1")
+    assert re.fullmatch(r"pooled_lstm-\w{8}-seed0-fold1", list(entries)[1])
 
 
 def test_keys_may_be_dotted_or_nested() -> None:
@@ -68,19 +69,19 @@ def test_draws_from_lists_never_repeat() -> None:
 
 def test_settings_are_tried_once_under_a_name_that_depends_on_them_alone() -> None:
     both = sweep_entries(sweep({"head.units": [8, 16]}, {"head.units": [16, 32]}), Config())
-    assert [e.config.head.units for e in both] == [8, 16, 32]
+    assert [c.head.units for c in both.values()] == [8, 16, 32]
     alone = sweep_entries(sweep({"head.units": 32}, name="other", seeds=[0]), Config())
-    assert alone[0].name == both[2].name
+    assert [*alone] == [*both][2:]
     longer = sweep_entries(sweep({"head.units": 32}), Config.model_validate({"train": {"epochs": 3}}))
-    assert longer[0].name != alone[0].name
+    assert longer.keys() != alone.keys()
 
 
 def test_limit_samples_settings_and_time_budget_shuffles_them() -> None:
     table = {"head.units": list(range(1, 41))}
     limited = sweep_entries(sweep(table, limit=5, folds=2), Config())
-    assert len(limited) == 10 and len({e.config.head.units for e in limited}) == 5
-    assert limited == sweep_entries(sweep(table, limit=5, folds=2), Config())
-    shuffled = [e.config.head.units for e in sweep_entries(sweep(table, minutes=1.0), Config())]
+    assert len(limited) == 10 and len({c.head.units for c in limited.values()}) == 5
+    assert [*limited] == [*sweep_entries(sweep(table, limit=5, folds=2), Config())]
+    shuffled = [c.head.units for c in sweep_entries(sweep(table, minutes=1.0), Config()).values()]
     assert sorted(shuffled) == list(range(1, 41)) != shuffled
 
 
@@ -137,16 +138,16 @@ def test_errors_in_the_file_are_named_with_its_path(tmp_path: Path, text: str, m
     path = tmp_path / "sweep.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        read_sweep(path)
+        read_toml(Sweep, path)
     assert message in str(caught.value) and str(path) in str(caught.value)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such config"):
-        read_sweep(tmp_path / "none.toml")
+        read_toml(Sweep, tmp_path / "none.toml")
 
 
 def test_shipped_sweep_fits_the_sample_config() -> None:
     configs = ROOT / "configs"
-    entries = sweep_entries(read_sweep(configs / "sweep.toml"), read_config(configs / "sample.toml"))
-    assert len({e.name for e in entries}) == len(entries) > 20
+    entries = sweep_entries(read_toml(Sweep, configs / "sweep.toml"), read_config(configs / "sample.toml"))
+    assert len(entries) > 20
