@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from stage2_temporal.report.clips import (
     spread_evenly,
 )
 from stage2_temporal.report.plots import MAX_POINTS, curves, scatters, timeline
-from stage2_temporal.report.svg import Arrows, arrows, bars, plot_drawing
+from stage2_temporal.report.svg import arrows, bars, plot_drawing
 from stage2_temporal.runs.folder import REPORT
 from stage2_temporal.runs.results import Results, read_results
 
@@ -36,9 +35,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 def write_report(run: Path, store: Store) -> Path:
     """Write `report.html` into a run's folder, with frames from the store that it was trained on; return its path.
 
-    Raises:
-        DataError: a file of the run is missing or is not as training writes it.
-        StoreError: the store lacks a sequence that the run predicted.
+    A DataError if a file of the run is missing or damaged, a StoreError if the store lacks a predicted sequence.
     """
     html = render_page(read_results(run), store)
     path = run / REPORT
@@ -59,10 +56,19 @@ def render_page(results: Results, store: Store) -> str:
     dots = [report_clip(examples[i], store) for i in spread_evenly(len(examples), MAX_POINTS)]
     clips = [*dots, *(c for c in listed if c not in dots)]
 
-    strip_rows = [c.rows[position] for c in listed for position in c.strip]
+    strip_rows = dict.fromkeys(c.rows[position] for c in listed for position in c.strip)
     listed_rows = (row for c in listed for row in c.rows)
     pictures = embed_frames(itertools.chain(strip_rows, listed_rows, frames_by_turns(clips)), store)
     arrow_scale = arrows(target, [c.example for c in clips])
+    viewer_data = {  # what `report.js` works with; the first clips are the dots of the plots, in their order
+        "target": list(target),
+        "units": [results.metrics.unit_of(k) for k in range(len(target))],
+        "constant": None if math.isnan(results.constant[0]) else [_round(v) for v in results.constant],
+        "dots": len(dots),
+        "arrow": arrow_scale and asdict(arrow_scale),
+        "clips": [_clip(c) for c in clips],
+        "pictures": {row: uri.partition(",")[2] for row, uri in pictures.items() if row not in strip_rows},
+    }
     return template.render(
         results=results,
         metrics=results.metrics,
@@ -80,7 +86,7 @@ def render_page(results: Results, store: Store) -> str:
         arrows=arrow_scale,
         bars=[bars([c.example for c in clips], k) for k in range(len(target))],
         farthest=max((e.distance for e in examples if math.isfinite(e.distance)), default=None),
-        data=_viewer_data(results, clips, len(dots), arrow_scale, pictures, set(strip_rows)),
+        data=viewer_data,
         script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
     )
 
@@ -91,26 +97,6 @@ def environment() -> Environment:
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters |= {"number": number, "signed": signed, "duration": duration, "drawing": plot_drawing}
     return jinja
-
-
-def _viewer_data(
-    results: Results,
-    clips: Sequence[ReportClip],
-    dots: int,
-    arrows: Arrows | None,
-    pictures: dict[int, str],
-    strip_rows: Container[int],
-) -> dict[str, Any]:
-    """What `report.js` works with, as JSON values; the first `dots` clips are the dots of the plots, in their order."""
-    return {
-        "target": list(results.metrics.target),
-        "units": [results.metrics.unit_of(k) for k in range(len(results.metrics.target))],
-        "constant": None if math.isnan(results.constant[0]) else [_round(v) for v in results.constant],
-        "dots": dots,
-        "arrow": arrows and asdict(arrows),
-        "clips": [_clip(c) for c in clips],
-        "pictures": {row: uri.partition(",")[2] for row, uri in pictures.items() if row not in strip_rows},
-    }
 
 
 def _clip(c: ReportClip) -> dict[str, Any]:

@@ -115,24 +115,21 @@ def _columns(plot: Plot) -> Iterator[tuple[float, float, str]]:
 def _path(series: Series, to_x: AxisScale, to_y: AxisScale) -> str:
     points = [(to_x(x), to_y(y)) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(y)]
     if series.kind == "ring":
-        path = "".join(f"M{x - 4.5:.1f} {y:.1f}a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0" for x, y in points)
-    elif series.kind == "points":
+        return "".join(f"M{x - 4.5:.1f} {y:.1f}a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0" for x, y in points)
+    if series.kind == "points":
         # a dot is a line of no length with round ends, so that the whole cloud is one path
-        path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
-    elif series.kind in ("bars", "steps"):
-        half = (points[1][0] - points[0][0]) / 2 if len(points) > 1 else 10
-        base = to_y(0.0)
+        return "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
+    if series.kind in ("bars", "steps"):
+        half, base = (points[1][0] - points[0][0]) / 2 if len(points) > 1 else 10, to_y(0.0)
         if series.kind == "bars":
-            path = "".join(f"M{x - 0.9 * half:.1f} {base:.1f}V{y:.1f}h{1.8 * half:.1f}V{base:.1f}Z" for x, y in points)
-        else:
-            path = f"M{points[0][0] - half:.1f} {base:.1f}" + "".join(f"V{y:.1f}h{2 * half:.1f}" for _, y in points)
-            path += f"V{base:.1f}"
-    else:
-        path, command = "", "M"
-        for x, y in zip(series.x, series.y, strict=True):
-            if math.isfinite(y):
-                path += f"{command}{to_x(x):.1f} {to_y(y):.1f}"
-            command = "L" if math.isfinite(y) else "M"
+            return "".join(f"M{x - 0.9 * half:.1f} {base:.1f}V{y:.1f}h{1.8 * half:.1f}V{base:.1f}Z" for x, y in points)
+        steps = "".join(f"V{y:.1f}h{2 * half:.1f}" for _, y in points)
+        return f"M{points[0][0] - half:.1f} {base:.1f}{steps}V{base:.1f}"
+    path, command = "", "M"
+    for x, y in zip(series.x, series.y, strict=True):
+        if math.isfinite(y):
+            path += f"{command}{to_x(x):.1f} {to_y(y):.1f}"
+        command = "L" if math.isfinite(y) else "M"
     return path
 
 
