@@ -35,9 +35,8 @@ class LoadedBackbone:
 def load_backbone(backbone: BackboneConfig, frames: FramesConfig) -> LoadedBackbone:
     """Build a backbone for the given frame size and load its weights.
 
-    Raises:
-        ConfigError: there is no such backbone, or it does not accept the arguments or the size.
-        DataError: the weights are not available or belong to another network.
+    A ConfigError if it is unknown or does not accept the arguments or the size; a DataError if the weights are missing
+    or belong to another network.
     """
     build, preprocess = find_backbone(backbone.name)
     arguments = {"include_top": False, "input_shape": (frames.height, frames.width, 3)}

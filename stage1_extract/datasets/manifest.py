@@ -25,10 +25,7 @@ def manifest_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
     """Describe each sequence, in order of its first row, and collect faults that belong to no sequence.
 
     The rows of a sequence are ordered by `frame`, which may have gaps. Rows of one frame are several labels of it; one
-    without target, box or position only adds its frame.
-
-    Raises:
-        DataError: the file is missing, not CSV, without rows, or lacks a column.
+    without target, box or position only adds its frame. A DataError if the file is missing, not CSV, or lacks a column.
     """
     path = Path(data.path)
     faults: list[str] = []

@@ -256,12 +256,9 @@ def parse_stream_name(name: str) -> DerivedStream:
 
 
 def derive_streams(path: Path, streams: Sequence[DerivedStream]) -> list[str]:
-    """Add streams to a store where they are missing, and return the names of those added.
+    """Add streams to a store where they are missing, and return the names of those added; OSError if it is read-only.
 
-    Raises:
-        StoreError: another process is still writing to the store after `LOCK_TIMEOUT`.
-        ConfigError: a stream does not fit the store, see the streams' `info`.
-        OSError: the store cannot be written.
+    A StoreError if another process still writes to it after `LOCK_TIMEOUT`; a ConfigError if a stream does not fit it.
     """
 
     def missing(store: Store) -> list[DerivedStream]:

@@ -92,9 +92,7 @@ def by_distance(error: Floats, position: Floats) -> ByDistance | None:
 def evaluate_tusimple(predictions: Path, truth: Path) -> Benchmark:
     """Compute EV and EP from two JSON files in the benchmark's format; clips in the same order, vehicles in any.
 
-    Raises:
-        DataError: a file is missing or has another format, the numbers of clips differ, or no predicted box is near
-            enough to that of an annotated vehicle.
+    A DataError if a file is missing or malformed, the numbers of clips differ, or no predicted box is near a vehicle's.
     """
     predicted_clips, true_clips = _read_clips(predictions, PredictedVehicle), _read_clips(truth, TrueVehicle)
     if len(predicted_clips) != len(true_clips):

@@ -25,8 +25,7 @@ FILES = ("config.toml", "metrics.json", "history.csv", "predictions.csv", "model
 def run_path(name: str) -> Path:
     """The folder of a run: `runs/NAME`, or the name itself if it is a path.
 
-    Raises:
-        ConfigError: a path that might be meant as a name: not in runs/, not absolute, not `./…`, and nothing is there.
+    A ConfigError for a path that may be meant as a name: not in runs/, not absolute, not `./…`, and nothing is there.
     """
     path = Path(name)
     if path.name == name and name not in ("", ".."):

@@ -19,12 +19,8 @@ BoxesByFrame = dict[int, dict[str, Box]]
 def read_boxes(path: Path, sequence: FrameSequence) -> BoxesByFrame:
     """Read a CSV file with the columns frame, left, top, right, bottom and, for several vehicles, vehicle.
 
-    Returns:
-        The boxes in pixels of the full-size frame, by frame (from 0) and vehicle.
-
-    Raises:
-        DataError: the file cannot be read, lacks a column or has no rows.
-        BadInputs: lines that do not describe a box of this sequence, one fault per line.
+    Returns the boxes in pixels of the full-size frame, by frame (from 0) and vehicle. A DataError if the file cannot be
+    read, lacks a column or has no rows; BadInputs with a fault for each line that is no box of this sequence.
     """
     hint = f"edit {path}: frame counts from 0, left,top,right,bottom are pixels of the full-size frame"
     width, height = sequence.size

@@ -60,9 +60,8 @@ class RunModels:
 def load_run_models(run: Path) -> RunModels:
     """Load the models of a run that predict from images, the trunk only if its head takes maps.
 
-    Raises:
-        DataError, ConfigError: the run is incomplete, or its head takes a stream that only a store has.
-        StoreError: the run was trained on another backbone.
+    A DataError or ConfigError if the run is incomplete, or its head takes a stream that only a store has; a StoreError
+    if it was trained on another backbone.
     """
     metrics, config = read_metrics(run), read_run_config(run)
     check_streams(run, config)

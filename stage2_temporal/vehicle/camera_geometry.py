@@ -79,8 +79,7 @@ def fit_camera_geometry(
         boxes, positions, vx: the labels' (n, 4) px, (n, 2) x and y in m, and (n,) m/s; NaN if unknown.
         size: width and height of the frames, px.
 
-    Raises:
-        DataError: there are too few labels to fit the ground, or they contradict flat ground.
+    A DataError if there are too few labels to fit the ground, or they contradict flat ground.
     """
     camera = fit_camera(boxes, positions, size)
     if (np.isfinite(boxes).all(axis=1) & np.isfinite(positions).all(axis=1)).any():

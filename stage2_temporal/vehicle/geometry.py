@@ -68,10 +68,7 @@ def fit_ground(boxes: ArrayLike, positions: ArrayLike) -> Ground:
 
     The camera's principal row is not the horizon: TuSimple's camera looks down a little, and with cy as the horizon
     distances are wrong by a factor of 20. Of `boxes`, (n, 4) px, and `positions`, (n, 2) x and y in m, rows with NaN
-    or x ≤ 0 are left out.
-
-    Raises:
-        DataError: fewer than 3 labels with box and position, or all at one distance, or the nearer not lower.
+    or x ≤ 0 are left out. A DataError if fewer than 3 are left, all at one distance, or the nearer not lower.
     """
     box, x, _ = _labels_with_positions(boxes, positions)
     if len(x) < MIN_LABELS or np.ptp(x) < 1e-6 * x.max():
@@ -95,10 +92,8 @@ def fit_ground_from_motion(boxes: ArrayLike, closing: ArrayLike, vx: ArrayLike) 
 
     For each row that may be the horizon, the scale is fitted by least absolute deviations; the best row is taken.
     Candidates lie above all but the highest 2 % of the lower edges, by at most the range that these cover. Of `boxes`,
-    (n, 4) px, `closing`, (n,) vx / x of the tracks in 1/s, and `vx`, (n,) m/s, rows with NaN are left out.
-
-    Raises:
-        DataError: fewer than 8 such labels, or velocities that contradict the tracks.
+    (n, 4) px, `closing`, (n,) vx / x of the tracks in 1/s, and `vx`, (n,) m/s, rows with NaN are left out. A DataError
+    if fewer than 8 are left, or the velocities contradict the tracks.
     """
     box = np.asarray(boxes, np.float64).reshape(-1, 4)
     rate, speed = np.asarray(closing, np.float64), np.asarray(vx, np.float64)
