@@ -17,7 +17,7 @@ from joblib import cpu_count
 
 from benchmarks.timing import Row, Timer, compare, timer
 from features._common.types import Image
-from features.config import BackboneConfig, Config, DataConfig, ExtractConfig, FramesConfig
+from features.config import BackboneConfig, Config, DataConfig, FramesConfig
 from features.errors import ConfigError
 from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
@@ -63,10 +63,8 @@ def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, roun
         }
         references: dict[str, tuple[str, ...]] = {}
         for engine_name, precision in (("tensorflow", "float32"), ("openvino", "float32"), ("openvino", "bfloat16")):
-            options = ExtractConfig.model_validate({"engine": engine_name, "precision": precision, "tracks": False})
-            with_tracks = options.model_copy(update={"tracks": True})
-            with_flow = with_tracks.model_copy(update={"motion": True})
-            config = config.model_copy(update={"extract": options})
+            options = {"engine": engine_name, "precision": precision, "tracks": False}
+            config = config.with_settings({f"extract.{name}": value for name, value in options.items()})
             label = f"{engine_name} {precision}"
             try:
                 engine = Engine(build_trunk(config), 0, engine_name)
@@ -76,13 +74,14 @@ def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, roun
                 continue
             trunk, extraction = f"trunk, {label}", f"extraction, {label}"
             timers[trunk], references[trunk] = timer(partial(engine, frames), len(frames)), (PREDICT,)
+            fully_decoded = (f"{extraction}, full decoding",)
             variants: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
-                *((decoding, {"frames": settings}, (trunk, decoding)) for decoding, settings in DECODING.items()),
-                ("with tracks", {"extract": with_tracks}, (f"{extraction}, full decoding",)),
-                ("with tracks and flow", {"extract": with_flow}, (f"{extraction}, full decoding",)),
+                *((name, {"frames.decode": settings.decode}, (trunk, name)) for name, settings in DECODING.items()),
+                ("with tracks", {"extract.tracks": True}, fully_decoded),
+                ("with tracks and flow", {"extract.tracks": True, "extract.motion": True}, fully_decoded),
             ]
             for variant, update, reference in variants:
-                call = partial(_extract, config.model_copy(update=update), store, engine)
+                call = partial(_extract, config.with_settings(update), store, engine)
                 timers[f"{extraction}, {variant}"] = timer(call, len(frames))
                 references[f"{extraction}, {variant}"] = reference
         return [{"backbone": name} | row for row in compare(timers, references, rounds)]

@@ -247,7 +247,7 @@ def _extract_groups(
 
     def batches() -> Iterator[ComputedBatch]:
         """Yield maps, thumbnails and flows of one batch while those of the next ones are computed."""
-        size, lanes = (engine.batch, engine.lanes) if engine is not None else (FRAMES_PER_JOB, 0)
+        size, lanes = (engine.batch, engine.runner.lanes) if engine is not None else (FRAMES_PER_JOB, 0)
         pending: deque[ComputedBatch] = deque()
         for names, groups_with_names in groupby(groups, key=lambda group: group.streams):
             same_streams = list(groups_with_names)

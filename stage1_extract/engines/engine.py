@@ -68,11 +68,6 @@ class Engine:
         """Frames per batch."""
         return self.runner.batch
 
-    @property
-    def lanes(self) -> int:
-        """Number of batches computed at the same time."""
-        return self.runner.lanes
-
     def __str__(self) -> str:
         error = "" if self.relative_error is None else f" (relative error {self.relative_error:.1e})"
         return f"{self.name} in {self.trunk.recipe.precision}{error}"
@@ -97,7 +92,7 @@ class Engine:
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.lanes, "trunk")
+        return ThreadPoolExecutor(self.runner.lanes, "trunk")
 
     def _run(self, batch: Image, count: int, first: bool) -> Maps:
         maps = {name: values[:count] for name, values in self.runner(batch).items()}
