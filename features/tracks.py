@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from features._common.types import Floats
 from features.recipe import json_digest
@@ -26,6 +30,15 @@ class TrackedVehicle:
 
     known_boxes: tuple[tuple[int, Box], ...]  # frame and box of each annotation, in order of the frames
     labels: tuple[int, ...]  # indices of the sequence's labels that describe the vehicle
+
+
+def tracks_in_windows(tracks: Iterable[Track | None], frames: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """The boxes (n, T, 4) and confidence (n, T) of n tracks in the frames (n, T); lost everywhere without a track."""
+    boxes, confidence = np.full((*frames.shape, 4), np.nan), np.zeros(frames.shape)
+    for i, track in enumerate(tracks):
+        if track is not None:
+            boxes[i], confidence[i] = track.boxes[frames[i]], track.confidence[frames[i]]
+    return boxes, confidence
 
 
 def tracked_vehicles(sequence: FrameSequence) -> list[TrackedVehicle]:

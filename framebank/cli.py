@@ -46,7 +46,7 @@ def _run(name: str, arguments: list[str], commands: Mapping[str, type[Command]],
         _complete([name, *arguments], commands, prog)
     elif name in commands:
         command = commands[name]
-        arguments = list(command.complete(arguments))
+        arguments = list(command.with_defaults(arguments))
         parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")()
     else:
         what, known = f"no such command: {name}{did_you_mean(name, commands)}", ", ".join(commands)

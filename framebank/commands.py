@@ -310,7 +310,7 @@ class Finetune(RunConfigCommand):
     settings: Settings = Config()
 
     @classmethod
-    def complete(cls, arguments: Sequence[str]) -> Sequence[str]:
+    def with_defaults(cls, arguments: Sequence[str]) -> Sequence[str]:
         if last_value(arguments, "--run") is not None or {"-h", "--help"} & set(arguments):
             return arguments
         best = workflows.best_run_on_maps()

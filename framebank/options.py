@@ -50,8 +50,8 @@ class Command:
         raise NotImplementedError
 
     @classmethod
-    def complete(cls, arguments: Sequence[str]) -> Sequence[str]:
-        """The arguments with those that are found out if they are missing."""
+    def with_defaults(cls, arguments: Sequence[str]) -> Sequence[str]:
+        """Add the options whose defaults must be looked up, unless they are given; by default none."""
         return arguments
 
     @classmethod

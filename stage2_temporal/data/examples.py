@@ -21,7 +21,7 @@ from features.errors import ConfigError
 from features.sequences import SPLITS
 from features.store import Store, StreamInfo, TopRecord
 from features.strict_model import did_you_mean
-from features.tracks import Track
+from features.tracks import Track, tracks_in_windows
 from features.windows import Examples
 from stage2_temporal.data.task import read_task
 from stage2_temporal.data.time_augmentation import augment_windows
@@ -198,14 +198,8 @@ class StoreExamples:
         And their confidence (n, T), 0 to 1, 0 where lost.
         """
         examples = self.examples
-        boxes = np.full((*examples.rows.shape, 4), np.nan)
-        confidence = np.zeros(examples.rows.shape)
         frames = examples.rows - self.source.store.first[examples.sequence][:, None]
-        for i, (sequence, label) in enumerate(zip(examples.sequence.tolist(), examples.label.tolist(), strict=True)):
-            track = self.source.track(sequence, label)
-            if track is not None:
-                boxes[i], confidence[i] = track.boxes[frames[i]], track.confidence[frames[i]]
-        return boxes, confidence
+        return tracks_in_windows(map(self.source.track, examples.sequence.tolist(), examples.label.tolist()), frames)
 
 
 class ArrayExamples:

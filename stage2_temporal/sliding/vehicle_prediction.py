@@ -20,7 +20,7 @@ from features.config import Config
 from features.errors import ConfigError
 from features.sequences import Box, FrameSequence
 from features.streams import FRAMES, MOTION
-from features.tracks import Track, track_key_by_label, tracked_vehicles
+from features.tracks import Track, track_key_by_label, tracked_vehicles, tracks_in_windows
 from features.windows import Examples
 from stage1_extract import optical_flow
 from stage1_extract.datasets.clip import Clip
@@ -92,12 +92,9 @@ class VehicleTracks:
     def vectors(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """Compute the geometry vectors (n, F) of examples; a vehicle without a track counts as lost in every frame."""
         chosen = self._examples[indices]
-        boxes, confidence = np.full((*chosen.rows.shape, 4), np.nan), np.zeros(chosen.rows.shape)
-        for i, (s, label) in enumerate(zip(chosen.sequence.tolist(), chosen.label.tolist(), strict=True)):
-            track = self.tracks.get(self._keys[s].get(label, ""))
-            if track is not None:
-                frames = chosen.rows[i] - self._first[s]
-                boxes[i], confidence[i] = track.boxes[frames], track.confidence[frames]
+        labels = zip(chosen.sequence.tolist(), chosen.label.tolist(), strict=True)
+        tracks = (self.tracks.get(self._keys[s].get(label, "")) for s, label in labels)
+        boxes, confidence = tracks_in_windows(tracks, chosen.rows - self._first[chosen.sequence][:, None])
         sequences = [self._sequences[s] for s in chosen.sequence.tolist()]
         fps = np.array([s.fps for s in sequences]) / self._stride
         return self._camera_geometry.vectors(WindowTracks(boxes, confidence, fps, [s.camera for s in sequences]))
