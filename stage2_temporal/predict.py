@@ -95,6 +95,10 @@ def predict(
 def _check_options(run: Path, config: Config, is_clip: bool, boxes: Path | None, overlay: Path | None) -> None:
     """Raise ConfigError where boxes or an overlay do not suit the input and the head."""
     head, takes_track = config.head.name, uses_track(run, config)
+    if config.data.crops is not None and is_clip:
+        raise ConfigError(
+            f"{run} was trained on the crops of labelled vehicles", got="one video", hint="--input DATA_SET, with boxes"
+        )
     if boxes is not None and not is_clip:
         raise ConfigError("--boxes is for a video; a data set has boxes in its labels", hint="leave out --boxes")
     if boxes is not None and not takes_track:

@@ -1,6 +1,6 @@
 """A vehicle's velocity from the CNN's maps of its crop, in which the vehicle grows as it comes nearer.
 
-    maps ──► growth and shift of each frame relative to the last (`data.alignment`) ──► times distance ──► linear + GRU
+    maps ──► growth and shift of each frame relative to the last (`data.alignment`) ──► times distance ──► linear + LSTM
 
 Growth per second times the distance is the velocity (time to contact, see `vehicle.geometry`). The distance is that of
 the box, whose lower edge is on the road; the motion is measured in the maps alone, unless `box` adds the track's.
@@ -30,9 +30,10 @@ LIMIT = 4.0  # deviations: standardised features are clipped there, since a lost
 
 
 class CropLSTM(Fusion):
-    """A robust linear model plus a GRU on how a vehicle grows and shifts in its crop."""
+    """A robust linear model plus an LSTM on how a vehicle grows and shifts in its crop."""
 
     settings = CropLSTMConfig
+    recurrent = keras.layers.LSTM
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         if not isinstance(examples, StoreExamples):

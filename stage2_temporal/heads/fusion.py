@@ -38,6 +38,7 @@ class Fusion(VehicleHead, GradientHead):
     """A linear model plus a GRU over pooled maps and flow, with the track's states repeated in every frame."""
 
     settings: ClassVar[type[HeadConfig]] = FusionConfig
+    recurrent: ClassVar[type[keras.layers.Layer]] = keras.layers.GRU
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         self.camera_geometry_ = None
@@ -74,7 +75,7 @@ class Fusion(VehicleHead, GradientHead):
         return keras.ops.repeat(keras.ops.expand_dims(track, 1), time, axis=1)
 
     def output(self, vectors: Tensor, targets: int) -> Tensor:
-        x = keras.layers.GRU(self.settings_.units, name="gru")(vectors)
+        x = self.recurrent(self.settings_.units, name=self.recurrent.__name__.lower())(vectors)
         residual = self.dense_output(x, targets, "rest", initializer="zeros")
         kernel, bias = (array.astype(np.float32) for array in self._start)
         return residual + keras.ops.matmul(self.window_mean(vectors), kernel) + bias

@@ -25,11 +25,12 @@ def write_submission_files(
 
     `competition`: `submission.csv` with the columns `ID,speed`. `tusimple`: `submission.json`, one list of vehicles
     per clip; the benchmark scores positions too, which `data.target = "velocity+position"` predicts.
+    Predictions from crops, whose sequences are not the data set's, have none.
     `predicted` is (n, K) for `examples.columns`; `sequences` are all of the data set.
     """
     test = np.flatnonzero(examples.split == "test")
     name = {"competition": "submission.csv", "tusimple": "submission.json"}.get(layout)
-    if len(test) == 0 or name is None or not {"vx", "vy"} <= set(examples.columns):
+    if len(test) == 0 or name is None or any(s.region for s in sequences) or not {"vx", "vy"} <= set(examples.columns):
         return []
     with atomic_write(path := folder / name) as temporary:
         if layout == "tusimple":
