@@ -23,7 +23,7 @@ DAMPING = 1e-3  # added to the normal matrix, relative to its diagonal
 NORM_FLOOR = 1e-6
 ALIGNED_LEVELS = 2  # the finest maps, whose alignments to the last frame are returned
 
-Pose = tuple[Tensor, Tensor, Tensor]  # (n,) each: log scale, shift to the right and down in shares of half the map
+_Pose = tuple[Tensor, Tensor, Tensor]  # (n,) each: log scale, shift to the right and down in shares of half the map
 
 
 def align_to_last(levels: Sequence[Tensor]) -> list[Tensor]:
@@ -39,7 +39,7 @@ def align_to_last(levels: Sequence[Tensor]) -> list[Tensor]:
     """
     time = levels[0].shape[1]
     maps = [_normalise(level) for level in levels]
-    pose: Pose | None = None
+    pose: _Pose | None = None
     for level in maps[: max(1, len(maps) - 1)]:
         pose, _ = _align(_fold(level[:, 1:]), _fold(level[:, :-1]), pose)
     assert pose is not None
@@ -62,7 +62,7 @@ def _fold(maps: Tensor) -> Tensor:
     return keras.ops.reshape(maps, (-1, *maps.shape[2:]))
 
 
-def _chain(pose: Pose, steps: int) -> Pose:
+def _chain(pose: _Pose, steps: int) -> _Pose:
     """Chain the poses of each frame relative to the next one to poses relative to the last frame."""
     growth, right, down = (keras.ops.reshape(p, (-1, steps)) for p in pose)
     chained = [(growth[:, -1], right[:, -1], down[:, -1])]
@@ -73,7 +73,7 @@ def _chain(pose: Pose, steps: int) -> Pose:
     return tuple(keras.ops.reshape(keras.ops.stack(parts, axis=1), (-1,)) for parts in zip(*chained, strict=True))
 
 
-def _align(template: Tensor, maps: Tensor, pose: Pose | None) -> tuple[Pose, Tensor]:
+def _align(template: Tensor, maps: Tensor, pose: _Pose | None) -> tuple[_Pose, Tensor]:
     """Find the pose at which each of `maps` (n, h, w, c) looks like its template, and the error (n,) that is left."""
     _, height, width, _ = template.shape
     half_width, half_height = width / 2, height / 2

@@ -25,7 +25,7 @@ from stage2_temporal.training.scaling import Scale
 from stage2_temporal.vehicle.geometry import huber_regression
 from stage2_temporal.vehicle.velocity_estimates import select_columns
 
-RIDGE_PENALTY = 1e-3  # of the linear model, per example, on features of deviation 1
+SLOPE_PENALTY = 1e-3  # of the linear model, per example, on features of deviation 1
 LIMIT = 4.0  # deviations: standardised features are clipped there, since a lost vehicle has any growth
 
 
@@ -70,7 +70,7 @@ class CropLSTM(Fusion):
         return keras.ops.sum(clipped * (weight / weight.sum()), axis=1)
 
     def _linear_start(self, mean_vectors: Vectors, targets: Floats, scale: Scale) -> tuple[Floats, Floats]:
-        fits = [huber_regression(mean_vectors.astype(np.float64), y, RIDGE_PENALTY) for y in targets.T]
+        fits = [huber_regression(mean_vectors.astype(np.float64), y, SLOPE_PENALTY) for y in targets.T]
         return np.stack([fit[1:] for fit in fits], axis=1), np.array([fit[0] for fit in fits])
 
 
