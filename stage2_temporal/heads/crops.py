@@ -51,14 +51,17 @@ class CropLSTM(Fusion):
     def vectors(self, features: NamedTensors) -> Tensor:
         """(batch, T − 1, F): for each frame but the last, velocities from the vehicle's growth and shift since then."""
         geometry = self._linear_model.normaliser.clean(features[GEOMETRY])
-        x, y = (keras.ops.expand_dims(select_columns(geometry, name), 1) for name in ("x_foot", "y_foot"))
+        x, y, log_width = (
+            keras.ops.expand_dims(select_columns(geometry, name), 1) for name in ("x_foot", "y_foot", "log_width")
+        )
+        size = x * keras.ops.exp(log_width)  # that of a map in metres, up to a factor
         maps = [self.with_top(features[name], name) for name in self.input_streams]
         parts = []
         for aligned in align_to_last(sorted(maps, key=lambda m: int(m.shape[2]))):
             steps = _steps(aligned.shape[1])
             growth, right, down, error = (aligned[..., i : i + 1] for i in range(4))
             closing = (keras.ops.exp(-growth) - 1) / steps  # 1/size is straight at constant velocity
-            parts += [closing * x, closing * y, right / steps, down / steps, keras.ops.log(error + 1e-4)]
+            parts += [closing * x, closing * y, right / steps * size, down / steps, keras.ops.log(error + 1e-4)]
         if self.settings_.box:
             parts.append(self.track_states(features[GEOMETRY], parts[0].shape[1]))
         return concatenate(parts)
