@@ -7,6 +7,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path, PurePosixPath
 
 from features.errors import DataError
@@ -59,8 +60,8 @@ class _Archive:
                 f"{path}: not a zip archive, or truncated", expected="a complete .zip", got=e, hint="download it again"
             ) from None
         for info in self._zip.infolist():
-            inner_path = self._safe_path(info)
-            if info.is_dir():
+            inner_path, is_folder = self._safe_path(info)
+            if is_folder:
                 self.folders.setdefault(inner_path, {})
             else:
                 self.files[inner_path] = info  # the last entry of a name wins, as in unpacking
@@ -72,18 +73,19 @@ class _Archive:
         with self._lock:  # ZipFile counts its open entries without one
             return self._zip.read(self.files[inner_path])
 
-    def _safe_path(self, info: zipfile.ZipInfo) -> str:
+    def _safe_path(self, info: zipfile.ZipInfo) -> tuple[str, bool]:
+        """An entry's path without what some programs add (`./a`, `a\\b`), and whether it is a folder."""
         # orig_filename, because zipfile replaces the system's separator by / and cuts names at a NUL byte
-        name = info.orig_filename
-        parts = name.rstrip("/").split("/")
-        if "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name) or any(p in ("", ".", "..") for p in parts):
+        name = info.orig_filename.replace("\\", "/")
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if "\0" in name or name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", parts[0] if parts else ""):
             raise DataError(
-                f"{self.path}: unsafe entry {name!r}",
-                expected="relative paths with / that stay inside the archive",
+                f"{self.path}: unsafe entry {info.orig_filename!r}",
+                expected="relative paths that stay inside the archive",
                 got="a path that could point outside it",
                 hint="do not unpack it; download it again from its source, or zip the folder again",
             )
-        return "/".join(parts)
+        return "/".join(parts), not parts or name.endswith(("/", "/."))
 
 
 def open_folder_or_zip(path: Path | str, *, hint: str) -> ReadablePath:
@@ -110,9 +112,15 @@ def read_file(path: ReadablePath) -> bytes:
 
 
 def list_folder(folder: ReadablePath) -> list[ReadablePath]:
-    """List a folder in natural order, without hidden entries and macOS's shadow folders; OSError if it fails."""
+    """List a folder in natural order, without hidden entries and macOS's shadow folders; OSError if it fails.
+
+    Fractions of several lengths of which a longer one ends in 0 are counted, as in 1.9, 1.10: they are no decimals.
+    """
     entries = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
-    return sorted(entries, key=lambda entry: natural_sort_key(entry.name))
+    fractions = {fraction for entry in entries for fraction in re.findall(r"[0-9]\.([0-9]+)", entry.name)}
+    shortest = min(map(len, fractions), default=0)
+    decimals = not any(fraction.endswith("0") and len(fraction) > shortest for fraction in fractions)
+    return sorted(entries, key=lambda entry: natural_sort_key(entry.name, decimals=decimals))
 
 
 def find_folder(parent: ReadablePath, *names: str) -> ReadablePath | None:
@@ -121,7 +129,7 @@ def find_folder(parent: ReadablePath, *names: str) -> ReadablePath | None:
     return next((p for p in list_folder(parent) if p.name.lower() in lower_names and p.is_dir()), None)
 
 
-def natural_sort_key(name: str) -> list[tuple[int, int, str]]:
-    """A sorting key that puts 2 before 10."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", name)
-    return [(0, int(p), p) if p[0] in "0123456789" else (1, 0, p) for p in parts]
+def natural_sort_key(name: str, *, decimals: bool = True) -> list[tuple[int, Decimal, str]]:
+    """A sorting key that puts 2 before 10, and with `decimals` also 0.25 before 0.3."""
+    parts = re.split(r"((?:^-)?[0-9]+(?:\.[0-9]+)?)" if decimals else "([0-9]+)", name)  # every second one is a number
+    return [(1 - i % 2, Decimal(part if i % 2 else 0), part) for i, part in enumerate(parts) if part]

@@ -51,7 +51,22 @@ def test_incomplete_zip_is_refused(archive: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", ["../evil.jpg", "Train/../../evil.jpg", "/etc/evil", "C:/evil", "c:evil", "Train\\evil", "a//b", "./a"]
+    "entry",
+    [
+        "../evil.jpg",
+        "Train/../../evil.jpg",
+        "./../a",
+        "a/..",
+        "..\\a",
+        "a\\..\\b",
+        ".\\/../a",
+        "/etc/evil",
+        "\\evil",
+        "\\\\server\\share",
+        "C:/evil",
+        "c:evil",
+        "./C:/evil",
+    ],
 )
 def test_zip_entry_that_points_outside_is_refused(tmp_path: Path, entry: str) -> None:
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as file:
@@ -59,6 +74,49 @@ def test_zip_entry_that_points_outside_is_refused(tmp_path: Path, entry: str) ->
     with pytest.raises(DataError) as caught:
         open_folder_or_zip(tmp_path / "evil.zip", hint="")
     assert str(caught.value).startswith(f"{tmp_path}/evil.zip: unsafe entry {entry!r}") and "Try" in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", ["./{}", ".\\{}", "{}", "././/{}"])
+@pytest.mark.parametrize("separator", ["/", "\\", "//", "/./"])
+def test_zips_of_every_program_are_read(archive: Path, pattern: str, separator: str) -> None:
+    other = archive.with_name("other.zip")
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(other, "w") as target:
+        target.writestr(raw_entry("./"), b"")
+        target.writestr(raw_entry(pattern.format(f"Train{separator}")), b"")  # a folder
+        for name in source.namelist():
+            if not name.endswith("/"):
+                target.writestr(raw_entry(pattern.format(name.replace("/", separator))), source.read(name))
+    expected, catalogue = scanned(archive), scanned(other)
+    assert catalogue.faults == () and [c.sequence for c in catalogue.clips] == [c.sequence for c in expected.clips]
+    for clip, other_clip in zip(expected.clips, catalogue.clips, strict=True):
+        for a, b in zip(clip.source.read(0, 3), other_clip.source.read(0, 3), strict=True):
+            assert (a == b).all()
+
+
+def raw_entry(name: str) -> zipfile.ZipInfo:
+    """An entry with exactly this name, which a constructor would change."""
+    info = zipfile.ZipInfo("x")
+    info.filename = name
+    return info
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{1506297181 + i * 0.05}.jpg" for i in range(40)],
+        [f"frame_{i / 8}s.png" for i in range(200)],
+        [f"{1506297181000000000 + i}.{i}5.jpg" for i in range(9)],  # more digits than a float has
+        ["-1.5.jpg", "-1.jpg", "-0.25.jpg", "0.jpg", "0.5.jpg", "1.jpg", "1.25.jpg"],
+        [f"drive{i // 20}.{i % 20}.jpg" for i in range(60)],  # counted: drive0.9, drive0.10
+        ["2024.01.05", "2024.01.12", "2024.02.01", "2024.10.01"],
+        ["9.95.jpg", "10.00.jpg", "10.05.jpg", "10.10.jpg"],
+        ["frame9.jpg", "frame010.jpg", "frame10b.jpg", "frame11.jpg"],
+    ],
+)
+def test_numbers_in_names_are_ordered_by_value(tmp_path: Path, names: list[str]) -> None:
+    for name in sorted(names):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_folder(tmp_path)] == names
 
 
 def test_damaged_zip_entry_is_a_fault(archive: Path) -> None:
