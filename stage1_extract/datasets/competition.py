@@ -13,9 +13,10 @@ from stage1_extract.datasets.annotation_json import UNKNOWN_VELOCITY, ego_labels
 from stage1_extract.datasets.archive import ReadablePath, find_folder, list_folder, open_folder_or_zip
 from stage1_extract.datasets.calibration import find_calibration
 from stage1_extract.datasets.clip import add_fault
+from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
 from stage1_extract.datasets.image_sequence import ClipSpec
 
-_FRAME_NAME = re.compile(r"([0-9]+)\.(jpe?g|png)", re.IGNORECASE)
+_FRAME_NAME = re.compile(rf"(.*[^0-9])?([0-9]+)({'|'.join(map(re.escape, IMAGE_SUFFIXES))})", re.IGNORECASE)
 COMPETITION_FOLDERS = {"Train": "train", "Validation": "validation", "Test": "test"}
 
 
@@ -87,12 +88,13 @@ def _numbered_frames(clip: ReadablePath, count: int | None, faults: list[str]) -
         add_fault(faults, f"{clip}: no frames", "a folder imgs with 001.jpg …", "no folder imgs")
         return ()
     files: dict[int, ReadablePath] = {}
-    for file in list_folder(imgs):
-        if match := _FRAME_NAME.fullmatch(file.name):
-            number = int(match[1])
-            first = files.setdefault(number, file)
-            if first is not file:
-                add_fault(faults, f"{file}: two files for frame {number}", "one", f"{first.name} and {file.name}")
+    matches = [(file, match) for file in list_folder(imgs) if (match := _FRAME_NAME.fullmatch(file.name))]
+    # frame_0001.jpg is a frame too, but not mask_001.png beside 001.jpg
+    for file, match in [(file, match) for file, match in matches if match[1] is None] or matches:
+        number = int(match[2])
+        first = files.setdefault(number, file)
+        if first is not file:
+            add_fault(faults, f"{file}: two files for frame {number}", "one", f"{first.name} and {file.name}")
     if zero := files.pop(0, None):
         add_fault(faults, f"{zero}: frame number 0", "frames numbered from 001", zero.name)
     last = count or max(files, default=1)

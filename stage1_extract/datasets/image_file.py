@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
+from numpy.typing import NDArray
 
 from features._common.types import Image, Size
 from features.errors import DataError
 
-FORMATS = ("JPEG", "PNG")  # as Pillow names them
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_NAMES = (
+    "avif bmp dib gif hdr jp2 jpe jpeg jpg pbm pfm pgm pic png pnm ppm pxm ras sr tif tiff webp"  # OpenCV's formats
+)
+IMAGE_SUFFIXES = tuple(f".{name}" for name in _NAMES.split())
+FORMATS = ("JPEG", "PNG", "AVIF", "BMP", "DIB", "GIF", "JPEG2000", "PPM", "SUN", "TIFF", "WEBP")  # as Pillow names them
+_JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8", b"\xff\xd9", b"\x89PNG"
+_PNG_DEPTH = 24  # where a PNG has its bits per channel
 _READ_FLAGS = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -21,47 +30,86 @@ _READ_FLAGS = {
 }
 
 
-def image_size(data: bytes, name: str) -> Size:
-    """Read an image's width and height in px, without decoding it; a DataError if it is damaged, truncated or huge.
+class ImageInfo(NamedTuple):
+    """What a scan reads from an image file."""
 
-    A PNG's checksums are verified. A JPEG has none; it is complete if an end-of-image marker follows its first scan.
+    size: Size  # width and height in px, upright
+    orientation: int = 1  # of the stored pixels, as EXIF numbers it; 1: upright
+    maximum: int = 0  # the largest value of an image with 16 bits per channel; 0 with 8 bits
+
+
+def read_info(data: bytes, name: str) -> ImageInfo:
+    """Read an image's size, orientation and range; a DataError if it is damaged, truncated, huge, or has float pixels.
+
+    JPEGs and PNGs of 8 bits are not decoded: a PNG's checksums are verified; a JPEG, which has none, is complete if an
+    end-of-image marker follows its first scan.
     """
     if not data:
-        raise DataError(f"{name}: empty file", expected="a JPEG or PNG", got="0 bytes")
-    stream = io.BytesIO(data)
+        raise DataError(f"{name}: empty file", expected="an image", got="0 bytes")
+    jpeg, png = data.startswith(_JPEG_START), data.startswith(_PNG_START)
+    stream, orientation, maximum = io.BytesIO(data), 1, 0
+    size: Size | None = None
     try:
         with PIL.Image.open(stream, formats=FORMATS) as image:
-            if image.format == "PNG":
-                image.verify()
             # Pillow has read up to the first scan: an end marker before it belongs to a thumbnail
-            elif data.rfind(_JPEG_END, stream.tell()) < 0:
+            if jpeg and data.rfind(_JPEG_END, stream.tell()) < 0:
                 raise EOFError("no end-of-image marker")
-            return image.size
+            size = image.size
+            if image.format != "TIFF":  # which OpenCV itself turns upright
+                with suppress(Exception):  # damaged metadata; a PNG's own method would decode the image
+                    orientation = PIL.Image.Image.getexif(image).get(PIL.ExifTags.Base.Orientation, 1)
+            if png:
+                image.verify()
     except PIL.UnidentifiedImageError:
-        got = f"a file that begins with {data[:8]!r}"
-        raise DataError(f"{name}: not an image", expected="a complete JPEG or PNG", got=got) from None
+        pass  # OpenCV may know it
     except Exception as e:  # Pillow raises a dozen types of exceptions on damaged files
-        raise DataError(f"{name}: damaged image", expected="a complete JPEG or PNG", got=e) from None
+        raise DataError(f"{name}: damaged image", expected="a complete image", got=e) from None
+    if size is None or not (jpeg or (png and data[_PNG_DEPTH] <= 8)):
+        pixels = None if size is None and (jpeg or png) else _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        if pixels is None:
+            what, got = "damaged" if size else "not an", f"a file that begins with {data[:8]!r}"
+            raise DataError(f"{name}: {what} image", expected="a complete image", got=got)
+        size = (pixels.shape[1], pixels.shape[0])
+        if pixels.dtype == np.uint16:
+            maximum = int(pixels.max())
+        elif pixels.dtype != np.uint8:
+            raise DataError(f"{name}: wrong pixels", expected="8 or 16 bits per channel", got=pixels.dtype)
+    if orientation not in range(1, 9):
+        orientation = 1
+    return ImageInfo(size[::-1] if orientation >= 5 else size, orientation, maximum)
 
 
-def decode_image(data: bytes, name: str, size: Size, min_size: Size | None = None) -> Image:
-    """Decode a JPEG or PNG to uint8 BGR (height, width, 3), ignoring EXIF orientation; a DataError if that fails.
+def decode_image(data: bytes, name: str, info: ImageInfo, min_size: Size | None = None, depth: int = 16) -> Image:
+    """Decode an image to uint8 BGR (height, width, 3), upright; a DataError if that fails.
 
-    `size` is what `image_size` returned. With `min_size`, also width and height in px, a JPEG is shrunk by 2, 4 or 8,
-    which saves time, if it stays at least this large.
+    Args:
+        info: what `read_info` returned.
+        min_size: width and height in px; a JPEG is shrunk by 2, 4 or 8 if it stays at least so large, to save time.
+        depth: the number of bits, of an image's 16 per channel, that hold its values.
     """
-    factor = reduction_factor(size, min_size) if min_size and data.startswith(_JPEG_START) else 1
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_FLAGS[factor] | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:  # empty, or larger than cv2's limit
-        image = None
+    factor = reduction_factor(info.size, min_size) if min_size and data.startswith(_JPEG_START) else 1
+    image = _decode(data, _READ_FLAGS[factor] | (cv2.IMREAD_ANYDEPTH if depth < 16 else 0))
     if image is None:
-        expected = f"{size[0]}x{size[1]} pixels"
+        expected = f"{info.size[0]}x{info.size[1]} pixels"
         raise DataError(f"{name}: damaged image", expected=expected, got="data that OpenCV cannot decode")
-    return np.asarray(image, np.uint8)
+    if image.dtype == np.uint16:
+        image = (image >> (depth - 8)).astype(np.uint8)
+    if info.orientation == 1:
+        return image
+    image = image.transpose(1, 0, 2) if info.orientation >= 5 else image
+    rows, columns = -1 if info.orientation in (3, 4, 7, 8) else 1, -1 if info.orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(image[::rows, ::columns])
 
 
 def reduction_factor(size: Size, min_size: Size) -> int:
     """The largest of 8, 4, 2 and 1 by which a size can be divided, rounding up, without falling below `min_size`."""
     fitting = (k for k in (8, 4, 2) if -(-size[0] // k) >= min_size[0] and -(-size[1] // k) >= min_size[1])
     return next(fitting, 1)
+
+
+def _decode(data: bytes, flags: int) -> NDArray[Any] | None:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:  # empty, or larger than cv2's limit
+        return None
+    return None if image is None else np.asarray(image)

@@ -13,12 +13,15 @@ import PIL.Image
 from joblib import cpu_count
 from tqdm.contrib.concurrent import thread_map
 
+from features._common.console import logger
 from features._common.types import Image, Size
 from features.errors import DataError
 from features.sequences import Camera, FrameSequence, Label
 from stage1_extract.datasets.archive import ReadablePath, read_file
 from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault
-from stage1_extract.datasets.image_file import decode_image, image_size
+from stage1_extract.datasets.image_file import ImageInfo, decode_image, read_info
+
+DEPTHS = (8, 10, 12, 14, 16)  # bits per channel that cameras have
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,16 +33,18 @@ class ImageFiles:
 
     files: tuple[ReadablePath, ...]  # in order of the frames
     digests: tuple[bytes, ...]  # SHA-256 of each file when it was scanned
-    size: Size  # of every frame
+    infos: tuple[ImageInfo, ...]
+    depth: int = 16  # bits that hold the values of images with 16 bits per channel, the same for all frames
     parallel: bool = True
 
     def read(self, start: int, stop: int, min_size: Size | None = None) -> Iterator[Image]:
         """Read frames; an error if a file is missing, damaged or has changed since the scan."""
-        for file, digest in zip(self.files[start:stop], self.digests[start:stop], strict=True):
+        part = slice(start, stop)
+        for file, digest, info in zip(self.files[part], self.digests[part], self.infos[part], strict=True):
             data = read_file(file)
             if hashlib.sha256(data).digest() != digest:
                 raise DataError(f"{file}: changed since it was scanned")
-            yield decode_image(data, str(file), self.size, min_size)
+            yield decode_image(data, str(file), info, min_size, self.depth)
 
 
 @dataclass
@@ -58,31 +63,43 @@ class ClipSpec:
 def check_files(specs: list[ClipSpec], threads: int, earlier_faults: Iterable[str] = ()) -> Catalogue:
     """Read every file once, and make a clip of each specification without faults.
 
-    A clip's digest is the SHA-256 over the SHA-256 of each of its files, in order.
+    A clip's digest is the SHA-256 over the SHA-256 of each of its files, in order, and over the orientations and the
+    depth if they change the pixels. The depth of 16-bit images is the smallest usual one that holds the sequence's
+    largest value.
     """
     files = [file for spec in specs for file in spec.files]
     with warnings.catch_warnings():  # here rather than in `_check_file`, because it is not safe in threads
         warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
         results = iter(map_in_threads(_check_file, files, threads, unit="file"))
-    clips, faults = [], list(earlier_faults)
+    clips, faults, depths = [], list(earlier_faults), Counter[int]()
     for spec in specs:
         checks = [(file, next(results)) for file in spec.files]
         spec.faults += [check for _, check in checks if isinstance(check, str)]
         intact = [(file, *check) for file, check in checks if not isinstance(check, str)]
-        size = Counter(size for _, size, _ in intact).most_common(1)[0][0] if intact else (0, 0)
-        for file, other, _ in intact:
-            if other != size:
+        size = Counter(info.size for _, info, _ in intact).most_common(1)[0][0] if intact else (0, 0)
+        for file, info, _ in intact:
+            if info.size != size:
                 expected = f"{_size_text(size)} like the other frames"
-                add_fault(spec.faults, f"{file}: wrong frame size", expected, _size_text(other))
+                add_fault(spec.faults, f"{file}: wrong frame size", expected, _size_text(info.size))
         faults += spec.faults
         if not spec.faults and intact:
-            digests = tuple(digest for _, _, digest in intact)
-            digest = hashlib.sha256(b"".join(digests)).hexdigest()
+            _, infos, digests = zip(*intact, strict=True)
+            maximum = max(info.maximum for info in infos)
+            depth = next(bits for bits in DEPTHS if maximum < 1 << bits) if maximum else 16
+            depths[depth] += 1
+            turned = [info.orientation for info in infos if info.orientation > 1]
+            digest = hashlib.sha256(b"".join(digests))
+            if turned or depth < 16:
+                digest.update(repr((turned, depth)).encode())
             sequence = FrameSequence(
-                spec.id, spec.split, len(spec.files), spec.fps, size, digest, spec.labels, spec.camera
+                spec.id, spec.split, len(spec.files), spec.fps, size, digest.hexdigest(), spec.labels, spec.camera
             )
-            clips.append(Clip(sequence, ImageFiles(spec.files, digests, size)))
+            clips.append(Clip(sequence, ImageFiles(spec.files, digests, infos, depth)))
+    for depth, count in sorted(depths.items()):
+        if depth < 16:
+            where = f"{count} of {len(clips)} sequences"
+            logger.info(f"16-bit images are read as {depth} bits deep in {where}, by each one's largest value.")
     return Catalogue(tuple(clips), tuple(faults))
 
 
@@ -95,11 +112,11 @@ def map_in_threads(function: Callable[[T], R], items: Sequence[T], threads: int,
     return thread_map(function, items, max_workers=workers, desc="scanning", unit=unit, delay=2, disable=None)
 
 
-def _check_file(file: ReadablePath) -> tuple[Size, bytes] | str:
-    """An image file's size and SHA-256, or its fault."""
+def _check_file(file: ReadablePath) -> tuple[ImageInfo, bytes] | str:
+    """What is read from an image file and its SHA-256, or its fault."""
     try:
         data = read_file(file)
-        return image_size(data, str(file)), hashlib.sha256(data).digest()
+        return read_info(data, str(file)), hashlib.sha256(data).digest()
     except DataError as e:
         return error_to_fault(e)
 

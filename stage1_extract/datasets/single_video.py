@@ -9,10 +9,10 @@ from features.errors import BadInputs, DataError
 from features.sequences import FrameSequence
 from stage1_extract.datasets.archive import list_folder
 from stage1_extract.datasets.clip import Clip
+from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
 from stage1_extract.datasets.video import Video, VideoFrames
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 DATA_SET_SUFFIXES = (".zip", ".csv")
 
 

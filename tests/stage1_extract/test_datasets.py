@@ -196,6 +196,18 @@ def test_clip_with_a_faulty_frame_is_left_out(
     assert "Train/10" not in [clip.sequence.id for clip in catalogue.clips] and len(catalogue.clips) == 4
 
 
+def test_other_images_beside_numbered_frames_are_no_frames(root: Path) -> None:
+    imgs = root / "Train/Train/10/imgs"
+    expected = competition(root).clips[2].sequence
+    for name in ("mask_001.png", "overview7.jpg"):
+        (imgs / name).write_bytes(noise_image(5))
+    assert competition(root).clips[2].sequence == expected
+    (imgs / "overview7.jpg").unlink()
+    for name in FRAME_NAMES:
+        (imgs / name).rename(imgs / f"drive7 frame{name}")
+    assert_only_fault(competition(root), imgs / "mask_001.png", "two files for frame 1")
+
+
 def test_one_pass_finds_all_faults_of_all_clips(root: Path) -> None:
     (root / "Train/Train/1/imgs/002.jpg").unlink()
     (root / "Train/Train/1/imgs/003.jpg").write_bytes(b"")
