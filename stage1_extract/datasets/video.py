@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from features._common.console import logger
 from features._common.csv_table import CsvRow, CsvTable, read_csv_table
 from features._common.types import Image, Size
 from features.config import DataConfig
@@ -41,7 +42,11 @@ class Video:
         if not self.length:
             raise DataError(f"{path}: a video without frames", expected="at least one", got="0")
         with av.open(f"file:{path}") as container:
-            rate = container.streams.video[0].guessed_rate
+            stream, *others = _video_streams(container)
+            if others:
+                width, height = self.size
+                logger.info(f"{path}: {1 + len(others)} video streams, of which the first, {width}x{height}, is used.")
+            rate = stream.guessed_rate
             # a raw stream has no duration, and its rate is FFmpeg's guess
             self.fps = float(rate) if rate and container.duration else None
 
@@ -68,9 +73,9 @@ class Video:
         try:
             # `file:` because a name such as 12:30:05.mp4 would be taken for a protocol
             with av.open(f"file:{self.path}") as container:
-                if not container.streams.video:
+                if not (streams := _video_streams(container)):
                     raise DataError(f"{self.path}: no video in it", expected="a video", got=container.format.long_name)
-                stream = container.streams.video[0]
+                stream = streams[0]
                 codec = stream.codec_context.name if stream.codec_context else "unknown codec"
                 stream.thread_type = "AUTO"
                 index, truncated = 0, False
@@ -97,6 +102,11 @@ class Video:
             what = f"{self.path}: its frame size changes at frame {index}"
             expected = f"{self.size[0]}x{self.size[1]} throughout"
             raise DataError(what, expected=expected, got=f"{width}x{height}")
+
+
+def _video_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """The video streams without cover pictures."""
+    return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:

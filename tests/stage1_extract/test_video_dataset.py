@@ -272,10 +272,53 @@ def test_unknown_codec_is_a_fault(folder: Path) -> None:
     assert_only_fault(scan_videos(folder), path, "not a video that FFmpeg can decode", "unknown codec")
 
 
-def test_time_of_day_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_video(tmp_path / "12:30:05.mp4", 5)
+@pytest.mark.parametrize("name", ["12:30:05.mp4", "http:clip.mp4", "-1.mp4", "100% rain #2?.mp4", "concat:a|b.mp4"])
+def test_any_relative_name_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    write_video(tmp_path / "plain.mp4", 5).rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    assert Video(Path("12:30:05.mp4")).length == 5
+    assert Video(Path(name)).length == 5
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".mov"])
+def test_first_of_several_video_streams_is_used(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    path = tmp_path / f"test{suffix}"
+    write_streams(path, [(64, 48), (32, 32), (128, 64)])
+    (clip,) = scan_videos(path).clips
+    assert (clip.sequence.size, clip.sequence.length) == ((64, 48), 5)
+    assert [image.shape for image in clip.source.read(0, 5)] == [(48, 64, 3)] * 5
+    assert f"{path}: 3 video streams, of which the first, 64x48, is used." in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_cover_picture_is_no_video(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    path = tmp_path / f"test{suffix}"
+    write_streams(path, [(32, 32), (64, 48)], cover=True)
+    (clip,) = scan_videos(path).clips
+    assert (clip.sequence.size, clip.sequence.length) == ((64, 48), 5) and "streams" not in caplog.text
+    write_streams(path, [(32, 32)], cover=True)
+    assert_only_fault(scan_videos(path), path, "no video in it")
+
+
+def write_streams(path: Path, sizes: list[tuple[int, int]], *, cover: bool = False) -> None:
+    """Write a video with a stream of 5 frames per size, as in `write_video`; `cover` makes the first a picture."""
+    with av.open(str(path), "w") as container:
+        streams = []
+        for width, height in sizes:
+            stream = container.add_stream("mpeg4" if streams or not cover else "mjpeg", 20)
+            stream.width, stream.height = width, height
+            stream.pix_fmt = "yuv420p" if streams or not cover else "yuvj420p"
+            streams.append(stream)
+        if cover:
+            streams[0].disposition = av.stream.Disposition.attached_pic
+        for i in range(5):
+            for stream in streams:
+                if i == 0 or not (cover and stream is streams[0]):
+                    pixels = np.full((stream.height, stream.width, 3), 8 * i, np.uint8)
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="bgr24")))
+        for stream in streams:
+            container.mux(stream.encode())
 
 
 def test_path_without_videos_is_refused(tmp_path: Path) -> None:
