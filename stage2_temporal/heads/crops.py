@@ -8,14 +8,19 @@ the box, whose lower edge is on the road; the motion is measured in the maps alo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from features._common.types import Floats, Tensor
 from features.errors import ConfigError
 from features.head_config import CropLSTMConfig
 from features.streams import GEOMETRY
 from stage2_temporal.data.alignment import align_to_last
+from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import HeadInputs, StoreExamples
 from stage2_temporal.heads.closed_form import Vectors
 from stage2_temporal.heads.fusion import Fusion
@@ -71,6 +76,11 @@ class CropLSTM(Fusion):
         weight = np.square(_steps(vectors.shape[1]))
         clipped = keras.ops.minimum(keras.ops.maximum(vectors, -LIMIT), LIMIT)
         return keras.ops.sum(clipped * (weight / weight.sum()), axis=1)
+
+    def _call_in_batches(self, model: keras.Model, batches: Batches) -> Iterator[NDArray[Any]]:
+        # compiled, since a model that is called eagerly keeps all intermediate tensors: 13 GB here
+        model.compile(jit_compile=False)
+        return (model.predict_on_batch(batches[i][0]) for i in range(len(batches)))
 
     def _linear_start(self, mean_vectors: Vectors, targets: Floats, scale: Scale) -> tuple[Floats, Floats]:
         fits = [huber_regression(mean_vectors.astype(np.float64), y, SLOPE_PENALTY) for y in targets.T]
