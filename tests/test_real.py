@@ -167,18 +167,22 @@ def test_speed_on_the_other_half_of_a_kitti_drive(
     assert scores["correlation_lstm"]["skill"] > least_skill
 
 
-@pytest.fixture(scope="module")
-def semireal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 semi-real clips: photographs with real vehicles, moved at known velocities."""
+def make_semi_real(out: Path, train: int, validation: int, test: int) -> Path:
+    """Write semi-real clips: photographs with real vehicles, moved at known velocities."""
     tool = REAL.parent / "tools" / "semireal.py"
     if not tool.is_file():
         pytest.skip("no ../shared/tools beside this checkout")
-    out = tmp_path_factory.mktemp("semireal")
     stills = REAL / "stills"
-    counts = ["--train", "36", "--validation", "12", "--test", "12"]
+    counts = ["--train", str(train), "--validation", str(validation), "--test", str(test)]
     command = [sys.executable, str(tool), str(stills), str(stills / "annotation.json"), str(out), *counts]
     subprocess.run(command, check=True, capture_output=True)
     return out
+
+
+@pytest.fixture(scope="module")
+def semireal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 semi-real clips."""
+    return make_semi_real(tmp_path_factory.mktemp("semireal"), 36, 12, 12)
 
 
 @pytest.mark.soak  # making the clips takes minutes
@@ -209,3 +213,24 @@ def test_velocity_of_semi_real_vehicles_from_one_box_each(semireal: Path, tmp_pa
         assert model["ev"][band] is None or model["ev"][band] <= greatest
     assert model["skill"] > 0.9
     assert model["rmse"] < constant["rmse"] / 3
+
+
+@pytest.mark.soak  # making the clips takes a minute and a half
+def test_velocity_of_semi_real_vehicles_through_the_network(tmp_path: Path) -> None:
+    """Crops of vehicles in one half of the photographs, trained on those in the other half."""
+    data = make_semi_real(tmp_path / "data", 86, 20, 200)
+    options = ["--config", str(CONFIGS / "sample-vehicles.toml"), "--store", str(tmp_path / "s.h5")]
+    options += ["--data.layout", "competition", "--data.path", str(data)]
+    assert main(["extract", *options]) == 0
+    scores = {}
+    for name, head in {
+        "box_ridge": ["--head.name", "box_ridge"],
+        "crops": [],
+        "crops and box": ["--head.box", "True"],
+    }.items():
+        assert main(["train", *options, *head, "--run", str(tmp_path / "runs" / name)]) == 0
+        scores[name] = json.loads((tmp_path / "runs" / name / "metrics.json").read_text())["splits"]["test"]["model"]
+        vx = scores[name]["components"]["vx"]["skill"]
+        print(f"{name}: skill of vx {vx:.3f}, RMSE {scores[name]['rmse']:.3f} m/s, EV {scores[name]['ev']['mean']:.3f}")
+    assert scores["crops"]["components"]["vx"]["skill"] >= 0.8
+    assert scores["crops and box"]["ev"]["mean"] <= scores["box_ridge"]["ev"]["mean"]
