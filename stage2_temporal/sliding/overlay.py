@@ -52,7 +52,7 @@ def open_overlay(path: Path, sequence: FrameSequence) -> Iterator[Callable[[Imag
     width, height = (side & ~1 for side in sequence.size)
     rate = Fraction(sequence.fps).limit_denominator(1001)
     try:
-        with atomic_write(path) as temporary, av.open(temporary, "w", format="mp4") as container:
+        with atomic_write(path) as temporary, av.open(f"file:{temporary}", "w", format="mp4") as container:
             stream = container.add_stream("mpeg4", rate, options={"qmin": "2", "qmax": "4"})
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
 
