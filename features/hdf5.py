@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import h5py
 
+from features._common.atomic import NO_LOCKS
 from features.errors import StoreError
 
 FORMAT_NAME, FORMAT_VERSION = "framebank", 1
@@ -73,7 +75,7 @@ def open_file(path: Path) -> Any:
     if not path.is_file():
         raise StoreError(f"{path}: no such store", hint=f"framebank extract --config FILE --store {path}")
     with damage_as_store_error(path), ExitStack() as on_error:
-        f = on_error.enter_context(h5py.File(path, "r"))
+        f = on_error.enter_context(_open_for_reading(path))
         if (name := f.attrs.get("format")) != FORMAT_NAME:
             raise StoreError(f"{path}: not a store", expected=f"format {FORMAT_NAME}", got=name, hint="--store FILE.h5")
         if (version := int(f.attrs["version"])) > FORMAT_VERSION:
@@ -82,6 +84,19 @@ def open_file(path: Path) -> Any:
         _check_self_contained(f, path)
         on_error.pop_all()
     return f
+
+
+def _open_for_reading(path: Path, locking: bool | None = None) -> Any:
+    """Open an HDF5 file, without a lock where there are none; a StoreError if another program writes to it."""
+    try:
+        return h5py.File(path, "r", locking=locking)
+    except OSError as e:
+        if e.errno in NO_LOCKS and locking is None:
+            return _open_for_reading(path, locking=False)
+        if e.errno != errno.EAGAIN and "already open for write" not in str(e):
+            raise
+        hint = f"close it there; if no program has it open any more, run h5clear -s {path}"
+        raise StoreError(f"{path}: another program has opened it for writing", hint=hint) from None
 
 
 def _check_self_contained(group: Any, path: Path) -> None:

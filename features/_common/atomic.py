@@ -1,7 +1,8 @@
-"""Atomic writes, after which a file is complete or absent, and a write lock per store."""
+"""Atomic writes, after which a file is complete or absent, and a write lock per store, on every operating system."""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -9,9 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
+from features._common.console import logger
 from features.errors import StoreError
+
+# from file systems without locks, such as some NFS
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+NO_FOLDER_FLUSH = (errno.EACCES, errno.EBADF, errno.EINVAL, *NO_LOCKS)  # from Windows and some network file systems
 
 
 @contextmanager
@@ -32,25 +38,39 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file's bytes, or a folder's entries, to disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Flush a file's bytes, or a folder's entries where the system can do that, to disk."""
+    is_folder = path.is_dir()
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)  # Windows flushes only what may be written
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as e:
+        if not is_folder or e.errno not in NO_FOLDER_FLUSH:
+            raise
 
 
 @contextmanager
 def exclusive_write_lock(store: Path, timeout: float = 0) -> Iterator[None]:
     """Hold the store's write lock during the block. The operating system releases it if the process dies.
 
+    On a file system without locks, a file with this process's number serves as one.
+
     A StoreError names the process, host and time if another process holds the lock, even after `timeout` s.
     """
     store.parent.mkdir(parents=True, exist_ok=True)
     holder = store.with_name(f"{store.name}.lock.holder")
-    lock = FileLock(store.with_name(f"{store.name}.lock"))
+    lock: BaseFileLock = FileLock(store.with_name(f"{store.name}.lock"))
     try:
-        lock.acquire(timeout=timeout)
+        try:
+            lock.acquire(timeout=timeout)
+        except OSError as e:
+            if e.errno not in NO_LOCKS:
+                raise
+            logger.info(f"{store.parent}: no locks on this file system; a file is used instead.")
+            lock = SoftFileLock(store.with_name(f"{store.name}.lock.file"))
+            lock.acquire(timeout=timeout)
     except Timeout:
         writer = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
         raise StoreError(f"{store}: already being written by {writer}", hint="wait for it to end, or stop it") from None
