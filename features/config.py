@@ -198,6 +198,8 @@ class FinetuneConfig(StrictModel):
     """Largest random change of brightness, as a share of the full range."""
     contrast: float = Field(0.1, ge=0, lt=1)
     """Largest random change of contrast, as a share of the contrast."""
+    zoom: float = Field(1.0, ge=1, lt=2)
+    """Largest random factor by which windows are enlarged or shrunk; speeds and distances ahead are divided by it."""
 
 
 class Config(StrictModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 from joblib import cpu_count
 from numpy.typing import NDArray
@@ -12,11 +13,16 @@ from numpy.typing import NDArray
 from features._common.console import logger
 from features._common.types import Floats, Image
 from features.config import FinetuneConfig
+from features.errors import ConfigError
 from features.streams import MIRROR_SIGNS
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.fused.fuse import ReadWindow
 
 QUEUED_BATCHES = 2  # finished batches per thread that may wait for the network
+
+# Powers of the factor by which a picture is enlarged, for each target. A point on a flat road at (x, y) is seen at
+# (y/x, height/x), so the enlarged picture is that of a scene whose distances ahead are that much shorter.
+ZOOM_POWERS = {"vx": -1, "vy": 0, "x": -1, "y": 0, "ego_speed": -1}
 
 Targets = NDArray[np.float32]
 Augment = Callable[[Image, Targets, np.random.Generator], tuple[Image, Targets]]
@@ -26,11 +32,18 @@ def make_augmentation(options: FinetuneConfig, columns: tuple[str, ...]) -> Augm
     """Return a function that augments a window (T, height, width, 3) and its targets (K,).
 
     Windows are mirrored only if the sign of every target in a mirrored scene is known.
+
+    Raises:
+        ConfigError: windows are to be zoomed, and the effect on a target is unknown.
     """
     known = set(columns) <= set(MIRROR_SIGNS)
     if options.flip and not known:
         logger.info(f"finetune: windows are not mirrored, since the effect on {', '.join(columns)} is unknown")
+    unknown = [c for c in columns if c not in ZOOM_POWERS]
+    if options.zoom > 1 and unknown:
+        raise ConfigError(f"finetune.zoom: its effect on {', '.join(unknown)} is unknown", hint="--finetune.zoom 1")
     signs = np.array([MIRROR_SIGNS.get(c, np.nan) for c in columns], np.float32)
+    powers = np.array([ZOOM_POWERS.get(c, 0) for c in columns], np.float32)
 
     def augment(window: Image, targets: Targets, rng: np.random.Generator) -> tuple[Image, Targets]:
         mirrored = rng.random() < 0.5
@@ -38,11 +51,23 @@ def make_augmentation(options: FinetuneConfig, columns: tuple[str, ...]) -> Augm
         stretch = 1 + options.contrast * rng.uniform(-1, 1)
         if mirrored and options.flip and known:
             window, targets = window[:, :, ::-1], targets * signs
+        if options.zoom > 1:
+            factor = float(options.zoom ** rng.uniform(-1, 1))
+            window, targets = _zoom(window, factor), targets * factor**powers
         mean = float(window.mean())
         levels = (np.arange(256) - mean) * stretch + mean + shift
         return np.clip(np.rint(levels), 0, 255).astype(np.uint8)[window], targets
 
     return augment
+
+
+def _zoom(window: Image, factor: float) -> Image:
+    """Enlarge (T, height, width, 3) about the middle, or shrink it and repeat what lies at its edges."""
+    height, width = window.shape[1:3]
+    scale = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 0, factor)
+    size, border = (width, height), cv2.BORDER_REFLECT_101
+    frames = [cv2.warpAffine(np.ascontiguousarray(frame), scale, size, borderMode=border) for frame in window]
+    return np.stack(frames).astype(np.uint8, copy=False)
 
 
 class ImageWindowBatches(Batches):

@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import keras
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from features.config import Config, FinetuneConfig, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, FramebankError, StoreError
@@ -328,6 +330,33 @@ def test_brightness_and_contrast_change_all_frames_alike_and_no_label() -> None:
         assert (np.diff(levels) >= 0).all()  # monotonic: brighter stays brighter
         different += not np.array_equal(w, window)
     assert different == 10
+
+
+def test_enlarged_windows_show_shorter_distances_and_lower_speeds() -> None:
+    def road(*distances: float) -> NDArray[np.uint8]:
+        """Bars across a flat road, seen from 30 px above it, with the horizon in the middle."""
+        frames = np.zeros((len(distances), 161, 40, 3), np.uint8)
+        for frame, distance in zip(frames, distances, strict=True):
+            cv2.rectangle(frame, (0, round(80 + 30 / distance)), (39, 160), (255, 255, 255), -1)
+        return frames
+
+    def distances(window: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return 30 / ((window[:, :, 20, 0] < 128).sum(axis=1) - 80)
+
+    window, targets = road(1.0, 0.8, 0.6), np.array([2.0, -3.0, 6.0], np.float32)
+    zoom = make_augmentation(FinetuneConfig(flip=False, brightness=0, contrast=0, zoom=1.3), ("vx", "vy", "x"))
+    drawn = [zoom(window, targets, np.random.default_rng(s)) for s in range(10)]
+    for zoomed, (vx, vy, x) in drawn:
+        assert zoomed.shape == window.shape and zoomed.dtype == np.uint8
+        assert vy == -3.0 and x == pytest.approx(3 * vx)
+        np.testing.assert_allclose(distances(zoomed), distances(window) * vx / 2, rtol=0.06)
+    factors = [2 / vx for _, (vx, _, _) in drawn]
+    assert 1 / 1.3 < min(factors) < 0.9 and 1.1 < max(factors) < 1.3
+
+
+def test_zoom_with_an_unknown_target_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"finetune\.zoom: its effect on distance is unknown.*--finetune\.zoom 1"):
+        make_augmentation(FinetuneConfig(zoom=1.2), ("distance", "vx"))
 
 
 def test_windows_with_an_unknown_target_are_not_mirrored(capsys: pytest.CaptureFixture[str]) -> None:
