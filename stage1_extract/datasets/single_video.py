@@ -33,8 +33,7 @@ def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
     if path.is_dir():
         files = tuple(path / p.name for p in list_folder(path) if p.name.lower().endswith(IMAGE_SUFFIXES))
         if not files:
-            expected = f"files ending in {', '.join(IMAGE_SUFFIXES)}"
-            raise DataError(f"{path}: no frames", expected=expected, hint="--input another folder")
+            raise DataError(f"{path}: no frames", expected="image files such as 001.jpg", hint="--input another folder")
         catalogue = check_files([ClipSpec(path.name, "test", data.fps, files)], 0)
         if catalogue.faults:
             raise BadInputs(f"{path}: damaged frames", list(catalogue.faults), hint="replace or remove them")

@@ -263,7 +263,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("three.avi", {}, "three.avi: shorter than one window (3 frames, stride 2); expected at least 5 frames"),
         ("grows.ts", {}, "frame size changes at frame 6; expected 128x96 throughout; got 160x96"),
         ("rateless.mp4", {}, "rateless.mp4: no frame rate in its header"),
-        ("empty", {}, "empty: no frames; expected files ending in .jpeg, .jpg, .png"),
+        ("empty", {}, "empty: no frames; expected image files such as 001.jpg"),
         ("mixed", {}, "mixed/6.jpg: "),
         ("short", {}, "short: shorter than one window"),
         ("torn", {}, "torn/3.jpg: damaged image"),
