@@ -49,8 +49,8 @@ class DataConfig(StrictModel):
     segment: int | None = Field(None, gt=0)
     """Cut each video into sequences of this many frames, so that it can be divided into splits."""
     crops: float | None = Field(None, ge=1)
-    """Make each labelled vehicle a sequence of its own, in which the network sees only the vehicle: the region of its
-    box, this many times as wide and high, cut from the full-size frames. Unset: it sees whole frames."""
+    """Make each labelled vehicle a sequence of its own, in which the network sees only a region around the vehicle's
+    box, cut from the full-size frames and this many times as wide and high as the box. Unset: it sees whole frames."""
     calibration: UserPath | None = None
     """File with the camera matrix, in the format of the competition's calibration.txt; unset: the one in the data set,
     if any."""

@@ -252,7 +252,7 @@ class CropLSTMConfig(VehicleConfig, StreamsConfig, UnitsConfig, DenseConfig):
     when = "For a vehicle's velocity from the CNN's maps of its crop ([data] crops), alone or with its tracked box."
     name: Literal["crop_lstm"] = "crop_lstm"
     box: bool = False
-    """Also use how the tracked box moves and grows; else only the distance at which it stands."""
+    """Also use how the tracked box moves and grows; otherwise only the vehicle's distance, which the box tells."""
     units: int = Field(16, gt=0)
     """Units of the recurrent layer."""
     dense: int = Field(0, ge=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -50,6 +51,19 @@ class FrameSequence:
     # the part of each frame that the network sees, which may reach beyond the frame: left, top, right, bottom in px;
     # None: the whole frame
     region: tuple[int, int, int, int] | None = None
+
+    @property
+    def visible_region(self) -> tuple[int, int, int, int]:
+        """The part of each frame that the network and the thumbnails show: left, top, right, bottom in px."""
+        return self.region or (0, 0, *self.size)
+
+    def labels_with_boxes(self) -> list[tuple[int, int, Box]]:
+        """The index, frame and box of each label that has a finite box on one of the sequence's frames."""
+        return [
+            (i, label.frame, label.box)
+            for i, label in enumerate(self.labels)
+            if label.box is not None and all(map(math.isfinite, label.box)) and 0 <= label.frame < self.length
+        ]
 
 
 def same_sequences(first: Sequence[FrameSequence], second: Sequence[FrameSequence]) -> bool:

@@ -256,7 +256,7 @@ def _write_sequences(f: Any, sequences: Sequence[FrameSequence]) -> None:
         "camera": np.array(cameras, np.float64).reshape(-1, 5),  # None becomes NaN
     }
     if any(s.region for s in sequences):
-        columns["region"] = np.array([s.region or (0, 0, *s.size) for s in sequences], np.int64)
+        columns["region"] = np.array([s.visible_region for s in sequences], np.int64)
     write_columns(f.create_group("sequences"), columns)
 
 

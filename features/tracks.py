@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -47,17 +46,13 @@ def tracked_vehicles(sequence: FrameSequence) -> list[TrackedVehicle]:
     If no frame has two different boxes, all boxes belong to one vehicle, which all labels describe, even those without
     a box. Otherwise each box is a separate vehicle.
     """
-    annotations = [
-        (label.frame, label.box, i)
-        for i, label in enumerate(sequence.labels)
-        if label.box is not None and all(map(math.isfinite, label.box)) and 0 <= label.frame < sequence.length
-    ]
+    annotations = sequence.labels_with_boxes()
     if not annotations:
         return []
-    box_by_frame = {frame: box for frame, box, _ in annotations}
-    if len({(frame, box) for frame, box, _ in annotations}) == len(box_by_frame):
+    box_by_frame = {frame: box for _, frame, box in annotations}
+    if len({(frame, box) for _, frame, box in annotations}) == len(box_by_frame):
         return [TrackedVehicle(tuple(sorted(box_by_frame.items())), tuple(range(len(sequence.labels))))]
-    return [TrackedVehicle(((frame, box),), (i,)) for frame, box, i in annotations]
+    return [TrackedVehicle(((frame, box),), (i,)) for i, frame, box in annotations]
 
 
 def track_keys(sequence: FrameSequence) -> list[str]:

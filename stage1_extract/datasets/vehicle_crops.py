@@ -6,7 +6,6 @@ are left out of long sequences, in which the vehicle would leave the region.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -40,17 +39,16 @@ def crop_vehicles(catalogue: Catalogue, scale: float) -> Catalogue:
     which tell the tracker what may hide a vehicle.
     """
     clips = tuple(
-        _crop(clip, i, scale, label.box)
+        _crop(clip, i, frame, scale, box)
         for clip in catalogue.clips
-        for i, label in enumerate(clip.sequence.labels)
-        if label.box is not None and all(map(math.isfinite, label.box)) and 0 <= label.frame < clip.sequence.length
+        for i, frame, box in clip.sequence.labels_with_boxes()
     )
     return replace(catalogue, clips=clips)
 
 
-def _crop(clip: Clip, index: int, scale: float, box: Box) -> Clip:
-    sequence, label = clip.sequence, clip.sequence.labels[index]
-    stop = sequence.length if sequence.length <= MAX_FRAMES else label.frame + 1
+def _crop(clip: Clip, index: int, frame: int, scale: float, box: Box) -> Clip:
+    sequence = clip.sequence
+    stop = sequence.length if sequence.length <= MAX_FRAMES else frame + 1
     first = max(0, stop - MAX_FRAMES)
     left, top, right, bottom = box
     x, y, width, height = (left + right) / 2, (top + bottom) / 2, scale * (right - left), scale * (bottom - top)

@@ -78,8 +78,8 @@ def _align(template: Tensor, maps: Tensor, pose: _Pose | None) -> tuple[_Pose, T
     _, height, width, _ = template.shape
     half_width, half_height = width / 2, height / 2
     u, v = (np.arange(n, dtype=np.float32) - (n - 1) / 2 for n in (width, height))  # positions from the middle
-    across, down_ = (np.exp(-((a / half / WINDOW) ** 4)) for a, half in ((u, half_width), (v, half_height)))
-    window = np.outer(down_, across).astype(np.float32)[None, :, :, None]
+    across, upright = (np.exp(-((a / half / WINDOW) ** 4)) for a, half in ((u, half_width), (v, half_height)))
+    window = np.outer(upright, across).astype(np.float32)[None, :, :, None]
     u_map, v_map = u[None, None, :, None], v[None, :, None, None]
     if pose is None:
         zero = keras.ops.zeros_like(template[:, 0, 0, 0])

@@ -21,7 +21,7 @@ from stage2_temporal.fused.fuse import ReadWindow
 QUEUED_BATCHES = 2  # finished batches per thread that may wait for the network
 
 # Powers of the factor by which a picture is enlarged, for each target. A point on a flat road at (x, y) is seen at
-# (y/x, height/x), so the enlarged picture is that of a scene whose distances ahead are that much shorter.
+# (y/x, height/x), so the enlarged picture is that of a scene whose distances ahead are divided by the factor.
 ZOOM_POWERS = {"vx": -1, "vy": 0, "x": -1, "y": 0, "ego_speed": -1}
 
 Targets = NDArray[np.float32]
@@ -62,7 +62,7 @@ def make_augmentation(options: FinetuneConfig, columns: tuple[str, ...]) -> Augm
 
 
 def _zoom(window: Image, factor: float) -> Image:
-    """Enlarge (T, height, width, 3) about the middle, or shrink it and repeat what lies at its edges."""
+    """Enlarge (T, height, width, 3) about the middle, or shrink it and fill the rim with its mirror image."""
     height, width = window.shape[1:3]
     scale = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 0, factor)
     size, border = (width, height), cv2.BORDER_REFLECT_101

@@ -31,7 +31,7 @@ from stage2_temporal.vehicle.geometry import huber_regression
 from stage2_temporal.vehicle.velocity_estimates import select_columns
 
 SLOPE_PENALTY = 1e-3  # of the linear model, per example, on features of deviation 1
-LIMIT = 4.0  # deviations: standardised features are clipped there, since a lost vehicle has any growth
+LIMIT = 4.0  # deviations: standardised features are clipped there, since the growth of a lost vehicle is arbitrary
 
 
 class CropLSTM(Fusion):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.sequences import FrameSequence
 from features.store import Store
 from stage2_temporal.runs.results import PredictedExample
 
@@ -61,7 +60,7 @@ def report_clip(example: PredictedExample, store: Store) -> ReportClip:
     """Look up an example's frames and boxes in the store; StoreError if it lacks the sequence."""
     index = store.index(example.sequence)
     first, sequence = int(store.first[index]), store.sequences[index]
-    left, top, right, bottom = visible_region(sequence)
+    left, top, right, bottom = sequence.visible_region
     return ReportClip(
         example=example,
         label_count=len(sequence.labels),
@@ -84,16 +83,11 @@ def _boxes(store: Store, index: int, example: PredictedExample) -> Iterator[Rect
         if box is None or not all(map(math.isfinite, box)):
             yield None
         else:
-            first_column, first_row, last_column, _ = visible_region(sequence)
+            first_column, first_row, last_column, _ = sequence.visible_region
             scale = FRAME_WIDTH / (last_column - first_column)
             left, right = (scale * (v - first_column) for v in box[::2])
             top, bottom = (scale * (v - first_row) for v in box[1::2])
             yield round(left, 1), round(top, 1), round(right - left, 1), round(bottom - top, 1)
-
-
-def visible_region(sequence: FrameSequence) -> tuple[int, int, int, int]:
-    """What a sequence's thumbnails show of its frames: left, top, right, bottom in px."""
-    return sequence.region or (0, 0, *sequence.size)
 
 
 def embed_frames(rows: Iterable[int], store: Store, budget: int = BUDGET) -> dict[int, str]:

@@ -25,7 +25,6 @@ from stage1_extract.datasets.vehicle_crops import MAX_FRAMES, crop_vehicles
 from stage1_extract.engines.engine import Engine
 from stage1_extract.extract import extract
 from stage1_extract.frame_loader import resize_frame
-from stage2_temporal.report.clips import visible_region
 from tests.dataset_helpers import data_config
 from tests.extraction_helpers import extraction_config
 from tests.helpers import picture
@@ -172,7 +171,7 @@ def test_store_gives_regions_back_and_is_not_extracted_again(folder: Path) -> No
     with Store(folder / "crops.h5") as store:
         assert store.sequences == tuple(clip.sequence for clip in catalogue.clips)
         assert [s.id for s in store.sequences] == ["Train/1/1", "Train/2/1"]
-        assert all(visible_region(s) == s.region for s in store.sequences)
+        assert all(s.visible_region == s.region for s in store.sequences)
         assert len(store.tracks()) == 2
     assert extract(config, folder / "crops.h5", catalogue).extracted == 0
 
@@ -199,7 +198,7 @@ def test_store_of_whole_frames_has_no_regions(folder: Path, tmp_path: Path) -> N
     with Store(tmp_path / "s.h5") as store, h5py.File(tmp_path / "s.h5") as f, h5py.File(folder / "crops.h5") as c:
         assert "region" not in f["sequences"] and c["sequences/region"].shape == (2, 4)
         assert [s.region for s in store.sequences] == [None, None]
-        assert visible_region(store.sequences[0]) == (0, 0, *SIZE)
+        assert store.sequences[0].visible_region == (0, 0, *SIZE)
 
 
 def test_data_set_without_a_vehicle_to_crop_is_refused(tmp_path: Path) -> None:
