@@ -52,8 +52,8 @@ class DataConfig(StrictModel):
     """Make each labelled vehicle a sequence of its own, in which the network sees only a region around the vehicle's
     box, cut from the full-size frames and this many times as wide and high as the box. Unset: it sees whole frames."""
     calibration: UserPath | None = None
-    """File with the camera matrix, in the format of the competition's calibration.txt; unset: the one in the data set,
-    if any."""
+    """File with the camera's numbers: a .toml file as `framebank camera` writes it, or in the format of the
+    competition's calibration.txt. Unset: the one in the data set, if any."""
     seed: int = Field(0, ge=0)
     """Seed of the rendered sample set."""
 

@@ -6,6 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from features._common.types import Floats
+
 Box = tuple[float, float, float, float]
 SPLITS = ("train", "validation", "test")
 
@@ -27,13 +31,22 @@ class Label:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera: its focal length and principal point in px, and its height above the road in m, if known."""
+    """A pinhole camera: its focal length and principal point in px, and where the road is, if known."""
 
     fx: float
     fy: float
     cx: float
     cy: float
-    height: float | None = None
+    height: float | None = None  # above the road, m
+    horizon: float | None = None  # row at which a flat road would end, px
+
+    def resized(self, size: tuple[int, int], to: tuple[int, int]) -> Camera:
+        """The same camera for frames of another width and height in px."""
+        x, y = to[0] / size[0], to[1] / size[1]
+        # pixel centres are whole numbers, so the image begins at −0.5
+        cx, cy = (self.cx + 0.5) * x - 0.5, (self.cy + 0.5) * y - 0.5
+        horizon = None if self.horizon is None else (self.horizon + 0.5) * y - 0.5
+        return Camera(self.fx * x, self.fy * y, cx, cy, self.height, horizon)
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,13 @@ class FrameSequence:
     # the part of each frame that the network sees, which may reach beyond the frame: left, top, right, bottom in px;
     # None: the whole frame
     region: tuple[int, int, int, int] | None = None
+    # when each frame was taken, in seconds and ascending; None: evenly, the first at 0 and `fps` of them per second
+    times: tuple[float, ...] | None = None
+
+    @property
+    def frame_times(self) -> Floats:
+        """When each frame was taken: (length,), in seconds."""
+        return np.arange(self.length) / self.fps if self.times is None else np.array(self.times, np.float64)
 
     @property
     def visible_region(self) -> tuple[int, int, int, int]:

@@ -5,8 +5,9 @@
     frames/<stream>        (frames, ...) one frame per chunk, fletcher32; attribute origin (JSON), except the trunk's
     bases/<stream>/<array> what a derived stream was computed with: its principal components, and their mean
     thumbnails/data        JPEGs end to end, bytes; thumbnails/offset (frames + 1,)
-    sequences/<column>     id, split, first, length, fps, width, height, digest, camera (fx fy cx cy height),
-                           region (left top right bottom), in a store of crops only
+    sequences/<column>     id, split, first, length, fps, width, height, digest, camera (fx fy cx cy
+                           height horizon), region (left top right bottom) in a store of crops only; if any frames are
+                           unevenly spaced, times (their seconds end to end), times_stop (a sequence's end in times)
     labels/<column>        sequence, frame, targets (labels, columns; NaN unknown), named (labels, columns: whether
                            the label has the column), box, position; attribute columns (JSON)
     tracks/<column>        key, first, length, a row per track; box (rows, 4), confidence (rows,), a row per frame
@@ -252,14 +253,22 @@ def _sequences(f: Any) -> tuple[tuple[FrameSequence, ...], NDArray[np.int64]]:
     group = f["sequences"]
     text = [group[n].asstr()[:].tolist() for n in ("id", "split", "digest")]
     numbers = [group[n][:].tolist() for n in ("length", "fps", "width", "height")]
-    cameras = group["camera"][:].tolist() if "camera" in group else [[math.nan] * 5] * len(text[0])
+    cameras = group["camera"][:].tolist() if "camera" in group else [[math.nan] * 6] * len(text[0])
     regions = map(tuple, group["region"][:].tolist()) if "region" in group else [None] * len(text[0])
-    rows = zip(*text, *numbers, map(_camera, cameras), regions, strict=True)
+    rows = zip(*text, *numbers, map(_camera, cameras), regions, _times(group), strict=True)
     sequences = tuple(
-        FrameSequence(name, split, length, fps, (width, height), digest, tuple(labels.get(i, ())), camera, region)
-        for i, (name, split, digest, length, fps, width, height, camera, region) in enumerate(rows)
+        FrameSequence(name, split, length, fps, (width, height), digest, tuple(labels.get(i, ())), *optional)
+        for i, (name, split, digest, length, fps, width, height, *optional) in enumerate(rows)
     )
     return sequences, group["first"][:]
+
+
+def _times(group: Any) -> list[tuple[float, ...] | None]:
+    """Read each sequence's times; None where its frames are evenly spaced."""
+    if "times" not in group:
+        return [None] * len(group["id"])
+    times, stops = group["times"][:].tolist(), group["times_stop"][:].tolist()
+    return [tuple(times[a:b]) or None for a, b in itertools.pairwise([0, *stops])]
 
 
 def _labels(group: Any) -> dict[int, list[Label]]:
@@ -276,5 +285,5 @@ def _labels(group: Any) -> dict[int, list[Label]]:
 
 
 def _camera(values: list[float]) -> Camera | None:
-    fx, fy, cx, cy, height = values
-    return None if math.isnan(fx) else Camera(fx, fy, cx, cy, None if math.isnan(height) else height)
+    fx, fy, cx, cy, *road = values  # older stores have no horizon
+    return None if math.isnan(fx) else Camera(fx, fy, cx, cy, *(None if math.isnan(v) else v for v in road))

@@ -243,7 +243,7 @@ def _write_header(f: Any, header: Header) -> None:
 
 def _write_sequences(f: Any, sequences: Sequence[FrameSequence]) -> None:
     lengths = np.array([s.length for s in sequences], np.int64)
-    cameras = [astuple(s.camera) if s.camera else (None,) * 5 for s in sequences]
+    cameras = [astuple(s.camera) if s.camera else (None,) * 6 for s in sequences]
     columns = {
         "id": [s.id for s in sequences],
         "split": [s.split for s in sequences],
@@ -253,10 +253,14 @@ def _write_sequences(f: Any, sequences: Sequence[FrameSequence]) -> None:
         "fps": np.array([s.fps for s in sequences], np.float64),
         "width": np.array([s.size[0] for s in sequences], np.int64),
         "height": np.array([s.size[1] for s in sequences], np.int64),
-        "camera": np.array(cameras, np.float64).reshape(-1, 5),  # None becomes NaN
+        "camera": np.array(cameras, np.float64).reshape(-1, 6),  # None becomes NaN
     }
     if any(s.region for s in sequences):
         columns["region"] = np.array([s.visible_region for s in sequences], np.int64)
+    if any(s.times for s in sequences):
+        counts = np.array([len(s.times or ()) for s in sequences], np.int64)
+        columns["times_stop"] = np.cumsum(counts)
+        columns["times"] = np.concatenate([np.array(s.times or (), np.float64) for s in sequences])
     write_columns(f.create_group("sequences"), columns)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from features.config import DataConfig
 from features.errors import ConfigError, DataError
 from features.plugins import DATASETS, load_plugin, plugin_error
-from stage1_extract.datasets.calibration import read_camera
+from stage1_extract.datasets.camera_file import with_camera
 from stage1_extract.datasets.clip import Catalogue
 from stage1_extract.datasets.competition import competition_clips
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
@@ -49,11 +49,10 @@ def scan(data: DataConfig, *, threads: int = 0) -> Catalogue:
         raise DataError(f"{data.path}: no clips", expected=expected, hint="check data.path and data.layout")
     if data.calibration is not None:
         try:
-            camera = read_camera(Path(data.calibration))
+            catalogue = replace(catalogue, clips=with_camera(catalogue.clips, Path(data.calibration)))
         except DataError as e:
-            raise DataError(e.what, expected=e.expected, got=e.got, hint="--data.calibration FILE") from None
-        clips = tuple(replace(clip, sequence=replace(clip.sequence, camera=camera)) for clip in catalogue.clips)
-        catalogue = replace(catalogue, clips=clips)
+            hint = e.hint or "--data.calibration FILE"
+            raise DataError(e.what, expected=e.expected, got=e.got, hint=hint) from None
     if data.crops is None:
         return catalogue
     crops = crop_vehicles(catalogue, data.crops)

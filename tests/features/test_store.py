@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -70,6 +71,17 @@ def test_a_store_is_read_as_written(dtype: str, tmp_path: Path) -> None:
         assert store.fingerprint == RECIPE.fingerprint
         assert [store.thumbnail(i) for i in (0, 39)] == [jpeg(0), jpeg(39)]
         assert store.top() is None
+
+
+def test_times_of_unevenly_spaced_frames_are_read_as_written(tmp_path: Path) -> None:
+    uneven = [
+        replace(s, times=(0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.5, 0.51)) if i in (1, 4) else s
+        for i, s in enumerate(clips())
+    ]
+    with Store(write_store(tmp_path / "s.h5", uneven, {"appearance": maps(40)})) as store:
+        assert same_sequences(store.sequences, uneven)
+        np.testing.assert_array_equal(store.sequences[1].frame_times, uneven[1].times)
+        np.testing.assert_allclose(store.sequences[0].frame_times, np.arange(8) / 20)
 
 
 def test_a_store_without_any_label(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_key_depends_on_frames_and_boxes() -> None:
 
 def test_tracks_and_cameras_are_read_as_written(tmp_path: Path) -> None:
     clip = replace(clip_with_boxes((7, NEAR), (7, FAR), (7, None)), camera=Camera(714.0, 710.0, 675.0, 376.0))
-    other = replace(CLIP, id="Train/2", digest="f" * 64, camera=Camera(721.5, 721.5, 609.6, 172.9, 1.65))
+    other = replace(CLIP, id="Train/2", digest="f" * 64, camera=Camera(721.5, 721.5, 609.6, 172.9, 1.65, 170.5))
     bare = replace(CLIP, id="Train/3", digest="a" * 64)
     tracks = {name: random_track(8, seed=i) for i, name in enumerate(track_keys(clip))}
     path = write_store(tmp_path / "s.h5", [clip, other, bare], {"appearance": maps(24)}, tracks=tracks)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from features.errors import DataError
+from features.errors import ConfigError, DataError
 from features.sequences import Camera
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.calibration import read_camera
+from stage1_extract.datasets.camera_file import read_camera_file
 from stage1_extract.sample.dataset import CALIBRATION
 from tests.dataset_helpers import assert_only_fault, data_config, write_clip, zip_folder
 
@@ -95,3 +96,26 @@ def test_malformed_file_named_by_the_config_is_refused_with_a_hint(folder: Path,
 
 def test_published_calibration_is_read(real: Path) -> None:
     assert read_camera(real / "competition/calibration.txt") == SAMPLE_CAMERA
+
+
+CAMERA_TOML = "fx = 714.0\nfy = 710.0\ncx = 639.5\ncy = 359.5\nsize = [1280, 720]\nheight = 1.8\nhorizon = 339.5\n"
+
+
+def test_camera_file_is_adapted_to_the_size_of_the_frames(tmp_path: Path) -> None:
+    (tmp_path / "camera.toml").write_text(CAMERA_TOML)
+    camera = read_camera_file(tmp_path / "camera.toml")
+    assert camera.camera((1280, 720)) == Camera(714, 710, 639.5, 359.5, 1.8, 339.5)
+    assert camera.camera((640, 360)) == Camera(357, 355, 319.5, 179.5, 1.8, 169.5)
+
+
+def test_camera_file_for_another_shape_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "camera.toml").write_text(CAMERA_TOML)
+    with pytest.raises(DataError, match=r"expected 1280x720.*got 1242x375"):
+        read_camera_file(tmp_path / "camera.toml").camera((1242, 375))
+
+
+@pytest.mark.parametrize("line", ["fx = 0.0", 'fx = "714"', "focal = 3.0"])
+def test_wrong_value_in_a_camera_file_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "camera.toml").write_text(CAMERA_TOML.replace("fx = 714.0", line))
+    with pytest.raises(ConfigError, match=line.split()[0]):
+        read_camera_file(tmp_path / "camera.toml")
