@@ -8,6 +8,7 @@ and saved in the run's folder. Everything after it is in the model's graph.
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +16,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.console import logger
 from features._common.types import Floats, Tensor
 from features.errors import ConfigError
 from features.head_config import BoxMLPConfig, BoxRidgeConfig
@@ -28,7 +30,8 @@ from stage2_temporal.training.keras_models import NamedTensors, concatenate, mod
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, target_scale, vector_scale
 from stage2_temporal.vehicle import camera_geometry
-from stage2_temporal.vehicle.camera_geometry import CameraGeometry, WindowTracks
+from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, WindowTracks
+from stage2_temporal.vehicle.footage import Footage, read_footage, views_of
 from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES
 from stage2_temporal.vehicle.velocity_estimates import (
     RIDGE_PENALTY,
@@ -38,6 +41,7 @@ from stage2_temporal.vehicle.velocity_estimates import (
 )
 
 MEMBERS = 5  # networks of `box_mlp` whose outputs are averaged
+TRACKS_FOR_NOISE = 500  # of a store, from which the noise of its boxes is estimated
 RANGES = 3  # ranges of distance, each with its own networks
 
 
@@ -52,6 +56,7 @@ class VehicleHead(Head):
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         self.camera_geometry_: CameraGeometry | None = None
+        self._footage: dict[Path, Footage] = {}
         if isinstance(examples, StoreExamples):
             self.camera_geometry_ = learn_camera_geometry(examples)
         scale = target_scale(targets) if self.train_.standardise else None
@@ -72,7 +77,8 @@ class VehicleHead(Head):
         """The examples' geometry vectors (n, F); a ValueError for a plain array of another shape."""
         if isinstance(examples, StoreExamples):
             assert self.camera_geometry_ is not None
-            return self.camera_geometry_.vectors(window_tracks(examples))
+            footage = self._read_footage(examples)
+            return self.camera_geometry_.vectors(window_tracks(examples), footage.grounds, footage.noise)
         values = examples.stream(GEOMETRY)
         if values.shape[1:] != (1, len(GEOMETRY_NAMES)):
             raise ValueError(
@@ -81,12 +87,27 @@ class VehicleHead(Head):
             )
         return np.asarray(values[:, 0], np.float32)
 
+    def _read_footage(self, examples: StoreExamples) -> Footage:
+        """The grounds of a store, found once from all of its boxes, whichever examples are read."""
+        assert self.camera_geometry_ is not None
+        path = examples.source.path
+        if path not in self._footage:
+            store = examples.source.store
+            boxes = ((i, label) for i, s in enumerate(store.sequences) for label, _, _ in s.labels_with_boxes())
+            tracks = (store.track(*place) for place in islice(boxes, TRACKS_FOR_NOISE))
+            found = [track for track in tracks if track is not None]
+            self._footage[path] = read_footage(self.camera_geometry_, views_of(store.sequences), found)
+            for text in self._footage[path].warnings:
+                logger.warning(f"{path}: {text}")
+        return self._footage[path]
+
     def save_extras(self, folder: Path) -> None:
         if self.camera_geometry_ is not None:
             self.camera_geometry_.write(folder)
 
     def restore(self, model: keras.Model, folder: Path | None = None) -> Self:
         self.camera_geometry_ = None if folder is None else camera_geometry.read_camera_geometry(folder)
+        self._footage = {}
         return super().restore(model, folder)
 
 
@@ -125,7 +146,7 @@ class BoxMLP(VehicleHead, GradientHead):
         clean = np.asarray(normaliser.clean(self._geometry(examples)))
         self._state_scale: Scale = vector_scale([np.asarray(normaliser.states(clean))[:, None]])
         shares = (np.arange(RANGES) + 0.5) / RANGES
-        self._centres: Floats = np.quantile(np.log(select_columns(clean, "x_foot")), shares)
+        self._centres: Floats = np.quantile(np.log(select_columns(clean, "x")), shares)
 
     def vectors(self, features: NamedTensors) -> Tensor:
         """The track's states, the linear model's prediction, and each range's weight."""
@@ -137,7 +158,7 @@ class BoxMLP(VehicleHead, GradientHead):
     def _range_weights(self, clean: Tensor) -> Tensor:
         """(batch, RANGES) weights that sum to 1 and change linearly with log distance between the ranges' centres."""
         centres = self._centres
-        x = keras.ops.log(select_columns(clean, "x_foot"))
+        x = keras.ops.log(select_columns(clean, "x"))
         steps = np.maximum(np.diff(centres), 1e-6)
         # how far the vehicle is past each centre but the last, from 0 to 1 at the next centre
         past = keras.ops.relu((x - centres[:-1].astype(np.float32)) / steps.astype(np.float32))
@@ -192,8 +213,8 @@ def window_tracks(examples: StoreExamples) -> WindowTracks:
     """The stored boxes of the examples' windows."""
     boxes, confidence = examples.tracks()
     step = -examples.times[:, -2] if examples.times.shape[1] > 1 else 1 / examples.fps
-    cameras = [examples.source.store.sequences[s].camera for s in examples.groups.tolist()]
-    return WindowTracks(boxes, confidence, 1 / step, cameras)
+    sequences = (examples.source.store.sequences[s] for s in examples.groups.tolist())
+    return WindowTracks(boxes, confidence, 1 / step, [View(s.camera, s.size) for s in sequences])
 
 
 def about_vehicles(examples: StoreExamples) -> bool:
@@ -221,8 +242,7 @@ def learn_camera_geometry(examples: StoreExamples) -> CameraGeometry:
     labels = examples.examples
     unknown = np.full(len(labels), np.nan)
     vx = labels.targets[:, labels.columns.index("vx")] if "vx" in labels.columns else unknown
-    size = examples.source.store.sequences[int(labels.sequence[0])].size
     # a label without a box, whose window ends at its frame, takes the tracked box there
     ends_at_label = labels.rows[:, -1] - examples.source.store.first[labels.sequence] == labels.frame
     boxes = np.where(np.isnan(labels.box) & ends_at_label[:, None], tracks.boxes[:, -1], labels.box)
-    return camera_geometry.fit_camera_geometry(tracks, boxes, labels.position, vx, size)
+    return camera_geometry.fit_camera_geometry(tracks, boxes, labels.position, vx)

@@ -18,7 +18,7 @@ from features._common.console import logger, progress_bar
 from features._common.types import Image
 from features.config import Config
 from features.errors import ConfigError
-from features.sequences import Box, FrameSequence
+from features.sequences import Box
 from features.streams import FRAMES, MOTION
 from features.tracks import Track, track_key_by_label, tracked_vehicles, tracks_in_windows
 from features.windows import Examples
@@ -29,8 +29,10 @@ from stage1_extract.tracking.online_tracker import OnlineTracker
 from stage1_extract.tracking.sequence_tracks import SHORT_SEQUENCE, to_grey, track_clips
 from stage2_temporal.sliding.boxes_csv import BOXES_HINT, BoxesByFrame
 from stage2_temporal.sliding.sliding_window import RunModels, SlidingWindow
-from stage2_temporal.vehicle.camera_geometry import CameraGeometry, WindowTracks
+from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, WindowTracks
+from stage2_temporal.vehicle.footage import Footage, read_footage, views_of
 
+TRACKS_FOR_NOISE = 500  # of a video, from which the noise of its boxes is estimated
 FRAMES_PER_STEP = 8  # frames that go through the network together
 
 
@@ -75,8 +77,8 @@ class VehicleTracks:
             without = f"{(~has_box).sum()} of {len(examples)} labels have no box"
             logger.warning(f"{without}; their prediction is a typical value")
         needed = {clips[i].sequence.id: clips[i] for i in self._keys}
-        for clip in needed.values():
-            warn_of_other_size(self._camera_geometry, clip.sequence)
+        self._views = views_of(clip.sequence for clip in clips)
+        self._footage: Footage | None = None
         if models.inputs:
             short = {name for name, clip in needed.items() if clip.sequence.length <= SHORT_SEQUENCE}
             self.pending = {name for name in short if tracked_vehicles(needed[name].sequence)}
@@ -97,17 +99,38 @@ class VehicleTracks:
         boxes, confidence = tracks_in_windows(tracks, chosen.rows - self._first[chosen.sequence][:, None])
         sequences = [self._sequences[s] for s in chosen.sequence.tolist()]
         fps = np.array([s.fps for s in sequences]) / self._stride
-        return self._camera_geometry.vectors(WindowTracks(boxes, confidence, fps, [s.camera for s in sequences]))
+        if self._footage is None:  # now that all tracks are known, which tell the boxes' noise
+            self._footage = read_footage(self._camera_geometry, self._views, self.tracks.values())
+            for text in self._footage.warnings:
+                logger.warning(text)
+        windows = WindowTracks(boxes, confidence, fps, [View(s.camera, s.size) for s in sequences])
+        return self._camera_geometry.vectors(windows, self._footage.grounds, self._footage.noise)
 
 
-def warn_of_other_size(camera_geometry: CameraGeometry, sequence: FrameSequence) -> None:
-    """Log a warning if frames have another size than those that the ground was fitted to."""
-    if sequence.size != camera_geometry.size:
-        (width, height), (trained_width, trained_height) = sequence.size, camera_geometry.size
-        logger.warning(
-            f"{sequence.id}: {width}x{height} frames, but the run was trained on {trained_width}x{trained_height}; "
-            "distances are wrong unless both show the same camera's view"
-        )
+class GrowingFootage:
+    """The geometry of one video, which becomes more certain as vehicles are followed through it."""
+
+    def __init__(self, camera_geometry: CameraGeometry, view: View, known: BoxesByFrame) -> None:
+        self.view, self._camera_geometry, self._warned = view, camera_geometry, False
+        self._tracks: list[Track] = []
+        self._boxes = [box for boxes in known.values() for box in boxes.values()]
+        self._footage, self._count = self._read(), len(self._boxes)
+
+    def vectors(self, tracks: WindowTracks) -> NDArray[np.float32]:
+        """Compute the geometry vectors (n, F) of windows, whose boxes also tell where the road is in later ones."""
+        self._boxes += [tuple(box) for box in tracks.boxes[:, -1].tolist()]
+        if len(self._tracks) < TRACKS_FOR_NOISE:
+            self._tracks += map(Track, tracks.boxes, tracks.confidence)
+        if len(self._boxes) >= 1.2 * self._count:  # so that a long video is calibrated a few dozen times
+            self._footage, self._count = self._read(), len(self._boxes)
+        return self._camera_geometry.vectors(tracks, self._footage.grounds, self._footage.noise)
+
+    def _read(self) -> Footage:
+        footage = read_footage(self._camera_geometry, {self.view: np.array(self._boxes)}, self._tracks)
+        if footage.warnings and not self._warned:
+            logger.warning(footage.warnings[0])
+            self._warned = True
+        return footage
 
 
 def predict_vehicles(
@@ -120,7 +143,7 @@ def predict_vehicles(
     """
     camera_geometry, sequence, stride = models.camera_geometry, clip.sequence, config.window.stride
     assert camera_geometry is not None
-    warn_of_other_size(camera_geometry, sequence)
+    footage = GrowingFootage(camera_geometry, View(sequence.camera, sequence.size), boxes)
     span = int(rows[0, -1] - rows[0, 0]) + 1
     window, tracker = SlidingWindow(models, rows, FRAMES_PER_STEP), OnlineTracker(span)
     strips: list[Image] = []  # for optical flow: the last frame before a batch and the batch's
@@ -128,8 +151,8 @@ def predict_vehicles(
     def vectors(names: list[str]) -> NDArray[np.float32]:
         tracks = np.stack([tracker.boxes[n][::stride] for n in names])
         confidence = np.stack([tracker.confidence[n][::stride] for n in names])
-        fps, cameras = np.full(len(names), sequence.fps / stride), [sequence.camera] * len(names)
-        return camera_geometry.vectors(WindowTracks(tracks, confidence, fps, cameras))
+        fps = np.full(len(names), sequence.fps / stride)
+        return footage.vectors(WindowTracks(tracks, confidence, fps, [footage.view] * len(names)))
 
     with progress_bar(sequence.length, "predict", "frames") as progress:
         source = clip.source.read(0, sequence.length)
