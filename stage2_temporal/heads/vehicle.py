@@ -8,6 +8,7 @@ and saved in the run's folder. Everything after it is in the model's graph.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Self
@@ -24,7 +25,7 @@ from features.streams import GEOMETRY, STAGE_TWO
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import ArrayExamples, HeadInputs, StoreExamples
 from stage2_temporal.heads.base import Head, ValidationSet
-from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors, linear_layer, standardise_targets
+from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors, linear_layer
 from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.training.keras_models import NamedTensors, concatenate, model_inputs
 from stage2_temporal.training.loop import fit_model, fix_seeds
@@ -59,9 +60,13 @@ class VehicleHead(Head):
         self._footage: dict[Path, Footage] = {}
         if isinstance(examples, StoreExamples):
             self.camera_geometry_ = learn_camera_geometry(examples)
-        scale = target_scale(targets) if self.train_.standardise else None
         geometry, alpha = self._geometry(examples).astype(np.float64), RIDGE_PENALTY * self.settings_.alpha
-        self._linear_model = fit_robust_linear_model(geometry, standardise_targets(targets, scale), alpha)
+        model = fit_robust_linear_model(geometry, targets, alpha)
+        if self.train_.standardise:  # the rest of the graph predicts standardised targets
+            scale = target_scale(targets)
+            kernel, bias = model.kernel / scale.deviation, (model.bias - scale.mean) / scale.deviation
+            model = replace(model, kernel=kernel, bias=bias)
+        self._linear_model = model
 
     @property
     def input_streams(self) -> dict[str, str]:

@@ -26,6 +26,7 @@ SAME_HEIGHT = 0.05  # largest relative difference of heights
 NOD = 0.004  # radians by which cars nod
 PITCH = 0.045  # radians by which dash-cams are tilted
 UNKNOWN_HEIGHT = 1.5, 0.25  # m above the road, and the deviation of its log
+CAR_WIDTH, CAR_HEIGHT = 1.8, 1.5  # m
 DIFFERENT = 12.0  # by how much less another ground must cost than the run's: 1 in 400 by chance
 DIFFERENT_DISTANCE = 0.1  # of the log of distances, from which a ground counts as different
 UNCHECKED_DISTANCE = 0.25  # deviation of the log of distances from which boxes do not tell grounds apart
@@ -121,11 +122,14 @@ def _prior(geometry: CameraGeometry, camera: Camera) -> tuple[Ground, float]:
     """What is known about a camera's ground before any box, and how far its horizon nods, px."""
     height, deviation = UNKNOWN_HEIGHT if camera.height is None else (camera.height, 0.03)
     known, trained = camera.horizon is not None, geometry.camera
+    # vehicles of other footage are between the training's and usual cars
+    width = math.sqrt(CAR_WIDTH * geometry.ground.span / trained.fx)
+    tall = math.sqrt(CAR_HEIGHT * geometry.ground.usual_tall / trained.fy)
     ground = Ground(
         horizon=camera.horizon if camera.horizon is not None else camera.cy,
         scale=camera.fy * height,
-        span=geometry.ground.span / trained.fx * camera.fx,
-        tall=geometry.ground.usual_tall / trained.fy * camera.fy,
+        span=width * camera.fx,
+        tall=tall * camera.fy,
         horizon_deviation=(NOD / 2 if known else PITCH) * camera.fy,
         scale_deviation=deviation,
     )

@@ -14,6 +14,7 @@ because vehicles differ in size. The rate of approach is known twice. All are av
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from stage2_temporal.vehicle.ground import MAX_DISTANCE, Ground
 from stage2_temporal.vehicle.lines import weighted_line
 
 STATE_NAMES = ("x", "y", "vx", "vy", "x_deviation", "vx_deviation", "vy_deviation")
+ACCELERATION = 0.5  # m/s²: standard deviation of the relative accelerations of vehicles
+MAX_CLOSING = 10.0  # 1/s: of a vehicle that reaches the camera in a tenth of a second
 PRIOR_FREEDOM = 4.0  # degrees of freedom that the usual noise counts for, next to a track's own residuals
 
 
@@ -42,14 +45,15 @@ def vehicle_state(
         With only one box, velocities and their deviations are NaN.
     """
     widths, heights = box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]
-    (by_width, width_variance), (by_height, height_variance) = (
-        _closing(size, weight, t, noise) for size in (widths, heights)
-    )
+    nearly = float(ground.distance_from_width(widths[-1]))
+    by_width, by_height = (_approach(size, weight, t, noise, nearly) for size in (widths, heights))
     # what a turning vehicle's width changes by without approaching
-    turning = max(0.0, (by_width - by_height) ** 2 - width_variance - height_variance) if len(t) > 1 else 0.0
-    precision = 1 / (width_variance + turning), 1 / height_variance
-    closing = (precision[0] * by_width + precision[1] * by_height) / sum(precision)
-    growth = np.maximum(1 + closing * t, 0.1)  # distance at each frame, relative to that at the end
+    turning = max(0.0, (by_width.closing - by_height.closing) ** 2 - by_width.variance - by_height.variance)
+    precision = 1 / (by_width.variance + turning), 1 / by_height.variance
+    share = precision[0] / sum(precision)
+    closing = share * by_width.closing + (1 - share) * by_height.closing
+    bend = share * by_width.bend + (1 - share) * by_height.bend
+    growth = np.maximum(1 + closing * t + bend * t**2, 0.1)  # distance at each frame, relative to that at the end
     x, deviation = _distance(box, weight, growth, ground)
 
     lateral_of = (((box[:, 0] + box[:, 2]) / 2 - camera.cx) / camera.fx) * growth
@@ -58,7 +62,7 @@ def vehicle_state(
     if len(t) < 2:
         return state | dict.fromkeys(("vx", "vy", "vx_deviation", "vy_deviation"), math.nan)
     residual = lateral_of - lateral - rate * t
-    variance = _pooled_variance((noise / 2 / camera.fx) ** 2, float((weight * residual**2).sum()), len(t))
+    variance = _pooled_variance((noise / 2 / camera.fx) ** 2, float((weight * residual**2).sum()), len(t) - 2)
     rate_variance = variance / _variation(t, weight)
     vx, vy = x * closing, x * rate
     # where the width changes without approach, the box's centre moves over the vehicle by up to half of that
@@ -70,38 +74,38 @@ def vehicle_state(
     }  # fmt: skip
 
 
-def size_residuals(box: Floats, weight: Floats, t: Floats) -> tuple[float, int]:
-    """Return the sum of squared residuals of widths and heights about their lines, px², and its degrees of freedom."""
-    if len(t) < 3:
-        return 0.0, 0
-    sizes = box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]
-    return sum(_residual_sum(size, weight, t, *_line(size, weight, t)) for size in sizes), 2 * (len(t) - 2)
+class Approach(NamedTuple):
+    """How a vehicle approaches, by one side of its box: x(t) / x(0) = 1 + closing · t + bend · t²."""
+
+    closing: float  # vx / x at the end, 1/s
+    bend: float  # 1/s²
+    variance: float  # of `closing`
 
 
-def _closing(size: Floats, weight: Floats, t: Floats, noise: float) -> tuple[float, float]:
-    """Return the rate of approach vx / x at the end in 1/s, from one side's length (n,), and its variance."""
-    if len(t) < 2:
-        return 0.0, 1.0
-    level, slope = _line(size, weight, t)
-    variance = _pooled_variance(noise**2, _residual_sum(size, weight, t, level, slope), len(t))
-    return slope / level, variance / _variation(t, weight * size**2)
+def _approach(size: Floats, weight: Floats, t: Floats, noise: float, x: float) -> Approach:
+    """Fit 1/size (n,) over time by a parabola whose bend is that of an ordinary acceleration at a distance of x m.
+
+    Where boxes are exact, it follows a braking car to its last frame; where they are noisy, it is nearly a line.
+    """
+    distance = float(size[-1]) / size  # relative to the last
+    design = np.stack([np.ones(len(t)), t, t**2], axis=1)
+    prior = np.diag([0.0, 1 / MAX_CLOSING**2, (2 * x / ACCELERATION) ** 2])
+    variance = noise**2
+    for _ in range(2):  # first with the usual noise, then with the track's own
+        precision = weight * (size / distance) ** 2 / variance
+        normal = (design * precision[:, None]).T @ design + prior
+        fit = np.linalg.solve(normal, design.T @ (precision * distance))
+        residual = (distance - design @ fit) * size / distance  # px
+        variance = _pooled_variance(noise**2, float((weight * residual**2).sum()), len(t) - 3)
+    precision = weight * (size / distance) ** 2 / variance
+    covariance = np.linalg.inv((design * precision[:, None]).T @ design + prior)
+    level = max(float(fit[0]), 0.25)  # an outlier must not make the size at the end infinite
+    return Approach(float(fit[1]) / level, float(fit[2]) / level, float(covariance[1, 1]) / level**2)
 
 
-def _line(size: Floats, weight: Floats, t: Floats) -> tuple[float, float]:
-    """1/size over time as (level, slope); an outlier must not make the size at the end infinite."""
-    level, slope = weighted_line(t, 1 / size, weight)
-    return max(level, 0.25 / float(size[-1])), slope
-
-
-def _residual_sum(size: Floats, weight: Floats, t: Floats, level: float, slope: float) -> float:
-    """The weighted sum of squared residuals of sizes about their line, px²."""
-    residual = (size * (level + slope * t) - 1) * size
-    return float((weight * residual**2).sum())
-
-
-def _pooled_variance(usual: float, squares: float, count: int) -> float:
-    """Pool a track's residuals with the usual variance: two boxes, which leave no residual, have the usual one."""
-    return (PRIOR_FREEDOM * usual + squares) / (PRIOR_FREEDOM + count - 2)
+def _pooled_variance(usual: float, squares: float, freedom: int) -> float:
+    """Pool a track's residuals with the usual variance: few boxes, which leave no residual, have the usual one."""
+    return (PRIOR_FREEDOM * usual + squares) / (PRIOR_FREEDOM + max(freedom, 0))
 
 
 def _variation(t: Floats, precision: Floats) -> float:
