@@ -217,9 +217,8 @@ class BoxMLP(VehicleHead, GradientHead):
 def window_tracks(examples: StoreExamples) -> WindowTracks:
     """The stored boxes of the examples' windows."""
     boxes, confidence = examples.tracks()
-    step = -examples.times[:, -2] if examples.times.shape[1] > 1 else 1 / examples.fps
     sequences = (examples.source.store.sequences[s] for s in examples.groups.tolist())
-    return WindowTracks(boxes, confidence, 1 / step, [View(s.camera, s.size) for s in sequences])
+    return WindowTracks(boxes, confidence, examples.times, [View(s.camera, s.size) for s in sequences])
 
 
 def about_vehicles(examples: StoreExamples) -> bool:

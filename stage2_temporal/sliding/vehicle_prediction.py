@@ -62,7 +62,7 @@ class VehicleTracks:
         """
         assert models.camera_geometry is not None
         self._camera_geometry, self._examples, self._first = models.camera_geometry, examples, first
-        self._sequences, self._stride = [clip.sequence for clip in clips], config.window.stride
+        self._sequences = [clip.sequence for clip in clips]
         self._keys = {s: track_key_by_label(self._sequences[s]) for s in np.unique(examples.sequence).tolist()}
         self.pending: set[str] = set()
         self.tracks: dict[str, Track] = {}
@@ -96,14 +96,15 @@ class VehicleTracks:
         chosen = self._examples[indices]
         labels = zip(chosen.sequence.tolist(), chosen.label.tolist(), strict=True)
         tracks = (self.tracks.get(self._keys[s].get(label, "")) for s, label in labels)
-        boxes, confidence = tracks_in_windows(tracks, chosen.rows - self._first[chosen.sequence][:, None])
+        frames = chosen.rows - self._first[chosen.sequence][:, None]
+        boxes, confidence = tracks_in_windows(tracks, frames)
         sequences = [self._sequences[s] for s in chosen.sequence.tolist()]
-        fps = np.array([s.fps for s in sequences]) / self._stride
+        times = np.stack([s.frame_times[f] - s.frame_times[f[-1]] for s, f in zip(sequences, frames, strict=True)])
         if self._footage is None:  # now that all tracks are known, which tell the boxes' noise
             self._footage = read_footage(self._camera_geometry, self._views, self.tracks.values())
             for text in self._footage.warnings:
                 logger.warning(text)
-        windows = WindowTracks(boxes, confidence, fps, [View(s.camera, s.size) for s in sequences])
+        windows = WindowTracks(boxes, confidence, times, [View(s.camera, s.size) for s in sequences])
         return self._camera_geometry.vectors(windows, self._footage.grounds, self._footage.noise)
 
 
@@ -141,19 +142,21 @@ def predict_vehicles(
     `boxes` say where each vehicle is, in at least one frame; `rows` (n, T) are the frames of all windows. A DataError
     if a frame cannot be decoded.
     """
-    camera_geometry, sequence, stride = models.camera_geometry, clip.sequence, config.window.stride
+    camera_geometry, sequence = models.camera_geometry, clip.sequence
     assert camera_geometry is not None
     footage = GrowingFootage(camera_geometry, View(sequence.camera, sequence.size), boxes)
-    span = int(rows[0, -1] - rows[0, 0]) + 1
+    span = int((rows[:, -1] - rows[:, 0]).max()) + 1
+    row_by_end, times = {int(row[-1]): row for row in rows}, sequence.frame_times
     window, tracker = SlidingWindow(models, rows, FRAMES_PER_STEP), OnlineTracker(span)
     intervals = sequence.frame_intervals
     strips: list[Image] = []  # for optical flow: the last frame before a batch and the batch's
 
-    def vectors(names: list[str]) -> NDArray[np.float32]:
-        tracks = np.stack([tracker.boxes[n][::stride] for n in names])
-        confidence = np.stack([tracker.confidence[n][::stride] for n in names])
-        fps = np.full(len(names), sequence.fps / stride)
-        return footage.vectors(WindowTracks(tracks, confidence, fps, [footage.view] * len(names)))
+    def vectors(names: list[str], row: NDArray[np.int64]) -> NDArray[np.float32]:
+        from_end = row - row[-1] - 1
+        tracks = np.stack([tracker.boxes[n][from_end] for n in names])
+        confidence = np.stack([tracker.confidence[n][from_end] for n in names])
+        seconds = np.tile(times[row] - times[row[-1]], (len(names), 1))
+        return footage.vectors(WindowTracks(tracks, confidence, seconds, [footage.view] * len(names)))
 
     with progress_bar(sequence.length, "predict", "frames") as progress:
         source = clip.source.read(0, sequence.length)
@@ -175,12 +178,12 @@ def predict_vehicles(
             for frame, image in enumerate(images, start):
                 tracker.step(to_grey(image), boxes.get(frame, {}))
                 names = [n for n, track in tracker.boxes.items() if np.isfinite(track[-1]).all()]
-                if frame + 1 >= span and names:
-                    geometry.append(vectors(names))
+                if frame in row_by_end and names:
+                    geometry.append(vectors(names, row_by_end[frame]))
                     visible += [(frame, n, tuple(tracker.boxes[n][-1].tolist())) for n in names]
             predictions: defaultdict[int, list[VehiclePrediction]] = defaultdict(list)
             if visible:
-                windows = rows[[frame + 1 - span for frame, _, _ in visible]]
+                windows = np.stack([row_by_end[frame] for frame, _, _ in visible])
                 values = window.predict(windows, np.concatenate(geometry)).tolist()
                 for (frame, name, box), row in zip(visible, values, strict=True):
                     predictions[frame].append(VehiclePrediction(frame, name, box, tuple(row)))

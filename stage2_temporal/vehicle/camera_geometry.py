@@ -50,7 +50,7 @@ class WindowTracks:
 
     boxes: Floats  # (n, T, 4) left, top, right, bottom in full-resolution px, NaN where lost
     confidence: Floats  # (n, T) 0 to 1
-    fps: Floats  # (n,) frames per second of the windows: the sequence's, divided by the window's stride
+    times: Floats  # (n, T) of the frames, in seconds from the window's last one
     views: Sequence[View]  # one per window
 
 
@@ -88,9 +88,9 @@ class CameraGeometry:
             grounds: of each view, as `footage.read_footage` finds them.
             noise: of the footage's boxes, px.
         """
-        windows = zip(tracks.boxes, tracks.confidence, tracks.fps, tracks.views, strict=True)
-        seen = ((b, c, fps, grounds[view]) for b, c, fps, view in windows)
-        rows = [geometry_vector(b, c, fps, s.ground, s.camera, noise) for b, c, fps, s in seen]
+        windows = zip(tracks.boxes, tracks.confidence, tracks.times, tracks.views, strict=True)
+        seen = ((b, c, t, grounds[view]) for b, c, t, view in windows)
+        rows = [geometry_vector(b, c, t, s.ground, s.camera, noise) for b, c, t, s in seen]
         return np.array(rows, np.float32).reshape(-1, len(GEOMETRY_NAMES))[:, : len(self.names)]
 
     def write(self, folder: Path) -> None:
@@ -146,7 +146,7 @@ def fit_camera_geometry(tracks: WindowTracks, boxes: Floats, positions: Floats, 
         any_ground, any_camera = Ground(0.0, 1.0, 1.0), Camera(1.0, 1.0, 0.0, 0.0)  # closing does not depend on them
         seen = dict.fromkeys(rows, SeenGround(any_ground, any_camera))
         main_tracks = WindowTracks(
-            tracks.boxes[chosen], tracks.confidence[chosen], tracks.fps[chosen], [main] * len(chosen)
+            tracks.boxes[chosen], tracks.confidence[chosen], tracks.times[chosen], [main] * len(chosen)
         )
         any_geometry = CameraGeometry(any_ground, any_camera, main.size)
         closing = any_geometry.vectors(main_tracks, seen)[:, GEOMETRY_NAMES.index("closing")]

@@ -45,7 +45,7 @@ def confidence_weights(confidence: ArrayLike) -> Floats:
 def geometry_vector(
     boxes: ArrayLike,
     confidence: ArrayLike,
-    fps: float,
+    times: ArrayLike,
     ground: Ground,
     camera: Camera,
     noise: float = SIZE_NOISE,
@@ -58,7 +58,7 @@ def geometry_vector(
 
     Args:
         boxes, confidence: (T, 4) px, NaN where lost; and (T,) 0 to 1, ones for boxes that were supplied.
-        fps: frames per second of the window.
+        times: (T,) of the frames, in seconds from the last one.
         ground, camera: of the frames that the boxes are in.
         noise: the usual standard deviation of the width and height of a well matched box, px; see `vehicle_state`.
 
@@ -71,12 +71,13 @@ def geometry_vector(
         `seen` and `confidence` are NaN; with only one box, rates, velocities, misfit and their deviations are.
     """
     box, weight = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(confidence, np.float64)
-    visible, last = np.isfinite(box).all(axis=1), len(box) - 1
+    visible = np.isfinite(box).all(axis=1)
     values = dict.fromkeys(GEOMETRY_NAMES, math.nan)
     values["seen"] = float(visible.mean())
     values["confidence"] = float(weight[visible].mean()) if visible.any() else 0.0
     if visible.any():
-        box, weight, t = box[visible], confidence_weights(weight[visible]), (np.flatnonzero(visible) - last) / fps
+        box, weight = box[visible], confidence_weights(weight[visible])
+        t = np.asarray(times, np.float64)[visible]
         values |= _fit_lines(box, weight, t, ground, camera)
         values |= vehicle_state(box, MATCH_NOISE * weight, t, ground, camera, noise)
     return np.array([values[name] for name in GEOMETRY_NAMES])
