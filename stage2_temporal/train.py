@@ -10,6 +10,7 @@ predicts every example and writes a run: a folder with config, model, history, p
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def score_predictions(run: Path, examples: Examples, predicted: Floats) -> Metri
     if not examples.known.any():
         raise DataError("no label with the run's target", expected=", ".join(examples.columns), hint="--input DATA_SET")
     results = read_results(run)
-    task = Task(examples, examples.split, np.array(results.constant), None, None)
+    task = Task(examples, examples.split, np.array(results.constant), None, math.nan)
     return results.metrics.model_copy(update=_score(task, predicted))
 
 

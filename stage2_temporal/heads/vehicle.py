@@ -32,7 +32,6 @@ from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, target_scale, vector_scale
 from stage2_temporal.vehicle import camera_geometry
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, WindowTracks
-from stage2_temporal.vehicle.footage import Footage, read_footage, views_of
 from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES
 from stage2_temporal.vehicle.velocity_estimates import (
     RIDGE_PENALTY,
@@ -40,6 +39,7 @@ from stage2_temporal.vehicle.velocity_estimates import (
     fit_robust_linear_model,
     select_columns,
 )
+from stage2_temporal.vehicle.view_grounds import ViewGrounds, find_view_grounds, views_of
 
 MEMBERS = 5  # networks of `box_mlp` whose outputs are averaged
 TRACKS_FOR_NOISE = 500  # of a store, from which the noise of its boxes is estimated
@@ -57,7 +57,7 @@ class VehicleHead(Head):
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         self.camera_geometry_: CameraGeometry | None = None
-        self._footage: dict[Path, Footage] = {}
+        self._view_grounds: dict[Path, ViewGrounds] = {}
         if isinstance(examples, StoreExamples):
             self.camera_geometry_ = learn_camera_geometry(examples)
         geometry, alpha = self._geometry(examples).astype(np.float64), RIDGE_PENALTY * self.settings_.alpha
@@ -82,8 +82,8 @@ class VehicleHead(Head):
         """The examples' geometry vectors (n, F); a ValueError for a plain array of another shape."""
         if isinstance(examples, StoreExamples):
             assert self.camera_geometry_ is not None
-            footage = self._read_footage(examples)
-            return self.camera_geometry_.vectors(window_tracks(examples), footage.grounds, footage.noise)
+            view_grounds = self._find_grounds(examples)
+            return self.camera_geometry_.vectors(window_tracks(examples), view_grounds.grounds, view_grounds.noise)
         values = examples.stream(GEOMETRY)
         if values.shape[1:] != (1, len(GEOMETRY_NAMES)):
             raise ValueError(
@@ -92,19 +92,19 @@ class VehicleHead(Head):
             )
         return np.asarray(values[:, 0], np.float32)
 
-    def _read_footage(self, examples: StoreExamples) -> Footage:
+    def _find_grounds(self, examples: StoreExamples) -> ViewGrounds:
         """The grounds of a store, found once from all of its boxes, whichever examples are read."""
         assert self.camera_geometry_ is not None
         path = examples.source.path
-        if path not in self._footage:
+        if path not in self._view_grounds:
             store = examples.source.store
             boxes = ((i, label) for i, s in enumerate(store.sequences) for label, _, _ in s.labels_with_boxes())
             tracks = (store.track(*place) for place in islice(boxes, TRACKS_FOR_NOISE))
-            found = [track for track in tracks if track is not None]
-            self._footage[path] = read_footage(self.camera_geometry_, views_of(store.sequences), found)
-            for text in self._footage[path].warnings:
+            known = [track for track in tracks if track is not None]
+            self._view_grounds[path] = find_view_grounds(self.camera_geometry_, views_of(store.sequences), known)
+            for text in self._view_grounds[path].warnings:
                 logger.warning(f"{path}: {text}")
-        return self._footage[path]
+        return self._view_grounds[path]
 
     def save_extras(self, folder: Path) -> None:
         if self.camera_geometry_ is not None:
@@ -112,7 +112,7 @@ class VehicleHead(Head):
 
     def restore(self, model: keras.Model, folder: Path | None = None) -> Self:
         self.camera_geometry_ = None if folder is None else camera_geometry.read_camera_geometry(folder)
-        self._footage = {}
+        self._view_grounds = {}
         return super().restore(model, folder)
 
 

@@ -30,9 +30,9 @@ from stage1_extract.tracking.sequence_tracks import SHORT_SEQUENCE, to_grey, tra
 from stage2_temporal.sliding.boxes_csv import BOXES_HINT, BoxesByFrame
 from stage2_temporal.sliding.sliding_window import RunModels, SlidingWindow
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, WindowTracks
-from stage2_temporal.vehicle.footage import Footage, read_footage, views_of
+from stage2_temporal.vehicle.view_grounds import ViewGrounds, find_view_grounds, views_of
 
-TRACKS_FOR_NOISE = 500  # of a video, from which the noise of its boxes is estimated
+NOISE_TRACKS = 500  # of a video, from which the noise of its boxes is estimated
 FRAMES_PER_STEP = 8  # frames that go through the network together
 
 
@@ -78,7 +78,7 @@ class VehicleTracks:
             logger.warning(f"{without}; their prediction is a typical value")
         needed = {clips[i].sequence.id: clips[i] for i in self._keys}
         self._views = views_of(clip.sequence for clip in clips)
-        self._footage: Footage | None = None
+        self._view_grounds: ViewGrounds | None = None
         if models.inputs:
             short = {name for name, clip in needed.items() if clip.sequence.length <= SHORT_SEQUENCE}
             self.pending = {name for name in short if tracked_vehicles(needed[name].sequence)}
@@ -100,38 +100,38 @@ class VehicleTracks:
         boxes, confidence = tracks_in_windows(tracks, frames)
         sequences = [self._sequences[s] for s in chosen.sequence.tolist()]
         times = np.stack([s.frame_times[f] - s.frame_times[f[-1]] for s, f in zip(sequences, frames, strict=True)])
-        if self._footage is None:  # now that all tracks are known, which tell the boxes' noise
-            self._footage = read_footage(self._camera_geometry, self._views, self.tracks.values())
-            for text in self._footage.warnings:
+        if self._view_grounds is None:  # now that all tracks are known, which tell the boxes' noise
+            self._view_grounds = find_view_grounds(self._camera_geometry, self._views, self.tracks.values())
+            for text in self._view_grounds.warnings:
                 logger.warning(text)
         windows = WindowTracks(boxes, confidence, times, [View(s.camera, s.size) for s in sequences])
-        return self._camera_geometry.vectors(windows, self._footage.grounds, self._footage.noise)
+        return self._camera_geometry.vectors(windows, self._view_grounds.grounds, self._view_grounds.noise)
 
 
-class GrowingFootage:
+class VideoGrounds:
     """The geometry of one video, which becomes more certain as vehicles are followed through it."""
 
     def __init__(self, camera_geometry: CameraGeometry, view: View, known: BoxesByFrame) -> None:
         self.view, self._camera_geometry, self._warned = view, camera_geometry, False
         self._tracks: list[Track] = []
         self._boxes = [box for boxes in known.values() for box in boxes.values()]
-        self._footage, self._count = self._read(), len(self._boxes)
+        self._view_grounds, self._count = self._read(), len(self._boxes)
 
     def vectors(self, tracks: WindowTracks) -> NDArray[np.float32]:
         """Compute the geometry vectors (n, F) of windows, whose boxes also tell where the road is in later ones."""
         self._boxes += [tuple(box) for box in tracks.boxes[:, -1].tolist()]
-        if len(self._tracks) < TRACKS_FOR_NOISE:
+        if len(self._tracks) < NOISE_TRACKS:
             self._tracks += map(Track, tracks.boxes, tracks.confidence)
         if len(self._boxes) >= 1.2 * self._count:  # so that a long video is calibrated a few dozen times
-            self._footage, self._count = self._read(), len(self._boxes)
-        return self._camera_geometry.vectors(tracks, self._footage.grounds, self._footage.noise)
+            self._view_grounds, self._count = self._read(), len(self._boxes)
+        return self._camera_geometry.vectors(tracks, self._view_grounds.grounds, self._view_grounds.noise)
 
-    def _read(self) -> Footage:
-        footage = read_footage(self._camera_geometry, {self.view: np.array(self._boxes)}, self._tracks)
-        if footage.warnings and not self._warned:
-            logger.warning(footage.warnings[0])
+    def _read(self) -> ViewGrounds:
+        view_grounds = find_view_grounds(self._camera_geometry, {self.view: np.array(self._boxes)}, self._tracks)
+        if view_grounds.warnings and not self._warned:
+            logger.warning(view_grounds.warnings[0])
             self._warned = True
-        return footage
+        return view_grounds
 
 
 def predict_vehicles(
@@ -144,7 +144,7 @@ def predict_vehicles(
     """
     camera_geometry, sequence = models.camera_geometry, clip.sequence
     assert camera_geometry is not None
-    footage = GrowingFootage(camera_geometry, View(sequence.camera, sequence.size), boxes)
+    grounds = VideoGrounds(camera_geometry, View(sequence.camera, sequence.size), boxes)
     span = int((rows[:, -1] - rows[:, 0]).max()) + 1
     row_by_end, times = {int(row[-1]): row for row in rows}, sequence.frame_times
     window, tracker = SlidingWindow(models, rows, FRAMES_PER_STEP), OnlineTracker(span)
@@ -156,7 +156,7 @@ def predict_vehicles(
         tracks = np.stack([tracker.boxes[n][from_end] for n in names])
         confidence = np.stack([tracker.confidence[n][from_end] for n in names])
         seconds = np.tile(times[row] - times[row[-1]], (len(names), 1))
-        return footage.vectors(WindowTracks(tracks, confidence, seconds, [footage.view] * len(names)))
+        return grounds.vectors(WindowTracks(tracks, confidence, seconds, [grounds.view] * len(names)))
 
     with progress_bar(sequence.length, "predict", "frames") as progress:
         source = clip.source.read(0, sequence.length)

@@ -1,7 +1,7 @@
 """Camera geometry of a run: the grounds and cameras of its training footage, and the geometry vectors of tracks.
 
 It is saved in the run's folder (`ground.json`), so that prediction computes the same vectors. Footage of other cameras
-has grounds of its own, see `footage`.
+has grounds of its own, see `view_grounds`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.types import Floats
+from features._common.types import Floats, Size
 from features.errors import DataError
 from features.sequences import Camera
 from stage2_temporal.vehicle.geometry import (
@@ -32,8 +32,6 @@ from stage2_temporal.vehicle.ground import MIN_LABELS, Ground, fit_camera, fit_g
 CAMERA_GEOMETRY_FILE = "ground.json"
 MIN_VIEW_LABELS = 20  # labels with box and position from which a further camera has a fitted ground
 USUAL_NOISE_COUNT = 20  # second differences that the usual noise of boxes counts for
-
-Size = tuple[int, int]  # width and height of frames, px
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class CameraGeometry:
         """Compute the `geometry_vector` of each window, (n, columns of `names`).
 
         Args:
-            grounds: of each view, as `footage.read_footage` finds them.
+            grounds: of each view, as `view_grounds.find_view_grounds` finds them.
             noise: of the footage's boxes, px.
         """
         windows = zip(tracks.boxes, tracks.confidence, tracks.times, tracks.views, strict=True)
@@ -152,8 +150,8 @@ def fit_camera_geometry(tracks: WindowTracks, boxes: Floats, positions: Floats, 
         closing = any_geometry.vectors(main_tracks, seen)[:, GEOMETRY_NAMES.index("closing")]
         ground = fit_ground_from_motion(boxes[chosen], closing, vx[chosen])
     camera = main.camera or fit_camera(boxes[chosen], positions[chosen], main.size)
-    enough = [view for view in others if located[rows[view]].sum() >= MIN_VIEW_LABELS]
-    grounds = tuple((view, fit_ground(boxes[rows[view]], positions[rows[view]])) for view in enough)
+    fitted = [view for view in others if located[rows[view]].sum() >= MIN_VIEW_LABELS]
+    grounds = tuple((view, fit_ground(boxes[rows[view]], positions[rows[view]])) for view in fitted)
     noise = box_noise(zip(tracks.boxes, tracks.confidence, strict=True))
     return CameraGeometry(ground, camera, main.size, main.camera is not None, noise, grounds)
 
@@ -170,8 +168,8 @@ def box_noise(tracks: Iterable[tuple[Floats, Floats]], usual: float = SIZE_NOISE
         weight = MATCH_NOISE * confidence_weights(confidence)
         weight = np.minimum(np.minimum(weight[:-2], weight[1:-1]), weight[2:])
         squares.append((weight[:, None] * np.diff(sizes, 2, axis=0) ** 2 / 6).ravel())  # variance 1 + 4 + 1
-    found = np.concatenate([np.zeros(0), *squares])
-    found = found[np.isfinite(found)]
-    variance = float(np.median(found)) / 0.455 if len(found) else 0.0  # the median of chi² with one degree of freedom
+    known = np.concatenate([np.zeros(0), *squares])
+    known = known[np.isfinite(known)]
+    variance = float(np.median(known)) / 0.455 if len(known) else 0.0  # the median of chi² with one degree of freedom
     count = USUAL_NOISE_COUNT
-    return math.sqrt((count * usual**2 + len(found) * variance) / (count + len(found)))
+    return math.sqrt((count * usual**2 + len(known) * variance) / (count + len(known)))

@@ -139,8 +139,8 @@ def fit_robust_linear_model(vectors: Floats, targets: Floats, alpha: float = RID
     )
     losses = [_huber_losses(*pair) for pair in zip(errors(regression).T, errors(unchanged).T, strict=True)]
     parameters, count = 1 + regression.kernel.shape[0], len(targets)
-    enough = all(count * np.log(other / max(loss, 1e-300)) < parameters * np.log(count) for loss, other in losses)
-    return unchanged if enough else regression
+    as_good = all(count * np.log(other / max(loss, 1e-300)) < parameters * np.log(count) for loss, other in losses)
+    return unchanged if as_good else regression
 
 
 def _fit_linear_model(

@@ -21,7 +21,7 @@ from stage2_temporal.vehicle.ground import Ground
 from stage2_temporal.vehicle.self_calibration import Calibration, calibrate_ground
 
 SAME_INTRINSICS = 0.02  # largest difference of focal lengths, and of columns as a share of the width
-SAME_SHAPE = 0.01  # largest relative difference of the aspect ratios of frames from one camera
+SAME_ASPECT = 0.01  # largest relative difference of the aspect ratios of frames from one camera
 SAME_HEIGHT = 0.05  # largest relative difference of heights
 NOD = 0.004  # radians by which cars nod
 PITCH = 0.045  # radians by which dash-cams are tilted
@@ -33,7 +33,7 @@ UNCHECKED_DISTANCE = 0.25  # deviation of the log of distances from which boxes 
 
 
 @dataclass(frozen=True)
-class Footage:
+class ViewGrounds:
     """The ground and camera of each view, and what the user should know about them."""
 
     grounds: Mapping[View, SeenGround]
@@ -45,18 +45,20 @@ def views_of(sequences: Iterable[FrameSequence]) -> dict[View, Floats]:
     """The labelled boxes (m, 4) of each view."""
     boxes: dict[View, list[Floats]] = {}
     for sequence in sequences:
-        found = boxes.setdefault(View(sequence.camera, sequence.size), [np.zeros((0, 4))])
-        found.append(np.array([x.box for x in sequence.labels if x.box is not None], np.float64).reshape(-1, 4))
+        known = boxes.setdefault(View(sequence.camera, sequence.size), [np.zeros((0, 4))])
+        known.append(np.array([x.box for x in sequence.labels if x.box is not None], np.float64).reshape(-1, 4))
     return {view: np.concatenate(parts) for view, parts in boxes.items()}
 
 
-def read_footage(geometry: CameraGeometry, views: Mapping[View, Floats], tracks: Iterable[Track] = ()) -> Footage:
+def find_view_grounds(
+    geometry: CameraGeometry, views: Mapping[View, Floats], tracks: Iterable[Track] = ()
+) -> ViewGrounds:
     """Find the ground of each view of some footage, given boxes (m, 4) px seen in it, and the noise of its tracks."""
-    found = {view: _find_ground(geometry, view, boxes) for view, boxes in views.items()}
-    return Footage(
-        {view: seen for view, (seen, _) in found.items()},
+    results = {view: _find_ground(geometry, view, boxes) for view, boxes in views.items()}
+    return ViewGrounds(
+        {view: seen for view, (seen, _) in results.items()},
         box_noise(((track.boxes, track.confidence) for track in tracks), geometry.noise),
-        tuple(f"{text} (Try: --camera FILE)" for _, text in found.values() if text),
+        tuple(f"{text} (Try: --camera FILE)" for _, text in results.values() if text),
     )
 
 
@@ -79,8 +81,8 @@ def _find_ground(geometry: CameraGeometry, view: View, boxes: Floats) -> tuple[S
     prior, nod = _prior(geometry, guessed)
     broad = calibrate_ground(boxes, prior, nod)
     if view.size == geometry.size:
-        own = calibrate_ground(boxes, geometry.ground, nod)
-        if not _differs(own, broad, geometry.ground, boxes):
+        trained = calibrate_ground(boxes, geometry.ground, nod)
+        if not _differs(trained, broad, geometry.ground, boxes):
             unchecked = _distance_deviation(broad.ground, boxes) > UNCHECKED_DISTANCE
             text = "the camera is not known and too few boxes show whether it is the training's, which is assumed"
             return SeenGround(geometry.ground, geometry.camera), text if unchecked else ""
@@ -96,7 +98,7 @@ def _find_ground(geometry: CameraGeometry, view: View, boxes: Floats) -> tuple[S
 def _guessed_camera(geometry: CameraGeometry, size: tuple[int, int]) -> Camera:
     """A camera with the training's angle of view, for frames of a size."""
     trained, ratio = geometry.camera, size[0] / geometry.size[0]
-    if abs(size[1] / (geometry.size[1] * ratio) - 1) < SAME_SHAPE:
+    if abs(size[1] / (geometry.size[1] * ratio) - 1) < SAME_ASPECT:
         return replace(trained.resized(geometry.size, size), height=None, horizon=None)
     return Camera(trained.fx * ratio, trained.fy * ratio, (size[0] - 1) / 2, (size[1] - 1) / 2)
 
@@ -136,16 +138,16 @@ def _prior(geometry: CameraGeometry, camera: Camera) -> tuple[Ground, float]:
     return ground, NOD * camera.fy
 
 
-def _differs(own: Calibration, broad: Calibration, trained: Ground, boxes: Floats) -> bool:
+def _differs(trained: Calibration, broad: Calibration, ground: Ground, boxes: Floats) -> bool:
     """Whether boxes fit another ground so much better than the training's that it cannot be the same."""
     bottom = boxes[np.isfinite(boxes).all(axis=1), 3]
     if not len(bottom):
         return False
     # residuals of one vehicle's boxes are alike: what they exceed their expectation by counts for all
     dispersion = max(1.0, broad.cost / (2 * len(bottom)))
-    logs = [np.log(g.distance_from_bottom(bottom)) for g in (broad.ground, trained)]
+    logs = [np.log(g.distance_from_bottom(bottom)) for g in (broad.ground, ground)]
     distance = abs(float(np.median(logs[0] - logs[1])))
-    return (own.cost - broad.cost) / dispersion > DIFFERENT and distance > DIFFERENT_DISTANCE
+    return (trained.cost - broad.cost) / dispersion > DIFFERENT and distance > DIFFERENT_DISTANCE
 
 
 def _distance_deviation(ground: Ground, boxes: Floats) -> float:
