@@ -28,6 +28,7 @@ PITCH = 0.045  # radians by which dash-cams are tilted
 UNKNOWN_HEIGHT = 1.5, 0.25  # m above the road, and the deviation of its log
 CAR_WIDTH, CAR_HEIGHT = 1.8, 1.5  # m
 DIFFERENT = 12.0  # by how much less another ground must cost than the run's: 1 in 400 by chance
+OTHER_NOISE = 1.5  # times the noise of the training's boxes, from which footage has a noise of its own
 DIFFERENT_DISTANCE = 0.1  # of the log of distances, from which a ground counts as different
 UNCHECKED_DISTANCE = 0.25  # deviation of the log of distances from which boxes do not tell grounds apart
 
@@ -55,9 +56,10 @@ def find_view_grounds(
 ) -> ViewGrounds:
     """Find the ground of each view of some footage, given boxes (m, 4) px seen in it, and the noise of its tracks."""
     results = {view: _find_ground(geometry, view, boxes) for view, boxes in views.items()}
+    noise = box_noise(((track.boxes, track.confidence) for track in tracks), geometry.noise)
     return ViewGrounds(
         {view: seen for view, (seen, _) in results.items()},
-        box_noise(((track.boxes, track.confidence) for track in tracks), geometry.noise),
+        noise if noise > OTHER_NOISE * geometry.noise else geometry.noise,
         tuple(f"{text} (Try: --camera FILE)" for _, text in results.values() if text),
     )
 

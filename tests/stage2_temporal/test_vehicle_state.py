@@ -1,4 +1,4 @@
-"""Distance and velocity of vehicles weighed by certainty: by hand, with few, noisy and turning boxes, on KITTI's boxes."""
+"""Distance and velocity of vehicles weighed by certainty: by hand, with few or noisy boxes, turning, on real boxes."""
 
 from __future__ import annotations
 
