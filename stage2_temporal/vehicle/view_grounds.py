@@ -28,7 +28,7 @@ PITCH = 0.045  # radians by which dash-cams are tilted
 UNKNOWN_HEIGHT = 1.5, 0.25  # m above the road, and the deviation of its log
 CAR_WIDTH, CAR_HEIGHT = 1.8, 1.5  # m
 DIFFERENT = 12.0  # by how much less another ground must cost than the run's: 1 in 400 by chance
-OTHER_NOISE = 1.5  # times the noise of the training's boxes, from which footage has a noise of its own
+OTHER_NOISE = 2.0  # times the noise of the training's boxes, from which footage has a noise of its own
 DIFFERENT_DISTANCE = 0.1  # of the log of distances, from which a ground counts as different
 UNCHECKED_DISTANCE = 0.25  # deviation of the log of distances from which boxes do not tell grounds apart
 
