@@ -24,9 +24,10 @@ from features._common.csv_table import write_csv_table
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence, Label
-from features.windows import labels_with_targets, make_examples
+from features.streams import MOTION
+from features.windows import labels_with_targets, make_examples, slowest_interval
 from stage1_extract.datasets import scan
-from stage1_extract.datasets.clip import Clip
+from stage1_extract.datasets.clip import Clip, every_nth
 from stage1_extract.datasets.single_video import is_single_clip, read_single_clip
 from stage2_temporal.heads import uses_track
 from stage2_temporal.runs.results import read_metrics, write_predictions
@@ -38,6 +39,7 @@ from stage2_temporal.sliding.sliding_window import (
     CLIP_LAYOUTS,
     RunModels,
     SlidingWindow,
+    flow_step,
     load_run_models,
     sliding_windows,
     trained_interval,
@@ -81,6 +83,10 @@ def predict(
     # footage of another frame rate is brought to the interval that the run was trained at
     interval = None if stride is not None else trained_interval(metrics, config)
     config = config.with_settings({"window.interval": interval})
+    slowest = None
+    if config.any_frame_rate:
+        reads_flow = MOTION in config.head.input_streams and stride is None
+        slowest = slowest_interval(metrics.frame_interval if reads_flow else None)
     path = Path(config.data.path)
     is_clip = source is not None and is_single_clip(path)
     _check_options(run, config, is_clip, boxes, overlay)
@@ -89,13 +95,15 @@ def predict(
         if file is not None:
             _check_writable(file, path)
     if not is_clip:
-        return _predict_data_set(run, config, output)
+        return _predict_data_set(run, config, output, slowest)
     clip = read_single_clip(path, config.data, fps)
-    rows = sliding_windows(clip.sequence, config)
     boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
+    reads_flow = MOTION in config.head.input_streams and stride is None and boxes is None
+    step = flow_step(clip.sequence, metrics.frame_interval) if reads_flow else 1
+    rows = sliding_windows(every_nth(clip, step).sequence if step > 1 else clip.sequence, config, slowest)
     models = load_run_models(run)
     if boxes_by_frame is None:
-        return _predict_clip(models, clip, rows, config, output, overlay)
+        return _predict_clip(models, clip, step, rows, config, output, overlay)
     return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, overlay)
 
 
@@ -131,14 +139,23 @@ def _check_writable(path: Path, source: Path) -> None:
 
 
 def _predict_clip(
-    models: RunModels, clip: Clip, rows: NDArray[np.int64], config: Config, output: Path, overlay: Path | None
+    models: RunModels,
+    clip: Clip,
+    step: int,
+    rows: NDArray[np.int64],
+    config: Config,
+    output: Path,
+    overlay: Path | None,
 ) -> PredictionFiles:
-    """Predict each window of a video: columns time [s], frame (the window's last) and the targets."""
-    columns, sequence = config.data.columns, clip.sequence
+    """Predict each window of a video: columns time [s], frame (the window's last) and the targets.
+
+    `rows` (n, T) count every `step`-th frame of the clip.
+    """
+    columns, used = config.data.columns, every_nth(clip, step) if step > 1 else clip
     window = SlidingWindow(models, rows)
-    stream = FrameStream([clip], np.arange(sequence.length), config, models)
+    stream = FrameStream([used], np.arange(used.sequence.length), config, models)
     values = np.concatenate(list(window.run(stream.batches(window.step))))
-    frames, times = rows[:, -1], sequence.frame_times
+    frames, times = rows[:, -1] * step, clip.sequence.frame_times
     with atomic_write(output) as temporary:
         lines = zip(frames.tolist(), times[frames].tolist(), values.tolist(), strict=True)
         table = ([f"{time:.6f}", frame, *row] for frame, time, row in lines)
@@ -180,7 +197,7 @@ def _predict_vehicles(
     return PredictionFiles((output, overlay) if overlay else (output,), len(table))
 
 
-def _predict_data_set(run: Path, config: Config, output: Path) -> PredictionFiles:
+def _predict_data_set(run: Path, config: Config, output: Path, slowest: float | None) -> PredictionFiles:
     """Predict the examples of a data set: predictions.csv and the files that the data set's own evaluation needs."""
     window = config.window
     catalogue = scan(config.data)
@@ -191,9 +208,7 @@ def _predict_data_set(run: Path, config: Config, output: Path) -> PredictionFile
         raise BadInputs(f"{config.data.path}: no readable clip", list(catalogue.faults), hint="--input DATA_SET")
     sequences = [_with_unknown_labels(clip.sequence, config) for clip in catalogue.clips]
     first = np.cumsum([0, *(s.length for s in sequences)])
-    examples = make_examples(
-        sequences, first[:-1], config.data.columns, **window.model_dump(), any_rate=config.any_frame_rate
-    )
+    examples = make_examples(sequences, first[:-1], config.data.columns, **window.model_dump(), slowest=slowest)
     models = load_run_models(run)
     vehicles = VehicleTracks(models, catalogue.clips, examples, first, config) if models.camera_geometry else None
     order = np.argsort(examples.rows[:, -1], kind="stable")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Protocol
 
 from features._common.types import Image
@@ -35,6 +36,32 @@ class Clip:
 
     sequence: FrameSequence
     source: FrameSource
+
+
+@dataclass(frozen=True)
+class EveryNth:
+    """A `FrameSource` of every `step`-th frame of another one."""
+
+    source: FrameSource
+    step: int
+
+    @property
+    def parallel(self) -> bool:
+        return self.source.parallel
+
+    def read(self, start: int, stop: int, min_size: tuple[int, int] | None = None) -> Iterator[Image]:
+        """Read frames like the other source does; of images only those, of a video also what lies between."""
+        if not self.parallel:
+            return islice(self.source.read(start * self.step, (stop - 1) * self.step + 1, min_size), 0, None, self.step)
+        frames = (i * self.step for i in range(start, stop))
+        return (image for i in frames for image in self.source.read(i, i + 1, min_size))
+
+
+def every_nth(clip: Clip, step: int) -> Clip:
+    """A clip of every `step`-th frame, without labels."""
+    s = clip.sequence
+    length, times = -(-s.length // step), s.times and s.times[::step]
+    return Clip(replace(s, length=length, fps=s.fps / step, times=times, labels=()), EveryNth(clip.source, step))
 
 
 @dataclass(frozen=True)
