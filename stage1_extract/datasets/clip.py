@@ -7,9 +7,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
 
-from features._common.types import Image
+import numpy as np
+
+from features._common.types import Floats, Image
 from features.errors import DataError
 from features.sequences import FrameSequence
+
+EVEN = 1e-3  # s: frames this close to an even spacing are evenly spaced; containers round timestamps
 
 
 class FrameSource(Protocol):
@@ -70,6 +74,19 @@ class Catalogue:
 
     clips: tuple[Clip, ...]
     faults: tuple[str, ...] = ()
+
+
+def frame_timing(seconds: Floats, rate: float = 0.0) -> tuple[float, tuple[float, ...] | None]:
+    """The frame rate of frames taken at ascending `seconds` (n > 1), and their times from the first one on.
+
+    The times are None if the frames are evenly spaced within `EVEN`, at `rate` if that fits, else at their mean rate.
+    """
+    times = seconds - seconds[0]
+    mean_rate = (len(times) - 1) / float(times[-1])
+    for fps in (rate, mean_rate):
+        if fps and np.abs(times - np.arange(len(times)) / fps).max() <= EVEN:
+            return fps, None
+    return mean_rate, tuple(times.tolist())
 
 
 def add_fault(faults: list[str], what: str, expected: object, got: object) -> None:
