@@ -396,6 +396,34 @@ class Predict(Command):
 
 
 @dataclass(frozen=True)
+class Speed(Command):
+    """Measure the car's own speed in a video or a folder of frames, from the road's motion. Needs no training, but a
+    camera whose focal length and height are known."""
+
+    input: tyro.conf.Positional[File]
+    """A video, or a folder of frames."""
+    camera: File = dataclasses.field(kw_only=True)
+    """Camera file, as framebank camera writes it, or a calibration.txt."""
+    calibrate: Annotated[str | None, hint("SPEED|FILE", "none")] = None
+    """Known mean speed in m/s, or a CSV file with some frames' speeds, that tells the camera's height."""
+    output: Annotated[Path, hint("FILE", "speed.csv")] = Path("speed.csv")
+    """CSV file to write, with time, frame, speed and confidence."""
+    fps: Annotated[float | None, hint("FLOAT", "the video's times; 20 for a folder")] = None
+    """Frames per second of a folder of frames, or of a video whose times are wrong."""
+    allow_truncated: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Use a video that breaks off as far as it goes, instead of refusing it."""
+
+    def __call__(self) -> None:
+        from stage1_extract.ground_flow.drive_speed import measure_drive, speed_summary, write_speeds
+
+        drive = measure_drive(
+            self.input, self.camera, fps=self.fps, calibrate=self.calibrate, allow_truncated=self.allow_truncated
+        )
+        write_speeds(self.output, drive)
+        print(f"{self.output}: {speed_summary(drive)}")
+
+
+@dataclass(frozen=True)
 class Derive(Command):
     """Add derived streams to a store, so that pooled heads train faster."""
 
@@ -433,7 +461,7 @@ def _by_name(*commands: type[Command]) -> dict[str, type[Command]]:
     return {command.__name__.lower(): command for command in commands}
 
 
-STAGE_ONE = _by_name(Sample, Extract, Info, Verify, Repair)
+STAGE_ONE = _by_name(Sample, Extract, Info, Verify, Repair, Speed)
 STAGE_TWO = _by_name(Train, Evaluate, Report, Sweep, Leaderboard, Predict, Finetune, Fuse, Export, Derive, Benchmark)
 COMMANDS = STAGE_ONE | STAGE_TWO
 

@@ -63,7 +63,7 @@ def render_sample(config: Config) -> None:
 
     if not Path(config.data.path).exists():
         logger.info(f"{config.data.path}: rendering the sample data set there, since data.layout is sample")
-    render_sample_set(Path(config.data.path), seed=config.data.seed)
+    render_sample_set(Path(config.data.path), kind=config.data.sample, seed=config.data.seed)
 
 
 def train(config: Config, store: Path | str, run: str | None = None) -> list[Path]:

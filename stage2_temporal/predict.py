@@ -28,11 +28,12 @@ from features._common.types import Floats
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence, Label
+from features.streams import MOTION
 from features.strict_model import describe_validation_error
-from features.windows import Examples, labels_with_targets, make_examples
+from features.windows import Examples, labels_with_targets, make_examples, slowest_interval
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.camera_file import with_camera
-from stage1_extract.datasets.clip import Clip
+from stage1_extract.datasets.clip import Clip, every_nth
 from stage1_extract.datasets.single_video import is_single_clip, read_single_clip
 from stage2_temporal.heads import uses_track
 from stage2_temporal.runs.results import read_metrics, write_predictions
@@ -44,6 +45,7 @@ from stage2_temporal.sliding.sliding_window import (
     CLIP_LAYOUTS,
     RunModels,
     SlidingWindow,
+    flow_step,
     load_run_models,
     sliding_windows,
     trained_interval,
@@ -96,11 +98,13 @@ def predict(
     clip = read_single_clip(path, config.data, fps)
     if config.data.calibration is not None:
         (clip,) = with_camera([clip], Path(config.data.calibration))
-    rows = sliding_windows(clip.sequence, config)
     boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
+    reads_flow = MOTION in config.head.input_streams and stride is None and boxes is None
+    step = flow_step(clip.sequence, read_metrics(run).frame_interval) if reads_flow else 1
+    rows = sliding_windows(every_nth(clip, step).sequence if step > 1 else clip.sequence, config, _slowest(run, config))
     models = load_run_models(run)
     if boxes_by_frame is None:
-        return _predict_clip(models, clip, rows, config, output, overlay)
+        return _predict_clip(models, clip, step, rows, config, output, overlay)
     return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, overlay)
 
 
@@ -136,6 +140,14 @@ def _prediction_config(run: Path, settings: Mapping[str, Any]) -> Config:
     return config.with_settings({"window.interval": interval})
 
 
+def _slowest(run: Path, config: Config) -> float | None:
+    """The `slowest` of `window_frames` for a run's head; flow between frames far apart in time may fail."""
+    if not config.any_frame_rate:
+        return None
+    checked = MOTION in config.head.input_streams and config.window.interval is not None
+    return slowest_interval(read_metrics(run).frame_interval if checked else None)
+
+
 def _check_options(run: Path, config: Config, is_clip: bool, boxes: Path | None, overlay: Path | None) -> None:
     """Raise ConfigError where boxes or an overlay do not suit the input and the head."""
     head, takes_track = config.head.name, uses_track(run, config)
@@ -168,14 +180,23 @@ def _check_writable(path: Path, source: Path) -> None:
 
 
 def _predict_clip(
-    models: RunModels, clip: Clip, rows: NDArray[np.int64], config: Config, output: Path, overlay: Path | None
+    models: RunModels,
+    clip: Clip,
+    step: int,
+    rows: NDArray[np.int64],
+    config: Config,
+    output: Path,
+    overlay: Path | None,
 ) -> PredictionFiles:
-    """Predict each window of a video: columns time [s], frame (the window's last) and the targets."""
-    columns, sequence = config.data.columns, clip.sequence
+    """Predict each window of a video: columns time [s], frame (the window's last) and the targets.
+
+    `rows` (n, T) count every `step`-th frame of the clip.
+    """
+    columns, used = config.data.columns, every_nth(clip, step) if step > 1 else clip
     window = SlidingWindow(models, rows)
-    stream = FrameStream([clip], np.arange(sequence.length), config, models)
+    stream = FrameStream([used], np.arange(used.sequence.length), config, models)
     values = np.concatenate(list(window.run(stream.batches(window.step))))
-    frames, times = rows[:, -1], sequence.frame_times
+    frames, times = rows[:, -1] * step, clip.sequence.frame_times
     with atomic_write(output) as temporary:
         lines = zip(frames.tolist(), times[frames].tolist(), values.tolist(), strict=True)
         table = ([f"{time:.6f}", frame, *row] for frame, time, row in lines)
@@ -248,7 +269,7 @@ def _predict_examples(run: Path, config: Config) -> DataSetPredictions:
     sequences = [_with_unknown_labels(clip.sequence, config) for clip in catalogue.clips]
     first = np.cumsum([0, *(s.length for s in sequences)])
     examples = make_examples(
-        sequences, first[:-1], config.data.columns, **window.model_dump(), any_rate=config.any_frame_rate
+        sequences, first[:-1], config.data.columns, **window.model_dump(), slowest=_slowest(run, config)
     )
     models = load_run_models(run)
     vehicles = VehicleTracks(models, catalogue.clips, examples, first, config) if models.camera_geometry else None
