@@ -27,7 +27,7 @@ from stage2_temporal.vehicle.geometry import (
     confidence_weights,
     geometry_vector,
 )
-from stage2_temporal.vehicle.ground import MIN_LABELS, Ground, fit_camera, fit_ground, fit_ground_from_motion
+from stage2_temporal.vehicle.ground import Ground, fit_camera, fit_ground, fit_ground_from_motion
 
 CAMERA_GEOMETRY_FILE = "ground.json"
 MIN_VIEW_LABELS = 20  # labels with box and position from which a further camera has a fitted ground
@@ -141,8 +141,10 @@ def fit_camera_geometry(
     main, *others = sorted(rows, key=lambda view: (int(located[rows[view]].sum()), len(rows[view])), reverse=True)
     chosen = np.array(rows[main])
     if located.any():
-        few = located[chosen].sum() < MIN_LABELS  # many cameras with a label or two each: what they have in common
-        ground = fit_ground(*(values if few else values[chosen] for values in (boxes, positions)))
+        if located[chosen].sum() < MIN_VIEW_LABELS and others:  # many cameras with few labels each
+            ground = fit_ground(_seen_by(main.camera, boxes, tracks.views), positions)
+        else:
+            ground = fit_ground(boxes[chosen], positions[chosen])
     else:
         any_ground, any_camera = Ground(0.0, 1.0, 1.0), Camera(1.0, 1.0, 0.0, 0.0)  # closing does not depend on them
         seen = dict.fromkeys(rows, SeenGround(any_ground, any_camera))
@@ -156,6 +158,28 @@ def fit_camera_geometry(
     fitted = [view for view in others if located[rows[view]].sum() >= MIN_VIEW_LABELS]
     grounds = tuple((view, fit_ground(boxes[rows[view]], positions[rows[view]])) for view in fitted)
     return CameraGeometry(ground, camera, main.size, main.camera is not None, noise, grounds)
+
+
+def _seen_by(camera: Camera | None, boxes: Floats, views: Sequence[View]) -> Floats:
+    """Boxes (n, 4) as another camera, in the place of each view's, would see them, but for their columns.
+
+    Where one of the two cameras is not wholly known, boxes are left as they are.
+    """
+    boxes, road = boxes.copy(), _road(camera)
+    for i, other in enumerate(view.camera for view in views):
+        other_road = _road(other)
+        if camera is not None and other is not None and road is not None and other_road is not None:
+            wide, high = (boxes[i, 2:] - boxes[i, :2]) * (camera.fx / other.fx, camera.fy / other.fy)
+            bottom = road[0] + (boxes[i, 3] - other_road[0]) * road[1] / other_road[1]
+            boxes[i] = 0.0, bottom - high, wide, bottom
+    return boxes
+
+
+def _road(camera: Camera | None) -> tuple[float, float] | None:
+    """The horizon and the scale of a camera's ground, if its calibration says both."""
+    if camera is None or camera.height is None or camera.horizon is None:
+        return None
+    return camera.horizon, camera.fy * camera.height
 
 
 def box_noise(tracks: Iterable[tuple[Floats, Floats]], usual: float = SIZE_NOISE) -> float:
