@@ -26,7 +26,7 @@ from stage2_temporal.vehicle.lines import weighted_line
 STATE_NAMES = ("x", "y", "vx", "vy", "x_deviation", "vx_deviation", "vy_deviation")
 ACCELERATION = 0.5  # m/s²: standard deviation of the relative accelerations of vehicles
 MAX_CLOSING = 10.0  # 1/s: of a vehicle that reaches the camera in a tenth of a second
-PRIOR_FREEDOM = 8.0  # degrees of freedom that the usual noise counts for, next to a track's own residuals
+PRIOR_FREEDOM = 4.0  # degrees of freedom that the usual noise counts for, next to a track's own residuals
 
 
 def vehicle_state(
