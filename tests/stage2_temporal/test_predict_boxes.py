@@ -17,11 +17,8 @@ from features.sequences import FrameSequence
 from features.store import Store
 from framebank.cli import main
 from framebank.workflows import score
-from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Clip
-from stage1_extract.sample import render_sample_set
-from stage1_extract.tracking.sequence_tracks import track_clips
-from stage2_temporal.data.task import read_task
+from stage2_temporal.evaluation.tusimple import by_distance
 from stage2_temporal.fused.export import export_run
 from stage2_temporal.heads import check_streams, check_uses_maps
 from stage2_temporal.predict import predict
@@ -30,38 +27,21 @@ from stage2_temporal.runs.tables import metrics_table
 from stage2_temporal.sliding.boxes_csv import read_boxes
 from stage2_temporal.sliding.sliding_window import load_run_models, sliding_windows
 from stage2_temporal.sliding.vehicle_prediction import predict_vehicles
-from stage2_temporal.train import train
-from tests.helpers import write_store
+from stage2_temporal.vehicle.camera_geometry import View, WindowTracks
+from stage2_temporal.vehicle.view_grounds import find_view_grounds
 from tests.image_runs import read_rows, read_video
+from tests.kitti_boxes import KITTI_CAMERA, KITTI_SIZE, read_kitti_windows
+from tests.vehicle_runs import box_config, train_on_rendered_boxes
 
 COLUMNS = "frame,left,top,right,bottom,vehicle"
 SEQUENCE = FrameSequence("drive", "test", 8, 10.0, (1280, 720), "")
-
-
-def box_config(data: Path) -> Config:
-    return Config.model_validate(
-        {
-            "data": {"layout": "sample", "path": str(data), "target": "velocity", "fps": 10.0},
-            "window": {"length": 4},
-            "head": {"name": "box_ridge"},
-        }
-    )
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rendered clips in `data`, a store `s.h5` of their tracks, and the run `runs/boxes`."""
     folder = tmp_path_factory.mktemp("home")
-    config = box_config(folder / "data")
-    render_sample_set(folder / "data", seed=3, train=12, validation=0, test=2, workers=1)
-    clips = {clip.sequence.id: clip for clip in scan(config.data).clips}
-    tracks = {
-        key: t for _, found in track_clips(clips, clips, 1) if isinstance(found, dict) for key, t in found.items()
-    }
-    maps = np.zeros((8 * len(clips), 1, 1, 1), np.float32)
-    write_store(folder / "s.h5", [c.sequence for c in clips.values()], {"appearance": maps}, tracks=tracks)
-    with Store(folder / "s.h5") as store:
-        train(config, store, read_task(config, store), folder / "runs/boxes", report=False)
+    train_on_rendered_boxes(folder)
     return folder
 
 
@@ -256,6 +236,25 @@ def test_kitti_lead_car_from_pixels_by_a_run_on_rendered_clips(
     errors = np.array([float(row["vx"]) - true[int(row["frame"])] for row in rows])
     assert len(rows) > 70
     assert np.sqrt(np.mean(errors**2)) <= limit
+
+
+def test_kitti_boxes_by_a_run_on_rendered_clips(run: Path, real: Path) -> None:
+    """Real boxes of ten scenes, each with the calibration and a horizon of its own; zero has EV 90 and 43."""
+    windows, models = read_kitti_windows(real / "kitti_tracking_boxes"), load_run_models(run)
+    geometry, view = models.camera_geometry, View(KITTI_CAMERA, KITTI_SIZE)
+    assert geometry is not None
+    predicted = np.zeros_like(windows.velocity)
+    for scene in np.unique(windows.scene):
+        rows = windows.scene == scene
+        boxes, times = windows.boxes[rows], np.tile(windows.times, (int(rows.sum()), 1))
+        tracks = WindowTracks(boxes, np.ones(boxes.shape[:2]), times, [view] * len(boxes))
+        grounds = find_view_grounds(geometry, {view: boxes[:, -1]})
+        predicted[rows] = np.asarray(models.stage_two(geometry.vectors(tracks, grounds.grounds, grounds.noise)))
+    errors = predicted - windows.velocity
+    every, ordinary = (by_distance(errors[rows], windows.position[rows]) for rows in (slice(None), windows.ordinary))
+    assert every is not None and ordinary is not None
+    assert every.mean <= 5.5
+    assert ordinary.mean <= 1.8
 
 
 def test_boxes_must_be_given_for_a_video_and_not_for_a_data_set(run: Path, frames: Path) -> None:
