@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,17 @@ class CameraGeometry:
     def view(self) -> View:
         """The view that most training labels have."""
         return View(self.camera if self.calibrated else None, self.size)
+
+    def resized(self, size: Size) -> CameraGeometry:
+        """The geometry of the same footage, enlarged or reduced to another size."""
+        x, y = size[0] / self.size[0], size[1] / self.size[1]
+        others = tuple(
+            (View(view.camera and view.camera.resized(self.size, size), size), ground.resized(x, y))
+            for view, ground in self.others
+            if view.size == self.size
+        )
+        camera, ground = self.camera.resized(self.size, size), self.ground.resized(x, y)
+        return replace(self, ground=ground, camera=camera, size=size, others=others)
 
     def vectors(
         self, tracks: WindowTracks, grounds: Mapping[View, SeenGround], noise: float = SIZE_NOISE

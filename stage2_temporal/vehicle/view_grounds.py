@@ -22,6 +22,7 @@ from stage2_temporal.vehicle.self_calibration import Calibration, calibrate_grou
 
 SAME_INTRINSICS = 0.02  # largest difference of focal lengths, and of columns as a share of the width
 USUAL_FOCAL_LENGTH = 0.65  # of the width, in dash-cams and phones
+SAME_ASPECT = 0.01  # largest relative difference of the aspect ratios of frames from one camera
 SAME_HEIGHT = 0.05  # largest relative difference of heights
 NOD = 0.004  # radians by which cars nod
 PITCH = 0.035  # radians by which dash-cams are tilted
@@ -66,12 +67,21 @@ def find_view_grounds(
 
 def _find_ground(geometry: CameraGeometry, view: View, boxes: Floats) -> tuple[SeenGround, str]:
     """A view's ground, and a warning or an empty text."""
+    geometry = _in_size(geometry, view.size)
     if view.camera is None:
         return _uncalibrated_ground(geometry, view.size, boxes)
     for known, ground in ((geometry.view, geometry.ground), *geometry.others):
         if known == view:
             return SeenGround(ground, view.camera), ""
     return _calibrated_ground(geometry, view.camera, view.size, boxes)
+
+
+def _in_size(geometry: CameraGeometry, size: Size) -> CameraGeometry:
+    """The run's geometry in frames of a size, which may be the training camera's footage reduced or enlarged."""
+    (width, height), (trained_width, trained_height) = size, geometry.size
+    same_aspect = abs(width * trained_height / (height * trained_width) - 1) < SAME_ASPECT
+    trained_too = size == geometry.size or any(view.size == size for view, _ in geometry.others)
+    return geometry.resized(size) if same_aspect and not trained_too else geometry
 
 
 def _calibrated_ground(geometry: CameraGeometry, camera: Camera, size: Size, boxes: Floats) -> tuple[SeenGround, str]:

@@ -108,6 +108,17 @@ def test_other_size_without_calibration_warns_even_without_boxes() -> None:
     assert result.grounds[view].ground.horizon == pytest.approx(187, abs=1)
 
 
+def test_reduced_footage_of_the_training_camera_has_the_reduced_ground() -> None:
+    boxes = (boxes_seen(TRAINED, GROUND, 60) + 0.5) / 2 - 0.5
+    for camera in (None, TRAINED.resized(SIZE, (640, 360))):
+        view = View(camera, (640, 360))
+        result = find_view_grounds(GEOMETRY, {view: boxes})
+        ground = result.grounds[view].ground
+        assert result.warnings == ()
+        assert (ground.horizon, ground.scale, ground.span) == pytest.approx((169.75, 635, 714))
+        assert result.grounds[view].camera.fx == pytest.approx(357)
+
+
 def test_one_box_cannot_tell_whether_the_camera_is_the_trained_one() -> None:
     view = View(None, SIZE)
     result = find_view_grounds(GEOMETRY, {view: boxes_seen(TRAINED, GROUND, 1)})
