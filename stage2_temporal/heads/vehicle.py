@@ -21,7 +21,9 @@ from features._common.console import logger
 from features._common.types import Floats, Tensor
 from features.errors import ConfigError
 from features.head_config import BoxMLPConfig, BoxRidgeConfig
+from features.store import Store
 from features.streams import GEOMETRY, STAGE_TWO
+from features.tracks import Track
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import ArrayExamples, HeadInputs, StoreExamples
 from stage2_temporal.heads.base import Head, ValidationSet
@@ -31,7 +33,7 @@ from stage2_temporal.training.keras_models import NamedTensors, concatenate, mod
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, target_scale, vector_scale
 from stage2_temporal.vehicle import camera_geometry
-from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, WindowTracks
+from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, WindowTracks, box_noise
 from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES
 from stage2_temporal.vehicle.velocity_estimates import (
     RIDGE_PENALTY,
@@ -97,11 +99,8 @@ class VehicleHead(Head):
         assert self.camera_geometry_ is not None
         path = examples.source.path
         if path not in self._view_grounds:
-            store = examples.source.store
-            boxes = ((i, label) for i, s in enumerate(store.sequences) for label, _, _ in s.labels_with_boxes())
-            tracks = (store.track(*place) for place in islice(boxes, TRACKS_FOR_NOISE))
-            known = [track for track in tracks if track is not None]
-            self._view_grounds[path] = find_view_grounds(self.camera_geometry_, views_of(store.sequences), known)
+            views, tracks = views_of(examples.source.store.sequences), some_tracks(examples.source.store)
+            self._view_grounds[path] = find_view_grounds(self.camera_geometry_, views, tracks)
             for text in self._view_grounds[path].warnings:
                 logger.warning(f"{path}: {text}")
         return self._view_grounds[path]
@@ -221,6 +220,13 @@ def window_tracks(examples: StoreExamples) -> WindowTracks:
     return WindowTracks(boxes, confidence, examples.times, [View(s.camera, s.size) for s in sequences])
 
 
+def some_tracks(store: Store) -> list[Track]:
+    """The tracks of a store's first boxes, from which the noise of its boxes is estimated."""
+    boxes = ((i, label) for i, s in enumerate(store.sequences) for label, _, _ in s.labels_with_boxes())
+    tracks = (store.track(*place) for place in islice(boxes, TRACKS_FOR_NOISE))
+    return [track for track in tracks if track is not None]
+
+
 def about_vehicles(examples: StoreExamples) -> bool:
     """Whether examples describe tracked vehicles. Ego speed does not, even in clips with tracked vehicles."""
     rows = examples.examples
@@ -249,4 +255,5 @@ def learn_camera_geometry(examples: StoreExamples) -> CameraGeometry:
     # a label without a box, whose window ends at its frame, takes the tracked box there
     ends_at_label = labels.rows[:, -1] - examples.source.store.first[labels.sequence] == labels.frame
     boxes = np.where(np.isnan(labels.box) & ends_at_label[:, None], tracks.boxes[:, -1], labels.box)
-    return camera_geometry.fit_camera_geometry(tracks, boxes, labels.position, vx)
+    noise = box_noise((track.boxes, track.confidence) for track in some_tracks(examples.source.store))
+    return camera_geometry.fit_camera_geometry(tracks, boxes, labels.position, vx, noise)

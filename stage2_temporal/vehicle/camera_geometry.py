@@ -31,7 +31,7 @@ from stage2_temporal.vehicle.ground import MIN_LABELS, Ground, fit_camera, fit_g
 
 CAMERA_GEOMETRY_FILE = "ground.json"
 MIN_VIEW_LABELS = 20  # labels with box and position from which a further camera has a fitted ground
-USUAL_NOISE_COUNT = 20  # second differences that the usual noise of boxes counts for
+USUAL_NOISE_COUNT = 100  # second differences that the usual noise of boxes counts for
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,15 @@ def _from_json(value: Mapping[str, Any]) -> CameraGeometry:
     )
 
 
-def fit_camera_geometry(tracks: WindowTracks, boxes: Floats, positions: Floats, vx: Floats) -> CameraGeometry:
+def fit_camera_geometry(
+    tracks: WindowTracks, boxes: Floats, positions: Floats, vx: Floats, noise: float = SIZE_NOISE
+) -> CameraGeometry:
     """Fit grounds and cameras to training labels: to boxes and positions, or else to velocities and tracks.
 
     Args:
         tracks: of the labels' windows; the most frequent of their views is the run's.
         boxes, positions, vx: the labels' (n, 4) px, (n, 2) x and y in m, and (n,) m/s; NaN if unknown.
+        noise: of the boxes, px, see `box_noise`.
 
     A DataError if there are too few labels to fit the ground, or they contradict flat ground.
     """
@@ -152,7 +155,6 @@ def fit_camera_geometry(tracks: WindowTracks, boxes: Floats, positions: Floats, 
     camera = main.camera or fit_camera(boxes[chosen], positions[chosen], main.size)
     fitted = [view for view in others if located[rows[view]].sum() >= MIN_VIEW_LABELS]
     grounds = tuple((view, fit_ground(boxes[rows[view]], positions[rows[view]])) for view in fitted)
-    noise = box_noise(zip(tracks.boxes, tracks.confidence, strict=True))
     return CameraGeometry(ground, camera, main.size, main.camera is not None, noise, grounds)
 
 

@@ -24,6 +24,7 @@ from stage2_temporal.vehicle.lines import HUBER
 
 MEAN_SIZE_DEVIATION = 0.1  # of the log of the mean width and height of vehicles, between countries and data sets
 BOTTOM_NOISE = 2.0  # px: of a lower edge, from nodding and from the box itself
+LONGEST_STEP = (50.0, 0.3, 0.3, 0.3)  # of the horizon, px, and of logs
 STEPS = 40  # of the Gauss-Newton iteration, which usually needs ten
 
 
@@ -36,14 +37,14 @@ class Calibration:
 
 
 def calibrate_ground(boxes: ArrayLike, prior: Ground, nod: float = HORIZON_DEVIATION) -> Calibration:
-    """Fit horizon, scale, span and tall to boxes (m, 4) px, where NaN is ignored.
+    """Fit horizon, scale, span and tall to boxes (m, 4) px, where empty ones and NaN are ignored.
 
     Args:
         prior: the ground that is expected, with the deviations of its horizon and scale.
         nod: deviation of the horizon from frame to frame, px, however well its mean is known.
     """
     box = np.asarray(boxes, np.float64).reshape(-1, 4)
-    box = box[np.isfinite(box).all(axis=1)]
+    box = box[np.isfinite(box).all(axis=1) & (box[:, 2:] > box[:, :2]).all(axis=1)]
     bottom, sizes = box[:, 3], np.stack([box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]])  # (2, m)
     # wider than usual for its height says nothing about the width of cars, taller nothing about their height
     shape = np.log(sizes[0] / sizes[1]) - math.log(prior.span / prior.usual_tall)
@@ -59,7 +60,7 @@ def calibrate_ground(boxes: ArrayLike, prior: Ground, nod: float = HORIZON_DEVIA
         normal = (jacobian * weight[:, None]).T @ jacobian + np.diag(1 / deviation**2)
         gradient = (jacobian * weight[:, None]).T @ residual + (values - centre) / deviation**2
         step = np.linalg.solve(normal, gradient)
-        step *= min(1.0, 0.3 / float(np.abs(step[1:]).max()), 50.0 / abs(float(step[0]) or 1e-9))
+        step /= max(1.0, float(np.abs(step / LONGEST_STEP).max()))
         values = values - step
         if np.abs(step / deviation).max() < 1e-4:
             break

@@ -13,22 +13,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from features._common.types import Floats
+from features._common.types import Floats, Size
 from features.sequences import Camera, FrameSequence
 from features.tracks import Track
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, SeenGround, View, box_noise
-from stage2_temporal.vehicle.ground import Ground
+from stage2_temporal.vehicle.ground import SCALE_DEVIATION, Ground
 from stage2_temporal.vehicle.self_calibration import Calibration, calibrate_ground
 
 SAME_INTRINSICS = 0.02  # largest difference of focal lengths, and of columns as a share of the width
-SAME_ASPECT = 0.01  # largest relative difference of the aspect ratios of frames from one camera
+USUAL_FOCAL_LENGTH = 0.65  # of the width, in dash-cams and phones
 SAME_HEIGHT = 0.05  # largest relative difference of heights
 NOD = 0.004  # radians by which cars nod
 PITCH = 0.045  # radians by which dash-cams are tilted
 UNKNOWN_HEIGHT = 1.5, 0.25  # m above the road, and the deviation of its log
 CAR_WIDTH, CAR_HEIGHT = 1.8, 1.5  # m
 DIFFERENT = 12.0  # by how much less another ground must cost than the run's: 1 in 400 by chance
-OTHER_NOISE = 1.5  # times the noise of the training's boxes, from which footage has a noise of its own
+OTHER_NOISE = 2.0  # times the noise of the training's boxes, from which footage has a noise of its own
 DIFFERENT_DISTANCE = 0.1  # of the log of distances, from which a ground counts as different
 UNCHECKED_DISTANCE = 0.25  # deviation of the log of distances from which boxes do not tell grounds apart
 
@@ -66,70 +66,73 @@ def find_view_grounds(
 
 def _find_ground(geometry: CameraGeometry, view: View, boxes: Floats) -> tuple[SeenGround, str]:
     """A view's ground, and a warning or an empty text."""
-    camera = view.camera
+    if view.camera is None:
+        return _uncalibrated_ground(geometry, view.size, boxes)
     for known, ground in ((geometry.view, geometry.ground), *geometry.others):
-        if known == view and camera is not None:
-            return SeenGround(ground, camera), ""
-    if camera is not None and _same_camera(camera, geometry, view.size):
+        if known == view:
+            return SeenGround(ground, view.camera), ""
+    return _calibrated_ground(geometry, view.camera, view.size, boxes)
+
+
+def _calibrated_ground(geometry: CameraGeometry, camera: Camera, size: Size, boxes: Floats) -> tuple[SeenGround, str]:
+    calibrated = _calibrate(geometry, camera, boxes)
+    if _same_camera(camera, geometry, size) and not _differs(geometry, calibrated, boxes):
         return SeenGround(geometry.ground, camera), ""
-    if camera is not None:
-        prior, nod = _prior(geometry, camera)
-        ground = calibrate_ground(boxes, prior, nod).ground
-        if camera.height is not None:
-            return SeenGround(ground, camera), ""
-        estimated = f"the camera's height is not known; boxes suggest {ground.scale / camera.fy:.2f} m"
-        return SeenGround(ground, camera), f"{estimated}, so distances and velocities may be off by a fifth"
-    guessed = _guessed_camera(geometry, view.size)
-    prior, nod = _prior(geometry, guessed)
-    broad = calibrate_ground(boxes, prior, nod)
-    if view.size == geometry.size:
-        trained = calibrate_ground(boxes, geometry.ground, nod)
-        if not _differs(trained, broad, geometry.ground, boxes):
-            unchecked = _distance_deviation(broad.ground, boxes) > UNCHECKED_DISTANCE
-            text = "the camera is not known and too few boxes show whether it is the training's, which is assumed"
-            return SeenGround(geometry.ground, geometry.camera), text if unchecked else ""
-    seen = broad.ground
-    return SeenGround(seen, guessed), (
-        f"the camera is not known, and differs from the training's: boxes suggest the horizon at row "
-        f"{seen.horizon:.0f} and a height of {seen.scale / guessed.fy:.2f} m "
-        f"(training: {geometry.ground.horizon:.0f} of {geometry.size[0]}x{geometry.size[1]}, "
-        f"{geometry.ground.scale / geometry.camera.fy:.2f} m), so distances and velocities may be off by a third"
+    ground = calibrated.ground
+    if camera.height is not None:
+        return SeenGround(ground, camera), ""
+    return SeenGround(ground, camera), (
+        f"the camera's height is not known; boxes suggest {ground.scale / camera.fy:.2f} m, "
+        "so distances and velocities may be off by a fifth"
     )
 
 
-def _guessed_camera(geometry: CameraGeometry, size: tuple[int, int]) -> Camera:
-    """A camera with the training's angle of view, for frames of a size."""
-    trained, ratio = geometry.camera, size[0] / geometry.size[0]
-    if abs(size[1] / (geometry.size[1] * ratio) - 1) < SAME_ASPECT:
-        return replace(trained.resized(geometry.size, size), height=None, horizon=None)
-    return Camera(trained.fx * ratio, trained.fy * ratio, (size[0] - 1) / 2, (size[1] - 1) / 2)
+def _uncalibrated_ground(geometry: CameraGeometry, size: Size, boxes: Floats) -> tuple[SeenGround, str]:
+    trained = geometry.ground
+    if size == geometry.size:
+        camera = replace(geometry.camera, height=None, horizon=None)
+        calibrated = _calibrate(geometry, camera, boxes)
+        if not _differs(geometry, calibrated, boxes):
+            unchecked = _distance_deviation(calibrated.ground, boxes) > UNCHECKED_DISTANCE
+            text = "the camera is not known and too few boxes show whether it is the training's, which is assumed"
+            return SeenGround(trained, geometry.camera), text if unchecked else ""
+    camera = _usual_camera(geometry, size)
+    ground = _calibrate(geometry, camera, boxes).ground
+    return SeenGround(ground, camera), (
+        f"the camera is not known, and differs from the training's: boxes suggest the horizon at row "
+        f"{ground.horizon:.0f} and a height of {ground.scale / camera.fy:.2f} m "
+        f"(training: {trained.horizon:.0f} of {geometry.size[0]}x{geometry.size[1]}, "
+        f"{trained.scale / geometry.camera.fy:.2f} m), so distances and velocities may be off by a third"
+    )
 
 
-def _same_camera(camera: Camera, geometry: CameraGeometry, size: tuple[int, int]) -> bool:
+def _usual_camera(geometry: CameraGeometry, size: Size) -> Camera:
+    """A camera for frames of a size, with an angle of view between the training camera's and the usual one."""
+    focal_length = math.sqrt(geometry.camera.fx / geometry.size[0] * USUAL_FOCAL_LENGTH) * size[0]
+    return Camera(focal_length, focal_length, (size[0] - 1) / 2, (size[1] - 1) / 2)
+
+
+def _same_camera(camera: Camera, geometry: CameraGeometry, size: Size) -> bool:
     """Whether a calibration is the training camera's, mounted as it was there as far as both say."""
-    trained = geometry.camera
-    limit, width = SAME_INTRINSICS, geometry.size[0]
+    trained, ground = geometry.camera, geometry.ground
+    heights = trained.height or ground.scale / trained.fy, ground.scale / trained.fy
     return (
         size == geometry.size
-        and abs(camera.fx / trained.fx - 1) <= limit
-        and abs(camera.cx - trained.cx) <= limit * width
-        and (camera.height is None or _close(camera.height, trained.height, SAME_HEIGHT * camera.height))
-        and (camera.horizon is None or _close(camera.horizon, geometry.ground.horizon, NOD * camera.fy))
+        and abs(camera.fx / trained.fx - 1) <= SAME_INTRINSICS
+        and abs(camera.cx - trained.cx) <= SAME_INTRINSICS * size[0]
+        and (camera.height is None or any(abs(camera.height / h - 1) <= SAME_HEIGHT for h in heights))
+        and (camera.horizon is None or abs(camera.horizon - ground.horizon) <= NOD * camera.fy)
     )
 
 
-def _close(value: float, other: float | None, limit: float) -> bool:
-    return other is None or abs(value - other) <= limit
-
-
-def _prior(geometry: CameraGeometry, camera: Camera) -> tuple[Ground, float]:
-    """What is known about a camera's ground before any box, and how far its horizon nods, px."""
-    height, deviation = UNKNOWN_HEIGHT if camera.height is None else (camera.height, 0.03)
+def _calibrate(geometry: CameraGeometry, camera: Camera, boxes: Floats) -> Calibration:
+    """Fit a camera's ground to boxes, starting from what its calibration says."""
+    height, deviation = UNKNOWN_HEIGHT if camera.height is None else (camera.height, SCALE_DEVIATION)
     known, trained = camera.horizon is not None, geometry.camera
     # vehicles of other footage are between the training's and usual cars
     width = math.sqrt(CAR_WIDTH * geometry.ground.span / trained.fx)
     tall = math.sqrt(CAR_HEIGHT * geometry.ground.usual_tall / trained.fy)
-    ground = Ground(
+    prior = Ground(
         horizon=camera.horizon if camera.horizon is not None else camera.cy,
         scale=camera.fy * height,
         span=width * camera.fx,
@@ -137,19 +140,20 @@ def _prior(geometry: CameraGeometry, camera: Camera) -> tuple[Ground, float]:
         horizon_deviation=(NOD / 2 if known else PITCH) * camera.fy,
         scale_deviation=deviation,
     )
-    return ground, NOD * camera.fy
+    return calibrate_ground(boxes, prior, NOD * camera.fy)
 
 
-def _differs(trained: Calibration, broad: Calibration, ground: Ground, boxes: Floats) -> bool:
+def _differs(geometry: CameraGeometry, calibrated: Calibration, boxes: Floats) -> bool:
     """Whether boxes fit another ground so much better than the training's that it cannot be the same."""
     bottom = boxes[np.isfinite(boxes).all(axis=1), 3]
     if not len(bottom):
         return False
+    trained = calibrate_ground(boxes, geometry.ground, NOD * geometry.camera.fy)
     # residuals of one vehicle's boxes are alike: what they exceed their expectation by counts for all
-    dispersion = max(1.0, broad.cost / (2 * len(bottom)))
-    logs = [np.log(g.distance_from_bottom(bottom)) for g in (broad.ground, ground)]
+    dispersion = max(1.0, calibrated.cost / (2 * len(bottom)))
+    logs = [np.log(ground.distance_from_bottom(bottom)) for ground in (calibrated.ground, geometry.ground)]
     distance = abs(float(np.median(logs[0] - logs[1])))
-    return (trained.cost - broad.cost) / dispersion > DIFFERENT and distance > DIFFERENT_DISTANCE
+    return (trained.cost - calibrated.cost) / dispersion > DIFFERENT and distance > DIFFERENT_DISTANCE
 
 
 def _distance_deviation(ground: Ground, boxes: Floats) -> float:
