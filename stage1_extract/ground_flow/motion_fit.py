@@ -25,8 +25,9 @@ TILE_NOISE = 0.012  # standard deviation of a displacement, camera heights
 PIXEL_NOISE = 0.15  # the same, px
 OUTLIER = 1.5  # standard deviations from which on a tile loses weight
 LEAST_TILES = 3
-# standard deviations of what is known beforehand: distance, slip, yaw, nod around what the strip at the horizon says
-PRIOR = np.array([30.0, 0.2, 0.05, 2.0])
+# standard deviations of what is known beforehand of distance, slip, yaw (around what it is so far), and nod (around what
+# the strip at the horizon says): those of a standing car, and how much they grow per camera height driven
+PRIOR, PRIOR_GROWTH = np.array([30.0, 0.01, 0.002, 0.1]), np.array([0.0, 0.2, 0.05, 1.5])
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def fit_motions(
     mean, deviation = horizon_prior
     equations = [_equations(grid, d, motion) for d, motion in zip(displacements, motions, strict=True)]
     nod_changes = np.array(nods) - [motion.nod for motion in motions]
+    priors = [PRIOR + PRIOR_GROWTH * abs(motion.distance) for motion in motions]
     changes, agreement, horizon, information = np.zeros((count, 4)), np.zeros(count), 0.0, 1.0
     for fit_round in range(ROUNDS):
         information = deviation**-2
@@ -82,8 +84,8 @@ def fit_motions(
             agreement[i] = trust.sum()
             weighted = e.terms * (np.tile(trust, 2) / e.deviation**2)[:, None]
             matrix, vector = weighted.T @ e.terms, weighted.T @ e.values
-            matrix[:4, :4] += np.diag(PRIOR**-2)
-            vector[3] += nod_changes[i] / PRIOR[3] ** 2
+            matrix[:4, :4] += np.diag(priors[i] ** -2)
+            vector[3] += nod_changes[i] / priors[i][3] ** 2
             inverse: Floats = np.asarray(np.linalg.inv(matrix[:4, :4]), np.float64)
             solved[i] = inverse, matrix[:4, 4], vector[:4]
             information += matrix[4, 4] - matrix[:4, 4] @ inverse @ matrix[:4, 4]
