@@ -91,14 +91,14 @@ def window_frames(
         return WindowFrames(rows, inside & (rows[:, 0] >= 0), np.zeros(len(last), bool))
     times, frame_intervals = sequence.frame_times, sequence.frame_intervals
     interval = interval or stride * float(np.median(frame_intervals))
-    wanted: Floats = times[np.clip(last, 0, sequence.length - 1), None] - interval * steps
+    ideal_times: Floats = times[np.clip(last, 0, sequence.length - 1), None] - interval * steps
     middles = (times[1:] + times[:-1]) / 2
-    rows = np.searchsorted(middles, wanted)  # the nearest frame
-    fits = inside & (wanted[:, 0] >= times[0] - MISPLACED * interval)
+    rows = np.searchsorted(middles, ideal_times)  # the nearest frame
+    fits = inside & (ideal_times[:, 0] >= times[0] - MISPLACED * interval)
     if slowest is not None:
         return WindowFrames(rows, fits, np.asarray((frame_intervals[rows] > slowest).any(axis=1)))
     # rounded timestamps and rates must not decide
-    misplaced = np.abs(times[rows] - wanted).max(axis=1) > (MISPLACED + 1e-6) * interval
+    misplaced = np.abs(times[rows] - ideal_times).max(axis=1) > (MISPLACED + 1e-6) * interval
     return WindowFrames(rows, fits, np.asarray(misplaced))
 
 

@@ -34,7 +34,7 @@ from features.windows import Examples, labels_with_targets, make_examples, slowe
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.camera_file import with_camera
 from stage1_extract.datasets.clip import Clip, every_nth
-from stage1_extract.datasets.single_video import is_single_clip, read_single_clip
+from stage1_extract.datasets.single_video import holds_videos, is_single_clip, read_single_clip
 from stage2_temporal.heads import uses_track
 from stage2_temporal.runs.results import read_metrics, write_predictions
 from stage2_temporal.runs.submission import write_submission_files
@@ -85,6 +85,8 @@ def predict(
         "data.allow_truncated": allow_truncated or None,
         "window.stride": stride,
     }
+    if source is not None and holds_videos(source) and not is_single_clip(source):
+        settings["data.layout"] = "video"
     config = _prediction_config(run, settings)
     path = Path(config.data.path)
     is_clip = source is not None and is_single_clip(path)
@@ -263,7 +265,7 @@ def _predict_data_set(run: Path, config: Config, output: Path) -> PredictionFile
 
 def _predict_examples(run: Path, config: Config) -> DataSetPredictions:
     window = config.window
-    catalogue = scan(config.data)
+    catalogue = scan(config.data, need_labels=False)
     if catalogue.faults and not config.extract.skip_damaged:
         what = f"{config.data.path}: {len(catalogue.faults)} errors, nothing was predicted"
         raise BadInputs(what, list(catalogue.faults), hint="correct these files and run the same command")

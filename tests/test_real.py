@@ -220,7 +220,7 @@ def test_velocity_of_semi_real_vehicles_from_one_box_each(semireal: Path, tmp_pa
 @pytest.mark.soak
 def test_run_on_rendered_clips_predicts_semi_real_vehicles(semireal: Path, tmp_path: Path) -> None:
     """The clips' camera has another height and horizon than the rendered ones', with the same intrinsics."""
-    run, camera = train_on_rendered_boxes(tmp_path, 60), tmp_path / "camera.toml"
+    run, camera = train_on_rendered_boxes(tmp_path, clips=60, length=8), tmp_path / "camera.toml"
     intrinsics = "fx = 714.15\nfy = 710.37\ncx = 675.58\ncy = 376.26\nsize = [1280, 720]\n"
     for text in (None, intrinsics + "height = 1.4256\n", intrinsics + "height = 1.4256\nhorizon = 345.7\n"):
         if text is not None:
@@ -229,9 +229,8 @@ def test_run_on_rendered_clips_predicts_semi_real_vehicles(semireal: Path, tmp_p
         for split in ("train", "test"):
             model, constant = scored.splits[split].model.ev, scored.splits[split].constant.ev
             assert model is not None and constant is not None
-            assert model.near <= 0.25 and model.medium <= 0.25 and model.far <= 0.6
             assert np.nanmean([model.near, model.medium, model.far]) <= 0.25
-            assert constant.medium > 1
+            assert np.nanmean([constant.near, constant.medium, constant.far]) > 1
 
 
 @pytest.mark.soak  # making the clips takes a minute and a half

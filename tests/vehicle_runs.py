@@ -16,20 +16,20 @@ from stage2_temporal.train import train
 from tests.helpers import write_store
 
 
-def box_config(data: Path) -> Config:
-    """A box_ridge on windows of 4 frames of rendered clips."""
+def box_config(data: Path, length: int = 4) -> Config:
+    """A box_ridge on windows of `length` frames of rendered clips."""
     return Config.model_validate(
         {
             "data": {"layout": "sample", "path": str(data), "target": "velocity", "fps": 10.0},
-            "window": {"length": 4},
+            "window": {"length": length},
             "head": {"name": "box_ridge"},
         }
     )
 
 
-def train_on_rendered_boxes(folder: Path, clips: int = 12) -> Path:
+def train_on_rendered_boxes(folder: Path, clips: int = 12, length: int = 4) -> Path:
     """Render clips into `folder/data`, store their tracks in `s.h5`, and train and return the run `runs/boxes`."""
-    config = box_config(folder / "data")
+    config = box_config(folder / "data", length)
     render_sample_set(folder / "data", seed=3, train=clips, validation=0, test=2, workers=1)
     by_id = {clip.sequence.id: clip for clip in scan(config.data).clips}
     results = [tracks for _, tracks in track_clips(by_id, by_id, 1) if isinstance(tracks, dict)]

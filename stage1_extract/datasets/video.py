@@ -173,7 +173,7 @@ class VideoFrames:
         return (self.video.frame(self.first + i) for i in range(start, stop))
 
 
-def video_clips(data: DataConfig, threads: int) -> Catalogue:
+def video_clips(data: DataConfig, threads: int, need_labels: bool = True) -> Catalogue:
     """Scan a video file or a folder of them; a DataError if nothing is at `data.path`, or no video in the folder."""
     path = Path(data.path)
     if not path.exists():
@@ -185,7 +185,7 @@ def video_clips(data: DataConfig, threads: int) -> Catalogue:
         raise DataError(f"{path}: no videos", expected=expected, hint="set data.path to a video")
     clips, faults = [], []
     file_by_stem: dict[str, Path] = {}
-    results = map_in_threads(lambda file: _clips(file, data), files, threads, unit="video")
+    results = map_in_threads(lambda file: _clips(file, data, need_labels), files, threads, unit="video")
     for file, (file_clips, file_faults) in zip(files, results, strict=True):
         faults += file_faults
         first = file_by_stem.setdefault(file.stem, file)
@@ -202,14 +202,14 @@ def split_of(stem: str) -> str:
     return "validation" if name.startswith("val") else "test" if name.startswith("test") else "train"
 
 
-def _clips(file: Path, data: DataConfig) -> tuple[list[Clip], list[str]]:
+def _clips(file: Path, data: DataConfig, need_labels: bool) -> tuple[list[Clip], list[str]]:
     """The clips of a video and no faults, or no clips and its faults."""
     faults: list[str] = []
     try:
         video = Video(file, allow_truncated=data.allow_truncated)
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        labels = _labels(file, video.length, faults)
+        labels = _labels(file, video.length, faults, need_labels)
     except DataError as e:
         return [], [*faults, error_to_fault(e)]
     if faults:
@@ -227,13 +227,13 @@ def _clips(file: Path, data: DataConfig) -> tuple[list[Clip], list[str]]:
     return clips, []
 
 
-def _labels(video: Path, length: int, faults: list[str]) -> list[Label]:
+def _labels(video: Path, length: int, faults: list[str], needed: bool) -> list[Label]:
     """Read the labels beside a video; the rows of a table with a column `frame` (from 0) may be in any order."""
     text, csv = video.with_suffix(".txt"), video.with_suffix(".csv")
     if text.is_file() and csv.is_file():
         raise DataError(f"{video}: two label files", expected="one", got=f"{text.name} and {csv.name}")
     if not text.is_file() and not csv.is_file():
-        if split_of(video.stem) != "test":
+        if needed and split_of(video.stem) != "test":
             add_fault(faults, f"{video}: no labels", f"{text.name} or {csv.name} beside it", "neither")
         return []
     table = _read_speeds(text) if text.is_file() else read_csv_table(csv, faults=faults)

@@ -96,11 +96,11 @@ def _pairs(
 
 def _chunks(pairs: Iterable[FramePair]) -> Iterator[tuple[list[FramePair], int]]:
     """Chunks of pairs with `LOOKAHEAD` further ones, and how many of the pairs belong to the chunk."""
-    held: list[FramePair] = []
+    waiting: list[FramePair] = []
     for pair in pairs:
-        held.append(pair)
-        if len(held) == CHUNK + LOOKAHEAD:
-            yield held, CHUNK
-            held = held[CHUNK:]
-    if held:
-        yield held, len(held)
+        waiting.append(pair)
+        if len(waiting) == CHUNK + LOOKAHEAD:
+            yield waiting, CHUNK
+            waiting = waiting[CHUNK:]
+    if waiting:
+        yield waiting, len(waiting)

@@ -19,7 +19,7 @@ from stage1_extract.ground_flow.motion_fit import fit_motions
 from stage1_extract.ground_flow.road_view import CELL, CameraMotion, RoadGrid
 from stage1_extract.ground_flow.rotation import find_rotation
 from stage1_extract.ground_flow.speed_posterior import SPEEDS, log_likelihood, speed_posterior
-from stage1_extract.ground_flow.standing import slow_log_likelihood
+from stage1_extract.ground_flow.surroundings import slow_log_likelihood
 from stage1_extract.ground_flow.tile_matching import BACKWARDS, Displacements, distance_curves, tile_displacements
 
 CALIBRATION_PAIRS = 8  # that choose between horizons
@@ -28,7 +28,7 @@ HORIZON_PRIOR = 0.06  # standard deviation of horizon − cy, as a share of fy
 KNOWN_HORIZON = 0.003  # standard deviation of a horizon that is given or found, as a share of fy
 HORIZON_DRIFT = 0.001  # the same of its change from chunk to chunk
 CANDIDATES = 3  # horizons that are compared closely
-ROUNDS = 2  # of matching and fitting
+MATCHING_ROUNDS = 2  # of matching and fitting
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,9 @@ class RoadSolver:
     def _displacements(self, grid: RoadGrid, pair: FramePair, motion: CameraMotion) -> Displacements:
         return tile_displacements(grid, grid.contrast(pair.later), grid.contrast(pair.earlier, motion), motion)
 
-    def _solve(self, pairs: Sequence[FramePair], horizon: float, deviation: float, rounds: int = ROUNDS) -> Solution:
+    def _solve(
+        self, pairs: Sequence[FramePair], horizon: float, deviation: float, rounds: int = MATCHING_ROUNDS
+    ) -> Solution:
         grid = RoadGrid(self.camera, self.size, horizon)
         turns = list(self._threads.map(partial(self._turn, grid), pairs))
         logs = np.array(list(self._threads.map(partial(self._likelihood, grid), pairs, turns)))
@@ -141,8 +143,8 @@ class RoadSolver:
         ]
         nods = [turn.nod for turn in turns]
         for _ in range(rounds):
-            found = list(self._threads.map(partial(self._displacements, grid), pairs, motions))
-            fit = fit_motions(grid, found, motions, nods, (horizon - grid.horizon, deviation))
+            displacements = list(self._threads.map(partial(self._displacements, grid), pairs, motions))
+            fit = fit_motions(grid, displacements, motions, nods, (horizon - grid.horizon, deviation))
             motions = [motion.moved(change) for motion, change in zip(motions, fit.changes, strict=True)]
             step = float(np.clip(fit.horizon, -0.02 * self.camera.fy, 0.02 * self.camera.fy))
             grid = RoadGrid(self.camera, self.size, grid.horizon + step)
