@@ -34,6 +34,9 @@ DIFFERENT_DISTANCE = 0.1  # of the log of distances, from which a ground counts 
 UNCHECKED_DISTANCE = 0.25  # deviation of the log of distances from which boxes do not tell grounds apart
 
 
+MAX_WARNINGS = 3  # lines about single cameras
+
+
 @dataclass(frozen=True)
 class ViewGrounds:
     """The ground and camera of each view, and what the user should know about them."""
@@ -58,10 +61,13 @@ def find_view_grounds(
     """Find the ground of each view of some footage, given boxes (m, 4) px seen in it, and the noise of its tracks."""
     results = {view: _find_ground(geometry, view, boxes) for view, boxes in views.items()}
     noise = box_noise(((track.boxes, track.confidence) for track in tracks), geometry.noise)
+    lines = [f"{v.size[0]}x{v.size[1]} frames: {text}. Try: --camera FILE" for v, (_, text) in results.items() if text]
+    if len(lines) > MAX_WARNINGS:
+        lines[MAX_WARNINGS:] = [f"so it is for {len(lines) - MAX_WARNINGS} more cameras"]
     return ViewGrounds(
         {view: seen for view, (seen, _) in results.items()},
         noise if noise > OTHER_NOISE * geometry.noise else geometry.noise,
-        tuple(f"{text} (Try: --camera FILE)" for _, text in results.values() if text),
+        tuple(lines),
     )
 
 

@@ -126,6 +126,13 @@ def test_one_box_cannot_tell_whether_the_camera_is_the_trained_one() -> None:
     assert "too few boxes" in result.warnings[0]
 
 
+def test_warnings_about_many_cameras_are_summed_up() -> None:
+    cameras = [Camera(800.0 + i, 800.0 + i, 640.0, 360.0) for i in range(9)]
+    result = find_view_grounds(GEOMETRY, {View(camera, SIZE): np.zeros((0, 4)) for camera in cameras})
+    assert len(result.grounds) == 9
+    assert len(result.warnings) == 4 and "6 more cameras" in result.warnings[-1]
+
+
 def test_noise_of_footage_counts_where_its_tracks_are_worse_than_the_trainings() -> None:
     rng = np.random.default_rng(0)
     steady = np.tile([600.0, 360.0, 660.0, 410.0], (8, 1))
