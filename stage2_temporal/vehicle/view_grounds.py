@@ -32,8 +32,6 @@ DIFFERENT = 12.0  # by how much less another ground must cost than the run's: 1 
 OTHER_NOISE = 2.0  # times the noise of the training's boxes, from which footage has a noise of its own
 DIFFERENT_DISTANCE = 0.1  # of the log of distances, from which a ground counts as different
 UNCHECKED_DISTANCE = 0.25  # deviation of the log of distances from which boxes do not tell grounds apart
-
-
 MAX_WARNINGS = 3  # lines about single cameras
 
 
