@@ -20,6 +20,7 @@ MAX_DISTANCE = 200.0  # m: also for lower edges at or above the horizon
 HORIZON_DEVIATION = 3.0  # px: a quarter of a degree, by which cars nod
 SCALE_DEVIATION = 0.03  # of the camera's height above a road that is not quite flat
 SIZE_SPREAD = 0.12  # of the log of cars' widths and heights; lorries are told by their shape
+WIDER = 0.4  # log of width per log of height relative to width: vans and lorries are wider as well as taller than cars
 USUAL_ASPECT = 1.2  # width over height of cars seen from behind
 FREEDOM = 4.0  # labels that these count for, next to the labels' own deviations
 MIN_LABELS = 3  # labels with box and position that a ground needs
