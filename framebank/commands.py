@@ -75,6 +75,8 @@ class Extract(StoreCommand):
     """Run the frozen trunk over every frame that is not in the store yet. Resumes where it was interrupted."""
 
     sections = ("data", "frames", "backbone", "extract")
+    rehash: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Read every file again, even if its size and time of modification are those of the last scan."""
     settings: Settings = Config()
 
     def __call__(self) -> None:
@@ -83,7 +85,7 @@ class Extract(StoreCommand):
     def extract(self, damaged_rows: dict[int, list[str]] | None = None) -> None:
         """Extract, and print what was done."""
         path = self.store_path
-        result = workflows.extract_data_set(self.settings, path, damaged_rows)
+        result = workflows.extract_data_set(self.settings, path, damaged_rows, rehash=self.rehash)
         counts = {
             f"frames extracted by {result.engine}": result.extracted,
             "frames with optical flow computed": result.flows,
