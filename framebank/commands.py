@@ -255,7 +255,26 @@ class RunCommand(Command):
 
 @dataclass(frozen=True)
 class Evaluate(RunCommand):
-    """Predict again with a run's saved model, and rewrite its metrics and report."""
+    """Predict again with a run's saved model, and rewrite its metrics and report. With --input, score the run on other
+    labelled data instead, and write nothing."""
+
+    input: Annotated[Path | None, hint("PATH", "the run's own store")] = None
+    """A labelled data set."""
+    layout: Annotated[str | None, hint("LAYOUT", "the run's")] = None
+    """Layout of the data set's files, as data.layout."""
+    camera: Annotated[Path | None, hint("FILE", "the data set's own")] = None
+    """File with the camera's numbers, as data.calibration."""
+    fps: Annotated[float | None, hint("FLOAT", "the run's data.fps")] = None
+    """Frames per second, for data sets whose files do not state it."""
+
+    def __call__(self) -> None:
+        options = {name: getattr(self, name) for name in ("layout", "camera", "fps")}
+        if self.input is None and all(value is None for value in options.values()):
+            super().__call__()
+            return
+        from stage2_temporal.runs.tables import metrics_table
+
+        print(metrics_table(workflows.score(self.run, self.input, **options)))
 
     def run_with(self, folder: Path, store: Store) -> None:
         with quiet_imports():
@@ -358,11 +377,13 @@ class Predict(Command):
     """Take every stride-th frame, whatever the time between them."""
     fps: Annotated[float | None, hint("FLOAT", "the input's frame rate")] = None
     """Frames per second, if the input's frame rate is missing or wrong."""
+    camera: Annotated[Path | None, hint("FILE", "the input's own")] = None
+    """File with the camera's numbers: .toml, or in the format of calibration.txt."""
     allow_truncated: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Use a video that breaks off as far as it goes, instead of refusing it."""
 
     def __call__(self) -> None:
-        names = ("output", "overlay", "boxes", "stride", "fps", "allow_truncated")
+        names = ("output", "overlay", "boxes", "stride", "fps", "camera", "allow_truncated")
         options = {name: getattr(self, name) for name in names}
         result = workflows.predict(self.run, self.input, **options)
         print(f"{result.windows:,} windows: {', '.join(map(str, result.files))}")

@@ -21,6 +21,7 @@ from features.strict_model import describe_validation_error
 if TYPE_CHECKING:
     from stage1_extract.extract import ExtractionResult
     from stage2_temporal.predict import PredictionFiles
+    from stage2_temporal.runs.results import Metrics
 
 
 def extract(config: Config, store: Path | str) -> Path:
@@ -131,6 +132,7 @@ def predict(
     boxes: Path | str | None = None,
     stride: int | None = None,
     fps: float | None = None,
+    camera: Path | str | None = None,
     allow_truncated: bool = False,
 ) -> PredictionFiles:
     """Predict with a run on a video, a folder of frames or a data set, and write the predictions as CSV.
@@ -143,6 +145,7 @@ def predict(
         boxes: a CSV file with the vehicles' boxes, for heads that predict for a vehicle in a video.
         stride: take every stride-th frame, instead of those at the interval that the run was trained at.
         fps: frames per second, if the source's frame rate is missing or wrong.
+        camera: a .toml file with the camera's numbers, or one like calibration.txt; default: the source's own.
         allow_truncated: use a video that breaks off as far as it goes.
 
     Returns:
@@ -156,9 +159,45 @@ def predict(
     with quiet_imports():
         from stage2_temporal.predict import predict as predict_run
 
-    paths = {"source": source, "output": output, "overlay": overlay, "boxes": boxes}
+    paths = {"source": source, "output": output, "overlay": overlay, "boxes": boxes, "camera": camera}
     expanded = {name: Path(expand(path)) for name, path in paths.items() if path is not None}
     return predict_run(folder, **expanded, stride=stride, fps=fps, allow_truncated=allow_truncated)
+
+
+def score(
+    run: Path | str,
+    source: Path | str | None = None,
+    *,
+    layout: str | None = None,
+    camera: Path | str | None = None,
+    fps: float | None = None,
+) -> Metrics:
+    """Predict a labelled data set with a run and score the predictions; nothing is written.
+
+    Args:
+        run: name of the run, or its folder.
+        source: a data set; default: the run's own.
+        layout: layout of its files; default: the run's.
+        camera: a .toml file with the camera's numbers, or one like calibration.txt; default: the data set's own.
+        fps: frames per second, if the data set does not state it; default: the run's.
+
+    Returns:
+        The run's metrics, with the scores on each split of the data set.
+
+    Raises:
+        FramebankError: something the user can correct.
+    """
+    folder = run_folder(run)
+    quiet_opencv()
+    with quiet_imports():
+        from stage2_temporal.predict import predict_labelled
+        from stage2_temporal.train import score_predictions
+
+    paths = {name: Path(expand(path)) for name, path in (("source", source), ("camera", camera)) if path is not None}
+    result = predict_labelled(folder, **paths, layout=layout, fps=fps)
+    for line in result.skipped:
+        logger.warning(f"skipped: {line}")
+    return score_predictions(folder, result.examples, result.values)
 
 
 def run_folder(run: Path | str) -> Path:

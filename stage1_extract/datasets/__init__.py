@@ -27,17 +27,18 @@ __all__ = ["scan"]
 Layout = Callable[[DataConfig], Catalogue | tuple[list[ClipSpec], list[str]]]
 
 
-def scan(data: DataConfig, *, threads: int = 0) -> Catalogue:
+def scan(data: DataConfig, *, threads: int = 0, need_labels: bool = True) -> Catalogue:
     """Find every clip of a data set, and every fault that is visible without decoding, in one pass.
 
     Args:
         threads: number of threads that read and hash files; 0: one per core.
+        need_labels: whether a video to train or validate on that has no label file is a fault.
 
     Raises:
         DataError: nothing at the path, or no such data set; or `data.calibration` is not a calibration file.
         ConfigError: the layout's plugin is broken.
     """
-    layout = _find_layout(data.layout, threads)
+    layout = _find_layout(data.layout, threads, need_labels)
     try:
         result = layout(data)
         catalogue = result if isinstance(result, Catalogue) else check_files(result[0], threads, result[1])
@@ -62,13 +63,13 @@ def scan(data: DataConfig, *, threads: int = 0) -> Catalogue:
     return crops
 
 
-def _find_layout(name: str, threads: int) -> Layout:
+def _find_layout(name: str, threads: int, need_labels: bool) -> Layout:
     built_in: dict[str, Layout] = {
         "sample": competition_clips,
         "competition": competition_clips,
         "tusimple": tusimple_clips,
         "manifest": manifest_clips,
-        "video": partial(video_clips, threads=threads),
+        "video": partial(video_clips, threads=threads, need_labels=need_labels),
     }
     layout: Layout | None = built_in.get(name) or load_plugin(DATASETS, name)
     if layout is None:

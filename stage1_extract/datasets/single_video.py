@@ -11,7 +11,7 @@ from stage1_extract.datasets.archive import list_folder
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
-from stage1_extract.datasets.video import Video, VideoFrames
+from stage1_extract.datasets.video import VIDEO_SUFFIXES, Video, VideoFrames
 
 DATA_SET_SUFFIXES = (".zip", ".csv")
 
@@ -22,6 +22,11 @@ def is_single_clip(path: Path) -> bool:
         entries = [p for p in path.iterdir() if not p.name.startswith(".")]
         return not entries or any(p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() for p in entries)
     return path.suffix.lower() not in DATA_SET_SUFFIXES
+
+
+def holds_videos(path: Path) -> bool:
+    """Whether a path is a folder with videos in it."""
+    return path.is_dir() and any(p.suffix.lower() in VIDEO_SUFFIXES and p.is_file() for p in path.iterdir())
 
 
 def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:

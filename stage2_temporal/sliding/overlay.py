@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -31,19 +30,18 @@ COLOURS = ((80, 200, 255), (255, 190, 90), (140, 230, 140), (200, 140, 255))  # 
 def write_overlay(
     path: Path, clip: Clip, frames: NDArray[np.int64], values: NDArray[np.float32], columns: Sequence[str]
 ) -> None:
-    """Write an MP4 of a clip with the predicted values drawn on each frame; `...` where a frame has none.
+    """Write an MP4 of a clip with the latest predicted values drawn on each frame; `...` before the first.
 
     `values` (n, K) belong to `frames` (n,), ascending; `columns` are the names of the K targets. A DataError if the
     video cannot be written, or a frame cannot be read.
     """
     count, times = clip.sequence.length, clip.sequence.frame_times
     limits = min(0.0, float(values.min())), max(0.0, float(values.max()))
-    by_frame = np.full((count, values.shape[1]), np.nan, np.float32)
-    by_frame[frames] = values
     with open_overlay(path, clip.sequence) as write_frame, progress_bar(count, "overlay", "frames") as progress:
         for i, image in enumerate(clip.source.read(0, count)):
-            recent = slice(int(np.searchsorted(times, times[i] - CHART_SECONDS)), i + 1)
-            draw_values(image, by_frame[recent], times[recent] - times[i], columns, limits)
+            ages = times[frames] - times[i]
+            recent = slice(*np.searchsorted(ages, (-CHART_SECONDS, 1e-9)))
+            draw_values(image, values[recent], ages[recent], columns, limits)
             write_frame(image)
             progress.update()
 
@@ -85,14 +83,14 @@ def draw_values(
     """Draw the current values, and a chart of the recent ones, on a BGR image, in place.
 
     Args:
-        recent: (n, K) values up to the current ones, NaN where there are none.
+        recent: (n, K) values up to the current ones.
         times: (n,) seconds from now of each, at most 0; `CHART_SECONDS` fill the chart's width.
         columns: names of the K targets.
         limits: the chart's lowest and highest value.
     """
     scale, thickness = _text_size(image, 1.1)
     line, margin = round(38 * scale), round(14 * scale)
-    current = [value if math.isfinite(value) else None for value in recent[-1].tolist()]
+    current = recent[-1].tolist() if len(recent) else [None] * len(columns)
     texts = [value_text(column, value) for column, value in zip(columns, current, strict=True)]
     widest = max((value_text(column, -100.0) for column in columns), key=len)
     width = max(cv2.getTextSize(text, FONT, scale, thickness)[0][0] for text in (widest, *texts))
@@ -109,10 +107,9 @@ def draw_values(
 
     zero = int(y(0.0))
     cv2.line(image, (left, zero), (left + width, zero), WHITE, 1)
-    known = np.isfinite(recent).all(axis=1)
-    x = left + width * (1 + times[known] / CHART_SECONDS)
-    for k in range(len(columns)):
-        points = np.stack([x, y(recent[known, k])], axis=1).round().astype(np.int32)
+    x = left + width * (1 + times / CHART_SECONDS)
+    for k in range(len(columns) if len(recent) else 0):
+        points = np.stack([x, y(recent[:, k])], axis=1).round().astype(np.int32)
         cv2.polylines(image, [points], False, COLOURS[k % len(COLOURS)], thickness, cv2.LINE_AA)
 
 
