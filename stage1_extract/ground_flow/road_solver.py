@@ -19,7 +19,7 @@ from stage1_extract.ground_flow.motion_fit import fit_motions
 from stage1_extract.ground_flow.road_view import CELL, CameraMotion, RoadGrid
 from stage1_extract.ground_flow.rotation import find_rotation
 from stage1_extract.ground_flow.speed_posterior import SPEEDS, log_likelihood, speed_posterior
-from stage1_extract.ground_flow.surroundings import slow_log_likelihood
+from stage1_extract.ground_flow.surroundings import doubt_slow_speeds
 from stage1_extract.ground_flow.tile_matching import BACKWARDS, Displacements, distance_curves, tile_displacements
 
 CALIBRATION_PAIRS = 8  # that choose between horizons
@@ -121,7 +121,7 @@ class RoadSolver:
         curves = distance_curves(grid, later, earlier, turn)
         distances = np.arange(-BACKWARDS, extra + 1, dtype=np.float64) * CELL * self.height
         votes = log_likelihood(curves, distances, pair.interval)
-        return votes + slow_log_likelihood(grid, pair.earlier, pair.later)
+        return doubt_slow_speeds(votes, grid, pair.earlier, pair.later)
 
     def _displacements(self, grid: RoadGrid, pair: FramePair, motion: CameraMotion) -> Displacements:
         return tile_displacements(grid, grid.contrast(pair.later), grid.contrast(pair.earlier, motion), motion)
