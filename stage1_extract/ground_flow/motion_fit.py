@@ -27,7 +27,7 @@ DISAGREEMENT = 1.5  # standard deviations from which on a tile loses weight
 LEAST_TILES = 3
 # standard deviations of what is known beforehand of distance, slip, yaw (as they are so far), and nod (as the strip at
 # the horizon says): those of a standing car, and how much they grow per camera height driven
-PRIOR, PRIOR_GROWTH = np.array([30.0, 0.01, 0.002, 0.1]), np.array([0.0, 0.2, 0.05, 1.5])
+PRIOR, PRIOR_GROWTH = np.array([30.0, 0.01, 0.002, 0.1]), np.array([0.0, 0.2, 0.05, 2.5])
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def fit_motions(
     grid: RoadGrid,
     displacements: Sequence[Displacements],
     motions: Sequence[CameraMotion],
-    nods: Sequence[float],
+    nods: Floats,
     horizon_prior: tuple[float, float],
 ) -> MotionFit:
     """Fit the changes that displacements of the tiles ask for.
@@ -66,7 +66,7 @@ def fit_motions(
     count = len(displacements)
     mean, deviation = horizon_prior
     equations = [_equations(grid, d, motion) for d, motion in zip(displacements, motions, strict=True)]
-    nod_changes = np.array(nods) - [motion.nod for motion in motions]
+    nod_changes = nods - [motion.nod for motion in motions]
     priors = [PRIOR + PRIOR_GROWTH * abs(motion.distance) for motion in motions]
     changes, agreement, horizon, information = np.zeros((count, 4)), np.zeros(count), 0.0, 1.0
     for fit_round in range(FIT_ROUNDS):
