@@ -27,7 +27,7 @@ DISAGREEMENT = 1.5  # standard deviations from which on a tile loses weight
 LEAST_TILES = 3
 # standard deviations of what is known beforehand of distance, slip, yaw (as they are so far), and nod (as the strip at
 # the horizon says): those of a standing car, and how much they grow per camera height driven
-PRIOR, PRIOR_GROWTH = np.array([30.0, 0.01, 0.002, 0.1]), np.array([0.0, 0.2, 0.05, 2.5])
+PRIOR, PRIOR_GROWTH = np.array([30.0, 0.01, 0.002, 0.1]), np.array([0.0, 0.2, 0.05, 1.5])
 
 
 @dataclass(frozen=True)
