@@ -98,8 +98,8 @@ def predict(
     if not is_clip:
         return _predict_data_set(run, config, output)
     clip = read_single_clip(path, config.data, fps)
-    if config.data.calibration is not None:
-        (clip,) = with_camera([clip], Path(config.data.calibration))
+    if camera is not None:
+        (clip,) = with_camera([clip], camera)
     boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
     reads_flow = MOTION in config.head.input_streams and stride is None and boxes is None
     step = flow_step(clip.sequence, read_metrics(run).frame_interval) if reads_flow else 1
@@ -134,7 +134,10 @@ def _prediction_config(run: Path, settings: Mapping[str, Any]) -> Config:
     metrics, config = read_metrics(run), read_run_config(run)
     trained = config
     try:
-        config = config.with_settings({name: value for name, value in settings.items() if value is not None})
+        given = {name: value for name, value in settings.items() if value is not None}
+        if given.get("data.path", trained.data.path) != trained.data.path:
+            given = {"data.calibration": None} | given  # the run's is that of its own data
+        config = config.with_settings(given)
     except ValidationError as e:
         raise ConfigError(describe_validation_error(e)) from None
     # footage of another frame rate is brought to the interval that the run was trained at
