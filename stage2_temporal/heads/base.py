@@ -34,7 +34,7 @@ from features._common.types import Floats, Tensor
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.head_config import HeadConfig
-from features.streams import APPEARANCE, FEATURES, STAGE_TWO, UNIT, VECTORS
+from features.streams import APPEARANCE, FEATURES, STAGE_TWO, STANDARDISE, UNIT, VECTORS
 from features.strict_model import StrictModel, describe_validation_error, did_you_mean
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.derived_streams import DerivedStream
@@ -177,6 +177,22 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     @abstractmethod
     def output(self, vectors: Tensor, targets: int) -> Tensor:
         """Vectors → (batch, targets)."""
+
+    def error_scale(self, model: keras.Model) -> Tensor | None:
+        """(batch, S) quantities ≥ 0 in a model's graph with which its errors grow; None (the default) if none does."""
+        return None
+
+    def scene(self, model: keras.Model) -> Tensor | None:
+        """(batch, F) what a model's output is computed from, to compare footage with the training examples.
+
+        By default the vectors, averaged over the window; None for models of older runs that cannot tell.
+        """
+        names = {layer.name for layer in model.layers}
+        name = next((name for name in (STANDARDISE, VECTORS) if name in names), None)
+        if name is None:
+            return None
+        vectors = model.get_layer(name).output
+        return keras.ops.mean(vectors, axis=tuple(range(1, len(vectors.shape) - 1))) if len(vectors.shape) > 2 else vectors
 
     @abstractmethod
     def _train_model(

@@ -81,6 +81,10 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
         linear = keras.ops.matmul(keras.ops.mean(vectors, axis=1), kernel) + bias
         return (keras.ops.mean(members, axis=1) + linear) / 2
 
+    def error_scale(self, model: keras.Model) -> Tensor:
+        """(batch, targets) the standard deviation of the members' predictions."""
+        return keras.ops.std(model.get_layer(MEMBER_PREDICTIONS).output, axis=1)
+
     def _member(self, vectors: Tensor, targets: int, index: int) -> Tensor:
         """(batch, T, F) → (batch, targets): a network over the cells of each frame, an LSTM over the frames."""
         settings, (_, time, size) = self.settings_, vectors.shape

@@ -29,7 +29,7 @@ from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, target_scale, vector_scale
 from stage2_temporal.vehicle import camera_geometry
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, WindowTracks
-from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES
+from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES, MAX_DISTANCE
 from stage2_temporal.vehicle.velocity_estimates import (
     RIDGE_PENALTY,
     RobustLinearModel,
@@ -38,6 +38,7 @@ from stage2_temporal.vehicle.velocity_estimates import (
 )
 
 MEMBERS = 5  # networks of `box_mlp` whose outputs are averaged
+MAX_CLOSING_DEVIATION = 1.0  # 1/s: that of a track without a rate, or a larger one
 RANGES = 3  # ranges of distance, each with its own networks
 
 
@@ -80,6 +81,27 @@ class VehicleHead(Head):
                 f"got an array of shape {values.shape}"
             )
         return np.asarray(values[:, 0], np.float32)
+
+    def error_scale(self, model: keras.Model) -> Tensor | None:
+        """(batch, 2) the distance, which every velocity is proportional to, and times it the closing rate's deviation.
+
+        Velocities from a track are distances times rates, so their errors are too.
+        """
+        geometry = _geometry_input(model)
+        if geometry is None:
+            return None
+        distance = _known(select_columns(geometry, "x_foot"), MAX_DISTANCE)
+        deviation = _known(select_columns(geometry, "closing_deviation"), MAX_CLOSING_DEVIATION)
+        deviation = keras.ops.minimum(deviation, MAX_CLOSING_DEVIATION)
+        return keras.ops.concatenate([distance, distance * deviation], axis=-1)
+
+    def scene(self, model: keras.Model) -> Tensor | None:
+        """Without streams: where the box lies and how large it is, as a camera with other ground sees it differently."""
+        geometry = _geometry_input(model)
+        if geometry is None or self.input_streams:
+            return super().scene(model)
+        names = ("left", "right", "bottom", "log_width", "log_height")
+        return keras.ops.concatenate([_known(select_columns(geometry, name), 0.0) for name in names], axis=-1)
 
     def save_extras(self, folder: Path) -> None:
         if self.camera_geometry_ is not None:
@@ -186,6 +208,16 @@ class BoxMLP(VehicleHead, GradientHead):
             logs=logs,
         )
         self.model_ = keras.Model(model_inputs(graph.inputs), keras.ops.mean(outputs, axis=1), name=STAGE_TWO)
+
+
+def _geometry_input(model: keras.Model) -> Tensor | None:
+    """A model's input of geometry vectors; None if it has none."""
+    return next((tensor for tensor in model.inputs if tensor.name == GEOMETRY), None)
+
+
+def _known(values: Tensor, fill: float) -> Tensor:
+    """Replace NaN, which does not equal itself, by a value."""
+    return keras.ops.where(keras.ops.equal(values, values), values, fill)
 
 
 def window_tracks(examples: StoreExamples) -> WindowTracks:
