@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field
 
 from features.head_config import AnyHeadConfig, PooledLSTMConfig
 from features.plugins import DATASETS, plugin_names
-from features.streams import APPEARANCE, NAMED_TARGETS
+from features.streams import APPEARANCE, MOTION, NAMED_TARGETS
 from features.strict_model import DROP_UNKNOWN_KEYS, StrictModel, did_you_mean, read_toml
 
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]  # `~` is the home folder, whatever the shell does
@@ -48,6 +48,8 @@ class DataConfig(StrictModel):
     """Number, counted from 1, of the frame that a clip's label describes; unset: the last frame."""
     segment: int | None = Field(None, gt=0)
     """Cut each video into sequences of this many frames, so that it can be divided into splits."""
+    allow_truncated: bool = False
+    """Whether to use a video that breaks off as far as it goes, instead of refusing it."""
     crops: float | None = Field(None, ge=1)
     """Make each labelled vehicle a sequence of its own, in which the network sees only a region around the vehicle's
     box, cut from the full-size frames and this many times as wide and high as the box. Unset: it sees whole frames."""
@@ -137,6 +139,9 @@ class WindowConfig(StrictModel):
     """Frames per window."""
     stride: int = Field(1, gt=0)
     """Step between a window's frames; 2 takes every second frame."""
+    interval: float | None = Field(None, gt=0)
+    """Seconds between a window's frames, whatever the frame rate: the frames nearest to these times are taken, instead
+    of every `stride`-th. For sequences of different frame rates."""
     end: int = 0
     """Last frame of a window relative to the label's frame: 0 is that frame, −32 is 32 frames earlier."""
 
@@ -220,6 +225,11 @@ class Config(StrictModel):
     def map_streams(self) -> tuple[str, ...]:
         """The streams of the backbone's maps that the head reads."""
         return tuple(stream for stream in self.head.input_streams if stream in self.backbone.streams)
+
+    @property
+    def any_frame_rate(self) -> bool:
+        """Whether the head takes frames at any rate: it sees only flow and tracks, which are divided by time."""
+        return all(stream == MOTION for stream in self.head.input_streams)
 
     def with_settings(self, settings: Mapping[str, Any]) -> Config:
         """Change settings, given by their full names; a new head keeps the old one's that it has too.

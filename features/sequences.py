@@ -77,6 +77,12 @@ class FrameSequence:
         """The part of each frame that the network and the thumbnails show: left, top, right, bottom in px."""
         return self.region or (0, 0, *self.size)
 
+    @property
+    def frame_intervals(self) -> Floats:
+        """Seconds since the frame before: (length,); the first frame has the second one's."""
+        steps = np.diff(self.frame_times)
+        return np.concatenate([steps[:1], steps]) if len(steps) else np.full(self.length, 1 / self.fps)
+
     def labels_with_boxes(self) -> list[tuple[int, int, Box]]:
         """The index, frame and box of each label that has a finite box on one of the sequence's frames."""
         return [

@@ -24,12 +24,14 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.types import Floats
 from features.errors import StoreError
 from features.frame_ranges import FrameRange, StoredRange
 from features.hdf5 import damage_as_store_error, open_file
@@ -126,6 +128,16 @@ class Store:
         if sequence_id not in self._index:
             raise StoreError(f"{self.path}: no sequence {sequence_id!r}", hint=f"framebank info --store {self.path}")
         return self._index[sequence_id]
+
+    @cached_property
+    def frame_times(self) -> Floats:
+        """(frames,) seconds at which each frame was taken, in its sequence."""
+        return np.concatenate([s.frame_times for s in self.sequences])
+
+    @cached_property
+    def frame_intervals(self) -> Floats:
+        """(frames,) seconds since the frame before, in its sequence; a first frame has the second one's."""
+        return np.concatenate([s.frame_intervals for s in self.sequences])
 
     def read(self, stream: str, rows: NDArray[np.int64] | Sequence[int]) -> NDArray[Any]:
         """Read rows of a stream, in any order and with repeats: (len(rows), …) in the stored dtype.

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features._common.types import Floats
+
 APPEARANCE = "appearance"  # the trunk's map at the cut
 MOTION = "motion"  # optical flow between consecutive frames
 GEOMETRY = "geometry"  # not a stream but a model input: features of a vehicle's tracked box
@@ -20,5 +27,25 @@ UNIT = "unit"  # the layer that scales the output back to the target's unit
 NAMED_TARGETS = {"velocity": ("vx", "vy"), "position": ("x", "y")}
 # targets of a single vehicle, which its box identifies
 VEHICLE_COLUMNS = frozenset(NAMED_TARGETS["velocity"] + NAMED_TARGETS["position"])
+FLOW_CHANNELS = 6  # of the stream `motion`, whose last channel is not a displacement
+SAME_INTERVAL = 1e-3  # relative difference of intervals that count as equal
+
 UNITS = {"vx": "m/s", "vy": "m/s", "ego_speed": "m/s", "x": "m", "y": "m"}
 MIRROR_SIGNS = {"vx": 1.0, "vy": -1.0, "x": 1.0, "y": -1.0, "ego_speed": 1.0}  # of each target in a mirrored scene
+
+
+def scale_flow(flow: NDArray[Any], intervals: Floats, interval: float | None) -> NDArray[Any]:
+    """Scale entries of the stream `motion` (n, …, channels) to another time between frames.
+
+    Args:
+        intervals: (n,) seconds between each frame and the one before it.
+        interval: seconds to scale the displacements to; None: leave them as they are.
+    """
+    if interval is None:
+        return flow
+    ratio = interval / intervals
+    other = np.abs(ratio - 1) > SAME_INTERVAL
+    if other.any():
+        flow = flow.copy()
+        flow[other, ..., :FLOW_CHANNELS] *= ratio[other].reshape(-1, *[1] * (flow.ndim - 1)).astype(flow.dtype)
+    return flow

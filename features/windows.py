@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from features.errors import ConfigError
 from features.sequences import FrameSequence, Label
 from features.streams import NAMED_TARGETS
 from features.strict_model import did_you_mean
+
+MISPLACED = 0.1  # intervals: largest distance of a window's frame from the time at which it should have been taken
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,41 @@ def window_offsets(length: int, stride: int, end: int) -> NDArray[np.int64]:
     return end - stride * np.arange(length - 1, -1, -1, dtype=np.int64)
 
 
+class WindowFrames(NamedTuple):
+    """The frames of windows, counted from 0 in their sequence."""
+
+    rows: NDArray[np.int64]  # (n, T) in time order
+    fits: NDArray[np.bool_]  # (n,) whether the window lies within the sequence
+    misplaced: NDArray[np.bool_]  # (n,) whether a frame is more than `MISPLACED` intervals from where it should be
+
+
+def window_frames(
+    sequence: FrameSequence, last: NDArray[np.int64], *, length: int, stride: int, interval: float | None
+) -> WindowFrames:
+    """Find the frames of the windows that end at frames `last` (n,).
+
+    With an interval, in seconds, they are those nearest to times that are so far apart; else every `stride`-th, which
+    is misplaced where the sequence has gaps.
+    """
+    steps = np.arange(length - 1, -1, -1)
+    inside = (last >= 0) & (last < sequence.length)
+    if interval is None and sequence.times is None:
+        rows = last[:, None] - stride * steps
+        return WindowFrames(rows, inside & (rows[:, 0] >= 0), np.zeros(len(last), bool))
+    times = sequence.frame_times
+    if interval is None:
+        interval = stride * float(np.median(np.diff(times))) if len(times) > 1 else stride / sequence.fps
+    wanted = times[np.clip(last, 0, sequence.length - 1), None] - interval * steps
+    after = np.clip(np.searchsorted(times, wanted), 1, max(sequence.length - 1, 1))
+    rows = np.where(
+        wanted - times[after - 1] <= times[np.minimum(after, sequence.length - 1)] - wanted, after - 1, after
+    )
+    rows = np.minimum(rows, sequence.length - 1)
+    # rounded timestamps and rates must not decide
+    misplaced = np.abs(times[rows] - wanted).max(axis=1) > (MISPLACED + 1e-6) * interval
+    return WindowFrames(rows, inside & (wanted[:, 0] >= times[0] - MISPLACED * interval), misplaced)
+
+
 def target_value(label: Label, column: str) -> float:
     """Return a label's value for a target column, NaN if unknown; `x` and `y` are its position."""
     if column in ("x", "y") and column not in label.targets:
@@ -81,35 +118,61 @@ def make_examples(
     length: int,
     stride: int = 1,
     end: int = 0,
+    interval: float | None = None,
+    any_rate: bool = False,
 ) -> Examples:
     """Pair every label that has `columns` with its window, in the store's order; a ConfigError if there is none.
 
-    Windows that reach outside their sequence are dropped and counted. If no label of a sequence knows the target (as in
-    a test clip), its examples have NaN targets, for prediction. `first` (S,) is the store row of each sequence's first
-    frame; see `window_offsets` for length, stride and end.
+    Windows that reach outside their sequence, or over a gap in it, are dropped and counted. If no label of a sequence
+    knows the target (as in a test clip), its examples have NaN targets, for prediction.
+
+    Args:
+        first: (S,) the store row of each sequence's first frame.
+        length, stride, interval: see `window_frames`.
+        end: a window's last frame relative to the label's.
+        any_rate: use the nearest frames even if they are misplaced, for heads that take frames at any rate.
+
+    Raises:
+        ConfigError: there is no example, or a sequence has no frames `interval` seconds apart.
     """
-    offsets = window_offsets(length, stride, end)
-    pairs = [(s, i) for s, sequence in enumerate(sequences) for i in labels_with_targets(sequence, columns)]
-    fitting = [
-        (s, i) for s, i in pairs if -offsets[0] <= sequences[s].labels[i].frame < sequences[s].length - offsets[-1]
-    ]
-    if not fitting:
-        raise _no_examples_error(sequences, columns, len(pairs), offsets)
-    labels = [sequences[s].labels[i] for s, i in fitting]
-    frame = np.array([label.frame for label in labels], np.int64)
-    sequence_index, label_index = np.array(fitting, np.int64).T
+    pairs, windows = [], []
+    dropped = 0
+    for s, sequence in enumerate(sequences):
+        labels = labels_with_targets(sequence, columns)
+        last = np.array([sequence.labels[i].frame for i in labels], np.int64) + end
+        rows, fits, misplaced = window_frames(sequence, last, length=length, stride=stride, interval=interval)
+        if interval is not None and not any_rate and fits.any() and misplaced[fits].all():
+            raise _other_rate_error(sequence, interval)
+        usable = fits if any_rate else fits & ~misplaced
+        dropped += int((~usable).sum())
+        pairs += [(s, labels[i]) for i in np.flatnonzero(usable)]
+        windows.append(rows[usable] + first[s])
+    if not pairs:
+        raise _no_examples_error(sequences, columns, dropped, window_offsets(length, stride, end))
+    chosen = [sequences[s].labels[i] for s, i in pairs]
+    sequence_index, label_index = np.array(pairs, np.int64).T
+    all_rows = np.concatenate(windows)
     return Examples(
-        rows=np.asarray(first, np.int64)[sequence_index][:, None] + frame[:, None] + offsets,
-        targets=np.array([[target_value(label, c) for c in columns] for label in labels], np.float64),
-        split=np.array([sequences[s].split for s, _ in fitting]),
+        rows=all_rows,
+        targets=np.array([[target_value(label, c) for c in columns] for label in chosen], np.float64),
+        split=np.array([sequences[s].split for s, _ in pairs]),
         sequence=sequence_index,
         label=label_index,
-        frame=frame,
-        start=frame + offsets[0],
-        position=np.array([label.position or (math.nan,) * 2 for label in labels], np.float64),
-        box=np.array([label.box or (math.nan,) * 4 for label in labels], np.float64),
+        frame=np.array([label.frame for label in chosen], np.int64),
+        start=all_rows[:, 0] - np.asarray(first, np.int64)[sequence_index],
+        position=np.array([label.position or (math.nan,) * 2 for label in chosen], np.float64),
+        box=np.array([label.box or (math.nan,) * 4 for label in chosen], np.float64),
         columns=columns,
-        dropped=len(pairs) - len(fitting),
+        dropped=dropped,
+    )
+
+
+def _other_rate_error(sequence: FrameSequence, interval: float) -> ConfigError:
+    return ConfigError(
+        f"{sequence.id}: no frames {interval:.3g} s apart",
+        expected=f"{1 / interval:.4g} frames per second, or a multiple of it",
+        got=f"{sequence.fps:.4g} frames per second",
+        hint="convert it to this rate, or --window.interval with another value",
     )
 
 

@@ -354,13 +354,16 @@ class Predict(Command):
     """Also write this .mp4 file, with the predictions drawn on the frames."""
     boxes: Annotated[Path | None, hint("FILE", "none")] = None
     """CSV file with the boxes of the vehicles to predict for, in a video."""
-    stride: Annotated[int | None, hint("INT", "the run's window.stride")] = None
-    """Take every stride-th frame."""
+    stride: Annotated[int | None, hint("INT", "by the time between frames in training")] = None
+    """Take every stride-th frame, whatever the time between them."""
     fps: Annotated[float | None, hint("FLOAT", "the input's frame rate")] = None
     """Frames per second, if the input's frame rate is missing or wrong."""
+    allow_truncated: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Use a video that breaks off as far as it goes, instead of refusing it."""
 
     def __call__(self) -> None:
-        options = {name: getattr(self, name) for name in ("output", "overlay", "boxes", "stride", "fps")}
+        names = ("output", "overlay", "boxes", "stride", "fps", "allow_truncated")
+        options = {name: getattr(self, name) for name in names}
         result = workflows.predict(self.run, self.input, **options)
         print(f"{result.windows:,} windows: {', '.join(map(str, result.files))}")
         if result.skipped:

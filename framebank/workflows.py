@@ -131,6 +131,7 @@ def predict(
     boxes: Path | str | None = None,
     stride: int | None = None,
     fps: float | None = None,
+    allow_truncated: bool = False,
 ) -> PredictionFiles:
     """Predict with a run on a video, a folder of frames or a data set, and write the predictions as CSV.
 
@@ -140,8 +141,9 @@ def predict(
         output: the CSV file; default: `predicted/<name of the source>.csv` in the run's folder.
         overlay: an .mp4 file with the predictions drawn on the frames.
         boxes: a CSV file with the vehicles' boxes, for heads that predict for a vehicle in a video.
-        stride: take every stride-th frame instead of the run's `window.stride`.
+        stride: take every stride-th frame, instead of those at the interval that the run was trained at.
         fps: frames per second, if the source's frame rate is missing or wrong.
+        allow_truncated: use a video that breaks off as far as it goes.
 
     Returns:
         The files written, the number of windows, and the sequences that were skipped.
@@ -156,7 +158,7 @@ def predict(
 
     paths = {"source": source, "output": output, "overlay": overlay, "boxes": boxes}
     expanded = {name: Path(expand(path)) for name, path in paths.items() if path is not None}
-    return predict_run(folder, **expanded, stride=stride, fps=fps)
+    return predict_run(folder, **expanded, stride=stride, fps=fps, allow_truncated=allow_truncated)
 
 
 def run_folder(run: Path | str) -> Path:

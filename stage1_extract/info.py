@@ -49,8 +49,8 @@ def describe_store(store: Store) -> str:
             frames, labels = sum(s.length for s in sequences), sum(len(s.labels) for s in sequences)
             lines.append(f"{split:<12}{len(sequences):>10,}{frames:>10,}{labels:>10,}")
     lines += ["", *_targets(store)]
-    rates = Counter(s.fps for s in store.sequences)
-    lines.append("frame rate   " + ", ".join(f"{fps:g} fps ({n} sequences)" for fps, n in rates.most_common(4)))
+    rates = Counter(f"{s.fps:.4g} fps{' on average, uneven' if s.times else ''}" for s in store.sequences)
+    lines.append("frame rate   " + ", ".join(f"{rate} ({n} sequences)" for rate, n in rates.most_common(4)))
     lines += [f"missing      {why}" for why in store.missing.values()]
     return "\n".join(lines)
 

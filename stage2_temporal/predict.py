@@ -40,7 +40,7 @@ from stage2_temporal.sliding.sliding_window import (
     SlidingWindow,
     load_run_models,
     sliding_windows,
-    warn_of_other_interval,
+    trained_interval,
 )
 from stage2_temporal.sliding.vehicle_prediction import VehicleTracks, predict_vehicles
 
@@ -63,16 +63,24 @@ def predict(
     stride: int | None = None,
     fps: float | None = None,
     boxes: Path | None = None,
+    allow_truncated: bool = False,
 ) -> PredictionFiles:
     """Predict with the run in a folder, and write the predictions as CSV; see `framebank.predict` for the arguments."""
     cv2.setNumThreads(1)  # frames are decoded in parallel; and optical flow depends on the number of threads
-    read_metrics(run)
-    config = read_run_config(run)
+    metrics, config = read_metrics(run), read_run_config(run)
     for option, value in (("--stride", stride), ("--fps", fps)):
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{option} must be positive", got=value, hint=f"{option} 1")
-    settings = {"data.path": source and str(source), "data.fps": fps, "window.stride": stride}
+    settings = {
+        "data.path": source and str(source),
+        "data.fps": fps,
+        "data.allow_truncated": allow_truncated or None,
+        "window.stride": stride,
+    }
     config = config.with_settings({name: value for name, value in settings.items() if value is not None})
+    # footage of another frame rate is brought to the interval that the run was trained at
+    interval = None if stride is not None else trained_interval(metrics, config)
+    config = config.with_settings({"window.interval": interval})
     path = Path(config.data.path)
     is_clip = source is not None and is_single_clip(path)
     _check_options(run, config, is_clip, boxes, overlay)
@@ -86,7 +94,6 @@ def predict(
     rows = sliding_windows(clip.sequence, config)
     boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
     models = load_run_models(run)
-    warn_of_other_interval(clip.sequence, models, config.window.stride)
     if boxes_by_frame is None:
         return _predict_clip(models, clip, rows, config, output, overlay)
     return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, overlay)
@@ -129,15 +136,16 @@ def _predict_clip(
     """Predict each window of a video: columns time [s], frame (the window's last) and the targets."""
     columns, sequence = config.data.columns, clip.sequence
     window = SlidingWindow(models, rows)
-    stream = FrameStream([clip], np.arange(sequence.length), config, models.image_streams)
+    stream = FrameStream([clip], np.arange(sequence.length), config, models)
     values = np.concatenate(list(window.run(stream.batches(window.step))))
-    lines = zip(rows[:, -1].tolist(), values.tolist(), strict=True)
+    frames, times = rows[:, -1], sequence.frame_times
     with atomic_write(output) as temporary:
-        table = ([f"{frame / sequence.fps:.6f}", frame, *row] for frame, row in lines)
+        lines = zip(frames.tolist(), times[frames].tolist(), values.tolist(), strict=True)
+        table = ([f"{time:.6f}", frame, *row] for frame, time, row in lines)
         write_csv_table(temporary, ["time", "frame", *columns], table)
     if overlay is None:
         return PredictionFiles((output,), len(rows))
-    write_overlay(overlay, clip, int(rows[0, -1]), values, columns)
+    write_overlay(overlay, clip, frames, values, columns)
     return PredictionFiles((output, overlay), len(rows))
 
 
@@ -151,12 +159,12 @@ def _predict_vehicles(
     overlay: Path | None,
 ) -> PredictionFiles:
     """Predict each window of each vehicle: columns time [s], frame, vehicle, its box in px and the targets."""
-    columns, fps = config.data.columns, clip.sequence.fps
+    columns, times = config.data.columns, clip.sequence.frame_times
     names = sorted({name for by_vehicle in boxes.values() for name in by_vehicle})
     table: list[list[object]] = []
     with nullcontext() if overlay is None else open_overlay(overlay, clip.sequence) as write_frame:
         for image, predictions in predict_vehicles(models, clip, boxes, rows, config):
-            table += [[f"{p.frame / fps:.6f}", p.frame, p.vehicle, *p.box, *p.values] for p in predictions]
+            table += [[f"{times[p.frame]:.6f}", p.frame, p.vehicle, *p.box, *p.values] for p in predictions]
             if write_frame is not None:
                 for p in predictions:
                     draw_box(image, p.box, list(map(value_text, columns, p.values)), names.index(p.vehicle))
@@ -184,14 +192,14 @@ def _predict_data_set(run: Path, config: Config, output: Path) -> PredictionFile
     sequences = [_with_unknown_labels(clip.sequence, config) for clip in catalogue.clips]
     first = np.cumsum([0, *(s.length for s in sequences)])
     examples = make_examples(
-        sequences, first[:-1], config.data.columns, length=window.length, stride=window.stride, end=window.end
+        sequences, first[:-1], config.data.columns, **window.model_dump(), any_rate=config.any_frame_rate
     )
     models = load_run_models(run)
     vehicles = VehicleTracks(models, catalogue.clips, examples, first, config) if models.camera_geometry else None
     order = np.argsort(examples.rows[:, -1], kind="stable")
     needed = np.unique(examples.rows)  # frames outside all windows are not decoded
     sliding = SlidingWindow(models, np.searchsorted(needed, examples.rows[order]))
-    stream = FrameStream(catalogue.clips, needed, config, models.image_streams, vehicles)
+    stream = FrameStream(catalogue.clips, needed, config, models, vehicles)
     geometry = None if vehicles is None else lambda windows: vehicles.vectors(order[windows])
     values = np.empty((len(examples), len(examples.columns)))
     values[order] = np.concatenate(list(sliding.run(stream.batches(sliding.step), geometry)))
@@ -201,7 +209,7 @@ def _predict_data_set(run: Path, config: Config, output: Path) -> PredictionFile
         raise BadInputs(f"{config.data.path}: nothing could be decoded", list(faults), hint="replace these files")
     examples, values = examples[decoded], values[decoded]
     with atomic_write(output) as temporary:
-        write_predictions(temporary, examples, examples.split, values, sequences, window.stride)
+        write_predictions(temporary, examples, examples.split, values, sequences)
     submission = write_submission_files(output.parent, config.data.layout, examples, values, sequences)
     return PredictionFiles((output, *submission), len(examples), faults)
 

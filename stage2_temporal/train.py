@@ -22,8 +22,9 @@ from features.config import Config, read_run_config
 from features.errors import StoreError
 from features.store import Store
 from features.streams import UNITS
+from features.windows import MISPLACED
 from stage2_temporal.data.examples import StoreExamples, StoreSource
-from stage2_temporal.data.task import Task, read_task, store_origin
+from stage2_temporal.data.task import Task, read_task, store_origin, window_intervals
 from stage2_temporal.evaluation.history import write_history
 from stage2_temporal.evaluation.metrics import scores, skill_interval, verdict
 from stage2_temporal.heads import find_head
@@ -57,7 +58,8 @@ def train(config: Config, store: Store, task: Task, path: Path, *, report: bool 
         FramebankError: something that the user can correct, such as a setting that does not fit the store.
     """
     with atomic_folder(path) as folder:
-        X = StoreExamples(StoreSource(store.path, task.examples.rows, config.train.memory_gb), task.examples)
+        _warn_of_mixed_rates(config, store, task)
+        X = _read_examples(config, store, task, task.frame_interval)
         head = _fit_head(config, task, X, folder)
         predicted = head.predict(X)
         head.model_.save(folder / "model.keras")
@@ -87,13 +89,31 @@ def evaluate(run: Path, store: Store) -> Metrics:
     task = read_task(config, store)
     if metrics.store.examples != task.digest:
         raise StoreError(f"{store.path}: its examples differ from those {run} was trained on", hint=hint)
-    X = StoreExamples(StoreSource(store.path, task.examples.rows, config.train.memory_gb), task.examples)
+    X = _read_examples(config, store, task, metrics.frame_interval)
     predicted = find_head(config.head.name).from_config(config).restore(load_model(run), run).predict(X)
     origin = StoreOrigin(**store_origin(store, task, config))
     metrics = metrics.model_copy(update={"store": origin, **_score(task, predicted)})
     _write_predictions_and_metrics(run, config, store, task, predicted, metrics)
     write_report(run, store)
     return metrics
+
+
+def _read_examples(config: Config, store: Store, task: Task, frame_interval: float | None) -> StoreExamples:
+    source = StoreSource(store.path, task.examples.rows, config.train.memory_gb, frame_interval)
+    return StoreExamples(source, task.examples)
+
+
+def _warn_of_mixed_rates(config: Config, store: Store, task: Task) -> None:
+    """Log a warning if the head would see frames at different intervals, without knowing it."""
+    rows = task.examples.rows[task.known("train")]
+    if config.any_frame_rate or task.interval is None:
+        return
+    shortest, longest = (float(v) for v in np.quantile(window_intervals(rows, store), (0, 1)))
+    if longest > shortest * (1 + MISPLACED):
+        logger.warning(
+            f"the frames of a window are {shortest:.3g} s apart in some sequences and {longest:.3g} s in others. "
+            f"Try: --window.interval {longest:.3g}"
+        )
 
 
 def _fit_head(config: Config, task: Task, X: StoreExamples, folder: Path) -> Head:
@@ -133,6 +153,8 @@ def _run_metrics(config: Config, store: Store, task: Task, head: Head, predicted
         interrupted=result.interrupted,
         store=StoreOrigin(**store_origin(store, task, config)),
         labels=task.labels,
+        interval=task.interval,
+        frame_interval=task.frame_interval,
         **_score(task, predicted),
     )
 
@@ -169,6 +191,6 @@ def _write_predictions_and_metrics(
     run: Path, config: Config, store: Store, task: Task, predicted: Floats, metrics: Metrics
 ) -> None:
     with atomic_write(run / "predictions.csv") as temporary:
-        write_predictions(temporary, task.examples, task.splits, predicted, store.sequences, config.window.stride)
+        write_predictions(temporary, task.examples, task.splits, predicted, store.sequences)
     write_submission_files(run, config.data.layout, task.examples, predicted, store.sequences)
     write_metrics(run, metrics)

@@ -27,8 +27,9 @@ def is_single_clip(path: Path) -> bool:
 def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
     """Open a video, or a folder of frames in the order of the numbers in their names, as one clip.
 
-    A video has `fps` or else the rate in its header, a folder `data.fps`. DataError or BadInputs if nothing is there,
-    or it is damaged, has no frames or frames of several sizes, or a video has no frame rate.
+    A video's frames have its timestamps unless `fps` is given, those of a folder are spaced by `data.fps`. DataError or
+    BadInputs if nothing is there, or it is damaged, has no frames or frames of several sizes, or a video has no frame
+    rate.
     """
     if path.is_dir():
         files = tuple(path / p.name for p in list_folder(path) if p.name.lower().endswith(IMAGE_SUFFIXES))
@@ -41,10 +42,13 @@ def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
     if not path.exists():
         raise DataError(f"{path}: no such video or folder", hint="--input VIDEO or --input FOLDER")
     try:
-        video = Video(path)
+        video = Video(path, allow_truncated=data.allow_truncated)
     except DataError as e:
-        raise DataError(e.what, expected=e.expected, got=e.got, hint="--input another video, or convert it") from None
+        hint = (e.hint or "--input another video, or convert it").replace("--data.allow_truncated", "--allow-truncated")
+        raise DataError(e.what, expected=e.expected, got=e.got, hint=hint) from None
     rate = fps or video.fps
     if rate is None:
         raise DataError(f"{path}: no frame rate in its header", hint="--fps N")
-    return Clip(FrameSequence(path.stem, "test", video.length, rate, video.size, ""), VideoFrames(video))
+    times = None if fps else video.times
+    sequence = FrameSequence(path.stem, "test", video.length, rate, video.size, "", times=times)
+    return Clip(sequence, VideoFrames(video))

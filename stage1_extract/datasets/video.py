@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -23,22 +23,33 @@ from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fa
 from stage1_extract.datasets.image_sequence import map_in_threads
 from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
 
+EVEN = 1e-3  # s: frames this close to an even spacing are evenly spaced; containers round timestamps
+TRUNCATED_HINT = "copy the video again, or --data.allow_truncated to use it as far as it goes"
 VIDEO_SUFFIXES = frozenset([".avi", ".hevc", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"])
 
 
 class Video:
     """A video file, decoded by FFmpeg frame by frame; threads may share it.
 
-    `length` is the number of frames, `size` their width and height as shown, and `fps` the rate in the header, or None
-    if it has none. Frames are read in order: a codec may land a few frames away from the one it seeks.
+    `length` is the number of frames, `size` their width and height as shown, and `fps` their rate, or None if neither
+    the header nor timestamps tell it. `times` (length,) are seconds from the first frame on, None if evenly spaced.
+    Frames are read in order: a codec may land a few frames away from the one it seeks.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Decode the video once, to count its frames; a DataError if it is damaged or empty, or changes its size."""
-        self.path = path
-        self.size: Size = (0, 0)  # until the first frame is decoded
+    def __init__(self, path: Path, *, allow_truncated: bool = False) -> None:
+        """Decode the video once, to count its frames and read their timestamps.
+
+        Args:
+            allow_truncated: use the frames up to where a video breaks off, and log how many these are.
+
+        Raises:
+            DataError: the video is damaged, breaks off, has no frame, or changes its size.
+        """
+        self.path, self.size = path, (0, 0)  # until the first frame is decoded
+        self._allow_truncated, self._warned = allow_truncated, False
         self._lock, self._frames = threading.Lock(), self._decode()
-        self.length = self._next = sum(1 for _ in self._frames)
+        timestamps = [frame.time for frame in self._frames]
+        self.length = self._next = len(timestamps)
         if not self.length:
             raise DataError(f"{path}: a video without frames", expected="at least one", got="0")
         with av.open(f"file:{path}") as container:
@@ -46,9 +57,27 @@ class Video:
             if others:
                 width, height = self.size
                 logger.info(f"{path}: {1 + len(others)} video streams, of which the first, {width}x{height}, is used.")
-            rate = stream.guessed_rate
-            # a raw stream has no duration, and its rate is FFmpeg's guess
-            self.fps = float(rate) if rate and container.duration else None
+            # a raw stream has no duration, and its rate and timestamps are FFmpeg's guess
+            rate = float(stream.guessed_rate or 0) if container.duration else None
+        self.fps: float | None = rate
+        self.times: tuple[float, ...] | None = None
+        if rate is not None and self.length > 1:
+            self.fps, self.times = self._timing(timestamps, rate)
+
+    def _timing(self, timestamps: Sequence[float | None], rate: float) -> tuple[float | None, tuple[float, ...] | None]:
+        """The frame rate, and the frames' times if these differ from it by more than `EVEN` somewhere."""
+        if any(t is None for t in timestamps):
+            return rate or None, None
+        times = np.array(timestamps, np.float64)
+        times -= times[0]
+        if not (np.diff(times) > 0).all():
+            logger.warning(f"{self.path}: its timestamps do not increase; its frames are taken as evenly spaced")
+            return rate or None, None
+        mean_rate = (self.length - 1) / times[-1]
+        for fps in (rate, mean_rate):
+            if fps and np.abs(times - np.arange(self.length) / fps).max() <= EVEN:
+                return float(fps), None
+        return float(mean_rate), tuple(times.tolist())
 
     def frame(self, index: int) -> Image:
         """Read frame `index`, uint8 BGR of shape (height, width, 3); a DataError if the video has changed.
@@ -69,7 +98,7 @@ class Video:
 
     def _decode(self) -> Generator[av.VideoFrame, None, None]:
         """Decode frame by frame; all must have the size of the first."""
-        codec = "unknown format"
+        codec, index = "unknown format", 0
         try:
             # `file:` because a name such as 12:30:05.mp4 would be taken for a protocol
             with av.open(f"file:{self.path}") as container:
@@ -78,19 +107,33 @@ class Video:
                 stream = streams[0]
                 codec = stream.codec_context.name if stream.codec_context else "unknown codec"
                 stream.thread_type = "AUTO"
-                index, truncated = 0, False
+                truncated, end = False, 0.0
                 for packet in container.demux(stream):
                     truncated = packet.is_corrupt if packet.size else truncated  # the last one is empty
                     for frame in packet.decode():
                         self._check_size(frame, index)
                         yield frame
-                        index += 1
-                if truncated:
-                    got = f"a truncated packet after {index} frames"
-                    raise DataError(f"{self.path}: ends early", expected="a complete video", got=got)
+                        index, end = index + 1, max(end, frame.time or 0.0)
+                seconds = _duration(container, stream)
+                missing = seconds - end - 1.5 * (end / (index - 1) if index > 1 else seconds)
+                if truncated or missing > 0:
+                    got = f"{index} frames, {end:.2f} s" + (" and a part of one more" if truncated else "")
+                    what, expected = f"{self.path}: ends early", f"{seconds:.2f} s, by its header"
+                    self._end_early(DataError(what, expected=expected if missing > 0 else "a complete video", got=got))
         except av.FFmpegError as e:
             what = f"{self.path}: not a video that FFmpeg can decode"
-            raise DataError(what, expected="a complete video", got=f"{codec}: {e.strerror}") from None
+            error = DataError(what, expected="a complete video", got=f"{codec}: {e.strerror}")
+            if not index:
+                raise error from None
+            self._end_early(error)
+
+    def _end_early(self, error: DataError) -> None:
+        """Raise the error of a video that breaks off, unless that is allowed."""
+        if not self._allow_truncated:
+            raise DataError(error.what, expected=error.expected, got=error.got, hint=TRUNCATED_HINT) from None
+        if not self._warned:
+            logger.warning(f"{error} It is read as far as it goes.")
+            self._warned = True
 
     def _check_size(self, frame: av.VideoFrame, index: int) -> None:
         """Raise DataError unless a frame has the size of the first."""
@@ -107,6 +150,15 @@ class Video:
 def _video_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
     """The video streams without cover pictures."""
     return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+
+
+def _duration(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    """The stream's duration in s by the header, from the first timestamp 0 on; 0.0 if unknown."""
+    if stream.duration and stream.time_base:
+        return float((stream.start_time or 0) + stream.duration) * float(stream.time_base)
+    if container.duration and len(container.streams) == 1:  # else another stream may be longer
+        return ((container.start_time or 0) + container.duration) / av.time_base
+    return 0.0
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:
@@ -160,7 +212,7 @@ def _clips(file: Path, data: DataConfig) -> tuple[list[Clip], list[str]]:
     """The clips of a video and no faults, or no clips and its faults."""
     faults: list[str] = []
     try:
-        video = Video(file)
+        video = Video(file, allow_truncated=data.allow_truncated)
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         labels = _labels(file, video.length, faults)
@@ -177,7 +229,7 @@ def _clips(file: Path, data: DataConfig) -> tuple[list[Clip], list[str]]:
             clip_digest = hashlib.sha256(f"{digest} {start} {stop}".encode()).hexdigest()
         clip_labels = tuple(replace(x, frame=x.frame - start) for x in labels if start <= x.frame < stop)
         sequence = FrameSequence(id, split, stop - start, video.fps or data.fps, video.size, clip_digest, clip_labels)
-        clips.append(Clip(sequence, VideoFrames(video, start)))
+        clips.append(Clip(replace(sequence, times=video.times and video.times[start:stop]), VideoFrames(video, start)))
     return clips, []
 
 

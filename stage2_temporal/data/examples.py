@@ -20,6 +20,7 @@ from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.sequences import SPLITS
 from features.store import Store, StreamInfo, TopRecord
+from features.streams import MOTION, scale_flow
 from features.strict_model import did_you_mean
 from features.tracks import Track, tracks_in_windows
 from features.windows import Examples
@@ -33,6 +34,7 @@ class StoreSource:
     Args:
         path, rows: the store, and every row of its frame axis that windows will need, in any shape.
         memory_gb: how much all streams together may take in memory, in 10⁹ bytes.
+        frame_interval: seconds between frames to which optical flow is scaled; None: it is read as stored.
     """
 
     _store: Store | None
@@ -40,8 +42,11 @@ class StoreSource:
     _frames: dict[str, NDArray[Any]]  # all rows of the streams that are in memory
     _tracks: dict[tuple[int, int], Track | None]
 
-    def __init__(self, path: Path | str, rows: NDArray[np.int64], memory_gb: float = 4.0) -> None:
+    def __init__(
+        self, path: Path | str, rows: NDArray[np.int64], memory_gb: float = 4.0, frame_interval: float | None = None
+    ) -> None:
         self.path, self.rows, self.memory_gb = Path(path).absolute(), np.unique(rows), memory_gb
+        self.frame_interval = frame_interval
         self.close()
 
     @property
@@ -74,11 +79,17 @@ class StoreSource:
         info = self.store.streams[stream]
         size = len(self.rows) * math.prod(info.shape) * np.dtype(info.dtype).itemsize
         if stream not in self._frames and size + sum(f.nbytes for f in self._frames.values()) <= self.memory_gb * 1e9:
-            self._frames[stream] = self.store.read(stream, self.rows)
+            self._frames[stream] = self._read(stream, self.rows)
         if stream in self._frames:
             return np.asarray(self._frames[stream][np.searchsorted(self.rows, rows)])
         unique, inverse = np.unique(rows, return_inverse=True)
-        return self.store.read(stream, unique)[inverse.reshape(rows.shape)]
+        return self._read(stream, unique)[inverse.reshape(rows.shape)]
+
+    def _read(self, stream: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        values = self.store.read(stream, rows)
+        if stream == MOTION:
+            return scale_flow(values, self.store.frame_intervals[rows], self.frame_interval)
+        return values
 
     def add_rows(self, rows: NDArray[np.int64]) -> None:
         """Add rows that windows will need."""
@@ -92,7 +103,7 @@ class StoreSource:
         return self._tracks[sequence, label]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoreSource, (self.path, self.rows, self.memory_gb)
+        return StoreSource, (self.path, self.rows, self.memory_gb, self.frame_interval)
 
 
 class StoreExamples:
@@ -145,8 +156,8 @@ class StoreExamples:
     @property
     def times(self) -> Floats:
         """(n, T) seconds of each frame from the window's last one: at most 0, or at least 0 in a reversed window."""
-        rows = self.examples.rows
-        return (rows - rows[:, -1:]) / self.fps[:, None]
+        times = self.source.store.frame_times[self.examples.rows]
+        return np.asarray(times - times[:, -1:])
 
     def _info(self, stream: str) -> StreamInfo:
         streams = self.source.store.streams
@@ -273,5 +284,6 @@ def load_examples(
         what = f"{path}: no such split{did_you_mean(split, known)}"
         raise ConfigError(what, expected=f"one of {', '.join(known)}", got=split)
     selected = task.examples[np.isin(task.splits, splits) & task.examples.known]
-    X = StoreExamples(StoreSource(path, task.examples.rows, config.train.memory_gb), selected)
+    source = StoreSource(path, task.examples.rows, config.train.memory_gb, task.frame_interval)
+    X = StoreExamples(source, selected)
     return X, selected.targets, X.groups

@@ -26,6 +26,9 @@ class Task:
     examples: Examples  # those without a known target are only predicted
     splits: NDArray[np.str_]  # (n,) each example's split in this run
     constant: Floats  # (K,) mean of the training targets
+    # medians over the training examples, in seconds
+    interval: float | None  # between a window's frames; None for windows of one frame
+    frame_interval: float  # between neighbouring frames of the sequences
 
     def known(self, split: str) -> NDArray[np.int64]:
         """Return the indices of a split's examples with known targets."""
@@ -53,7 +56,8 @@ def read_task(config: Config, store: Store) -> Task:
 
     Raises:
         StoreError: the store is incomplete.
-        ConfigError: no label has the target, no window fits into a sequence, or no example is left to train on.
+        ConfigError: no label has the target, no window fits into a sequence, no example is left to train on, or a
+            sequence has no frames `window.interval` seconds apart.
     """
     if not store.complete:
         count = f"{len(store.missing)} " if store.missing else ""
@@ -63,14 +67,26 @@ def read_task(config: Config, store: Store) -> Task:
         )
     window = config.window
     examples = make_examples(
-        store.sequences, store.first, config.data.columns, length=window.length, stride=window.stride, end=window.end
+        store.sequences,
+        store.first,
+        config.data.columns,
+        **window.model_dump(),
+        any_rate=config.any_frame_rate,
     )
     if config.train.folds:
         splits = fold_splits(examples, config.train.folds, config.train.fold)
     else:
         splits = name_splits(examples, config.train.validation_split)
-    targets = examples.targets[(splits == "train") & examples.known]
-    return Task(examples, splits, targets.mean(axis=0))
+    training = examples[(splits == "train") & examples.known]
+    interval = float(np.median(window_intervals(training.rows, store))) if window.length > 1 else None
+    frame_interval = float(np.median(store.frame_intervals[training.rows[:, -1]]))
+    return Task(examples, splits, training.targets.mean(axis=0), interval, frame_interval)
+
+
+def window_intervals(rows: NDArray[np.int64], store: Store) -> Floats:
+    """The mean time between neighbouring frames of windows `rows` (n, T > 1): (n,), in seconds."""
+    times = store.frame_times[rows[:, [0, -1]]]
+    return np.asarray((times[:, 1] - times[:, 0]) / (rows.shape[1] - 1))
 
 
 def check_recipe(config: Config, store: Store) -> None:

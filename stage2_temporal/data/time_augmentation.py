@@ -38,19 +38,29 @@ def augment_windows(
 ) -> AugmentedWindows:
     """Make all windows that `[train] reverse`, `shift` and `strides` ask for, after the windows themselves.
 
+    Windows whose frames are unevenly spaced are only reversed. Where strides differ, because frame rates do, the
+    smallest is the one that `strides` are relative to.
+
     Args:
-        rows: (n, T) the windows' rows of the store's frame axis, in time order and of one stride.
+        rows: (n, T) the windows' rows of the store's frame axis, in time order.
         first, last: (n,) rows of the first and last frame of each window's sequence; no window leaves it.
         columns: names of the K targets; a ConfigError if the effect on one is unknown.
     """
-    stride = int(rows[0, 1] - rows[0, 0]) if rows.shape[1] > 1 else 1
     _check_targets(columns, options)
+    steps = np.diff(rows, axis=1)
+    even = (steps == steps[:, :1]).all(axis=1)
+    own = steps[:, 0] if rows.shape[1] > 1 else np.ones(len(rows), np.int64)
+    stride = int(own.min())
     strides = dict.fromkeys((stride, *options.strides)) if rows.shape[1] > 1 else {stride: None}
-    parts: list[AugmentedWindows] = []
+    parts = [AugmentedWindows(rows, np.arange(len(rows)), np.ones((len(rows), len(columns))))]
     for new_stride, shift in itertools.product(strides, range(options.shift + 1)):
+        if (new_stride, shift) == (stride, 0):
+            continue
+        new = own * new_stride // stride
         ends = rows[:, -1] - shift
-        moved = ends[:, None] - new_stride * np.arange(rows.shape[1] - 1, -1, -1)
-        origin = np.flatnonzero((moved[:, 0] >= first) & (moved[:, -1] <= last))
+        moved = ends[:, None] - new[:, None] * np.arange(rows.shape[1] - 1, -1, -1)
+        usable = even & (own * new_stride % stride == 0)
+        origin = np.flatnonzero(usable & (moved[:, 0] >= first) & (moved[:, -1] <= last))
         factor = np.array([new_stride / stride if c in VELOCITY_TARGETS else 1.0 for c in columns])
         parts.append(AugmentedWindows(moved[origin], origin, np.tile(factor, (len(origin), 1))))
     if options.reverse:

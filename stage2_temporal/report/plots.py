@@ -147,10 +147,11 @@ def timeline(results: Results, store: Store, component: int) -> Plot | None:
     name, by_frame = max(by_sequence.items(), key=lambda item: len(item[1]), default=("", {}))
     if len(by_frame) < MIN_TIMELINE_LABELS:
         return None
-    fps = store.sequences[store.index(name)].fps
+    sequence = store.sequences[store.index(name)]
     examples = [by_frame[frame] for frame in sorted(by_frame)]
     examples = [examples[i] for i in spread_evenly(len(examples), MAX_POINTS)]
-    x = [e.frame / fps for e in examples]
+    times = sequence.frame_times.tolist()  # a label's frame may lie outside the sequence
+    x = [times[e.frame] if 0 <= e.frame < sequence.length else e.frame / sequence.fps for e in examples]
     true, predicted = [e.true[component] for e in examples], [e.predicted[component] for e in examples]
     constant = results.constant[component]
     series = (

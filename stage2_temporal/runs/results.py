@@ -93,6 +93,9 @@ class Metrics(Part):
     verdict: str
     no_better_than_constant: bool
     dropped: DroppedExamples = DroppedExamples()
+    # seconds, medians over the training examples; older runs have none
+    interval: float | None = None  # between a window's frames
+    frame_interval: float | None = None  # between neighbouring frames of a sequence
 
     def unit_of(self, column: int) -> str | None:
         """The unit of one target column; `unit` is the one that all columns share."""
@@ -220,16 +223,18 @@ def write_predictions(
     splits: NDArray[np.str_],
     predicted: Floats,
     sequences: Sequence[FrameSequence],
-    stride: int,
 ) -> None:
     """Write (n, K) predictions for K target columns as a CSV file, with one row per example; distances are in metres.
 
-    `splits` (n,) has each example's split; `sequences` are all of the data set.
+    `splits` (n,) has each example's split; `sequences` are all of the data set. In a window whose frames are unevenly
+    spaced, the stride is rounded down.
     """
+    length = examples.rows.shape[1]
+    strides = np.maximum((examples.rows[:, -1] - examples.rows[:, 0]) // max(length - 1, 1), 1)
     rows = (
         [
             *(splits[i], sequences[examples.sequence[i]].id),
-            *(examples.label[i], examples.frame[i], examples.start[i], stride, examples.rows.shape[1]),
+            *(examples.label[i], examples.frame[i], examples.start[i], strides[i], length),
             *(format_number(v) for pair in zip(examples.targets[i], predicted[i], strict=True) for v in pair),
             format_number(examples.position[i, 0]),
         ]

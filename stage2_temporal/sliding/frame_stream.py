@@ -17,10 +17,10 @@ from features._common.console import progress_bar
 from features.config import Config
 from features.errors import DataError
 from features.frame_ranges import FrameRange
-from features.streams import FRAMES, MOTION
+from features.streams import FRAMES, MOTION, scale_flow
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.frame_loader import load_frames
-from stage2_temporal.sliding.sliding_window import StreamBatch
+from stage2_temporal.sliding.sliding_window import RunModels, StreamBatch
 from stage2_temporal.sliding.vehicle_prediction import VehicleTracks
 
 
@@ -36,12 +36,12 @@ class FrameStream:
         clips: Sequence[Clip],
         needed: NDArray[np.int64],
         config: Config,
-        streams: Sequence[str],
+        models: RunModels,
         vehicles: VehicleTracks | None = None,
     ) -> None:
         """Plan the stream of `needed` (n,) frames, ascending over all clips; `vehicles` gets the tracks in them."""
         self._clips, self._needed, self._config = clips, needed, config
-        self._streams, self._vehicles = streams, vehicles
+        self._streams, self._frame_interval, self._vehicles = models.image_streams, models.frame_interval, vehicles
         self.faults: dict[str, str] = {} if vehicles is None else vehicles.faults
 
     def batches(self, size: int) -> Iterator[StreamBatch]:
@@ -61,7 +61,7 @@ class FrameStream:
             frames = frames.model_copy(update={"decode": "full"})
         threads, motion = self._config.extract.threads or cpu_count(), MOTION in self._streams
         tracked = self._vehicles.pending if self._vehicles else ()
-        done = 0
+        done, starts = 0, np.cumsum([0, *map(len, ranges)])
         for loaded in load_frames(ranges, clips, frames, threads, motion=motion, tracked=tracked):
             if self._vehicles is not None:
                 self._vehicles.tracks |= loaded.tracks
@@ -69,7 +69,12 @@ class FrameStream:
                 if len(self._clips) == 1:
                     raise DataError(loaded.fault.rstrip("."), hint="--input another video, or convert this one")
                 self.faults.setdefault(ranges[loaded.range_index].sequence, loaded.fault)
-            streams: dict[str, Any] = {FRAMES: loaded.frames, MOTION: loaded.motion}
+            r, count = ranges[loaded.range_index], len(loaded.frames)
+            streams: dict[str, Any] = {FRAMES: loaded.frames}
+            if loaded.motion is not None:
+                start = done - int(starts[loaded.range_index]) + r.start
+                intervals = clips[r.sequence].sequence.frame_intervals[start : start + count]
+                streams[MOTION] = scale_flow(loaded.motion, intervals, self._frame_interval)
             for i in np.flatnonzero(is_needed[done : done + len(loaded.frames)]):
                 yield {name: streams[name][i] for name in self._streams}
             done += len(loaded.frames)

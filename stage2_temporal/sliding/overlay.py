@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -14,31 +15,35 @@ from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
 from features._common.console import progress_bar
-from features._common.types import Image
+from features._common.types import Floats, Image
 from features.errors import DataError
 from features.sequences import Box, FrameSequence
 from features.streams import UNITS
 from stage1_extract.datasets.clip import Clip
 
 CHART_SECONDS = 5.0
+TICKS = Fraction(1000)  # per second: the resolution of timestamps of unevenly spaced frames
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 COLOURS = ((80, 200, 255), (255, 190, 90), (140, 230, 140), (200, 140, 255))  # BGR, one per target or vehicle
 
 
-def write_overlay(path: Path, clip: Clip, first: int, values: NDArray[np.float32], columns: Sequence[str]) -> None:
-    """Write an MP4 of a clip with the predicted values drawn on each frame; `...` before the first value.
+def write_overlay(
+    path: Path, clip: Clip, frames: NDArray[np.int64], values: NDArray[np.float32], columns: Sequence[str]
+) -> None:
+    """Write an MP4 of a clip with the predicted values drawn on each frame; `...` where a frame has none.
 
-    `values` (n, K) has one row per frame from `first` on; `columns` are the names of the K targets. A DataError if the
+    `values` (n, K) belong to `frames` (n,), ascending; `columns` are the names of the K targets. A DataError if the
     video cannot be written, or a frame cannot be read.
     """
-    count, fps = clip.sequence.length, clip.sequence.fps
-    span = max(2, round(CHART_SECONDS * fps))
+    count, times = clip.sequence.length, clip.sequence.frame_times
     limits = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    by_frame = np.full((count, values.shape[1]), np.nan, np.float32)
+    by_frame[frames] = values
     with open_overlay(path, clip.sequence) as write_frame, progress_bar(count, "overlay", "frames") as progress:
         for i, image in enumerate(clip.source.read(0, count)):
-            stop = max(0, i - first + 1)
-            draw_values(image, values[max(0, stop - span) : stop], span, columns, limits)
+            recent = slice(int(np.searchsorted(times, times[i] - CHART_SECONDS)), i + 1)
+            draw_values(image, by_frame[recent], times[recent] - times[i], columns, limits)
             write_frame(image)
             progress.update()
 
@@ -50,14 +55,17 @@ def open_overlay(path: Path, sequence: FrameSequence) -> Iterator[Callable[[Imag
     The pixel format needs even sizes, so an odd width or height loses its last column or row.
     """
     width, height = (side & ~1 for side in sequence.size)
-    rate = Fraction(sequence.fps).limit_denominator(1001)
+    rate = Fraction(sequence.fps).limit_denominator(1001) if sequence.times is None else TICKS
+    ticks = np.round(sequence.frame_times * float(rate)).astype(int).tolist()
     try:
         with atomic_write(path) as temporary, av.open(f"file:{temporary}", "w", format="mp4") as container:
             stream = container.add_stream("mpeg4", rate, options={"qmin": "2", "qmax": "4"})
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            timestamps = iter(ticks)
 
             def write_frame(image: Image) -> None:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="bgr24")
+                frame.pts, frame.time_base = next(timestamps), 1 / rate
                 container.mux(stream.encode(frame))
 
             yield write_frame
@@ -70,18 +78,21 @@ def open_overlay(path: Path, sequence: FrameSequence) -> Iterator[Callable[[Imag
 def draw_values(
     image: Image,
     recent: NDArray[np.float32],
-    span: int,
+    times: Floats,
     columns: Sequence[str],
     limits: tuple[float, float],
 ) -> None:
-    """Draw the current values, and a chart of the recent ones (n ≤ span, K), on a BGR image, in place.
+    """Draw the current values, and a chart of the recent ones, on a BGR image, in place.
 
-    `span` values fill the chart's width; `columns` are the targets' names; `limits` are the chart's lowest and highest
-    value.
+    Args:
+        recent: (n, K) values up to the current ones, NaN where there are none.
+        times: (n,) seconds from now of each, at most 0; `CHART_SECONDS` fill the chart's width.
+        columns: names of the K targets.
+        limits: the chart's lowest and highest value.
     """
     scale, thickness = _text_size(image, 1.1)
     line, margin = round(38 * scale), round(14 * scale)
-    current = recent[-1].tolist() if len(recent) else [None] * len(columns)
+    current = [value if math.isfinite(value) else None for value in recent[-1].tolist()]
     texts = [value_text(column, value) for column, value in zip(columns, current, strict=True)]
     widest = max((value_text(column, -100.0) for column in columns), key=len)
     width = max(cv2.getTextSize(text, FONT, scale, thickness)[0][0] for text in (widest, *texts))
@@ -98,9 +109,10 @@ def draw_values(
 
     zero = int(y(0.0))
     cv2.line(image, (left, zero), (left + width, zero), WHITE, 1)
-    x = left + width * (span - len(recent) + np.arange(len(recent))) / (span - 1)
-    for k in range(len(columns) if len(recent) else 0):
-        points = np.stack([x, y(recent[:, k])], axis=1).round().astype(np.int32)
+    known = np.isfinite(recent).all(axis=1)
+    x = left + width * (1 + times[known] / CHART_SECONDS)
+    for k in range(len(columns)):
+        points = np.stack([x, y(recent[known, k])], axis=1).round().astype(np.int32)
         cv2.polylines(image, [points], False, COLOURS[k % len(COLOURS)], thickness, cv2.LINE_AA)
 
 

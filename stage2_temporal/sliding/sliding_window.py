@@ -20,17 +20,18 @@ from features.config import Config, read_run_config
 from features.errors import DataError, StoreError
 from features.sequences import FrameSequence
 from features.streams import APPEARANCE, FEATURES, FRAMES, GEOMETRY, MOTION, TOP
-from features.windows import window_offsets
+from features.windows import window_frames
 from stage1_extract.backbone.trunk import Trunk, build_trunk
 from stage1_extract.engines.engine import Engine
 from stage2_temporal.heads import check_streams
-from stage2_temporal.runs.results import read_metrics
+from stage2_temporal.runs.results import Metrics, read_metrics
 from stage2_temporal.sliding.frame_cache import FrameCache
 from stage2_temporal.training.keras_models import NamedTensors, load_model, model_inputs, submodel_from
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, read_camera_geometry
 
 Predictions = NDArray[np.float32]
 StreamBatch = Mapping[str, NDArray[np.generic]]  # arrays of the same frames by stream; `frames` holds their pixels
+ORDINALS = {2: "second", 3: "third"}
 MIN_BATCH = 64  # frames per batch: top and head are slow on the small batches of some engines
 
 CLIP_LAYOUTS = ("sample", "competition", "tusimple")  # all their sequences have one frame rate, `data.fps`
@@ -44,6 +45,7 @@ class RunModels:
     stage_two: keras.Model  # maps, flow or geometry vectors to targets
     config: Config
     camera_geometry: CameraGeometry | None = None  # None if the head takes no vehicle tracks
+    frame_interval: float | None = None  # seconds between frames to which optical flow is scaled; None: not scaled
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -67,7 +69,8 @@ def load_run_models(run: Path) -> RunModels:
     check_streams(run, config)
     stage_two = load_model(run)
     takes_track = GEOMETRY in [tensor.name for tensor in stage_two.inputs]
-    models = RunModels(None, stage_two, config, read_camera_geometry(run) if takes_track else None)
+    camera_geometry = read_camera_geometry(run) if takes_track else None
+    models = RunModels(None, stage_two, config, camera_geometry, metrics.frame_interval)
     if not config.map_streams:
         return models
     trunk, trained = build_trunk(config, config.map_streams), metrics.store.fingerprint
@@ -81,35 +84,56 @@ def load_run_models(run: Path) -> RunModels:
     return replace(models, trunk=replace(trunk, recipe=replace(trunk.recipe, dtype="float32")))
 
 
+def trained_interval(run: Metrics, config: Config) -> float | None:
+    """Seconds between the frames of a run's windows in training; None for windows of one frame, or if unknown."""
+    if run.interval is None and config.data.layout in CLIP_LAYOUTS and config.window.length > 1:  # an older run
+        return config.window.stride / config.data.fps
+    return run.interval
+
+
 def sliding_windows(sequence: FrameSequence, config: Config) -> NDArray[np.int64]:
-    """List the frames of every window of a sequence, (n, T); a DataError if it is shorter than one."""
-    length, stride = config.window.length, config.window.stride
-    span = (length - 1) * stride + 1
-    if sequence.length < span:
+    """List the frames of every window of a sequence, (n, T), in order of the last one.
+
+    Windows over a gap between frames are left out.
+
+    Raises:
+        DataError: the sequence is shorter than one window, or has no frames at the interval that the config asks for.
+    """
+    window, path = config.window, config.data.path
+    rows, fits, misplaced = window_frames(
+        sequence, np.arange(sequence.length), length=window.length, stride=window.stride, interval=window.interval
+    )
+    if not fits.any():
+        spacing = f"stride {window.stride}" if window.interval is None else f"{window.interval:.3g} s apart"
         raise DataError(
-            f"{config.data.path}: shorter than one window ({length} frames, stride {stride})",
-            expected=f"at least {span} frames",
-            got=sequence.length,
-            hint="--input a longer one" if stride == 1 else "--stride 1, or --input a longer one",
+            f"{path}: shorter than one window ({window.length} frames, {spacing})",
+            expected=f"at least {(window.length - 1) * window.stride + 1} frames"
+            if window.interval is None
+            else f"at least {(window.length - 1) * window.interval:.3g} s",
+            got=sequence.length if window.interval is None else f"{sequence.frame_times[-1]:.3g} s",
+            hint="--input a longer one" if window.stride == 1 else "--stride 1, or --input a longer one",
         )
-    ends = np.arange(span - 1, sequence.length, dtype=np.int64)
-    return ends[:, None] + window_offsets(length, stride, 0)
-
-
-def warn_of_other_interval(sequence: FrameSequence, models: RunModels, stride: int) -> None:
-    """Log a warning if the model would see frames at another time interval than in training."""
-    data, trained_stride, frames, hint = models.config.data, models.config.window.stride, "frames", ""
-    if data.layout not in CLIP_LAYOUTS:
-        return
-    if MOTION in models.inputs:  # flow is always between neighbouring frames
-        trained_stride = stride = 1
-        frames = "optical flow between frames"
-        hint = f". Try: input of {data.fps:g} frames per second; --stride does not change the flow"
-    elif (nearest := max(1, round(trained_stride / data.fps * sequence.fps))) != stride:
-        hint = f". Try: --stride {nearest}"
-    trained, now = trained_stride / data.fps, stride / sequence.fps
-    if not 0.9 < now / trained < 1.1:
-        logger.warning(f"the run was trained on {frames} {trained:.3g} s apart, but these are {now:.3g} s apart{hint}")
+    if config.any_frame_rate:
+        return rows[fits]
+    usable = fits & ~misplaced
+    if not usable.any():
+        assert window.interval is not None
+        raise DataError(
+            f"{path}: the run was trained on frames {window.interval:.3g} s apart, which it does not have",
+            expected=f"{1 / window.interval:.4g} frames per second, or a multiple of it",
+            got=f"{sequence.fps:.4g} frames per second",
+            hint="convert it to this rate, or --stride 1 to take its frames as they are",
+        )
+    strides = np.unique(np.diff(rows[usable], axis=1)).tolist()
+    if window.interval is not None and strides != [window.stride]:
+        n = strides[0]
+        one_in_n = len(strides) == 1 and n > 1
+        which = f"every {ORDINALS.get(n, f'{n}th')} frame is used" if one_in_n else "the frames used are those nearest"
+        as_trained = f"to have them {window.interval:.3g} s apart, as in training"
+        logger.info(f"{path}: {sequence.fps:.4g} frames per second; {which} {as_trained}")
+    if left_out := int((fits & misplaced).sum()):
+        logger.warning(f"{path}: {left_out} of {fits.sum()} windows are left out, because frames are missing in them")
+    return rows[usable]
 
 
 class SlidingWindow:

@@ -19,7 +19,7 @@ from features._common.types import Image
 from features.config import Config
 from features.errors import ConfigError
 from features.sequences import Box, FrameSequence
-from features.streams import FRAMES, MOTION
+from features.streams import FRAMES, MOTION, scale_flow
 from features.tracks import Track, track_key_by_label, tracked_vehicles, tracks_in_windows
 from features.windows import Examples
 from stage1_extract import optical_flow
@@ -123,6 +123,7 @@ def predict_vehicles(
     warn_of_other_size(camera_geometry, sequence)
     span = int(rows[0, -1] - rows[0, 0]) + 1
     window, tracker = SlidingWindow(models, rows, FRAMES_PER_STEP), OnlineTracker(span)
+    intervals = sequence.frame_intervals
     strips: list[Image] = []  # for optical flow: the last frame before a batch and the batch's
 
     def vectors(names: list[str]) -> NDArray[np.float32]:
@@ -143,7 +144,8 @@ def predict_vehicles(
                 batch[FRAMES] = np.stack([resize_frame(image, config.frames) for image in small])
             if MOTION in models.inputs:
                 strips = [*strips[-1:], *map(optical_flow.flow_strip, images)]
-                batch[MOTION] = optical_flow.flow_entries(strips, starts_sequence=start == 0)
+                flow = optical_flow.flow_entries(strips, starts_sequence=start == 0)
+                batch[MOTION] = scale_flow(flow, intervals[start : start + len(flow)], models.frame_interval)
             window.push(batch)
             visible: list[tuple[int, str, Box]] = []
             geometry = []

@@ -82,7 +82,7 @@ def _check_entries(
     def read_examples(settings: str) -> tuple[StoreExamples, Task]:
         config = Config.model_validate_json(settings)
         task = read_task(config, store)
-        source = StoreSource(store.path, task.examples.rows, config.train.memory_gb)
+        source = StoreSource(store.path, task.examples.rows, config.train.memory_gb, task.frame_interval)
         return StoreExamples(source, task.examples), task
 
     # those that decide the examples
