@@ -132,6 +132,9 @@ def predict(
     stride: int | None = None,
     fps: float | None = None,
     allow_truncated: bool = False,
+    threshold: float | None = None,
+    level: float | None = None,
+    report: Path | str | None = None,
 ) -> PredictionFiles:
     """Predict with a run on a video, a folder of frames or a data set, and write the predictions as CSV.
 
@@ -144,6 +147,9 @@ def predict(
         stride: take every stride-th frame, instead of those at the interval that the run was trained at.
         fps: frames per second, if the source's frame rate is missing or wrong.
         allow_truncated: use a video that breaks off as far as it goes.
+        threshold: also write the probability that each target is above this value, in its unit.
+        level: probability with which intervals are to contain the truth; default: the run's `train.interval_level`.
+        report: an .html file to write, a page that shows the drive with its frames.
 
     Returns:
         The files written, the number of windows, and the sequences that were skipped.
@@ -154,11 +160,19 @@ def predict(
     folder = run_folder(run)  # an error here need not wait for TensorFlow
     quiet_opencv()
     with quiet_imports():
+        from stage2_temporal.evaluation.uncertainty import IntervalOptions
         from stage2_temporal.predict import predict as predict_run
 
-    paths = {"source": source, "output": output, "overlay": overlay, "boxes": boxes}
+    paths = {"source": source, "output": output, "overlay": overlay, "boxes": boxes, "report": report}
     expanded = {name: Path(expand(path)) for name, path in paths.items() if path is not None}
-    return predict_run(folder, **expanded, stride=stride, fps=fps, allow_truncated=allow_truncated)
+    return predict_run(
+        folder,
+        **expanded,
+        stride=stride,
+        fps=fps,
+        allow_truncated=allow_truncated,
+        options=IntervalOptions(level, threshold),
+    )
 
 
 def run_folder(run: Path | str) -> Path:

@@ -140,9 +140,7 @@ def _fit_head(config: Config, task: Task, X: StoreExamples, folder: Path) -> Hea
     return head
 
 
-def _run_metrics(
-    config: Config, store: Store, task: Task, head: Head, predictions: UncertainPredictions
-) -> Metrics:
+def _run_metrics(config: Config, store: Store, task: Task, head: Head, predictions: UncertainPredictions) -> Metrics:
     """The content of metrics.json."""
     columns, result = config.data.columns, head.outcome_
     units = tuple(UNITS.get(column) for column in columns)

@@ -24,7 +24,7 @@ from features._common.types import Floats
 
 SCALE_ITERATIONS = 10
 MIN_CONSTANT = 0.1  # least constant part of an error's expected size, relative to the mean error
-ROUNDING = 1e-9  # of sums of weights
+WEIGHT_ROUNDING = 1e-9  # of sums of weights
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Calibration:
 
     def half_widths(self, inputs: Floats, level: float) -> Floats:
         """Half the width (m, K) of each interval; infinite where the level needs more validation sequences."""
-        return self.sizes(inputs) * np.array([weighted_quantile(s, self.weights, level) for s in self.scores.T])
+        quantiles = np.array([weighted_quantile(scores, self.weights, level) for scores in self.scores.T])
+        return np.asarray(self.sizes(inputs) * quantiles)
 
     def probability_above(self, predicted: Floats, inputs: Floats, value: float) -> Floats:
         """The probability (m, K) that each target is above a value, from predictions (m, K).
@@ -74,9 +75,7 @@ class Calibration:
         return above
 
 
-def calibrate(
-    true: Floats, predicted: Floats, inputs: Floats, groups: NDArray[np.int64], scale: Floats
-) -> Calibration:
+def calibrate(true: Floats, predicted: Floats, inputs: Floats, groups: NDArray[np.int64], scale: Floats) -> Calibration:
     """Make a calibration from validation examples.
 
     Args:
@@ -119,7 +118,7 @@ def weighted_quantile(scores: Floats, weights: Floats, level: float) -> float:
     inf
     """
     order = np.argsort(scores)
-    reached = np.searchsorted(np.cumsum(weights[order]), level - ROUNDING)
+    reached = np.searchsorted(np.cumsum(weights[order]), level - WEIGHT_ROUNDING)
     return float(scores[order][reached]) if reached < len(scores) else math.inf
 
 
@@ -129,7 +128,7 @@ def sequences_needed(level: float) -> int:
     >>> sequences_needed(0.9)
     9
     """
-    return math.ceil(level / (1 - level) - ROUNDING)
+    return math.ceil(level / (1 - level) - WEIGHT_ROUNDING)
 
 
 def interval_scores(true: Floats, low: Floats, high: Floats, level: float) -> IntervalScores:
@@ -143,4 +142,4 @@ def interval_scores(true: Floats, low: Floats, high: Floats, level: float) -> In
 
 
 def _design(inputs: Floats) -> Floats:
-    return np.c_[np.ones(len(inputs)), inputs]
+    return np.asarray(np.c_[np.ones(len(inputs)), inputs])

@@ -1,8 +1,8 @@
 """How sure a run's predictions are: their intervals, and whether footage is like the training's.
 
 It is learned once, from the training and validation examples, and saved in the run's folder: `uncertainty.json` holds
-the scores behind the intervals, `novelty.npz` the training examples' distributions. Runs of older versions have neither;
-their predictions have blank cells.
+the scores behind the intervals, `novelty.npz` the training examples' distributions. Runs of older versions have
+neither; their predictions have blank cells.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from stage2_temporal.evaluation.novelty import NoveltyModel, flag_majority
 
 INTERVALS_FILE, NOVELTY_FILE = "uncertainty.json", "novelty.npz"
 UNLIKE_TRAINING = "unlike_training"
-INPUTS, LAYOUT = "inputs", "layout"  # what is compared with the training's
+INPUTS, PROFILE = "inputs", "profile"  # what is compared with the training's
 
 
 @dataclass(frozen=True)
@@ -72,20 +73,34 @@ class UncertainPredictions:
             row = [format_number(float(part[i, k])) for k in range(self.values.shape[1]) for part in parts]
             yield [*row, "" if self.unlike is None else str(int(self.unlike[i]))]
 
-    def notes(self, i: int) -> list[str]:
-        """What to write beside each of window i's values: half its interval, and the probability; then the flag."""
-        notes = []
-        for k in range(self.values.shape[1]):
-            half = (self.high[i, k] - self.low[i, k]) / 2
-            note = f"+-{half:.1f}" if math.isfinite(half) else ""
-            if self.above is not None and self.threshold is not None:
-                note += f"  P(>{self.threshold:g}) {100 * self.above[i, k]:.0f} %"
-            notes.append(note.strip())
-        return notes
+    def note(self, i: int, k: int) -> str:
+        """What to write beside target k of window i: half the width of its interval, and the probability."""
+        half = (self.high[i, k] - self.low[i, k]) / 2
+        interval = f"+/-{half:.1f}" if math.isfinite(half) else ""
+        above = "" if self.above is None else f"P(>{self.threshold:g}) {100 * self.above[i, k]:.0f} %"
+        return "  ".join(filter(None, (interval, above)))
 
     def is_unlike(self, i: int) -> bool:
         """Whether window i is flagged."""
         return self.unlike is not None and bool(self.unlike[i])
+
+
+@dataclass(frozen=True)
+class IntervalOptions:
+    """What a user asks for beyond a run's own settings.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    level: float | None = None  # of the intervals
+    threshold: float | None = None  # also compute the probability of being above it
+
+    def __post_init__(self) -> None:
+        if self.level is not None and not 0 < self.level < 1:
+            raise ConfigError("--level must be between 0 and 1", got=self.level, hint="--level 0.9")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ConfigError("--threshold must be a number", got=self.threshold, hint="--threshold 13.9")
 
 
 @dataclass(frozen=True)
@@ -95,26 +110,24 @@ class Uncertainty:
     columns: tuple[str, ...]
     level: float  # of intervals, unless another one is asked for
     calibration: Calibration
-    novelty: dict[str, NoveltyModel]  # of the head's `inputs` and of the frames' `layout`, as far as known
+    novelty: dict[str, NoveltyModel]  # of the head's `inputs` and of the frames' `profile`, as far as known
 
     def predictions(
         self,
         outputs: Floats,
-        layouts: Floats | None = None,
-        *,
-        level: float | None = None,
-        threshold: float | None = None,
-        footage: NDArray[np.generic] | None = None,
+        profiles: Floats | None = None,
+        options: IntervalOptions | None = None,
+        parts: NDArray[np.generic] | None = None,
     ) -> UncertainPredictions:
         """Read the outputs (m, K + S + 1) of `heads.uncertainty.uncertain_model`.
 
         Args:
-            layouts: (m, F) the windows' mean layouts, if known.
-            level: of the intervals.
-            threshold: also compute the probability of being above it.
-            footage: (m,) which footage each window is of; default: the same. Where most windows are flagged, all are.
+            profiles: (m, F) the windows' mean profiles, if known.
+            options: another level, and a threshold.
+            parts: (m,) which footage each window is of; default: the same. Where most windows are flagged, all are.
         """
-        level, count = level or self.level, len(self.columns)
+        count, threshold = len(self.columns), options.threshold if options else None
+        level = options.level if options and options.level is not None else self.level
         values, inputs, distance = outputs[:, :count], outputs[:, count:-1], outputs[:, -1]
         half = self.calibration.half_widths(inputs, level)
         half[~np.isfinite(half)] = math.nan
@@ -123,31 +136,37 @@ class Uncertainty:
             unlike = np.zeros(len(outputs), bool)
             if INPUTS in self.novelty:
                 unlike |= ~(distance <= self.novelty[INPUTS].limit)
-            if LAYOUT in self.novelty and layouts is not None:
-                unlike |= self.novelty[LAYOUT].distances(layouts) > self.novelty[LAYOUT].limit
-            for part in [None] if footage is None else np.unique(footage):
-                rows = slice(None) if footage is None else footage == part
+            if PROFILE in self.novelty and profiles is not None:
+                unlike |= self.novelty[PROFILE].distances(profiles) > self.novelty[PROFILE].limit
+            for part in [None] if parts is None else np.unique(parts):
+                rows = slice(None) if parts is None else parts == part
                 unlike[rows] = flag_majority(unlike[rows])
         above = None if threshold is None else self.calibration.probability_above(values, inputs, threshold)
         return UncertainPredictions(values, values - half, values + half, level, unlike, above, threshold)
 
 
-def without_uncertainty(values: Floats) -> UncertainPredictions:
-    """Predictions (m, K) of a run that knows nothing of its errors."""
+def read_outputs(
+    uncertainty: Uncertainty | None,
+    outputs: NDArray[Any],
+    profiles: Floats | None,
+    options: IntervalOptions,
+    parts: NDArray[np.generic] | None = None,
+) -> UncertainPredictions:
+    """Like `Uncertainty.predictions`, also for runs without uncertainty, whose outputs are values alone."""
+    values = np.asarray(outputs, np.float64)
+    if uncertainty is not None:
+        return uncertainty.predictions(values, profiles, options, parts)
     unknown = np.full(values.shape, math.nan)
     return UncertainPredictions(values, unknown, unknown, math.nan)
 
 
-def check_threshold(run: Path, uncertainty: Uncertainty | None, threshold: float | None, level: float | None) -> None:
-    """Raise a ConfigError if a probability or an interval is asked for and the run has none, or the level is wrong."""
-    if level is not None and not 0 < level < 1:
-        raise ConfigError("--level must be between 0 and 1", got=level, hint="--level 0.9")
-    if threshold is not None and not math.isfinite(threshold):
-        raise ConfigError("--threshold must be a number", got=threshold, hint="--threshold 13.9")
-    option = "--threshold" if threshold is not None else "--level" if level is not None else None
+def check_options(run: Path, uncertainty: Uncertainty | None, options: IntervalOptions) -> None:
+    """Raise a ConfigError if the options ask for intervals and the run has none."""
+    option = "--threshold" if options.threshold is not None else "--level" if options.level is not None else None
     if option and uncertainty is None:
         raise ConfigError(
-            f"{option}: {run} has no intervals, it is of an older version", hint=f"framebank evaluate --run {run} first"
+            f"{option}: {run} has no intervals, since an older version wrote it",
+            hint=f"framebank evaluate --run {run}, then the same command",
         )
 
 
@@ -161,7 +180,7 @@ def write_uncertainty(run: Path, uncertainty: Uncertainty) -> None:
         "weights": calibration.weights.tolist(),
         "scores": calibration.scores.tolist(),
     }
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{name}_{key}": np.asarray(value, np.float32)
         for name, model in uncertainty.novelty.items()
         for key, value in vars(model).items()
@@ -190,7 +209,7 @@ def read_uncertainty(run: Path) -> Uncertainty | None:
                     *(arrays[f"{name}_{key}"].astype(np.float64) for key in ("mean", "components", "variances")),
                     *(float(arrays[f"{name}_{key}"]) for key in ("residual_precision", "limit")),
                 )
-                for name in (INPUTS, LAYOUT)
+                for name in (INPUTS, PROFILE)
                 if f"{name}_mean" in arrays
             }
         return Uncertainty(columns, float(content["level"]), calibration, novelty)

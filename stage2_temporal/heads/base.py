@@ -41,7 +41,14 @@ from stage2_temporal.data.derived_streams import DerivedStream
 from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_head_inputs
 from stage2_temporal.data.pooling import as_maps
 from stage2_temporal.data.splits import split_at
-from stage2_temporal.training.keras_models import NamedTensors, concatenate, model_inputs, rebuild_top, submodel_from
+from stage2_temporal.training.keras_models import (
+    NamedTensors,
+    apply_operations,
+    concatenate,
+    model_inputs,
+    rebuild_top,
+    submodel_from,
+)
 from stage2_temporal.training.loop import predict_batches
 from stage2_temporal.training.scaling import Scale, target_scale
 
@@ -179,7 +186,10 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """Vectors → (batch, targets)."""
 
     def error_scale(self, model: keras.Model) -> Tensor | None:
-        """(batch, S) quantities ≥ 0 in a model's graph with which its errors grow; None (the default) if none does."""
+        """(batch, S) quantities ≥ 0 in a model's graph with which its errors grow; None (the default) if none does.
+
+        The model may have been loaded, so use `apply_operations`.
+        """
         return None
 
     def scene(self, model: keras.Model) -> Tensor | None:
@@ -192,7 +202,8 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         if name is None:
             return None
         vectors = model.get_layer(name).output
-        return keras.ops.mean(vectors, axis=tuple(range(1, len(vectors.shape) - 1))) if len(vectors.shape) > 2 else vectors
+        axes = tuple(range(1, len(vectors.shape) - 1))
+        return apply_operations("scene", lambda v: keras.ops.mean(v, axis=axes), vectors) if axes else vectors
 
     @abstractmethod
     def _train_model(

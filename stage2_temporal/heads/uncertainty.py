@@ -1,6 +1,6 @@
 """A head's model with what its uncertainty needs, and how that is learned from training and validation examples.
 
-    model ──► [ prediction (K) | inputs of the errors' scale (S) | distance from the training examples (1) ]
+model ──► [ prediction (K) | inputs of the errors' scale (S) | distance from the training examples (1) ]
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from features._common.console import logger
 from features._common.types import Floats, Tensor
 from stage2_temporal.data.examples import StoreExamples
-from stage2_temporal.data.frame_layout import frame_layout, window_layouts
+from stage2_temporal.data.row_profile import row_profile, window_profiles
 from stage2_temporal.data.task import Task
 from stage2_temporal.evaluation.intervals import calibrate, fit_error_scale, sequences_needed
 from stage2_temporal.evaluation.novelty import NoveltyModel, fit_novelty
-from stage2_temporal.evaluation.uncertainty import INPUTS, LAYOUT, Uncertainty, UncertainPredictions
+from stage2_temporal.evaluation.uncertainty import INPUTS, PROFILE, UncertainPredictions, Uncertainty
 from stage2_temporal.heads.base import Head
+from stage2_temporal.training.keras_models import apply_operations
 
 MAX_EXAMPLES = 1000  # training or validation examples that are compared
 MAX_NUMBERS = 40_000_000  # in their vectors together
@@ -26,10 +27,16 @@ MAX_NUMBERS = 40_000_000  # in their vectors together
 def uncertain_model(head: Head, model: keras.Model, novelty: NoveltyModel | None) -> keras.Model:
     """A head's model whose output (batch, K + S + 1) holds more than predictions; the distance is 0 if unknown."""
     scale, scene, prediction = head.error_scale(model), head.scene(model), model.output
-    unknown = novelty is None or scene is None
-    distance = keras.ops.zeros_like(prediction[:, :1]) if unknown else _distance(scene, novelty)
-    parts = [prediction, *([] if scale is None else [scale]), distance]
-    return keras.Model(model.input, keras.ops.concatenate(parts, axis=-1), name=model.name)
+    compared = [] if novelty is None or scene is None else [scene]
+
+    def outputs(prediction: Tensor, *others: Tensor) -> Tensor:
+        distance = keras.ops.zeros_like(prediction[:, :1])
+        if compared and novelty is not None:
+            distance, others = _distance(others[-1], novelty), others[:-1]
+        return keras.ops.concatenate([prediction, *others, distance], axis=-1)
+
+    tensors = [prediction, *([] if scale is None else [scale]), *compared]
+    return keras.Model(model.input, apply_operations("uncertainty", outputs, *tensors), name=model.name)
 
 
 def learn_uncertainty(
@@ -39,8 +46,10 @@ def learn_uncertainty(
 
     The scale of errors is fitted to training examples; intervals and limits of novelty to validation examples.
     """
-    fitted = {INPUTS: _fit_inputs(head, X, task), LAYOUT: _fit_layout(X, task)}
-    novelty = {name: model for name, model in fitted.items() if model is not None}
+    novelty = {}
+    if len(task.known("validation")):
+        fitted = {INPUTS: _fit_inputs(head, X, task), PROFILE: _fit_profile(X, task)}
+        novelty = {name: model for name, model in fitted.items() if model is not None}
     outputs = predict_outputs(head, uncertain_model(head, head.model_, novelty.get(INPUTS)), X)
     targets, train, validation = task.examples.targets, task.known("train"), task.known("validation")
     count = targets.shape[1]
@@ -51,25 +60,25 @@ def learn_uncertainty(
     if got < needed:
         logger.info(f"no {100 * level:g} % intervals: they need {needed} validation sequences, there are {got}")
     uncertainty = Uncertainty(task.examples.columns, level, calibration, novelty)
-    layouts = example_layouts(X) if LAYOUT in novelty else None
-    return uncertainty, uncertainty.predictions(outputs, layouts, footage=task.splits)
+    profiles = example_profiles(X) if PROFILE in novelty else None
+    return uncertainty, uncertainty.predictions(outputs, profiles, parts=task.splits)
 
 
 def predict_outputs(head: Head, model: keras.Model, X: StoreExamples) -> Floats:
     """The outputs (n, …) of a model with the same inputs as the head's."""
-    own = head.model_
+    head_model = head.model_
     try:
         head.model_ = model
         return head._predict_examples(X)
     finally:
-        head.model_ = own
+        head.model_ = head_model
 
 
-def example_layouts(X: StoreExamples) -> Floats:
-    """The mean layouts (n, F) of examples' windows, from the store's thumbnails."""
+def example_profiles(X: StoreExamples) -> Floats:
+    """The mean profiles (n, F) of examples' windows, from the store's thumbnails."""
     rows, inverse = np.unique(X.examples.rows, return_inverse=True)
-    layouts = np.array([frame_layout(X.source.store.thumbnail(int(row))) for row in rows])
-    return window_layouts(layouts, inverse.reshape(X.examples.rows.shape))
+    profiles = np.array([row_profile(X.source.store.thumbnail(int(row))) for row in rows])
+    return window_profiles(profiles, inverse.reshape(X.examples.rows.shape))
 
 
 def _fit_inputs(head: Head, X: StoreExamples, task: Task) -> NoveltyModel | None:
@@ -79,13 +88,14 @@ def _fit_inputs(head: Head, X: StoreExamples, task: Task) -> NoveltyModel | None
         return None
     size, model = int(scene.shape[-1]), keras.Model(head.model_.input, scene)
     train, validation = (_spread(task.known(split), size) for split in ("train", "validation"))
-    return fit_novelty(*(predict_outputs(head, model, X[rows]) for rows in (train, validation)), X.groups[validation])
+    vectors = [predict_outputs(head, model, X[rows]) for rows in (train, validation)]
+    return fit_novelty(vectors[0], vectors[1], X.groups[validation])
 
 
-def _fit_layout(X: StoreExamples, task: Task) -> NoveltyModel | None:
-    """The distribution of the frames' layouts."""
+def _fit_profile(X: StoreExamples, task: Task) -> NoveltyModel | None:
+    """The distribution of the frames' profiles."""
     train, validation = (_spread(task.known(split)) for split in ("train", "validation"))
-    return fit_novelty(*(example_layouts(X[rows]) for rows in (train, validation)), X.groups[validation])
+    return fit_novelty(example_profiles(X[train]), example_profiles(X[validation]), X.groups[validation])
 
 
 def _spread(rows: NDArray[np.int64], size: int = 1) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ from stage2_temporal.data.examples import ArrayExamples, HeadInputs, StoreExampl
 from stage2_temporal.heads.base import Head, ValidationSet
 from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors, linear_layer, standardise_targets
 from stage2_temporal.heads.gradient import GradientHead
-from stage2_temporal.training.keras_models import NamedTensors, concatenate, model_inputs
+from stage2_temporal.training.keras_models import NamedTensors, apply_operations, concatenate, model_inputs
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, target_scale, vector_scale
 from stage2_temporal.vehicle import camera_geometry
@@ -88,20 +88,14 @@ class VehicleHead(Head):
         Velocities from a track are distances times rates, so their errors are too.
         """
         geometry = _geometry_input(model)
-        if geometry is None:
-            return None
-        distance = _known(select_columns(geometry, "x_foot"), MAX_DISTANCE)
-        deviation = _known(select_columns(geometry, "closing_deviation"), MAX_CLOSING_DEVIATION)
-        deviation = keras.ops.minimum(deviation, MAX_CLOSING_DEVIATION)
-        return keras.ops.concatenate([distance, distance * deviation], axis=-1)
+        return None if geometry is None else apply_operations("error_scale", _error_scale, geometry)
 
     def scene(self, model: keras.Model) -> Tensor | None:
-        """Without streams: where the box lies and how large it is, as a camera with other ground sees it differently."""
+        """(batch, 4) without streams: distances and direction, in which a wrong ground or camera shows."""
         geometry = _geometry_input(model)
         if geometry is None or self.input_streams:
             return super().scene(model)
-        names = ("left", "right", "bottom", "log_width", "log_height")
-        return keras.ops.concatenate([_known(select_columns(geometry, name), 0.0) for name in names], axis=-1)
+        return apply_operations("scene", _vehicle_scene, geometry)
 
     def save_extras(self, folder: Path) -> None:
         if self.camera_geometry_ is not None:
@@ -213,6 +207,26 @@ class BoxMLP(VehicleHead, GradientHead):
 def _geometry_input(model: keras.Model) -> Tensor | None:
     """A model's input of geometry vectors; None if it has none."""
     return next((tensor for tensor in model.inputs if tensor.name == GEOMETRY), None)
+
+
+def _error_scale(geometry: Tensor) -> Tensor:
+    distance = _known(select_columns(geometry, "x_foot"), MAX_DISTANCE)
+    deviation = _known(select_columns(geometry, "closing_deviation"), MAX_CLOSING_DEVIATION)
+    deviation = keras.ops.minimum(deviation, MAX_CLOSING_DEVIATION)
+    return keras.ops.concatenate([distance, distance * deviation], axis=-1)
+
+
+def _vehicle_scene(geometry: Tensor) -> Tensor:
+    """Log distance, log ratio of the distances from foot and width, direction, and log ratio of height and width."""
+    foot, size, lateral, width, height = (
+        _known(select_columns(geometry, name), fill)
+        for name, fill in (
+            ("x_foot", MAX_DISTANCE), ("x_size", 1.0), ("y_foot", 0.0), ("log_width", 0.0), ("log_height", 0.0),
+        )
+    )  # fmt: skip
+    log_foot = keras.ops.log(keras.ops.maximum(foot, 1e-3))
+    ratio = log_foot - keras.ops.log(keras.ops.maximum(size, 1e-3))
+    return keras.ops.concatenate([log_foot, ratio, lateral / foot, height - width], axis=-1)
 
 
 def _known(values: Tensor, fill: float) -> Tensor:

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from features._common.atomic import atomic_write
 from features._common.csv_table import format_number, parse_number, read_csv_table, write_csv_table
-from features._common.types import Floats
 from features.errors import DataError
 from features.sequences import FrameSequence
 from features.strict_model import did_you_mean
