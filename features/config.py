@@ -58,6 +58,9 @@ class DataConfig(StrictModel):
     competition's calibration.txt. Unset: the one in the data set, if any."""
     seed: int = Field(0, ge=0)
     """Seed of the rendered sample set."""
+    sample: Literal["standard", "wide"] = "standard"
+    """Which sample set is rendered: `standard`, with one camera, straight roads and 5 to 32 m/s, or `wide`, with
+    several cameras, turns, standing cars and up to 40 m/s."""
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -62,34 +62,49 @@ class WindowFrames(NamedTuple):
 
     rows: NDArray[np.int64]  # (n, T) in time order
     fits: NDArray[np.bool_]  # (n,) whether the window lies within the sequence
-    misplaced: NDArray[np.bool_]  # (n,) whether a frame is more than `MISPLACED` intervals from where it should be
+    misplaced: NDArray[np.bool_]  # (n,) whether frames are not where they should be
 
 
 def window_frames(
-    sequence: FrameSequence, last: NDArray[np.int64], *, length: int, stride: int, interval: float | None
+    sequence: FrameSequence,
+    last: NDArray[np.int64],
+    *,
+    length: int,
+    stride: int = 1,
+    interval: float | None = None,
+    slowest: float | None = None,
 ) -> WindowFrames:
     """Find the frames of the windows that end at frames `last` (n,).
 
-    With an interval, in seconds, they are those nearest to times that are so far apart; else every `stride`-th, which
-    is misplaced where the sequence has gaps.
+    Args:
+        length: frames per window.
+        stride: take every stride-th frame.
+        interval: take the frames nearest to times this many seconds apart instead.
+        slowest: for heads that take frames at any rate: the longest time in seconds between neighbouring frames of the
+            sequence. None: each frame must be within `MISPLACED` intervals of where it should be, which it is not
+            where frames are missing.
     """
     steps = np.arange(length - 1, -1, -1)
     inside = (last >= 0) & (last < sequence.length)
     if interval is None and sequence.times is None:
         rows = last[:, None] - stride * steps
         return WindowFrames(rows, inside & (rows[:, 0] >= 0), np.zeros(len(last), bool))
-    times = sequence.frame_times
-    if interval is None:
-        interval = stride * float(np.median(np.diff(times))) if len(times) > 1 else stride / sequence.fps
-    wanted = times[np.clip(last, 0, sequence.length - 1), None] - interval * steps
-    after = np.clip(np.searchsorted(times, wanted), 1, max(sequence.length - 1, 1))
-    rows = np.where(
-        wanted - times[after - 1] <= times[np.minimum(after, sequence.length - 1)] - wanted, after - 1, after
-    )
-    rows = np.minimum(rows, sequence.length - 1)
+    times, frame_intervals = sequence.frame_times, sequence.frame_intervals
+    interval = interval or stride * float(np.median(frame_intervals))
+    ideal_times: Floats = times[np.clip(last, 0, sequence.length - 1), None] - interval * steps
+    middles = (times[1:] + times[:-1]) / 2
+    rows = np.searchsorted(middles, ideal_times)  # the nearest frame
+    fits = inside & (ideal_times[:, 0] >= times[0] - MISPLACED * interval)
+    if slowest is not None:
+        return WindowFrames(rows, fits, np.asarray((frame_intervals[rows] > slowest).any(axis=1)))
     # rounded timestamps and rates must not decide
-    misplaced = np.abs(times[rows] - wanted).max(axis=1) > (MISPLACED + 1e-6) * interval
-    return WindowFrames(rows, inside & (wanted[:, 0] >= times[0] - MISPLACED * interval), misplaced)
+    misplaced = np.abs(times[rows] - ideal_times).max(axis=1) > (MISPLACED + 1e-6) * interval
+    return WindowFrames(rows, fits, np.asarray(misplaced))
+
+
+def slowest_interval(frame_interval: float | None) -> float:
+    """The longest time between frames at which optical flow is as reliable as in training at `frame_interval` s."""
+    return math.inf if frame_interval is None else (1 + MISPLACED) * frame_interval
 
 
 def target_value(label: Label, column: str) -> float:
@@ -119,7 +134,7 @@ def make_examples(
     stride: int = 1,
     end: int = 0,
     interval: float | None = None,
-    any_rate: bool = False,
+    slowest: float | None = None,
 ) -> Examples:
     """Pair every label that has `columns` with its window, in the store's order; a ConfigError if there is none.
 
@@ -128,22 +143,23 @@ def make_examples(
 
     Args:
         first: (S,) the store row of each sequence's first frame.
-        length, stride, interval: see `window_frames`.
+        length, stride, interval, slowest: see `window_frames`.
         end: a window's last frame relative to the label's.
-        any_rate: use the nearest frames even if they are misplaced, for heads that take frames at any rate.
 
     Raises:
-        ConfigError: there is no example, or a sequence has no frames `interval` seconds apart.
+        ConfigError: there is no example, or none in a sequence because of its frame rate.
     """
     pairs, windows = [], []
     dropped = 0
     for s, sequence in enumerate(sequences):
         labels = labels_with_targets(sequence, columns)
         last = np.array([sequence.labels[i].frame for i in labels], np.int64) + end
-        rows, fits, misplaced = window_frames(sequence, last, length=length, stride=stride, interval=interval)
-        if interval is not None and not any_rate and fits.any() and misplaced[fits].all():
-            raise _other_rate_error(sequence, interval)
-        usable = fits if any_rate else fits & ~misplaced
+        rows, fits, misplaced = window_frames(
+            sequence, last, length=length, stride=stride, interval=interval, slowest=slowest
+        )
+        if interval is not None and fits.any() and misplaced[fits].all():
+            raise other_rate_error(sequence.id, sequence, interval, slowest, "--window.interval with another value")
+        usable = fits & ~misplaced
         dropped += int((~usable).sum())
         pairs += [(s, labels[i]) for i in np.flatnonzero(usable)]
         windows.append(rows[usable] + first[s])
@@ -167,13 +183,18 @@ def make_examples(
     )
 
 
-def _other_rate_error(sequence: FrameSequence, interval: float) -> ConfigError:
-    return ConfigError(
-        f"{sequence.id}: no frames {interval:.3g} s apart",
-        expected=f"{1 / interval:.4g} frames per second, or a multiple of it",
-        got=f"{sequence.fps:.4g} frames per second",
-        hint="convert it to this rate, or --window.interval with another value",
-    )
+def other_rate_error(
+    name: object, sequence: FrameSequence, interval: float, slowest: float | None, hint: str
+) -> ConfigError:
+    """The error of a sequence without a single window, because of its frame rate; see `window_frames`."""
+    if slowest is None:
+        what = f"{name}: no frames {interval:.3g} s apart, as in training"
+        expected = f"{1 / interval:.4g} frames per second, or a multiple of it"
+    else:
+        what = f"{name}: its frames are further apart than those of the training, so that optical flow may fail"
+        expected = f"at least {(1 + MISPLACED) / slowest:.4g} frames per second"
+    got = f"{sequence.fps:.4g} frames per second"
+    return ConfigError(what, expected=expected, got=got, hint=f"footage of this rate, or {hint}")
 
 
 def _no_examples_error(

@@ -255,7 +255,26 @@ class RunCommand(Command):
 
 @dataclass(frozen=True)
 class Evaluate(RunCommand):
-    """Predict again with a run's saved model, and rewrite its metrics and report."""
+    """Predict again with a run's saved model, and rewrite its metrics and report. With --input, score the run on other
+    labelled data instead, and write nothing."""
+
+    input: Annotated[Path | None, hint("PATH", "the run's own store")] = None
+    """A labelled data set."""
+    layout: Annotated[str | None, hint("LAYOUT", "the run's")] = None
+    """Layout of the data set's files, as data.layout."""
+    camera: Annotated[Path | None, hint("FILE", "the data set's own")] = None
+    """File with the camera's numbers, as data.calibration."""
+    fps: Annotated[float | None, hint("FLOAT", "the run's data.fps")] = None
+    """Frames per second, for data sets whose files do not state it."""
+
+    def __call__(self) -> None:
+        options = {name: getattr(self, name) for name in ("layout", "camera", "fps")}
+        if self.input is None and all(value is None for value in options.values()):
+            super().__call__()
+            return
+        from stage2_temporal.runs.tables import metrics_table
+
+        print(metrics_table(workflows.score(self.run, self.input, **options)))
 
     def run_with(self, folder: Path, store: Store) -> None:
         with quiet_imports():
@@ -358,6 +377,8 @@ class Predict(Command):
     """Take every stride-th frame, whatever the time between them."""
     fps: Annotated[float | None, hint("FLOAT", "the input's frame rate")] = None
     """Frames per second, if the input's frame rate is missing or wrong."""
+    camera: Annotated[Path | None, hint("FILE", "the input's own")] = None
+    """File with the camera's numbers: .toml, or in the format of calibration.txt."""
     allow_truncated: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Use a video that breaks off as far as it goes, instead of refusing it."""
     threshold: Annotated[float | None, hint("FLOAT", "none")] = None
@@ -368,7 +389,18 @@ class Predict(Command):
     """Also write this .html file, a page that shows the drive: its frames, and the predictions over time."""
 
     def __call__(self) -> None:
-        names = ("output", "overlay", "boxes", "stride", "fps", "allow_truncated", "threshold", "level", "report")
+        names = (
+            "output",
+            "overlay",
+            "boxes",
+            "stride",
+            "fps",
+            "camera",
+            "allow_truncated",
+            "threshold",
+            "level",
+            "report",
+        )
         options = {name: getattr(self, name) for name in names}
         result = workflows.predict(self.run, self.input, **options)
         print(f"{result.windows:,} windows: {', '.join(map(str, result.files))}")
@@ -378,6 +410,34 @@ class Predict(Command):
                 list(result.skipped),
                 hint="replace their files and run the same command again",
             )
+
+
+@dataclass(frozen=True)
+class Speed(Command):
+    """Measure the car's own speed in a video or a folder of frames, from the road's motion. Needs no training, but a
+    camera whose focal length and height are known."""
+
+    input: tyro.conf.Positional[File]
+    """A video, or a folder of frames."""
+    camera: File = dataclasses.field(kw_only=True)
+    """Camera file, as framebank camera writes it, or a calibration.txt."""
+    calibrate: Annotated[str | None, hint("SPEED|FILE", "none")] = None
+    """Known mean speed in m/s, or a CSV file with some frames' speeds, that tells the camera's height."""
+    output: Annotated[Path, hint("FILE", "speed.csv")] = Path("speed.csv")
+    """CSV file to write, with time, frame, speed and confidence."""
+    fps: Annotated[float | None, hint("FLOAT", "the video's times; 20 for a folder")] = None
+    """Frames per second of a folder of frames, or of a video whose times are wrong."""
+    allow_truncated: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Use a video that breaks off as far as it goes, instead of refusing it."""
+
+    def __call__(self) -> None:
+        from stage1_extract.ground_flow.drive_speed import measure_drive, speed_summary, write_speeds
+
+        drive = measure_drive(
+            self.input, self.camera, fps=self.fps, calibrate=self.calibrate, allow_truncated=self.allow_truncated
+        )
+        write_speeds(self.output, drive)
+        print(f"{self.output}: {speed_summary(drive)}")
 
 
 @dataclass(frozen=True)
@@ -418,7 +478,7 @@ def _by_name(*commands: type[Command]) -> dict[str, type[Command]]:
     return {command.__name__.lower(): command for command in commands}
 
 
-STAGE_ONE = _by_name(Sample, Extract, Info, Verify, Repair)
+STAGE_ONE = _by_name(Sample, Extract, Info, Verify, Repair, Speed)
 STAGE_TWO = _by_name(Train, Evaluate, Report, Sweep, Leaderboard, Predict, Finetune, Fuse, Export, Derive, Benchmark)
 COMMANDS = STAGE_ONE | STAGE_TWO
 

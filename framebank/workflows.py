@@ -21,6 +21,7 @@ from features.strict_model import describe_validation_error
 if TYPE_CHECKING:
     from stage1_extract.extract import ExtractionResult
     from stage2_temporal.predict import PredictionFiles
+    from stage2_temporal.runs.results import Metrics
 
 
 def extract(config: Config, store: Path | str) -> Path:
@@ -62,7 +63,7 @@ def render_sample(config: Config) -> None:
 
     if not Path(config.data.path).exists():
         logger.info(f"{config.data.path}: rendering the sample data set there, since data.layout is sample")
-    render_sample_set(Path(config.data.path), seed=config.data.seed)
+    render_sample_set(Path(config.data.path), kind=config.data.sample, seed=config.data.seed)
 
 
 def train(config: Config, store: Path | str, run: str | None = None) -> list[Path]:
@@ -131,6 +132,7 @@ def predict(
     boxes: Path | str | None = None,
     stride: int | None = None,
     fps: float | None = None,
+    camera: Path | str | None = None,
     allow_truncated: bool = False,
     threshold: float | None = None,
     level: float | None = None,
@@ -146,6 +148,7 @@ def predict(
         boxes: a CSV file with the vehicles' boxes, for heads that predict for a vehicle in a video.
         stride: take every stride-th frame, instead of those at the interval that the run was trained at.
         fps: frames per second, if the source's frame rate is missing or wrong.
+        camera: a .toml file with the camera's numbers, or one like calibration.txt; default: the source's own.
         allow_truncated: use a video that breaks off as far as it goes.
         threshold: also write the probability that each target is above this value, in its unit.
         level: probability with which intervals are to contain the truth; default: the run's `train.interval_level`.
@@ -163,7 +166,7 @@ def predict(
         from stage2_temporal.evaluation.uncertainty import IntervalOptions
         from stage2_temporal.predict import predict as predict_run
 
-    paths = {"source": source, "output": output, "overlay": overlay, "boxes": boxes, "report": report}
+    paths = {"source": source, "output": output, "overlay": overlay, "boxes": boxes, "camera": camera, "report": report}
     expanded = {name: Path(expand(path)) for name, path in paths.items() if path is not None}
     return predict_run(
         folder,
@@ -173,6 +176,42 @@ def predict(
         allow_truncated=allow_truncated,
         options=IntervalOptions(level, threshold),
     )
+
+
+def score(
+    run: Path | str,
+    source: Path | str | None = None,
+    *,
+    layout: str | None = None,
+    camera: Path | str | None = None,
+    fps: float | None = None,
+) -> Metrics:
+    """Predict a labelled data set with a run and score the predictions; nothing is written.
+
+    Args:
+        run: name of the run, or its folder.
+        source: a data set; default: the run's own.
+        layout: layout of its files; default: the run's.
+        camera: a .toml file with the camera's numbers, or one like calibration.txt; default: the data set's own.
+        fps: frames per second, if the data set does not state it; default: the run's.
+
+    Returns:
+        The run's metrics, with the scores on each split of the data set.
+
+    Raises:
+        FramebankError: something the user can correct.
+    """
+    folder = run_folder(run)
+    quiet_opencv()
+    with quiet_imports():
+        from stage2_temporal.predict import predict_labelled
+        from stage2_temporal.train import score_predictions
+
+    paths = {name: Path(expand(path)) for name, path in (("source", source), ("camera", camera)) if path is not None}
+    result = predict_labelled(folder, **paths, layout=layout, fps=fps)
+    for line in result.skipped:
+        logger.warning(f"skipped: {line}")
+    return score_predictions(folder, result.examples, result.predictions)
 
 
 def run_folder(run: Path | str) -> Path:

@@ -10,14 +10,17 @@ A folder of frames counts as a video. Each frame is decoded once and goes throug
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from features._common.atomic import atomic_write
 from features._common.console import logger
@@ -25,9 +28,12 @@ from features._common.csv_table import write_csv_table
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence, Label
-from features.windows import labels_with_targets, make_examples
+from features.streams import MOTION
+from features.strict_model import describe_validation_error
+from features.windows import Examples, labels_with_targets, make_examples, slowest_interval
 from stage1_extract.datasets import scan
-from stage1_extract.datasets.clip import Clip
+from stage1_extract.datasets.camera_file import with_camera
+from stage1_extract.datasets.clip import Clip, every_nth
 from stage1_extract.datasets.single_video import is_single_clip, read_single_clip
 from stage1_extract.frame_loader import encode_thumbnail, resize_frame
 from stage2_temporal.evaluation.uncertainty import (
@@ -49,6 +55,7 @@ from stage2_temporal.sliding.sliding_window import (
     CLIP_LAYOUTS,
     RunModels,
     SlidingWindow,
+    flow_step,
     load_run_models,
     sliding_windows,
     trained_interval,
@@ -74,13 +81,12 @@ def predict(
     stride: int | None = None,
     fps: float | None = None,
     boxes: Path | None = None,
+    camera: Path | None = None,
     allow_truncated: bool = False,
     options: IntervalOptions = IntervalOptions(),  # noqa: B008 — frozen
     report: Path | None = None,
 ) -> PredictionFiles:
     """Predict with the run in a folder, and write the predictions as CSV; see `framebank.predict` for the arguments."""
-    cv2.setNumThreads(1)  # frames are decoded in parallel; and optical flow depends on the number of threads
-    metrics, config = read_metrics(run), read_run_config(run)
     check_options(run, read_uncertainty(run), options)
     for option, value in (("--stride", stride), ("--fps", fps)):
         if value is not None and not 0 < value < math.inf:
@@ -88,13 +94,11 @@ def predict(
     settings = {
         "data.path": source and str(source),
         "data.fps": fps,
+        "data.calibration": camera and str(camera),
         "data.allow_truncated": allow_truncated or None,
         "window.stride": stride,
     }
-    config = config.with_settings({name: value for name, value in settings.items() if value is not None})
-    # footage of another frame rate is brought to the interval that the run was trained at
-    interval = None if stride is not None else trained_interval(metrics, config)
-    config = config.with_settings({"window.interval": interval})
+    config = _prediction_config(run, settings)
     path = Path(config.data.path)
     is_clip = source is not None and is_single_clip(path)
     _check_options(run, config, is_clip, boxes, overlay, report)
@@ -105,12 +109,56 @@ def predict(
     if not is_clip:
         return _predict_data_set(run, config, output, options)
     clip = read_single_clip(path, config.data, fps)
-    rows = sliding_windows(clip.sequence, config)
+    if config.data.calibration is not None:
+        (clip,) = with_camera([clip], Path(config.data.calibration))
     boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
+    reads_flow = MOTION in config.head.input_streams and stride is None and boxes is None
+    step = flow_step(clip.sequence, read_metrics(run).frame_interval) if reads_flow else 1
+    rows = sliding_windows(every_nth(clip, step).sequence if step > 1 else clip.sequence, config, _slowest(run, config))
     models = load_run_models(run)
     if boxes_by_frame is None:
-        return _predict_clip(models, clip, rows, config, output, options, overlay, report)
+        return _predict_clip(models, clip, step, rows, config, output, options, overlay, report)
     return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, options, overlay)
+
+
+def predict_labelled(
+    run: Path,
+    source: Path | None = None,
+    *,
+    layout: str | None = None,
+    camera: Path | None = None,
+    fps: float | None = None,
+) -> DataSetPredictions:
+    """Predict the examples of a data set in any layout; see `framebank.workflows.score` for the arguments."""
+    settings = {
+        "data.path": source and str(source),
+        "data.layout": layout,
+        "data.calibration": camera and str(camera),
+        "data.fps": fps,
+    }
+    return _predict_examples(run, _prediction_config(run, settings), IntervalOptions())
+
+
+def _prediction_config(run: Path, settings: Mapping[str, Any]) -> Config:
+    """A run's config with the settings that are not None, to predict at the interval that it was trained at."""
+    cv2.setNumThreads(1)  # frames are decoded in parallel; and optical flow depends on the number of threads
+    metrics, config = read_metrics(run), read_run_config(run)
+    trained = config
+    try:
+        config = config.with_settings({name: value for name, value in settings.items() if value is not None})
+    except ValidationError as e:
+        raise ConfigError(describe_validation_error(e)) from None
+    # footage of another frame rate is brought to the interval that the run was trained at
+    interval = None if settings.get("window.stride") is not None else trained_interval(metrics, trained)
+    return config.with_settings({"window.interval": interval})
+
+
+def _slowest(run: Path, config: Config) -> float | None:
+    """The `slowest` of `window_frames` for a run's head; flow between frames far apart in time may fail."""
+    if not config.any_frame_rate:
+        return None
+    checked = MOTION in config.head.input_streams and config.window.interval is not None
+    return slowest_interval(read_metrics(run).frame_interval if checked else None)
 
 
 def _check_options(
@@ -152,6 +200,7 @@ def _check_writable(path: Path, source: Path) -> None:
 def _predict_clip(
     models: RunModels,
     clip: Clip,
+    step: int,
     rows: NDArray[np.int64],
     config: Config,
     output: Path,
@@ -159,13 +208,16 @@ def _predict_clip(
     overlay: Path | None,
     report: Path | None,
 ) -> PredictionFiles:
-    """Predict each window of a video: columns time [s], frame (the window's last), the targets and their intervals."""
-    columns, sequence = config.data.columns, clip.sequence
+    """Predict each window of a video: columns time [s], frame (the window's last), the targets and their intervals.
+
+    `rows` (n, T) count every `step`-th frame of the clip.
+    """
+    columns, used = config.data.columns, every_nth(clip, step) if step > 1 else clip
     window = SlidingWindow(models, rows)
-    stream = FrameStream([clip], np.arange(sequence.length), config, models)
+    stream = FrameStream([used], np.arange(used.sequence.length), config, models)
     outputs = np.concatenate(list(window.run(stream.batches(window.step))))
     predictions = read_outputs(models.uncertainty, outputs, stream.frame_log.profiles(rows), options)
-    frames, times = rows[:, -1], sequence.frame_times
+    frames, times = rows[:, -1] * step, clip.sequence.frame_times
     with atomic_write(output) as temporary:
         lines = zip(
             frames.tolist(), times[frames].tolist(), predictions.values.tolist(), predictions.cells(), strict=True
@@ -178,7 +230,7 @@ def _predict_clip(
         write_overlay(overlay, clip, frames, predictions, columns)
         files.append(overlay)
     if report is not None:
-        drive = Drive(sequence.id, sequence.frame_times, frames, predictions, columns)
+        drive = Drive(clip.sequence.id, times, frames, predictions, columns)
         write_drive_page(report, drive, read_pictures(clip, shown_frames(drive)))
         files.append(report)
     return PredictionFiles(tuple(files), len(rows))
@@ -234,8 +286,29 @@ def _warn(predictions: UncertainPredictions) -> None:
         logger.warning(predictions.warning)
 
 
+@dataclass(frozen=True)
+class DataSetPredictions:
+    """The examples of a data set and what a run predicts for them."""
+
+    examples: Examples
+    predictions: UncertainPredictions
+    sequences: list[FrameSequence]
+    skipped: tuple[str, ...]  # a line per sequence that could not be decoded
+
+
 def _predict_data_set(run: Path, config: Config, output: Path, options: IntervalOptions) -> PredictionFiles:
     """Predict the examples of a data set: predictions.csv and the files that the data set's own evaluation needs."""
+    result = _predict_examples(run, config, options)
+    examples, predictions = result.examples, result.predictions
+    with atomic_write(output) as temporary:
+        write_predictions(temporary, examples, examples.split, predictions, result.sequences)
+    _warn(predictions)
+    values = predictions.values
+    submission = write_submission_files(output.parent, config.data.layout, examples, values, result.sequences)
+    return PredictionFiles((output, *submission), len(examples), result.skipped)
+
+
+def _predict_examples(run: Path, config: Config, options: IntervalOptions) -> DataSetPredictions:
     window = config.window
     catalogue = scan(config.data)
     if catalogue.faults and not config.extract.skip_damaged:
@@ -246,7 +319,7 @@ def _predict_data_set(run: Path, config: Config, output: Path, options: Interval
     sequences = [_with_unknown_labels(clip.sequence, config) for clip in catalogue.clips]
     first = np.cumsum([0, *(s.length for s in sequences)])
     examples = make_examples(
-        sequences, first[:-1], config.data.columns, **window.model_dump(), any_rate=config.any_frame_rate
+        sequences, first[:-1], config.data.columns, **window.model_dump(), slowest=_slowest(run, config)
     )
     models = load_run_models(run)
     vehicles = VehicleTracks(models, catalogue.clips, examples, first, config) if models.camera_geometry else None
@@ -264,12 +337,7 @@ def _predict_data_set(run: Path, config: Config, output: Path, options: Interval
     faults = tuple(stream.faults.values())
     if not decoded.any():
         raise BadInputs(f"{config.data.path}: nothing could be decoded", list(faults), hint="replace these files")
-    examples, predictions = examples[decoded], predictions[decoded]
-    with atomic_write(output) as temporary:
-        write_predictions(temporary, examples, examples.split, predictions, sequences)
-    _warn(predictions)
-    submission = write_submission_files(output.parent, config.data.layout, examples, predictions.values, sequences)
-    return PredictionFiles((output, *submission), len(examples), faults)
+    return DataSetPredictions(examples[decoded], predictions[decoded], sequences, faults)
 
 
 def _with_unknown_labels(sequence: FrameSequence, config: Config) -> FrameSequence:

@@ -10,6 +10,7 @@ predicts every example and writes a run: a folder with config, model, history, p
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from features._common.atomic import atomic_write
 from features._common.console import logger
 from features._common.types import Floats
 from features.config import Config, read_run_config
-from features.errors import StoreError
+from features.errors import DataError, StoreError
 from features.store import Store
 from features.streams import UNITS
-from features.windows import MISPLACED
+from features.windows import MISPLACED, Examples
 from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import Task, read_task, store_origin, window_intervals
 from stage2_temporal.evaluation.history import write_history
@@ -42,6 +43,7 @@ from stage2_temporal.runs.results import (
     SplitMetrics,
     StoreOrigin,
     read_metrics,
+    read_results,
     write_metrics,
     write_predictions,
 )
@@ -122,6 +124,18 @@ def _warn_of_mixed_rates(config: Config, store: Store, task: Task) -> None:
         )
 
 
+def score_predictions(run: Path, examples: Examples, predictions: UncertainPredictions) -> Metrics:
+    """The metrics of a run with the scores of its n predictions for a data set's examples instead of its own.
+
+    The constant predictor is still the run's. A DataError if no example has a known target.
+    """
+    if not examples.known.any():
+        raise DataError("no label with the run's target", expected=", ".join(examples.columns), hint="--input DATA_SET")
+    results = read_results(run)
+    task = Task(examples, examples.split, np.array(results.constant), None, math.nan)
+    return results.metrics.model_copy(update=_score(task, predictions))
+
+
 def _fit_head(config: Config, task: Task, X: StoreExamples, folder: Path) -> Head:
     """Fit the config's head on the training examples; the validation examples, if any, choose the epoch."""
     targets, train_indices, validation_indices = task.examples.targets, task.known("train"), task.known("validation")
@@ -189,7 +203,7 @@ def _score(task: Task, predictions: UncertainPredictions) -> dict[str, Any]:
         sentence += f" Based on only {sequences} sequence{'s' * (sequences > 1)}; the result may be chance."
     return {
         "splits": splits,
-        "interval_level": predictions.level,
+        "interval_level": predictions.level if math.isfinite(predictions.level) else None,
         "verdict": sentence,
         "no_better_than_constant": no_better,
         "dropped": DroppedExamples(window=examples.dropped, unknown=int((~examples.known).sum())),

@@ -30,7 +30,9 @@ class CsvTable:
 def read_csv_table(
     path: Path, *, required: Sequence[str] = (), hint: str | None = None, faults: list[str] | None = None
 ) -> CsvTable:
-    """Read a comma-separated file in UTF-8, with or without a byte order mark; empty lines are skipped.
+    """Read a CSV file in UTF-8, with or without a byte order mark; empty lines are skipped.
+
+    Cells are separated by commas, or by semicolons or tabs if the header has no comma.
 
     Args:
         required: columns that the header must have.
@@ -43,7 +45,10 @@ def read_csv_table(
     hint = hint or f"edit {path}"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            header = next((line for line in file if line.strip()), "")
+            file.seek(0)
+            separator = next((c for c in ",;\t" if c in header), ",")
+            reader = csv.reader(file, strict=True, delimiter=separator)
             lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
     except OSError as e:
         raise DataError(f"{path}: {(e.strerror or str(e)).lower()}", hint=hint) from None

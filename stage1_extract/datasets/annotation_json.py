@@ -52,9 +52,10 @@ class VehicleWithVelocity(Vehicle):
 
 
 class EgoMotion(BaseModel):
-    """The car's own motion; speed in m/s."""
+    """The car's own motion: speed in m/s, and the rate at which it turns to the right, in rad/s."""
 
     speed: Number
+    yaw_rate: Number | None = None
 
 
 def vehicle_labels(
@@ -86,9 +87,11 @@ def vehicle_labels(
 
 
 def ego_labels(value: object, where: str, frame: int, faults: list[str]) -> tuple[Label, ...]:
-    """Make the label of the car's own speed, from `{"speed": 21.3}` in m/s."""
+    """Make the label of the car's own speed, from `{"speed": 21.3}` in m/s, and of its `yaw_rate` if that is there."""
     motions = _validate(EgoMotion, value, where, '{"speed": m/s}', faults)
-    return tuple(Label(frame, {"ego_speed": motion.speed}) for motion in motions)
+    return tuple(
+        Label(frame, {"ego_speed": m.speed} | ({} if m.yaw_rate is None else {"yaw_rate": m.yaw_rate})) for m in motions
+    )
 
 
 def load_json(path: ReadablePath, faults: list[str]) -> list[Any]:

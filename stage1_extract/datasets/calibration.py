@@ -1,5 +1,6 @@
 """`calibration.txt` in the competition's format: below `Intrinsic matrix:` three rows of three numbers, and optionally
-below `Camera Height:` the camera's height above the road, such as `1.80m`.
+below `Camera Height:` the camera's height above the road, such as `1.80m`. The wide sample set adds `Horizon:`, the row
+at which the road would end.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from stage1_extract.datasets.archive import ReadablePath, read_file
 from stage1_extract.datasets.clip import error_to_fault
 from stage1_extract.datasets.label_csv import finite_number
 
-_HEADING = re.compile(r"(intrinsic\s+matrix|camera\s+height)\s*:?", re.IGNORECASE)
+_HEADING = re.compile(r"(intrinsic\s+matrix|camera\s+height|horizon)\s*:?", re.IGNORECASE)
 
 
 def find_calibration(folder: ReadablePath, data: DataConfig, faults: list[str]) -> Camera | None:
@@ -47,4 +48,8 @@ def read_camera(path: ReadablePath) -> Camera:
     height = None if height_text is None else finite_number(height_text.rstrip("mM \r\n"))
     if height is not None and not height > 0:
         raise DataError(f"{path}: no camera height", expected="metres, such as 1.80m", got=shown)
-    return Camera(fx, fy, cx, cy, height)
+    horizon_text = sections.get("horizon")
+    horizon = None if horizon_text is None else finite_number(horizon_text.strip())
+    if horizon is not None and math.isnan(horizon):
+        raise DataError(f"{path}: no row of the horizon", expected="a row in px, such as 340.5", got=shown)
+    return Camera(fx, fy, cx, cy, height, horizon)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Protocol
 
-from features._common.types import Image
+import numpy as np
+
+from features._common.types import Floats, Image
 from features.errors import DataError
 from features.sequences import FrameSequence
+
+EVEN = 1e-3  # s: frames this close to an even spacing are evenly spaced; containers round timestamps
 
 
 class FrameSource(Protocol):
@@ -38,11 +43,50 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class EveryNth:
+    """A `FrameSource` of every `step`-th frame of another one."""
+
+    source: FrameSource
+    step: int
+
+    @property
+    def parallel(self) -> bool:
+        return self.source.parallel
+
+    def read(self, start: int, stop: int, min_size: tuple[int, int] | None = None) -> Iterator[Image]:
+        """Read frames like the other source does; of images only those, of a video also what lies between."""
+        if not self.parallel:
+            return islice(self.source.read(start * self.step, (stop - 1) * self.step + 1, min_size), 0, None, self.step)
+        frames = (i * self.step for i in range(start, stop))
+        return (image for i in frames for image in self.source.read(i, i + 1, min_size))
+
+
+def every_nth(clip: Clip, step: int) -> Clip:
+    """A clip of every `step`-th frame, without labels."""
+    s = clip.sequence
+    length, times = -(-s.length // step), s.times and s.times[::step]
+    return Clip(replace(s, length=length, fps=s.fps / step, times=times, labels=()), EveryNth(clip.source, step))
+
+
+@dataclass(frozen=True)
 class Catalogue:
     """What a scan found: the clips without faults, in order, and a line for each fault visible without decoding."""
 
     clips: tuple[Clip, ...]
     faults: tuple[str, ...] = ()
+
+
+def frame_timing(seconds: Floats, rate: float = 0.0) -> tuple[float, tuple[float, ...] | None]:
+    """The frame rate of frames taken at ascending `seconds` (n > 1), and their times from the first one on.
+
+    The times are None if the frames are evenly spaced within `EVEN`, at `rate` if that fits, else at their mean rate.
+    """
+    times = seconds - seconds[0]
+    mean_rate = (len(times) - 1) / float(times[-1])
+    for fps in (rate, mean_rate):
+        if fps and np.abs(times - np.arange(len(times)) / fps).max() <= EVEN:
+            return fps, None
+    return mean_rate, tuple(times.tolist())
 
 
 def add_fault(faults: list[str], what: str, expected: object, got: object) -> None:

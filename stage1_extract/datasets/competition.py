@@ -1,5 +1,6 @@
 """The Kaggle competition's layout, as a folder or a .zip: `Train/Train/1/imgs/001.jpg …` with `annotation.json`, and
-optionally `ego.json`. The rendered sample set has it too, but labels all vehicles.
+optionally `ego.json`. The rendered sample set has it too, but labels all vehicles. A clip's own `calibration.txt` takes
+precedence over the one of the data set.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def clip_spec(
         add_fault(faults, f"{annotation}: missing annotation", "a JSON list of vehicles", "no such file")
     for value in load_json(ego, faults) if ego.is_file() else ():
         labels += ego_labels(value, str(ego), frame, faults)
+    camera = find_calibration(clip, data, faults) or camera  # the wide sample set's clips have a camera each
     return ClipSpec(id, split, data.fps, files, labels, camera, faults)
 
 

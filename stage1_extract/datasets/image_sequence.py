@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import PIL.Image
@@ -58,6 +58,7 @@ class ClipSpec:
     labels: tuple[Label, ...] = ()
     camera: Camera | None = None
     faults: list[str] = field(default_factory=list)
+    times: tuple[float, ...] | None = None
 
 
 def check_files(specs: list[ClipSpec], threads: int, earlier_faults: Iterable[str] = ()) -> Catalogue:
@@ -95,6 +96,7 @@ def check_files(specs: list[ClipSpec], threads: int, earlier_faults: Iterable[st
             sequence = FrameSequence(
                 spec.id, spec.split, len(spec.files), spec.fps, size, digest.hexdigest(), spec.labels, spec.camera
             )
+            sequence = replace(sequence, times=spec.times)
             clips.append(Clip(sequence, ImageFiles(spec.files, digests, infos, depth)))
     for depth, count in sorted(depths.items()):
         if depth < 16:

@@ -1,6 +1,7 @@
 """A CSV manifest: the columns path, sequence, frame and split, then target columns.
 
-Optional reserved columns: fps; left, top, right, bottom (the vehicle's box in px); x, y (its position in m).
+Optional reserved columns: time (seconds, of each frame) or fps; left, top, right, bottom (the vehicle's box in px);
+x, y (its position in m). Other columns without any number, such as remarks, are ignored.
 Paths are relative to the CSV, and may lie outside its folder, because it is the user's own file.
 """
 
@@ -8,15 +9,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
+from features._common.console import logger
 from features._common.csv_table import CsvRow, read_csv_table
 from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import SPLITS
-from stage1_extract.datasets.clip import add_fault
+from stage1_extract.datasets.clip import add_fault, frame_timing
 from stage1_extract.datasets.image_sequence import ClipSpec
-from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
+from stage1_extract.datasets.label_csv import finite_number, read_label, read_number, target_columns
 
 REQUIRED_COLUMNS = ("path", "sequence", "frame", "split")
 
@@ -24,8 +29,9 @@ REQUIRED_COLUMNS = ("path", "sequence", "frame", "split")
 def manifest_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
     """Describe each sequence, in order of its first row, and collect faults that belong to no sequence.
 
-    The rows of a sequence are ordered by `frame`, which may have gaps. Rows of one frame are several labels of it; one
-    without target, box or position only adds its frame. A DataError if the file is missing, not CSV, or lacks a column.
+    The rows of a sequence are ordered by `frame`. Where its numbers have gaps, no window spans them, unless all frames
+    are equally far apart. Rows of one frame are several labels of it; one without target, box or position only adds its
+    frame, and one that is repeated counts once. A DataError if the file is missing, not CSV, or lacks a column.
     """
     path = Path(data.path)
     faults: list[str] = []
@@ -39,7 +45,10 @@ def manifest_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
             rows[row.cells["sequence"]].append(row)
         else:
             add_fault(faults, f"{row.where}: no sequence", "a name", "an empty cell")
-    targets = target_columns(table.columns, *REQUIRED_COLUMNS, "fps")
+    columns = target_columns(table.columns, *REQUIRED_COLUMNS, "fps", "time")
+    targets = tuple(c for c in columns if any(math.isfinite(finite_number(row.cells[c])) for row in table.rows))
+    if ignored := [c for c in columns if c not in targets and any(row.cells[c] for row in table.rows)]:
+        logger.info(f"{path}: ignored {', '.join(ignored)}, which has no number")
     return [_clip_spec(id, clip_rows, path.parent, targets, data.fps) for id, clip_rows in rows.items()], faults
 
 
@@ -47,13 +56,15 @@ def _clip_spec(id: str, rows: list[CsvRow], root: Path, targets: tuple[str, ...]
     faults: list[str] = []
     spec = ClipSpec(id, _split(rows, faults), _fps(rows, fps, faults), faults=faults)
     numbered: list[tuple[float, CsvRow]] = []
+    known_rows: set[tuple[str, ...]] = set()
     first_rows: dict[float, CsvRow] = {}  # of each frame
     for row in rows:
         number = read_number(row, "frame", faults)
         if not row.cells["frame"] or not row.cells["path"]:
             column = "path" if row.cells["frame"] else "frame"
             add_fault(faults, f"{row.where}: no {column}", f"a {column}", "an empty cell")
-        elif math.isfinite(number):
+        elif math.isfinite(number) and (values := tuple(row.cells.values())) not in known_rows:
+            known_rows.add(values)
             first = first_rows.setdefault(number, row)
             if first.cells["path"] != row.cells["path"]:
                 what = f"{row.where}: two files for frame {row.cells['frame']} of {id}"
@@ -61,6 +72,9 @@ def _clip_spec(id: str, rows: list[CsvRow], root: Path, targets: tuple[str, ...]
             numbered.append((number, row))
     order = {number: index for index, number in enumerate(sorted(first_rows))}
     spec.files = tuple(root / first_rows[number].cells["path"] for number in order)
+    if len(known_rows) < len(rows) and not faults:
+        logger.warning(f"{id}: {len(rows) - len(known_rows)} rows of the manifest are repeated, and count once")
+    spec.fps, spec.times = _timing(sorted(first_rows.items()), spec.fps, faults)
     labels = [read_label(row, order[n], targets, faults) for n, row in sorted(numbered, key=lambda pair: pair[0])]
     spec.labels = tuple(label for label in labels if label is not None)
     return spec
@@ -86,3 +100,18 @@ def _fps(rows: list[CsvRow], default: float, faults: list[str]) -> float:
         if value <= 0 or value != fps:
             add_fault(faults, f"{row.where}: wrong fps", f"{fps}, as above" if fps > 0 else "more than 0", value)
     return fps
+
+
+def _timing(rows: list[tuple[float, CsvRow]], fps: float, faults: list[str]) -> tuple[float, tuple[float, ...] | None]:
+    """The frame rate and, if uneven, the times of frames, by the column `time` or else by their numbers."""
+    if len(rows) < 2:
+        return fps, None
+    if not any(row.cells.get("time") for _, row in rows):
+        numbers = np.array([number for number, _ in rows])
+        return fps, frame_timing(numbers / np.diff(numbers).min() / fps, fps)[1]
+    seconds = [read_number(row, "time", faults) for _, row in rows]
+    for (before, _), (time, row) in pairwise(zip(seconds, (row for _, row in rows), strict=True)):
+        if not time > before and not math.isnan(before):
+            what = f"{row.where}: time is missing" if math.isnan(time) else f"{row.where}: time does not increase"
+            add_fault(faults, what, f"more than {before} s", repr(row.cells["time"]))
+    return (fps, None) if faults else frame_timing(np.array(seconds))

@@ -19,11 +19,10 @@ from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import FrameSequence, Label
 from stage1_extract.datasets.archive import list_folder
-from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault
+from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault, frame_timing
 from stage1_extract.datasets.image_sequence import map_in_threads
 from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
 
-EVEN = 1e-3  # s: frames this close to an even spacing are evenly spaced; containers round timestamps
 TRUNCATED_HINT = "copy the video again, or --data.allow_truncated to use it as far as it goes"
 VIDEO_SUFFIXES = frozenset([".avi", ".hevc", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"])
 
@@ -68,16 +67,11 @@ class Video:
         """The frame rate, and the frames' times if these differ from it by more than `EVEN` somewhere."""
         if any(t is None for t in timestamps):
             return rate or None, None
-        times = np.array(timestamps, np.float64)
-        times -= times[0]
-        if not (np.diff(times) > 0).all():
+        seconds = np.array(timestamps, np.float64)
+        if not (np.diff(seconds) > 0).all():
             logger.warning(f"{self.path}: its timestamps do not increase; its frames are taken as evenly spaced")
             return rate or None, None
-        mean_rate = (self.length - 1) / times[-1]
-        for fps in (rate, mean_rate):
-            if fps and np.abs(times - np.arange(self.length) / fps).max() <= EVEN:
-                return float(fps), None
-        return float(mean_rate), tuple(times.tolist())
+        return frame_timing(seconds, rate)
 
     def frame(self, index: int) -> Image:
         """Read frame `index`, uint8 BGR of shape (height, width, 3); a DataError if the video has changed.
@@ -153,11 +147,11 @@ def _video_streams(container: av.container.InputContainer) -> list[av.VideoStrea
 
 
 def _duration(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """The stream's duration in s by the header, from the first timestamp 0 on; 0.0 if unknown."""
+    """The time in s at which the stream ends, by the header; 0.0 if unknown."""
     if stream.duration and stream.time_base:
         return float((stream.start_time or 0) + stream.duration) * float(stream.time_base)
     if container.duration and len(container.streams) == 1:  # else another stream may be longer
-        return ((container.start_time or 0) + container.duration) / av.time_base
+        return container.duration / av.time_base  # Matroska counts it from 0 on
     return 0.0
 
 

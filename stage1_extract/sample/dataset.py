@@ -15,26 +15,36 @@ from features._common.atomic import exclusive_write_lock, fsync_path
 from features._common.console import progress_bar
 from features.errors import DataError
 from stage1_extract.sample.render import render_frames
-from stage1_extract.sample.scene import CAMERA_HEIGHT, CX, CY, FX, FY, LAST_FRAME, Scene, random_scene, vehicle_box
+from stage1_extract.sample.scene import (
+    LAST_FRAME,
+    TUSIMPLE_CAMERA,
+    Scene,
+    SceneCamera,
+    random_scene,
+    random_wide_scene,
+    vehicle_box,
+)
 
 RENDERER = 1  # version; increase it whenever the same seed gives other bytes
 MARKER_FILE = "sample.json"
 JPEG_QUALITY = 88  # about 115 kB per frame
 SPLIT_FOLDERS = ("Train", "Validation", "Test")
-CALIBRATION = f"""Intrinsic matrix:
-{FX:.4f}    0.      {CX:.4f}
-   0.      {FY:.4f}   {CY:.4f}
+SETS = ("standard", "wide")
+CALIBRATION = """Intrinsic matrix:
+{fx:.4f}    0.      {cx:.4f}
+   0.      {fy:.4f}   {cy:.4f}
    0.        0.        1.    
 
 Camera Height:
 
-{CAMERA_HEIGHT:.2f}m
+{above_road:.2f}m
 """  # noqa: W291 — the competition's file has these spaces
 
 
 def render_sample_set(
     out: Path,
     *,
+    kind: str = "standard",
     seed: int = 0,
     train: int = 200,
     validation: int = 60,
@@ -43,10 +53,14 @@ def render_sample_set(
 ) -> None:
     """Write the sample set into a folder; do nothing if it is there already.
 
-    Each clip has 8 frames of 1280x720 px at 10 frames per second; `annotation.json`, the vehicles in the last frame,
-    the target first; and `ego.json`, the car's own speed in m/s. The folder gets its name only when it is complete.
+    Each clip has 8 frames at 10 frames per second, of 1280x720 px in the standard set; `annotation.json`, the vehicles
+    in the last frame, the target first; and `ego.json`, the car's own speed in m/s, in the wide set also its yaw rate
+    in rad/s, to the right. There is a `calibration.txt` for the set, or for each clip of the wide set. The folder gets
+    its name only when it is complete.
 
     Args:
+        kind: `standard`, with one camera, straight roads and 5 to 32 m/s, or `wide`, with several cameras, turns,
+            standing cars and up to 40 m/s.
         seed: a clip's bytes depend only on it, the split and the clip's number.
         train, validation, test: number of clips in each split.
         workers: number of processes; None: one per core.
@@ -56,6 +70,8 @@ def render_sample_set(
         StoreError: another process is rendering it.
     """
     settings = {"renderer": RENDERER, "seed": seed, "train": train, "validation": validation, "test": test}
+    if kind != "standard":
+        settings |= {"kind": SETS.index(kind)}
     try:
         if _is_complete(out, settings):
             return
@@ -98,11 +114,13 @@ def _write_set(out: Path, settings: dict[str, int], workers: int | None) -> None
     clips = [(split, number) for split, count in enumerate(counts) for number in range(1, count + 1)]
     try:
         temporary.mkdir()
-        (temporary / "calibration.txt").write_text(CALIBRATION, encoding="utf-8")
+        wide = bool(settings.get("kind"))
+        if not wide:
+            (temporary / "calibration.txt").write_text(calibration_text(TUSIMPLE_CAMERA), encoding="utf-8")
         for split in SPLIT_FOLDERS:
             (temporary / split / split).mkdir(parents=True)
         parallel = Parallel(n_jobs=workers or cpu_count(), return_as="generator_unordered")
-        tasks = (delayed(_write_clip)(temporary, settings["seed"], split, number) for split, number in clips)
+        tasks = (delayed(_write_clip)(temporary, settings["seed"], split, number, wide) for split, number in clips)
         with progress_bar(len(clips), "sample", "clips") as progress:
             for _ in parallel(tasks):
                 progress.update()
@@ -114,13 +132,20 @@ def _write_set(out: Path, settings: dict[str, int], workers: int | None) -> None
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def clip_scene(seed: int, split: int, number: int) -> Scene:
+def clip_scene(seed: int, split: int, number: int, *, wide: bool = False) -> Scene:
     """Decide what a clip shows, by the set's seed, the split (0 train, 1 validation, 2 test), and its number from 1."""
-    return random_scene(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split, number))))
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split, number)))
+    return random_wide_scene(rng) if wide else random_scene(rng)
 
 
-def _write_clip(root: Path, seed: int, split: int, number: int) -> None:
-    scene = clip_scene(seed, split, number)
+def calibration_text(camera: SceneCamera, horizon: float | None = None) -> str:
+    """A camera's numbers in the competition's format, and the row of the horizon if it is given."""
+    text = CALIBRATION.format(**vars(camera))
+    return text if horizon is None else f"{text}\nHorizon:\n\n{horizon:.2f}\n"
+
+
+def _write_clip(root: Path, seed: int, split: int, number: int, wide: bool) -> None:
+    scene = clip_scene(seed, split, number, wide=wide)
     folder = root / SPLIT_FOLDERS[split] / SPLIT_FOLDERS[split] / str(number)
     folder.mkdir()  # without parents, lest a worker left by a killed process creates its folder again
     (folder / "imgs").mkdir()
@@ -133,7 +158,12 @@ def _write_clip(root: Path, seed: int, split: int, number: int) -> None:
     finally:
         cv2.setNumThreads(threads)
     (folder / "annotation.json").write_text(json.dumps(clip_annotation(scene)), encoding="utf-8")
-    (folder / "ego.json").write_text(json.dumps({"speed": scene.speed}), encoding="utf-8")
+    ego = {"speed": scene.speed}
+    if wide:
+        ego["yaw_rate"] = scene.yaw_rate
+        horizon = float(np.mean(scene.horizons))
+        (folder / "calibration.txt").write_text(calibration_text(scene.camera, horizon), encoding="utf-8")
+    (folder / "ego.json").write_text(json.dumps(ego), encoding="utf-8")
 
 
 def clip_annotation(scene: Scene) -> list[dict[str, object]]:

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.types import Image
-from stage1_extract.sample.scene import CAMERA_HEIGHT, CX, FPS, FRAMES, FX, FY, HEIGHT, WIDTH, Scene
+from stage1_extract.sample.scene import FPS, FRAMES, NEAREST_BAND, TUSIMPLE_CAMERA, Scene
 
 Float32s = NDArray[np.float32]
 Coordinates = NDArray[np.floating[Any]]
 
-BAND_EDGES = tuple(3.2 * 2.0**k for k in range(7))  # m from the camera, between the bands
-MAX_LATERAL_SLOPE = 0.96  # greatest |y| / x in the picture
+NEAREST, BANDS = 3.2, 6  # m from the standard set's camera to the first band, and number of bands
+MAX_LATERAL_SLOPE = 0.96  # greatest |y| / x in the standard set's pictures
 EXPOSURE_TIME = 0.006  # s; what moves during it is blurred
 OVERSAMPLING = 2  # cells drawn per cell kept along x, beyond the first band
 TILE_SIZE = 256  # cells after which the noise repeats
@@ -42,7 +42,8 @@ class GroundBand:
     near: float  # m from the camera
     far: float
     cell: tuple[float, float]  # size along x and y, m
-    texture: Image  # (cells along x, cells along y, 3); x begins at `near` in the first frame, y is 0 in the middle
+    start: float  # x of the texture's first cells on the road, m
+    texture: Image  # (cells along x, cells along y, 3); y is 0 in the middle
 
 
 @cache
@@ -113,16 +114,19 @@ def make_ground(scene: Scene) -> list[GroundBand]:
     """Make the ground of a clip: its bands from near to far."""
     rng = np.random.default_rng([scene.style.seed, 0])
     travel = scene.speed * (FRAMES - 1) / FPS
+    edges, slope, widening = _band_edges(scene), _lateral_slope(scene), _widening(scene)
     offsets = rng.uniform(0, TILE_SIZE, (len(NOISE_OCTAVES), 2))
-    patches = _patches(rng, scene, travel + BAND_EDGES[-1])
+    patches = _patches(rng, scene, travel + edges[-1])
     cracks = _cracks(rng, scene, travel + 30.0)
     bands = []
-    for near, far in pairwise(BAND_EDGES):
-        over = 1 if near == BAND_EDGES[0] else OVERSAMPLING
-        dx, dy = 2.0 * near**2 / (FY * CAMERA_HEIGHT) / over, 1.4 * near / FX
-        rows = over * int(np.ceil((travel + far - near) / dx / over) + 1)
-        columns = 2 * int(np.ceil(MAX_LATERAL_SLOPE * far / dy))
-        cells = _Cells(scene, near + np.arange(rows) * dx, (np.arange(columns) - columns / 2) * dy, dx, dy)
+    camera = scene.camera
+    for near, far in pairwise(edges):
+        over = 1 if near == edges[0] else OVERSAMPLING
+        dx, dy = 2.0 * near**2 / camera.scale / over, 1.4 * near / camera.fx
+        start, end = near - widening * near, far + widening * far
+        rows = over * int(np.ceil((travel + end - start) / dx / over) + 1)
+        columns = 2 * int(np.ceil(slope * far / dy))
+        cells = _Cells(scene, start + np.arange(rows) * dx, (np.arange(columns) - columns / 2) * dy, dx, dy)
         asphalt = _coverage(cells.y, dy, scene.road.left, scene.road.right)
         light = cells.brightness(asphalt, offsets)
         for x0, y0, length, width, tone in patches:
@@ -138,8 +142,33 @@ def make_ground(scene: Scene) -> list[GroundBand]:
             texture = cv2.blur(texture, (1, blur))
         if over > 1:
             texture = cv2.resize(texture, (columns, rows // over), interpolation=cv2.INTER_AREA)
-        bands.append(GroundBand(near, far, (dx * over, dy), texture))
+        bands.append(GroundBand(near, far, (dx * over, dy), start, texture))
     return bands
+
+
+def _band_edges(scene: Scene) -> tuple[float, ...]:
+    """Distances from the camera between the bands, m."""
+    camera = scene.camera
+    nearest = NEAREST
+    if camera != TUSIMPLE_CAMERA:
+        nearest = NEAREST_BAND * camera.scale / (camera.height - min(scene.horizons))
+    return tuple(nearest * 2.0**k for k in range(BANDS + 1))
+
+
+def _lateral_slope(scene: Scene) -> float:
+    """The greatest |y| / x in the pictures, x and y on the road."""
+    camera = scene.camera
+    if camera == TUSIMPLE_CAMERA and not scene.yaw_rate:
+        return MAX_LATERAL_SLOPE
+    side = max(camera.cx, camera.width - camera.cx) / camera.fx
+    return float(np.tan(np.arctan(side) + abs(scene.pose(0)[2]))) * 1.05
+
+
+def _widening(scene: Scene) -> float:
+    """How much further a band reaches along the road than along the camera's axis, as a share of the distance."""
+    camera = scene.camera
+    side = max(camera.cx, camera.width - camera.cx) / camera.fx
+    return float(side * np.sin(abs(scene.pose(0)[2]))) * 1.1
 
 
 def _coverage(edges: Coordinates, cell: float, start: float, end: float) -> Float32s:
@@ -185,33 +214,46 @@ def _cracks(rng: np.random.Generator, scene: Scene, length: float) -> list[NDArr
 
 def draw_ground(canvas: Image, bands: Sequence[GroundBand], scene: Scene, frame: int) -> None:
     """Draw the ground of a frame, from the bottom of the picture up to the row below the horizon."""
-    horizon = scene.horizons[frame]
-    passed = scene.speed * frame / FPS
-    scale = FY * CAMERA_HEIGHT
-    bottom = HEIGHT
+    camera, horizon = scene.camera, scene.horizons[frame]
+    px, py, heading = scene.pose(frame)
+    scale, fx, cx = camera.scale, camera.fx, camera.cx
+    bottom = camera.height
     for band in bands:
         last = band is bands[-1]
-        top = int(np.ceil(horizon + (1.0 if last else scale / band.far)))
+        top = max(0, int(np.ceil(horizon + (1.0 if last else scale / band.far))))
         if top >= bottom:
             continue
         dx, dy = band.cell
         middle = band.texture.shape[1] / 2
-        start = passed - band.near
-        # row v and column u show x = scale/(v−horizon), y = (u−CX)·CAMERA_HEIGHT·FY/FX/(v−horizon);
+        start = px - band.start
+        # row v and column u show x = scale/(v−horizon), y = (u−cx)·above_road·fy/fx/(v−horizon);
         # the 0.5 leads from a cell's edge to its centre
         to_cell = np.array(
             [
-                [scale / FX / dy, middle - 0.5, -scale * CX / FX / dy - (middle - 0.5) * horizon],
+                [scale / fx / dy, middle - 0.5, -scale * cx / fx / dy - (middle - 0.5) * horizon],
                 [0.0, start / dx - 0.5, scale / dx - (start / dx - 0.5) * horizon],
                 [0.0, 1.0, -horizon],
             ]
         )
+        if scene.yaw_rate:
+            to_cell = _turned(band, px, py, heading) @ np.array(
+                [[0.0, 0.0, scale], [scale / fx, 0.0, -scale * cx / fx], [0.0, 1.0, -horizon]]
+            )
         # two rows per row kept, because footprints are longest along x
         half = np.array([[1.0, 0.0, 0.0], [0.0, 0.5, top - 0.25], [0.0, 0.0, 1.0]])
         twice = cv2.warpPerspective(
-            band.texture, to_cell @ half, (WIDTH, 2 * (bottom - top)),
+            band.texture, to_cell @ half, (camera.width, 2 * (bottom - top)),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
         upper, lower = twice.reshape(bottom - top, 2, -1).transpose(1, 0, 2)
         cv2.addWeighted(upper, 0.5, lower, 0.5, 0, dst=canvas[top:bottom].reshape(bottom - top, -1))
         bottom = top
+
+
+def _turned(band: GroundBand, px: float, py: float, heading: float) -> NDArray[np.float64]:
+    """From a point (x, y, 1) that the camera sees to the column and row of its cell, for a camera that has turned."""
+    (dx, dy), middle = band.cell, band.texture.shape[1] / 2
+    c, s = np.cos(heading), np.sin(heading)
+    to_road = np.array([[c, -s, px], [s, c, py], [0.0, 0.0, 1.0]])
+    to_cell = np.array([[0.0, 1 / dy, middle - 0.5], [1 / dx, 0.0, -band.start / dx - 0.5], [0.0, 0.0, 1.0]])
+    return np.asarray(to_cell @ to_road, np.float64)

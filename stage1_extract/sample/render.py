@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cache
 
@@ -12,15 +13,8 @@ from numpy.typing import NDArray
 from features._common.types import Image
 from stage1_extract.sample.ground import Coordinates, Float32s, draw_ground, make_ground
 from stage1_extract.sample.scene import (
-    CAMERA_HEIGHT,
-    CX,
-    FPS,
     FRAMES,
-    FX,
-    FY,
-    HEIGHT,
-    HORIZON,
-    WIDTH,
+    TUSIMPLE_CAMERA,
     Scene,
     SceneStyle,
     image_column,
@@ -36,7 +30,7 @@ MIN_OBJECT_DISTANCE = 2.5  # m; nearer objects are outside the picture
 
 
 def render_frames(scene: Scene) -> Iterator[Image]:
-    """Render the frames of a clip in order, each uint8 BGR of shape (720, 1280, 3)."""
+    """Render the frames of a clip in order, each uint8 BGR of shape (height, width, 3)."""
     rng = np.random.default_rng([scene.style.seed, 2])
     backdrop = _backdrop(scene)
     ground = make_ground(scene)
@@ -48,22 +42,23 @@ def render_frames(scene: Scene) -> Iterator[Image]:
     # the same in all channels, as after JPEG compression; as bytes, because OpenCV is slow with different types
     noise = np.round(_unit_noise() * np.float32(scene.style.noise))
     grain = [cv2.merge([np.maximum(part, 0).astype(np.uint8)] * 3) for part in (noise, -noise)]
+    camera = scene.camera
     for frame in range(FRAMES):
         horizon = scene.horizons[frame]
-        canvas = _shifted_backdrop(backdrop, horizon)
+        canvas = _shifted_backdrop(backdrop, scene, frame)
         draw_ground(canvas, ground, scene, frame)
         _draw_haze(canvas, scene, horizon)
         _draw_roadside(canvas, scene, frame, sprites)
         for vehicle, rear in sorted(zip(scene.vehicles, rears, strict=True), key=lambda pair: -pair[0].at(frame)[0]):
             x, y = vehicle.at(frame)
             # the ground from under the vehicle's axle to just behind its rear
-            left, _, right, _ = upright_rectangle(horizon, x, y, vehicle.width + 0.5, 0.0)
-            top, bottom = image_row(horizon, x + 2.5), image_row(horizon, x - min(0.45, 0.08 * x))
+            left, _, right, _ = upright_rectangle(camera, horizon, x, y, vehicle.width + 0.5, 0.0)
+            top, bottom = image_row(camera, horizon, x + 2.5), image_row(camera, horizon, x - min(0.45, 0.08 * x))
             draw_sprite(canvas, shadow_sprite, (left, top, right, bottom))
             haze = float(_haze(scene.style, x))
             draw_sprite(canvas, rear, vehicle_box(scene, vehicle, frame), haze, scene.style.sky_bottom)
         i, j = (int(k) for k in rng.integers(0, 256, 2))
-        more, less = (part[i : i + HEIGHT, j : j + WIDTH] for part in grain)
+        more, less = (part[i : i + camera.height, j : j + camera.width] for part in grain)
         yield np.asarray(cv2.subtract(cv2.add(cv2.LUT(canvas, response), more), less), np.uint8)
 
 
@@ -73,73 +68,108 @@ def _haze(style: SceneStyle, x: Coordinates | float) -> Float32s:
 
 
 def _backdrop(scene: Scene) -> Image:
-    """Sky, clouds and far hills, with the horizon in row `HORIZON`, and rows below it to spare."""
+    """Sky, clouds and far hills, with the horizon in the camera's row, and room to spare below and for turns."""
     rng = np.random.default_rng([scene.style.seed, 3])
-    style = scene.style
-    rows = int(HORIZON) + 40
-    height = np.clip(np.linspace(0, 1, rows) * rows / HORIZON, 0, 1)[:, None]
-    clouds = np.zeros((rows, WIDTH), np.float32)
+    style, horizon = scene.style, scene.camera.horizon
+    width = scene.camera.width + 2 * _turning_margin(scene)
+    rows = int(horizon) + 40
+    height = np.clip(np.linspace(0, 1, rows) * rows / horizon, 0, 1)[:, None]
+    clouds = np.zeros((rows, width), np.float32)
     for cells, strength in ((4, 1.0), (9, 0.6), (24, 0.35), (60, 0.2)):
         noise = rng.standard_normal((cells * 2, cells)).astype(np.float32)
-        clouds += strength * cv2.resize(noise, (WIDTH, rows), interpolation=cv2.INTER_CUBIC)
+        clouds += strength * cv2.resize(noise, (width, rows), interpolation=cv2.INTER_CUBIC)
     light = (12 + 10 * style.clouds) * np.clip(clouds, -1.5, 2) * (1 - height**3)
     colours = zip(style.sky_top, style.sky_bottom, strict=True)
     sky = [high * (1 - height) + low * height + light for high, low in colours]
     canvas = np.asarray(cv2.merge([np.clip(colour, 0, 255).astype(np.uint8) for colour in sky]), np.uint8)
     for tone, low, high in ((0.55, 12, 30), (0.8, 4, 16)):  # hills, then a line of trees
-        outline = np.zeros(WIDTH, np.float32)
+        outline = np.zeros(width, np.float32)
         for cells, strength in ((5, 1.0), (18, 0.4), (90, 0.25)):
             noise = rng.standard_normal((1, cells)).astype(np.float32)
-            outline += strength * cv2.resize(noise, (WIDTH, 1), interpolation=cv2.INTER_CUBIC)[0]
-        top = HORIZON - rng.uniform(low, high) * np.clip(1 + 0.5 * outline, 0.1, 2.5)
-        points = np.column_stack([np.arange(WIDTH), top])
-        points = np.vstack([points, [[WIDTH - 1, rows], [0, rows]]])
+            outline += strength * cv2.resize(noise, (width, 1), interpolation=cv2.INTER_CUBIC)[0]
+        top = horizon - rng.uniform(low, high) * np.clip(1 + 0.5 * outline, 0.1, 2.5)
+        points = np.column_stack([np.arange(width), top])
+        points = np.vstack([points, [[width - 1, rows], [0, rows]]])
         colour = np.array(style.sky_bottom) * (1 - tone) + np.array([60, 72, 62]) * tone
         cv2.fillPoly(canvas, [np.round(points * 16).astype(np.int32)], colour.tolist(), cv2.LINE_AA, 4)
     return canvas
 
 
-def _shifted_backdrop(backdrop: Image, horizon: float) -> Image:
-    """A picture of full size with the backdrop, shifted to a frame's horizon."""
-    m = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, horizon - HORIZON]])
-    canvas: Image = np.empty((HEIGHT, WIDTH, 3), np.uint8)
-    rows = backdrop.shape[0] - 20
-    canvas[:rows] = cv2.warpAffine(backdrop, m, (WIDTH, rows), borderMode=cv2.BORDER_REPLICATE)
+def _turning_margin(scene: Scene) -> int:
+    """Columns that the backdrop has beyond each side of the picture."""
+    camera, turn = scene.camera, abs(scene.pose(0)[2])
+    side = max(camera.cx, camera.width - camera.cx) / camera.fx
+    return math.ceil(camera.fx * (math.tan(math.atan(side) + turn) - side)) if turn else 0
+
+
+def _shifted_backdrop(backdrop: Image, scene: Scene, frame: int) -> Image:
+    """A picture of full size with the backdrop, shifted to a frame's horizon and turned by its heading."""
+    camera, heading, horizon = scene.camera, scene.pose(frame)[2], scene.horizons[frame]
+    canvas: Image = np.empty((camera.height, camera.width, 3), np.uint8)
+    rows = min(backdrop.shape[0] - 20, camera.height)
+    if not scene.yaw_rate:
+        m = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, horizon - camera.horizon]])
+        canvas[:rows] = cv2.warpAffine(backdrop, m, (camera.width, rows), borderMode=cv2.BORDER_REPLICATE)
+        return canvas
+    to_direction = np.array([[1 / camera.fx, 0, -camera.cx / camera.fx], [0, 1, -horizon], [0, 0, 1]])
+    c, s = math.cos(heading), math.sin(heading)
+    to_backdrop = np.array([[camera.fx, 0, camera.cx + _turning_margin(scene)], [0, 1, camera.horizon], [0, 0, 1]])
+    m = to_backdrop @ np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]) @ to_direction
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    size = camera.width, rows
+    canvas[:rows] = cv2.warpPerspective(backdrop, m, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return canvas
 
 
 def _draw_haze(canvas: Image, scene: Scene, horizon: float) -> None:
     """Draw haze over the far ground."""
-    v = np.arange(int(np.ceil(horizon + 1)), int(horizon + FY * CAMERA_HEIGHT / HAZE_START) + 1)
-    haze = _haze(scene.style, FY * CAMERA_HEIGHT / (v - horizon))[:, None]
+    scale, width = scene.camera.scale, scene.camera.width
+    v = np.arange(int(np.ceil(horizon + 1)), min(int(horizon + scale / HAZE_START) + 1, len(canvas)))
+    haze = _haze(scene.style, scale / (v - horizon))[:, None]
     part = canvas[v[0] : v[-1] + 1].reshape(len(v), -1)  # flat rows, because NumPy is slow along a short axis
-    part[:] = part * (1 - haze) + np.tile(np.array(scene.style.sky_bottom, np.float32), WIDTH) * haze
+    part[:] = part * (1 - haze) + np.tile(np.array(scene.style.sky_bottom, np.float32), width) * haze
 
 
 def _draw_roadside(canvas: Image, scene: Scene, frame: int, sprites: dict[str, list[Sprite]]) -> None:
     """Draw roadside objects from far to near, then the guard rails in front of them."""
-    horizon = scene.horizons[frame]
-    passed = scene.speed * frame / FPS
-    objects = sorted((t for t in scene.roadside if t.x - passed > MIN_OBJECT_DISTANCE), key=lambda t: passed - t.x)
+    camera, horizon = scene.camera, scene.horizons[frame]
+    places = [(*scene.seen_from(frame, item.x, item.y), item) for item in scene.roadside]
+    objects = sorted((place for place in places if place[0] > MIN_OBJECT_DISTANCE), key=lambda place: -place[0])
     for rail_posts in (False, True):
         if rail_posts:
-            for y in scene.road.rails:
-                _draw_rail(canvas, horizon, y)
-        for item in (t for t in objects if (t.kind == "rail_post") == rail_posts):
-            x = item.x - passed
-            box = upright_rectangle(horizon, x, item.y, item.width, item.height)
+            for rail in scene.road.rails:
+                _draw_rail(canvas, scene, frame, rail)
+        for x, y, item in (place for place in objects if (place[2].kind == "rail_post") == rail_posts):
+            box = upright_rectangle(camera, horizon, x, y, item.width, item.height)
             haze = float(_haze(scene.style, x))
             draw_sprite(canvas, sprites[item.kind][item.variant], box, haze, scene.style.sky_bottom)
 
 
-def _draw_rail(canvas: Image, horizon: float, y: float) -> None:
-    near = max(1.5, abs(y) * FX / (CX + 60))  # just outside the picture
+def _draw_rail(canvas: Image, scene: Scene, frame: int, y: float) -> None:
+    camera, horizon = scene.camera, scene.horizons[frame]
+    ends = _rail_ends(scene, frame, y)
     for colour, low, high in (((150, 154, 156), 0.45, 0.78), ((112, 116, 118), 0.56, 0.66)):
-        corners = ((near, low), (400, low), (400, high), (near, high))
-        fill_polygon(canvas, colour, [(image_column(x, y), image_row(horizon, x, z)) for x, z in corners])
+        corners = ((*ends[0], low), (*ends[1], low), (*ends[1], high), (*ends[0], high))
+        points = [(image_column(camera, x, side), image_row(camera, horizon, x, z)) for x, side, z in corners]
+        fill_polygon(canvas, colour, points)
+
+
+def _rail_ends(scene: Scene, frame: int, y: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The near and the far end of a rail at y on the road, as the camera sees them: ahead and to the right, m."""
+    camera = scene.camera
+    middle = camera.cx if y < 0 else camera.width - camera.cx
+    if not scene.yaw_rate:
+        if camera == TUSIMPLE_CAMERA:
+            middle = camera.cx
+        return (max(1.5, abs(y) * camera.fx / (middle + 60)), y), (400, y)  # from just outside the picture on
+    px, py, heading = scene.pose(frame)
+    # the point of the rail that is 1.5 m ahead: c·(x − px) + s·(y − py) = 1.5
+    near = px + (1.5 - math.sin(heading) * (y - py)) / math.cos(heading)
+    return scene.seen_from(frame, near, y), scene.seen_from(frame, px + 400, y)
 
 
 @cache
 def _unit_noise() -> NDArray[np.float32]:
     """Noise of standard deviation 1, larger than a frame; each frame uses a random section of it."""
-    return np.random.default_rng(4).standard_normal((HEIGHT + 256, WIDTH + 256)).astype(np.float32)
+    size = TUSIMPLE_CAMERA.height + 256, TUSIMPLE_CAMERA.width + 256  # no camera has larger frames
+    return np.random.default_rng(4).standard_normal(size).astype(np.float32)

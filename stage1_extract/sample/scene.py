@@ -2,11 +2,16 @@
 
 Coordinates: x forward and y right of the camera in metres, on a flat ground; u right and v down in pixels, the centre
 of the first pixel at (0, 0). The camera looks level and its picture is shifted so that the horizon lies at a given
-row: a point on the ground at (x, y) appears at (cx + fx·y/x, horizon + fy·CAMERA_HEIGHT/x).
+row: a point on the ground at (x, y) appears at (cx + fx·y/x, horizon + fy·height/x).
+
+The standard set has one camera and straight driving. The wide set has several cameras, turns, standing cars and higher
+speeds; where the car turns, the road and what stands beside it turn about the camera, and other vehicles follow the
+car: their positions and velocities are those in the camera's own coordinates.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,13 +20,10 @@ import numpy as np
 from features._common.types import Floats
 from features.sequences import Box
 
-WIDTH, HEIGHT = 1280, 720
-FX, FY, CX, CY = 714.1526, 710.3725, 675.5754, 376.2563  # TuSimple's camera
-CAMERA_HEIGHT = 1.80  # m above the road
 FRAMES, FPS = 8, 10.0
 LAST_FRAME = FRAMES - 1  # the frame that labels describe
 
-HORIZON, HORIZON_SPREAD = 340.0, 4.0  # rows
+HORIZON_SPREAD = 4.0  # rows
 LOG_DISTANCE = (np.log(36.0), 0.368)  # mean and deviation of a log-normal: quartiles 28, 36, 46 m
 DISTANCE_RANGE = (5.0, 90.0)  # m
 VX_MEAN_SD, VY_MEAN_SD = (0.525, 2.274), (-0.081, 0.291)  # m/s, over TuSimple's public test labels
@@ -30,6 +32,35 @@ SPEED_RANGE = (5.0, 32.0)  # m/s
 MIN_DISTANCE = 4.0  # m, of all vehicles in all frames
 
 Colour = tuple[float, float, float]  # B, G, R from 0 to 255
+
+
+@dataclass(frozen=True)
+class SceneCamera:
+    """A camera of the sample set."""
+
+    width: int  # of the frames, px
+    height: int
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    above_road: float  # m
+    horizon: float  # mean row
+
+    @property
+    def scale(self) -> float:
+        """Rows below the horizon times distance, px·m."""
+        return self.fy * self.above_road
+
+
+TUSIMPLE_CAMERA = SceneCamera(1280, 720, 714.1526, 710.3725, 675.5754, 376.2563, 1.80, 340.0)
+# of the wide set: width, height, range of fx in widths
+WIDE_SIZES = ((1280, 720, 0.5, 0.9), (1242, 376, 0.5, 0.65), (960, 540, 0.5, 1.0), (640, 480, 0.6, 1.1))
+WIDE_ABOVE_ROAD = (1.15, 2.3)  # m
+WIDE_HORIZON = 0.04  # greatest distance of the horizon from cy, in fy
+WIDE_SPEED_RANGE, STANDING_SHARE = (0.0, 40.0), 0.15
+TURNING_SHARE, WIDE_YAW_RATE, LATERAL_ACCELERATION = 0.5, 0.5, 4.0  # rad/s and m/s² at most
+NEAREST_BAND = 0.95  # of the nearest distance in the picture
 
 
 @dataclass(frozen=True)
@@ -106,39 +137,83 @@ class Scene:
     roadside: tuple[RoadsideObject, ...]
     vehicles: tuple[SceneVehicle, ...]  # the first is the target; no other hides it in any frame
     style: SceneStyle
+    camera: SceneCamera = TUSIMPLE_CAMERA
+    yaw_rate: float = 0.0  # to the right, rad/s
+
+    def pose(self, frame: int) -> tuple[float, float, float]:
+        """Where the camera is on the road in a frame (from 0), x and y in m, and its heading in rad to the right.
+
+        It drives along an arc that is parallel to the road halfway between the first and the last frame.
+        """
+        t = frame / FPS
+        if not self.yaw_rate:
+            return self.speed * t, 0.0, 0.0
+        radius, first = self.speed / self.yaw_rate, -self.yaw_rate * LAST_FRAME / FPS / 2
+        heading = first + self.yaw_rate * t
+        return radius * (math.sin(heading) - math.sin(first)), radius * (math.cos(first) - math.cos(heading)), heading
+
+    def seen_from(self, frame: int, x: float, y: float) -> tuple[float, float]:
+        """A point of the road as the camera of a frame sees it: ahead and to the right, m."""
+        px, py, heading = self.pose(frame)
+        if not self.yaw_rate:
+            return x - px, y
+        c, s = math.cos(heading), math.sin(heading)
+        return c * (x - px) + s * (y - py), c * (y - py) - s * (x - px)
 
 
-def image_column(x: float, y: float) -> float:
+def image_column(camera: SceneCamera, x: float, y: float) -> float:
     """Pixel column u of a point at (x, y)."""
-    return CX + FX * y / x
+    return camera.cx + camera.fx * y / x
 
 
-def image_row(horizon: float, x: float, height: float = 0.0) -> float:
+def image_row(camera: SceneCamera, horizon: float, x: float, height: float = 0.0) -> float:
     """Pixel row v of a point at distance x and `height` m above the ground."""
-    return horizon + FY * (CAMERA_HEIGHT - height) / x
+    return horizon + camera.fy * (camera.above_road - height) / x
 
 
-def upright_rectangle(horizon: float, x: float, y: float, width: float, height: float) -> Box:
+def upright_rectangle(camera: SceneCamera, horizon: float, x: float, y: float, width: float, height: float) -> Box:
     """Left, top, right, bottom in px of an upright rectangle whose foot is at (x, y)."""
-    left, right = (image_column(x, side) for side in (y - width / 2, y + width / 2))
-    return left, image_row(horizon, x, height), right, image_row(horizon, x)
+    left, right = (image_column(camera, x, side) for side in (y - width / 2, y + width / 2))
+    return left, image_row(camera, horizon, x, height), right, image_row(camera, horizon, x)
 
 
 def vehicle_box(scene: Scene, vehicle: SceneVehicle, frame: int) -> Box:
     """Left, top, right, bottom in px of a vehicle's rear in a frame (from 0)."""
-    return upright_rectangle(scene.horizons[frame], *vehicle.at(frame), vehicle.width, vehicle.height)
+    return upright_rectangle(scene.camera, scene.horizons[frame], *vehicle.at(frame), vehicle.width, vehicle.height)
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """Draw the content of a clip at random."""
+    """Draw the content of a clip of the standard set at random."""
     speed = float(rng.uniform(*SPEED_RANGE))
-    horizon = HORIZON + rng.uniform(-HORIZON_SPREAD, HORIZON_SPREAD)
+    horizon = TUSIMPLE_CAMERA.horizon + rng.uniform(-HORIZON_SPREAD, HORIZON_SPREAD)
     # the car body pitches slowly, by about a pixel
-    swing = rng.uniform(0, 0.8) * np.sin(rng.uniform(0, 2 * np.pi) + np.arange(FRAMES) / FPS * 2 * np.pi * 1.3)
-    horizons = tuple(float(h) for h in horizon + swing)
+    horizons = _pitching(rng, horizon, 0.8)
     road = _random_road(rng)
-    roadside, vehicles = _random_roadside(rng, road), _random_vehicles(rng, road, speed)
-    return Scene(speed, horizons, road, roadside, vehicles, _random_style(rng))
+    roadside = _random_roadside(rng, road)
+    return Scene(speed, horizons, road, roadside, _random_vehicles(rng, road, speed), _random_style(rng))
+
+
+def random_wide_scene(rng: np.random.Generator) -> Scene:
+    """Draw the content of a clip of the wide set at random."""
+    width, height, narrow, wide = WIDE_SIZES[rng.integers(len(WIDE_SIZES))]
+    fx = float(width * rng.uniform(narrow, wide))
+    fy = fx * float(rng.uniform(0.98, 1.02))
+    cx, cy = (float(side * (0.5 + rng.uniform(-0.03, 0.03))) for side in (width, height))
+    horizon = cy + float(rng.uniform(-WIDE_HORIZON, WIDE_HORIZON)) * fy
+    camera = SceneCamera(width, height, fx, fy, cx, cy, float(rng.uniform(*WIDE_ABOVE_ROAD)), horizon)
+    speed = 0.0 if rng.random() < STANDING_SHARE else float(rng.uniform(*WIDE_SPEED_RANGE))
+    turn = float(rng.uniform(-1, 1)) if rng.random() < TURNING_SHARE else 0.0
+    yaw_rate = turn * min(WIDE_YAW_RATE, LATERAL_ACCELERATION / speed) if speed else 0.0
+    horizons = _pitching(rng, horizon, 0.0011 * fy * min(1.0, speed / 5))
+    road = _random_road(rng)
+    roadside = _random_roadside(rng, road)
+    vehicles = _random_vehicles(rng, road, speed, camera)
+    return Scene(speed, horizons, road, roadside, vehicles, _random_style(rng), camera, yaw_rate)
+
+
+def _pitching(rng: np.random.Generator, horizon: float, most: float) -> tuple[float, ...]:
+    swing = rng.uniform(0, most) * np.sin(rng.uniform(0, 2 * np.pi) + np.arange(FRAMES) / FPS * 2 * np.pi * 1.3)
+    return tuple(float(h) for h in horizon + swing)
 
 
 def _random_road(rng: np.random.Generator) -> Road:
@@ -203,7 +278,9 @@ VEHICLE_KINDS = {  # share; least and greatest width, least and greatest height 
 }
 
 
-def _random_vehicles(rng: np.random.Generator, road: Road, speed: float) -> tuple[SceneVehicle, ...]:
+def _random_vehicles(
+    rng: np.random.Generator, road: Road, speed: float, camera: SceneCamera = TUSIMPLE_CAMERA
+) -> tuple[SceneVehicle, ...]:
     """One to three vehicles in different lanes, inside the picture in every frame; the first is the target."""
     count = min(int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])), len(road.lanes))
     vehicles: list[SceneVehicle] = []
@@ -215,13 +292,13 @@ def _random_vehicles(rng: np.random.Generator, road: Road, speed: float) -> tupl
         for i in rng.permutation(len(lanes)):
             y = lanes[i] + np.clip(rng.normal(0, 0.25), -0.5, 0.5)
             new = SceneVehicle(kind, width, height, (x, float(y)), (vx, vy), int(rng.integers(2**31)))
-            if all(_in_picture(new, frame) for frame in range(FRAMES)):
+            if all(_in_picture(camera, new, frame) for frame in range(FRAMES)):
                 vehicles.append(new)
                 del lanes[i]
                 break
-    unhidden = [v for v in vehicles if not any(_hides(other, v) for other in vehicles if other is not v)]
+    unhidden = [v for v in vehicles if not any(_hides(camera, other, v) for other in vehicles if other is not v)]
     if not unhidden:  # they hide each other, in different frames
-        return _random_vehicles(rng, road, speed)
+        return _random_vehicles(rng, road, speed, camera)
     first = unhidden[rng.integers(len(unhidden))]
     return (first, *(v for v in vehicles if v is not first))
 
@@ -237,16 +314,16 @@ def _random_motion(rng: np.random.Generator, speed: float) -> tuple[float, float
             return x, vx, vy, kind
 
 
-def _in_picture(vehicle: SceneVehicle, frame: int) -> bool:
-    horizon = HORIZON - HORIZON_SPREAD - 1
-    left, top, right, _ = upright_rectangle(horizon, *vehicle.at(frame), vehicle.width, vehicle.height)
-    return left >= 0 and top >= 0 and right <= WIDTH - 1
+def _in_picture(camera: SceneCamera, vehicle: SceneVehicle, frame: int) -> bool:
+    horizon = camera.horizon - HORIZON_SPREAD - 1
+    left, top, right, _ = upright_rectangle(camera, horizon, *vehicle.at(frame), vehicle.width, vehicle.height)
+    return left >= 0 and top >= 0 and right <= camera.width - 1
 
 
-def _hides(near: SceneVehicle, far: SceneVehicle) -> bool:
+def _hides(camera: SceneCamera, near: SceneVehicle, far: SceneVehicle) -> bool:
     """Whether `near` covers part of `far` in any frame."""
     for frame in range(FRAMES):
-        a, b = (upright_rectangle(HORIZON, *v.at(frame), v.width, v.height) for v in (near, far))
+        a, b = (upright_rectangle(camera, camera.horizon, *v.at(frame), v.width, v.height) for v in (near, far))
         # both are near the horizon's row, so that columns decide
         if near.at(frame)[0] <= far.at(frame)[0] and a[0] < b[2] and b[0] < a[2]:
             return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,7 @@ def read_task(config: Config, store: Store) -> Task:
         store.first,
         config.data.columns,
         **window.model_dump(),
-        any_rate=config.any_frame_rate,
+        slowest=math.inf if config.any_frame_rate else None,
     )
     if config.train.folds:
         splits = fold_splits(examples, config.train.folds, config.train.fold)

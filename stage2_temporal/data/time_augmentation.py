@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from features.config import TrainConfig
 from features.errors import ConfigError
 
-# The factor for each target in a reversed window. A car's own speed would become negative, which no label of a
+# The factor for each target in a reversed window. A car's own_strides speed would become negative, which no label of a
 # forward drive is.
 REVERSED = {"vx": -1.0, "vy": -1.0}
 VELOCITY_TARGETS = ("vx", "vy", "ego_speed")  # n times as large if frames are n times as far apart
@@ -49,17 +49,17 @@ def augment_windows(
     _check_targets(columns, options)
     steps = np.diff(rows, axis=1)
     even = (steps == steps[:, :1]).all(axis=1)
-    own = steps[:, 0] if rows.shape[1] > 1 else np.ones(len(rows), np.int64)
-    stride = int(own.min())
+    own_strides = steps[:, 0] if rows.shape[1] > 1 else np.ones(len(rows), np.int64)
+    stride = int(own_strides.min())
     strides = dict.fromkeys((stride, *options.strides)) if rows.shape[1] > 1 else {stride: None}
     parts = [AugmentedWindows(rows, np.arange(len(rows)), np.ones((len(rows), len(columns))))]
     for new_stride, shift in itertools.product(strides, range(options.shift + 1)):
         if (new_stride, shift) == (stride, 0):
             continue
-        new = own * new_stride // stride
+        new = own_strides * new_stride // stride
         ends = rows[:, -1] - shift
         moved = ends[:, None] - new[:, None] * np.arange(rows.shape[1] - 1, -1, -1)
-        usable = even & (own * new_stride % stride == 0)
+        usable = even & (own_strides * new_stride % stride == 0)
         origin = np.flatnonzero(usable & (moved[:, 0] >= first) & (moved[:, -1] <= last))
         factor = np.array([new_stride / stride if c in VELOCITY_TARGETS else 1.0 for c in columns])
         parts.append(AugmentedWindows(moved[origin], origin, np.tile(factor, (len(origin), 1))))

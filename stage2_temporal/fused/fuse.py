@@ -29,7 +29,6 @@ from stage1_extract.frame_loader import resize_frame
 from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import read_task
 from stage2_temporal.heads import check_uses_maps, find_head
-from stage2_temporal.runs.results import read_metrics
 from stage2_temporal.training.keras_models import NamedTensors, load_model, model_inputs, save_model
 
 TOLERANCE = 1e-4  # by which two forms of one model may differ in float32, relative to the largest value
@@ -200,10 +199,11 @@ def comparison_inputs(run: Path, store: Store, config: Config) -> dict[str, NDAr
 
     Raises what `window_reader` does.
     """
-    examples = read_task(config, store).examples
+    task = read_task(config, store)
+    examples = task.examples
     examples = examples[np.unique(np.linspace(0, len(examples) - 1, COMPARED_WINDOWS).astype(int))]
     head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
-    source = StoreSource(store.path, examples.rows, frame_interval=read_metrics(run).frame_interval)
+    source = StoreSource(store.path, examples.rows, frame_interval=task.frame_interval)
     inputs: dict[str, NDArray[Any]] = head.input_arrays(StoreExamples(source, examples))
     if config.map_streams:
         read = window_reader(store, examples, np.arange(len(examples)), config)

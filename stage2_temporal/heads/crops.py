@@ -27,7 +27,7 @@ from stage2_temporal.heads.fusion import Fusion
 from stage2_temporal.heads.vehicle import VehicleHead
 from stage2_temporal.training.keras_models import NamedTensors, concatenate
 from stage2_temporal.training.scaling import Scale
-from stage2_temporal.vehicle.geometry import huber_regression
+from stage2_temporal.vehicle.lines import huber_regression
 from stage2_temporal.vehicle.velocity_estimates import select_columns
 
 SLOPE_PENALTY = 1e-3  # of the linear model, per example, on features of deviation 1
@@ -56,9 +56,7 @@ class CropLSTM(Fusion):
     def vectors(self, features: NamedTensors) -> Tensor:
         """(batch, T − 1, F): for each frame but the last, velocities from the vehicle's growth and shift since then."""
         geometry = self._linear_model.normaliser.clean(features[GEOMETRY])
-        x, y, log_width = (
-            keras.ops.expand_dims(select_columns(geometry, name), 1) for name in ("x_foot", "y_foot", "log_width")
-        )
+        x, y, log_width = (keras.ops.expand_dims(select_columns(geometry, name), 1) for name in ("x", "y", "log_width"))
         size = x * keras.ops.exp(log_width)  # that of a map in metres, up to a factor
         maps = [self.with_top(features[name], name) for name in self.input_streams]
         parts = []

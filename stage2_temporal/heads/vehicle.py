@@ -8,6 +8,8 @@ and saved in the run's folder. Everything after it is in the model's graph.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -15,20 +17,23 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.console import logger
 from features._common.types import Floats, Tensor
 from features.errors import ConfigError
 from features.head_config import BoxMLPConfig, BoxRidgeConfig
+from features.store import Store
 from features.streams import GEOMETRY, STAGE_TWO
+from features.tracks import Track
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import ArrayExamples, HeadInputs, StoreExamples
 from stage2_temporal.heads.base import Head, ValidationSet
-from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors, linear_layer, standardise_targets
+from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors, linear_layer
 from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.training.keras_models import NamedTensors, apply_operations, concatenate, model_inputs
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, target_scale, vector_scale
 from stage2_temporal.vehicle import camera_geometry
-from stage2_temporal.vehicle.camera_geometry import CameraGeometry, WindowTracks
+from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, WindowTracks, box_noise
 from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES, MAX_DISTANCE
 from stage2_temporal.vehicle.velocity_estimates import (
     RIDGE_PENALTY,
@@ -36,8 +41,10 @@ from stage2_temporal.vehicle.velocity_estimates import (
     fit_robust_linear_model,
     select_columns,
 )
+from stage2_temporal.vehicle.view_grounds import ViewGrounds, find_view_grounds, views_of
 
 MEMBERS = 5  # networks of `box_mlp` whose outputs are averaged
+TRACKS_FOR_NOISE = 500  # of a store, from which the noise of its boxes is estimated
 MAX_CLOSING_DEVIATION = 1.0  # 1/s: that of a track without a rate, or a larger one
 RANGES = 3  # ranges of distance, each with its own networks
 
@@ -53,11 +60,16 @@ class VehicleHead(Head):
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         self.camera_geometry_: CameraGeometry | None = None
+        self._view_grounds: dict[Path, ViewGrounds] = {}
         if isinstance(examples, StoreExamples):
             self.camera_geometry_ = learn_camera_geometry(examples)
-        scale = target_scale(targets) if self.train_.standardise else None
         geometry, alpha = self._geometry(examples).astype(np.float64), RIDGE_PENALTY * self.settings_.alpha
-        self._linear_model = fit_robust_linear_model(geometry, standardise_targets(targets, scale), alpha)
+        model = fit_robust_linear_model(geometry, targets, alpha)
+        if self.train_.standardise:  # the rest of the graph predicts standardised targets
+            scale = target_scale(targets)
+            kernel, bias = model.kernel / scale.deviation, (model.bias - scale.mean) / scale.deviation
+            model = replace(model, kernel=kernel, bias=bias)
+        self._linear_model = model
 
     @property
     def input_streams(self) -> dict[str, str]:
@@ -73,7 +85,8 @@ class VehicleHead(Head):
         """The examples' geometry vectors (n, F); a ValueError for a plain array of another shape."""
         if isinstance(examples, StoreExamples):
             assert self.camera_geometry_ is not None
-            return self.camera_geometry_.vectors(window_tracks(examples))
+            view_grounds = self._find_grounds(examples)
+            return self.camera_geometry_.vectors(window_tracks(examples), view_grounds.grounds, view_grounds.noise)
         values = examples.stream(GEOMETRY)
         if values.shape[1:] != (1, len(GEOMETRY_NAMES)):
             raise ValueError(
@@ -97,12 +110,24 @@ class VehicleHead(Head):
             return super().scene(model)
         return apply_operations("scene", _vehicle_scene, geometry)
 
+    def _find_grounds(self, examples: StoreExamples) -> ViewGrounds:
+        """The grounds of a store, found once from all of its boxes, whichever examples are read."""
+        assert self.camera_geometry_ is not None
+        path = examples.source.path
+        if path not in self._view_grounds:
+            views, tracks = views_of(examples.source.store.sequences), some_tracks(examples.source.store)
+            self._view_grounds[path] = find_view_grounds(self.camera_geometry_, views, tracks)
+            for text in self._view_grounds[path].warnings:
+                logger.warning(f"{path}: {text}")
+        return self._view_grounds[path]
+
     def save_extras(self, folder: Path) -> None:
         if self.camera_geometry_ is not None:
             self.camera_geometry_.write(folder)
 
     def restore(self, model: keras.Model, folder: Path | None = None) -> Self:
         self.camera_geometry_ = None if folder is None else camera_geometry.read_camera_geometry(folder)
+        self._view_grounds = {}
         return super().restore(model, folder)
 
 
@@ -141,7 +166,7 @@ class BoxMLP(VehicleHead, GradientHead):
         clean = np.asarray(normaliser.clean(self._geometry(examples)))
         self._state_scale: Scale = vector_scale([np.asarray(normaliser.states(clean))[:, None]])
         shares = (np.arange(RANGES) + 0.5) / RANGES
-        self._centres: Floats = np.quantile(np.log(select_columns(clean, "x_foot")), shares)
+        self._centres: Floats = np.quantile(np.log(select_columns(clean, "x")), shares)
 
     def vectors(self, features: NamedTensors) -> Tensor:
         """The track's states, the linear model's prediction, and each range's weight."""
@@ -153,7 +178,7 @@ class BoxMLP(VehicleHead, GradientHead):
     def _range_weights(self, clean: Tensor) -> Tensor:
         """(batch, RANGES) weights that sum to 1 and change linearly with log distance between the ranges' centres."""
         centres = self._centres
-        x = keras.ops.log(select_columns(clean, "x_foot"))
+        x = keras.ops.log(select_columns(clean, "x"))
         steps = np.maximum(np.diff(centres), 1e-6)
         # how far the vehicle is past each centre but the last, from 0 to 1 at the next centre
         past = keras.ops.relu((x - centres[:-1].astype(np.float32)) / steps.astype(np.float32))
@@ -237,9 +262,15 @@ def _known(values: Tensor, fill: float) -> Tensor:
 def window_tracks(examples: StoreExamples) -> WindowTracks:
     """The stored boxes of the examples' windows."""
     boxes, confidence = examples.tracks()
-    step = -examples.times[:, -2] if examples.times.shape[1] > 1 else 1 / examples.fps
-    cameras = [examples.source.store.sequences[s].camera for s in examples.groups.tolist()]
-    return WindowTracks(boxes, confidence, 1 / step, cameras)
+    sequences = (examples.source.store.sequences[s] for s in examples.groups.tolist())
+    return WindowTracks(boxes, confidence, examples.times, [View(s.camera, s.size) for s in sequences])
+
+
+def some_tracks(store: Store) -> list[Track]:
+    """The tracks of a store's first boxes, from which the noise of its boxes is estimated."""
+    boxes = ((i, label) for i, s in enumerate(store.sequences) for label, _, _ in s.labels_with_boxes())
+    tracks = (store.track(*place) for place in islice(boxes, TRACKS_FOR_NOISE))
+    return [track for track in tracks if track is not None]
 
 
 def about_vehicles(examples: StoreExamples) -> bool:
@@ -267,8 +298,8 @@ def learn_camera_geometry(examples: StoreExamples) -> CameraGeometry:
     labels = examples.examples
     unknown = np.full(len(labels), np.nan)
     vx = labels.targets[:, labels.columns.index("vx")] if "vx" in labels.columns else unknown
-    size = examples.source.store.sequences[int(labels.sequence[0])].size
     # a label without a box, whose window ends at its frame, takes the tracked box there
     ends_at_label = labels.rows[:, -1] - examples.source.store.first[labels.sequence] == labels.frame
     boxes = np.where(np.isnan(labels.box) & ends_at_label[:, None], tracks.boxes[:, -1], labels.box)
-    return camera_geometry.fit_camera_geometry(tracks, boxes, labels.position, vx, size)
+    noise = box_noise((track.boxes, track.confidence) for track in some_tracks(examples.source.store))
+    return camera_geometry.fit_camera_geometry(tracks, boxes, labels.position, vx, noise)

@@ -30,12 +30,8 @@ INTERVAL_METRICS = {"coverage": "coverage", "width": "width", "interval_score": 
 CONSTANT = "constant"
 SECTIONS = ("frames", "backbone", "window", "head", "train")  # the config's sections that decide a run
 REPEATS = {"train.seed", "train.folds", "train.fold"}  # what the runs of one row may differ in
-HIDDEN_SETTINGS = REPEATS | {
-    "train.memory_gb",
-    "train.interval_level",
-    "train.tensorboard",
-    "head.name",
-}  # these tell no rows apart
+# these tell no rows apart
+HIDDEN_SETTINGS = REPEATS | {"train.memory_gb", "train.interval_level", "train.tensorboard", "head.name"}
 MeanAndDeviation = tuple[float, float | None]  # the deviation is None for a single run
 
 

@@ -68,9 +68,10 @@ def _split_rows(name: str, split: SplitMetrics, metrics: Metrics, errors: list[s
         title = f"  {column} [{unit}]" if unit else f"  {column}"
         for predictor, scores in predictors:
             lead = [title if predictor == "model" else "", ""]
-            intervals = [split.intervals[column]] if split.intervals and predictor == "model" else []
             cells = [*format_scores(scores.components[column]), *("" for _ in errors)]
-            yield [*lead, predictor, *cells, *_interval_cells(intervals, metrics, single=True)]
+            if split.intervals and predictor == "model":
+                cells += _interval_cells([split.intervals[column]], metrics, single=True)
+            yield [*lead, predictor, *cells]
 
 
 def _interval_cells(intervals: list[IntervalScores], metrics: Metrics, *, single: bool = False) -> list[str]:

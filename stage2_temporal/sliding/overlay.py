@@ -31,21 +31,20 @@ COLOURS = ((80, 200, 255), (255, 190, 90), (140, 230, 140), (200, 140, 255))  # 
 def write_overlay(
     path: Path, clip: Clip, frames: NDArray[np.int64], predictions: UncertainPredictions, columns: Sequence[str]
 ) -> None:
-    """Write an MP4 of a clip with the predicted values drawn on each frame; `...` where a frame has none.
+    """Write an MP4 of a clip with the latest predicted values drawn on each frame; `...` before the first.
 
     The n `predictions` belong to `frames` (n,), ascending; `columns` are the names of the K targets. A DataError if the
     video cannot be written, or a frame cannot be read.
     """
-    values, window_at = predictions.values, {frame: i for i, frame in enumerate(frames.tolist())}
+    values = predictions.values
     count, times = clip.sequence.length, clip.sequence.frame_times
     limits = min(0.0, float(values.min())), max(0.0, float(values.max()))
-    by_frame = np.full((count, values.shape[1]), np.nan, np.float32)
-    by_frame[frames] = values
     with open_overlay(path, clip.sequence) as write_frame, progress_bar(count, "overlay", "frames") as progress:
         for i, image in enumerate(clip.source.read(0, count)):
-            recent = slice(int(np.searchsorted(times, times[i] - CHART_SECONDS)), i + 1)
-            texts = prediction_texts(predictions, window_at.get(i), columns)
-            draw_values(image, by_frame[recent], times[recent] - times[i], texts, limits)
+            ages = times[frames] - times[i]
+            recent = slice(*np.searchsorted(ages, (-CHART_SECONDS, 1e-9)))
+            texts = prediction_texts(predictions, recent.stop - 1 if recent.stop else None, columns)
+            draw_values(image, values[recent], ages[recent], texts, limits)
             write_frame(image)
             progress.update()
 
@@ -79,7 +78,7 @@ def open_overlay(path: Path, sequence: FrameSequence) -> Iterator[Callable[[Imag
 
 def draw_values(
     image: Image,
-    recent: NDArray[np.float32],
+    recent: Floats,
     times: Floats,
     texts: Sequence[str],
     limits: tuple[float, float],
@@ -87,7 +86,7 @@ def draw_values(
     """Draw lines of text about the current values, and a chart of the recent ones, on a BGR image, in place.
 
     Args:
-        recent: (n, K) values up to the current ones, NaN where there are none.
+        recent: (n, K) values up to the current ones.
         times: (n,) seconds from now of each, at most 0; `CHART_SECONDS` fill the chart's width.
         texts: see `prediction_texts`; those after the K-th are white.
         limits: the chart's lowest and highest value.
@@ -109,10 +108,9 @@ def draw_values(
 
     zero = int(y(0.0))
     cv2.line(image, (left, zero), (left + width, zero), WHITE, 1)
-    known = np.isfinite(recent).all(axis=1)
-    x = left + width * (1 + times[known] / CHART_SECONDS)
-    for k in range(recent.shape[1]):
-        points = np.stack([x, y(recent[known, k])], axis=1).round().astype(np.int32)
+    x = left + width * (1 + times / CHART_SECONDS)
+    for k in range(recent.shape[1] if len(recent) else 0):
+        points = np.stack([x, y(recent[:, k])], axis=1).round().astype(np.int32)
         cv2.polylines(image, [points], False, COLOURS[k % len(COLOURS)], thickness, cv2.LINE_AA)
 
 

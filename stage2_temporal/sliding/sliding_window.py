@@ -20,7 +20,7 @@ from features.config import Config, read_run_config
 from features.errors import DataError, StoreError
 from features.sequences import FrameSequence
 from features.streams import APPEARANCE, FEATURES, FRAMES, GEOMETRY, MOTION, TOP
-from features.windows import window_frames
+from features.windows import MISPLACED, other_rate_error, window_frames
 from stage1_extract.backbone.trunk import Trunk, build_trunk
 from stage1_extract.engines.engine import Engine
 from stage2_temporal.evaluation.uncertainty import INPUTS, Uncertainty, read_uncertainty
@@ -97,45 +97,56 @@ def trained_interval(run: Metrics, config: Config) -> float | None:
     return run.interval
 
 
-def sliding_windows(sequence: FrameSequence, config: Config) -> NDArray[np.int64]:
+def flow_step(sequence: FrameSequence, frame_interval: float | None) -> int:
+    """How many frames apart optical flow is computed in a video of a higher rate than in training; 1: neighbours.
+
+    Flow between frames that are much closer in time than those of the training would be scaled up with its errors.
+    """
+    if frame_interval is None or sequence.times is not None:
+        return 1
+    step = max(1, int((1 + MISPLACED) * frame_interval * sequence.fps))
+    if step > 1:
+        every = f"every {ORDINALS.get(step, f'{step}th')} frame is used"
+        logger.info(f"{sequence.id}: {sequence.fps:.4g} frames per second; {every}, because flow was trained like that")
+    return step
+
+
+def sliding_windows(sequence: FrameSequence, config: Config, slowest: float | None = None) -> NDArray[np.int64]:
     """List the frames of every window of a sequence, (n, T), in order of the last one.
 
-    Windows over a gap between frames are left out.
+    Windows in which frames are missing are left out; see `window_frames` for `slowest`.
 
     Raises:
-        DataError: the sequence is shorter than one window, or has no frames at the interval that the config asks for.
+        DataError: the sequence is shorter than one window.
+        ConfigError: no window, because of the frame rate.
     """
-    window, path = config.window, config.data.path
+    window, path, last = config.window, config.data.path, np.arange(sequence.length)
+    length, stride, interval = window.length, window.stride, window.interval
     rows, fits, misplaced = window_frames(
-        sequence, np.arange(sequence.length), length=window.length, stride=window.stride, interval=window.interval
+        sequence, last, length=length, stride=stride, interval=interval, slowest=slowest
     )
     if not fits.any():
-        spacing = f"stride {window.stride}" if window.interval is None else f"{window.interval:.3g} s apart"
+        if interval is None:
+            spacing, expected, got = f"stride {stride}", f"{(length - 1) * stride + 1} frames", f"{sequence.length}"
+        else:
+            spacing, expected = f"{interval:.3g} s apart", f"{(length - 1) * interval:.3g} s"
+            got = f"{sequence.frame_times[-1]:.3g} s"
         raise DataError(
-            f"{path}: shorter than one window ({window.length} frames, {spacing})",
-            expected=f"at least {(window.length - 1) * window.stride + 1} frames"
-            if window.interval is None
-            else f"at least {(window.length - 1) * window.interval:.3g} s",
-            got=sequence.length if window.interval is None else f"{sequence.frame_times[-1]:.3g} s",
-            hint="--input a longer one" if window.stride == 1 else "--stride 1, or --input a longer one",
+            f"{path}: shorter than one window ({length} frames, {spacing})",
+            expected=f"at least {expected}",
+            got=got,
+            hint="--input a longer one" if stride == 1 and interval is None else "--stride 1, or --input a longer one",
         )
-    if config.any_frame_rate:
-        return rows[fits]
     usable = fits & ~misplaced
     if not usable.any():
-        assert window.interval is not None
-        raise DataError(
-            f"{path}: the run was trained on frames {window.interval:.3g} s apart, which it does not have",
-            expected=f"{1 / window.interval:.4g} frames per second, or a multiple of it",
-            got=f"{sequence.fps:.4g} frames per second",
-            hint="convert it to this rate, or --stride 1 to take its frames as they are",
-        )
+        hint = "--stride 1 to take its frames as they are"
+        raise other_rate_error(path, sequence, interval or stride / sequence.fps, slowest, hint)
     strides = np.unique(np.diff(rows[usable], axis=1)).tolist()
-    if window.interval is not None and strides != [window.stride]:
+    if interval is not None and slowest is None and strides != [stride]:
         n = strides[0]
         one_in_n = len(strides) == 1 and n > 1
         which = f"every {ORDINALS.get(n, f'{n}th')} frame is used" if one_in_n else "the frames used are those nearest"
-        as_trained = f"to have them {window.interval:.3g} s apart, as in training"
+        as_trained = f"to have them {interval:.3g} s apart, as in training"
         logger.info(f"{path}: {sequence.fps:.4g} frames per second; {which} {as_trained}")
     if left_out := int((fits & misplaced).sum()):
         logger.warning(f"{path}: {left_out} of {fits.sum()} windows are left out, because frames are missing in them")

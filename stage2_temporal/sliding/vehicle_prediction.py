@@ -18,7 +18,7 @@ from features._common.console import logger, progress_bar
 from features._common.types import Image
 from features.config import Config
 from features.errors import ConfigError
-from features.sequences import Box, FrameSequence
+from features.sequences import Box
 from features.streams import FRAMES, MOTION, scale_flow
 from features.tracks import Track, track_key_by_label, tracked_vehicles, tracks_in_windows
 from features.windows import Examples
@@ -29,8 +29,10 @@ from stage1_extract.tracking.online_tracker import OnlineTracker
 from stage1_extract.tracking.sequence_tracks import SHORT_SEQUENCE, to_grey, track_clips
 from stage2_temporal.sliding.boxes_csv import BOXES_HINT, BoxesByFrame
 from stage2_temporal.sliding.sliding_window import RunModels, SlidingWindow
-from stage2_temporal.vehicle.camera_geometry import CameraGeometry, WindowTracks
+from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, WindowTracks
+from stage2_temporal.vehicle.view_grounds import ViewGrounds, find_view_grounds, views_of
 
+NOISE_TRACKS = 500  # of a video, from which the noise of its boxes is estimated
 FRAMES_PER_STEP = 8  # frames that go through the network together
 
 
@@ -60,7 +62,7 @@ class VehicleTracks:
         """
         assert models.camera_geometry is not None
         self._camera_geometry, self._examples, self._first = models.camera_geometry, examples, first
-        self._sequences, self._stride = [clip.sequence for clip in clips], config.window.stride
+        self._sequences = [clip.sequence for clip in clips]
         self._keys = {s: track_key_by_label(self._sequences[s]) for s in np.unique(examples.sequence).tolist()}
         self.pending: set[str] = set()
         self.tracks: dict[str, Track] = {}
@@ -75,8 +77,8 @@ class VehicleTracks:
             without = f"{(~has_box).sum()} of {len(examples)} labels have no box"
             logger.warning(f"{without}; their prediction is a typical value")
         needed = {clips[i].sequence.id: clips[i] for i in self._keys}
-        for clip in needed.values():
-            warn_of_other_size(self._camera_geometry, clip.sequence)
+        self._views = views_of(clip.sequence for clip in clips)
+        self._view_grounds: ViewGrounds | None = None
         if models.inputs:
             short = {name for name, clip in needed.items() if clip.sequence.length <= SHORT_SEQUENCE}
             self.pending = {name for name in short if tracked_vehicles(needed[name].sequence)}
@@ -94,20 +96,42 @@ class VehicleTracks:
         chosen = self._examples[indices]
         labels = zip(chosen.sequence.tolist(), chosen.label.tolist(), strict=True)
         tracks = (self.tracks.get(self._keys[s].get(label, "")) for s, label in labels)
-        boxes, confidence = tracks_in_windows(tracks, chosen.rows - self._first[chosen.sequence][:, None])
+        frames = chosen.rows - self._first[chosen.sequence][:, None]
+        boxes, confidence = tracks_in_windows(tracks, frames)
         sequences = [self._sequences[s] for s in chosen.sequence.tolist()]
-        fps = np.array([s.fps for s in sequences]) / self._stride
-        return self._camera_geometry.vectors(WindowTracks(boxes, confidence, fps, [s.camera for s in sequences]))
+        times = np.stack([s.frame_times[f] - s.frame_times[f[-1]] for s, f in zip(sequences, frames, strict=True)])
+        if self._view_grounds is None:  # now that all tracks are known, which tell the boxes' noise
+            self._view_grounds = find_view_grounds(self._camera_geometry, self._views, self.tracks.values())
+            for text in self._view_grounds.warnings:
+                logger.warning(text)
+        windows = WindowTracks(boxes, confidence, times, [View(s.camera, s.size) for s in sequences])
+        return self._camera_geometry.vectors(windows, self._view_grounds.grounds, self._view_grounds.noise)
 
 
-def warn_of_other_size(camera_geometry: CameraGeometry, sequence: FrameSequence) -> None:
-    """Log a warning if frames have another size than those that the ground was fitted to."""
-    if sequence.size != camera_geometry.size:
-        (width, height), (trained_width, trained_height) = sequence.size, camera_geometry.size
-        logger.warning(
-            f"{sequence.id}: {width}x{height} frames, but the run was trained on {trained_width}x{trained_height}; "
-            "distances are wrong unless both show the same camera's view"
-        )
+class VideoGrounds:
+    """The geometry of one video, which becomes more certain as vehicles are followed through it."""
+
+    def __init__(self, camera_geometry: CameraGeometry, view: View, known: BoxesByFrame) -> None:
+        self.view, self._camera_geometry, self._warned = view, camera_geometry, False
+        self._tracks: list[Track] = []
+        self._boxes = [box for boxes in known.values() for box in boxes.values()]
+        self._view_grounds, self._count = self._read(), len(self._boxes)
+
+    def vectors(self, tracks: WindowTracks) -> NDArray[np.float32]:
+        """Compute the geometry vectors (n, F) of windows, whose boxes also tell where the road is in later ones."""
+        self._boxes += [tuple(box) for box in tracks.boxes[:, -1].tolist()]
+        if len(self._tracks) < NOISE_TRACKS:
+            self._tracks += map(Track, tracks.boxes, tracks.confidence)
+        if len(self._boxes) >= 1.2 * self._count:  # so that a long video is calibrated a few dozen times
+            self._view_grounds, self._count = self._read(), len(self._boxes)
+        return self._camera_geometry.vectors(tracks, self._view_grounds.grounds, self._view_grounds.noise)
+
+    def _read(self) -> ViewGrounds:
+        view_grounds = find_view_grounds(self._camera_geometry, {self.view: np.array(self._boxes)}, self._tracks)
+        if view_grounds.warnings and not self._warned:
+            logger.warning(view_grounds.warnings[0])
+            self._warned = True
+        return view_grounds
 
 
 def predict_vehicles(
@@ -118,19 +142,21 @@ def predict_vehicles(
     `boxes` say where each vehicle is, in at least one frame; `rows` (n, T) are the frames of all windows. A DataError
     if a frame cannot be decoded.
     """
-    camera_geometry, sequence, stride = models.camera_geometry, clip.sequence, config.window.stride
+    camera_geometry, sequence = models.camera_geometry, clip.sequence
     assert camera_geometry is not None
-    warn_of_other_size(camera_geometry, sequence)
-    span = int(rows[0, -1] - rows[0, 0]) + 1
+    grounds = VideoGrounds(camera_geometry, View(sequence.camera, sequence.size), boxes)
+    span = int((rows[:, -1] - rows[:, 0]).max()) + 1
+    row_by_end, times = {int(row[-1]): row for row in rows}, sequence.frame_times
     window, tracker = SlidingWindow(models, rows, FRAMES_PER_STEP), OnlineTracker(span)
     intervals = sequence.frame_intervals
     strips: list[Image] = []  # for optical flow: the last frame before a batch and the batch's
 
-    def vectors(names: list[str]) -> NDArray[np.float32]:
-        tracks = np.stack([tracker.boxes[n][::stride] for n in names])
-        confidence = np.stack([tracker.confidence[n][::stride] for n in names])
-        fps, cameras = np.full(len(names), sequence.fps / stride), [sequence.camera] * len(names)
-        return camera_geometry.vectors(WindowTracks(tracks, confidence, fps, cameras))
+    def vectors(names: list[str], row: NDArray[np.int64]) -> NDArray[np.float32]:
+        from_end = row - row[-1] - 1
+        tracks = np.stack([tracker.boxes[n][from_end] for n in names])
+        confidence = np.stack([tracker.confidence[n][from_end] for n in names])
+        seconds = np.tile(times[row] - times[row[-1]], (len(names), 1))
+        return grounds.vectors(WindowTracks(tracks, confidence, seconds, [grounds.view] * len(names)))
 
     with progress_bar(sequence.length, "predict", "frames") as progress:
         source = clip.source.read(0, sequence.length)
@@ -152,12 +178,12 @@ def predict_vehicles(
             for frame, image in enumerate(images, start):
                 tracker.step(to_grey(image), boxes.get(frame, {}))
                 names = [n for n, track in tracker.boxes.items() if np.isfinite(track[-1]).all()]
-                if frame + 1 >= span and names:
-                    geometry.append(vectors(names))
+                if frame in row_by_end and names:
+                    geometry.append(vectors(names, row_by_end[frame]))
                     visible += [(frame, n, tuple(tracker.boxes[n][-1].tolist())) for n in names]
             predictions: defaultdict[int, list[VehiclePrediction]] = defaultdict(list)
             if visible:
-                windows = rows[[frame + 1 - span for frame, _, _ in visible]]
+                windows = np.stack([row_by_end[frame] for frame, _, _ in visible])
                 values = window.predict(windows, np.concatenate(geometry)).tolist()
                 for (frame, name, box), row in zip(visible, values, strict=True):
                     predictions[frame].append(VehiclePrediction(frame, name, box, tuple(row)))

@@ -1,31 +1,45 @@
-"""Camera geometry: ground and camera fitted to training labels, and the geometry vectors of tracks.
+"""Camera geometry of a run: the grounds and cameras of its training footage, and the geometry vectors of tracks.
 
-It is saved in the run's folder (`ground.json`), so that prediction computes the same vectors.
+It is saved in the run's folder (`ground.json`), so that prediction computes the same vectors. Footage of other cameras
+has grounds of its own, see `view_grounds`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.types import Floats
+from features._common.types import Floats, Size
 from features.errors import DataError
 from features.sequences import Camera
 from stage2_temporal.vehicle.geometry import (
     GEOMETRY_NAMES,
-    Ground,
-    fit_camera,
-    fit_ground,
-    fit_ground_from_motion,
+    MATCH_NOISE,
+    SIZE_NOISE,
+    TRACK_NAMES,
+    confidence_weights,
     geometry_vector,
 )
+from stage2_temporal.vehicle.ground import MIN_LABELS, Ground, fit_camera, fit_ground, fit_ground_from_motion
 
 CAMERA_GEOMETRY_FILE = "ground.json"
+MIN_VIEW_LABELS = 20  # labels with box and position from which a further camera has a fitted ground
+USUAL_NOISE_COUNT = 100  # second differences that the usual noise of boxes counts for
+
+
+@dataclass(frozen=True)
+class View:
+    """What decides how footage sees the road: its calibration, if any, and its size."""
+
+    camera: Camera | None
+    size: Size
 
 
 @dataclass(frozen=True)
@@ -34,8 +48,16 @@ class WindowTracks:
 
     boxes: Floats  # (n, T, 4) left, top, right, bottom in full-resolution px, NaN where lost
     confidence: Floats  # (n, T) 0 to 1
-    fps: Floats  # (n,) frames per second of the windows: the sequence's, divided by the window's stride
-    cameras: Sequence[Camera | None]  # one per window, None without calibration
+    times: Floats  # (n, T) of the frames, in seconds from the window's last one
+    views: Sequence[View]  # one per window
+
+
+@dataclass(frozen=True)
+class SeenGround:
+    """A view's ground and camera."""
+
+    ground: Ground
+    camera: Camera
 
 
 @dataclass(frozen=True)
@@ -43,17 +65,31 @@ class CameraGeometry:
     """Ground and camera, fitted to a run's training labels."""
 
     ground: Ground
-    camera: Camera  # for sequences without calibration
-    size: tuple[int, int]  # width and height of the training frames, px
+    camera: Camera  # the calibration, or without one fitted to labels
+    size: Size  # width and height of the training frames, px
+    calibrated: bool = False  # whether `camera` is a calibration
+    noise: float = SIZE_NOISE  # px: the usual standard deviation of the width and height of a well matched box
+    others: tuple[tuple[View, Ground], ...] = ()  # further cameras of the training footage
+    names: tuple[str, ...] = field(default=GEOMETRY_NAMES, compare=False)  # columns of the vectors; fewer in older runs
 
-    def vectors(self, tracks: WindowTracks) -> NDArray[np.float32]:
-        """Compute the `geometry_vector` of each window: (n, len(GEOMETRY_NAMES))."""
-        windows = zip(tracks.boxes, tracks.confidence, tracks.fps, tracks.cameras, strict=True)
-        rows = [
-            geometry_vector(boxes, confidence, fps, self.ground, camera or self.camera)
-            for boxes, confidence, fps, camera in windows
-        ]
-        return np.array(rows, np.float32).reshape(-1, len(GEOMETRY_NAMES))
+    @property
+    def view(self) -> View:
+        """The view that most training labels have."""
+        return View(self.camera if self.calibrated else None, self.size)
+
+    def vectors(
+        self, tracks: WindowTracks, grounds: Mapping[View, SeenGround], noise: float = SIZE_NOISE
+    ) -> NDArray[np.float32]:
+        """Compute the `geometry_vector` of each window, (n, columns of `names`).
+
+        Args:
+            grounds: of each view, as `view_grounds.find_view_grounds` finds them.
+            noise: of the footage's boxes, px.
+        """
+        windows = zip(tracks.boxes, tracks.confidence, tracks.times, tracks.views, strict=True)
+        seen = ((b, c, t, grounds[view]) for b, c, t, view in windows)
+        rows = [geometry_vector(b, c, t, s.ground, s.camera, noise) for b, c, t, s in seen]
+        return np.array(rows, np.float32).reshape(-1, len(GEOMETRY_NAMES))[:, : len(self.names)]
 
     def write(self, folder: Path) -> None:
         """Save it in a run's folder."""
@@ -64,26 +100,78 @@ def read_camera_geometry(folder: Path) -> CameraGeometry:
     """Read the camera geometry of a run; DataError if the file is missing or incomplete."""
     file = folder / CAMERA_GEOMETRY_FILE
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-        return CameraGeometry(Ground(**value["ground"]), Camera(**value["camera"]), tuple(value["size"]))
+        return _from_json(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise DataError(f"{file}: cannot be read as camera geometry", got=e, hint="train again") from None
 
 
+def _from_json(value: Mapping[str, Any]) -> CameraGeometry:
+    width, height = value["size"]
+    others = [
+        (View(view["camera"] and Camera(**view["camera"]), tuple(view["size"])), Ground(**ground))
+        for view, ground in value.get("others", ())
+    ]
+    return CameraGeometry(
+        Ground(**value["ground"]),
+        Camera(**value["camera"]),
+        (width, height),
+        value.get("calibrated", False),
+        value.get("noise", SIZE_NOISE),
+        tuple(others),
+        tuple(value.get("names", TRACK_NAMES)),  # older versions did not write them
+    )
+
+
 def fit_camera_geometry(
-    tracks: WindowTracks, boxes: Floats, positions: Floats, vx: Floats, size: tuple[int, int]
+    tracks: WindowTracks, boxes: Floats, positions: Floats, vx: Floats, noise: float = SIZE_NOISE
 ) -> CameraGeometry:
-    """Fit ground and camera to training labels: to boxes and positions, or else to velocities and tracks.
+    """Fit grounds and cameras to training labels: to boxes and positions, or else to velocities and tracks.
 
     Args:
+        tracks: of the labels' windows; the most frequent of their views is the run's.
         boxes, positions, vx: the labels' (n, 4) px, (n, 2) x and y in m, and (n,) m/s; NaN if unknown.
-        size: width and height of the frames, px.
+        noise: of the boxes, px, see `box_noise`.
 
     A DataError if there are too few labels to fit the ground, or they contradict flat ground.
     """
-    camera = fit_camera(boxes, positions, size)
-    if (np.isfinite(boxes).all(axis=1) & np.isfinite(positions).all(axis=1)).any():
-        return CameraGeometry(fit_ground(boxes, positions), camera, size)
-    any_ground = Ground(0.0, 1.0, 1.0)  # the rates of sizes do not depend on it
-    closing = CameraGeometry(any_ground, camera, size).vectors(tracks)[:, GEOMETRY_NAMES.index("closing")]
-    return CameraGeometry(fit_ground_from_motion(boxes, closing, vx), camera, size)
+    located: NDArray[np.bool_] = np.isfinite(np.c_[boxes, positions]).all(axis=1)
+    rows: dict[View, list[int]] = {}
+    for i, view in enumerate(tracks.views):
+        rows.setdefault(view, []).append(i)
+    main, *others = sorted(rows, key=lambda view: (int(located[rows[view]].sum()), len(rows[view])), reverse=True)
+    chosen = np.array(rows[main])
+    if located.any():
+        few = located[chosen].sum() < MIN_LABELS  # many cameras with a label or two each: what they have in common
+        ground = fit_ground(*(values if few else values[chosen] for values in (boxes, positions)))
+    else:
+        any_ground, any_camera = Ground(0.0, 1.0, 1.0), Camera(1.0, 1.0, 0.0, 0.0)  # closing does not depend on them
+        seen = dict.fromkeys(rows, SeenGround(any_ground, any_camera))
+        main_tracks = WindowTracks(
+            tracks.boxes[chosen], tracks.confidence[chosen], tracks.times[chosen], [main] * len(chosen)
+        )
+        any_geometry = CameraGeometry(any_ground, any_camera, main.size)
+        closing = any_geometry.vectors(main_tracks, seen)[:, GEOMETRY_NAMES.index("closing")]
+        ground = fit_ground_from_motion(boxes[chosen], closing, vx[chosen])
+    camera = main.camera or fit_camera(boxes[chosen], positions[chosen], main.size)
+    fitted = [view for view in others if located[rows[view]].sum() >= MIN_VIEW_LABELS]
+    grounds = tuple((view, fit_ground(boxes[rows[view]], positions[rows[view]])) for view in fitted)
+    return CameraGeometry(ground, camera, main.size, main.camera is not None, noise, grounds)
+
+
+def box_noise(tracks: Iterable[tuple[Floats, Floats]], usual: float = SIZE_NOISE) -> float:
+    """Estimate the standard deviation in px of the width and height of well matched boxes.
+
+    It follows from the second differences of sizes in consecutive frames, which in steady motion are nearly zero.
+    `tracks` are boxes (T, 4) and confidence (T,); the usual deviation counts for `USUAL_NOISE_COUNT` differences.
+    """
+    squares = []
+    for boxes, confidence in tracks:
+        sizes = boxes[:, 2:] - boxes[:, :2]
+        weight = MATCH_NOISE * confidence_weights(confidence)
+        weight = np.minimum(np.minimum(weight[:-2], weight[1:-1]), weight[2:])
+        squares.append((weight[:, None] * np.diff(sizes, 2, axis=0) ** 2 / 6).ravel())  # variance 1 + 4 + 1
+    known = np.concatenate([np.zeros(0), *squares])
+    known = known[np.isfinite(known)]
+    variance = float(np.median(known)) / 0.455 if len(known) else 0.0  # the median of chi² with one degree of freedom
+    count = USUAL_NOISE_COUNT
+    return math.sqrt((count * usual**2 + len(known) * variance) / (count + len(known)))

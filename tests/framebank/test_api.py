@@ -23,6 +23,7 @@ layout = "sample"
 path = "{data}"
 target = "ego_speed"
 also = ["velocity"]
+fps = 10.0
 [frames]
 width = 64
 height = 36

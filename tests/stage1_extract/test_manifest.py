@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from features.errors import DataError
+from features.sequences import FrameSequence
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Catalogue
 from tests.dataset_helpers import assert_only_fault, data_config, noise_image
@@ -85,6 +86,76 @@ def test_wrong_row_is_a_fault_of_its_sequence(folder: Path, row: str, message: s
     catalogue = scan_manifest(folder / "m.csv", header, *rows)
     assert_only_fault(catalogue, f"{folder}/m.csv, line 3: {message}")
     assert "z" in [clip.sequence.id for clip in catalogue.clips]
+
+
+def sequence_with_times(folder: Path, *times: str) -> FrameSequence:
+    rows = [f"f/{i}.png,a,{i},train,{time}" for i, time in enumerate(times)]
+    catalogue = scan_manifest(folder / "m.csv", HEADER + ",time", *rows)
+    assert catalogue.faults == ()
+    return catalogue.clips[0].sequence
+
+
+def test_times_are_read_from_their_column(folder: Path) -> None:
+    even = sequence_with_times(folder, "1506297181.0", "1506297181.05", "1506297181.1", "1506297181.15")
+    assert (even.fps, even.times) == (pytest.approx(20), None)
+    uneven = sequence_with_times(folder, "3", "3.05", "3.15", "3.2")
+    assert uneven.times == pytest.approx((0, 0.05, 0.15, 0.2))
+    assert uneven.fps == pytest.approx(15)
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (["0", "0.1", "0.1"], "line 4: time does not increase; expected more than 0.1 s"),
+        (["0", "0.1", "0.05"], "line 4: time does not increase"),
+        (["0", "", "0.2"], "line 3: time is missing"),
+        (["0", "noon", "0.2"], "line 3: time is not a number"),
+    ],
+)
+def test_wrong_time_is_a_fault(folder: Path, times: list[str], message: str) -> None:
+    rows = [f"f/{i}.png,a,{i},train,{time}" for i, time in enumerate(times)]
+    catalogue = scan_manifest(folder / "m.csv", HEADER + ",time", *rows)
+    assert catalogue.clips == () and message in catalogue.faults[0]
+
+
+@pytest.mark.parametrize(
+    ("frames", "times"),
+    [
+        ((0, 1, 602, 603), (0, 1 / 7, 602 / 7, 603 / 7)),
+        ((10, 20, 30, 60), (0, 1 / 7, 2 / 7, 5 / 7)),
+        ((4, 6, 8, 10), None),
+        ((1, 2, 3, 4), None),
+    ],
+)
+def test_gap_in_the_frame_numbers_is_a_gap_in_time(
+    folder: Path, frames: tuple[int, ...], times: tuple[float, ...] | None
+) -> None:
+    rows = [f"f/{i}.png,a,{frame},train" for i, frame in enumerate(frames)]
+    sequence = scan_manifest(folder / "m.csv", HEADER, *rows).clips[0].sequence
+    assert sequence.times == (None if times is None else pytest.approx(times)) and sequence.fps == 7
+
+
+def test_remarks_and_repeated_rows_are_named_and_ignored(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"f/{i}.png,a,{i},train,{3 + i},{('sunny', '')[i % 2]}" for i in range(4)]
+    catalogue = scan_manifest(folder / "m.csv", HEADER + ",speed,weather", *rows, *rows[1:3])
+    (clip,) = catalogue.clips
+    assert [dict(label.targets) for label in clip.sequence.labels] == [{"speed": v} for v in (3.0, 4.0, 5.0, 6.0)]
+    err = capsys.readouterr().err
+    assert "ignored weather, which has no number" in err and "2 rows of the manifest are repeated" in err
+
+
+def test_text_among_numbers_is_a_fault(folder: Path) -> None:
+    rows = [f"f/{i}.png,a,{i},train,{('3', 'fast', '4', '5')[i]}" for i in range(4)]
+    catalogue = scan_manifest(folder / "m.csv", HEADER + ",speed", *rows)
+    assert_only_fault(catalogue, f"{folder}/m.csv, line 3: speed is not a number")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_other_separators_are_read(folder: Path, separator: str) -> None:
+    lines = [HEADER + ",speed", *(f"f/{i}.png,a,{i},train,{i}.5" for i in range(4))]
+    header, *rows = (line.replace(",", separator) for line in lines)
+    (clip,) = scan_manifest(folder / "m.csv", header, *rows).clips
+    assert [label.targets["speed"] for label in clip.sequence.labels] == [0.5, 1.5, 2.5, 3.5]
 
 
 def test_missing_frame_and_frame_of_another_size_are_faults(folder: Path) -> None:

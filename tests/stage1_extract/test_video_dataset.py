@@ -6,6 +6,7 @@ import hashlib
 import math
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,59 @@ def test_truncated_video_is_a_fault(tmp_path: Path, suffix: str) -> None:
     assert scan_videos(path).clips[0].sequence.length == 30
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 4 // 5])  # its header still says 30 frames
     assert_only_fault(scan_videos(path), path, "expected a complete video")
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", ".mkv"), ("libvpx-vp9", ".webm"), ("ffv1", ".mkv")])
+def test_video_that_breaks_off_is_read_as_far_as_it_goes_if_allowed(
+    tmp_path: Path, codec: str, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"test{suffix}"
+    write_timed(path, np.arange(60) / 20, codec)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    with pytest.raises(DataError, match=r"ends early.*allow_truncated"):
+        Video(path)
+    video = Video(path, allow_truncated=True)
+    assert 5 < video.length < 50
+    assert capsys.readouterr().err.count("It is read as far as it goes") == 1
+    assert len([video.frame(i) for i in range(video.length)]) == video.length
+    clips = scan(data_config("video", path, allow_truncated=True)).clips
+    assert clips[0].sequence.length == video.length
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("mpeg4", ".mp4"), ("libx264", ".mkv"), ("libx264", ".ts")])
+@pytest.mark.parametrize("kind", ["even", "variable", "offset"])
+def test_times_are_the_timestamps(tmp_path: Path, codec: str, suffix: str, kind: str) -> None:
+    times = np.arange(60) / 20 + 3.7 * (kind == "offset")
+    if kind == "variable":
+        times = np.r_[times[:30], 1.5 + np.arange(30) / 10]
+    write_timed(tmp_path / f"t{suffix}", times, codec)
+    video = Video(tmp_path / f"t{suffix}")
+    assert (video.times is None) == (kind != "variable")
+    found = np.arange(60) / 20 if video.times is None else np.array(video.times)
+    np.testing.assert_allclose(found, times - times[0], atol=1e-3)
+    with av.open(str(tmp_path / f"t{suffix}")) as container:
+        stamps = np.array([frame.time for frame in container.decode(video=0)])
+    np.testing.assert_allclose(found, stamps - stamps[0], atol=1e-3)
+
+
+def test_segments_of_a_variable_rate_video_keep_its_times(tmp_path: Path) -> None:
+    times = np.r_[np.arange(30) / 20, 1.5 + np.arange(30) / 10]
+    write_timed(tmp_path / "test.mkv", times, "libx264")
+    clips = scan(data_config("video", tmp_path, segment=20)).clips
+    spacing = [np.diff(clip.sequence.frame_times) for clip in clips]
+    np.testing.assert_allclose(np.concatenate(spacing), np.diff(times)[np.arange(59) % 20 != 19], atol=1e-3)
+
+
+def write_timed(path: Path, times: np.ndarray, codec: str) -> None:
+    """Encode noise that moves, with timestamps in seconds."""
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, 1000, width=64, height=48, pix_fmt="yuv420p")
+        for i, time in enumerate(times.tolist()):
+            frame = av.VideoFrame.from_ndarray(np.roll(noise, 3 * i, 1), "bgr24")
+            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def test_video_that_changes_after_the_scan_is_refused(folder: Path, openings: list[str]) -> None:

@@ -12,18 +12,9 @@ from hypothesis import strategies as st
 from features._common.types import Floats
 from features.errors import DataError
 from features.sequences import Camera
-from stage2_temporal.vehicle.geometry import (
-    ESTIMATES,
-    GEOMETRY_NAMES,
-    MAX_DISTANCE,
-    Ground,
-    confidence_weights,
-    fit_camera,
-    fit_ground,
-    fit_ground_from_motion,
-    geometry_vector,
-    weighted_line,
-)
+from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES, confidence_weights, geometry_vector
+from stage2_temporal.vehicle.ground import MAX_DISTANCE, Ground, fit_camera, fit_ground, fit_ground_from_motion
+from stage2_temporal.vehicle.lines import weighted_line
 
 CAMERA = Camera(714.0, 710.0, 675.0, 376.0)
 GROUND = Ground(340.0, 1000.0, 1400.0)
@@ -32,7 +23,8 @@ GROUND = Ground(340.0, 1000.0, 1400.0)
 def vector_of(boxes: object, confidence: object = None, fps: float = 10.0, ground: Ground = GROUND) -> dict[str, float]:
     rows = np.asarray(boxes, float).reshape(-1, 4)
     sure = np.ones(len(rows)) if confidence is None else confidence
-    return dict(zip(GEOMETRY_NAMES, map(float, geometry_vector(rows, sure, fps, ground, CAMERA)), strict=True))
+    times = np.arange(1 - len(rows), 1) / fps
+    return dict(zip(GEOMETRY_NAMES, map(float, geometry_vector(rows, sure, times, ground, CAMERA)), strict=True))
 
 
 def boxes_seen_by(camera: Camera, ground: Ground, x: Floats, y: Floats, width: float, height: float) -> Floats:
@@ -147,7 +139,7 @@ def test_uncertain_frame_has_little_weight() -> None:
 def test_one_box_gives_positions_but_no_rates() -> None:
     values = vector_of([[math.nan] * 4, [640, 350, 710, 390]], [0.0, 1.0])
     rates = {"log_size_rate", "closing", "u_rate", "v_rate", "vx_foot", "vx_size", "vy_foot", "vy_size"}
-    rates |= {"misfit", "closing_deviation"}
+    rates |= {"misfit", "closing_deviation", "vx", "vy", "vx_deviation", "vy_deviation"}
     assert {k for k, v in values.items() if math.isnan(v)} == rates
     assert (values["x_foot"], values["x_size"], values["seen"]) == pytest.approx((20, 20, 0.5))
 
@@ -173,9 +165,8 @@ def test_vector_has_one_value_per_name() -> None:
     assert (
         len(set(GEOMETRY_NAMES))
         == len(GEOMETRY_NAMES)
-        == len(geometry_vector(np.full((2, 4), np.nan), np.zeros(2), 10.0, GROUND, CAMERA))
+        == len(geometry_vector(np.full((2, 4), np.nan), np.zeros(2), np.zeros(2), GROUND, CAMERA))
     )
-    assert set(ESTIMATES) <= set(GEOMETRY_NAMES)
 
 
 def test_wildly_changing_boxes_give_finite_values() -> None:

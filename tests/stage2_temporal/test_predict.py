@@ -108,20 +108,18 @@ def test_command_predicts_a_video_and_draws_the_overlay(
 
     monkeypatch.setattr(predict_module, "SlidingWindow", RecordedWindow)
     video, table, overlay = (tmp_path / name for name in ("drive.avi", "out/d.csv", "out/d.mp4"))
-    write_video(video, images(size=(320, 240)), fps=24)
+    write_video(video, images(size=(320, 240)), fps=12)
     command = ["predict", "--run", str(run), "--input", str(video), "--output", str(table), "--overlay", str(overlay)]
     assert main(command) == 0
     assert [w.engine.passes for w in windows if w.engine is not None] == [math.ceil(FRAMES / BATCH)]
-    out, err = capsys.readouterr()
-    assert out == f"{FRAMES - SPAN + 1} windows: {table}, {overlay}\n"
-    assert "trained on frames 0.167 s apart, but these are 0.0833 s apart. Try: --stride 4" in err
+    assert capsys.readouterr().out == f"{FRAMES - SPAN + 1} windows: {table}, {overlay}\n"
     rows, decoded = read_rows(table), read_video(video)
     assert list(rows[0]) == ["time", "frame", "vx", "vy"]
     assert [int(r["frame"]) for r in rows] == list(range(SPAN - 1, FRAMES))
-    assert float(rows[0]["time"]) == pytest.approx((SPAN - 1) / 24, abs=1e-6)
+    assert float(rows[0]["time"]) == pytest.approx((SPAN - 1) / 12, abs=1e-6)
     assert_predicted(rows, fused, resized(decoded, models.config))
 
-    assert cv2.VideoCapture(str(overlay), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FPS) == 24
+    assert cv2.VideoCapture(str(overlay), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FPS) == 12
     drawn = read_video(overlay)
     assert len(drawn) == FRAMES and {f.shape for f in drawn} == {(240, 320, 3)}
     for i, (after, before) in enumerate(zip(drawn, decoded, strict=True)):
@@ -260,7 +258,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("corrupt.mp4", {}, "corrupt.mp4: not a video that FFmpeg can decode"),
         ("half.mp4", {}, "half.mp4: not a video that FFmpeg can decode"),
-        ("three.avi", {}, "three.avi: shorter than one window (3 frames, stride 2); expected at least 5 frames"),
+        (
+            "three.avi",
+            {},
+            "three.avi: shorter than one window (3 frames, 0.167 s apart); expected at least 0.333 s",
+        ),
         ("grows.ts", {}, "frame size changes at frame 6; expected 128x96 throughout; got 160x96"),
         ("rateless.mp4", {}, "rateless.mp4: no frame rate in its header"),
         ("empty", {}, "empty: no frames; expected image files such as 001.jpg"),
@@ -295,8 +297,8 @@ def test_bad_request_is_refused_before_a_model_is_loaded(
 
 
 def test_given_frame_rate_replaces_a_missing_one(tmp_path: Path, run: Path) -> None:
-    predict(run, without_rate(tmp_path / "rateless.mp4"), tmp_path / "r.csv", fps=10)
-    assert [r["time"] for r in read_rows(tmp_path / "r.csv")][:2] == ["0.400000", "0.500000"]
+    predict(run, without_rate(tmp_path / "rateless.mp4"), tmp_path / "r.csv", fps=12)
+    assert [r["time"] for r in read_rows(tmp_path / "r.csv")][:2] == ["0.333333", "0.416667"]
 
 
 def test_video_that_cannot_be_read_to_its_end_leaves_the_old_files(
@@ -307,10 +309,10 @@ def test_video_that_cannot_be_read_to_its_end_leaves_the_old_files(
     table.write_text("before")
     overlay.write_bytes(b"before")
 
-    def shorten(sequence: FrameSequence, config: Config) -> NDArray[np.int64]:
+    def shorten(sequence: FrameSequence, config: Config, slowest: float | None) -> NDArray[np.int64]:
         """Shorten the video after it was opened: only decoding shows that frames are missing."""
         write_video(video, images(10), fps=12)
-        return sliding_windows(sequence, config)
+        return sliding_windows(sequence, config, slowest)
 
     monkeypatch.setattr(predict_module, "sliding_windows", shorten)
     with pytest.raises(DataError):

@@ -25,9 +25,8 @@ from stage2_temporal.heads import check_streams, check_uses_maps
 from stage2_temporal.predict import predict
 from stage2_temporal.sliding.boxes_csv import read_boxes
 from stage2_temporal.sliding.sliding_window import load_run_models, sliding_windows
-from stage2_temporal.sliding.vehicle_prediction import predict_vehicles, warn_of_other_size
+from stage2_temporal.sliding.vehicle_prediction import predict_vehicles
 from stage2_temporal.train import train
-from stage2_temporal.vehicle.camera_geometry import read_camera_geometry
 from tests.helpers import write_store
 from tests.image_runs import read_rows, read_video
 
@@ -193,11 +192,6 @@ def test_boxes_must_be_given_for_a_video_and_not_for_a_data_set(run: Path, frame
         predict(run, frames)
     with pytest.raises(ConfigError, match="a data set has boxes in its labels"):
         predict(run, boxes=Path("boxes.csv"))
-
-
-def test_frames_of_another_size_log_a_warning(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    warn_of_other_size(read_camera_geometry(run), FrameSequence("drive", "test", 8, 10.0, (640, 360), ""))
-    assert "640x360 frames, but the run was trained on 1280x720" in capsys.readouterr().err
 
 
 def test_labels_without_boxes_get_a_typical_value(

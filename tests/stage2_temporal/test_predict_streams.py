@@ -190,14 +190,11 @@ def test_video_and_overlay(
     assert len(read_video(tmp_path / "d.mp4")) == 15
 
 
-def test_folder_of_frames_equals_the_clip_and_another_rate_logs_a_warning(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_folder_of_frames_equals_the_clip_and_a_lower_rate_is_refused(home: Path, tmp_path: Path) -> None:
     run, frames, table = home / "runs/flow", home / "data/Test/Test/1/imgs", tmp_path / "f.csv"
-    predict(run, frames, table, fps=20)
-    assert "flow between frames 0.1 s apart, but these are 0.05 s apart" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="at least 10 frames per second; got 5 frames per second"):
+        predict(run, frames, table, fps=5)
     predict(run, frames, table)
-    assert "apart" not in capsys.readouterr().err
     expected = next(r for r in read_rows(run / "predictions.csv") if r["sequence"] == "Test/1")
     assert float(read_rows(table)[-1]["ego_speed"]) == pytest.approx(float(expected["ego_speed_pred"]), abs=1e-4)
 
@@ -221,7 +218,8 @@ def test_needed_frames_are_read_once_and_in_order(needed: list[int], home: Path)
     source = CountedSource(MemorySource(frames))
     clip = Clip(FrameSequence("drive", "test", 15, 10.0, (1280, 720), ""), source)
     config = read_run_config(home / "runs/both")
-    batches = list(FrameStream([clip], np.array(needed), config, ["frames", "motion"]).batches(2))
+    models = load_run_models(home / "runs/both")
+    batches = list(FrameStream([clip], np.array(needed), config, models).batches(2))
     assert all(len(values) <= 2 for batch in batches for values in batch.values())
     np.testing.assert_array_equal(np.concatenate([b["motion"] for b in batches]), motion_entries(frames)[needed])
     pixels = [resize_frame(frames[i], config.frames) for i in needed]

@@ -180,7 +180,7 @@ def test_weights_of_overlapping_ranges_sum_to_one(store: Path) -> None:
     X, y, _ = load_examples(store, config("box_mlp"))
     head = BoxMLP.from_config(config("box_mlp", units=2)).set_params(epochs=1).fit(X, y)
     clean = np.array(head._linear_model.normaliser.clean(head._geometry(X)))
-    column = GEOMETRY_NAMES.index("x_foot")
+    column = GEOMETRY_NAMES.index("x")
     near, middle = np.exp(head._centres[0]) / 2, np.exp((head._centres[1] + head._centres[2]) / 2)
     clean[:3, column] = near, middle, np.exp(head._centres[2])
     weights = np.asarray(head._range_weights(clean))

@@ -11,9 +11,13 @@ import pytest
 
 from features._common.types import Floats
 from features.sequences import Camera
-from stage2_temporal.vehicle.geometry import ESTIMATES, GEOMETRY_NAMES, Ground, geometry_vector
+from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES, geometry_vector
+from stage2_temporal.vehicle.ground import Ground
 from stage2_temporal.vehicle.velocity_estimates import (
+    RARE_SHARE,
+    RARE_SPREAD,
     UNKNOWN_DEVIATION,
+    VELOCITIES,
     GeometryNormaliser,
     RobustLinearModel,
     fit_robust_linear_model,
@@ -35,7 +39,7 @@ def simulated(count: int, seed: int) -> tuple[Floats, Floats]:
         middle, foot = 675 + 714 * (y + vy * t) / ahead, 340 + 1270 / ahead
         w, h = 714 * 2.1 / ahead, 714 * 1.6 / ahead
         boxes = np.stack([middle - w / 2, foot - h, middle + w / 2, foot], axis=1) + rng.normal(0, 0.05, (8, 4))
-        vectors.append(geometry_vector(boxes, np.full(8, 0.99), 10.0, GROUND, CAMERA))
+        vectors.append(geometry_vector(boxes, np.full(8, 0.99), t, GROUND, CAMERA))
         targets.append((vx, vy))
     return np.array(vectors), np.array(targets)
 
@@ -50,13 +54,34 @@ def predict(model: RobustLinearModel, vectors: Floats) -> Floats:
 
 def test_shrinkage_by_hand() -> None:
     vectors, _ = simulated(20, 0)
-    normaliser = replace(GeometryNormaliser.of(vectors), noise_scale=0.5)
+    normaliser = replace(
+        GeometryNormaliser.of(vectors), noise_scale=2.0, median=np.array([0.5, 0.0]), spread=np.array([2.0, 0.3])
+    )
     vector = vectors[:1].astype(np.float32)
-    vector[0, INDEX["x_foot"]], vector[0, INDEX["closing_deviation"]] = 40.0, 0.05
-    assert float(normaliser.shrinkage(vector)[0, 0]) == pytest.approx(0.5)  # 1 / (1 + (0.5 · 40 · 0.05)²)
-    velocities = np.asarray(normaliser.estimates(vector))[0, :4]
-    expected = [(column(vector, n)[0] - m) / 2 for n, m in zip(ESTIMATES, normaliser.median, strict=True)]
-    assert velocities.tolist() == pytest.approx(expected, rel=1e-5)
+    vector[0, [INDEX["vx"], INDEX["vx_deviation"]]] = 0.5, 1.0  # at the median
+    vector[0, [INDEX["vy"], INDEX["vy_deviation"]]] = 0.0, 0.15
+    usual = 1 / (1 + (2.0 * 1.0 / 2.0) ** 2)  # 1 / (1 + (s / v)²)
+    rare = 1 / (1 + (2.0 * 1.0 / RARE_SPREAD) ** 2)
+    ratio = RARE_SHARE / (1 - RARE_SHARE) * np.sqrt((4 + 4) / (RARE_SPREAD**2 + 4))  # densities at the median
+    expected = (usual + ratio * rare) / (1 + ratio)
+    shrinkage = np.asarray(normaliser.shrinkage(vector))[0]
+    assert float(shrinkage[0]) == pytest.approx(expected, rel=1e-5)
+    assert float(shrinkage[1]) == pytest.approx(0.5, abs=0.01)  # deviation as large as the spread
+    vector[0, INDEX["vx"]] = 2.5
+    velocities = np.asarray(normaliser.estimates(vector))[0, :2]
+    factors = np.asarray(normaliser.shrinkage(vector))[0]
+    assert velocities.tolist() == pytest.approx([2.0 * factors[0], 0.0], rel=1e-5)
+
+
+def test_oncoming_vehicle_unlike_any_in_training_keeps_its_velocity_if_it_is_certain() -> None:
+    vectors, _ = simulated(50, 0)
+    normaliser = replace(GeometryNormaliser.of(vectors), noise_scale=1.0)
+    vector = np.repeat(vectors[:1].astype(np.float32), 3, axis=0)
+    vector[:, INDEX["vx"]] = -28.0
+    vector[:, INDEX["vx_deviation"]] = 1.0, 10.0, 100.0
+    kept = np.asarray(normaliser.shrinkage(normaliser.clean(vector)))[:, 0]
+    assert kept[0] > 0.98
+    assert kept[2] < 0.05 < kept[1] < kept[0]
 
 
 def test_unknown_values_become_medians_and_outliers_are_clipped() -> None:
@@ -66,7 +91,7 @@ def test_unknown_values_become_medians_and_outliers_are_clipped() -> None:
     damaged[4, INDEX["vx_foot"]] = -900.0
     clean = np.asarray(GeometryNormaliser.of(vectors).clean(damaged.astype(np.float32)))
     assert np.isfinite(clean).all()
-    assert column(clean, "closing_deviation")[3] == UNKNOWN_DEVIATION
+    assert column(clean, "vx_deviation")[3] == UNKNOWN_DEVIATION
     assert column(clean, "x_foot")[3] == pytest.approx(np.median(column(vectors, "x_foot")))
     low, high = np.quantile(column(vectors, "vx_foot"), (0.05, 0.95))
     assert column(clean, "vx_foot")[4] == pytest.approx(low - 2 * (high - low), rel=1e-5)
@@ -75,7 +100,7 @@ def test_unknown_values_become_medians_and_outliers_are_clipped() -> None:
 
 def test_column_without_any_value_is_ignored() -> None:
     vectors, targets = simulated(30, 0)
-    vectors[:, INDEX["y_size"]] = np.nan
+    vectors[:, INDEX["y"]] = np.nan
     assert np.isfinite(predict(fit_robust_linear_model(vectors, targets), vectors)).all()
 
 
@@ -94,13 +119,13 @@ def test_one_hidden_vehicle_hardly_changes_the_linear_model(wrong: float) -> Non
     vectors, targets = simulated(200, 1)
     test_vectors, test_targets = simulated(100, 2)
     with_outlier = vectors.copy()
-    with_outlier[7, [INDEX["vx_foot"], INDEX["vx_size"]]] = wrong
+    with_outlier[7, INDEX["vx"]] = wrong
     before, after = (
         np.mean((predict(fit_robust_linear_model(v, targets), test_vectors) - test_targets)[:, 0] ** 2)
         for v in (vectors, with_outlier)
     )
     assert after < before + 0.02
-    inputs = [np.c_[select_columns(v, *ESTIMATES), np.ones(len(v))] for v in (with_outlier, test_vectors)]
+    inputs = [np.c_[select_columns(v, *VELOCITIES), np.ones(len(v))] for v in (with_outlier, test_vectors)]
     ordinary = inputs[1] @ np.linalg.lstsq(inputs[0], targets[:, 0], rcond=None)[0]
     assert np.mean((ordinary - test_targets[:, 0]) ** 2) > 10 * after
 
@@ -110,8 +135,8 @@ def test_noise_scale_is_larger_if_tracks_are_worse_than_their_deviation() -> Non
     worse = vectors.copy()
     rng = np.random.default_rng(3)
     for i in rng.permutation(200)[:40]:  # off by three times their deviation
-        worse[i, [INDEX["vx_foot"], INDEX["vx_size"]]] += 3 * column(worse, "x_foot")[i] * 0.05 * rng.normal()
-        worse[i, INDEX["closing_deviation"]] = 0.05
+        worse[i, INDEX["vx_deviation"]] = 1.5
+        worse[i, INDEX["vx"]] += 3 * 1.5 * rng.normal()
     good, bad = (fit_robust_linear_model(v, targets).normaliser.noise_scale for v in (vectors, worse))
     assert good < bad
 
@@ -128,5 +153,5 @@ def test_graph_computes_the_same_and_loads_safely(tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded.predict(vectors, verbose=0), expected, rtol=1e-5, atol=1e-5)
     normaliser = linear_model.normaliser
     states = np.asarray(normaliser.states(normaliser.clean(vectors.astype(np.float32))))
-    assert states.shape == (40, 18)
+    assert states.shape == (40, 12)
     assert np.isfinite(states).all()
