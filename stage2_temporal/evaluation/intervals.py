@@ -44,7 +44,7 @@ class IntervalScores:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class ConformalScores:
     """What turns predictions into intervals and probabilities: each target's scores on the validation sequences."""
 
     scale: Floats  # (K, 1 + S) ≥ 0; an error's expected size is their product with 1 and the S inputs of `error_scale`
@@ -75,7 +75,9 @@ class Calibration:
         return above
 
 
-def calibrate(true: Floats, predicted: Floats, inputs: Floats, groups: NDArray[np.int64], scale: Floats) -> Calibration:
+def calibrate(
+    true: Floats, predicted: Floats, inputs: Floats, groups: NDArray[np.int64], scale: Floats
+) -> ConformalScores:
     """Make a calibration from validation examples.
 
     Args:
@@ -86,7 +88,7 @@ def calibrate(true: Floats, predicted: Floats, inputs: Floats, groups: NDArray[n
     """
     _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
     weights = 1 / (len(counts) + 1) / counts[group]
-    return Calibration(scale, np.abs(true - predicted) / (_design(inputs) @ scale.T), weights)
+    return ConformalScores(scale, np.abs(true - predicted) / (_design(inputs) @ scale.T), weights)
 
 
 def fit_error_scale(errors: Floats, inputs: Floats) -> Floats:

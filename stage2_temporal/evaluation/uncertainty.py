@@ -21,7 +21,7 @@ from features._common.atomic import atomic_write
 from features._common.csv_table import format_number
 from features._common.types import Floats
 from features.errors import ConfigError, DataError
-from stage2_temporal.evaluation.intervals import Calibration
+from stage2_temporal.evaluation.intervals import ConformalScores
 from stage2_temporal.evaluation.novelty import NoveltyModel, flag_majority
 
 INTERVALS_FILE, NOVELTY_FILE = "uncertainty.json", "novelty.npz"
@@ -109,7 +109,7 @@ class Uncertainty:
 
     columns: tuple[str, ...]
     level: float  # of intervals, unless another one is asked for
-    calibration: Calibration
+    calibration: ConformalScores
     novelty: dict[str, NoveltyModel]  # of the head's `inputs` and of the frames' `profile`, as far as known
 
     def predictions(
@@ -198,7 +198,7 @@ def read_uncertainty(run: Path) -> Uncertainty | None:
     try:
         content = json.loads((run / INTERVALS_FILE).read_text(encoding="utf-8"))
         columns = tuple(content["columns"])
-        calibration = Calibration(
+        calibration = ConformalScores(
             np.array(content["scale"], np.float64).reshape(len(columns), -1),
             np.array(content["scores"], np.float64).reshape(-1, len(columns)),
             np.array(content["weights"], np.float64),

@@ -34,7 +34,8 @@ from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, target_scale, vector_scale
 from stage2_temporal.vehicle import camera_geometry
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, WindowTracks, box_noise
-from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES, MAX_DISTANCE
+from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES
+from stage2_temporal.vehicle.ground import MAX_DISTANCE
 from stage2_temporal.vehicle.velocity_estimates import (
     RIDGE_PENALTY,
     RobustLinearModel,

@@ -103,7 +103,7 @@ def draw_values(
         cv2.putText(image, text, position, FONT, scale, colour, thickness, cv2.LINE_AA)
     low, high = limits
 
-    def y(value: NDArray[np.float32] | float) -> NDArray[np.float64]:
+    def y(value: Floats | float) -> NDArray[np.float64]:
         return np.asarray(top + height * (high - np.asarray(value, np.float64)) / max(high - low, 1e-9))
 
     zero = int(y(0.0))
