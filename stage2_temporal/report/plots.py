@@ -11,6 +11,7 @@ import numpy as np
 
 from features.store import Store
 from stage2_temporal.report.clips import spread_evenly
+from stage2_temporal.report.coverage import usual_band
 from stage2_temporal.runs.results import PredictedExample, Results
 
 Kind = Literal["line", "dashed", "points", "ring", "bars", "steps", "band"]
@@ -98,11 +99,14 @@ def scatters(results: Results, component: int) -> list[Plot]:
     note = "" if len(drawn) == len(examples) else f" Shows {len(drawn):,} of {len(examples):,} examples."
 
     value_range, true_range = padded_range([*true, *predicted, constant]), padded_range(true)
+    band = _interval_band(results, component, value_range)
     against = [
+        *band,
         Series("perfect", "line", "guide", list(value_range), list(value_range)),
         Series("model", "points", "model", x, predicted[drawn].tolist()),
         Series("constant", "dashed", "constant", list(value_range), [constant] * 2),
     ]
+    band_note = f", in the usual {100 * (results.metrics.interval_level or 0):g} % interval" if band else ""
     residuals = [
         Series("perfect", "line", "guide", list(true_range), [0.0, 0.0]),
         Series("model", "points", "model", x, residual[drawn].tolist()),
@@ -123,7 +127,7 @@ def scatters(results: Results, component: int) -> list[Plot]:
     return [
         Plot(
             "Predicted against true",
-            f"Perfect predictions lie on the thin line. Dashed: the constant predictor.{note}",
+            f"Perfect predictions lie on the thin line{band_note}. Dashed: the constant predictor.{note}",
             with_unit("true", unit), with_unit("predicted", unit), tuple(against), value_range, value_range,
             component=component,
         ),
@@ -137,6 +141,18 @@ def scatters(results: Results, component: int) -> list[Plot]:
             component=component,
         ),
     ]  # fmt: skip
+
+
+def _interval_band(results: Results, component: int, value_range: Range) -> list[Series]:
+    """The usual width of the intervals round the perfect line; empty if there are none."""
+    examples = results.verdict_examples
+    ends = np.array([(e.low[component], e.high[component]) for e in examples if e.low]).reshape(-1, 2)
+    if len(ends) < len(examples) or not np.isfinite(ends).all():
+        return []
+    x, half = usual_band(np.array([e.true[component] for e in examples]), (ends[:, 1] - ends[:, 0]) / 2)
+    x, half = np.array([value_range[0], *x, value_range[1]]), np.array([half[0], *half, half[-1]])
+    low, high = np.maximum(x - half, value_range[0]), np.minimum(x + half, value_range[1])
+    return [Series("interval", "band", "model", [*x, *x[::-1]], [*high, *low[::-1]])]
 
 
 def timeline(results: Results, store: Store, component: int) -> Plot | None:
