@@ -383,9 +383,26 @@ class Predict(Command):
     """File with the camera's numbers: .toml, or in the format of calibration.txt."""
     allow_truncated: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Use a video that breaks off as far as it goes, instead of refusing it."""
+    threshold: Annotated[float | None, hint("FLOAT", "none")] = None
+    """Also write the probability that each target is above this value, in its unit (m/s for speeds)."""
+    level: Annotated[float | None, hint("FLOAT", "the run's train.interval_level")] = None
+    """Probability with which the intervals are to contain the true value."""
+    report: Annotated[Path | None, hint("FILE", "none")] = None
+    """Also write this .html file, a page that shows the drive: its frames, and the predictions over time."""
 
     def __call__(self) -> None:
-        names = ("output", "overlay", "boxes", "stride", "fps", "camera", "allow_truncated")
+        names = (
+            "output",
+            "overlay",
+            "boxes",
+            "stride",
+            "fps",
+            "camera",
+            "allow_truncated",
+            "threshold",
+            "level",
+            "report",
+        )
         options = {name: getattr(self, name) for name in names}
         result = workflows.predict(self.run, self.input, **options)
         print(f"{result.windows:,} windows: {', '.join(map(str, result.files))}")
