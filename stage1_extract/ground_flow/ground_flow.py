@@ -60,6 +60,7 @@ def estimate_speeds(
             speeds += solution.speeds[:count].tolist()
             confidence += confidences(solution)[:count].tolist()
             horizon = (solution.grid.horizon + 0.5) * full[1] / size[1] - 0.5
+            del pairs  # lest two chunks of frames are in memory
     at = np.array(frame_times)
     return SpeedEstimates(at, np.interp(at, middles, speeds), np.interp(at, middles, confidence), horizon)
 

@@ -51,7 +51,7 @@ def fit_motions(
     grid: RoadGrid,
     displacements: Sequence[Displacements],
     motions: Sequence[CameraMotion],
-    nods: Sequence[float],
+    nods: Floats,
     horizon_prior: tuple[float, float],
 ) -> MotionFit:
     """Fit the changes that displacements of the tiles ask for.
@@ -66,7 +66,7 @@ def fit_motions(
     count = len(displacements)
     mean, deviation = horizon_prior
     equations = [_equations(grid, d, motion) for d, motion in zip(displacements, motions, strict=True)]
-    nod_changes = np.array(nods) - [motion.nod for motion in motions]
+    nod_changes = nods - [motion.nod for motion in motions]
     priors = [PRIOR + PRIOR_GROWTH * abs(motion.distance) for motion in motions]
     changes, agreement, horizon, information = np.zeros((count, 4)), np.zeros(count), 0.0, 1.0
     for fit_round in range(FIT_ROUNDS):

@@ -9,7 +9,7 @@ import numpy as np
 
 from features._common.types import Image
 from stage1_extract.ground_flow.road_view import CameraMotion, RoadGrid
-from stage1_extract.ground_flow.tile_matching import subsample_peak
+from stage1_extract.ground_flow.tile_matching import deviation, subsample_peak
 
 ABOVE, BELOW = (
     0.05,
@@ -35,7 +35,7 @@ def find_rotation(grid: RoadGrid, earlier: Image, later: Image, interval: float)
     shifts = []
     for left, right in pairwise(edges):
         part = after[NOD_RANGE:-NOD_RANGE, left:right]
-        if not part.size or part.std() < STRIP_CONTRAST:
+        if not part.size or deviation(part) < STRIP_CONTRAST:
             continue
         scores = cv2.matchTemplate(before[:, left - reach : right + reach], part, cv2.TM_CCOEFF_NORMED)
         _, best, _, (x, y) = cv2.minMaxLoc(scores)

@@ -8,6 +8,7 @@ import numpy as np
 from features._common.types import Floats, Image
 from stage1_extract.ground_flow.road_view import RoadGrid
 from stage1_extract.ground_flow.speed_posterior import SPEEDS
+from stage1_extract.ground_flow.tile_matching import deviation
 
 REDUCED_WIDTH = 320  # of the reduced frames, px
 BLOCK, REACH = 16, 3  # size of a block and how far it is searched, px of the reduced frames
@@ -20,11 +21,14 @@ STILL_SHARE = 0.6  # of the blocks, at least, while standing
 PENALTY = 40.0  # of slow speeds where nothing stands still, log-likelihood
 
 
-def slow_log_likelihood(grid: RoadGrid, earlier: Image, later: Image) -> Floats:
-    """What the surroundings add to the log-likelihoods of the speeds: nothing, or a penalty for slow ones."""
+def doubt_slow_speeds(votes: Floats, grid: RoadGrid, earlier: Image, later: Image) -> Floats:
+    """The log-likelihoods of the speeds, with a penalty for slow ones where the surroundings of two frames move."""
+    slow = np.abs(SPEEDS) < SLOW
+    if votes[slow].max() < votes.max() - PENALTY:
+        return votes  # nothing speaks for a slow speed
     share = still_share(grid, earlier, later)
     penalty = PENALTY * max(0.0, 1 - share / STILL_SHARE)
-    return np.where(np.abs(SPEEDS) < SLOW, -penalty, 0.0)
+    return np.where(slow, votes - penalty, votes)
 
 
 def still_share(grid: RoadGrid, earlier: Image, later: Image) -> float:
@@ -40,7 +44,7 @@ def still_share(grid: RoadGrid, earlier: Image, later: Image) -> float:
             continue
         for y in range(REACH, size[1] - BLOCK - REACH, BLOCK):
             block = after[y : y + BLOCK, x : x + BLOCK]
-            if block.std() >= BLOCK_CONTRAST:
+            if deviation(block) >= BLOCK_CONTRAST:
                 part = before[y - REACH : y + BLOCK + REACH, x - REACH : x + BLOCK + REACH]
                 place = cv2.minMaxLoc(cv2.matchTemplate(part, block, cv2.TM_CCOEFF_NORMED))[3]
                 still.append(place == (REACH, REACH))
