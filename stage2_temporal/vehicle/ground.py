@@ -133,12 +133,14 @@ def fit_ground_from_motion(boxes: ArrayLike, closing: ArrayLike, vx: ArrayLike) 
 def _with_sizes(horizon: float, scale: float, box: Floats, x: Floats) -> Ground:
     """The ground with the usual size of the vehicles in boxes (m, 4) at distances x (m,), and how much all vary."""
     log_width, log_height = np.log((box[:, 2] - box[:, 0]) * x), np.log((box[:, 3] - box[:, 1]) * x)
+    deviation = max(_robust_deviation(box[:, 3] - horizon - scale / x, HORIZON_DEVIATION), 0.5)
     return Ground(
         horizon,
         scale,
         span=float(np.exp(np.median(log_width))),
         tall=float(np.exp(np.median(log_height))),
-        horizon_deviation=max(_robust_deviation(box[:, 3] - horizon - scale / x, HORIZON_DEVIATION), 0.5),
+        horizon_deviation=deviation,
+        scale_deviation=SCALE_DEVIATION * min(deviation / HORIZON_DEVIATION, 1.0),  # a road without nods is also flat
         width_spread=_robust_deviation(log_width, SIZE_SPREAD),
         height_spread=_robust_deviation(log_height, SIZE_SPREAD),
     )
