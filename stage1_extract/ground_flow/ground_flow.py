@@ -67,7 +67,7 @@ def estimate_speeds(
 
 def confidences(solution: Solution) -> Floats:
     """How far each speed is to be believed, from 0 to 1."""
-    return solution.probability * np.clip(solution.agreement / FULL_AGREEMENT, 0, 1)
+    return np.clip(solution.probability, 0, 1) * np.clip(solution.agreement / FULL_AGREEMENT, 0, 1)
 
 
 def _grey_frames(frames: Iterable[Image]) -> Iterator[tuple[Image, Size]]:

@@ -28,7 +28,7 @@ HORIZON_PRIOR = 0.06  # standard deviation of horizon − cy, as a share of fy
 KNOWN_HORIZON = 0.003  # standard deviation of a horizon that is given or found, as a share of fy
 HORIZON_DRIFT = 0.001  # the same of its change from chunk to chunk
 LEAST_DRIVEN = 0.02  # camera heights per pair, on average
-CANDIDATES = 3  # horizons that are compared closely
+CANDIDATES = 3  # horizons that are compared closely, beside the one so far
 MATCHING_ROUNDS = 2  # of matching and fitting
 
 
@@ -102,7 +102,8 @@ class RoadSolver:
         for row in rows:
             evidence = [log.max() - np.log(np.exp(log).mean()) for log in self._likelihoods(few, row)]
             scores.append(sum(evidence) - 0.5 * ((row - self.horizon) / self.deviation) ** 2)
-        best = rows[np.argsort(scores)[::-1][:CANDIDATES]]
+        # where other vehicles hide the road, they decide the scores, and the horizon is best looked for where it is now
+        best = {*rows[np.argsort(scores)[::-1][:CANDIDATES]], self.horizon}
         spacing = 2 * reach / (count - 1) * self.camera.fy
         solutions = [self._solve(chosen, row, 2 * spacing, rounds=3) for row in best]
         solution = max(solutions, key=lambda s: float(s.agreement.sum()))

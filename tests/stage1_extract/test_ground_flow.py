@@ -75,7 +75,7 @@ def test_speed_of_a_real_drive(kitti_frames: list[Image], kitti_speeds: Floats) 
 def test_frames_at_irregular_times(kitti_frames: list[Image], kitti_speeds: Floats) -> None:
     kept = [i for i in range(len(kitti_frames)) if i % 5 not in (1, 3)]  # steps of one and two frames
     estimates = estimate_speeds([kitti_frames[i] for i in kept], np.array(kept) * KITTI_STEP, KITTI_CAMERA)
-    assert rms(estimates.speeds - kitti_speeds[kept]) < 0.25
+    assert rms(estimates.speeds - kitti_speeds[kept]) < 0.03 * kitti_speeds.mean()
 
 
 def test_colour_frames_and_larger_ones_give_the_same_speed(kitti_frames: list[Image], kitti_speeds: Floats) -> None:
@@ -115,7 +115,7 @@ def test_speed_on_semi_real_clips(tmp_path: Path) -> None:
 
 
 def test_speed_on_the_sample_set() -> None:
-    scenes = [clip_scene(0, 2, number) for number in range(1, 21)]
+    scenes = [clip_scene(0, 2, number) for number in range(1, 13)]
     estimates = [measured(scene) for scene in scenes]
     errors = np.concatenate([e.speeds - s.speed for e, s in zip(estimates, scenes, strict=True)])
     print(f"RMS {rms(errors):.3f} m/s")
