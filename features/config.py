@@ -180,6 +180,8 @@ class TrainConfig(StrictModel):
     """Also train on windows with these strides; speeds are scaled in proportion."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of initial weights, order of examples, and dropout."""
+    interval_level: float = Field(0.9, gt=0, lt=1)
+    """Probability with which a prediction's interval is to contain the true value."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of large matrix products; bfloat16 is for processors with avx512_bf16 or amx."""
     memory_gb: float = Field(4.0, gt=0)

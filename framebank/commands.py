@@ -75,6 +75,8 @@ class Extract(StoreCommand):
     """Run the frozen trunk over every frame that is not in the store yet. Resumes where it was interrupted."""
 
     sections = ("data", "frames", "backbone", "extract")
+    rehash: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Read every file again, even if its size and time of modification are those of the last scan."""
     settings: Settings = Config()
 
     def __call__(self) -> None:
@@ -83,7 +85,7 @@ class Extract(StoreCommand):
     def extract(self, damaged_rows: dict[int, list[str]] | None = None) -> None:
         """Extract, and print what was done."""
         path = self.store_path
-        result = workflows.extract_data_set(self.settings, path, damaged_rows)
+        result = workflows.extract_data_set(self.settings, path, damaged_rows, rehash=self.rehash)
         counts = {
             f"frames extracted by {result.engine}": result.extracted,
             "frames with optical flow computed": result.flows,
@@ -381,9 +383,26 @@ class Predict(Command):
     """File with the camera's numbers: .toml, or in the format of calibration.txt."""
     allow_truncated: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Use a video that breaks off as far as it goes, instead of refusing it."""
+    threshold: Annotated[float | None, hint("FLOAT", "none")] = None
+    """Also write the probability that each target is above this value, in its unit (m/s for speeds)."""
+    level: Annotated[float | None, hint("FLOAT", "the run's train.interval_level")] = None
+    """Probability with which the intervals are to contain the true value."""
+    report: Annotated[Path | None, hint("FILE", "none")] = None
+    """Also write this .html file, a page that shows the drive: its frames, and the predictions over time."""
 
     def __call__(self) -> None:
-        names = ("output", "overlay", "boxes", "stride", "fps", "camera", "allow_truncated")
+        names = (
+            "output",
+            "overlay",
+            "boxes",
+            "stride",
+            "fps",
+            "camera",
+            "allow_truncated",
+            "threshold",
+            "level",
+            "report",
+        )
         options = {name: getattr(self, name) for name in names}
         result = workflows.predict(self.run, self.input, **options)
         print(f"{result.windows:,} windows: {', '.join(map(str, result.files))}")

@@ -42,18 +42,25 @@ def extract(config: Config, store: Path | str) -> Path:
     return path
 
 
-def extract_data_set(config: Config, store: Path, damaged_rows: dict[int, list[str]] | None = None) -> ExtractionResult:
-    """Like `extract`, but return details; the given streams of `damaged_rows` are extracted again."""
+def extract_data_set(
+    config: Config, store: Path, damaged_rows: dict[int, list[str]] | None = None, *, rehash: bool = False
+) -> ExtractionResult:
+    """Like `extract`, but return details; the given streams of `damaged_rows` are extracted again.
+
+    With `rehash`, files are read even if their size and time of modification are those of the last scan.
+    """
     quiet_opencv()
     from stage1_extract.datasets import scan
+    from stage1_extract.datasets.scan_cache import scan_cache_of
 
     if config.data.layout == "sample":
         render_sample(config)
-    catalogue = scan(config.data)
+    path = store.resolve() if store.is_symlink() else store  # replace the file that a link points to, not the link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    catalogue = scan(config.data, cache=scan_cache_of(path, rehash=rehash))
     with quiet_imports():
         from stage1_extract.extract import extract as extract_catalogue
 
-    path = store.resolve() if store.is_symlink() else store  # replace the file that a link points to, not the link
     return extract_catalogue(config, path, catalogue, damaged_rows=damaged_rows)
 
 
@@ -134,6 +141,9 @@ def predict(
     fps: float | None = None,
     camera: Path | str | None = None,
     allow_truncated: bool = False,
+    threshold: float | None = None,
+    level: float | None = None,
+    report: Path | str | None = None,
 ) -> PredictionFiles:
     """Predict with a run on a video, a folder of frames or a data set, and write the predictions as CSV.
 
@@ -147,6 +157,9 @@ def predict(
         fps: frames per second, if the source's frame rate is missing or wrong.
         camera: a .toml file with the camera's numbers, or one like calibration.txt; default: the source's own.
         allow_truncated: use a video that breaks off as far as it goes.
+        threshold: also write the probability that each target is above this value, in its unit.
+        level: probability with which intervals are to contain the truth; default: the run's `train.interval_level`.
+        report: an .html file to write, a page that shows the drive with its frames.
 
     Returns:
         The files written, the number of windows, and the sequences that were skipped.
@@ -157,11 +170,19 @@ def predict(
     folder = run_folder(run)  # an error here need not wait for TensorFlow
     quiet_opencv()
     with quiet_imports():
+        from stage2_temporal.evaluation.uncertainty import IntervalOptions
         from stage2_temporal.predict import predict as predict_run
 
-    paths = {"source": source, "output": output, "overlay": overlay, "boxes": boxes, "camera": camera}
+    paths = {"source": source, "output": output, "overlay": overlay, "boxes": boxes, "camera": camera, "report": report}
     expanded = {name: Path(expand(path)) for name, path in paths.items() if path is not None}
-    return predict_run(folder, **expanded, stride=stride, fps=fps, allow_truncated=allow_truncated)
+    return predict_run(
+        folder,
+        **expanded,
+        stride=stride,
+        fps=fps,
+        allow_truncated=allow_truncated,
+        options=IntervalOptions(level, threshold),
+    )
 
 
 def score(
@@ -197,7 +218,7 @@ def score(
     result = predict_labelled(folder, **paths, layout=layout, fps=fps)
     for line in result.skipped:
         logger.warning(f"skipped: {line}")
-    return score_predictions(folder, result.examples, result.values)
+    return score_predictions(folder, result.examples, result.predictions)
 
 
 def run_folder(run: Path | str) -> Path:

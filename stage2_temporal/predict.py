@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from features._common.atomic import atomic_write
+from features._common.console import logger
 from features._common.csv_table import write_csv_table
-from features._common.types import Floats
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence, Label
@@ -35,12 +35,22 @@ from stage1_extract.datasets import scan
 from stage1_extract.datasets.camera_file import with_camera
 from stage1_extract.datasets.clip import Clip, every_nth
 from stage1_extract.datasets.single_video import holds_videos, is_single_clip, read_single_clip
+from stage1_extract.frame_loader import encode_thumbnail, resize_frame
+from stage2_temporal.evaluation.uncertainty import (
+    IntervalOptions,
+    UncertainPredictions,
+    check_options,
+    read_outputs,
+    read_uncertainty,
+)
 from stage2_temporal.heads import uses_track
+from stage2_temporal.report.drive_page import Drive, shown_frames, write_drive_page
 from stage2_temporal.runs.results import read_metrics, write_predictions
 from stage2_temporal.runs.submission import write_submission_files
 from stage2_temporal.sliding.boxes_csv import BOXES_HINT, SIDES, BoxesByFrame, read_boxes
+from stage2_temporal.sliding.frame_log import FrameLog, read_pictures
 from stage2_temporal.sliding.frame_stream import FrameStream
-from stage2_temporal.sliding.overlay import draw_box, open_overlay, value_text, write_overlay
+from stage2_temporal.sliding.overlay import draw_box, open_overlay, prediction_texts, write_overlay
 from stage2_temporal.sliding.sliding_window import (
     CLIP_LAYOUTS,
     RunModels,
@@ -50,7 +60,7 @@ from stage2_temporal.sliding.sliding_window import (
     sliding_windows,
     trained_interval,
 )
-from stage2_temporal.sliding.vehicle_prediction import VehicleTracks, predict_vehicles
+from stage2_temporal.sliding.vehicle_prediction import VehiclePrediction, VehicleTracks, predict_vehicles
 
 
 @dataclass(frozen=True)
@@ -73,8 +83,11 @@ def predict(
     boxes: Path | None = None,
     camera: Path | None = None,
     allow_truncated: bool = False,
+    options: IntervalOptions = IntervalOptions(),  # noqa: B008 — frozen
+    report: Path | None = None,
 ) -> PredictionFiles:
     """Predict with the run in a folder, and write the predictions as CSV; see `framebank.predict` for the arguments."""
+    check_options(run, read_uncertainty(run), options)
     for option, value in (("--stride", stride), ("--fps", fps)):
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{option} must be positive", got=value, hint=f"{option} 1")
@@ -90,24 +103,24 @@ def predict(
     config = _prediction_config(run, settings)
     path = Path(config.data.path)
     is_clip = source is not None and is_single_clip(path)
-    _check_options(run, config, is_clip, boxes, overlay)
+    _check_options(run, config, is_clip, boxes, overlay, report)
     output = output or run / "predicted" / f"{path.stem}.csv"
-    for file in (output, overlay):
+    for file in (output, overlay, report):
         if file is not None:
             _check_writable(file, path)
     if not is_clip:
-        return _predict_data_set(run, config, output)
+        return _predict_data_set(run, config, output, options)
     clip = read_single_clip(path, config.data, fps)
-    if config.data.calibration is not None:
-        (clip,) = with_camera([clip], Path(config.data.calibration))
+    if camera is not None:
+        (clip,) = with_camera([clip], camera)
     boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
     reads_flow = MOTION in config.head.input_streams and stride is None and boxes is None
     step = flow_step(clip.sequence, read_metrics(run).frame_interval) if reads_flow else 1
     rows = sliding_windows(every_nth(clip, step).sequence if step > 1 else clip.sequence, config, _slowest(run, config))
     models = load_run_models(run)
     if boxes_by_frame is None:
-        return _predict_clip(models, clip, step, rows, config, output, overlay)
-    return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, overlay)
+        return _predict_clip(models, clip, step, rows, config, output, options, overlay, report)
+    return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, options, overlay)
 
 
 def predict_labelled(
@@ -125,7 +138,7 @@ def predict_labelled(
         "data.calibration": camera and str(camera),
         "data.fps": fps,
     }
-    return _predict_examples(run, _prediction_config(run, settings))
+    return _predict_examples(run, _prediction_config(run, settings), IntervalOptions())
 
 
 def _prediction_config(run: Path, settings: Mapping[str, Any]) -> Config:
@@ -134,7 +147,10 @@ def _prediction_config(run: Path, settings: Mapping[str, Any]) -> Config:
     metrics, config = read_metrics(run), read_run_config(run)
     trained = config
     try:
-        config = config.with_settings({name: value for name, value in settings.items() if value is not None})
+        given = {name: value for name, value in settings.items() if value is not None}
+        if given.get("data.path", trained.data.path) != trained.data.path:
+            given = {"data.calibration": None} | given  # the run's is that of its own data
+        config = config.with_settings(given)
     except ValidationError as e:
         raise ConfigError(describe_validation_error(e)) from None
     # footage of another frame rate is brought to the interval that the run was trained at
@@ -150,8 +166,10 @@ def _slowest(run: Path, config: Config) -> float | None:
     return slowest_interval(read_metrics(run).frame_interval if checked else None)
 
 
-def _check_options(run: Path, config: Config, is_clip: bool, boxes: Path | None, overlay: Path | None) -> None:
-    """Raise ConfigError where boxes or an overlay do not suit the input and the head."""
+def _check_options(
+    run: Path, config: Config, is_clip: bool, boxes: Path | None, overlay: Path | None, report: Path | None
+) -> None:
+    """Raise ConfigError where boxes, an overlay or a page do not suit the input and the head."""
     head, takes_track = config.head.name, uses_track(run, config)
     if config.data.crops is not None and is_clip:
         raise ConfigError(
@@ -163,9 +181,12 @@ def _check_options(run: Path, config: Config, is_clip: bool, boxes: Path | None,
         raise ConfigError(f"--boxes: {head} does not use boxes", hint="leave out --boxes")
     if boxes is None and is_clip and takes_track:
         raise ConfigError(f"{head} predicts for a vehicle in a box, but no box is given", hint=BOXES_HINT)
-    if overlay is not None and not is_clip:
-        path = Path(config.data.path)
-        raise ConfigError("--overlay needs one video or one folder of frames", got=path, hint="--input VIDEO")
+    for option, file in (("--overlay", overlay), ("--report", report)):
+        if file is not None and not is_clip:
+            path = Path(config.data.path)
+            raise ConfigError(f"{option} needs one video or one folder of frames", got=path, hint="--input VIDEO")
+    if report is not None and boxes is not None:
+        raise ConfigError("--report shows the drive of the camera's own car, not vehicles in boxes", hint="--overlay")
 
 
 def _check_writable(path: Path, source: Path) -> None:
@@ -188,25 +209,36 @@ def _predict_clip(
     rows: NDArray[np.int64],
     config: Config,
     output: Path,
+    options: IntervalOptions,
     overlay: Path | None,
+    report: Path | None,
 ) -> PredictionFiles:
-    """Predict each window of a video: columns time [s], frame (the window's last) and the targets.
+    """Predict each window of a video: columns time [s], frame (the window's last), the targets and their intervals.
 
     `rows` (n, T) count every `step`-th frame of the clip.
     """
     columns, used = config.data.columns, every_nth(clip, step) if step > 1 else clip
     window = SlidingWindow(models, rows)
     stream = FrameStream([used], np.arange(used.sequence.length), config, models)
-    values = np.concatenate(list(window.run(stream.batches(window.step))))
+    outputs = np.concatenate(list(window.run(stream.batches(window.step))))
+    predictions = read_outputs(models.uncertainty, outputs, stream.frame_log.profiles(rows), options)
     frames, times = rows[:, -1] * step, clip.sequence.frame_times
     with atomic_write(output) as temporary:
-        lines = zip(frames.tolist(), times[frames].tolist(), values.tolist(), strict=True)
-        table = ([f"{time:.6f}", frame, *row] for frame, time, row in lines)
-        write_csv_table(temporary, ["time", "frame", *columns], table)
-    if overlay is None:
-        return PredictionFiles((output,), len(rows))
-    write_overlay(overlay, clip, frames, values, columns)
-    return PredictionFiles((output, overlay), len(rows))
+        lines = zip(
+            frames.tolist(), times[frames].tolist(), predictions.values.tolist(), predictions.cells(), strict=True
+        )
+        table = ([f"{time:.6f}", frame, *row, *cells] for frame, time, row, cells in lines)
+        write_csv_table(temporary, ["time", "frame", *columns, *predictions.header(columns)], table)
+    _warn(predictions)
+    files = [output]
+    if overlay is not None:
+        write_overlay(overlay, clip, frames, predictions, columns)
+        files.append(overlay)
+    if report is not None:
+        drive = Drive(clip.sequence.id, times, frames, predictions, columns)
+        write_drive_page(report, drive, read_pictures(clip, shown_frames(drive)))
+        files.append(report)
+    return PredictionFiles(tuple(files), len(rows))
 
 
 def _predict_vehicles(
@@ -216,28 +248,47 @@ def _predict_vehicles(
     boxes: BoxesByFrame,
     config: Config,
     output: Path,
+    options: IntervalOptions,
     overlay: Path | None,
 ) -> PredictionFiles:
-    """Predict each window of each vehicle: columns time [s], frame, vehicle, its box in px and the targets."""
+    """Predict each window of each vehicle: columns time [s], frame, vehicle, box in px, targets and their intervals."""
     columns, times = config.data.columns, clip.sequence.frame_times
     names = sorted({name for by_vehicle in boxes.values() for name in by_vehicle})
-    table: list[list[object]] = []
+    everything: list[VehiclePrediction] = []
+    frame_log, row_of = FrameLog(), {int(row[-1]): row for row in rows}
+
+    def read(some: list[VehiclePrediction]) -> UncertainPredictions:
+        profiles = frame_log.profiles(np.array([row_of[p.frame] for p in some]))
+        return read_outputs(models.uncertainty, np.array([p.values for p in some]), profiles, options)
+
     with nullcontext() if overlay is None else open_overlay(overlay, clip.sequence) as write_frame:
         for image, predictions in predict_vehicles(models, clip, boxes, rows, config):
-            table += [[f"{times[p.frame]:.6f}", p.frame, p.vehicle, *p.box, *p.values] for p in predictions]
+            frame_log.add(encode_thumbnail(resize_frame(image, config.frames), config.frames.colour))
+            everything += predictions
             if write_frame is not None:
-                for p in predictions:
-                    draw_box(image, p.box, list(map(value_text, columns, p.values)), names.index(p.vehicle))
+                texts = [prediction_texts(read([p]), 0, columns) for p in predictions]
+                for p, text in zip(predictions, texts, strict=True):
+                    draw_box(image, p.box, text, names.index(p.vehicle))
                 write_frame(image)
-        if not table:
+        if not everything:
             raise DataError(
                 f"{config.data.path}: no vehicle could be followed to the end of a window",
                 expected="a box with contrast, at least 6 px wide and high, in or before the last frame of a window",
                 hint=BOXES_HINT,
             )
+    uncertain = read(everything)
     with atomic_write(output) as temporary:
-        write_csv_table(temporary, ["time", "frame", "vehicle", *SIDES, *columns], table)
-    return PredictionFiles((output, overlay) if overlay else (output,), len(table))
+        lines = zip(everything, uncertain.values.tolist(), uncertain.cells(), strict=True)
+        table = ([f"{times[p.frame]:.6f}", p.frame, p.vehicle, *p.box, *row, *cells] for p, row, cells in lines)
+        header = ["time", "frame", "vehicle", *SIDES, *columns, *uncertain.header(columns)]
+        write_csv_table(temporary, header, table)
+    _warn(uncertain)
+    return PredictionFiles((output, overlay) if overlay else (output,), len(everything))
+
+
+def _warn(predictions: UncertainPredictions) -> None:
+    if predictions.warning:
+        logger.warning(predictions.warning)
 
 
 @dataclass(frozen=True)
@@ -245,22 +296,24 @@ class DataSetPredictions:
     """The examples of a data set and what a run predicts for them."""
 
     examples: Examples
-    values: Floats  # (n, K)
+    predictions: UncertainPredictions
     sequences: list[FrameSequence]
     skipped: tuple[str, ...]  # a line per sequence that could not be decoded
 
 
-def _predict_data_set(run: Path, config: Config, output: Path) -> PredictionFiles:
+def _predict_data_set(run: Path, config: Config, output: Path, options: IntervalOptions) -> PredictionFiles:
     """Predict the examples of a data set: predictions.csv and the files that the data set's own evaluation needs."""
-    result = _predict_examples(run, config)
-    examples, values = result.examples, result.values
+    result = _predict_examples(run, config, options)
+    examples, predictions = result.examples, result.predictions
     with atomic_write(output) as temporary:
-        write_predictions(temporary, examples, examples.split, values, result.sequences)
+        write_predictions(temporary, examples, examples.split, predictions, result.sequences)
+    _warn(predictions)
+    values = predictions.values
     submission = write_submission_files(output.parent, config.data.layout, examples, values, result.sequences)
     return PredictionFiles((output, *submission), len(examples), result.skipped)
 
 
-def _predict_examples(run: Path, config: Config) -> DataSetPredictions:
+def _predict_examples(run: Path, config: Config, options: IntervalOptions) -> DataSetPredictions:
     window = config.window
     catalogue = scan(config.data, need_labels=False)
     if catalogue.faults and not config.extract.skip_damaged:
@@ -280,13 +333,16 @@ def _predict_examples(run: Path, config: Config) -> DataSetPredictions:
     sliding = SlidingWindow(models, np.searchsorted(needed, examples.rows[order]))
     stream = FrameStream(catalogue.clips, needed, config, models, vehicles)
     geometry = None if vehicles is None else lambda windows: vehicles.vectors(order[windows])
-    values = np.empty((len(examples), len(examples.columns)))
-    values[order] = np.concatenate(list(sliding.run(stream.batches(sliding.step), geometry)))
+    ordered = np.concatenate(list(sliding.run(stream.batches(sliding.step), geometry)))
+    values = np.empty(ordered.shape)
+    values[order] = ordered
+    profiles = stream.frame_log.profiles(np.searchsorted(needed, examples.rows))
+    predictions = read_outputs(models.uncertainty, values, profiles, options, examples.split)
     decoded = np.array([sequences[i].id not in stream.faults for i in examples.sequence])
     faults = tuple(stream.faults.values())
     if not decoded.any():
         raise BadInputs(f"{config.data.path}: nothing could be decoded", list(faults), hint="replace these files")
-    return DataSetPredictions(examples[decoded], values[decoded], sequences, faults)
+    return DataSetPredictions(examples[decoded], predictions[decoded], sequences, faults)
 
 
 def _with_unknown_labels(sequence: FrameSequence, config: Config) -> FrameSequence:

@@ -27,9 +27,12 @@ from features.windows import MISPLACED, Examples
 from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import Task, read_task, store_origin, window_intervals
 from stage2_temporal.evaluation.history import write_history
+from stage2_temporal.evaluation.intervals import IntervalScores, interval_scores
 from stage2_temporal.evaluation.metrics import scores, skill_interval, verdict
+from stage2_temporal.evaluation.uncertainty import UncertainPredictions, write_uncertainty
 from stage2_temporal.heads import find_head
 from stage2_temporal.heads.base import Head
+from stage2_temporal.heads.uncertainty import learn_uncertainty
 from stage2_temporal.report import write_report
 from stage2_temporal.runs.folder import atomic_folder
 from stage2_temporal.runs.results import (
@@ -63,13 +66,14 @@ def train(config: Config, store: Store, task: Task, path: Path, *, report: bool 
         _warn_of_mixed_rates(config, store, task)
         X = _read_examples(config, store, task, task.frame_interval)
         head = _fit_head(config, task, X, folder)
-        predicted = head.predict(X)
+        uncertainty, predictions = learn_uncertainty(head, X, task, config.train.interval_level)
         head.model_.save(folder / "model.keras")
         head.save_extras(folder)
         (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         write_history(folder / "history.csv", head.outcome_.history)
-        metrics = _run_metrics(config, store, task, head, predicted)
-        _write_predictions_and_metrics(folder, config, store, task, predicted, metrics)
+        write_uncertainty(folder, uncertainty)
+        metrics = _run_metrics(config, store, task, head, predictions)
+        _write_predictions_and_metrics(folder, config, store, task, predictions, metrics)
         if report:
             write_report(folder, store)
     if not metrics.trained_backbone:
@@ -92,10 +96,12 @@ def evaluate(run: Path, store: Store) -> Metrics:
     if metrics.store.examples != task.digest:
         raise StoreError(f"{store.path}: its examples differ from those {run} was trained on", hint=hint)
     X = _read_examples(config, store, task, metrics.frame_interval)
-    predicted = find_head(config.head.name).from_config(config).restore(load_model(run), run).predict(X)
+    head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
+    uncertainty, predictions = learn_uncertainty(head, X, task, config.train.interval_level)
+    write_uncertainty(run, uncertainty)
     origin = StoreOrigin(**store_origin(store, task, config))
-    metrics = metrics.model_copy(update={"store": origin, **_score(task, predicted)})
-    _write_predictions_and_metrics(run, config, store, task, predicted, metrics)
+    metrics = metrics.model_copy(update={"store": origin, **_score(task, predictions)})
+    _write_predictions_and_metrics(run, config, store, task, predictions, metrics)
     write_report(run, store)
     return metrics
 
@@ -118,8 +124,8 @@ def _warn_of_mixed_rates(config: Config, store: Store, task: Task) -> None:
         )
 
 
-def score_predictions(run: Path, examples: Examples, predicted: Floats) -> Metrics:
-    """The metrics of a run with the scores of its predictions (n, K) for a data set's examples instead of its own.
+def score_predictions(run: Path, examples: Examples, predictions: UncertainPredictions) -> Metrics:
+    """The metrics of a run with the scores of its n predictions for a data set's examples instead of its own.
 
     The constant predictor is still the run's. A DataError if no example has a known target.
     """
@@ -127,7 +133,7 @@ def score_predictions(run: Path, examples: Examples, predicted: Floats) -> Metri
         raise DataError("no label with the run's target", expected=", ".join(examples.columns), hint="--input DATA_SET")
     results = read_results(run)
     task = Task(examples, examples.split, np.array(results.constant), None, math.nan)
-    return results.metrics.model_copy(update=_score(task, predicted))
+    return results.metrics.model_copy(update=_score(task, predictions))
 
 
 def _fit_head(config: Config, task: Task, X: StoreExamples, folder: Path) -> Head:
@@ -148,7 +154,7 @@ def _fit_head(config: Config, task: Task, X: StoreExamples, folder: Path) -> Hea
     return head
 
 
-def _run_metrics(config: Config, store: Store, task: Task, head: Head, predicted: Floats) -> Metrics:
+def _run_metrics(config: Config, store: Store, task: Task, head: Head, predictions: UncertainPredictions) -> Metrics:
     """The content of metrics.json."""
     columns, result = config.data.columns, head.outcome_
     units = tuple(UNITS.get(column) for column in columns)
@@ -169,13 +175,13 @@ def _run_metrics(config: Config, store: Store, task: Task, head: Head, predicted
         labels=task.labels,
         interval=task.interval,
         frame_interval=task.frame_interval,
-        **_score(task, predicted),
+        **_score(task, predictions),
     )
 
 
-def _score(task: Task, predicted: Floats) -> dict[str, Any]:
+def _score(task: Task, predictions: UncertainPredictions) -> dict[str, Any]:
     """The fields of `Metrics` that follow from the predictions: scores, verdict and dropped labels."""
-    examples, splits = task.examples, {}
+    examples, splits, predicted = task.examples, {}, predictions.values
     answers = {"model": predicted, "constant": np.broadcast_to(task.constant, predicted.shape)}
     for split in dict.fromkeys(task.splits.tolist()):
         rows = task.known(split)
@@ -186,6 +192,8 @@ def _score(task: Task, predicted: Floats) -> dict[str, Any]:
                 skill_interval=skill_interval(
                     true, predicted[rows], answers["constant"][rows], examples.columns, examples.sequence[rows]
                 ),
+                intervals=_score_intervals(true, predictions[rows], examples.columns),
+                unlike_training=None if predictions.unlike is None else float(predictions.unlike[rows].mean()),
                 **{k: scores(true, v[rows], task.constant, examples.columns, position) for k, v in answers.items()},
             )
     verdict_split = next(split for split in VERDICT_SPLITS if split in splits)
@@ -195,16 +203,29 @@ def _score(task: Task, predicted: Floats) -> dict[str, Any]:
         sentence += f" Based on only {sequences} sequence{'s' * (sequences > 1)}; the result may be chance."
     return {
         "splits": splits,
+        "interval_level": predictions.level if math.isfinite(predictions.level) else None,
         "verdict": sentence,
         "no_better_than_constant": no_better,
         "dropped": DroppedExamples(window=examples.dropped, unknown=int((~examples.known).sum())),
     }
 
 
+def _score_intervals(
+    true: Floats, predictions: UncertainPredictions, columns: tuple[str, ...]
+) -> dict[str, IntervalScores] | None:
+    """Score each target's intervals; None if there are none."""
+    low, high = predictions.low, predictions.high
+    if not np.isfinite(low).all():
+        return None
+    return {
+        name: interval_scores(true[:, k], low[:, k], high[:, k], predictions.level) for k, name in enumerate(columns)
+    }
+
+
 def _write_predictions_and_metrics(
-    run: Path, config: Config, store: Store, task: Task, predicted: Floats, metrics: Metrics
+    run: Path, config: Config, store: Store, task: Task, predictions: UncertainPredictions, metrics: Metrics
 ) -> None:
     with atomic_write(run / "predictions.csv") as temporary:
-        write_predictions(temporary, task.examples, task.splits, predicted, store.sequences)
-    write_submission_files(run, config.data.layout, task.examples, predicted, store.sequences)
+        write_predictions(temporary, task.examples, task.splits, predictions, store.sequences)
+    write_submission_files(run, config.data.layout, task.examples, predictions.values, store.sequences)
     write_metrics(run, metrics)

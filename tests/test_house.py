@@ -20,7 +20,7 @@ PACKAGES = ("features", "stage1_extract", "stage2_temporal", "framebank")
 ARROWS = {
     "stage1_extract": "features",
     "cli": "predict finetune sweep train fused report stage1_extract",
-    "predict": "sliding runs stage1_extract",
+    "predict": "sliding report stage1_extract",
     "sliding": "heads runs stage1_extract",
     "finetune": "fused report stage1_extract",  # it writes the run's report again
     "fused": "heads stage1_extract",

@@ -51,9 +51,9 @@ def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
     except DataError as e:
         hint = (e.hint or "--input another video, or convert it").replace("--data.allow_truncated", "--allow-truncated")
         raise DataError(e.what, expected=e.expected, got=e.got, hint=hint) from None
-    rate = fps or video.fps
+    rate = fps or video.facts.fps
     if rate is None:
         raise DataError(f"{path}: no frame rate in its header", hint="--fps N")
-    times = None if fps else video.times
-    sequence = FrameSequence(path.stem, "test", video.length, rate, video.size, "", times=times)
+    times = None if fps else video.facts.times
+    sequence = FrameSequence(path.stem, "test", video.length, rate, video.facts.size, "", times=times)
     return Clip(sequence, VideoFrames(video))

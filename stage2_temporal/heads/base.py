@@ -34,14 +34,21 @@ from features._common.types import Floats, Tensor
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.head_config import HeadConfig
-from features.streams import APPEARANCE, FEATURES, STAGE_TWO, UNIT, VECTORS
+from features.streams import APPEARANCE, FEATURES, STAGE_TWO, STANDARDISE, UNIT, VECTORS
 from features.strict_model import StrictModel, describe_validation_error, did_you_mean
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.derived_streams import DerivedStream
 from stage2_temporal.data.examples import HeadInputs, StoreExamples, as_head_inputs
 from stage2_temporal.data.pooling import as_maps
 from stage2_temporal.data.splits import split_at
-from stage2_temporal.training.keras_models import NamedTensors, concatenate, model_inputs, rebuild_top, submodel_from
+from stage2_temporal.training.keras_models import (
+    NamedTensors,
+    apply_operations,
+    concatenate,
+    model_inputs,
+    rebuild_top,
+    submodel_from,
+)
 from stage2_temporal.training.loop import predict_batches
 from stage2_temporal.training.scaling import Scale, target_scale
 
@@ -177,6 +184,26 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     @abstractmethod
     def output(self, vectors: Tensor, targets: int) -> Tensor:
         """Vectors → (batch, targets)."""
+
+    def error_scale(self, model: keras.Model) -> Tensor | None:
+        """(batch, S) quantities ≥ 0 in a model's graph with which its errors grow; None (the default) if none does.
+
+        The model may have been loaded, so use `apply_operations`.
+        """
+        return None
+
+    def scene(self, model: keras.Model) -> Tensor | None:
+        """(batch, F) what a model's output is computed from, to compare footage with the training examples.
+
+        By default the vectors, averaged over the window; None for models of older runs that cannot tell.
+        """
+        names = {layer.name for layer in model.layers}
+        name = next((name for name in (STANDARDISE, VECTORS) if name in names), None)
+        if name is None:
+            return None
+        vectors = model.get_layer(name).output
+        axes = tuple(range(1, len(vectors.shape) - 1))
+        return apply_operations("scene", lambda v: keras.ops.mean(v, axis=axes), vectors) if axes else vectors
 
     @abstractmethod
     def _train_model(

@@ -29,7 +29,7 @@ from stage2_temporal.heads.closed_form import Vectors, standardise_targets, stan
 from stage2_temporal.heads.frame_pairs import FramePairsHead, fitting_lags
 from stage2_temporal.heads.fusion import PENALTIES
 from stage2_temporal.heads.gradient import GradientHead
-from stage2_temporal.training.keras_models import NamedTensors, submodel_from
+from stage2_temporal.training.keras_models import NamedTensors, apply_operations, submodel_from
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import vector_scale
 
@@ -80,6 +80,11 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
         kernel, bias = (array.astype(np.float32) for array in self._ridge)
         linear = keras.ops.matmul(keras.ops.mean(vectors, axis=1), kernel) + bias
         return (keras.ops.mean(members, axis=1) + linear) / 2
+
+    def error_scale(self, model: keras.Model) -> Tensor:
+        """(batch, targets) the standard deviation of the members' predictions."""
+        members = model.get_layer(MEMBER_PREDICTIONS).output
+        return apply_operations("error_scale", lambda values: keras.ops.std(values, axis=1), members)
 
     def _member(self, vectors: Tensor, targets: int, index: int) -> Tensor:
         """(batch, T, F) → (batch, targets): a network over the cells of each frame, an LSTM over the frames."""

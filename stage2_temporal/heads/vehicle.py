@@ -29,12 +29,13 @@ from stage2_temporal.data.examples import ArrayExamples, HeadInputs, StoreExampl
 from stage2_temporal.heads.base import Head, ValidationSet
 from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors, linear_layer
 from stage2_temporal.heads.gradient import GradientHead
-from stage2_temporal.training.keras_models import NamedTensors, concatenate, model_inputs
+from stage2_temporal.training.keras_models import NamedTensors, apply_operations, concatenate, model_inputs
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, target_scale, vector_scale
 from stage2_temporal.vehicle import camera_geometry
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, WindowTracks, box_noise
 from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES
+from stage2_temporal.vehicle.ground import MAX_DISTANCE
 from stage2_temporal.vehicle.velocity_estimates import (
     RIDGE_PENALTY,
     RobustLinearModel,
@@ -45,6 +46,7 @@ from stage2_temporal.vehicle.view_grounds import ViewGrounds, find_view_grounds,
 
 MEMBERS = 5  # networks of `box_mlp` whose outputs are averaged
 TRACKS_FOR_NOISE = 500  # of a store, from which the noise of its boxes is estimated
+MAX_CLOSING_DEVIATION = 1.0  # 1/s: that of a track without a rate, or a larger one
 RANGES = 3  # ranges of distance, each with its own networks
 
 
@@ -93,6 +95,21 @@ class VehicleHead(Head):
                 f"got an array of shape {values.shape}"
             )
         return np.asarray(values[:, 0], np.float32)
+
+    def error_scale(self, model: keras.Model) -> Tensor | None:
+        """(batch, 2) the distance, which every velocity is proportional to, and times it the closing rate's deviation.
+
+        Velocities from a track are distances times rates, so their errors are too.
+        """
+        geometry = _geometry_input(model)
+        return None if geometry is None else apply_operations("error_scale", _error_scale, geometry)
+
+    def scene(self, model: keras.Model) -> Tensor | None:
+        """(batch, 4) without streams: distances and direction, in which a wrong ground or camera shows."""
+        geometry = _geometry_input(model)
+        if geometry is None or self.input_streams:
+            return super().scene(model)
+        return apply_operations("scene", _vehicle_scene, geometry)
 
     def _find_grounds(self, examples: StoreExamples) -> ViewGrounds:
         """The grounds of a store, found once from all of its boxes, whichever examples are read."""
@@ -211,6 +228,36 @@ class BoxMLP(VehicleHead, GradientHead):
             logs=logs,
         )
         self.model_ = keras.Model(model_inputs(graph.inputs), keras.ops.mean(outputs, axis=1), name=STAGE_TWO)
+
+
+def _geometry_input(model: keras.Model) -> Tensor | None:
+    """A model's input of geometry vectors; None if it has none."""
+    return next((tensor for tensor in model.inputs if tensor.name == GEOMETRY), None)
+
+
+def _error_scale(geometry: Tensor) -> Tensor:
+    distance = _known(select_columns(geometry, "x_foot"), MAX_DISTANCE)
+    deviation = _known(select_columns(geometry, "closing_deviation"), MAX_CLOSING_DEVIATION)
+    deviation = keras.ops.minimum(deviation, MAX_CLOSING_DEVIATION)
+    return keras.ops.concatenate([distance, distance * deviation], axis=-1)
+
+
+def _vehicle_scene(geometry: Tensor) -> Tensor:
+    """Log distance, log ratio of the distances from foot and width, direction, and log ratio of height and width."""
+    foot, size, lateral, width, height = (
+        _known(select_columns(geometry, name), fill)
+        for name, fill in (
+            ("x_foot", MAX_DISTANCE), ("x_size", 1.0), ("y_foot", 0.0), ("log_width", 0.0), ("log_height", 0.0),
+        )
+    )  # fmt: skip
+    log_foot = keras.ops.log(keras.ops.maximum(foot, 1e-3))
+    ratio = log_foot - keras.ops.log(keras.ops.maximum(size, 1e-3))
+    return keras.ops.concatenate([log_foot, ratio, lateral / foot, height - width], axis=-1)
+
+
+def _known(values: Tensor, fill: float) -> Tensor:
+    """Replace NaN, which does not equal itself, by a value."""
+    return keras.ops.where(keras.ops.equal(values, values), values, fill)
 
 
 def window_tracks(examples: StoreExamples) -> WindowTracks:

@@ -14,7 +14,10 @@ from stage2_temporal.report.page import duration, environment, number
 from stage2_temporal.runs.folder import REPORT
 from stage2_temporal.runs.leaderboard import METRICS_WITH_UNIT, Board, LeaderboardRow, format_setting
 
-METRIC_TITLES = {"rmse": "RMSE", "mae": "MAE", "skill": "skill", "spread_ratio": "spread ratio", "ev": "EV", "ep": "EP"}
+METRIC_TITLES = {
+    "rmse": "RMSE", "mae": "MAE", "skill": "skill", "spread_ratio": "spread ratio", "ev": "EV", "ep": "EP",
+    "coverage": "coverage", "width": "interval width", "interval_score": "interval score",
+}  # fmt: skip
 ALWAYS_SHOWN = ("skill", "spread_ratio")
 ROUNDING = 1e-9  # a smaller deviation is only rounding
 MAX_WIDTH = 60  # characters of a cell in the terminal

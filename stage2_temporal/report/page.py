@@ -22,6 +22,7 @@ from stage2_temporal.report.clips import (
     report_clip,
     spread_evenly,
 )
+from stage2_temporal.report.coverage import coverage_rows
 from stage2_temporal.report.plots import MAX_POINTS, curves, scatters, timeline
 from stage2_temporal.report.svg import arrows, bars, plot_drawing
 from stage2_temporal.runs.folder import REPORT
@@ -77,7 +78,11 @@ def render_page(results: Results, store: Store) -> str:
         learning=curves(results),
         finetune_metrics=results.finetune_metrics,
         fine_tuning=curves(results, finetuning=True),
-        components=[(name, scatters(results, k), timeline(results, store, k)) for k, name in enumerate(target)],
+        components=[
+            (name, scatters(results, k), timeline(results, store, k), coverage_rows(results, k))
+            for k, name in enumerate(target)
+        ],
+        flagged=sum(e.unlike_training for e in examples),
         worst=worst,
         best=best,
         number_of=clips.index,

@@ -11,10 +11,11 @@ import numpy as np
 
 from features.store import Store
 from stage2_temporal.report.clips import spread_evenly
+from stage2_temporal.report.coverage import usual_band
 from stage2_temporal.runs.results import PredictedExample, Results
 
-Kind = Literal["line", "dashed", "points", "ring", "bars", "steps"]
-Role = Literal["model", "train", "true", "constant", "guide"]
+Kind = Literal["line", "dashed", "points", "ring", "bars", "steps", "band"]
+Role = Literal["model", "train", "true", "constant", "guide", "bad"]
 Range = tuple[float, float]
 
 MAX_POINTS = 2000  # points in one plot; more would overlap and slow the page down
@@ -24,7 +25,7 @@ LOG_AXIS_RATIO = 30.0  # if the largest loss is this many times the smallest, th
 
 @dataclass(frozen=True)
 class Series:
-    """One line, cloud or row of bars; `role` decides its colour, NaN is a gap."""
+    """One line, cloud, row of bars or outline of a band; `role` decides its colour, NaN is a gap."""
 
     name: str
     kind: Kind
@@ -79,8 +80,8 @@ def curves(results: Results, *, finetuning: bool = False) -> list[Plot]:
         note += f"The saved model is that of epoch {fit.best_epoch} of {fit.epochs}."
         if title == "RMSE":
             note += f" Dashed: the constant predictor on the {split_name} split."
-        y_range = _padded_range(values, log=log, zero=not log)
-        plots.append(Plot(title, note, "epoch", _with_unit(title, unit), tuple(series), x_range, y_range, log))
+        y_range = padded_range(values, log=log, zero=not log)
+        plots.append(Plot(title, note, "epoch", with_unit(title, unit), tuple(series), x_range, y_range, log))
     return plots
 
 
@@ -97,12 +98,15 @@ def scatters(results: Results, component: int) -> list[Plot]:
     x = true[drawn].tolist()
     note = "" if len(drawn) == len(examples) else f" Shows {len(drawn):,} of {len(examples):,} examples."
 
-    value_range, true_range = _padded_range([*true, *predicted, constant]), _padded_range(true)
+    value_range, true_range = padded_range([*true, *predicted, constant]), padded_range(true)
+    band = _interval_band(results, component, value_range)
     against = [
+        *band,
         Series("perfect", "line", "guide", list(value_range), list(value_range)),
         Series("model", "points", "model", x, predicted[drawn].tolist()),
         Series("constant", "dashed", "constant", list(value_range), [constant] * 2),
     ]
+    band_note = f", in the usual {100 * (results.metrics.interval_level or 0):g} % interval" if band else ""
     residuals = [
         Series("perfect", "line", "guide", list(true_range), [0.0, 0.0]),
         Series("model", "points", "model", x, residual[drawn].tolist()),
@@ -119,12 +123,12 @@ def scatters(results: Results, component: int) -> list[Plot]:
         Series("constant", "steps", "constant", centres, constant_counts),
     ]
     highest = max(v for s in histogram for v in s.y)
-    error = _with_unit("predicted − true", unit)
+    error = with_unit("predicted − true", unit)
     return [
         Plot(
             "Predicted against true",
-            f"Perfect predictions lie on the thin line. Dashed: the constant predictor.{note}",
-            _with_unit("true", unit), _with_unit("predicted", unit), tuple(against), value_range, value_range,
+            f"Perfect predictions lie on the thin line{band_note}. Dashed: the constant predictor.{note}",
+            with_unit("true", unit), with_unit("predicted", unit), tuple(against), value_range, value_range,
             component=component,
         ),
         Plot(
@@ -133,10 +137,22 @@ def scatters(results: Results, component: int) -> list[Plot]:
         ),
         Plot(
             "Residual against true", f"Dots along the dashed line: the model predicts like the constant.{note}",
-            _with_unit("true", unit), error, tuple(residuals), true_range, _padded_range([*all_residuals, 0.0]),
+            with_unit("true", unit), error, tuple(residuals), true_range, padded_range([*all_residuals, 0.0]),
             component=component,
         ),
     ]  # fmt: skip
+
+
+def _interval_band(results: Results, component: int, value_range: Range) -> list[Series]:
+    """The usual width of the intervals round the perfect line; empty if there are none."""
+    examples = results.verdict_examples
+    ends = np.array([(e.low[component], e.high[component]) for e in examples if e.low]).reshape(-1, 2)
+    if len(ends) < len(examples) or not np.isfinite(ends).all():
+        return []
+    x, half = usual_band(np.array([e.true[component] for e in examples]), (ends[:, 1] - ends[:, 0]) / 2)
+    x, half = np.array([value_range[0], *x, value_range[1]]), np.array([half[0], *half, half[-1]])
+    low, high = np.maximum(x - half, value_range[0]), np.minimum(x + half, value_range[1])
+    return [Series("interval", "band", "model", [*x, *x[::-1]], [*high, *low[::-1]])]
 
 
 def timeline(results: Results, store: Store, component: int) -> Plot | None:
@@ -159,10 +175,10 @@ def timeline(results: Results, store: Store, component: int) -> Plot | None:
         Series("model", "line", "model", x, predicted),
         Series("constant", "dashed", "constant", [x[0], x[-1]], [constant] * 2),
     )
-    y_title = _with_unit(results.metrics.target[component], results.metrics.unit_of(component))
+    y_title = with_unit(results.metrics.target[component], results.metrics.unit_of(component))
     note = f"{name}, the sequence with the most labels."
     return Plot(
-        "Over time", note, "time [s]", y_title, series, (x[0], x[-1]), _padded_range([*true, *predicted, constant])
+        "Over time", note, "time [s]", y_title, series, (x[0], x[-1]), padded_range([*true, *predicted, constant])
     )
 
 
@@ -172,7 +188,7 @@ def round_step(step: float) -> float:
     return next(m * power for m in (1, 2, 5, 10) if m * power >= step * (1 - 1e-9))
 
 
-def _with_unit(name: str, unit: str | None) -> str:
+def with_unit(name: str, unit: str | None) -> str:
     return f"{name} [{unit}]" if unit else name
 
 
@@ -181,7 +197,7 @@ def _extremes(values: Iterable[float]) -> Range:
     return min(finite), max(finite)
 
 
-def _padded_range(values: Iterable[float], *, log: bool = False, zero: bool = False) -> Range:
+def padded_range(values: Iterable[float], *, log: bool = False, zero: bool = False) -> Range:
     """The values' range with a margin, which is a factor on a logarithmic axis; with `zero`, it includes 0."""
     low, high = _extremes(values)
     if log:

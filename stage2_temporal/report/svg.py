@@ -97,7 +97,7 @@ def bars(examples: Sequence[PredictedExample], column: int) -> tuple[float, floa
 def _columns(plot: Plot) -> Iterator[tuple[float, float, str]]:
     """Start, stop and text of each column of the x axis that shows its values; only if the series share their x."""
     shared = [s for s in plot.series if s.kind in ("line", "bars", "steps") and s.role != "guide"]
-    if not shared or any(s.kind == "points" for s in plot.series):
+    if not shared or any(s.kind == "points" and s.role == "model" for s in plot.series):
         return
     x = shared[0].x
     edges = [plot.x_range[0], *((a + b) / 2 for a, b in itertools.pairwise(x)), plot.x_range[1]]
@@ -130,7 +130,7 @@ def _path(series: Series, to_x: AxisScale, to_y: AxisScale) -> str:
         if math.isfinite(y):
             path += f"{command}{to_x(x):.1f} {to_y(y):.1f}"
         command = "L" if math.isfinite(y) else "M"
-    return path
+    return path + ("Z" if series.kind == "band" else "")
 
 
 def _scale(values: Range, start: float, stop: float, *, log: bool = False) -> AxisScale:

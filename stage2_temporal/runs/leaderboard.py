@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -19,16 +19,19 @@ from typing import Any
 from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError
 from stage2_temporal.data.splits import STORED_VALIDATION
+from stage2_temporal.evaluation.intervals import IntervalScores
 from stage2_temporal.evaluation.metrics import Scores
 from stage2_temporal.runs.results import Metrics, read_metrics
 
 SPLIT_ORDER = ("validation", "test", STORED_VALIDATION, "train")  # models are selected on the first
-METRICS_WITH_UNIT = ("rmse", "mae")  # left out if the target's columns differ in unit
-METRICS = (*METRICS_WITH_UNIT, "skill", "spread_ratio")
+METRICS_WITH_UNIT = ("rmse", "mae", "width", "interval_score")  # left out if the target's columns differ in unit
+METRICS = ("rmse", "mae", "skill", "spread_ratio")
+INTERVAL_METRICS = {"coverage": "coverage", "width": "width", "interval_score": "score"}  # see `IntervalScores`
 CONSTANT = "constant"
 SECTIONS = ("frames", "backbone", "window", "head", "train")  # the config's sections that decide a run
 REPEATS = {"train.seed", "train.folds", "train.fold"}  # what the runs of one row may differ in
-HIDDEN_SETTINGS = REPEATS | {"train.memory_gb", "train.tensorboard", "head.name"}  # these tell no rows apart
+# these tell no rows apart
+HIDDEN_SETTINGS = REPEATS | {"train.memory_gb", "train.interval_level", "train.tensorboard", "head.name"}
 MeanAndDeviation = tuple[float, float | None]  # the deviation is None for a single run
 
 
@@ -169,11 +172,12 @@ def _board(split: str, runs: list[Run]) -> Board:
     by_fold = {run.config.train.fold: run.metrics.splits[split] for run in runs}  # the constant differs by fold alone
     first, folds = runs[0].metrics, runs[0].config.train.folds
     mixed = first.mixed_units
-    rows = [LeaderboardRow(None, CONSTANT, {}, _summarise([fold.constant for fold in by_fold.values()], mixed))]
+    constants = [(fold.constant, None) for fold in by_fold.values()]
+    rows = [LeaderboardRow(None, CONSTANT, {}, _summarise(constants, mixed))]
     for group in groups:
         metrics, settings = group[0].metrics, group[0].settings
         row_settings = {short: settings.get(name) for name, short in shown[metrics.head].items()}
-        summary = _summarise([run.metrics.splits[split].model for run in group], mixed)
+        summary = _summarise([(s.model, s.intervals) for run in group for s in [run.metrics.splits[split]]], mixed)
         seconds, paths = fmean(run.metrics.seconds for run in group), tuple(run.path for run in group)
         trainable = metrics.parameters.trainable
         rows.append(LeaderboardRow(None, metrics.head, row_settings, summary, trainable, seconds, paths))
@@ -197,11 +201,15 @@ def _group_repeats(runs: list[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def _summarise(scores: list[Scores], mixed_units: bool) -> dict[str, MeanAndDeviation]:
-    """Mean and standard deviation of each known metric over runs."""
-    values = {name: [getattr(s, name) for s in scores] for name in METRICS}
+def _summarise(
+    scores: Sequence[tuple[Scores, dict[str, IntervalScores] | None]], mixed_units: bool
+) -> dict[str, MeanAndDeviation]:
+    """Mean and standard deviation of each known metric over runs; those of intervals are means over the targets."""
+    values = {name: [getattr(s, name) for s, _ in scores] for name in METRICS}
     for name in ("ev", "ep"):
-        values[name] = [error.mean for s in scores if (error := getattr(s, name))]
+        values[name] = [error.mean for s, _ in scores if (error := getattr(s, name))]
+    for name, field in INTERVAL_METRICS.items():
+        values[name] = [fmean(getattr(i, field) for i in intervals.values()) for _, intervals in scores if intervals]
     return {
         name: (fmean(known), stdev(known) if len(known) > 1 else None)
         for name, column in values.items()

@@ -15,15 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from features._common.atomic import atomic_write
 from features._common.csv_table import format_number, parse_number, read_csv_table, write_csv_table
-from features._common.types import Floats
 from features.errors import DataError
 from features.sequences import FrameSequence
 from features.strict_model import did_you_mean
 from features.windows import Examples
 from stage2_temporal.data.splits import STORED_VALIDATION
 from stage2_temporal.evaluation.history import Epoch, read_history
+from stage2_temporal.evaluation.intervals import IntervalScores
 from stage2_temporal.evaluation.metrics import Scores, have_one_unit
 from stage2_temporal.evaluation.tusimple import first_fault
+from stage2_temporal.evaluation.uncertainty import UNLIKE_TRAINING, UncertainPredictions
 
 VERDICT_SPLITS = ("test", "validation", STORED_VALIDATION, "train")  # the verdict is about the first that has labels
 WINDOW_COLUMNS = ("label", "frame", "first", "stride", "length")  # columns of predictions.csv
@@ -44,6 +45,8 @@ class SplitMetrics(Part):
     model: Scores
     constant: Scores
     skill_interval: tuple[float, float] | None = None  # see `metrics.skill_interval`; older runs have none
+    intervals: dict[str, IntervalScores] | None = None  # by target column; None if the run has no intervals
+    unlike_training: float | None = None  # share of its examples that are flagged
 
 
 class Parameters(Part):
@@ -96,6 +99,7 @@ class Metrics(Part):
     # seconds, medians over the training examples; older runs have none
     interval: float | None = None  # between a window's frames
     frame_interval: float | None = None  # between neighbouring frames of a sequence
+    interval_level: float | None = None  # the probability that a prediction's interval is to contain the truth
 
     def unit_of(self, column: int) -> str | None:
         """The unit of one target column; `unit` is the one that all columns share."""
@@ -137,6 +141,9 @@ class PredictedExample:
     true: tuple[float, ...]
     predicted: tuple[float, ...]
     distance: float
+    low: tuple[float, ...] = ()  # ends of the intervals; NaN in older runs
+    high: tuple[float, ...] = ()
+    unlike_training: bool = False
 
     @property
     def known(self) -> bool:
@@ -221,30 +228,32 @@ def write_predictions(
     path: Path,
     examples: Examples,
     splits: NDArray[np.str_],
-    predicted: Floats,
+    predictions: UncertainPredictions,
     sequences: Sequence[FrameSequence],
 ) -> None:
-    """Write (n, K) predictions for K target columns as a CSV file, with one row per example; distances are in metres.
+    """Write n predictions for K target columns as a CSV file, with one row per example; distances are in metres.
 
     `splits` (n,) has each example's split; `sequences` are all of the data set. In a window whose frames are unevenly
     spaced, the stride is rounded down.
     """
     length = examples.rows.shape[1]
     strides = np.maximum((examples.rows[:, -1] - examples.rows[:, 0]) // max(length - 1, 1), 1)
+    pairs = np.stack([examples.targets, predictions.values], axis=-1).reshape(len(examples), -1)
     rows = (
         [
             *(splits[i], sequences[examples.sequence[i]].id),
             *(examples.label[i], examples.frame[i], examples.start[i], strides[i], length),
-            *(format_number(v) for pair in zip(examples.targets[i], predicted[i], strict=True) for v in pair),
-            format_number(examples.position[i, 0]),
+            *map(format_number, [*pairs[i].tolist(), float(examples.position[i, 0])]),
+            *cells,
         ]
-        for i in range(len(examples))
+        for i, cells in enumerate(predictions.cells())
     )
-    write_csv_table(path, [*_prediction_columns(examples.columns), "distance"], rows)
+    columns = examples.columns
+    write_csv_table(path, [*_prediction_columns(columns), "distance", *predictions.header(columns)], rows)
 
 
 def read_predictions(path: Path, target: tuple[str, ...]) -> tuple[PredictedExample, ...]:
-    """Read what `write_predictions` wrote, else raise DataError; a missing `distance` is unknown."""
+    """Read what `write_predictions` wrote, else raise DataError; missing distances and intervals are unknown."""
     examples = []
     for row in read_csv_table(path, required=_prediction_columns(target), hint=RETRAIN).rows:
         cells = row.cells
@@ -253,10 +262,20 @@ def read_predictions(path: Path, target: tuple[str, ...]) -> tuple[PredictedExam
             true, predicted = (
                 tuple(parse_number(cells[f"{column}_{kind}"]) for column in target) for kind in ("true", "pred")
             )
-            distance = parse_number(cells.get("distance", ""))
+            low, high = (
+                tuple(parse_number(cells.get(f"{column}_{end}", "")) for column in target) for end in ("low", "high")
+            )
             examples.append(
                 PredictedExample(
-                    cells["split"], cells["sequence"], **numbers, true=true, predicted=predicted, distance=distance
+                    cells["split"],
+                    cells["sequence"],
+                    **numbers,
+                    true=true,
+                    predicted=predicted,
+                    distance=parse_number(cells.get("distance", "")),
+                    low=low,
+                    high=high,
+                    unlike_training=cells.get(UNLIKE_TRAINING) == "1",
                 )
             )
         except ValueError as e:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from features._common.console import text_table
+from stage2_temporal.evaluation.intervals import IntervalScores
 from stage2_temporal.evaluation.metrics import ComponentScores, Scores
 from stage2_temporal.evaluation.tusimple import ByDistance
 from stage2_temporal.runs.results import VERDICT_SPLITS, Metrics, SplitMetrics
@@ -17,6 +19,8 @@ def metrics_table(metrics: Metrics) -> str:
     errors = [name for name in ("ev", "ep") if any(getattr(s.model, name) for s in metrics.splits.values())]
     header = ["split", "examples", "", f"RMSE{unit}", f"MAE{unit}", "skill", "spread ratio"]
     header += [f"{name.upper()}: near medium far" for name in errors]
+    if any(split.intervals for split in metrics.splits.values()):
+        header += [f"coverage of {100 * (metrics.interval_level or 0):g} %", "mean width", "interval score"]
     rows = [row for name, split in metrics.splits.items() for row in _split_rows(name, split, metrics, errors)]
     return "\n".join(["", text_table(header, rows, left=(0, 2)), "", metrics.verdict])
 
@@ -57,13 +61,25 @@ def _split_rows(name: str, split: SplitMetrics, metrics: Metrics, errors: list[s
     for predictor, scores in predictors:
         lead = [name, f"{split.examples:,}"] if predictor == "model" else ["", ""]
         figures = ["–", "–", *format_scores(scores)[2:]] if metrics.mixed_units else format_scores(scores)
-        yield [*lead, predictor, *figures, *(_format_by_distance(getattr(scores, name)) for name in errors)]
+        intervals = _interval_cells(list((split.intervals or {}).values()), metrics) if predictor == "model" else []
+        yield [*lead, predictor, *figures, *(_format_by_distance(getattr(scores, name)) for name in errors), *intervals]
     for k, column in enumerate(metrics.target if metrics.mixed_units else ()):
         unit = metrics.unit_of(k)
         title = f"  {column} [{unit}]" if unit else f"  {column}"
         for predictor, scores in predictors:
             lead = [title if predictor == "model" else "", ""]
-            yield [*lead, predictor, *format_scores(scores.components[column]), *("" for _ in errors)]
+            cells = [*format_scores(scores.components[column]), *("" for _ in errors)]
+            if split.intervals and predictor == "model":
+                cells += _interval_cells([split.intervals[column]], metrics, single=True)
+            yield [*lead, predictor, *cells]
+
+
+def _interval_cells(intervals: list[IntervalScores], metrics: Metrics, *, single: bool = False) -> list[str]:
+    """Coverage, width and interval score, as means over targets; errors of different units have no mean."""
+    if not intervals:
+        return []
+    figures = [fmean(getattr(i, name) for i in intervals) for name in ("coverage", "width", "score")]
+    return [_format(figures[0]), *("–" if metrics.mixed_units and not single else _format(f) for f in figures[1:])]
 
 
 def _format_by_distance(error: ByDistance | None) -> str:

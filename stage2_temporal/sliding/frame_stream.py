@@ -20,6 +20,7 @@ from features.frame_ranges import FrameRange
 from features.streams import FRAMES, MOTION, scale_flow
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.frame_loader import load_frames
+from stage2_temporal.sliding.frame_log import FrameLog
 from stage2_temporal.sliding.sliding_window import RunModels, StreamBatch
 from stage2_temporal.sliding.vehicle_prediction import VehicleTracks
 
@@ -27,8 +28,8 @@ from stage2_temporal.sliding.vehicle_prediction import VehicleTracks
 class FrameStream:
     """The needed frames of one clip, or of all clips of a data set laid end to end.
 
-    `faults` has one line per sequence that could not be decoded, by id; the frames of such a sequence are black. A
-    single clip raises its fault instead.
+    `frame_log` notes every needed frame. `faults` has one line per sequence that could not be decoded, by id; the
+    frames of such a sequence are black. A single clip raises its fault instead.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class FrameStream:
         vehicles: VehicleTracks | None = None,
     ) -> None:
         """Plan the stream of `needed` (n,) frames, ascending over all clips; `vehicles` gets the tracks in them."""
+        self.frame_log = FrameLog()
         self._clips, self._needed, self._config = clips, needed, config
         self._streams, self._frame_interval, self._vehicles = models.image_streams, models.frame_interval, vehicles
         self.faults: dict[str, str] = {} if vehicles is None else vehicles.faults
@@ -76,6 +78,7 @@ class FrameStream:
                 intervals = clips[r.sequence].sequence.frame_intervals[start : start + count]
                 streams[MOTION] = scale_flow(loaded.motion, intervals, self._frame_interval)
             for i in np.flatnonzero(is_needed[done : done + len(loaded.frames)]):
+                self.frame_log.add(loaded.thumbnails[i])
                 yield {name: streams[name][i] for name in self._streams}
             done += len(loaded.frames)
 

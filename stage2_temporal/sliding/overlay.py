@@ -19,6 +19,7 @@ from features.errors import DataError
 from features.sequences import Box, FrameSequence
 from features.streams import UNITS
 from stage1_extract.datasets.clip import Clip
+from stage2_temporal.evaluation.uncertainty import UncertainPredictions
 
 CHART_SECONDS = 5.0
 TICKS = Fraction(1000)  # per second: the resolution of timestamps of unevenly spaced frames
@@ -28,20 +29,22 @@ COLOURS = ((80, 200, 255), (255, 190, 90), (140, 230, 140), (200, 140, 255))  # 
 
 
 def write_overlay(
-    path: Path, clip: Clip, frames: NDArray[np.int64], values: NDArray[np.float32], columns: Sequence[str]
+    path: Path, clip: Clip, frames: NDArray[np.int64], predictions: UncertainPredictions, columns: Sequence[str]
 ) -> None:
     """Write an MP4 of a clip with the latest predicted values drawn on each frame; `...` before the first.
 
-    `values` (n, K) belong to `frames` (n,), ascending; `columns` are the names of the K targets. A DataError if the
+    The n `predictions` belong to `frames` (n,), ascending; `columns` are the names of the K targets. A DataError if the
     video cannot be written, or a frame cannot be read.
     """
+    values = predictions.values
     count, times = clip.sequence.length, clip.sequence.frame_times
     limits = min(0.0, float(values.min())), max(0.0, float(values.max()))
     with open_overlay(path, clip.sequence) as write_frame, progress_bar(count, "overlay", "frames") as progress:
         for i, image in enumerate(clip.source.read(0, count)):
             ages = times[frames] - times[i]
             recent = slice(*np.searchsorted(ages, (-CHART_SECONDS, 1e-9)))
-            draw_values(image, values[recent], ages[recent], columns, limits)
+            texts = prediction_texts(predictions, recent.stop - 1 if recent.stop else None, columns)
+            draw_values(image, values[recent], ages[recent], texts, limits)
             write_frame(image)
             progress.update()
 
@@ -75,40 +78,38 @@ def open_overlay(path: Path, sequence: FrameSequence) -> Iterator[Callable[[Imag
 
 def draw_values(
     image: Image,
-    recent: NDArray[np.float32],
+    recent: Floats,
     times: Floats,
-    columns: Sequence[str],
+    texts: Sequence[str],
     limits: tuple[float, float],
 ) -> None:
-    """Draw the current values, and a chart of the recent ones, on a BGR image, in place.
+    """Draw lines of text about the current values, and a chart of the recent ones, on a BGR image, in place.
 
     Args:
         recent: (n, K) values up to the current ones.
         times: (n,) seconds from now of each, at most 0; `CHART_SECONDS` fill the chart's width.
-        columns: names of the K targets.
+        texts: see `prediction_texts`; those after the K-th are white.
         limits: the chart's lowest and highest value.
     """
     scale, thickness = _text_size(image, 1.1)
     line, margin = round(38 * scale), round(14 * scale)
-    current = recent[-1].tolist() if len(recent) else [None] * len(columns)
-    texts = [value_text(column, value) for column, value in zip(columns, current, strict=True)]
-    widest = max((value_text(column, -100.0) for column in columns), key=len)
-    width = max(cv2.getTextSize(text, FONT, scale, thickness)[0][0] for text in (widest, *texts))
+    width = max(cv2.getTextSize(text, FONT, scale, thickness)[0][0] for text in texts)
     height = 2 * line
     left, top = 2 * margin, len(texts) * line + 2 * margin
     image[margin : top + height + margin, margin : left + width + margin] //= 4  # dark, but the road shows through
     for k, text in enumerate(texts):
         position = (left, margin + (k + 1) * line)
-        cv2.putText(image, text, position, FONT, scale, COLOURS[k % len(COLOURS)], thickness, cv2.LINE_AA)
+        colour = COLOURS[k % len(COLOURS)] if k < recent.shape[1] else WHITE
+        cv2.putText(image, text, position, FONT, scale, colour, thickness, cv2.LINE_AA)
     low, high = limits
 
-    def y(value: NDArray[np.float32] | float) -> NDArray[np.float64]:
+    def y(value: Floats | float) -> NDArray[np.float64]:
         return np.asarray(top + height * (high - np.asarray(value, np.float64)) / max(high - low, 1e-9))
 
     zero = int(y(0.0))
     cv2.line(image, (left, zero), (left + width, zero), WHITE, 1)
     x = left + width * (1 + times / CHART_SECONDS)
-    for k in range(len(columns) if len(recent) else 0):
+    for k in range(recent.shape[1] if len(recent) else 0):
         points = np.stack([x, y(recent[:, k])], axis=1).round().astype(np.int32)
         cv2.polylines(image, [points], False, COLOURS[k % len(COLOURS)], thickness, cv2.LINE_AA)
 
@@ -132,6 +133,15 @@ def draw_box(image: Image, box: Box, texts: Sequence[str], number: int) -> None:
 def value_text(column: str, value: float | None) -> str:
     """Format a value with its target column's name and unit; `...` for None."""
     return f"{column} ..." if value is None else f"{column} {value:+.1f} {UNITS.get(column, '')}".rstrip()
+
+
+def prediction_texts(predictions: UncertainPredictions, i: int | None, columns: Sequence[str]) -> list[str]:
+    """A line per target about window i, or about none yet, and one more if it is unlike the training's footage."""
+    if i is None:
+        return [value_text(column, None) for column in columns]
+    values = map(value_text, columns, predictions.values[i].tolist())
+    texts = [f"{text}  {predictions.note(i, k)}".rstrip() for k, text in enumerate(values)]
+    return [*texts, "unlike the training footage"] if predictions.is_unlike(i) else texts
 
 
 def _text_size(image: Image, factor: float) -> tuple[float, int]:

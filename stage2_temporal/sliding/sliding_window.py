@@ -23,7 +23,9 @@ from features.streams import APPEARANCE, FEATURES, FRAMES, GEOMETRY, MOTION, TOP
 from features.windows import MISPLACED, other_rate_error, window_frames
 from stage1_extract.backbone.trunk import Trunk, build_trunk
 from stage1_extract.engines.engine import Engine
-from stage2_temporal.heads import check_streams
+from stage2_temporal.evaluation.uncertainty import INPUTS, Uncertainty, read_uncertainty
+from stage2_temporal.heads import check_streams, find_head
+from stage2_temporal.heads.uncertainty import uncertain_model
 from stage2_temporal.runs.results import Metrics, read_metrics
 from stage2_temporal.sliding.frame_cache import FrameCache
 from stage2_temporal.training.keras_models import NamedTensors, load_model, model_inputs, submodel_from
@@ -42,9 +44,10 @@ class RunModels:
     """The models of a run, and its config."""
 
     trunk: Trunk | None  # to maps in single precision, whatever precision the store had; None if the head takes no maps
-    stage_two: keras.Model  # maps, flow or geometry vectors to targets
+    stage_two: keras.Model  # maps, flow or geometry vectors to targets and, with `uncertainty`, what it reads
     config: Config
     camera_geometry: CameraGeometry | None = None  # None if the head takes no vehicle tracks
+    uncertainty: Uncertainty | None = None  # None for runs of older versions
     frame_interval: float | None = None  # seconds between frames to which optical flow is scaled; None: not scaled
 
     @property
@@ -70,7 +73,10 @@ def load_run_models(run: Path) -> RunModels:
     stage_two = load_model(run)
     takes_track = GEOMETRY in [tensor.name for tensor in stage_two.inputs]
     camera_geometry = read_camera_geometry(run) if takes_track else None
-    models = RunModels(None, stage_two, config, camera_geometry, metrics.frame_interval)
+    if (uncertainty := read_uncertainty(run)) is not None:
+        head = find_head(config.head.name).from_config(config).restore(stage_two, run)
+        stage_two = uncertain_model(head, stage_two, uncertainty.novelty.get(INPUTS))
+    models = RunModels(None, stage_two, config, camera_geometry, uncertainty, metrics.frame_interval)
     if not config.map_streams:
         return models
     trunk, trained = build_trunk(config, config.map_streams), metrics.store.fingerprint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,15 @@ def submodel_from(tensors: NamedTensors, model: keras.Model) -> keras.Model:
     for tensor in part.inputs:
         tensor.name = tensor.name.removesuffix("CLONE")  # else a clone of the part would not know its inputs (3.15)
     return part
+
+
+def apply_operations(name: str, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Continue a model's graph by a function of Keras operations, as one layer with a name of its own.
+
+    Operations are named by a counter that starts again in each process, so that those of a loaded model would be named
+    twice. Not for models that are saved.
+    """
+    return keras.layers.Lambda(lambda values: function(*values), name=name)(list(tensors))
 
 
 def concatenate(parts: list[Tensor]) -> Tensor:

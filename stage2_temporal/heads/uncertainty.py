@@ -1,0 +1,115 @@
+"""A head's model with what its uncertainty needs, and how that is learned from training and validation examples.
+
+model ──► [ prediction (K) | inputs of the errors' scale (S) | distance from the training examples (1) ]
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from features._common.console import logger
+from features._common.types import Floats, Tensor
+from stage2_temporal.data.examples import StoreExamples
+from stage2_temporal.data.row_profile import row_profile, window_profiles
+from stage2_temporal.data.task import Task
+from stage2_temporal.evaluation.intervals import calibrate, fit_error_scale, sequences_needed
+from stage2_temporal.evaluation.novelty import NoveltyModel, fit_novelty
+from stage2_temporal.evaluation.uncertainty import INPUTS, PROFILE, UncertainPredictions, Uncertainty
+from stage2_temporal.heads.base import Head
+from stage2_temporal.training.keras_models import apply_operations
+
+MAX_EXAMPLES = 1000  # training or validation examples that are compared
+MAX_NUMBERS = 40_000_000  # in their vectors together
+
+
+def uncertain_model(head: Head, model: keras.Model, novelty: NoveltyModel | None) -> keras.Model:
+    """A head's model whose output (batch, K + S + 1) holds more than predictions; the distance is 0 if unknown."""
+    scale, scene, prediction = head.error_scale(model), head.scene(model), model.output
+    compared = [] if novelty is None or scene is None else [scene]
+
+    def outputs(prediction: Tensor, *others: Tensor) -> Tensor:
+        distance = keras.ops.zeros_like(prediction[:, :1])
+        if compared and novelty is not None:
+            distance, others = _distance(others[-1], novelty), others[:-1]
+        return keras.ops.concatenate([prediction, *others, distance], axis=-1)
+
+    tensors = [prediction, *([] if scale is None else [scale]), *compared]
+    return keras.Model(model.input, apply_operations("uncertainty", outputs, *tensors), name=model.name)
+
+
+def learn_uncertainty(
+    head: Head, X: StoreExamples, task: Task, level: float
+) -> tuple[Uncertainty, UncertainPredictions]:
+    """Learn a fitted head's uncertainty, and predict all examples of a task.
+
+    The scale of errors is fitted to training examples; intervals and limits of novelty to validation examples.
+    """
+    novelty = {}
+    if len(task.known("validation")):
+        fitted = {INPUTS: _fit_inputs(head, X, task), PROFILE: _fit_profile(X, task)}
+        novelty = {name: model for name, model in fitted.items() if model is not None}
+    outputs = predict_outputs(head, uncertain_model(head, head.model_, novelty.get(INPUTS)), X)
+    targets, train, validation = task.examples.targets, task.known("train"), task.known("validation")
+    count = targets.shape[1]
+    predicted, inputs = outputs[:, :count], outputs[:, count:-1]
+    scale = fit_error_scale(predicted[train] - targets[train], inputs[train])
+    calibration = calibrate(targets[validation], predicted[validation], inputs[validation], X.groups[validation], scale)
+    needed, got = sequences_needed(level), len(np.unique(X.groups[validation]))
+    if got < needed:
+        logger.info(f"no {100 * level:g} % intervals: they need {needed} validation sequences, there are {got}")
+    uncertainty = Uncertainty(task.examples.columns, level, calibration, novelty)
+    profiles = example_profiles(X) if PROFILE in novelty else None
+    return uncertainty, uncertainty.predictions(outputs, profiles, parts=task.splits)
+
+
+def predict_outputs(head: Head, model: keras.Model, X: StoreExamples) -> Floats:
+    """The outputs (n, …) of a model with the same inputs as the head's."""
+    head_model = head.model_
+    try:
+        head.model_ = model
+        return head._predict_examples(X)
+    finally:
+        head.model_ = head_model
+
+
+def example_profiles(X: StoreExamples) -> Floats:
+    """The mean profiles (n, F) of examples' windows, from the store's thumbnails."""
+    rows, inverse = np.unique(X.examples.rows, return_inverse=True)
+    profiles = np.array([row_profile(X.source.store.thumbnail(int(row))) for row in rows])
+    return window_profiles(profiles, inverse.reshape(X.examples.rows.shape))
+
+
+def _fit_inputs(head: Head, X: StoreExamples, task: Task) -> NoveltyModel | None:
+    """The distribution of what the head computes its output from; None if its model cannot tell."""
+    scene = head.scene(head.model_)
+    if scene is None:
+        return None
+    size, model = int(scene.shape[-1]), keras.Model(head.model_.input, scene)
+    train, validation = (_spread(task.known(split), size) for split in ("train", "validation"))
+    vectors = [predict_outputs(head, model, X[rows]) for rows in (train, validation)]
+    return fit_novelty(vectors[0], vectors[1], X.groups[validation])
+
+
+def _fit_profile(X: StoreExamples, task: Task) -> NoveltyModel | None:
+    """The distribution of the frames' profiles."""
+    train, validation = (_spread(task.known(split)) for split in ("train", "validation"))
+    return fit_novelty(example_profiles(X[train]), example_profiles(X[validation]), X.groups[validation])
+
+
+def _spread(rows: NDArray[np.int64], size: int = 1) -> NDArray[np.int64]:
+    """Rows, or as many of them, evenly spread, as vectors of a size may be compared."""
+    most = max(2, min(MAX_EXAMPLES, MAX_NUMBERS // (2 * size)))
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
+
+
+def _distance(scene: Tensor, novelty: NoveltyModel) -> Tensor:
+    """`NoveltyModel.distances` in a graph: (batch, F) → (batch, 1)."""
+    centred = scene - novelty.mean.astype(np.float32)
+    projected = keras.ops.matmul(centred, novelty.components.T.astype(np.float32))
+    squares = keras.ops.square(projected)
+    residual = keras.ops.sum(keras.ops.square(centred), axis=-1) - keras.ops.sum(squares, axis=-1)
+    inside = keras.ops.sum(squares / novelty.variances.astype(np.float32), axis=-1)
+    total = inside + novelty.residual_precision * keras.ops.maximum(residual, 0.0)
+    return keras.ops.sqrt(keras.ops.expand_dims(total, -1))
