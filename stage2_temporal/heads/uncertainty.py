@@ -75,10 +75,11 @@ def predict_outputs(head: Head, model: keras.Model, X: StoreExamples) -> Floats:
 
 
 def example_profiles(X: StoreExamples) -> Floats:
-    """The mean profiles (n, F) of examples' windows, from the store's thumbnails."""
-    rows, inverse = np.unique(X.examples.rows, return_inverse=True)
+    """The mean profiles (n, F) of the first and the last frame of examples' windows, from the store's thumbnails."""
+    ends = X.examples.rows[:, [0, -1]]
+    rows, inverse = np.unique(ends, return_inverse=True)
     profiles = np.array([row_profile(X.source.store.thumbnail(int(row))) for row in rows])
-    return window_profiles(profiles, inverse.reshape(X.examples.rows.shape))
+    return window_profiles(profiles, inverse.reshape(ends.shape))
 
 
 def _fit_inputs(head: Head, X: StoreExamples, task: Task) -> NoveltyModel | None:
