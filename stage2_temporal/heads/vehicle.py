@@ -97,7 +97,7 @@ class VehicleHead(Head):
         return np.asarray(values[:, 0], np.float32)
 
     def error_scale(self, model: keras.Model) -> Tensor | None:
-        """(batch, 3) the distance, to which velocities from tracks are proportional, and the deviations of vx and vy."""
+        """(batch, 3) the distance, to which velocities of tracks are proportional, and the deviations of vx and vy."""
         geometry = _geometry_input(model)
         return None if geometry is None else apply_operations("error_scale", _error_scale, geometry)
 
