@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from features.streams import APPEARANCE
+
 
 def canonical_json(value: object) -> str:
     """JSON with sorted keys and no spaces, so that equal values give equal text.
@@ -73,3 +75,8 @@ def _shorten(value: object) -> str:
 def json_digest(value: object) -> str:
     """SHA-256 (hex) of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def stream_origin(stream: str, pooling: int, recipe: Recipe) -> dict[str, Any]:
+    """What determines the numbers of a tap's stream; nothing but the recipe for the map at the cut."""
+    return {} if stream == APPEARANCE else {"tap": stream, "pooling": pooling, "recipe": recipe.fingerprint}

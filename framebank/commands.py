@@ -75,6 +75,8 @@ class Extract(StoreCommand):
     """Run the frozen trunk over every frame that is not in the store yet. Resumes where it was interrupted."""
 
     sections = ("data", "frames", "backbone", "extract")
+    rehash: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Read every file again, even if its size and time of modification are those of the last scan."""
     settings: Settings = Config()
 
     def __call__(self) -> None:
@@ -83,7 +85,7 @@ class Extract(StoreCommand):
     def extract(self, damaged_rows: dict[int, list[str]] | None = None) -> None:
         """Extract, and print what was done."""
         path = self.store_path
-        result = workflows.extract_data_set(self.settings, path, damaged_rows)
+        result = workflows.extract_data_set(self.settings, path, damaged_rows, rehash=self.rehash)
         counts = {
             f"frames extracted by {result.engine}": result.extracted,
             "frames with optical flow computed": result.flows,
@@ -413,6 +415,38 @@ class Predict(Command):
 
 
 @dataclass(frozen=True)
+class MeasureCamera(Command):
+    """Find a camera's focal length and principal point, and write them into a camera file. Takes photos or a video of a
+    printed checkerboard, or one photo's EXIF tags."""
+
+    input: tyro.conf.Positional[Annotated[Path | None, hint("PATH", "none")]] = None
+    """A folder of photos, or a video, of the checkerboard."""
+    board: Annotated[tuple[int, int], tyro.conf.arg(metavar="COLUMNS ROWS")] = (9, 6)
+    """Inner corners of the checkerboard along a row and along a column: its squares less one."""
+    exif: Annotated[Path | None, hint("FILE", "none")] = None
+    """Unedited photo whose EXIF tags state the focal length, instead of a checkerboard."""
+    size: Annotated[tuple[int, int] | None, hint("WIDTH HEIGHT", "the photo's")] = None
+    """With --exif: size of the video's frames in px, which show the photo's full width."""
+    height: Annotated[float | None, hint("FLOAT", "none")] = None
+    """Height of the lens above the road in m."""
+    output: Annotated[Path, hint("FILE", "camera.toml")] = Path("camera.toml")
+    """Camera file to write."""
+
+    def __call__(self) -> None:
+        if (self.input is None) == (self.exif is None):
+            raise ConfigError("from what?", expected="a folder or video, or --exif", hint="framebank camera --help")
+        from stage1_extract import camera_calibration as calibration
+
+        if self.exif is not None:
+            camera, summary = calibration.camera_from_exif(self.exif, self.height, self.size), "from its EXIF tags"
+        elif self.input is not None:
+            result = calibration.camera_from_checkerboard(self.input, self.board, self.height)
+            camera, summary = result.camera, calibration.checkerboard_summary(result)
+        calibration.write_camera_file(self.output, camera)
+        print(f"{self.output}: {summary}; fx {camera.fx:.1f}, cx {camera.cx:.1f}, cy {camera.cy:.1f} px")
+
+
+@dataclass(frozen=True)
 class Speed(Command):
     """Measure the car's own speed in a video or a folder of frames, from the road's motion. Needs no training, but a
     camera whose focal length and height are known."""
@@ -478,7 +512,7 @@ def _by_name(*commands: type[Command]) -> dict[str, type[Command]]:
     return {command.__name__.lower(): command for command in commands}
 
 
-STAGE_ONE = _by_name(Sample, Extract, Info, Verify, Repair, Speed)
+STAGE_ONE = _by_name(Sample, Extract, Info, Verify, Repair) | {"camera": MeasureCamera, "speed": Speed}
 STAGE_TWO = _by_name(Train, Evaluate, Report, Sweep, Leaderboard, Predict, Finetune, Fuse, Export, Derive, Benchmark)
 COMMANDS = STAGE_ONE | STAGE_TWO
 

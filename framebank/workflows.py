@@ -42,18 +42,25 @@ def extract(config: Config, store: Path | str) -> Path:
     return path
 
 
-def extract_data_set(config: Config, store: Path, damaged_rows: dict[int, list[str]] | None = None) -> ExtractionResult:
-    """Like `extract`, but return details; the given streams of `damaged_rows` are extracted again."""
+def extract_data_set(
+    config: Config, store: Path, damaged_rows: dict[int, list[str]] | None = None, *, rehash: bool = False
+) -> ExtractionResult:
+    """Like `extract`, but return details; the given streams of `damaged_rows` are extracted again.
+
+    With `rehash`, files are read even if their size and time of modification are those of the last scan.
+    """
     quiet_opencv()
     from stage1_extract.datasets import scan
+    from stage1_extract.datasets.scan_cache import scan_cache_of
 
     if config.data.layout == "sample":
         render_sample(config)
-    catalogue = scan(config.data)
+    path = store.resolve() if store.is_symlink() else store  # replace the file that a link points to, not the link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    catalogue = scan(config.data, cache=scan_cache_of(path, rehash=rehash))
     with quiet_imports():
         from stage1_extract.extract import extract as extract_catalogue
 
-    path = store.resolve() if store.is_symlink() else store  # replace the file that a link points to, not the link
     return extract_catalogue(config, path, catalogue, damaged_rows=damaged_rows)
 
 

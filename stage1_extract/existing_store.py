@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from features.config import Config
 from features.frame_ranges import StoredRange
-from features.recipe import Recipe
+from features.recipe import Recipe, stream_origin
 from features.sequences import FrameSequence
 from features.store import Header, Store, StreamInfo, TopRecord
 from features.streams import APPEARANCE, THUMBNAILS
 from features.tracks import Track
-from stage1_extract.backbone.trunk import Trunk, stream_origin
 from stage1_extract.plan import complete_sequences
+
+if TYPE_CHECKING:
+    from stage1_extract.backbone.trunk import Trunk
 
 DamagedRows = Mapping[int, Sequence[str]]  # row of the store → its damaged streams, `thumbnails` among them
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -34,18 +34,19 @@ from features.store_writer import ShardWriter, StreamContent, assemble_store, ch
 from features.streams import APPEARANCE, MOTION
 from features.tracks import Track, track_keys
 from stage1_extract import optical_flow
-from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets.clip import Catalogue, Clip
-from stage1_extract.engines.engine import Engine, Maps
 from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo
 from stage1_extract.frame_loader import FRAMES_PER_JOB, load_frames
 from stage1_extract.plan import Group, complete_sequences, missing_frames, plan_extraction, vehicles_without_tracks
 from stage1_extract.tracking.sequence_tracks import empty_track_notes, missing_frame_notes, track_clips
 
+if TYPE_CHECKING:  # loading TensorFlow takes seconds, which an extraction with nothing to do need not wait for
+    from stage1_extract.engines.engine import Engine, Maps
+
 PENDING_FRAMES = 128  # computed or being computed while a shard is written, which must not stop the network
 LIBRARIES = ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless", "av")  # whose versions the store records
 
-ComputedBatch = tuple[Future[Maps] | None, Sequence[bytes], Sequence[Any]]  # maps, thumbnails, flows
+ComputedBatch = tuple["Future[Maps] | None", Sequence[bytes], Sequence[Any]]  # maps, thumbnails, flows
 
 
 @dataclass
@@ -143,6 +144,9 @@ def _extract(
     existing, request = ExistingStore.read(store, damaged_rows), _request_digest(config)
     trunk = TrunkInfo.from_store(existing, config, request, sequences)
     if trunk is None:
+        from stage1_extract.backbone.trunk import build_trunk
+        from stage1_extract.engines.engine import Engine
+
         engine = engine or Engine(build_trunk(config), config.extract.batch, config.extract.engine)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
     if existing.header is not None and existing.header.recipe.fingerprint != trunk.recipe.fingerprint:
@@ -156,10 +160,10 @@ def _extract(
 
     def stored_ranges() -> dict[str, list[StoredRange]]:
         """By stream, those in shards and store whose origin, shape and type are the same as now."""
-        in_shards = shards.ranges()
+        in_shards, fingerprints = shards.ranges(), {name: info.fingerprint for name, info in streams.items()}
         return {
-            name: [r for r in [*in_shards, *existing.ranges.get(name, ())] if r.streams.get(name) == info.fingerprint]
-            for name, info in streams.items()
+            name: [r for r in [*in_shards, *existing.ranges.get(name, ())] if r.streams.get(name) == fingerprint]
+            for name, fingerprint in fingerprints.items()
         }
 
     groups = plan_extraction(sequences, stored_ranges(), config.extract.shard)
@@ -177,7 +181,8 @@ def _extract(
     complete, ranges = complete_sequences(sequences, stored_ranges())
     tracks = dict(existing.tracks) | shards.tracks()
     missing = {f"fault {i}": fault for i, fault in enumerate(catalogue.faults, 1)}
-    missing |= {s.id: faults.get(s.id, "not extracted") for s in sequences if s not in complete}
+    complete_ids = {s.id for s in complete}
+    missing |= {s.id: faults.get(s.id, "not extracted") for s in sequences if s.id not in complete_ids}
     missing |= {f"tracks of {s.id}": faults[s.id] for s in complete if s.id in faults}
     notes = empty_track_notes([s for s in complete if s.id in vehicles], tracks)
     notes += missing_frame_notes(complete if vehicles else [])

@@ -34,7 +34,7 @@ from features.windows import Examples, labels_with_targets, make_examples, slowe
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.camera_file import with_camera
 from stage1_extract.datasets.clip import Clip, every_nth
-from stage1_extract.datasets.single_video import is_single_clip, read_single_clip
+from stage1_extract.datasets.single_video import holds_videos, is_single_clip, read_single_clip
 from stage1_extract.frame_loader import encode_thumbnail, resize_frame
 from stage2_temporal.evaluation.uncertainty import (
     IntervalOptions,
@@ -98,6 +98,8 @@ def predict(
         "data.allow_truncated": allow_truncated or None,
         "window.stride": stride,
     }
+    if source is not None and holds_videos(source) and not is_single_clip(source):
+        settings["data.layout"] = "video"
     config = _prediction_config(run, settings)
     path = Path(config.data.path)
     is_clip = source is not None and is_single_clip(path)
@@ -109,8 +111,8 @@ def predict(
     if not is_clip:
         return _predict_data_set(run, config, output, options)
     clip = read_single_clip(path, config.data, fps)
-    if config.data.calibration is not None:
-        (clip,) = with_camera([clip], Path(config.data.calibration))
+    if camera is not None:
+        (clip,) = with_camera([clip], camera)
     boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
     reads_flow = MOTION in config.head.input_streams and stride is None and boxes is None
     step = flow_step(clip.sequence, read_metrics(run).frame_interval) if reads_flow else 1
@@ -145,7 +147,10 @@ def _prediction_config(run: Path, settings: Mapping[str, Any]) -> Config:
     metrics, config = read_metrics(run), read_run_config(run)
     trained = config
     try:
-        config = config.with_settings({name: value for name, value in settings.items() if value is not None})
+        given = {name: value for name, value in settings.items() if value is not None}
+        if given.get("data.path", trained.data.path) != trained.data.path:
+            given = {"data.calibration": None} | given  # the run's is that of its own data
+        config = config.with_settings(given)
     except ValidationError as e:
         raise ConfigError(describe_validation_error(e)) from None
     # footage of another frame rate is brought to the interval that the run was trained at
@@ -310,7 +315,7 @@ def _predict_data_set(run: Path, config: Config, output: Path, options: Interval
 
 def _predict_examples(run: Path, config: Config, options: IntervalOptions) -> DataSetPredictions:
     window = config.window
-    catalogue = scan(config.data)
+    catalogue = scan(config.data, need_labels=False)
     if catalogue.faults and not config.extract.skip_damaged:
         what = f"{config.data.path}: {len(catalogue.faults)} errors, nothing was predicted"
         raise BadInputs(what, list(catalogue.faults), hint="correct these files and run the same command")

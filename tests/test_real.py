@@ -16,7 +16,9 @@ import pytest
 from features.store import Store
 from features.windows import make_examples
 from framebank.cli import main
+from framebank.workflows import score
 from tests.helpers import REAL
+from tests.vehicle_runs import train_on_rendered_boxes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # instead of the published backbone, which has 51 million weights to download
@@ -213,6 +215,22 @@ def test_velocity_of_semi_real_vehicles_from_one_box_each(semireal: Path, tmp_pa
         assert model["ev"][band] is None or model["ev"][band] <= greatest
     assert model["skill"] > 0.9
     assert model["rmse"] < constant["rmse"] / 3
+
+
+@pytest.mark.soak
+def test_run_on_rendered_clips_predicts_semi_real_vehicles(semireal: Path, tmp_path: Path) -> None:
+    """The clips' camera has another height and horizon than the rendered ones', with the same intrinsics."""
+    run, camera = train_on_rendered_boxes(tmp_path, clips=60, length=8), tmp_path / "camera.toml"
+    intrinsics = "fx = 714.15\nfy = 710.37\ncx = 675.58\ncy = 376.26\nsize = [1280, 720]\n"
+    for text in (None, intrinsics + "height = 1.4256\n", intrinsics + "height = 1.4256\nhorizon = 345.7\n"):
+        if text is not None:
+            camera.write_text(text)
+        scored = score(run, semireal, layout="competition", camera=None if text is None else camera)
+        for split in ("train", "test"):
+            model, constant = scored.splits[split].model.ev, scored.splits[split].constant.ev
+            assert model is not None and constant is not None
+            assert np.nanmean([model.near, model.medium, model.far]) <= 0.25
+            assert np.nanmean([constant.near, constant.medium, constant.far]) > 1
 
 
 @pytest.mark.soak  # making the clips takes a minute and a half

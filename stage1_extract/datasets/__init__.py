@@ -18,6 +18,7 @@ from stage1_extract.datasets.clip import Catalogue
 from stage1_extract.datasets.competition import competition_clips
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
 from stage1_extract.datasets.manifest import manifest_clips
+from stage1_extract.datasets.scan_cache import ScanCache
 from stage1_extract.datasets.tusimple import tusimple_clips
 from stage1_extract.datasets.vehicle_crops import crop_vehicles
 from stage1_extract.datasets.video import video_clips
@@ -27,20 +28,22 @@ __all__ = ["scan"]
 Layout = Callable[[DataConfig], Catalogue | tuple[list[ClipSpec], list[str]]]
 
 
-def scan(data: DataConfig, *, threads: int = 0) -> Catalogue:
-    """Find every clip of a data set, and every fault that is visible without decoding, in one pass.
+def scan(data: DataConfig, *, threads: int = 0, need_labels: bool = True, cache: ScanCache | None = None) -> Catalogue:
+    """Find every clip of a data set, and every fault that is visible without decoding images, in one pass.
 
     Args:
         threads: number of threads that read and hash files; 0: one per core.
+        cache: what earlier scans found in files; only others are read.
+        need_labels: whether a video to train or validate on that has no label file is a fault.
 
     Raises:
         DataError: nothing at the path, or no such data set; or `data.calibration` is not a calibration file.
         ConfigError: the layout's plugin is broken.
     """
-    layout = _find_layout(data.layout, threads)
+    layout = _find_layout(data.layout, threads, need_labels, cache)
     try:
         result = layout(data)
-        catalogue = result if isinstance(result, Catalogue) else check_files(result[0], threads, result[1])
+        catalogue = result if isinstance(result, Catalogue) else check_files(result[0], threads, result[1], cache)
     except OSError as e:  # such as a folder without permission to read it
         what = f"{e.filename or data.path}: cannot be read"
         raise DataError(what, got=e.strerror or e, hint="check its permissions") from None
@@ -62,13 +65,13 @@ def scan(data: DataConfig, *, threads: int = 0) -> Catalogue:
     return crops
 
 
-def _find_layout(name: str, threads: int) -> Layout:
+def _find_layout(name: str, threads: int, need_labels: bool, cache: ScanCache | None) -> Layout:
     built_in: dict[str, Layout] = {
         "sample": competition_clips,
         "competition": competition_clips,
         "tusimple": tusimple_clips,
         "manifest": manifest_clips,
-        "video": partial(video_clips, threads=threads),
+        "video": partial(video_clips, threads=threads, need_labels=need_labels, cache=cache),
     }
     layout: Layout | None = built_in.get(name) or load_plugin(DATASETS, name)
     if layout is None:

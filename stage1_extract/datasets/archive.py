@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import zipfile
@@ -37,6 +38,10 @@ class ZipPath:
 
     def is_file(self) -> bool:
         return self._inner_path in self._archive.files
+
+    def archive_stat(self) -> os.stat_result:
+        """The state of the archive that the file is in."""
+        return self._archive.path.stat()
 
     def read_bytes(self) -> bytes:
         return self._archive.read(self._inner_path)
@@ -129,7 +134,12 @@ def find_folder(parent: ReadablePath, *names: str) -> ReadablePath | None:
     return next((p for p in list_folder(parent) if p.name.lower() in lower_names and p.is_dir()), None)
 
 
-def natural_sort_key(name: str, *, decimals: bool = True) -> list[tuple[int, Decimal, str]]:
+def natural_sort_key(name: str, *, decimals: bool = True) -> list[tuple[int, Decimal | int, str]]:
     """A sorting key that puts 2 before 10, and with `decimals` also 0.25 before 0.3."""
     parts = re.split(r"((?:^-)?[0-9]+(?:\.[0-9]+)?)" if decimals else "([0-9]+)", name)  # every second one is a number
-    return [(1 - i % 2, Decimal(part if i % 2 else 0), part) for i, part in enumerate(parts) if part]
+    return [
+        # whole numbers are much faster than decimals
+        (1 - i % 2, (int(part) if part.isdecimal() else Decimal(part)) if i % 2 else 0, part)
+        for i, part in enumerate(parts)
+        if part
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from features.sequences import Camera, FrameSequence, Label
 from stage1_extract.datasets.archive import ReadablePath, read_file
 from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault
 from stage1_extract.datasets.image_file import ImageInfo, decode_image, read_info
+from stage1_extract.datasets.scan_cache import ScanCache
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits per channel that cameras have
 
@@ -61,8 +63,10 @@ class ClipSpec:
     times: tuple[float, ...] | None = None
 
 
-def check_files(specs: list[ClipSpec], threads: int, earlier_faults: Iterable[str] = ()) -> Catalogue:
-    """Read every file once, and make a clip of each specification without faults.
+def check_files(
+    specs: list[ClipSpec], threads: int, earlier_faults: Iterable[str] = (), cache: ScanCache | None = None
+) -> Catalogue:
+    """Read every file that the cache does not know, and make a clip of each specification without faults.
 
     A clip's digest is the SHA-256 over the SHA-256 of each of its files, in order, and over the orientations and the
     depth if they change the pixels. The depth of 16-bit images is the smallest usual one that holds the sequence's
@@ -72,7 +76,10 @@ def check_files(specs: list[ClipSpec], threads: int, earlier_faults: Iterable[st
     with warnings.catch_warnings():  # here rather than in `_check_file`, because it is not safe in threads
         warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-        results = iter(map_in_threads(_check_file, files, threads, unit="file"))
+        texts = (cache or ScanCache()).scan(
+            files, "image", lambda unknown: map_in_threads(_check_file, unknown, threads, unit="file")
+        )
+    results = iter(map(_parse_check, texts))
     clips, faults, depths = [], list(earlier_faults), Counter[int]()
     for spec in specs:
         checks = [(file, next(results)) for file in spec.files]
@@ -114,13 +121,21 @@ def map_in_threads(function: Callable[[T], R], items: Sequence[T], threads: int,
     return thread_map(function, items, max_workers=workers, desc="scanning", unit=unit, delay=2, disable=None)
 
 
-def _check_file(file: ReadablePath) -> tuple[ImageInfo, bytes] | str:
-    """What is read from an image file and its SHA-256, or its fault."""
+def _check_file(file: ReadablePath) -> str:
+    """What is read from an image file and its SHA-256, or its fault, as JSON."""
     try:
         data = read_file(file)
-        return read_info(data, str(file)), hashlib.sha256(data).digest()
+        return json.dumps([read_info(data, str(file)), hashlib.sha256(data).hexdigest()])
     except DataError as e:
-        return error_to_fault(e)
+        return json.dumps(error_to_fault(e))
+
+
+def _parse_check(text: str) -> tuple[ImageInfo, bytes] | str:
+    value = json.loads(text)
+    if isinstance(value, str):
+        return value
+    (size, *others), digest = value
+    return ImageInfo(tuple(size), *others), bytes.fromhex(digest)
 
 
 def _size_text(size: Size) -> str:

@@ -11,7 +11,7 @@ from stage1_extract.datasets.archive import list_folder
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
-from stage1_extract.datasets.video import Video, VideoFrames
+from stage1_extract.datasets.video import VIDEO_SUFFIXES, Video, VideoFrames
 
 DATA_SET_SUFFIXES = (".zip", ".csv")
 
@@ -22,6 +22,11 @@ def is_single_clip(path: Path) -> bool:
         entries = [p for p in path.iterdir() if not p.name.startswith(".")]
         return not entries or any(p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() for p in entries)
     return path.suffix.lower() not in DATA_SET_SUFFIXES
+
+
+def holds_videos(path: Path) -> bool:
+    """Whether a path is a folder with videos in it."""
+    return path.is_dir() and any(p.suffix.lower() in VIDEO_SUFFIXES and p.is_file() for p in path.iterdir())
 
 
 def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
@@ -46,9 +51,9 @@ def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
     except DataError as e:
         hint = (e.hint or "--input another video, or convert it").replace("--data.allow_truncated", "--allow-truncated")
         raise DataError(e.what, expected=e.expected, got=e.got, hint=hint) from None
-    rate = fps or video.fps
+    rate = fps or video.facts.fps
     if rate is None:
         raise DataError(f"{path}: no frame rate in its header", hint="--fps N")
-    times = None if fps else video.times
-    sequence = FrameSequence(path.stem, "test", video.length, rate, video.size, "", times=times)
+    times = None if fps else video.facts.times
+    sequence = FrameSequence(path.stem, "test", video.length, rate, video.facts.size, "", times=times)
     return Clip(sequence, VideoFrames(video))

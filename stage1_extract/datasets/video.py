@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -18,25 +21,37 @@ from features._common.types import Image, Size
 from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import FrameSequence, Label
-from stage1_extract.datasets.archive import list_folder
+from stage1_extract.datasets.archive import ReadablePath, list_folder
 from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault, frame_timing
 from stage1_extract.datasets.image_sequence import map_in_threads
 from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
+from stage1_extract.datasets.scan_cache import ScanCache
 
 TRUNCATED_HINT = "copy the video again, or --data.allow_truncated to use it as far as it goes"
 VIDEO_SUFFIXES = frozenset([".avi", ".hevc", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"])
 
 
+class VideoFacts(NamedTuple):
+    """What only decoding a video shows."""
+
+    length: int  # number of frames
+    size: Size  # width and height in px, as shown
+    fps: float | None  # frame rate; None if neither the header nor timestamps tell it
+    times: tuple[float, ...] | None  # (length,) seconds from the first frame on; None if evenly spaced
+
+
 class Video:
     """A video file, decoded by FFmpeg frame by frame; threads may share it.
 
-    `length` is the number of frames, `size` their width and height as shown, and `fps` their rate, or None if neither
-    the header nor timestamps tell it. `times` (length,) are seconds from the first frame on, None if evenly spaced.
     Frames are read in order: a codec may land a few frames away from the one it seeks.
+
+    Attributes:
+        path: the file.
+        facts: its length, size and timing.
     """
 
-    def __init__(self, path: Path, *, allow_truncated: bool = False) -> None:
-        """Decode the video once, to count its frames and read their timestamps.
+    def __init__(self, path: Path, *, allow_truncated: bool = False, facts: VideoFacts | None = None) -> None:
+        """Decode the video once, to count its frames and read their timestamps, unless these `facts` are known.
 
         Args:
             allow_truncated: use the frames up to where a video breaks off, and log how many these are.
@@ -44,24 +59,33 @@ class Video:
         Raises:
             DataError: the video is damaged, breaks off, has no frame, or changes its size.
         """
-        self.path, self.size = path, (0, 0)  # until the first frame is decoded
-        self._allow_truncated, self._warned = allow_truncated, False
+        self.path, self._allow_truncated, self._warned = path, allow_truncated, facts is not None
+        self._size: Size = (0, 0) if facts is None else facts.size
         self._lock, self._frames = threading.Lock(), self._decode()
+        self.facts = facts or self._find_facts()
+        self._next = self.facts.length if facts is None else 0
+
+    def _find_facts(self) -> VideoFacts:
         timestamps = [frame.time for frame in self._frames]
-        self.length = self._next = len(timestamps)
-        if not self.length:
-            raise DataError(f"{path}: a video without frames", expected="at least one", got="0")
-        with av.open(f"file:{path}") as container:
+        if not timestamps:
+            raise DataError(f"{self.path}: a video without frames", expected="at least one", got="0")
+        with av.open(f"file:{self.path}") as container:
             stream, *others = _video_streams(container)
             if others:
-                width, height = self.size
-                logger.info(f"{path}: {1 + len(others)} video streams, of which the first, {width}x{height}, is used.")
+                width, height = self._size
+                streams = f"{1 + len(others)} video streams"
+                logger.info(f"{self.path}: {streams}, of which the first, {width}x{height}, is used.")
             # a raw stream has no duration, and its rate and timestamps are FFmpeg's guess
             rate = float(stream.guessed_rate or 0) if container.duration else None
-        self.fps: float | None = rate
-        self.times: tuple[float, ...] | None = None
-        if rate is not None and self.length > 1:
-            self.fps, self.times = self._timing(timestamps, rate)
+        fps, times = rate, None
+        if rate is not None and len(timestamps) > 1:
+            fps, times = self._timing(timestamps, rate)
+        return VideoFacts(len(timestamps), self._size, fps, times)
+
+    @property
+    def length(self) -> int:
+        """Number of frames."""
+        return self.facts.length
 
     def _timing(self, timestamps: Sequence[float | None], rate: float) -> tuple[float | None, tuple[float, ...] | None]:
         """The frame rate, and the frames' times if these differ from it by more than `EVEN` somewhere."""
@@ -133,11 +157,11 @@ class Video:
         """Raise DataError unless a frame has the size of the first."""
         turned = _quarter_turns(frame) % 2
         width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
-        if not any(self.size):
-            self.size = (width, height)
-        elif self.size != (width, height):
+        if not any(self._size):
+            self._size = (width, height)
+        elif self._size != (width, height):
             what = f"{self.path}: its frame size changes at frame {index}"
-            expected = f"{self.size[0]}x{self.size[1]} throughout"
+            expected = f"{self._size[0]}x{self._size[1]} throughout"
             raise DataError(what, expected=expected, got=f"{width}x{height}")
 
 
@@ -173,7 +197,7 @@ class VideoFrames:
         return (self.video.frame(self.first + i) for i in range(start, stop))
 
 
-def video_clips(data: DataConfig, threads: int) -> Catalogue:
+def video_clips(data: DataConfig, threads: int, need_labels: bool = True, cache: ScanCache | None = None) -> Catalogue:
     """Scan a video file or a folder of them; a DataError if nothing is at `data.path`, or no video in the folder."""
     path = Path(data.path)
     if not path.exists():
@@ -185,8 +209,14 @@ def video_clips(data: DataConfig, threads: int) -> Catalogue:
         raise DataError(f"{path}: no videos", expected=expected, hint="set data.path to a video")
     clips, faults = [], []
     file_by_stem: dict[str, Path] = {}
-    results = map_in_threads(lambda file: _clips(file, data), files, threads, unit="video")
-    for file, (file_clips, file_faults) in zip(files, results, strict=True):
+    scan_file = partial(_scan_video, allow_truncated=data.allow_truncated)
+    results = (cache or ScanCache()).scan(
+        files,
+        f"video {data.allow_truncated}",
+        lambda unknown: map_in_threads(scan_file, unknown, threads, unit="video"),
+    )
+    for file, result in zip(files, results, strict=True):
+        file_clips, file_faults = _clips(file, result, data, need_labels)
         faults += file_faults
         first = file_by_stem.setdefault(file.stem, file)
         if first == file:
@@ -202,14 +232,29 @@ def split_of(stem: str) -> str:
     return "validation" if name.startswith("val") else "test" if name.startswith("test") else "train"
 
 
-def _clips(file: Path, data: DataConfig) -> tuple[list[Clip], list[str]]:
-    """The clips of a video and no faults, or no clips and its faults."""
-    faults: list[str] = []
+def _scan_video(file: ReadablePath, allow_truncated: bool) -> str:
+    """What decoding a video shows and its SHA-256, or its fault, as JSON."""
+    assert isinstance(file, Path)
     try:
-        video = Video(file, allow_truncated=data.allow_truncated)
+        facts = Video(file, allow_truncated=allow_truncated).facts
         with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        labels = _labels(file, video.length, faults)
+            return json.dumps([facts, hashlib.file_digest(stream, "sha256").hexdigest()])
+    except DataError as e:
+        return json.dumps(error_to_fault(e))
+
+
+def _clips(file: Path, scanned: str, data: DataConfig, need_labels: bool) -> tuple[list[Clip], list[str]]:
+    """The clips of a scanned video and no faults, or no clips and its faults."""
+    result = json.loads(scanned)
+    faults: list[str] = []
+    if isinstance(result, str):
+        return [], [result]
+    (length, size, fps, times), digest = result
+    video = Video(
+        file, allow_truncated=data.allow_truncated, facts=VideoFacts(length, tuple(size), fps, times and tuple(times))
+    )
+    try:
+        labels = _labels(file, video.length, faults, need_labels)
     except DataError as e:
         return [], [*faults, error_to_fault(e)]
     if faults:
@@ -222,18 +267,22 @@ def _clips(file: Path, data: DataConfig) -> tuple[list[Clip], list[str]]:
             id = f"{file.stem}/{start:05d}-{stop - 1:05d}"
             clip_digest = hashlib.sha256(f"{digest} {start} {stop}".encode()).hexdigest()
         clip_labels = tuple(replace(x, frame=x.frame - start) for x in labels if start <= x.frame < stop)
-        sequence = FrameSequence(id, split, stop - start, video.fps or data.fps, video.size, clip_digest, clip_labels)
-        clips.append(Clip(replace(sequence, times=video.times and video.times[start:stop]), VideoFrames(video, start)))
+        sequence = FrameSequence(id, split, stop - start, fps or data.fps, video.facts.size, clip_digest, clip_labels)
+        clips.append(
+            Clip(
+                replace(sequence, times=video.facts.times and video.facts.times[start:stop]), VideoFrames(video, start)
+            )
+        )
     return clips, []
 
 
-def _labels(video: Path, length: int, faults: list[str]) -> list[Label]:
+def _labels(video: Path, length: int, faults: list[str], needed: bool) -> list[Label]:
     """Read the labels beside a video; the rows of a table with a column `frame` (from 0) may be in any order."""
     text, csv = video.with_suffix(".txt"), video.with_suffix(".csv")
     if text.is_file() and csv.is_file():
         raise DataError(f"{video}: two label files", expected="one", got=f"{text.name} and {csv.name}")
     if not text.is_file() and not csv.is_file():
-        if split_of(video.stem) != "test":
+        if needed and split_of(video.stem) != "test":
             add_fault(faults, f"{video}: no labels", f"{text.name} or {csv.name} beside it", "neither")
         return []
     table = _read_speeds(text) if text.is_file() else read_csv_table(csv, faults=faults)

@@ -23,7 +23,7 @@ from stage1_extract.ground_flow.ground_flow import SpeedEstimates, estimate_spee
 LOW_CONFIDENCE = 0.5
 ASSUMED_HEIGHT = 1.5  # m, until a known speed calibrates it
 SLOWEST_CALIBRATION = 1.0  # m/s; slower frames say little about the scale
-COLUMNS = ("time", "frame", "speed", "confidence")
+SPEED_COLUMNS = ("time", "frame", "speed", "confidence")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def write_speeds(path: Path, drive: DriveSpeed) -> None:
     rows = enumerate(zip(e.times, e.speeds, e.confidence, strict=True))
     table = [(f"{t:.4f}", i, f"{speed:.3f}", f"{confidence:.2f}") for i, (t, speed, confidence) in rows]
     with atomic_write(path) as temporary:
-        write_csv_table(temporary, COLUMNS, table)
+        write_csv_table(temporary, SPEED_COLUMNS, table)
 
 
 def speed_summary(drive: DriveSpeed) -> str:

@@ -60,6 +60,7 @@ def estimate_speeds(
             speeds += solution.speeds[:count].tolist()
             confidence += confidences(solution)[:count].tolist()
             horizon = (solution.grid.horizon + 0.5) * full[1] / size[1] - 0.5
+            del pairs  # lest two chunks of frames are in memory
     at = np.array(frame_times)
     return SpeedEstimates(at, np.interp(at, middles, speeds), np.interp(at, middles, confidence), horizon)
 
@@ -96,11 +97,11 @@ def _pairs(
 
 def _chunks(pairs: Iterable[FramePair]) -> Iterator[tuple[list[FramePair], int]]:
     """Chunks of pairs with `LOOKAHEAD` further ones, and how many of the pairs belong to the chunk."""
-    held: list[FramePair] = []
+    waiting: list[FramePair] = []
     for pair in pairs:
-        held.append(pair)
-        if len(held) == CHUNK + LOOKAHEAD:
-            yield held, CHUNK
-            held = held[CHUNK:]
-    if held:
-        yield held, len(held)
+        waiting.append(pair)
+        if len(waiting) == CHUNK + LOOKAHEAD:
+            yield waiting, CHUNK
+            waiting = waiting[CHUNK:]
+    if waiting:
+        yield waiting, len(waiting)

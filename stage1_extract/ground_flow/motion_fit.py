@@ -2,7 +2,7 @@
 
 To first order, a tile at (X, Z), which was at Z′ = Z + distance, is displaced by
 
-    ahead: distance − X·yaw − Z′²/fy·nod − (Z′² − Z²)/fy·horizon
+    forward: distance − X·yaw − Z′²/fy·nod − (Z′² − Z²)/fy·horizon
     right: slip + Z·yaw − X·Z′/fy·nod − X·(Z′ − Z)/fy·horizon
 
 for small errors of distance, slip, yaw, nod and horizon. Tiles that disagree (other vehicles, kerbs) lose their weight:
@@ -20,13 +20,14 @@ from features._common.types import Floats
 from stage1_extract.ground_flow.road_view import CameraMotion, RoadGrid
 from stage1_extract.ground_flow.tile_matching import Displacements
 
-ROUNDS = 6
+FIT_ROUNDS = 6
 TILE_NOISE = 0.012  # standard deviation of a displacement, camera heights
 PIXEL_NOISE = 0.15  # the same, px
-OUTLIER = 1.5  # standard deviations from which on a tile loses weight
+DISAGREEMENT = 1.5  # standard deviations from which on a tile loses weight
 LEAST_TILES = 3
-# standard deviations of what is known beforehand: distance, slip, yaw, nod around what the strip at the horizon says
-PRIOR = np.array([30.0, 0.2, 0.05, 2.0])
+# standard deviations of what is known beforehand of distance, slip, yaw (as they are so far), and nod (as the strip at
+# the horizon says): those of a standing car, and how much they grow per camera height driven
+PRIOR, PRIOR_GROWTH = np.array([30.0, 0.01, 0.002, 0.1]), np.array([0.0, 0.2, 0.05, 1.5])
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def fit_motions(
     grid: RoadGrid,
     displacements: Sequence[Displacements],
     motions: Sequence[CameraMotion],
-    nods: Sequence[float],
+    nods: Floats,
     horizon_prior: tuple[float, float],
 ) -> MotionFit:
     """Fit the changes that displacements of the tiles ask for.
@@ -65,9 +66,10 @@ def fit_motions(
     count = len(displacements)
     mean, deviation = horizon_prior
     equations = [_equations(grid, d, motion) for d, motion in zip(displacements, motions, strict=True)]
-    nod_changes = np.array(nods) - [motion.nod for motion in motions]
+    nod_changes = nods - [motion.nod for motion in motions]
+    priors = [PRIOR + PRIOR_GROWTH * abs(motion.distance) for motion in motions]
     changes, agreement, horizon, information = np.zeros((count, 4)), np.zeros(count), 0.0, 1.0
-    for fit_round in range(ROUNDS):
+    for fit_round in range(FIT_ROUNDS):
         information = deviation**-2
         moment = mean * information
         solved: dict[int, tuple[Floats, Floats, Floats]] = {}
@@ -78,12 +80,12 @@ def fit_motions(
             residual = (e.values - e.terms[:, :4] @ changes[i] - e.terms[:, 4] * horizon) / e.deviation
             size = np.hypot(residual[:tiles], residual[tiles:])
             # gentle at first, when most tiles may be far off
-            trust = (1 + (size / OUTLIER) ** 2) ** -1.5 if fit_round else 1 / (1 + size / (2 * OUTLIER))
+            trust = (1 + (size / DISAGREEMENT) ** 2) ** -1.5 if fit_round else 1 / (1 + size / (2 * DISAGREEMENT))
             agreement[i] = trust.sum()
             weighted = e.terms * (np.tile(trust, 2) / e.deviation**2)[:, None]
             matrix, vector = weighted.T @ e.terms, weighted.T @ e.values
-            matrix[:4, :4] += np.diag(PRIOR**-2)
-            vector[3] += nod_changes[i] / PRIOR[3] ** 2
+            matrix[:4, :4] += np.diag(priors[i] ** -2)
+            vector[3] += nod_changes[i] / priors[i][3] ** 2
             inverse: Floats = np.asarray(np.linalg.inv(matrix[:4, :4]), np.float64)
             solved[i] = inverse, matrix[:4, 4], vector[:4]
             information += matrix[4, 4] - matrix[:4, 4] @ inverse @ matrix[:4, 4]
@@ -98,11 +100,11 @@ def _equations(grid: RoadGrid, displacements: Displacements, motion: CameraMotio
     x, z = displacements.centres.T
     before = z + motion.distance - x * motion.yaw
     one, zero, fy = np.ones_like(x), np.zeros_like(x), grid.camera.fy
-    ahead = np.stack([one, zero, -x, -(before**2) / fy, -(before**2 - z**2) / fy], axis=1)
+    forward = np.stack([one, zero, -x, -(before**2) / fy, -(before**2 - z**2) / fy], axis=1)
     right = np.stack([zero, one, z, -x * before / fy, -x * (before - z) / fy], axis=1)
     noise = np.concatenate([before**2 / fy, before / grid.camera.fx]) * PIXEL_NOISE + TILE_NOISE
     return _Equations(
-        np.concatenate([ahead, right]),
-        np.concatenate([displacements.ahead, displacements.right]),
+        np.concatenate([forward, right]),
+        np.concatenate([displacements.forward, displacements.right]),
         noise / np.tile(displacements.correlation, 2),
     )

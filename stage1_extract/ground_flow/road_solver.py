@@ -19,7 +19,7 @@ from stage1_extract.ground_flow.motion_fit import fit_motions
 from stage1_extract.ground_flow.road_view import CELL, CameraMotion, RoadGrid
 from stage1_extract.ground_flow.rotation import find_rotation
 from stage1_extract.ground_flow.speed_posterior import SPEEDS, log_likelihood, speed_posterior
-from stage1_extract.ground_flow.standing import slow_log_likelihood
+from stage1_extract.ground_flow.surroundings import doubt_slow_speeds
 from stage1_extract.ground_flow.tile_matching import BACKWARDS, Displacements, distance_curves, tile_displacements
 
 CALIBRATION_PAIRS = 8  # that choose between horizons
@@ -27,8 +27,9 @@ HORIZON_SEARCH = 0.1, 17  # reach as a share of fy, and number of rows that are 
 HORIZON_PRIOR = 0.06  # standard deviation of horizon − cy, as a share of fy
 KNOWN_HORIZON = 0.003  # standard deviation of a horizon that is given or found, as a share of fy
 HORIZON_DRIFT = 0.001  # the same of its change from chunk to chunk
+LEAST_DRIVEN = 0.02  # camera heights per pair, on average
 CANDIDATES = 3  # horizons that are compared closely
-ROUNDS = 2  # of matching and fitting
+MATCHING_ROUNDS = 2  # of matching and fitting
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,14 @@ class RoadSolver:
         curves = distance_curves(grid, later, earlier, turn)
         distances = np.arange(-BACKWARDS, extra + 1, dtype=np.float64) * CELL * self.height
         votes = log_likelihood(curves, distances, pair.interval)
-        return votes + slow_log_likelihood(grid, pair.earlier, pair.later)
+        return doubt_slow_speeds(votes, grid, pair.earlier, pair.later)
 
     def _displacements(self, grid: RoadGrid, pair: FramePair, motion: CameraMotion) -> Displacements:
         return tile_displacements(grid, grid.contrast(pair.later), grid.contrast(pair.earlier, motion), motion)
 
-    def _solve(self, pairs: Sequence[FramePair], horizon: float, deviation: float, rounds: int = ROUNDS) -> Solution:
+    def _solve(
+        self, pairs: Sequence[FramePair], horizon: float, deviation: float, rounds: int = MATCHING_ROUNDS
+    ) -> Solution:
         grid = RoadGrid(self.camera, self.size, horizon)
         turns = list(self._threads.map(partial(self._turn, grid), pairs))
         logs = np.array(list(self._threads.map(partial(self._likelihood, grid), pairs, turns)))
@@ -139,10 +142,10 @@ class RoadSolver:
             replace(turn, distance=float(speed * t / self.height))
             for turn, speed, t in zip(turns, speeds, intervals, strict=True)
         ]
-        nods = [turn.nod for turn in turns]
+        nods = _without_growth([turn.nod for turn in turns], [motion.distance for motion in motions])
         for _ in range(rounds):
-            found = list(self._threads.map(partial(self._displacements, grid), pairs, motions))
-            fit = fit_motions(grid, found, motions, nods, (horizon - grid.horizon, deviation))
+            displacements = list(self._threads.map(partial(self._displacements, grid), pairs, motions))
+            fit = fit_motions(grid, displacements, motions, nods, (horizon - grid.horizon, deviation))
             motions = [motion.moved(change) for motion, change in zip(motions, fit.changes, strict=True)]
             step = float(np.clip(fit.horizon, -0.02 * self.camera.fy, 0.02 * self.camera.fy))
             grid = RoadGrid(self.camera, self.size, grid.horizon + step)
@@ -151,3 +154,15 @@ class RoadSolver:
         probability = (posterior * near).sum(axis=1)
         agreement = fit.agreement / max(1, len(grid.tiles))
         return Solution(grid, speeds, motions, probability, agreement, fit.horizon_deviation, forward)
+
+
+def _without_growth(nods: Sequence[float], distances: Sequence[float]) -> Floats:
+    """Nods without what grows with the distance driven: things come nearer, but no car goes on nodding one way.
+
+    Args:
+        nods: of consecutive pairs of frames, as the strip round the horizon shows them, px.
+        distances: driven in each pair, camera heights.
+    """
+    driven = np.maximum(distances, 0.0)
+    growth = np.sum(nods) / driven.sum() if driven.mean() > LEAST_DRIVEN else 0.0
+    return np.asarray(nods - growth * driven)

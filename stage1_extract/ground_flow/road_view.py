@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from features._common.types import Floats, Image, Size
 from features.sequences import Camera
 
-Float32s = NDArray[np.float32]
+RoadContrast = NDArray[np.float32]
 
 CELL = 0.05  # of the grid, camera heights
-OVERSAMPLING = 2  # samples per cell and direction, which are averaged
+SAMPLES_PER_CELL = 2  # samples per cell and direction, which are averaged
 HALF_WIDTH = 1.8  # of the grid, camera heights; what lies further to the side is seldom road
 LENGTH = 9.6  # of the grid at most, camera heights
 LARGEST_FOOTPRINT = 0.25  # of a pixel along the road, camera heights
@@ -103,17 +103,17 @@ class RoadGrid:
         inside = (w > 0) & (u >= 0) & (u <= (width - 1) * w) & (v >= 0) & (v <= (height - 1) * w)
         return np.asarray(inside.all(axis=-1))
 
-    def contrast(self, image: Image, motion: CameraMotion = STANDING, extra_rows: int = 0) -> Float32s:
+    def contrast(self, image: Image, motion: CameraMotion = STANDING, extra_rows: int = 0) -> RoadContrast:
         """Resample a grey frame that lies before the grid's by `motion`, and subtract the mean along the road.
 
         Returns:
             (rows + extra_rows, columns); what the frame does not show repeats its edge.
         """
         rows, columns = self.shape[0] + extra_rows, self.shape[1]
-        c = CELL / OVERSAMPLING
+        c = CELL / SAMPLES_PER_CELL
         to_point = np.array([[c, 0, (c - columns * CELL) / 2], [0, c, self.near + c / 2], [0, 0, 1]])
         fine = cv2.warpPerspective(
-            image, self._to_image(motion) @ to_point, (columns * OVERSAMPLING, rows * OVERSAMPLING),
+            image, self._to_image(motion) @ to_point, (columns * SAMPLES_PER_CELL, rows * SAMPLES_PER_CELL),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
         view = cv2.resize(fine, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.float32)

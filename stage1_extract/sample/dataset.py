@@ -30,7 +30,7 @@ MARKER_FILE = "sample.json"
 JPEG_QUALITY = 88  # about 115 kB per frame
 SPLIT_FOLDERS = ("Train", "Validation", "Test")
 SETS = ("standard", "wide")
-CALIBRATION = """Intrinsic matrix:
+_CALIBRATION = """Intrinsic matrix:
 {fx:.4f}    0.      {cx:.4f}
    0.      {fy:.4f}   {cy:.4f}
    0.        0.        1.    
@@ -39,6 +39,15 @@ Camera Height:
 
 {above_road:.2f}m
 """  # noqa: W291 — the competition's file has these spaces
+
+
+def calibration_text(camera: SceneCamera, horizon: float | None = None) -> str:
+    """A camera's numbers in the competition's format, and the row of the horizon if it is given."""
+    text = _CALIBRATION.format(**vars(camera))
+    return text if horizon is None else f"{text}\nHorizon:\n\n{horizon:.2f}\n"
+
+
+CALIBRATION = calibration_text(TUSIMPLE_CAMERA)
 
 
 def render_sample_set(
@@ -116,7 +125,7 @@ def _write_set(out: Path, settings: dict[str, int], workers: int | None) -> None
         temporary.mkdir()
         wide = bool(settings.get("kind"))
         if not wide:
-            (temporary / "calibration.txt").write_text(calibration_text(TUSIMPLE_CAMERA), encoding="utf-8")
+            (temporary / "calibration.txt").write_text(CALIBRATION, encoding="utf-8")
         for split in SPLIT_FOLDERS:
             (temporary / split / split).mkdir(parents=True)
         parallel = Parallel(n_jobs=workers or cpu_count(), return_as="generator_unordered")
@@ -136,12 +145,6 @@ def clip_scene(seed: int, split: int, number: int, *, wide: bool = False) -> Sce
     """Decide what a clip shows, by the set's seed, the split (0 train, 1 validation, 2 test), and its number from 1."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split, number)))
     return random_wide_scene(rng) if wide else random_scene(rng)
-
-
-def calibration_text(camera: SceneCamera, horizon: float | None = None) -> str:
-    """A camera's numbers in the competition's format, and the row of the horizon if it is given."""
-    text = CALIBRATION.format(**vars(camera))
-    return text if horizon is None else f"{text}\nHorizon:\n\n{horizon:.2f}\n"
 
 
 def _write_clip(root: Path, seed: int, split: int, number: int, wide: bool) -> None:

@@ -66,11 +66,12 @@ class _Cells:
         """Brightness of each cell, about 1: noise of several sizes, and darker wheel tracks."""
         x, y, dx, dy = self.x, self.y, self.dx, self.dy
         total = np.zeros((len(x), len(y)), np.float32)
+        x0, y0 = (x[0] + dx / 2, y[0] + dy / 2) if self.scene.centred_cells else (x[0], y[0])
         for (cx, cy, hard, soft), (ox, oy) in zip(NOISE_OCTAVES, offsets, strict=True):
             if cx < 0.7 * dx or cy < 0.7 * dy:
                 continue  # finer than this band's cells
             # without whole tiles, so that the section begins in the first one
-            shift = (y[0] / cy + oy) % TILE_SIZE, (x[0] / cx + ox) % TILE_SIZE
+            shift = (y0 / cy + oy) % TILE_SIZE, (x0 / cx + ox) % TILE_SIZE
             m = np.array([[dy / cy, 0, shift[0]], [0, dx / cx, shift[1]]])
             flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
             noise = cv2.warpAffine(noise_tile(), m, (len(y), len(x)), flags=flags, borderMode=cv2.BORDER_REPLICATE)
@@ -88,7 +89,7 @@ class _Cells:
         """Brightness of each cell, lower under the cracks, which are 15 mm wide."""
         mask = np.zeros((len(self.x), len(self.y)), np.uint8)
         cells = [((c - (self.x[0], 0)) / (self.dx, self.dy) + (0, len(self.y) / 2))[:, ::-1] for c in cracks]
-        lines = [np.round(c * 16).astype(np.int32) for c in cells]
+        lines = [np.round((c - 0.5 * self.scene.centred_cells) * 16).astype(np.int32) for c in cells]
         cv2.polylines(mask, lines, False, 255, max(1, round(0.015 / self.dy)), cv2.LINE_AA, shift=4)
         depth = 0.35 * min(1.0, 0.015 / self.dy)
         return np.asarray(cv2.LUT(mask, (1 - depth * np.arange(256) / 255).astype(np.float32)), np.float32)
@@ -138,7 +139,10 @@ def make_ground(scene: Scene) -> list[GroundBand]:
         colour = asphalt[:, None] * hard + (1 - asphalt[:, None]) * soft
         texture = cv2.merge([cv2.convertScaleAbs(light * c) for c in colour.T])
         cells.draw_lane_lines(texture, light)
-        if (blur := round(scene.speed * EXPOSURE_TIME / dx)) > 1:
+        blur = round(scene.speed * EXPOSURE_TIME / dx)
+        if scene.centred_cells:
+            blur += 1 - blur % 2  # an even number of cells has no middle
+        if blur > 1:
             texture = cv2.blur(texture, (1, blur))
         if over > 1:
             texture = cv2.resize(texture, (columns, rows // over), interpolation=cv2.INTER_AREA)

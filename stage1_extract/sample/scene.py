@@ -139,6 +139,9 @@ class Scene:
     style: SceneStyle
     camera: SceneCamera = TUSIMPLE_CAMERA
     yaw_rate: float = 0.0  # to the right, rad/s
+    # whether textures are sampled at the middle of their cells; at their edges, as in the standard set, bands of the
+    # ground are up to 4 cm apart where they meet
+    centred_cells: bool = False
 
     def pose(self, frame: int) -> tuple[float, float, float]:
         """Where the camera is on the road in a frame (from 0), x and y in m, and its heading in rad to the right.
@@ -208,7 +211,7 @@ def random_wide_scene(rng: np.random.Generator) -> Scene:
     road = _random_road(rng)
     roadside = _random_roadside(rng, road)
     vehicles = _random_vehicles(rng, road, speed, camera)
-    return Scene(speed, horizons, road, roadside, vehicles, _random_style(rng), camera, yaw_rate)
+    return Scene(speed, horizons, road, roadside, vehicles, _random_style(rng), camera, yaw_rate, True)
 
 
 def _pitching(rng: np.random.Generator, horizon: float, most: float) -> tuple[float, ...]:

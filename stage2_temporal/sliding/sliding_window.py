@@ -149,7 +149,9 @@ def sliding_windows(sequence: FrameSequence, config: Config, slowest: float | No
         as_trained = f"to have them {interval:.3g} s apart, as in training"
         logger.info(f"{path}: {sequence.fps:.4g} frames per second; {which} {as_trained}")
     if left_out := int((fits & misplaced).sum()):
-        logger.warning(f"{path}: {left_out} of {fits.sum()} windows are left out, because frames are missing in them")
+        logger.warning(
+            f"{path}: {left_out} of {fits.sum()} windows are left out, because some of their frames are too far apart"
+        )
     return rows[usable]
 
 

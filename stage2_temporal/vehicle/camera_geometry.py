@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from stage2_temporal.vehicle.geometry import (
     confidence_weights,
     geometry_vector,
 )
-from stage2_temporal.vehicle.ground import MIN_LABELS, Ground, fit_camera, fit_ground, fit_ground_from_motion
+from stage2_temporal.vehicle.ground import Ground, fit_camera, fit_ground, fit_ground_from_motion
 
 CAMERA_GEOMETRY_FILE = "ground.json"
 MIN_VIEW_LABELS = 20  # labels with box and position from which a further camera has a fitted ground
@@ -76,6 +76,17 @@ class CameraGeometry:
     def view(self) -> View:
         """The view that most training labels have."""
         return View(self.camera if self.calibrated else None, self.size)
+
+    def resized(self, size: Size) -> CameraGeometry:
+        """The geometry of the same footage, enlarged or reduced to another size."""
+        x, y = size[0] / self.size[0], size[1] / self.size[1]
+        others = tuple(
+            (View(view.camera and view.camera.resized(self.size, size), size), ground.resized(x, y))
+            for view, ground in self.others
+            if view.size == self.size
+        )
+        camera, ground = self.camera.resized(self.size, size), self.ground.resized(x, y)
+        return replace(self, ground=ground, camera=camera, size=size, others=others)
 
     def vectors(
         self, tracks: WindowTracks, grounds: Mapping[View, SeenGround], noise: float = SIZE_NOISE
@@ -141,8 +152,10 @@ def fit_camera_geometry(
     main, *others = sorted(rows, key=lambda view: (int(located[rows[view]].sum()), len(rows[view])), reverse=True)
     chosen = np.array(rows[main])
     if located.any():
-        few = located[chosen].sum() < MIN_LABELS  # many cameras with a label or two each: what they have in common
-        ground = fit_ground(*(values if few else values[chosen] for values in (boxes, positions)))
+        if located[chosen].sum() < MIN_VIEW_LABELS and others:  # many cameras with few labels each
+            ground = fit_ground(_seen_by(main.camera, boxes, tracks.views), positions)
+        else:
+            ground = fit_ground(boxes[chosen], positions[chosen])
     else:
         any_ground, any_camera = Ground(0.0, 1.0, 1.0), Camera(1.0, 1.0, 0.0, 0.0)  # closing does not depend on them
         seen = dict.fromkeys(rows, SeenGround(any_ground, any_camera))
@@ -156,6 +169,28 @@ def fit_camera_geometry(
     fitted = [view for view in others if located[rows[view]].sum() >= MIN_VIEW_LABELS]
     grounds = tuple((view, fit_ground(boxes[rows[view]], positions[rows[view]])) for view in fitted)
     return CameraGeometry(ground, camera, main.size, main.camera is not None, noise, grounds)
+
+
+def _seen_by(camera: Camera | None, boxes: Floats, views: Sequence[View]) -> Floats:
+    """Boxes (n, 4) as another camera, in the place of each view's, would see them, but for their columns.
+
+    Where one of the two cameras is not wholly known, boxes are left as they are.
+    """
+    boxes, road = boxes.copy(), _road(camera)
+    for i, other in enumerate(view.camera for view in views):
+        other_road = _road(other)
+        if camera is not None and other is not None and road is not None and other_road is not None:
+            wide, high = (boxes[i, 2:] - boxes[i, :2]) * (camera.fx / other.fx, camera.fy / other.fy)
+            bottom = road[0] + (boxes[i, 3] - other_road[0]) * road[1] / other_road[1]
+            boxes[i] = 0.0, bottom - high, wide, bottom
+    return boxes
+
+
+def _road(camera: Camera | None) -> tuple[float, float] | None:
+    """The horizon and the scale of a camera's ground, if its calibration says both."""
+    if camera is None or camera.height is None or camera.horizon is None:
+        return None
+    return camera.horizon, camera.fy * camera.height
 
 
 def box_noise(tracks: Iterable[tuple[Floats, Floats]], usual: float = SIZE_NOISE) -> float:

@@ -6,7 +6,7 @@ Every deviation is a standard deviation: how sure a quantity is decides how much
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -43,6 +43,17 @@ class Ground:
     def usual_tall(self) -> float:
         """`tall`, or what it usually is for vehicles of this span."""
         return self.span / USUAL_ASPECT if self.tall is None else self.tall
+
+    def resized(self, x: float, y: float) -> Ground:
+        """The same ground in frames that are x times as wide and y times as high."""
+        return replace(
+            self,
+            horizon=(self.horizon + 0.5) * y - 0.5,  # pixel centres are whole numbers
+            scale=self.scale * y,
+            span=self.span * x,
+            tall=self.usual_tall * y,
+            horizon_deviation=self.horizon_deviation * y,
+        )
 
     def distance_from_bottom(self, bottom: ArrayLike) -> Floats:
         """Return the distance in m of a box by the row of its lower edge, at most `MAX_DISTANCE`.

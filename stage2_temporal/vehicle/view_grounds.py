@@ -22,15 +22,17 @@ from stage2_temporal.vehicle.self_calibration import Calibration, calibrate_grou
 
 SAME_INTRINSICS = 0.02  # largest difference of focal lengths, and of columns as a share of the width
 USUAL_FOCAL_LENGTH = 0.65  # of the width, in dash-cams and phones
+SAME_ASPECT = 0.01  # largest relative difference of the aspect ratios of frames from one camera
 SAME_HEIGHT = 0.05  # largest relative difference of heights
 NOD = 0.004  # radians by which cars nod
-PITCH = 0.045  # radians by which dash-cams are tilted
+PITCH = 0.035  # radians by which dash-cams are tilted
 UNKNOWN_HEIGHT = 1.5, 0.25  # m above the road, and the deviation of its log
 CAR_WIDTH, CAR_HEIGHT = 1.8, 1.5  # m
 DIFFERENT = 12.0  # by how much less another ground must cost than the run's: 1 in 400 by chance
 OTHER_NOISE = 2.0  # times the noise of the training's boxes, from which footage has a noise of its own
 DIFFERENT_DISTANCE = 0.1  # of the log of distances, from which a ground counts as different
 UNCHECKED_DISTANCE = 0.25  # deviation of the log of distances from which boxes do not tell grounds apart
+MAX_WARNINGS = 3  # lines about single cameras
 
 
 @dataclass(frozen=True)
@@ -57,21 +59,33 @@ def find_view_grounds(
     """Find the ground of each view of some footage, given boxes (m, 4) px seen in it, and the noise of its tracks."""
     results = {view: _find_ground(geometry, view, boxes) for view, boxes in views.items()}
     noise = box_noise(((track.boxes, track.confidence) for track in tracks), geometry.noise)
+    lines = [f"{v.size[0]}x{v.size[1]} frames: {text}. Try: --camera FILE" for v, (_, text) in results.items() if text]
+    if len(lines) > MAX_WARNINGS:
+        lines[MAX_WARNINGS:] = [f"so it is for {len(lines) - MAX_WARNINGS} more cameras"]
     return ViewGrounds(
         {view: seen for view, (seen, _) in results.items()},
         noise if noise > OTHER_NOISE * geometry.noise else geometry.noise,
-        tuple(f"{text} (Try: --camera FILE)" for _, text in results.values() if text),
+        tuple(lines),
     )
 
 
 def _find_ground(geometry: CameraGeometry, view: View, boxes: Floats) -> tuple[SeenGround, str]:
     """A view's ground, and a warning or an empty text."""
+    geometry = _in_size(geometry, view.size)
     if view.camera is None:
         return _uncalibrated_ground(geometry, view.size, boxes)
     for known, ground in ((geometry.view, geometry.ground), *geometry.others):
         if known == view:
             return SeenGround(ground, view.camera), ""
     return _calibrated_ground(geometry, view.camera, view.size, boxes)
+
+
+def _in_size(geometry: CameraGeometry, size: Size) -> CameraGeometry:
+    """The run's geometry in frames of a size, which may be the training camera's footage reduced or enlarged."""
+    (width, height), (trained_width, trained_height) = size, geometry.size
+    same_aspect = abs(width * trained_height / (height * trained_width) - 1) < SAME_ASPECT
+    trained_too = size == geometry.size or any(view.size == size for view, _ in geometry.others)
+    return geometry.resized(size) if same_aspect and not trained_too else geometry
 
 
 def _calibrated_ground(geometry: CameraGeometry, camera: Camera, size: Size, boxes: Floats) -> tuple[SeenGround, str]:

@@ -58,7 +58,7 @@ def test_a_second_run_extracts_nothing(
     assert run().extracted == 80
     before = (tmp_path / "s.h5").stat()
     written = (before.st_ino, before.st_size, before.st_mtime_ns)
-    monkeypatch.setattr(extract_module, "build_trunk", lambda _: pytest.fail("a network was loaded"))
+    monkeypatch.setattr("stage1_extract.backbone.trunk.build_trunk", lambda _: pytest.fail("a network was loaded"))
     assert run().extracted == 0
     after = (tmp_path / "s.h5").stat()
     assert (after.st_ino, after.st_size, after.st_mtime_ns) == written

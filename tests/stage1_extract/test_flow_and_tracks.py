@@ -19,7 +19,6 @@ from features.errors import BadInputs, DataError
 from features.sequences import Box, FrameSequence, Label
 from features.store import Store, StreamInfo
 from features.store_writer import ShardWriter, StreamContent, extend_store
-from stage1_extract import extract as extract_module
 from stage1_extract import optical_flow
 from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
@@ -140,7 +139,7 @@ def test_flow_and_tracks_are_added_to_a_finished_store_without_a_network(
     run(tmp_path / "fresh.h5", engine, *clips())
     run(tmp_path / "s.h5", engine, *clips(), **{setting: False})
     before = store_content(tmp_path / "s.h5")
-    monkeypatch.setattr(extract_module, "build_trunk", lambda _: pytest.fail("a network was loaded"))
+    monkeypatch.setattr("stage1_extract.backbone.trunk.build_trunk", lambda _: pytest.fail("a network was loaded"))
     added = clips()
     result = run(tmp_path / "s.h5", None, *added)
     assert (result.extracted, result.flows, result.tracks) == ((0, 94, 0) if setting == "motion" else (0, 0, 3))

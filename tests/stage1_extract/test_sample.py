@@ -19,10 +19,11 @@ import pytest
 from features.errors import DataError
 from stage1_extract.sample.dataset import clip_annotation, clip_scene, render_sample_set
 from stage1_extract.sample.render import render_frames
-from stage1_extract.sample.scene import CX, FPS, FRAMES, FX, FY, LAST_FRAME, Scene, image_row, vehicle_box
+from stage1_extract.sample.scene import FPS, FRAMES, LAST_FRAME, TUSIMPLE_CAMERA, Scene, image_row, vehicle_box
 from stage1_extract.sample.sprites import draw_sprite, make_sprite, vehicle_rear
 
 ROOT = Path(__file__).parents[2]
+FX, FY, CX = TUSIMPLE_CAMERA.fx, TUSIMPLE_CAMERA.fy, TUSIMPLE_CAMERA.cx
 COUNTS = {"train": 2, "validation": 1, "test": 1}
 BLOCK_MEANS = [[121.13, 165.31, 157.57, 176.91], [95.26, 103.86, 109.06, 101.69]]  # of 2 x 4 blocks of a frame
 
@@ -282,7 +283,10 @@ def test_edges_of_a_vehicle_in_the_picture_agree_with_its_box() -> None:
         for frame, share in enumerate(vehicle_cover(scene, 2)):
             left, top, right, bottom = vehicle_box(scene, vehicle, frame)
             # the body's widest part, above the shadow on the ground
-            low = min(image_row(scene.horizons[frame], vehicle.at(frame)[0] + 2.5), bottom - 0.3 * (bottom - top))
+            low = min(
+                image_row(scene.camera, scene.horizons[frame], vehicle.at(frame)[0] + 2.5),
+                bottom - 0.3 * (bottom - top),
+            )
             rows = slice(int(bottom - 0.6 * (bottom - top)), int(low))
             middle = int((left + right) / 2)
             across = share[rows].max(axis=0)

@@ -248,8 +248,8 @@ def test_times_are_the_timestamps(tmp_path: Path, codec: str, suffix: str, kind:
         times = np.r_[times[:30], 1.5 + np.arange(30) / 10]
     write_timed(tmp_path / f"t{suffix}", times, codec)
     video = Video(tmp_path / f"t{suffix}")
-    assert (video.times is None) == (kind != "variable")
-    found = np.arange(60) / 20 if video.times is None else np.array(video.times)
+    assert (video.facts.times is None) == (kind != "variable")
+    found = np.arange(60) / 20 if video.facts.times is None else np.array(video.facts.times)
     np.testing.assert_allclose(found, times - times[0], atol=1e-3)
     with av.open(str(tmp_path / f"t{suffix}")) as container:
         stamps = np.array([frame.time for frame in container.decode(video=0)])

@@ -108,6 +108,24 @@ def test_every_training_camera_with_enough_labels_has_a_ground_of_its_own() -> N
         assert ground.scale == pytest.approx(grounds[view].scale, rel=0.01)
 
 
+def test_many_calibrated_cameras_with_a_label_each_have_vehicles_of_one_size() -> None:
+    rng = np.random.default_rng(2)
+    views, boxes, x = [], [], rng.uniform(8, 60, 40)
+    for distance in x:
+        camera = Camera(*rng.uniform(500, 1100, 2), 500.0, 300.0, rng.uniform(1.2, 1.9), rng.uniform(200, 400))
+        assert camera.height is not None and camera.horizon is not None
+        bottom = camera.horizon + camera.fy * camera.height / distance
+        boxes.append([300, bottom - camera.fy * 1.6 / distance, 300 + camera.fx * 1.9 / distance, bottom])
+        views.append(View(camera, SIZE))
+    last, position = np.array(boxes), np.stack([x, 0 * x], axis=1)
+    tracks = WindowTracks(last[:, None], np.ones((40, 1)), np.zeros((40, 1)), views)
+    geometry = fit_camera_geometry(tracks, last, position, 0 * x)
+    camera, ground = geometry.camera, geometry.ground
+    assert camera.height is not None
+    assert (ground.horizon, ground.scale) == pytest.approx((camera.horizon, camera.fy * camera.height), rel=1e-3)
+    assert (ground.span / camera.fx, ground.usual_tall / camera.fy) == pytest.approx((1.9, 1.6), rel=1e-3)
+
+
 def test_kitti_lead_car_velocity_matches_the_lidar(real: Path) -> None:
     """Windows of 7 frames; the ground is fitted to the first half of the clip, the second half is compared."""
     folder = real / "kitti_lead_car"

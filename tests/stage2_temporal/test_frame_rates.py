@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from features._common.types import Image
-from features.config import Config
+from features.config import Config, read_run_config
 from features.errors import ConfigError
 from features.store import Store
 from stage1_extract.datasets import scan
@@ -138,3 +138,37 @@ def test_overlay_keeps_the_timestamps(home: Path, tmp_path: Path) -> None:
     predict(home / "runs/maps", video, tmp_path / "out.csv", tmp_path / "out.mp4")
     with av.open(tmp_path / "out.mp4") as container:
         np.testing.assert_allclose([frame.time for frame in container.decode(video=0)], times, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["train.mkv", "monday 12:30.mkv"])
+def test_folder_of_drives_needs_no_labels(home: Path, name: str, tmp_path: Path) -> None:
+    folder, times = tmp_path / "drives", np.arange(40) / FPS
+    folder.mkdir()
+    for file in (name, "other.mkv"):
+        write_timed_video(folder / file, road(np.full(40, 18.0), times, 7), times)
+    predict(home / "runs/flow", folder, tmp_path / "out.csv")
+    rows = read_rows(tmp_path / "out.csv")
+    assert {row["sequence"].split("/")[0] for row in rows} == {Path(name).stem, "other"}
+    assert np.mean([float(row["ego_speed_pred"]) for row in rows]) == pytest.approx(18, rel=0.1)
+
+
+def test_mixed_rates_in_training_need_an_interval(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    for name, fps in (("train", 20), ("train2", 40), ("val", 20)):
+        times = np.arange(4 * fps) / fps
+        write_timed_video(tmp_path / f"data/{name}.mkv", road(14 + 8 * np.sin(times), times, 3), times)
+        (tmp_path / f"data/{name}.txt").write_text("\n".join(map(str, 14 + 8 * np.sin(times))))
+    base = read_run_config(home / "runs/maps").with_settings({"data.path": str(tmp_path / "data")})
+    extract(base, tmp_path / "s.h5", scan(base.data))
+    for interval in (None, 0.05):
+        config = base.with_settings({"window.interval": interval})
+        with Store(tmp_path / "s.h5") as store:
+            task = read_task(config, store)
+            train(config, store, task, tmp_path / f"r{interval}", report=False)
+            spans = store.frame_times[task.examples.rows[:, -1]] - store.frame_times[task.examples.rows[:, 0]]
+        assert len(np.unique(spans.round(3))) == (2 if interval is None else 1)
+        warned = "are 0.025 s apart in some sequences and 0.05 s in others" in capsys.readouterr().err
+        assert warned == (interval is None)
+    assert read_metrics(tmp_path / "r0.05").interval == pytest.approx(0.05)

@@ -219,10 +219,10 @@ def test_change_of_frame_size_is_found(tmp_path: Path, name: str, codec: str) ->
 
 def test_frame_rate_is_read_only_from_headers_that_have_one(tmp_path: Path) -> None:
     video = write_video(tmp_path / "a.mp4", images(), "mp4v", 29.97)
-    assert Video(video).fps == pytest.approx(29.97)
+    assert Video(video).facts.fps == pytest.approx(29.97)
     bare = tmp_path / "a.mjpeg"
     bare.write_bytes(b"".join(bytes(cv2.imencode(".jpg", image)[1]) for image in images()))
-    assert Video(bare).fps is None
+    assert Video(bare).facts.fps is None
 
 
 def without_rate(path: Path) -> Path:

@@ -15,49 +15,33 @@ from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, FramebankError
 from features.sequences import FrameSequence
 from features.store import Store
-from stage1_extract.datasets import scan
+from framebank.cli import main
+from framebank.workflows import score
 from stage1_extract.datasets.clip import Clip
-from stage1_extract.sample import render_sample_set
-from stage1_extract.tracking.sequence_tracks import track_clips
-from stage2_temporal.data.task import read_task
+from stage2_temporal.evaluation.tusimple import by_distance
 from stage2_temporal.fused.export import export_run
 from stage2_temporal.heads import check_streams, check_uses_maps
 from stage2_temporal.predict import predict
+from stage2_temporal.runs.results import read_metrics
+from stage2_temporal.runs.tables import metrics_table
 from stage2_temporal.sliding.boxes_csv import read_boxes
 from stage2_temporal.sliding.sliding_window import load_run_models, sliding_windows
 from stage2_temporal.sliding.vehicle_prediction import predict_vehicles
-from stage2_temporal.train import train
-from tests.helpers import write_store
+from stage2_temporal.vehicle.camera_geometry import View, WindowTracks
+from stage2_temporal.vehicle.view_grounds import find_view_grounds
 from tests.image_runs import read_rows, read_video
+from tests.kitti_boxes import KITTI_CAMERA, KITTI_SIZE, read_kitti_windows
+from tests.vehicle_runs import box_config, train_on_rendered_boxes
 
 COLUMNS = "frame,left,top,right,bottom,vehicle"
 SEQUENCE = FrameSequence("drive", "test", 8, 10.0, (1280, 720), "")
-
-
-def box_config(data: Path) -> Config:
-    return Config.model_validate(
-        {
-            "data": {"layout": "sample", "path": str(data), "target": "velocity", "fps": 10.0},
-            "window": {"length": 4},
-            "head": {"name": "box_ridge"},
-        }
-    )
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rendered clips in `data`, a store `s.h5` of their tracks, and the run `runs/boxes`."""
     folder = tmp_path_factory.mktemp("home")
-    config = box_config(folder / "data")
-    render_sample_set(folder / "data", seed=3, train=12, validation=0, test=2, workers=1)
-    clips = {clip.sequence.id: clip for clip in scan(config.data).clips}
-    tracks = {
-        key: t for _, found in track_clips(clips, clips, 1) if isinstance(found, dict) for key, t in found.items()
-    }
-    maps = np.zeros((8 * len(clips), 1, 1, 1), np.float32)
-    write_store(folder / "s.h5", [c.sequence for c in clips.values()], {"appearance": maps}, tracks=tracks)
-    with Store(folder / "s.h5") as store:
-        train(config, store, read_task(config, store), folder / "runs/boxes", report=False)
+    train_on_rendered_boxes(folder)
     return folder
 
 
@@ -185,6 +169,92 @@ def test_vehicle_that_cannot_be_followed_leaves_no_file(run: Path, frames: Path,
     with pytest.raises(DataError, match="no vehicle could be followed"):
         predict(run, frames, tmp_path / "out.csv", boxes=boxes, fps=10)
     assert not (tmp_path / "out.csv").exists()
+
+
+def camera_file(path: Path, **changes: object) -> Path:
+    """The rendered set's camera as a .toml file."""
+    values = {"fx": 714.1526, "fy": 710.3725, "cx": 675.5754, "cy": 376.2563, "size": [1280, 720], "height": 1.8}
+    path.write_text("".join(f"{name} = {value}\n" for name, value in (values | changes).items()))
+    return path
+
+
+def test_camera_file_tells_that_frames_are_the_training_cameras(
+    run: Path, frames: Path, box: tuple[float, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxes = write_boxes(tmp_path / "boxes.csv", [f"7,{','.join(map(str, box))},a"])
+    predict(run, frames, tmp_path / "out.csv", boxes=boxes, fps=10)
+    assert "the camera is not known" in capsys.readouterr().err  # one box cannot show which one it is
+    predict(run, frames, tmp_path / "camera.csv", boxes=boxes, fps=10, camera=camera_file(tmp_path / "c.toml"))
+    assert "camera" not in capsys.readouterr().err
+    (plain,), (row,) = read_rows(tmp_path / "out.csv"), read_rows(tmp_path / "camera.csv")
+    assert row == plain
+    with pytest.raises(DataError, match=r"frames of another shape.*got 1280x720"):
+        wrong = camera_file(tmp_path / "wrong.toml", size=[640, 480])
+        predict(run, frames, tmp_path / "no.csv", boxes=boxes, fps=10, camera=wrong)
+
+
+def test_run_is_scored_on_labelled_data(home: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run's own data set has the run's own scores; nothing is written."""
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    assert main(["evaluate", "--run", str(run), "--input", str(home / "data"), "--layout", "sample"]) == 0
+    table = capsys.readouterr().out
+    assert "EV: near medium far" in table
+    metrics, scored = read_metrics(run), score(run, home / "data", layout="sample")
+    assert metrics_table(scored) in table
+    for split in ("train", "test"):
+        own, again = (m.splits[split].model for m in (metrics, scored))
+        assert again.rmse == pytest.approx(own.rmse, abs=1e-4)
+        assert scored.splits[split].constant.rmse == pytest.approx(metrics.splits[split].constant.rmse)
+    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+
+def test_run_is_scored_with_the_numbers_of_a_camera(home: Path, run: Path, tmp_path: Path) -> None:
+    """A camera that is said to be lower than it is makes vehicles nearer and slower."""
+    true, low = (
+        score(run, home / "data", camera=camera_file(tmp_path / f"{height}.toml", height=height, horizon=340.0))
+        for height in (1.8, 0.9)
+    )
+    assert low.splits["train"].model.spread_ratio < 0.8 * true.splits["train"].model.spread_ratio
+    with pytest.raises(ConfigError, match=r"data\.layout: no such layout"):
+        score(run, home / "data", layout="movie")
+    with pytest.raises(DataError, match=r"nowhere: no such"):
+        score(run, home / "nowhere")
+
+
+@pytest.mark.parametrize(("horizon", "limit"), [({"horizon": 172.85}, 0.2), ({}, 0.2)])
+def test_kitti_lead_car_from_pixels_by_a_run_on_rendered_clips(
+    horizon: dict[str, float], limit: float, run: Path, real: Path, tmp_path: Path
+) -> None:
+    """Zero has 0.58 m/s; the box is known in the first frame, and the calibration."""
+    scene = real / "kitti_lead_car"
+    intrinsics = {"fx": 721.54, "fy": 721.54, "cx": 609.56, "cy": 172.85, "size": [1242, 375], "height": 1.65}
+    camera = camera_file(tmp_path / "kitti.toml", **intrinsics, **horizon)
+    boxes = write_boxes(tmp_path / "boxes.csv", ["0,556,190,700,308,lead"])
+    predict(run, scene / "frames", tmp_path / "out.csv", boxes=boxes, fps=10, camera=camera)
+    true = [float(row["relative_velocity_mps"]) for row in read_rows(scene / "labels.csv")]
+    rows = read_rows(tmp_path / "out.csv")
+    errors = np.array([float(row["vx"]) - true[int(row["frame"])] for row in rows])
+    assert len(rows) > 70
+    assert np.sqrt(np.mean(errors**2)) <= limit
+
+
+def test_kitti_boxes_by_a_run_on_rendered_clips(run: Path, real: Path) -> None:
+    """Real boxes of ten scenes, each with the calibration and a horizon of its own; zero has EV 90 and 43."""
+    windows, models = read_kitti_windows(real / "kitti_tracking_boxes"), load_run_models(run)
+    geometry, view = models.camera_geometry, View(KITTI_CAMERA, KITTI_SIZE)
+    assert geometry is not None
+    predicted = np.zeros_like(windows.velocity)
+    for scene in np.unique(windows.scene):
+        rows = windows.scene == scene
+        boxes, times = windows.boxes[rows], np.tile(windows.times, (int(rows.sum()), 1))
+        tracks = WindowTracks(boxes, np.ones(boxes.shape[:2]), times, [view] * len(boxes))
+        grounds = find_view_grounds(geometry, {view: boxes[:, -1]})
+        predicted[rows] = np.asarray(models.stage_two(geometry.vectors(tracks, grounds.grounds, grounds.noise)))
+    errors = predicted - windows.velocity
+    every, ordinary = (by_distance(errors[rows], windows.position[rows]) for rows in (slice(None), windows.ordinary))
+    assert every is not None and ordinary is not None
+    assert every.mean <= 5.5
+    assert ordinary.mean <= 1.8
 
 
 def test_boxes_must_be_given_for_a_video_and_not_for_a_data_set(run: Path, frames: Path) -> None:

@@ -117,8 +117,8 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> list[CountedSource]:
     """The sources of a predicted data set's clips."""
     sources: list[CountedSource] = []
 
-    def counted(data: DataConfig) -> Catalogue:
-        catalogue = scan(data)
+    def counted(data: DataConfig, **options: bool) -> Catalogue:
+        catalogue = scan(data, need_labels=options["need_labels"])
         sources.extend(CountedSource(clip.source) for clip in catalogue.clips)
         clips = (replace(clip, source=source) for clip, source in zip(catalogue.clips, sources, strict=True))
         return replace(catalogue, clips=tuple(clips))

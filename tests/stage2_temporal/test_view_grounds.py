@@ -108,11 +108,29 @@ def test_other_size_without_calibration_warns_even_without_boxes() -> None:
     assert result.grounds[view].ground.horizon == pytest.approx(187, abs=1)
 
 
+def test_reduced_footage_of_the_training_camera_has_the_reduced_ground() -> None:
+    boxes = (boxes_seen(TRAINED, GROUND, 60) + 0.5) / 2 - 0.5
+    for camera in (None, TRAINED.resized(SIZE, (640, 360))):
+        view = View(camera, (640, 360))
+        result = find_view_grounds(GEOMETRY, {view: boxes})
+        ground = result.grounds[view].ground
+        assert result.warnings == ()
+        assert (ground.horizon, ground.scale, ground.span) == pytest.approx((169.75, 635, 714))
+        assert result.grounds[view].camera.fx == pytest.approx(357)
+
+
 def test_one_box_cannot_tell_whether_the_camera_is_the_trained_one() -> None:
     view = View(None, SIZE)
     result = find_view_grounds(GEOMETRY, {view: boxes_seen(TRAINED, GROUND, 1)})
     assert result.grounds[view].ground == GROUND
     assert "too few boxes" in result.warnings[0]
+
+
+def test_warnings_about_many_cameras_are_summed_up() -> None:
+    cameras = [Camera(800.0 + i, 800.0 + i, 640.0, 360.0) for i in range(9)]
+    result = find_view_grounds(GEOMETRY, {View(camera, SIZE): np.zeros((0, 4)) for camera in cameras})
+    assert len(result.grounds) == 9
+    assert len(result.warnings) == 4 and "6 more cameras" in result.warnings[-1]
 
 
 def test_noise_of_footage_counts_where_its_tracks_are_worse_than_the_trainings() -> None:

@@ -1,0 +1,246 @@
+"""Own speed from the road: on real frames, on rendered clips of known speed, and where there is nothing to see."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import json
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from features._common.csv_table import read_csv_table
+from features._common.types import Floats, Image
+from features.sequences import Camera
+from framebank.cli import main
+from stage1_extract.ground_flow import SpeedEstimates, estimate_speeds
+from stage1_extract.sample.dataset import clip_scene
+from stage1_extract.sample.render import render_frames
+from stage1_extract.sample.scene import FPS, FRAMES, TUSIMPLE_CAMERA, Scene
+from tests.semi_real import SEMI_REAL_CAMERA, semi_real_clips
+
+KITTI_CAMERA = Camera(707.09, 707.09, 601.89, 183.11, 1.65)
+KITTI_STEP = 0.1037  # s
+LOW_CONFIDENCE = 0.5
+
+
+def scene_camera(scene: Scene, *, horizon: bool = False) -> Camera:
+    """The camera of a rendered clip, with the mean row of the horizon if it is to be known."""
+    c = scene.camera
+    row = float(np.mean(scene.horizons)) if horizon else None
+    return Camera(c.fx, c.fy, c.cx, c.cy, c.above_road, row)
+
+
+def measured(scene: Scene, *, horizon: bool = False) -> SpeedEstimates:
+    return estimate_speeds(render_frames(scene), np.arange(FRAMES) / FPS, scene_camera(scene, horizon=horizon))
+
+
+def rms(errors: list[float] | Floats) -> float:
+    return float(np.sqrt(np.mean(np.square(errors))))
+
+
+@pytest.fixture(scope="module")
+def kitti_frames() -> list[Image]:
+    from tests.helpers import REAL
+
+    if not REAL.is_dir():
+        pytest.skip("no ../shared/data beside this checkout")
+    return [np.asarray(cv2.imread(str(p), 0), np.uint8) for p in sorted((REAL / "kitti_odometry/frames").iterdir())]
+
+
+@pytest.fixture(scope="module")
+def kitti_speeds() -> Floats:
+    from tests.helpers import REAL
+
+    with (REAL / "kitti_odometry/labels.csv").open() as file:
+        return np.array([float(row["ego_speed_mps"]) for row in csv.DictReader(file)])
+
+
+# real frames
+
+
+def test_speed_of_a_real_drive(kitti_frames: list[Image], kitti_speeds: Floats) -> None:
+    times = np.arange(len(kitti_frames)) * KITTI_STEP
+    estimates = estimate_speeds(kitti_frames, times, KITTI_CAMERA)
+    print(f"RMS {rms(estimates.speeds - kitti_speeds):.3f} m/s, horizon in row {estimates.horizon:.1f}")
+    assert rms(estimates.speeds - kitti_speeds) < 0.25
+    assert estimates.confidence.min() > LOW_CONFIDENCE
+
+
+def test_frames_at_irregular_times(kitti_frames: list[Image], kitti_speeds: Floats) -> None:
+    kept = [i for i in range(len(kitti_frames)) if i % 5 not in (1, 3)]  # steps of one and two frames
+    estimates = estimate_speeds([kitti_frames[i] for i in kept], np.array(kept) * KITTI_STEP, KITTI_CAMERA)
+    assert rms(estimates.speeds - kitti_speeds[kept]) < 0.25
+
+
+def test_colour_frames_and_larger_ones_give_the_same_speed(kitti_frames: list[Image], kitti_speeds: Floats) -> None:
+    few = kitti_frames[:8]
+    height, width = few[0].shape
+    doubled = [cv2.cvtColor(cv2.resize(f, (2 * width, 2 * height)), cv2.COLOR_GRAY2BGR) for f in few]
+    camera = KITTI_CAMERA.resized((width, height), (2 * width, 2 * height))
+    estimates = estimate_speeds(doubled, np.arange(8) * KITTI_STEP, camera)
+    assert np.median(estimates.speeds) == pytest.approx(np.median(kitti_speeds[:8]), abs=0.5)
+    assert estimates.horizon == pytest.approx(2 * 170.6, abs=10)  # in rows of the full-size frames
+
+
+def test_real_frame_that_stands(kitti_frames: list[Image]) -> None:
+    rng = np.random.default_rng(0)
+    noisy = [np.clip(kitti_frames[0] + rng.normal(0, 2, kitti_frames[0].shape), 0, 255) for _ in range(12)]
+    estimates = estimate_speeds([f.astype(np.uint8) for f in noisy], np.arange(12) * KITTI_STEP, KITTI_CAMERA)
+    assert np.abs(estimates.speeds).max() < 0.1
+    assert estimates.confidence.min() > LOW_CONFIDENCE
+
+
+@pytest.mark.soak  # a minute
+def test_speed_on_semi_real_clips(tmp_path: Path) -> None:
+    errors, confidence = [], []
+    for frames, speed in semi_real_clips(tmp_path, 100):
+        estimates = estimate_speeds(frames, np.arange(len(frames)) / 10, SEMI_REAL_CAMERA)
+        errors.append(abs(float(np.median(estimates.speeds)) - speed))
+        confidence.append(float(np.median(estimates.confidence)))
+    wrong, doubted = np.array(errors) > 2, np.array(confidence) < LOW_CONFIDENCE
+    print(f"median error {np.median(errors):.3f} m/s; {wrong.sum()} off by more than 2 m/s, {doubted[wrong].sum()} of")
+    print(f"them doubted; {doubted[~wrong].sum()} of {(~wrong).sum()} others doubted")
+    assert np.median(errors) < 0.25
+    assert doubted[wrong].sum() >= 0.9 * wrong.sum()
+    assert doubted[~wrong].mean() < 0.1
+
+
+# rendered clips
+
+
+def test_speed_on_the_sample_set() -> None:
+    scenes = [clip_scene(0, 2, number) for number in range(1, 21)]
+    estimates = [measured(scene) for scene in scenes]
+    errors = np.concatenate([e.speeds - s.speed for e, s in zip(estimates, scenes, strict=True)])
+    print(f"RMS {rms(errors):.3f} m/s")
+    assert rms(errors) < 0.3
+    horizons = [e.horizon - np.mean(s.horizons) for e, s in zip(estimates, scenes, strict=True)]
+    assert rms(horizons) < 2.5  # px, beginning at cy, which is 36 px lower
+
+
+def test_speed_on_the_wide_set_with_turns() -> None:
+    scenes = [clip_scene(0, 2, number, wide=True) for number in range(1, 31)]
+    errors = {scene: measured(scene, horizon=True).speeds - scene.speed for scene in scenes}
+    turning = [rms(e) for scene, e in errors.items() if scene.yaw_rate]
+    standing = [float(np.abs(e).max()) for scene, e in errors.items() if not scene.speed]
+    print(f"RMS {rms(np.concatenate(list(errors.values()))):.3f} m/s, turning {rms(turning):.3f}, {standing=}")
+    assert len(turning) > 5 and len(standing) > 1
+    assert rms(np.concatenate(list(errors.values()))) < 0.3
+    assert rms(turning) < 0.3
+    assert max(standing) < 0.1
+
+
+@pytest.mark.parametrize("yaw_rate", [-0.45, 0.45])  # rad/s, 26 degrees per second
+def test_sharp_turn(yaw_rate: float) -> None:
+    scene = replace(clip_scene(0, 0, 4, wide=True), speed=8.0, yaw_rate=yaw_rate)
+    assert rms(measured(scene).speeds - 8.0) < 0.3
+
+
+def test_unknown_horizon_on_the_wide_set() -> None:
+    scenes = [clip_scene(0, 1, number, wide=True) for number in range(1, 13)]
+    errors = [float(np.median(measured(scene).speeds)) - scene.speed for scene in scenes]
+    print(f"errors {np.round(errors, 2)} m/s")
+    assert np.median(np.abs(errors)) < 0.3
+
+
+# what it cannot see, and what it holds
+
+
+def test_road_without_texture_has_no_confidence() -> None:
+    rng = np.random.default_rng(0)
+    frames = [np.full((360, 640), 90, np.uint8) + rng.integers(0, 3, (360, 640), np.uint8) for _ in range(8)]
+    estimates = estimate_speeds(frames, np.arange(8) / 10, Camera(400, 400, 320, 180, 1.5))
+    assert estimates.confidence.max() < LOW_CONFIDENCE
+
+
+def test_noise_has_no_confidence() -> None:
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 255, (360, 640), np.uint8) for _ in range(8)]
+    estimates = estimate_speeds(frames, np.arange(8) / 10, Camera(400, 400, 320, 180, 1.5))
+    assert estimates.confidence.max() < LOW_CONFIDENCE
+
+
+def test_a_long_drive_holds_few_frames() -> None:
+    alive: list[weakref.ref[Image]] = []
+    most = 0
+
+    def frames() -> Iterator[Image]:
+        nonlocal most
+        rng = np.random.default_rng(0)
+        for _ in range(300):
+            frame = rng.integers(0, 255, (90, 160), np.uint8)
+            alive.append(weakref.ref(frame))
+            yield frame
+            del frame
+            most = max(most, sum(ref() is not None for ref in alive))
+
+    estimates = estimate_speeds(frames(), np.arange(300) / 30, Camera(100, 100, 80, 45, 1.5))
+    gc.collect()
+    assert len(estimates.speeds) == 300
+    assert most < 80
+
+
+# the command
+
+
+def write_drive(folder: Path, scene: Scene, *, height: bool = True) -> tuple[Path, Path]:
+    """Write a clip's frames and its camera file."""
+    (folder / "drive").mkdir()
+    for i, frame in enumerate(render_frames(scene)):
+        cv2.imwrite(str(folder / "drive" / f"{i:03d}.png"), frame)
+    c = scene.camera
+    numbers = {"fx": c.fx, "fy": c.fy, "cx": c.cx, "cy": c.cy, "size": [c.width, c.height]}
+    numbers |= {"horizon": float(np.mean(scene.horizons))} | ({"height": c.above_road} if height else {})
+    (folder / "camera.toml").write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in numbers.items()))
+    return folder / "drive", folder / "camera.toml"
+
+
+def test_command_writes_a_row_for_each_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene = clip_scene(0, 0, 1)
+    drive, camera = write_drive(tmp_path, scene)
+    out = tmp_path / "speed.csv"
+    assert main(["speed", str(drive), "--camera", str(camera), "--fps", "10", "--output", str(out)]) == 0
+    table = read_csv_table(out)
+    assert table.columns == ("time", "frame", "speed", "confidence")
+    rows = np.array([[float(row.cells[c]) for c in table.columns] for row in table.rows])
+    assert rows[:, 0] == pytest.approx(np.arange(FRAMES) / FPS)
+    assert rows[:, 1].tolist() == list(range(FRAMES))
+    assert np.median(rows[:, 2]) == pytest.approx(scene.speed, abs=0.5)
+    assert f"{FRAMES} frames" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_known_speed_calibrates_the_height(labels: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene = clip_scene(0, 0, 1)
+    drive, camera = write_drive(tmp_path, scene, height=False)
+    known = f"{scene.speed:.3f}"
+    if labels:
+        (tmp_path / "known.csv").write_text(f"time,speed\n0.2,{known}\n0.55,{known}\n")
+        known = str(tmp_path / "known.csv")
+    out = tmp_path / "speed.csv"
+    options = ["--camera", str(camera), "--fps", "10", "--output", str(out)]
+    assert main(["speed", str(drive), *options]) == 2
+    assert "no camera height" in capsys.readouterr().err
+    assert main(["speed", str(drive), *options, "--calibrate", known]) == 0
+    speeds = [float(row.cells["speed"]) for row in read_csv_table(out).rows]
+    assert np.mean(speeds) == pytest.approx(scene.speed, rel=0.01)
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("height = "))
+    assert float(line.split()[2]) == pytest.approx(TUSIMPLE_CAMERA.above_road, rel=0.03)
+
+
+def test_low_confidence_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "grey").mkdir()
+    for i in range(4):
+        cv2.imwrite(str(tmp_path / "grey" / f"{i}.png"), np.full((360, 640), 90, np.uint8))
+    camera = tmp_path / "camera.toml"
+    camera.write_text("fx = 400\nfy = 400\ncx = 320\ncy = 180\nsize = [640, 360]\nheight = 1.5\n")
+    assert main(["speed", str(tmp_path / "grey"), "--camera", str(camera), "--output", str(tmp_path / "o.csv")]) == 0
+    output = capsys.readouterr()
+    assert "Confidence is below 0.5 in 4 of 4 frames" in output.err
+    assert "none of them with confidence" in output.out

@@ -1,0 +1,152 @@
+"""A scan reads only files that have changed since the last one; real files, counted by what is read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stage1_extract.datasets import image_sequence, scan, video
+from stage1_extract.datasets.archive import ReadablePath, read_file
+from stage1_extract.datasets.clip import Catalogue
+from stage1_extract.datasets.scan_cache import ScanCache, scan_cache_of
+from tests.dataset_helpers import data_config, noise_image, write_clip, zip_folder
+from tests.image_runs import write_video
+
+OLD = 1_700_000_000  # s: a time of modification long ago
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two clips in the competition's layout, written long ago."""
+    for name in ("1", "2"):
+        write_clip(tmp_path / f"data/Train/Train/{name}")
+    make_old(tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the images that scans have read."""
+    names: list[str] = []
+
+    def counted(path: ReadablePath) -> bytes:
+        names.append(str(path))
+        return read_file(path)
+
+    monkeypatch.setattr(image_sequence, "read_file", counted)
+    return names
+
+
+def make_old(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        os.utime(file, (OLD, OLD))
+
+
+def scan_with(folder: Path, store: Path, *, rehash: bool = False) -> Catalogue:
+    return scan(data_config("competition", folder), cache=scan_cache_of(store, rehash=rehash))
+
+
+def digests(catalogue: Catalogue) -> list[str]:
+    assert catalogue.faults == ()
+    return [clip.sequence.digest for clip in catalogue.clips]
+
+
+def test_second_scan_reads_no_image_and_finds_the_same(folder: Path, tmp_path: Path, read: list[str]) -> None:
+    first = scan_with(folder, tmp_path / "s.h5")
+    assert len(read) == len(set(read)) == sum(clip.sequence.length for clip in first.clips)
+    read.clear()
+    second = scan_with(folder, tmp_path / "s.h5")
+    assert read == [] and second == first
+    assert digests(second) == digests(scan(data_config("competition", folder)))
+    images = [list(clip.source.read(0, clip.sequence.length)) for clip in second.clips]
+    assert np.ptp(images[0][0]) > 0
+
+
+def test_only_changed_files_are_read_again(folder: Path, tmp_path: Path, read: list[str]) -> None:
+    before = digests(scan_with(folder, tmp_path / "s.h5"))
+    image = next(folder.glob("Train/Train/2/imgs/*"))
+    copy = image.with_suffix(".copy")
+    shutil.copy(image, copy)
+    image.write_bytes(noise_image(99, suffix=image.suffix))
+    os.utime(image, (OLD + 1, OLD + 1))
+    read.clear()
+    changed = digests(scan_with(folder, tmp_path / "s.h5"))
+    assert read == [str(image)] and changed[0] == before[0] and changed[1] != before[1]
+    os.utime(copy, (OLD + 1, OLD + 1))
+    copy.replace(image)  # another inode with the same times
+    assert digests(scan_with(folder, tmp_path / "s.h5")) == before
+
+
+def test_file_modified_just_now_is_not_trusted(folder: Path, tmp_path: Path, read: list[str]) -> None:
+    image = next(folder.glob("Train/Train/1/imgs/*"))
+    image.touch()
+    scan_with(folder, tmp_path / "s.h5")
+    read.clear()
+    scan_with(folder, tmp_path / "s.h5")
+    assert read == [str(image)]
+
+
+def test_rehash_reads_everything(folder: Path, tmp_path: Path, read: list[str]) -> None:
+    scan_with(folder, tmp_path / "s.h5")
+    count = len(read)
+    scan_with(folder, tmp_path / "s.h5", rehash=True)
+    assert len(read) == 2 * count
+
+
+def test_fault_is_remembered_until_the_file_changes(folder: Path, tmp_path: Path, read: list[str]) -> None:
+    image = next(folder.glob("Train/Train/1/imgs/*"))
+    whole = image.read_bytes()
+    image.write_bytes(whole[:100])
+    os.utime(image, (OLD, OLD))
+    first = scan_with(folder, tmp_path / "s.h5")
+    assert len(first.faults) == 1
+    read.clear()
+    assert scan_with(folder, tmp_path / "s.h5") == first and read == []
+    image.write_bytes(whole)
+    os.utime(image, (OLD + 5, OLD + 5))
+    assert scan_with(folder, tmp_path / "s.h5").faults == ()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database", b"SQLite format 3\0" + bytes(200)])
+def test_unusable_cache_costs_only_time(
+    folder: Path, tmp_path: Path, read: list[str], content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = scan_with(folder, tmp_path / "other.h5")
+    read.clear()
+    (tmp_path / "s.h5.scan").write_bytes(content)
+    assert scan_with(folder, tmp_path / "s.h5") == expected
+    assert len(read) == sum(clip.sequence.length for clip in expected.clips)
+    assert content == b"" or "s.h5.scan: cannot be used" in capsys.readouterr().err
+
+
+def test_files_in_an_archive_are_read_again_if_the_archive_changes(
+    folder: Path, tmp_path: Path, read: list[str]
+) -> None:
+    archive = zip_folder(folder, tmp_path / "data.zip")
+    os.utime(archive, (OLD, OLD))
+    first = digests(scan_with(archive, tmp_path / "s.h5"))
+    read.clear()
+    assert digests(scan_with(archive, tmp_path / "s.h5")) == first and read == []
+    os.utime(archive, (OLD + 1, OLD + 1))
+    assert digests(scan_with(archive, tmp_path / "s.h5")) == first and len(read) > 0
+
+
+def test_video_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    frames = [np.full((48, 64, 3), 8 * i, np.uint8) for i in range(12)]
+    write_video(tmp_path / "data/test.avi", frames)
+    make_old(tmp_path / "data")
+    decoded = []
+    monkeypatch.setattr(
+        video.Video, "_find_facts", lambda self, find=video.Video._find_facts: decoded.append(1) or find(self)
+    )
+    config = data_config("video", tmp_path / "data")
+    first, second = (scan(config, cache=ScanCache(tmp_path / "s.scan")) for _ in range(2))
+    assert len(decoded) == 1
+    assert first.clips[0].sequence == second.clips[0].sequence
+    images = list(second.clips[0].source.read(0, 12))
+    assert len(images) == 12 and int(images[11].mean()) > int(images[1].mean())
