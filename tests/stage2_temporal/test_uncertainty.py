@@ -117,6 +117,9 @@ def test_older_run_predicts_with_blank_cells_and_is_renewed_by_evaluate(
         predict(old_run, output=tmp_path / "p.csv", options=IntervalOptions(threshold=1.0))
     with Store(Path(read_metrics(old_run).store.path)) as store:
         evaluate(old_run, store)
+    report = (old_run / "report.html").read_text()
+    assert report.count('class="band') == 2  # round the perfect line of vx and of vy
+    assert "90 % intervals of vx" in report
     ours, theirs = read_uncertainty(old_run), read_uncertainty(run)
     assert ours is not None and theirs is not None
     np.testing.assert_allclose(ours.scores.scores, theirs.scores.scores, rtol=1e-4)
