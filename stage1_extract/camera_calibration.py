@@ -58,7 +58,7 @@ def camera_from_checkerboard(path: Path, board: tuple[int, int], height: float |
             got=len(corners),
             hint="--board COLUMNS ROWS (squares less one), more light, or the board flat and larger in the frame",
         )
-    return calibrate(corners, board, clip.sequence.size, height)
+    return calibrate_views(corners, board, clip.sequence.size, height)
 
 
 def find_corners(frame: Image, board: tuple[int, int]) -> Floats | None:
@@ -77,7 +77,7 @@ def find_corners(frame: Image, board: tuple[int, int]) -> Floats | None:
     return np.asarray(corners, np.float64)
 
 
-def calibrate(
+def calibrate_views(
     corners: list[Floats], board: tuple[int, int], size: Size, height: float | None = None
 ) -> CheckerboardResult:
     """Zhang's method: intrinsics from several views of a plane, with two terms of radial distortion."""

@@ -19,8 +19,8 @@ from stage1_extract.datasets.camera_file import with_camera
 from stage1_extract.datasets.label_csv import finite_number
 from stage1_extract.datasets.single_video import read_single_clip
 from stage1_extract.ground_flow.ground_flow import SpeedEstimates, estimate_speeds
+from stage1_extract.ground_flow.road_solver import LOW_CONFIDENCE
 
-LOW_CONFIDENCE = 0.5
 ASSUMED_HEIGHT = 1.5  # m, until a known speed calibrates it
 SLOWEST_CALIBRATION = 1.0  # m/s; slower frames say little about the scale
 SPEED_COLUMNS = ("time", "frame", "speed", "confidence")

@@ -17,12 +17,11 @@ import numpy as np
 
 from features._common.types import Floats, Image, Size
 from features.sequences import Camera
-from stage1_extract.ground_flow.road_solver import FramePair, RoadSolver, Solution
+from stage1_extract.ground_flow.road_solver import FramePair, RoadSolver
 
 INTERVAL = 0.1  # s between the frames of a pair, as nearly as the frames allow
 LARGEST_WIDTH = 1280  # px; larger frames are reduced
 CHUNK, LOOKAHEAD = 48, 8  # pairs that are solved together, and further ones that help to
-FULL_AGREEMENT = 0.3  # share of tiles
 
 
 @dataclass(frozen=True)
@@ -58,16 +57,11 @@ def estimate_speeds(
             solution = solver.solve(pairs, count)
             middles += [pair.middle for pair in pairs[:count]]
             speeds += solution.speeds[:count].tolist()
-            confidence += confidences(solution)[:count].tolist()
+            confidence += solution.confidence[:count].tolist()
             horizon = (solution.grid.horizon + 0.5) * full[1] / size[1] - 0.5
             del pairs  # lest two chunks of frames are in memory
     at = np.array(frame_times)
     return SpeedEstimates(at, np.interp(at, middles, speeds), np.interp(at, middles, confidence), horizon)
-
-
-def confidences(solution: Solution) -> Floats:
-    """How far each speed is to be believed, from 0 to 1."""
-    return solution.probability * np.clip(solution.agreement / FULL_AGREEMENT, 0, 1)
 
 
 def _grey_frames(frames: Iterable[Image]) -> Iterator[tuple[Image, Size]]:

@@ -27,8 +27,10 @@ HORIZON_SEARCH = 0.1, 17  # reach as a share of fy, and number of rows that are 
 HORIZON_PRIOR = 0.06  # standard deviation of horizon − cy, as a share of fy
 KNOWN_HORIZON = 0.003  # standard deviation of a horizon that is given or found, as a share of fy
 HORIZON_DRIFT = 0.001  # the same of its change from chunk to chunk
+FULL_AGREEMENT = 0.3  # share of tiles
+LOW_CONFIDENCE = 0.5
 LEAST_DRIVEN = 0.02  # camera heights per pair, on average
-CANDIDATES = 3  # horizons that are compared closely
+CANDIDATES = 3  # horizons that are compared closely, beside the one so far
 MATCHING_ROUNDS = 2  # of matching and fitting
 
 
@@ -65,6 +67,11 @@ class Solution:
     horizon_deviation: float  # px
     forward: Floats  # (pairs, speeds) probabilities given each pair and those before
 
+    @property
+    def confidence(self) -> Floats:
+        """How far each speed is to be believed, from 0 to 1."""
+        return np.clip(self.probability, 0, 1) * np.clip(self.agreement / FULL_AGREEMENT, 0, 1)
+
 
 class RoadSolver:
     """Solves chunks of pairs in order, and keeps what passes from one to the next: the horizon and the speed."""
@@ -78,21 +85,29 @@ class RoadSolver:
         known = camera.horizon is not None
         self.horizon = camera.cy if camera.horizon is None else camera.horizon
         self.deviation = camera.fy * (KNOWN_HORIZON if known else HORIZON_PRIOR)
+        self._lost = self._searched_in_vain = False
         self._forward: Floats | None = None
         self._last: float | None = None
 
     def solve(self, pairs: Sequence[FramePair], count: int) -> Solution:
         """Solve pairs, of which the first `count` belong to the chunk and the others only help."""
-        if self.deviation > self.camera.fy * KNOWN_HORIZON:
-            self._calibrate(pairs)
-        solution = self._solve(pairs, self.horizon, self.deviation)
-        self.horizon = solution.grid.horizon
-        self.deviation = float(np.hypot(solution.horizon_deviation, self.camera.fy * HORIZON_DRIFT))
+        unknown = self.deviation > self.camera.fy * KNOWN_HORIZON
+        search = (unknown or self._lost) and not self._searched_in_vain
+        horizon, deviation = self.horizon, self.deviation
+        if search:
+            horizon, deviation = self._calibrate(pairs)
+        solution = self._solve(pairs, horizon, deviation)
+        self._lost = float(np.median(solution.confidence)) < LOW_CONFIDENCE
+        self._searched_in_vain = search and self._lost  # a search takes time, so do without it in the next chunk
+        if not self._lost:
+            self.horizon = solution.grid.horizon
+            self.deviation = float(np.hypot(solution.horizon_deviation, self.camera.fy * HORIZON_DRIFT))
         self._forward, self._last = solution.forward[count - 1], pairs[count - 1].middle
         return solution
 
-    def _calibrate(self, pairs: Sequence[FramePair]) -> None:
-        """Choose the horizon at which the road aligns best."""
+    def _calibrate(self, pairs: Sequence[FramePair]) -> tuple[float, float]:
+        """Choose the horizon at which the road aligns best; return it with its standard deviation."""
+        prior = max(self.deviation, HORIZON_PRIOR * self.camera.fy)
         chosen = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, CALIBRATION_PAIRS).astype(int))]
         reach, count = HORIZON_SEARCH
         rows = self.horizon + np.linspace(-reach, reach, count) * self.camera.fy
@@ -101,13 +116,15 @@ class RoadSolver:
         scores = []
         for row in rows:
             evidence = [log.max() - np.log(np.exp(log).mean()) for log in self._likelihoods(few, row)]
-            scores.append(sum(evidence) - 0.5 * ((row - self.horizon) / self.deviation) ** 2)
-        best = rows[np.argsort(scores)[::-1][:CANDIDATES]]
+            scores.append(sum(evidence) - 0.5 * ((row - self.horizon) / prior) ** 2)
+        # where other vehicles hide the road, they decide the scores, and the horizon is best looked for where it is now
+        best = {*rows[np.argsort(scores)[::-1][:CANDIDATES]], self.horizon}
         spacing = 2 * reach / (count - 1) * self.camera.fy
         solutions = [self._solve(chosen, row, 2 * spacing, rounds=3) for row in best]
         solution = max(solutions, key=lambda s: float(s.agreement.sum()))
-        if solution.horizon_deviation < spacing / 2:  # else nothing moved
-            self.horizon, self.deviation = solution.grid.horizon, spacing  # the same pairs will make it precise
+        if solution.horizon_deviation < spacing / 2:
+            return solution.grid.horizon, spacing  # the same pairs will make it precise
+        return self.horizon, self.deviation  # nothing moved
 
     def _likelihoods(self, pairs: Sequence[FramePair], horizon: float) -> list[Floats]:
         grid = RoadGrid(self.camera, self.size, horizon)

@@ -36,11 +36,12 @@ class CameraMotion:
     slip: float = 0.0  # to the right, camera heights
     yaw: float = 0.0  # to the right, rad
     nod: float = 0.0  # horizon's row in the earlier frame less its row in the later one, px
+    roll: float = 0.0  # of the horizon in the earlier frame against that in the later one, clockwise, rad
 
     def moved(self, change: Floats) -> CameraMotion:
-        """This motion with distance, slip, yaw and nod changed by these amounts."""
-        distance, slip, yaw, nod = map(float, change)
-        return CameraMotion(self.distance + distance, self.slip + slip, self.yaw + yaw, self.nod + nod)
+        """This motion with distance, slip, yaw, nod and roll changed by these amounts."""
+        values = np.array([self.distance, self.slip, self.yaw, self.nod, self.roll]) + change
+        return CameraMotion(*values.tolist())
 
     @property
     def matrix(self) -> Floats:
@@ -92,7 +93,10 @@ class RoadGrid:
     def _to_image(self, motion: CameraMotion) -> Floats:
         """From (X, Z, 1), seen from the later frame, to px of the frame that lies before it by `motion`."""
         fx, fy, cx = self.camera.fx, self.camera.fy, self.camera.cx
-        return np.array([[fx, cx, 0.0], [0.0, self.horizon + motion.nod, fy], [0.0, 1.0, 0.0]]) @ motion.matrix
+        level = np.array([[fx, cx, 0.0], [0.0, self.horizon + motion.nod, fy], [0.0, 1.0, 0.0]]) @ motion.matrix
+        c, s, horizon = math.cos(motion.roll), math.sin(motion.roll), self.horizon
+        rolled = np.array([[c, -s, cx - c * cx + s * horizon], [s, c, horizon - s * cx - c * horizon], [0, 0, 1]])
+        return np.asarray(rolled @ level, np.float64)
 
     def shows_tiles(self, first: NDArray[np.int64], motion: CameraMotion = STANDING) -> NDArray[np.bool_]:
         """Whether the frame that lies before the grid's by `motion` shows all of each tile: (…) for (…, 2)."""

@@ -16,7 +16,7 @@ ABOVE, BELOW = (
     0.05,
 )  # edges of the strip from the horizon, shares of the frame's height; what they show grows alike
 STRIP_WIDTH = 640  # of the reduced strip at least, px
-PARTS = 10  # side by side
+STRIP_PARTS = 10  # side by side
 NOD_RANGE = 4  # px of the reduced strip
 FASTEST_TURN = 0.8  # rad/s
 STRIP_CONTRAST, STRIP_CORRELATION = 3.0, 0.5
@@ -31,7 +31,7 @@ def find_rotation(grid: RoadGrid, earlier: Image, later: Image, interval: float)
     size = width // reduction, max(1, (bottom - top) // reduction)
     before, after = (cv2.resize(image[top:bottom], size, interpolation=cv2.INTER_AREA) for image in (earlier, later))
     reach = min(int(FASTEST_TURN * interval * grid.camera.fx / reduction) + 2, size[0] // 4)
-    edges = np.linspace(reach, size[0] - reach, PARTS + 1).astype(int)
+    edges = np.linspace(reach, size[0] - reach, STRIP_PARTS + 1).astype(int)
     shifts = []
     for left, right in pairwise(edges):
         part = after[NOD_RANGE:-NOD_RANGE, left:right]

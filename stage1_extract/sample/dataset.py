@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -29,7 +30,6 @@ RENDERER = 1  # version; increase it whenever the same seed gives other bytes
 MARKER_FILE = "sample.json"
 JPEG_QUALITY = 88  # about 115 kB per frame
 SPLIT_FOLDERS = ("Train", "Validation", "Test")
-SETS = ("standard", "wide")
 _CALIBRATION = """Intrinsic matrix:
 {fx:.4f}    0.      {cx:.4f}
    0.      {fy:.4f}   {cy:.4f}
@@ -53,7 +53,7 @@ CALIBRATION = calibration_text(TUSIMPLE_CAMERA)
 def render_sample_set(
     out: Path,
     *,
-    kind: str = "standard",
+    kind: Literal["standard", "wide"] = "standard",
     seed: int = 0,
     train: int = 200,
     validation: int = 60,
@@ -78,9 +78,10 @@ def render_sample_set(
         DataError: `out` holds something else, or cannot be written.
         StoreError: another process is rendering it.
     """
-    settings = {"renderer": RENDERER, "seed": seed, "train": train, "validation": validation, "test": test}
-    if kind != "standard":
-        settings |= {"kind": SETS.index(kind)}
+    settings: dict[str, Any] = {"renderer": RENDERER, "seed": seed}
+    settings |= {"train": train, "validation": validation, "test": test}
+    if kind != "standard":  # of which the marker of the standard set never spoke
+        settings["kind"] = kind
     try:
         if _is_complete(out, settings):
             return
@@ -94,7 +95,7 @@ def render_sample_set(
         ) from e
 
 
-def _is_complete(out: Path, settings: dict[str, int]) -> bool:
+def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
     """Whether the folder holds the set with these settings; False if it is missing or empty."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -115,7 +116,7 @@ def _is_complete(out: Path, settings: dict[str, int]) -> bool:
     )
 
 
-def _write_set(out: Path, settings: dict[str, int], workers: int | None) -> None:
+def _write_set(out: Path, settings: dict[str, Any], workers: int | None) -> None:
     for stale in out.parent.glob(f".{out.name}.*.partial"):  # from killed processes: the lock excludes running ones
         shutil.rmtree(stale, ignore_errors=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -123,7 +124,7 @@ def _write_set(out: Path, settings: dict[str, int], workers: int | None) -> None
     clips = [(split, number) for split, count in enumerate(counts) for number in range(1, count + 1)]
     try:
         temporary.mkdir()
-        wide = bool(settings.get("kind"))
+        wide = settings.get("kind") == "wide"
         if not wide:
             (temporary / "calibration.txt").write_text(CALIBRATION, encoding="utf-8")
         for split in SPLIT_FOLDERS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,19 @@ def test_wrong_value_in_a_camera_file_is_named(tmp_path: Path, line: str) -> Non
     (tmp_path / "camera.toml").write_text(CAMERA_TOML.replace("fx = 714.0", line))
     with pytest.raises(ConfigError, match=line.split()[0]):
         read_camera_file(tmp_path / "camera.toml")
+
+
+def test_clip_may_have_a_camera_of_its_own(folder: Path) -> None:
+    write_clip(folder / "Train/Train/2")
+    (folder / "Train/Train/2/calibration.txt").write_text("Intrinsic matrix:\n700 0 320\n0 700 240\n0 0 1\n")
+    assert cameras(folder) == {SAMPLE_CAMERA, Camera(700, 700, 320, 240)}
+
+
+def test_horizon_is_read(folder: Path) -> None:
+    (folder / "calibration.txt").write_text(CALIBRATION + "\nHorizon:\n\n341.25\n")
+    assert cameras(folder) == {replace(SAMPLE_CAMERA, horizon=341.25)}
+
+
+def test_horizon_that_is_no_number_is_a_fault(folder: Path) -> None:
+    (folder / "calibration.txt").write_text(CALIBRATION + "\nHorizon:\n\nlow\n")
+    assert_only_fault(scan(data_config("competition", folder)), folder / "calibration.txt", "no row of the horizon")

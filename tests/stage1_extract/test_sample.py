@@ -16,7 +16,9 @@ import cv2
 import numpy as np
 import pytest
 
+from features.config import DataConfig
 from features.errors import DataError
+from stage1_extract.datasets import scan
 from stage1_extract.sample.dataset import clip_annotation, clip_scene, render_sample_set
 from stage1_extract.sample.render import render_frames
 from stage1_extract.sample.scene import FPS, FRAMES, LAST_FRAME, TUSIMPLE_CAMERA, Scene, image_row, vehicle_box
@@ -315,3 +317,79 @@ def test_ground_moves_at_ego_speed() -> None:
 
         speeds = scene.speed + np.arange(-3, 3.1, 0.5)
         assert speeds[np.argmin([difference(s) for s in speeds])] == pytest.approx(scene.speed)
+
+
+# the wide set
+
+
+@pytest.fixture(scope="module")
+def wide_scenes() -> list[Scene]:
+    return [clip_scene(0, 0, number, wide=True) for number in range(1, 501)]
+
+
+def test_wide_set_knows_the_camera_and_the_motion_of_each_clip(tmp_path: Path) -> None:
+    out = tmp_path / "wide"
+    render_sample_set(out, kind="wide", seed=5, workers=2, train=6, validation=0, test=1)
+    assert not (out / "calibration.txt").exists()
+    catalogue = scan(DataConfig(layout="sample", path=str(out), fps=FPS))
+    assert not catalogue.faults and len(catalogue.clips) == 7
+    for clip in catalogue.clips:
+        split, number = clip.sequence.id.split("/")
+        scene = clip_scene(5, 2 if split == "Test" else 0, int(number), wide=True)
+        camera, c = clip.sequence.camera, scene.camera
+        assert camera is not None and camera.height is not None
+        assert clip.sequence.size == (c.width, c.height)
+        numbers = (camera.fx, camera.fy, camera.cx, camera.cy, camera.height, camera.horizon)
+        assert numbers == pytest.approx((c.fx, c.fy, c.cx, c.cy, c.above_road, np.mean(scene.horizons)), abs=0.006)
+        (ego,) = (x.targets for x in clip.sequence.labels if "ego_speed" in x.targets)
+        assert ego == {"ego_speed": scene.speed, "yaw_rate": scene.yaw_rate}
+
+
+def test_wide_set_is_not_taken_for_the_standard_one(tmp_path: Path) -> None:
+    render_sample_set(tmp_path / "set", kind="wide", train=0, validation=0, test=1, workers=1)
+    with pytest.raises(DataError, match="not the requested sample set"):
+        render_sample_set(tmp_path / "set", train=0, validation=0, test=1, workers=1)
+
+
+def test_wide_scenes_have_many_cameras_turns_and_speeds(wide_scenes: list[Scene]) -> None:
+    speeds, yaw_rates = np.array([(s.speed, s.yaw_rate) for s in wide_scenes]).T
+    assert 0.1 < np.mean(speeds == 0) < 0.2
+    assert speeds.max() <= 40 and np.quantile(speeds[speeds > 0], [0.1, 0.9]) == pytest.approx([4, 36], abs=2)
+    assert 0.3 < np.mean(yaw_rates != 0) < 0.55
+    assert np.abs(yaw_rates).max() <= 0.5 and np.abs(yaw_rates * speeds).max() <= 4.0001
+    assert len({(s.camera.width, s.camera.height) for s in wide_scenes}) == 4
+    assert min(s.camera.above_road for s in wide_scenes) < 1.25 < 2.2 < max(s.camera.above_road for s in wide_scenes)
+    for scene in wide_scenes:
+        for vehicle in scene.vehicles:
+            for frame in range(FRAMES):
+                left, top, right, _ = vehicle_box(scene, vehicle, frame)
+                assert left >= 0 and top >= 0 and right <= scene.camera.width - 1
+
+
+@pytest.mark.parametrize("yaw_rate", [-0.4, 0.0, 0.4])
+def test_ground_of_the_wide_set_moves_with_the_camera(yaw_rate: float) -> None:
+    """Each frame is the one before, moved by the homography of the road's plane, where bands of the ground meet too."""
+    scene = replace(clip_scene(0, 0, 4, wide=True), speed=9.0, yaw_rate=yaw_rate, vehicles=(), roadside=())
+    scene = replace(scene, road=replace(scene.road, rails=()), style=replace(scene.style, noise=0.0))
+    c = scene.camera
+    first, second = islice(render_frames(scene), 2)
+    rows, columns = slice(int(scene.camera.horizon) + 60, c.height - 90), slice(c.width // 4, 3 * c.width // 4)
+    v, u = np.mgrid[rows, columns].astype(np.float64)
+    x = c.fy * c.above_road / (v - scene.horizons[1])
+    y = (u - c.cx) / c.fx * x
+
+    def difference(distance: float, turn: float) -> float:
+        """Difference between the second frame and the first, moved by an assumed motion, in grey levels."""
+        heading = scene.pose(0)[2] + turn / 2  # of the way between the two frames
+        drive = distance * np.array([np.cos(heading), np.sin(heading)])
+        cos, sin = np.cos(scene.pose(0)[2] + turn), np.sin(scene.pose(0)[2] + turn)
+        road = np.stack([cos * x - sin * y + drive[0], sin * x + cos * y + drive[1]])
+        cos, sin = np.cos(scene.pose(0)[2]), np.sin(scene.pose(0)[2])
+        before = np.stack([cos * road[0] + sin * road[1], cos * road[1] - sin * road[0]])
+        was = c.cx + c.fx * before[1] / before[0], scene.horizons[0] + c.fy * c.above_road / before[0]
+        moved = cv2.remap(first, *(w.astype(np.float32) for w in was), cv2.INTER_LINEAR)
+        return float(np.abs(moved.astype(float) - second[rows, columns]).mean())
+
+    true = difference(9.0 / FPS, yaw_rate / FPS)
+    others = [difference(s / FPS, r / FPS) for s in (8.7, 9.3) for r in (yaw_rate - 0.02, yaw_rate + 0.02)]
+    assert true < 0.8 * min(others)
