@@ -221,7 +221,7 @@ def _predict_clip(
     window = SlidingWindow(models, rows)
     stream = FrameStream([used], np.arange(used.sequence.length), config, models)
     outputs = np.concatenate(list(window.run(stream.batches(window.step))))
-    predictions = read_outputs(models.uncertainty, outputs, stream.frame_log.profiles(rows), options)
+    predictions = read_outputs(models.uncertainty, outputs, stream.frame_log.profiles(rows[:, [0, -1]]), options)
     frames, times = rows[:, -1] * step, clip.sequence.frame_times
     with atomic_write(output) as temporary:
         lines = zip(
@@ -258,7 +258,7 @@ def _predict_vehicles(
     frame_log, row_of = FrameLog(), {int(row[-1]): row for row in rows}
 
     def read(some: list[VehiclePrediction]) -> UncertainPredictions:
-        profiles = frame_log.profiles(np.array([row_of[p.frame] for p in some]))
+        profiles = frame_log.profiles(np.array([row_of[p.frame][[0, -1]] for p in some]))
         return read_outputs(models.uncertainty, np.array([p.values for p in some]), profiles, options)
 
     with nullcontext() if overlay is None else open_overlay(overlay, clip.sequence) as write_frame:
@@ -336,7 +336,13 @@ def _predict_examples(run: Path, config: Config, options: IntervalOptions) -> Da
     ordered = np.concatenate(list(sliding.run(stream.batches(sliding.step), geometry)))
     values = np.empty(ordered.shape)
     values[order] = ordered
-    profiles = stream.frame_log.profiles(np.searchsorted(needed, examples.rows))
+    ends = examples.rows[:, [0, -1]]
+    if not models.inputs:  # no frame has been decoded yet
+        needed = np.unique(ends)
+        stream = FrameStream(catalogue.clips, needed, config, models, vehicles)
+        for _ in stream.batches(sliding.step):
+            pass
+    profiles = stream.frame_log.profiles(np.searchsorted(needed, ends))
     predictions = read_outputs(models.uncertainty, values, profiles, options, examples.split)
     decoded = np.array([sequences[i].id not in stream.faults for i in examples.sequence])
     faults = tuple(stream.faults.values())

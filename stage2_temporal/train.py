@@ -27,7 +27,7 @@ from features.windows import MISPLACED, Examples
 from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import Task, read_task, store_origin, window_intervals
 from stage2_temporal.evaluation.history import write_history
-from stage2_temporal.evaluation.intervals import IntervalScores, interval_scores
+from stage2_temporal.evaluation.intervals import IntervalScores, interval_scores, sequences_needed
 from stage2_temporal.evaluation.metrics import scores, skill_interval, verdict
 from stage2_temporal.evaluation.uncertainty import UncertainPredictions, write_uncertainty
 from stage2_temporal.heads import find_head
@@ -67,6 +67,7 @@ def train(config: Config, store: Store, task: Task, path: Path, *, report: bool 
         X = _read_examples(config, store, task, task.frame_interval)
         head = _fit_head(config, task, X, folder)
         uncertainty, predictions = learn_uncertainty(head, X, task, config.train.interval_level)
+        _say_if_without_intervals(task, config.train.interval_level)
         head.model_.save(folder / "model.keras")
         head.save_extras(folder)
         (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
@@ -134,6 +135,13 @@ def score_predictions(run: Path, examples: Examples, predictions: UncertainPredi
     results = read_results(run)
     task = Task(examples, examples.split, np.array(results.constant), None, math.nan)
     return results.metrics.model_copy(update=_score(task, predictions))
+
+
+def _say_if_without_intervals(task: Task, level: float) -> None:
+    """Log how many validation sequences the intervals would need, if there are too few."""
+    needed, got = sequences_needed(level), len(np.unique(task.examples.sequence[task.known("validation")]))
+    if got < needed:
+        logger.info(f"no {100 * level:g} % intervals: they need {needed} validation sequences, there are {got}")
 
 
 def _fit_head(config: Config, task: Task, X: StoreExamples, folder: Path) -> Head:

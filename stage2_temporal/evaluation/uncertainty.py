@@ -109,7 +109,7 @@ class Uncertainty:
 
     columns: tuple[str, ...]
     level: float  # of intervals, unless another one is asked for
-    calibration: ConformalScores
+    scores: ConformalScores
     novelty: dict[str, NoveltyModel]  # of the head's `inputs` and of the frames' `profile`, as far as known
 
     def predictions(
@@ -129,7 +129,7 @@ class Uncertainty:
         count, threshold = len(self.columns), options.threshold if options else None
         level = options.level if options and options.level is not None else self.level
         values, inputs, distance = outputs[:, :count], outputs[:, count:-1], outputs[:, -1]
-        half = self.calibration.half_widths(inputs, level)
+        half = self.scores.half_widths(inputs, level)
         half[~np.isfinite(half)] = math.nan
         unlike = None
         if self.novelty:
@@ -141,7 +141,7 @@ class Uncertainty:
             for part in [None] if parts is None else np.unique(parts):
                 rows = slice(None) if parts is None else parts == part
                 unlike[rows] = flag_majority(unlike[rows])
-        above = None if threshold is None else self.calibration.probability_above(values, inputs, threshold)
+        above = None if threshold is None else self.scores.probability_above(values, inputs, threshold)
         return UncertainPredictions(values, values - half, values + half, level, unlike, above, threshold)
 
 
@@ -172,13 +172,13 @@ def check_options(run: Path, uncertainty: Uncertainty | None, options: IntervalO
 
 def write_uncertainty(run: Path, uncertainty: Uncertainty) -> None:
     """Write a run's `uncertainty.json` and `novelty.npz`."""
-    calibration = uncertainty.calibration
+    conformal = uncertainty.scores
     content = {
         "level": uncertainty.level,
         "columns": uncertainty.columns,
-        "scale": calibration.scale.tolist(),
-        "weights": calibration.weights.tolist(),
-        "scores": calibration.scores.tolist(),
+        "scale": conformal.scale.tolist(),
+        "weights": conformal.weights.tolist(),
+        "scores": conformal.scores.tolist(),
     }
     arrays: dict[str, Any] = {
         f"{name}_{key}": np.asarray(value, np.float32)
@@ -198,7 +198,7 @@ def read_uncertainty(run: Path) -> Uncertainty | None:
     try:
         content = json.loads((run / INTERVALS_FILE).read_text(encoding="utf-8"))
         columns = tuple(content["columns"])
-        calibration = ConformalScores(
+        conformal = ConformalScores(
             np.array(content["scale"], np.float64).reshape(len(columns), -1),
             np.array(content["scores"], np.float64).reshape(-1, len(columns)),
             np.array(content["weights"], np.float64),
@@ -212,7 +212,7 @@ def read_uncertainty(run: Path) -> Uncertainty | None:
                 for name in (INPUTS, PROFILE)
                 if f"{name}_mean" in arrays
             }
-        return Uncertainty(columns, float(content["level"]), calibration, novelty)
+        return Uncertainty(columns, float(content["level"]), conformal, novelty)
     except (OSError, ValueError, KeyError, TypeError) as e:
         hint = f"framebank evaluate --run {run}"
         raise DataError(f"{run / INTERVALS_FILE}: cannot be read", got=e, hint=hint) from None

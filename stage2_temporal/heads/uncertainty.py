@@ -9,12 +9,11 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.console import logger
 from features._common.types import Floats, Tensor
 from stage2_temporal.data.examples import StoreExamples
 from stage2_temporal.data.row_profile import row_profile, window_profiles
 from stage2_temporal.data.task import Task
-from stage2_temporal.evaluation.intervals import calibrate, fit_error_scale, sequences_needed
+from stage2_temporal.evaluation.intervals import calibrate, fit_error_scale
 from stage2_temporal.evaluation.novelty import NoveltyModel, fit_novelty
 from stage2_temporal.evaluation.uncertainty import INPUTS, PROFILE, UncertainPredictions, Uncertainty
 from stage2_temporal.heads.base import Head
@@ -56,9 +55,6 @@ def learn_uncertainty(
     predicted, inputs = outputs[:, :count], outputs[:, count:-1]
     scale = fit_error_scale(predicted[train] - targets[train], inputs[train])
     calibration = calibrate(targets[validation], predicted[validation], inputs[validation], X.groups[validation], scale)
-    needed, got = sequences_needed(level), len(np.unique(X.groups[validation]))
-    if got < needed:
-        logger.info(f"no {100 * level:g} % intervals: they need {needed} validation sequences, there are {got}")
     uncertainty = Uncertainty(task.examples.columns, level, calibration, novelty)
     profiles = example_profiles(X) if PROFILE in novelty else None
     return uncertainty, uncertainty.predictions(outputs, profiles, parts=task.splits)
@@ -75,10 +71,11 @@ def predict_outputs(head: Head, model: keras.Model, X: StoreExamples) -> Floats:
 
 
 def example_profiles(X: StoreExamples) -> Floats:
-    """The mean profiles (n, F) of examples' windows, from the store's thumbnails."""
-    rows, inverse = np.unique(X.examples.rows, return_inverse=True)
+    """The mean profiles (n, F) of the first and the last frame of examples' windows, from the store's thumbnails."""
+    ends = X.examples.rows[:, [0, -1]]
+    rows, inverse = np.unique(ends, return_inverse=True)
     profiles = np.array([row_profile(X.source.store.thumbnail(int(row))) for row in rows])
-    return window_profiles(profiles, inverse.reshape(X.examples.rows.shape))
+    return window_profiles(profiles, inverse.reshape(ends.shape))
 
 
 def _fit_inputs(head: Head, X: StoreExamples, task: Task) -> NoveltyModel | None:

@@ -46,7 +46,7 @@ from stage2_temporal.vehicle.view_grounds import ViewGrounds, find_view_grounds,
 
 MEMBERS = 5  # networks of `box_mlp` whose outputs are averaged
 TRACKS_FOR_NOISE = 500  # of a store, from which the noise of its boxes is estimated
-MAX_CLOSING_DEVIATION = 1.0  # 1/s: that of a track without a rate, or a larger one
+MAX_DEVIATION = 20.0  # m/s: of the velocity of a track of one box, or a larger one
 RANGES = 3  # ranges of distance, each with its own networks
 
 
@@ -97,10 +97,7 @@ class VehicleHead(Head):
         return np.asarray(values[:, 0], np.float32)
 
     def error_scale(self, model: keras.Model) -> Tensor | None:
-        """(batch, 2) the distance, which every velocity is proportional to, and times it the closing rate's deviation.
-
-        Velocities from a track are distances times rates, so their errors are too.
-        """
+        """(batch, 3) the distance, to which velocities of tracks are proportional, and the deviations of vx and vy."""
         geometry = _geometry_input(model)
         return None if geometry is None else apply_operations("error_scale", _error_scale, geometry)
 
@@ -237,9 +234,10 @@ def _geometry_input(model: keras.Model) -> Tensor | None:
 
 def _error_scale(geometry: Tensor) -> Tensor:
     distance = _known(select_columns(geometry, "x_foot"), MAX_DISTANCE)
-    deviation = _known(select_columns(geometry, "closing_deviation"), MAX_CLOSING_DEVIATION)
-    deviation = keras.ops.minimum(deviation, MAX_CLOSING_DEVIATION)
-    return keras.ops.concatenate([distance, distance * deviation], axis=-1)
+    if geometry.shape[-1] < len(GEOMETRY_NAMES):  # a run of an older version
+        return distance
+    deviations = _known(select_columns(geometry, "vx_deviation", "vy_deviation"), MAX_DEVIATION)
+    return keras.ops.concatenate([distance, keras.ops.minimum(deviations, MAX_DEVIATION)], axis=-1)
 
 
 def _vehicle_scene(geometry: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from stage2_temporal.evaluation.intervals import interval_scores
 from stage2_temporal.runs.results import Results
 
 DISTANCES = (("near, < 20 m", 0.0, 20.0), ("medium, < 45 m", 20.0, 45.0), ("far, ≥ 45 m", 45.0, np.inf))
-PARTS = 3  # of equal size, by the true value
+VALUE_PARTS = 3  # of equal size, by the true value
 MAX_BAND_POINTS, EXAMPLES_PER_POINT = 12, 8
 
 
@@ -33,11 +33,11 @@ def coverage_rows(results: Results, component: int) -> list[CoverageRow]:
         return []
     true = np.array([e.true[component] for e in examples])
     distance = np.array([e.distance for e in examples])
-    limits = np.quantile(true, np.linspace(0, 1, PARTS + 1))
+    limits = np.quantile(true, np.linspace(0, 1, VALUE_PARTS + 1))
     parts = np.searchsorted(limits[1:-1], true, "left")
     masks = [("all", np.ones(len(true), bool))]
-    if len(true) >= 2 * PARTS and np.ptp(true) > 0:
-        masks += [(f"{limits[i]:.1f} to {limits[i + 1]:.1f}".replace("-", "−"), parts == i) for i in range(PARTS)]
+    if len(true) >= 2 * VALUE_PARTS and np.ptp(true) > 0:
+        masks += [(f"{limits[i]:.1f} to {limits[i + 1]:.1f}".replace("-", "−"), parts == i) for i in range(VALUE_PARTS)]
     masks += [(name, (distance >= low) & (distance < high)) for name, low, high in DISTANCES]
     rows = []
     for name, mask in masks:

@@ -106,7 +106,7 @@ def scatters(results: Results, component: int) -> list[Plot]:
         Series("model", "points", "model", x, predicted[drawn].tolist()),
         Series("constant", "dashed", "constant", list(value_range), [constant] * 2),
     ]
-    band_note = f", in the usual {100 * (results.metrics.interval_level or 0):g} % interval" if band else ""
+    band_note = f" The band is the usual {100 * (results.metrics.interval_level or 0):g} % interval." if band else ""
     residuals = [
         Series("perfect", "line", "guide", list(true_range), [0.0, 0.0]),
         Series("model", "points", "model", x, residual[drawn].tolist()),
@@ -127,7 +127,7 @@ def scatters(results: Results, component: int) -> list[Plot]:
     return [
         Plot(
             "Predicted against true",
-            f"Perfect predictions lie on the thin line{band_note}. Dashed: the constant predictor.{note}",
+            f"Perfect predictions lie on the thin line.{band_note} Dashed: the constant predictor.{note}",
             with_unit("true", unit), with_unit("predicted", unit), tuple(against), value_range, value_range,
             component=component,
         ),

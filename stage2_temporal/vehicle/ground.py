@@ -20,6 +20,7 @@ MAX_DISTANCE = 200.0  # m: also for lower edges at or above the horizon
 HORIZON_DEVIATION = 3.0  # px: a quarter of a degree, by which cars nod
 SCALE_DEVIATION = 0.03  # of the camera's height above a road that is not quite flat
 SIZE_SPREAD = 0.12  # of the log of cars' widths and heights; lorries are told by their shape
+WIDER = 0.4  # log of width per log of height relative to width: vans and lorries are wider as well as taller than cars
 USUAL_ASPECT = 1.2  # width over height of cars seen from behind
 FREEDOM = 4.0  # labels that these count for, next to the labels' own deviations
 MIN_LABELS = 3  # labels with box and position that a ground needs
@@ -132,12 +133,14 @@ def fit_ground_from_motion(boxes: ArrayLike, closing: ArrayLike, vx: ArrayLike) 
 def _with_sizes(horizon: float, scale: float, box: Floats, x: Floats) -> Ground:
     """The ground with the usual size of the vehicles in boxes (m, 4) at distances x (m,), and how much all vary."""
     log_width, log_height = np.log((box[:, 2] - box[:, 0]) * x), np.log((box[:, 3] - box[:, 1]) * x)
+    deviation = max(_robust_deviation(box[:, 3] - horizon - scale / x, HORIZON_DEVIATION), 0.5)
     return Ground(
         horizon,
         scale,
         span=float(np.exp(np.median(log_width))),
         tall=float(np.exp(np.median(log_height))),
-        horizon_deviation=max(_robust_deviation(box[:, 3] - horizon - scale / x, HORIZON_DEVIATION), 0.5),
+        horizon_deviation=deviation,
+        scale_deviation=SCALE_DEVIATION * min(deviation / HORIZON_DEVIATION, 1.0),  # a road without nods is also flat
         width_spread=_robust_deviation(log_width, SIZE_SPREAD),
         height_spread=_robust_deviation(log_height, SIZE_SPREAD),
     )

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from features._common.types import Floats
-from stage2_temporal.vehicle.ground import HORIZON_DEVIATION, SCALE_DEVIATION, SIZE_SPREAD, Ground
+from stage2_temporal.vehicle.ground import HORIZON_DEVIATION, SCALE_DEVIATION, SIZE_SPREAD, WIDER, Ground
 from stage2_temporal.vehicle.lines import HUBER
 
 MEAN_SIZE_DEVIATION = 0.1  # of the log of the mean width and height of vehicles, between countries and data sets
@@ -49,6 +49,7 @@ def calibrate_ground(boxes: ArrayLike, prior: Ground, nod: float = HORIZON_DEVIA
     # wider than usual for its height says nothing about the width of cars, taller nothing about their height
     shape = np.log(sizes[0] / sizes[1]) - math.log(prior.span / prior.usual_tall)
     spread = np.hypot(SIZE_SPREAD, np.stack([np.maximum(shape, 0), np.maximum(-shape, 0)]))
+    sizes[0] *= np.exp(-WIDER * np.maximum(-shape, 0))  # as wide as a car in its place
     centre = np.array([prior.horizon, *np.log([prior.scale, prior.span, prior.usual_tall])])
     deviation = np.array(
         [prior.horizon_deviation, prior.scale_deviation, MEAN_SIZE_DEVIATION, MEAN_SIZE_DEVIATION], np.float64

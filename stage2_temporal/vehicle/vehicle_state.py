@@ -6,6 +6,7 @@ because vehicles differ in size. The rate of approach is known twice. All are av
 
     foot     x = scale / (bottom − horizon)    deviation of log x: x / scale · deviation of the row, and of the scale
     width    x = span / width                  the spread of vehicles' widths; more if it looks wider than usual
+                                               for its height; what looks taller, a van or a lorry, is wider than a car
     height   x = tall / height                 the spread of their heights; more if it looks taller than usual
     closing  vx / x from 1/width and 1/height  a vehicle that turns gets wider without approaching, so where both
                                                differ by more than their noise, that counts as error of the width's
@@ -20,7 +21,7 @@ import numpy as np
 
 from features._common.types import Floats
 from features.sequences import Camera
-from stage2_temporal.vehicle.ground import MAX_DISTANCE, Ground
+from stage2_temporal.vehicle.ground import MAX_DISTANCE, WIDER, Ground
 from stage2_temporal.vehicle.lines import weighted_line
 
 STATE_NAMES = ("x", "y", "vx", "vy", "x_deviation", "vx_deviation", "vy_deviation")
@@ -126,7 +127,7 @@ def _distance(box: Floats, weight: Floats, growth: Floats, ground: Ground) -> tu
     shape = math.log(width / height) - math.log(ground.span / ground.usual_tall)
     estimates = (
         (foot, math.hypot(foot / ground.scale * ground.horizon_deviation, ground.scale_deviation)),
-        (ground.span / width, math.hypot(ground.width_spread, max(shape, 0.0))),
+        (ground.span * math.exp(WIDER * max(-shape, 0.0)) / width, math.hypot(ground.width_spread, max(shape, 0.0))),
         (ground.usual_tall / height, math.hypot(ground.height_spread, max(-shape, 0.0))),
     )
     precision = [1 / deviation**2 for _, deviation in estimates]

@@ -93,7 +93,8 @@ def test_train_evaluate_report(folder: Path, run: Run) -> None:
     command = [sys.executable, "-m", "stage2_temporal", *train]
     first = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
-    derived, *epochs, warning = first.stderr.splitlines()
+    derived, *epochs, intervals, warning = first.stderr.splitlines()
+    assert "no 90 % intervals" in intervals  # of three validation sequences
     assert "task.h5: pooled derived" in derived
     assert "UNTRAINED" in warning  # the store's recipe says that the backbone's weights are random
     assert len(epochs) == 2, first.stderr  # one line per epoch, and nothing of TensorFlow's

@@ -25,6 +25,7 @@ from features.config import Config
 from features.errors import FramebankError
 from features.store import Store
 from stage2_temporal.data.task import read_task
+from stage2_temporal.evaluation.uncertainty import INTERVALS_FILE, NOVELTY_FILE
 from stage2_temporal.runs.folder import FILES
 from stage2_temporal.runs.results import read_metrics
 from stage2_temporal.runs.tables import metrics_table
@@ -82,7 +83,7 @@ def losses(folder: Path) -> list[tuple[str, str]]:
 
 def test_run_learns_and_writes_all_files(trained: Path) -> None:
     metrics = metrics_of(trained)
-    assert sorted(p.name for p in trained.iterdir()) == sorted(FILES)
+    assert sorted(p.name for p in trained.iterdir()) == sorted([*FILES, INTERVALS_FILE, NOVELTY_FILE])
     assert [p.name for p in trained.parent.iterdir()] == ["trained"]  # no temporary folder is left
     assert metrics["splits"]["test"]["model"]["skill"] > 0.8
     assert metrics["splits"]["test"]["constant"]["spread_ratio"] == 0
@@ -184,7 +185,7 @@ def test_velocity_and_position_are_predicted_together(path: Path, tmp_path: Path
     errors = [
         f"{scores[error][distance]:.3f}" for error in ("ev", "ep") for distance in ("mean", "near", "medium", "far")
     ]
-    assert [word.rstrip(":") for word in table[first][-8:]] == errors
+    assert [word.rstrip(":") for word in table[first][-11:-3]] == errors
     assert table[first][3:5] == ["–", "–"]  # no RMSE and MAE over different units
     x = table[first + 6]
     assert x[:3] == ["x", "[m]", "model"]

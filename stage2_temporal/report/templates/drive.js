@@ -35,7 +35,7 @@
       const { value, interval, above } = row.targets[k];
       one("b", cell).textContent = value;
       one(".interval", cell).textContent = interval;
-      one(".above", cell).textContent = above === null ? "" : `above the threshold with ${above}`;
+      one(".above", cell).textContent = above === null ? "" : `${above} likely above the threshold`;
     });
     one(".readout .unlike", viewer).hidden = !row.unlike;
     one(".previous", viewer).disabled = current === 0;

@@ -1,0 +1,58 @@
+"""Footage unlike the training's: what is flagged, and what is not."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from features._common.types import Floats
+from stage2_temporal.data.row_profile import row_profile
+from stage2_temporal.evaluation.novelty import fit_novelty, flag_majority
+
+RNG = np.random.default_rng(0)
+MIXING = RNG.normal(size=(12, 300))
+
+
+def vectors(count: int, shift: float = 0.0, noise: float = 0.3) -> Floats:
+    """Vectors (count, 300) that vary in 12 directions, and a little in all."""
+    rng = np.random.default_rng(count)
+    return rng.normal(size=(count, 12)) @ MIXING + rng.normal(0, noise, (count, 300)) + shift
+
+
+def test_vectors_like_the_training_are_rarely_flagged_and_others_always() -> None:
+    model = fit_novelty(vectors(200), vectors(61), np.arange(61))
+    assert model is not None
+    assert (model.distances(vectors(1000)) > model.limit).mean() < 0.05
+    assert (model.distances(vectors(100, shift=3.0)) > model.limit).all()  # in a direction that training lacks
+    assert (model.distances(3 * vectors(100)) > model.limit).all()
+
+
+def test_too_few_examples_say_nothing() -> None:
+    assert fit_novelty(vectors(10), vectors(60), np.arange(60)) is None
+    assert fit_novelty(vectors(200), vectors(60), np.zeros(60, int)) is None
+    assert fit_novelty(np.ones((200, 5)), np.ones((60, 5)), np.arange(60)) is None
+
+
+def test_most_windows_decide_about_all() -> None:
+    assert flag_majority(np.array([True, True, False])).all()
+    assert flag_majority(np.array([True, False, False])).tolist() == [True, False, False]
+
+
+def drive_frame(horizon: int, brightness: float, rng: np.random.Generator) -> bytes:
+    """A thumbnail with sky above a row and textured road below."""
+    image = np.full((90, 160, 3), 200 * brightness, np.float64)
+    image[horizon:] = 90 * brightness + rng.normal(0, 12, (90 - horizon, 160, 1))
+    return cv2.imencode(".jpg", image.clip(0, 255).astype(np.uint8))[1].tobytes()
+
+
+def test_profile_tells_another_horizon_but_not_another_exposure() -> None:
+    rng = np.random.default_rng(4)
+
+    def profiles(count: int, horizon: int, exposure: tuple[float, float] = (0.8, 1.1)) -> Floats:
+        frames = [drive_frame(horizon + int(rng.integers(-1, 2)), rng.uniform(*exposure), rng) for _ in range(count)]
+        return np.array([row_profile(frame) for frame in frames], np.float64)
+
+    model = fit_novelty(profiles(120, 42), profiles(60, 42), np.arange(60))
+    assert model is not None
+    assert (model.distances(profiles(60, 42)) > model.limit).mean() < 0.06
+    assert (model.distances(profiles(60, 50)) > model.limit).all()
