@@ -19,7 +19,7 @@ from stage1_extract.ground_flow.motion_fit import fit_motions
 from stage1_extract.ground_flow.road_view import CELL, CameraMotion, RoadGrid
 from stage1_extract.ground_flow.rotation import find_rotation
 from stage1_extract.ground_flow.speed_posterior import SPEEDS, log_likelihood, speed_posterior
-from stage1_extract.ground_flow.surroundings import doubt_slow_speeds
+from stage1_extract.ground_flow.surroundings import SLOW, doubt_slow_speeds
 from stage1_extract.ground_flow.tile_matching import BACKWARDS, Displacements, distance_curves, tile_displacements
 
 CALIBRATION_PAIRS = 8  # that choose between horizons
@@ -70,7 +70,9 @@ class Solution:
     @property
     def confidence(self) -> Floats:
         """How far each speed is to be believed, from 0 to 1."""
-        return np.clip(self.probability, 0, 1) * np.clip(self.agreement / FULL_AGREEMENT, 0, 1)
+        # vehicles that keep pace look like a standing road, which would agree nearly everywhere
+        needed = np.where(np.abs(self.speeds) < SLOW, 2 * FULL_AGREEMENT, FULL_AGREEMENT)
+        return np.clip(self.probability, 0, 1) * np.clip(self.agreement / needed, 0, 1)
 
 
 class RoadSolver:
