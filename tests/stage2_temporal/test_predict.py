@@ -214,7 +214,7 @@ def test_change_of_frame_size_is_found(tmp_path: Path, name: str, codec: str) ->
     path = two_sizes(tmp_path / name, codec)
     with pytest.raises(DataError, match=r"frame size changes at frame [56]; expected 128x96 throughout; got 160x96"):
         Video(path)  # a decoder may drop the last frame before the change
-    assert Video(write_video(tmp_path / f"b{path.suffix}", images(), codec, 12)).size == (160, 120)
+    assert Video(write_video(tmp_path / f"b{path.suffix}", images(), codec, 12)).facts.size == (160, 120)
 
 
 def test_frame_rate_is_read_only_from_headers_that_have_one(tmp_path: Path) -> None:
