@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from features._common.types import Floats
 
 PROFILE_SIZE = (160, 90)  # width and height at which thumbnails are compared
+UNKNOWN_PROFILE = np.full(3 * PROFILE_SIZE[1] - 1, np.nan, np.float32)  # of a frame that could not be decoded
 FLAT = 0.01  # added to the edges of each row, in units of the frame's contrast
 
 

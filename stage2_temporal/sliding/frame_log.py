@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from features._common.console import progress_bar
 from features._common.types import Floats
 from stage1_extract.datasets.clip import Clip
-from stage2_temporal.data.row_profile import row_profile, window_profiles
+from stage2_temporal.data.row_profile import UNKNOWN_PROFILE, row_profile, window_profiles
 
 PICTURE_WIDTH, PICTURE_QUALITY = 480, 75  # of the JPEGs on a drive's page
 
@@ -23,8 +23,8 @@ class FrameLog:
         self._profiles: list[NDArray[np.float32]] = []
 
     def add(self, thumbnail: bytes) -> None:
-        """Note the stream's next frame."""
-        self._profiles.append(row_profile(thumbnail))
+        """Note the stream's next frame; one that could not be decoded has no thumbnail."""
+        self._profiles.append(row_profile(thumbnail) if thumbnail else UNKNOWN_PROFILE)
 
     def profiles(self, rows: NDArray[np.int64]) -> Floats | None:
         """The mean profiles (n, F) of windows `rows` (n, T); None if no frame was seen."""

@@ -151,7 +151,7 @@ def test_missing_or_broken_data_set_is_named(path: str, root: Path, run: Run) ->
 
 
 def test_internal_error_keeps_its_traceback(root: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("stage1_extract.datasets.scan", broken)

@@ -11,7 +11,6 @@ import pytest
 from features.config import Config
 from features.errors import ConfigError
 from features.store import Store
-from stage1_extract import extract as extract_module
 from stage1_extract.backbone.registry import find_backbone
 from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
@@ -65,7 +64,7 @@ def test_adding_a_tap_extracts_that_stream_alone(tmp_path: Path, monkeypatch: py
     # both at once give the same numbers, and a finished store loads no network
     extract(both, tmp_path / "once.h5", catalogue)
     assert store_content(tmp_path / "once.h5") == after
-    monkeypatch.setattr(extract_module, "build_trunk", lambda _: pytest.fail("a network was loaded"))
+    monkeypatch.setattr("stage1_extract.backbone.trunk.build_trunk", lambda _: pytest.fail("a network was loaded"))
     assert extract(both, tmp_path / "s.h5", catalogue).extracted == 0
     # a config without the tap leaves its stream in the store
     assert extract(config, tmp_path / "s.h5", catalogue).extracted == 0
