@@ -75,7 +75,7 @@ class Extract(StoreCommand):
     """Run the frozen trunk over every frame that is not in the store yet. Resumes where it was interrupted."""
 
     sections = ("data", "frames", "backbone", "extract")
-    rehash: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    rehash: bool = False
     """Read every file again, even if its size and time of modification are those of the last scan."""
     settings: Settings = Config()
 
@@ -381,7 +381,7 @@ class Predict(Command):
     """Frames per second, if the input's frame rate is missing or wrong."""
     camera: Annotated[Path | None, hint("FILE", "the input's own")] = None
     """File with the camera's numbers: .toml, or in the format of calibration.txt."""
-    allow_truncated: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    allow_truncated: bool = False
     """Use a video that breaks off as far as it goes, instead of refusing it."""
     threshold: Annotated[float | None, hint("FLOAT", "none")] = None
     """Also write the probability that each target is above this value, in its unit (m/s for speeds)."""
@@ -461,7 +461,7 @@ class Speed(Command):
     """CSV file to write, with time, frame, speed and confidence."""
     fps: Annotated[float | None, hint("FLOAT", "the video's times; 20 for a folder")] = None
     """Frames per second of a folder of frames, or of a video whose times are wrong."""
-    allow_truncated: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    allow_truncated: bool = False
     """Use a video that breaks off as far as it goes, instead of refusing it."""
 
     def __call__(self) -> None:

@@ -91,7 +91,7 @@ def parse(command: type[AnyCommand], arguments: Sequence[str], config: Config, *
     with parsing.on_parse_error(lambda event: _refuse(event, arguments, known, config, prog)):
         options = tyro.cli(
             command,
-            args=list(arguments),
+            args=_with_values(command, arguments),
             prog=prog,
             description=command.description(),
             registry=registry(config, command.sections),
@@ -103,6 +103,17 @@ def parse(command: type[AnyCommand], arguments: Sequence[str], config: Config, *
     if "settings" in values:
         changes["settings"] = _merged(config, values["settings"], given_options(arguments), prog)
     return dataclasses.replace(options, **changes)
+
+
+def _with_values(command: type[Command], arguments: Sequence[str]) -> list[str]:
+    """Add `true` after each of a command's switches, such as --rehash, that is given without a value."""
+    switches = {field.name for field in dataclasses.fields(command) if isinstance(field.default, bool)}
+    words: list[str] = []
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        words.append(word)
+        if word.startswith("--") and word[2:].replace("-", "_") in switches and following not in ("true", "false"):
+            words.append("true")
+    return words
 
 
 def registry(config: Config, sections: Collection[str] = Command.sections) -> ConstructorRegistry:

@@ -49,7 +49,9 @@ def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
     try:
         video = Video(path, allow_truncated=data.allow_truncated)
     except DataError as e:
-        hint = (e.hint or "--input another video, or convert it").replace("--data.allow_truncated", "--allow-truncated")
+        hint = (e.hint or "--input another video, or convert it").replace(
+            "--data.allow_truncated true", "--allow-truncated"
+        )
         raise DataError(e.what, expected=e.expected, got=e.got, hint=hint) from None
     rate = fps or video.facts.fps
     if rate is None:

@@ -27,7 +27,7 @@ from stage1_extract.datasets.image_sequence import map_in_threads
 from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
 from stage1_extract.datasets.scan_cache import ScanCache
 
-TRUNCATED_HINT = "copy the video again, or --data.allow_truncated to use it as far as it goes"
+TRUNCATED_HINT = "copy the video again, or --data.allow_truncated true to use it as far as it goes"
 VIDEO_SUFFIXES = frozenset([".avi", ".hevc", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"])
 
 

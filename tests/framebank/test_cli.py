@@ -14,7 +14,7 @@ import pytest
 from features.config import CONFIG_SECTIONS, Config, read_config
 from features.head_config import list_heads
 from framebank.cli import main
-from framebank.commands import COMMANDS, STAGE_ONE, STAGE_TWO
+from framebank.commands import COMMANDS, STAGE_ONE, STAGE_TWO, Extract
 from framebank.options import parse
 from tests.helpers import ROOT
 
@@ -187,6 +187,12 @@ def test_flags_are_written_as_in_toml_or_with_dashes() -> None:
     assert config.train.tensorboard and not config.train.restore_best
     assert config.train.learning_rate == 0.5
     assert settings("--data.target", "distance", "rate").data.columns == ("distance", "rate")
+
+
+@pytest.mark.parametrize("words", [["--rehash"], ["--rehash", "true"], ["--rehash", "--extract.shard", "3"]])
+def test_switch_needs_no_value(words: list[str]) -> None:
+    parsed = parse(Extract, words, Config(), prog="framebank extract")
+    assert parsed.rehash and not parse(Extract, ["--rehash", "false"], Config(), prog="framebank extract").rehash
 
 
 def test_settings_without_a_flag_count_as_unset(tmp_path: Path) -> None:
