@@ -109,9 +109,10 @@ def _with_values(command: type[Command], arguments: Sequence[str]) -> list[str]:
     """Add `true` after each of a command's switches, such as --rehash, that is given without a value."""
     switches = {field.name for field in dataclasses.fields(command) if isinstance(field.default, bool)}
     words: list[str] = []
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for i, word in enumerate(arguments):
         words.append(word)
-        if word.startswith("--") and word[2:].replace("-", "_") in switches and following not in ("true", "false"):
+        has_value = i + 1 < len(arguments) and arguments[i + 1].lower() in ("true", "false")
+        if word.startswith("--") and word[2:].replace("-", "_") in switches and not has_value:
             words.append("true")
     return words
 
