@@ -52,15 +52,13 @@ def extract_data_set(
     quiet_opencv()
     from stage1_extract.datasets import scan
     from stage1_extract.datasets.scan_cache import scan_cache_of
+    from stage1_extract.extract import extract as extract_catalogue
 
     if config.data.layout == "sample":
         render_sample(config)
     path = store.resolve() if store.is_symlink() else store  # replace the file that a link points to, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
     catalogue = scan(config.data, cache=scan_cache_of(path, rehash=rehash))
-    with quiet_imports():
-        from stage1_extract.extract import extract as extract_catalogue
-
     return extract_catalogue(config, path, catalogue, damaged_rows=damaged_rows)
 
 

@@ -22,7 +22,7 @@ from joblib import cpu_count
 from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write, exclusive_write_lock
-from features._common.console import logger, progress_bar
+from features._common.console import logger, progress_bar, quiet_imports
 from features._common.types import Image
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
@@ -144,9 +144,9 @@ def _extract(
     existing, request = ExistingStore.read(store, damaged_rows), _request_digest(config)
     trunk = TrunkInfo.from_store(existing, config, request, sequences)
     if trunk is None:
-        from stage1_extract.backbone.trunk import build_trunk
-        from stage1_extract.engines.engine import Engine
-
+        with quiet_imports():
+            from stage1_extract.backbone.trunk import build_trunk
+            from stage1_extract.engines.engine import Engine
         engine = engine or Engine(build_trunk(config), config.extract.batch, config.extract.engine)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
     if existing.header is not None and existing.header.recipe.fingerprint != trunk.recipe.fingerprint:

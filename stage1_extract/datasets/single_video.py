@@ -39,17 +39,17 @@ def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
     if path.is_dir():
         files = tuple(path / p.name for p in list_folder(path) if p.name.lower().endswith(IMAGE_SUFFIXES))
         if not files:
-            raise DataError(f"{path}: no frames", expected="image files such as 001.jpg", hint="--input another folder")
+            raise DataError(f"{path}: no frames", expected="image files such as 001.jpg", hint="name another folder")
         catalogue = check_files([ClipSpec(path.name, "test", data.fps, files)], 0)
         if catalogue.faults:
             raise BadInputs(f"{path}: damaged frames", list(catalogue.faults), hint="replace or remove them")
         return catalogue.clips[0]
     if not path.exists():
-        raise DataError(f"{path}: no such video or folder", hint="--input VIDEO or --input FOLDER")
+        raise DataError(f"{path}: no such video or folder", hint="name a video or a folder of frames")
     try:
         video = Video(path, allow_truncated=data.allow_truncated)
     except DataError as e:
-        hint = (e.hint or "--input another video, or convert it").replace(
+        hint = (e.hint or "name another video, or convert it").replace(
             "--data.allow_truncated true", "--allow-truncated"
         )
         raise DataError(e.what, expected=e.expected, got=e.got, hint=hint) from None

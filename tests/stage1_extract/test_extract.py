@@ -363,3 +363,8 @@ def test_a_link_to_a_store_stays_a_link(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "s.h5").symlink_to(tmp_path / "elsewhere" / "s.h5")
     assert main(["extract", "--config", str(tmp_path / "c.toml"), "--store", str(tmp_path / "s.h5")]) == 0
     assert (tmp_path / "s.h5").is_symlink() and (tmp_path / "elsewhere" / "s.h5").is_file()
+
+
+def test_extraction_loads_tensorflow_only_for_a_network() -> None:
+    code = "import sys, stage1_extract.extract, stage1_extract.datasets; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
