@@ -269,6 +269,8 @@ def _unknown_options(tokens: Sequence[str], known: Sequence[str], config: Config
             settings = [name[7:] for name in known if name.startswith("--head.") and name != "--head.name"]
             nearest = did_you_mean(option[7:], settings)
             yield f"unknown option {option}{nearest}, {config.head.name} has {', '.join(settings) or 'no settings'}"
+        elif option in known:
+            yield f"{option} is not an option of this command"
         else:
             yield f"unknown option {option}{did_you_mean(option, known)}"
 

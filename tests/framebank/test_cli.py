@@ -128,6 +128,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --train.epoch=3", "unknown option --train.epoch (did you mean --train.epochs?)"),
         ("train --epochs 3", "did you mean --train.epochs?"),
         ("info --stor a.h5", "unknown option --stor (did you mean --store?)"),
+        ("extract --train.epochs 3", "--train.epochs is not an option of this command"),
         ("train --head.name rigde", "no such head (did you mean ridge?)"),
         ("train --head.unit 3", "unknown option --head.unit (did you mean units?), pooled_lstm has "),
         ("train --head.name ridge --head.units 3", "ridge has streams, grid, components, difference, lags, alpha"),
