@@ -192,7 +192,7 @@ def _check_options(
 def _check_writable(path: Path, source: Path) -> None:
     """Raise ConfigError if an output file is a folder, is the input, or cannot be created."""
     hint = "name a file in a folder that you can write to"
-    if path.exists() and (path.is_dir() or path.samefile(source)):
+    if path.exists() and (path.is_dir() or (source.exists() and path.samefile(source))):
         problem = "is a folder" if path.is_dir() else "is the input"
         raise ConfigError(f"{path}: {problem}, not an output file", hint=hint)
     try:

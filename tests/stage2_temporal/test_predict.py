@@ -272,6 +272,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("short", {}, "short: shorter than one window"),
         ("torn", {}, "torn/3.jpg: damaged image"),
         ("nowhere.mp4", {}, "nowhere.mp4: no such video or folder"),
+        ("nowhere.mp4", {"output": "rateless.mp4"}, "nowhere.mp4: no such video or folder"),
         ("nowhere.csv", {}, "nowhere.csv"),
         ("good.mp4", {"stride": 0}, "--stride must be positive; got 0"),
         ("good.mp4", {"stride": 11}, "shorter than one window (3 frames, stride 11); expected at least 23 frames"),
