@@ -11,6 +11,7 @@ import numpy as np
 from features._common.types import Floats
 
 Box = tuple[float, float, float, float]
+SAME_ASPECT = 0.01  # largest relative difference of the aspect ratios of frames from one camera
 SPLITS = ("train", "validation", "test")
 
 
@@ -90,6 +91,11 @@ class FrameSequence:
             for i, label in enumerate(self.labels)
             if label.box is not None and all(map(math.isfinite, label.box)) and 0 <= label.frame < self.length
         ]
+
+
+def same_aspect(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether frames of two sizes (width, height) may be the same view, reduced or enlarged."""
+    return abs(first[0] * second[1] / (first[1] * second[0]) - 1) <= SAME_ASPECT
 
 
 def same_sequences(first: Sequence[FrameSequence], second: Sequence[FrameSequence]) -> bool:

@@ -116,7 +116,7 @@ def predict(
     boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
     reads_flow = MOTION in config.head.input_streams and stride is None and boxes is None
     step = flow_step(clip.sequence, read_metrics(run).frame_interval) if reads_flow else 1
-    rows = sliding_windows(every_nth(clip, step).sequence if step > 1 else clip.sequence, config, _slowest(run, config))
+    rows = sliding_windows(every_nth(clip, step).sequence, config, _slowest(run, config))
     models = load_run_models(run)
     if boxes_by_frame is None:
         return _predict_clip(models, clip, step, rows, config, output, options, overlay, report)
@@ -217,7 +217,7 @@ def _predict_clip(
 
     `rows` (n, T) count every `step`-th frame of the clip.
     """
-    columns, used = config.data.columns, every_nth(clip, step) if step > 1 else clip
+    columns, used = config.data.columns, every_nth(clip, step)
     window = SlidingWindow(models, rows)
     stream = FrameStream([used], np.arange(used.sequence.length), config, models)
     outputs = np.concatenate(list(window.run(stream.batches(window.step))))

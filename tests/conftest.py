@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import settings
 
 from features._common.console import log_to_stderr
-from tests.helpers import REAL
+from tests.helpers import CHROMIUM, REAL
 
 settings.register_profile("noisy machines", deadline=None)
 settings.load_profile("noisy machines")
@@ -27,3 +29,17 @@ def real() -> Path:
     if not REAL.is_dir():
         pytest.skip("no ../shared/data beside this checkout")
     return REAL
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, as Playwright's `Browser`."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    flags = [
+        "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    ]  # fmt: skip
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import cv2
 import h5py
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
@@ -23,6 +25,8 @@ from features.tracks import Track
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data"
+CHROMIUM = shutil.which("chromium")
+IN_BROWSER = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")]
 RECIPE = Recipe("cv2", (32, 18), "area", "rgb", "none", "Tiny", weights="random", dtype="float32")
 
 

@@ -18,12 +18,10 @@ from pathlib import Path
 from pydantic import Field
 
 from features.errors import DataError
-from features.sequences import Camera
+from features.sequences import Camera, same_aspect
 from features.strict_model import StrictModel, read_toml
 from stage1_extract.datasets.calibration import read_camera
 from stage1_extract.datasets.clip import Clip
-
-SAME_SHAPE = 0.01  # largest relative difference of the aspect ratios of frames from one camera
 
 
 class CameraFile(StrictModel):
@@ -46,7 +44,7 @@ class CameraFile(StrictModel):
 
     def camera(self, size: tuple[int, int]) -> Camera:
         """The camera for frames of this width and height in px; a DataError if they have another shape."""
-        if abs(size[0] * self.size[1] / (size[1] * self.size[0]) - 1) > SAME_SHAPE:
+        if not same_aspect(size, self.size):
             raise DataError(
                 "the camera file is for frames of another shape",
                 expected=f"{self.size[0]}x{self.size[1]}, enlarged or reduced",

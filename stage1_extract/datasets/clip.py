@@ -62,7 +62,9 @@ class EveryNth:
 
 
 def every_nth(clip: Clip, step: int) -> Clip:
-    """A clip of every `step`-th frame, without labels."""
+    """A clip of every `step`-th frame, without labels; the clip itself if that is every frame."""
+    if step == 1:
+        return clip
     s = clip.sequence
     length, times = -(-s.length // step), s.times and s.times[::step]
     return Clip(replace(s, length=length, fps=s.fps / step, times=times, labels=()), EveryNth(clip.source, step))

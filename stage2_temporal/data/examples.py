@@ -149,11 +149,6 @@ class StoreExamples:
         return self.examples.sequence
 
     @property
-    def fps(self) -> Floats:
-        """(n,) frames per second of each example's sequence."""
-        return np.array([self.source.store.sequences[s].fps for s in self.groups.tolist()])
-
-    @property
     def times(self) -> Floats:
         """(n, T) seconds of each frame from the window's last one: at most 0, or at least 0 in a reversed window."""
         times = self.source.store.frame_times[self.examples.rows]

@@ -38,13 +38,13 @@ def write_overlay(
     """
     values = predictions.values
     count, times = clip.sequence.length, clip.sequence.frame_times
+    predicted_at = times[frames]
     limits = min(0.0, float(values.min())), max(0.0, float(values.max()))
     with open_overlay(path, clip.sequence) as write_frame, progress_bar(count, "overlay", "frames") as progress:
         for i, image in enumerate(clip.source.read(0, count)):
-            ages = times[frames] - times[i]
-            recent = slice(*np.searchsorted(ages, (-CHART_SECONDS, 1e-9)))
+            recent = slice(*np.searchsorted(predicted_at, (times[i] - CHART_SECONDS, times[i] + 1e-9)))
             texts = prediction_texts(predictions, recent.stop - 1 if recent.stop else None, columns)
-            draw_values(image, values[recent], ages[recent], texts, limits)
+            draw_values(image, values[recent], predicted_at[recent] - times[i], texts, limits)
             write_frame(image)
             progress.update()
 

@@ -3,8 +3,8 @@
 A velocity of a lost or hidden vehicle can be wrong by tens of m/s, but its deviation tells so. Relative velocities are
 mostly like the training's, m ± v, and sometimes an oncoming vehicle's. So the prior is a mixture of two Gaussians, and
 the best guess for an estimate with deviation s is the mean of its posterior: m + (estimate − m) / (1 + (s / v)²) where
-the estimate is usual, and nearly the estimate itself where it is far away but certain. `noise_scale`, which is fitted
-too, scales the deviations. Keras operations take tensors and arrays, so that graph and fit share the code.
+the estimate is near m, and almost the estimate itself where it is far from m but certain. The deviations are multiplied
+by `noise_scale`, which is fitted too. Keras operations take tensors and arrays, so that graph and fit share the code.
 """
 
 from __future__ import annotations

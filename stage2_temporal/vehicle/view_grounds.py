@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from features._common.types import Floats, Size
-from features.sequences import Camera, FrameSequence
+from features.sequences import Camera, FrameSequence, same_aspect
 from features.tracks import Track
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, SeenGround, View, box_noise
 from stage2_temporal.vehicle.ground import SCALE_DEVIATION, Ground
@@ -22,7 +22,6 @@ from stage2_temporal.vehicle.self_calibration import Calibration, calibrate_grou
 
 SAME_INTRINSICS = 0.02  # largest difference of focal lengths, and of columns as a share of the width
 USUAL_FOCAL_LENGTH = 0.65  # of the width, in dash-cams and phones
-SAME_ASPECT = 0.01  # largest relative difference of the aspect ratios of frames from one camera
 SAME_HEIGHT = 0.05  # largest relative difference of heights
 NOD = 0.004  # radians by which cars nod
 PITCH = 0.035  # radians by which dash-cams are tilted
@@ -82,10 +81,8 @@ def _find_ground(geometry: CameraGeometry, view: View, boxes: Floats) -> tuple[S
 
 def _in_size(geometry: CameraGeometry, size: Size) -> CameraGeometry:
     """The run's geometry in frames of a size, which may be the training camera's footage reduced or enlarged."""
-    (width, height), (trained_width, trained_height) = size, geometry.size
-    same_aspect = abs(width * trained_height / (height * trained_width) - 1) < SAME_ASPECT
     trained_too = size == geometry.size or any(view.size == size for view, _ in geometry.others)
-    return geometry.resized(size) if same_aspect and not trained_too else geometry
+    return geometry.resized(size) if same_aspect(size, geometry.size) and not trained_too else geometry
 
 
 def _calibrated_ground(geometry: CameraGeometry, camera: Camera, size: Size, boxes: Floats) -> tuple[SeenGround, str]:
