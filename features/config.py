@@ -128,6 +128,9 @@ class ExtractConfig(StrictModel):
     """Type in which maps are stored; float16 halves the file and rounds by 5e-4."""
     shard: int = Field(512, gt=0)
     """Frames per shard; at most this much work is lost if extraction is killed."""
+    packed_gb: float = Field(2.0, ge=0)
+    """Make a store that needs at most this many gigabytes a single file. A larger one is a small file, the index, and a
+    folder of shards beside it, to which frames are added without copying the others."""
     motion: bool = False
     """Whether to store optical flow too, as the stream `motion`, which predicts ego speed well; takes 5 ms per
     frame."""

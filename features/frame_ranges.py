@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -70,3 +70,28 @@ def by_sequence(stored: Iterable[StoredRange]) -> dict[tuple[str, str], list[Sto
     for s in stored:
         table[s.frame_range.sequence, s.frame_range.digest].append(s)
     return table
+
+
+def sequence_ranges(sequences: Sequence[FrameSequence], stored: Iterable[StoredRange]) -> list[list[StoredRange]]:
+    """Return the stored ranges that make up each sequence, in order; none for one that lacks frames."""
+    table = by_sequence(stored)
+    ranges = [covering_ranges(full_range(s), table.get((s.id, s.digest), ())) for s in sequences]
+    return [
+        parts if sum(len(r.frame_range) for r in parts) == s.length else []
+        for s, parts in zip(sequences, ranges, strict=True)
+    ]
+
+
+def split_into_groups(ranges: Iterable[FrameRange], size: int) -> list[list[FrameRange]]:
+    """Put ranges, in order, into groups of at most `size` frames; only ranges longer than that are split."""
+    groups: list[list[FrameRange]] = []
+    space = 0  # in the last group
+    for r in ranges:
+        for start in range(r.start, r.stop, size):
+            part = replace(r, start=start, stop=min(start + size, r.stop))
+            if len(part) > space:
+                groups.append([])
+                space = size
+            groups[-1].append(part)
+            space -= len(part)
+    return groups

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import errno
 import io
+import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from features._common.atomic import NO_LOCKS
 from features.errors import StoreError
+from features.recipe import canonical_json
 
-FORMAT_NAME, FORMAT_VERSION = "framebank", 1
+FORMAT_NAME, FORMAT_VERSION = "framebank", 2
 # fixed-array chunk indices, which stay fast at millions of frames, and readable by every HDF5 since 1.10
 LIBVER = ("v110", "v110")
+SECONDS_PER_DAY = 86400
+MAX_CHUNK = 1 << 24  # bytes in a chunk of a table
 
 
 class ErrorTolerantFile(io.FileIO):
@@ -99,6 +106,17 @@ def _open_for_reading(path: Path, locking: bool | None = None) -> Any:
         raise StoreError(f"{path}: another program has opened it for writing", hint=hint) from None
 
 
+def is_open_elsewhere(path: Path) -> bool:
+    """Whether a file is open for reading; where there are no locks to tell, whether it changed in the last day."""
+    try:
+        h5py.File(path, "r+").close()
+    except OSError as e:
+        if e.errno in NO_LOCKS:
+            return time.time() - path.stat().st_mtime < SECONDS_PER_DAY
+        return e.errno == errno.EAGAIN or "already open" in str(e) or "unable to lock" in str(e)
+    return False
+
+
 def _check_self_contained(group: Any, path: Path) -> None:
     """Refuse links and data outside the file: a store from elsewhere must not read the user's other files."""
     for name in group:
@@ -120,10 +138,52 @@ def copy_chunks(source: Any, target: Any, source_row: int, target_row: int, coun
 
 
 def write_columns(group: Any, columns: Mapping[str, Any]) -> None:
-    """Write one dataset per column; lists are text, arrays are numbers."""
+    """Write one checksummed dataset per column; lists are text, arrays are numbers."""
     for name, values in columns.items():
-        dtype = h5py.string_dtype() if isinstance(values, list) else None
-        group.create_dataset(name, data=values, dtype=dtype, track_times=False)
+        if isinstance(values, list):
+            encoded = [text.encode() for text in values]
+            longest = max(map(len, encoded), default=0)
+            # variable lengths would be stored where HDF5 has no checksums
+            write_array(group, name, np.array(encoded, h5py.string_dtype("utf-8", max(1, longest))))
+        else:
+            write_array(group, name, values)
+
+
+def read_text(data: Any) -> list[str]:
+    """Read a column of text."""
+    texts: list[str] = data.asstr()[:].tolist()
+    return texts
+
+
+def write_array(group: Any, name: str, values: NDArray[Any]) -> None:
+    """Write a checksummed dataset; one without entries has no bytes to check."""
+    values = np.asarray(values)
+    checked = values.ndim > 0 and values.size > 0
+    chunks = None
+    if checked:
+        rows = max(1, MAX_CHUNK // (values.nbytes // len(values)))
+        chunks = (min(len(values), rows), *values.shape[1:])
+    elif values.ndim == 0:
+        # a single number is kept in the dataset's header, which has a checksum of its own
+        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        layout.set_layout(h5py.h5d.COMPACT)
+        layout.set_obj_track_times(False)
+        space, kind = h5py.h5s.create(h5py.h5s.SCALAR), h5py.h5t.py_create(values.dtype, logical=True)
+        links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+        links.set_create_intermediate_group(True)
+        h5py.h5d.create(group.id, name.encode(), kind, space, dcpl=layout, lcpl=links).write(space, space, values)
+        return
+    group.create_dataset(name, data=values, chunks=chunks, fletcher32=checked, track_times=False)
+
+
+def write_json(group: Any, name: str, value: object) -> None:
+    """Write a value as JSON, whatever its length."""
+    write_array(group, name, np.frombuffer(canonical_json(value).encode(), np.uint8))
+
+
+def read_json(data: Any) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(data[:].tobytes())
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from features._common.atomic import exclusive_write_lock
 from features._common.console import logger, progress_bar, quiet_imports
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
@@ -143,6 +144,31 @@ class Repair(Extract):
             self.extract(damaged)
         else:
             print(f"{self.store_path}: intact, nothing to repair")
+
+
+@dataclass(frozen=True)
+class Pack(StoreCommand):
+    """Copy a store's shards into its own file, so that it is a single one to copy or publish."""
+
+    def __call__(self) -> None:
+        from features.store_writer import pack_store
+
+        with exclusive_write_lock(self.store_path):
+            pack_store(self.store_path)
+        print(f"{self.store_path}: a single file of {self.store_path.stat().st_size / 1e6:,.1f} MB")
+
+
+@dataclass(frozen=True)
+class Unpack(StoreCommand):
+    """Make a store an index with a folder of shards, so that adding frames or streams copies none of the others."""
+
+    def __call__(self) -> None:
+        from features.frame_files import shard_folder
+        from features.store_writer import unpack_store
+
+        with exclusive_write_lock(self.store_path):
+            unpack_store(self.store_path)
+        print(f"{self.store_path}: an index; the frames are in {shard_folder(self.store_path)}")
 
 
 @dataclass(frozen=True)
@@ -512,7 +538,7 @@ def _by_name(*commands: type[Command]) -> dict[str, type[Command]]:
     return {command.__name__.lower(): command for command in commands}
 
 
-STAGE_ONE = _by_name(Sample, Extract, Info, Verify, Repair) | {"camera": MeasureCamera, "speed": Speed}
+STAGE_ONE = _by_name(Sample, Extract, Info, Verify, Repair, Pack, Unpack) | {"camera": MeasureCamera, "speed": Speed}
 STAGE_TWO = _by_name(Train, Evaluate, Report, Sweep, Leaderboard, Predict, Finetune, Fuse, Export, Derive, Benchmark)
 COMMANDS = STAGE_ONE | STAGE_TWO
 

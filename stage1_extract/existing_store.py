@@ -13,7 +13,8 @@ from features.config import Config
 from features.frame_ranges import StoredRange
 from features.recipe import Recipe, stream_origin
 from features.sequences import FrameSequence
-from features.store import Header, Store, StreamInfo, TopRecord
+from features.store import Store
+from features.store_tables import Header, StreamInfo, TopRecord
 from features.streams import APPEARANCE, THUMBNAILS
 from features.tracks import Track
 from stage1_extract.plan import complete_sequences
@@ -35,6 +36,7 @@ class ExistingStore:
     top: TopRecord | None = None
     tracks: Mapping[str, Track] = field(default_factory=dict)  # by their keys
     bases: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)  # by stream, see `Store.basis`
+    is_packed: bool = True
 
     @classmethod
     def read(cls, path: Path, damaged_rows: DamagedRows) -> ExistingStore:
@@ -42,15 +44,17 @@ class ExistingStore:
         if not path.exists():
             return cls()
         with Store(path) as store:
-            damaged: dict[str, list[int]] = {name: [] for name in store.streams}
-            for row, streams in damaged_rows.items():
+            streams = {**store.streams, **store.partial_streams}
+            damaged: dict[str, list[int]] = {name: [] for name in streams}
+            for row, names in damaged_rows.items():
                 # thumbnails are extracted together with the trunk's stream
-                for name in {APPEARANCE if name == THUMBNAILS else name for name in streams}:
+                for name in {APPEARANCE if name == THUMBNAILS else name for name in names}:
                     damaged[name].append(row)
-            ranges = {name: store.stored_ranges(rows) for name, rows in damaged.items()}
+            ranges = {name: store.stored_ranges(name, rows) for name, rows in damaged.items()}
             # a damaged derived stream is dropped, and its basis with it
             bases = {name: store.basis(name) for name, rows in damaged.items() if not rows}
-            return cls(store.header, store.sequences, store.streams, ranges, store.top(), store.tracks(), bases)
+            parts = store.header, store.sequences, streams, ranges, store.top(), store.tracks(), bases
+            return cls(*parts, is_packed=store.is_packed)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
-"""Extraction: frames in, store out. Only frames that are not stored yet go through the trunk. Shards are written to
-`<store>.parts/`, and the store is assembled from them; if the process is killed, the same command continues from them.
+"""Extraction: frames in, store out. Only frames that are not stored yet go through the trunk.
+
+Shards are written to `<store>.shards/`. A small store is then packed from them into a single file; a larger one refers
+to them. If the process is killed, the same command continues from the shards that are finished.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import shutil
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import groupby, islice
@@ -21,16 +23,19 @@ import numpy as np
 from joblib import cpu_count
 from numpy.typing import NDArray
 
-from features._common.atomic import atomic_write, exclusive_write_lock
+from features._common.atomic import exclusive_write_lock
 from features._common.console import logger, progress_bar, quiet_imports
 from features._common.types import Image
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
-from features.frame_ranges import FrameRange, StoredRange
+from features.frame_files import shard_folder
+from features.frame_ranges import FrameRange, StoredRange, sequence_ranges
 from features.recipe import Recipe, json_digest
 from features.sequences import same_sequences
-from features.store import Header, StreamInfo
-from features.store_writer import ShardWriter, StreamContent, assemble_store, check_shard, shard_ranges, shard_tracks
+from features.shard_folder import delete_replaced_shards, delete_unused_shards, used_shards
+from features.shards import ShardWriter, new_shard, shard_ranges, shard_tracks
+from features.store_tables import Header, StreamInfo
+from features.store_writer import StoreContent, StreamContent, save_store
 from features.streams import APPEARANCE, MOTION
 from features.tracks import Track, track_keys
 from stage1_extract import optical_flow
@@ -63,38 +68,55 @@ class ExtractionResult:
 
 
 @dataclass(frozen=True)
-class Shards:
-    """The finished shards in a folder that were made with a recipe."""
+class NewShards:
+    """The finished shards in a store's folder to which the store does not refer yet."""
 
     folder: Path
     recipe: Recipe
+    stored: Collection[str]  # names of those to which it does
 
     def ranges(self) -> list[StoredRange]:
-        return [r for path in self._files() for r in shard_ranges(path, self.recipe.fingerprint)]
+        """All ranges in the shards that were made with the recipe."""
+        return [r for path in self.files() for r in shard_ranges(path, self.recipe.fingerprint)]
 
     def tracks(self) -> dict[str, Track]:
         """All tracks in the shards, by their keys, which identify the frames whatever the recipe."""
-        return {key: track for path in self._files() for key, track in shard_tracks(path).items()}
+        return {key: track for path in self.files() for key, track in shard_tracks(path).items()}
 
     def write_tracks(self, tracks: Mapping[str, Track]) -> None:
-        with self.new_shard([], {}, sorted(tracks)) as writer:
+        """Write a shard of tracks alone."""
+        with new_shard(self.folder, self.recipe, [], {}, sorted(tracks)) as (writer, _):
             writer.finish(tracks=tracks)
 
     @contextmanager
-    def new_shard(
-        self, ranges: Sequence[FrameRange], streams: Mapping[str, StreamInfo], tracks: Sequence[str] = ()
-    ) -> Iterator[ShardWriter]:
-        """Write a new shard, which appears in the folder once the block ends without an error."""
-        content = [sorted(streams), [[r.sequence, r.digest, r.start, r.stop] for r in ranges], tracks]
-        with atomic_write(self.folder / f"{json_digest(content)[:24]}.h5") as temporary:
-            writer = ShardWriter(temporary, self.recipe, ranges, streams)
-            try:
-                yield writer
-            finally:
-                writer.close()
+    def new_group(self, ranges: Sequence[FrameRange], streams: Mapping[str, StreamInfo]) -> Iterator[GroupWriter]:
+        """Write a shard for each stream; they appear once the block ends without an error."""
+        with ExitStack() as shards:
+            opened = (new_shard(self.folder, self.recipe, ranges, {name: info}) for name, info in streams.items())
+            yield GroupWriter(
+                {name: shards.enter_context(shard)[0] for name, shard in zip(streams, opened, strict=True)}
+            )
 
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.h5"))
+    def files(self) -> list[Path]:
+        """The files of the shards."""
+        return [path for path in sorted(self.folder.glob("[!.]*.h5")) if path.name not in self.stored]
+
+
+@dataclass(frozen=True)
+class GroupWriter:
+    """Writes the streams of the same frames, each into a shard of its own, and thumbnails beside the trunk's map."""
+
+    shards: Mapping[str, ShardWriter]
+
+    def write(self, entries: Mapping[str, NDArray[Any]], thumbnails: Sequence[bytes]) -> None:
+        """Append n frames: stream → (n, …), and n JPEGs."""
+        for name, values in entries.items():
+            self.shards[name].write({name: values}, thumbnails if name == APPEARANCE else [b""] * len(thumbnails))
+
+    def finish(self, valid: Sequence[int], tracks: Mapping[str, Track]) -> None:
+        """Complete the shards, of whose ranges only those with the indices `valid` count; the first gets the tracks."""
+        for i, shard in enumerate(self.shards.values()):
+            shard.finish(valid, tracks if i == 0 else {})
 
 
 def extract(
@@ -139,8 +161,8 @@ def _extract(
 ) -> ExtractionResult:
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     sequences = [clip.sequence for clip in catalogue.clips]
-    shard_folder = store.with_name(f"{store.name}.parts")
-    _clean_up(store, shard_folder)
+    folder = shard_folder(store)
+    _clean_up(store, folder)
     existing, request = ExistingStore.read(store, damaged_rows), _request_digest(config)
     trunk = TrunkInfo.from_store(existing, config, request, sequences)
     if trunk is None:
@@ -156,7 +178,7 @@ def _extract(
             hint=f"use another store for this recipe, --store OTHER.h5, or move {store} away",
         )
     streams = dict(trunk.streams) | ({MOTION: optical_flow.FLOW_INFO} if config.extract.motion else {})
-    shards = Shards(shard_folder, trunk.recipe)
+    shards = NewShards(folder, trunk.recipe, used_shards(store))
 
     def stored_ranges() -> dict[str, list[StoredRange]]:
         """By stream, those in shards and store whose origin, shape and type are the same as now."""
@@ -166,14 +188,16 @@ def _extract(
             for name, fingerprint in fingerprints.items()
         }
 
+    size = sum(s.length for s in sequences) * sum(info.frame_bytes for info in streams.values())
+    packed = existing.is_packed and size <= config.extract.packed_gb * 1e9
     groups = plan_extraction(sequences, stored_ranges(), config.extract.shard)
     vehicles: dict[str, int] = {}
     if config.extract.tracks:
         vehicles = vehicles_without_tracks(sequences, existing.tracks.keys() | shards.tracks().keys())
     faults: dict[str, str] = {}
     if groups or vehicles:
-        _check_disk_space(store, groups, sum(s.length for s in sequences), streams)
-        shard_folder.mkdir(parents=True, exist_ok=True)
+        _check_disk_space(store, groups, sum(s.length for s in sequences), streams, packed)
+        folder.mkdir(parents=True, exist_ok=True)
         cv2.setNumThreads(1)  # frames are decoded, and vehicles tracked, in parallel, each by one thread
         if groups:
             _extract_groups(config, shards, clips, groups, streams, engine, vehicles, faults)
@@ -189,12 +213,11 @@ def _extract(
     if complete:
         contents = {name: StreamContent(info, ranges[name]) for name, info in streams.items()}
         for name in sorted(existing.streams.keys() - streams.keys()):  # stage two derived these
-            stored_sequences, derived = complete_sequences(complete, {name: existing.ranges[name]})
-            if len(stored_sequences) == len(complete):
-                basis = existing.bases.get(name, {})
-                contents[name] = StreamContent(existing.streams[name], derived[name], arrays=basis)
+            derived = sequence_ranges(complete, existing.ranges[name])
+            if name in existing.bases and (not packed or all(derived)):
+                contents[name] = StreamContent(existing.streams[name], derived, arrays=existing.bases[name])
             else:
-                notes.append(f"stream {name} was dropped, since it lacks new or changed frames")
+                notes.append(f"stream {name} was dropped, since it lacks new, changed or damaged frames")
         errors = dict(existing.header.trunk.get("relative_error", {})) if existing.header else {}
         if engine is not None and engine.relative_error is not None:  # the largest of this and earlier runs
             errors[engine.name] = max(engine.relative_error, errors.get(engine.name, 0.0))
@@ -205,16 +228,18 @@ def _extract(
             missing=missing,
             complete=not missing or config.extract.skip_damaged,
         )
+        keys = [key for s in complete for key in track_keys(s) if key in tracks]
+        content = StoreContent(header, complete, contents, trunk.top, {key: tracks[key] for key in keys})
         if (
-            shard_folder.exists()
+            any(shards.files())
             or existing.header is None
             or existing.header != replace(header, versions=existing.header.versions)
             or existing.streams.keys() != contents.keys()
+            or existing.is_packed != packed
             or not same_sequences(existing.sequences, complete)
         ):
-            keys = [key for s in complete for key in track_keys(s) if key in tracks]
-            assemble_store(store, header, complete, contents, trunk.top, {key: tracks[key] for key in keys})
-            shutil.rmtree(shard_folder, ignore_errors=True)
+            save_store(store, content, packed)
+            delete_unused_shards(store)
     return ExtractionResult(
         extracted=sum(len(group) for group in groups if trunk.streams.keys() & {*group.streams}),
         frames=sum(s.length for s in complete),
@@ -228,7 +253,7 @@ def _extract(
 
 def _extract_groups(
     config: Config,
-    shards: Shards,
+    shards: NewShards,
     clips: Mapping[str, Clip],
     groups: Sequence[Group],
     streams: Mapping[str, StreamInfo],
@@ -271,15 +296,14 @@ def _extract_groups(
     with progress_bar(total, "features", "frames", initial=max(0, total - missing)) as progress:
         computed = batches()
         for group in groups:
-            with shards.new_shard(group.ranges, {name: streams[name] for name in group.streams}) as writer:
+            with shards.new_group(group.ranges, {name: streams[name] for name in group.streams}) as writer:
                 written = 0
                 while written < len(group):
                     maps, thumbnails, flows = next(computed)
                     entries = {MOTION: np.stack(flows)} if MOTION in group.streams else {}
                     if maps is not None:
                         entries |= {name: values for name, values in maps.result().items() if name in group.streams}
-                    # thumbnails are stored together with the map at the cut
-                    writer.write(entries, thumbnails if APPEARANCE in entries else [b""] * len(thumbnails))
+                    writer.write(entries, thumbnails)
                     written += len(thumbnails)
                     progress.update(len(thumbnails))
                 writer.finish([i for i, r in enumerate(group.ranges) if r.sequence not in faults], tracks)
@@ -287,7 +311,7 @@ def _extract_groups(
 
 
 def _track_remaining(
-    config: Config, shards: Shards, clips: Mapping[str, Clip], vehicles: Iterable[str], faults: dict[str, str]
+    config: Config, shards: NewShards, clips: Mapping[str, Clip], vehicles: Iterable[str], faults: dict[str, str]
 ) -> None:
     """Track the vehicles that were not tracked while decoding: in long sequences, or if all frames were stored."""
     sequences = [clips[name].sequence for name in vehicles if name not in faults]
@@ -309,29 +333,39 @@ def _track_remaining(
         shards.write_tracks(unsaved)
 
 
-def _clean_up(store: Path, shard_folder: Path) -> None:
-    """Delete what a killed process left behind: temporary files, and shards that cannot be read completely."""
+def _clean_up(store: Path, folder: Path) -> None:
+    """Delete what a killed process left behind: temporary files, unreadable shards, and those of replaced indexes."""
     # this process holds the lock, so no other one is writing
-    for path in [*store.parent.glob(f".{store.name}.*.tmp"), *shard_folder.glob(".*.tmp")]:
+    for path in [*store.parent.glob(f".{store.name}.*.tmp"), *folder.glob(".*.tmp")]:
         path.unlink()
-    for path in sorted(shard_folder.glob("*.h5")):
-        try:
-            check_shard(path)
-        except StoreError as e:
-            logger.warning(f"{path}: damaged shard, will be extracted again ({e.what})")
-            path.unlink()
+    older = store.with_name(f"{store.name}.parts")  # of an extraction by an older version
+    if older.exists() and not folder.exists():
+        older.rename(folder)
+    if not folder.exists():
+        return
+    delete_replaced_shards(store)
+    used = used_shards(store)
+    for path in sorted(folder.glob("[!.]*.h5")):
+        if path.name not in used:
+            try:
+                shard_ranges(path, "")
+            except StoreError as e:
+                logger.warning(f"{path}: damaged shard, will be extracted again ({e.what})")
+                path.unlink()
 
 
-def _check_disk_space(store: Path, groups: Sequence[Group], frames: int, streams: Mapping[str, StreamInfo]) -> None:
-    """Refuse, before hours of work, if the disk cannot hold both the shards and the store, which has `frames`."""
-    sizes = {name: int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize for name, info in streams.items()}
-    required = sum((missing_frames(groups, name) + frames) * size for name, size in sizes.items())
+def _check_disk_space(
+    store: Path, groups: Sequence[Group], frames: int, streams: Mapping[str, StreamInfo], packed: bool
+) -> None:
+    """Refuse, before hours of work, if the disk cannot hold the shards and, if packed, the store with its `frames`."""
+    sizes = {name: info.frame_bytes for name, info in streams.items()}
+    required = sum((missing_frames(groups, name) + packed * frames) * size for name, size in sizes.items())
     free = shutil.disk_usage(store.parent).free
     if required > free:
         raise DataError(
             f"{store}: not enough disk space",
             expected=f"{required / 1e9:.3g} GB free "
-            f"({frames} frames of {sum(sizes.values()) / 1e3:.0f} kB, for shards and store)",
+            f"({frames} frames of {sum(sizes.values()) / 1e3:.0f} kB{', for shards and store' if packed else ''})",
             got=f"{free / 1e9:.3g} GB",
             hint="free some space, use --extract.dtype float16, or --store on another disk",
         )

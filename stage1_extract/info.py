@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from features.sequences import SPLITS
 from features.store import Store
+from features.store_tables import StreamInfo
 from features.tracks import track_keys
 from features.windows import target_value
 from stage1_extract.tracking.sequence_tracks import empty_track_notes, found_in_frame, missing_frame_notes
@@ -17,11 +16,12 @@ from stage1_extract.tracking.sequence_tracks import empty_track_notes, found_in_
 
 def describe_store(store: Store) -> str:
     """Describe a store in several lines: how it was made, what it holds, what is missing."""
-    r, size = store.recipe, store.path.stat().st_size
+    r = store.recipe
+    form = "" if store.is_packed else f" in {len(store.files.paths):,} shards and an index"
     errors = sorted(store.header.trunk.get("relative_error", {}).items())
     engines = "".join(f", {name} (relative error {error:.1e})" for name, error in errors)
     lines = [
-        f"{store.path}  {size / 1e6:,.1f} MB  {'complete' if store.complete else 'INCOMPLETE'}",
+        f"{store.path}  {store.size / 1e6:,.1f} MB{form}  {'complete' if store.complete else 'INCOMPLETE'}",
         f"fingerprint  {store.fingerprint[:16]}",
         f"backbone     {r.backbone}, weights {r.weights} ({r.weights_digest[:12]})"
         + (", UNTRAINED" if r.weights == "random" else ""),
@@ -31,11 +31,13 @@ def describe_store(store: Store) -> str:
         f"written by   {', '.join(f'{name} {v}' for name, v in sorted(store.versions.items()))}",
         "",
     ]
-    for name, info in store.streams.items():
-        frame_size = int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize
+    for name, info in [*store.streams.items(), *store.partial_streams.items()]:
         shape = "x".join(map(str, info.shape))
-        kind = _kind(info.origin)
-        lines.append(f"stream       {name}: {shape} {info.dtype}, {frame_size / 1e3:,.1f} kB per frame{kind}")
+        kind = _kind(info)
+        lacking = ", lacks new frames, which the next training adds" if name in store.partial_streams else ""
+        lines.append(
+            f"stream       {name}: {shape} {info.dtype}, {info.frame_bytes / 1e3:,.1f} kB per frame{kind}{lacking}"
+        )
     lines += _tracks(store)
     top = store.top()
     if top is None:
@@ -55,8 +57,9 @@ def describe_store(store: Store) -> str:
     return "\n".join(lines)
 
 
-def _kind(origin: Mapping[str, Any]) -> str:
-    if "source" in origin:
+def _kind(info: StreamInfo) -> str:
+    origin = info.origin
+    if info.is_derived:
         return f", derived from {origin['source'][1]}"
     if "tap" in origin:
         return f", a tap averaged over {origin['pooling']}x{origin['pooling']}" if origin["pooling"] > 1 else ", a tap"

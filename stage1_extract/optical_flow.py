@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.types import Image
-from features.store import StreamInfo
+from features.store_tables import StreamInfo
 
 BAND = (0.4, 0.82)  # top and bottom of the strip, as shares of the image's height
 SIZE = (512, 120)  # width, height of the resized strip, px

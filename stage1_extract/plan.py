@@ -6,7 +6,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from features.frame_ranges import FrameRange, StoredRange, by_sequence, covering_ranges, full_range, missing_ranges
+from features.frame_ranges import (
+    FrameRange,
+    StoredRange,
+    by_sequence,
+    full_range,
+    missing_ranges,
+    sequence_ranges,
+    split_into_groups,
+)
 from features.sequences import FrameSequence
 from features.tracks import track_keys
 
@@ -38,7 +46,7 @@ def plan_extraction(sequences: Sequence[FrameSequence], stored: StoredStreams, g
     groups = []
     for streams in dict.fromkeys(streams for streams, _ in missing):
         ranges = [r for names, r in missing if names == streams]
-        groups += [Group(streams, tuple(group)) for group in _split_into_groups(ranges, group_size)]
+        groups += [Group(streams, tuple(group)) for group in split_into_groups(ranges, group_size)]
     return groups
 
 
@@ -51,16 +59,9 @@ def complete_sequences(
     sequences: Sequence[FrameSequence], stored: StoredStreams
 ) -> tuple[list[FrameSequence], dict[str, list[list[StoredRange]]]]:
     """The sequences with all frames stored in every stream, and by stream, for each, the ranges that make it up."""
-    tables = {name: by_sequence(ranges) for name, ranges in stored.items()}
-    complete: list[FrameSequence] = []
-    ranges_by_stream: dict[str, list[list[StoredRange]]] = {name: [] for name in stored}
-    for s in sequences:
-        covering = {name: covering_ranges(full_range(s), table[s.id, s.digest]) for name, table in tables.items()}
-        if all(sum(len(r.frame_range) for r in ranges) == s.length for ranges in covering.values()):
-            complete.append(s)
-            for name, ranges in covering.items():
-                ranges_by_stream[name].append(ranges)
-    return complete, ranges_by_stream
+    ranges = {name: sequence_ranges(sequences, stored_ranges) for name, stored_ranges in stored.items()}
+    complete = [i for i, _ in enumerate(sequences) if all(parts[i] for parts in ranges.values())]
+    return [sequences[i] for i in complete], {name: [parts[i] for i in complete] for name, parts in ranges.items()}
 
 
 def vehicles_without_tracks(sequences: Sequence[FrameSequence], stored_keys: Collection[str]) -> dict[str, int]:
@@ -83,18 +84,3 @@ def _missing(
         streams = tuple(n for n, ranges in gaps.items() if any(g.start <= start and stop <= g.stop for g in ranges))
         if streams:
             yield streams, replace(frame_range, start=start, stop=stop)
-
-
-def _split_into_groups(ranges: Sequence[FrameRange], size: int) -> list[list[FrameRange]]:
-    """Put ranges, in order, into groups of at most `size` frames; only ranges longer than that are split."""
-    groups: list[list[FrameRange]] = []
-    space = 0  # in the last group
-    for r in ranges:
-        for start in range(r.start, r.stop, size):
-            part = replace(r, start=start, stop=min(start + size, r.stop))
-            if len(part) > space:
-                groups.append([])
-                space = size
-            groups[-1].append(part)
-            space -= len(part)
-    return groups

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from features._common.atomic import atomic_write
+from features.frame_files import shard_folder
 from features.frame_ranges import covering_ranges, full_range
 from features.recipe import Recipe
 from features.sequences import FrameSequence
-from features.store import Header, StreamInfo, TopRecord
-from features.store_writer import ShardWriter, StreamContent, assemble_store, shard_ranges
+from features.shard_folder import delete_unused_shards
+from features.shards import new_shard, shard_ranges
+from features.store_tables import Header, StreamInfo, TopRecord
+from features.store_writer import StoreContent, StreamContent, save_store
 from features.tracks import Track
 
 ROOT = Path(__file__).parents[1]
@@ -45,20 +47,19 @@ def write_store(
     trunk: Mapping[str, Any] | None = None,
     complete: bool = True,
     tracks: Mapping[str, Track] | None = None,
+    packed: bool = True,
 ) -> Path:
-    """Write a real store of given maps, as extraction does: a shard, then the store assembled from its chunks."""
+    """Write a real store of given maps, as extraction does: a shard, then a store packed from it, or its index."""
     streams = {name: StreamInfo(values.shape[1:], values.dtype.name) for name, values in maps.items()}
-    shard = path.with_suffix(".shard")
-    with atomic_write(shard) as temporary:
-        writer = ShardWriter(temporary, recipe, [full_range(s) for s in sequences], streams)
+    with new_shard(shard_folder(path), recipe, [full_range(s) for s in sequences], streams) as (writer, shard):
         writer.write(maps, [jpeg(i % 200) for i in range(sum(s.length for s in sequences))])
         writer.finish()
     stored = shard_ranges(shard, recipe.fingerprint)
     ranges = [covering_ranges(full_range(s), [r for r in stored if r.frame_range.sequence == s.id]) for s in sequences]
     header = Header(recipe, trunk=trunk or {}, complete=complete)
     contents = {name: StreamContent(info, ranges) for name, info in streams.items()}
-    assemble_store(path, header, sequences, contents, top, tracks)
-    shard.unlink()
+    save_store(path, StoreContent(header, sequences, contents, top, tracks or {}), packed)
+    delete_unused_shards(path)
     return path
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from features.config import Config
 from features.head_config import HeadConfig
 from features.sequences import FrameSequence, Label
-from features.store import TopRecord
+from features.store_tables import TopRecord
 from features.streams import FEATURES
 from stage2_temporal.heads import find_head
 from stage2_temporal.training.scaling import Scale

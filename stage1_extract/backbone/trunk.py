@@ -10,7 +10,7 @@ import keras
 from features.config import Config
 from features.errors import ConfigError
 from features.recipe import Recipe, stream_origin
-from features.store import StreamInfo, TopRecord
+from features.store_tables import StreamInfo, TopRecord
 from features.streams import TRUNK
 from stage1_extract.backbone.cut import Cut, find_cut, top_model, trunk_model
 from stage1_extract.backbone.registry import LoadedBackbone, load_backbone

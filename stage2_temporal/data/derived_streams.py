@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from features._common.atomic import exclusive_write_lock
 from features._common.console import logger
 from features._common.types import Tensor
 from features.errors import ConfigError, StoreError
+from features.frame_ranges import sequence_ranges
 from features.recipe import json_digest
-from features.store import Store, StreamInfo
+from features.store import Store
+from features.store_tables import StreamInfo
 from features.store_writer import StreamContent, extend_store
 from features.streams import APPEARANCE
 from stage2_temporal.data.correlation import CELL_FEATURES, correlate_frames, normalise_maps, visible_rows
@@ -76,9 +78,24 @@ class DerivedStream:
     def _size_and_origin(self, store: Store, shape: tuple[int, ...]) -> tuple[int, dict[str, Any]]:
         """Numbers per frame, and what they depend on besides the source, whose entries have a shape."""
 
-    @abstractmethod
     def content(self, store: Store) -> StreamContent:
-        """Compute what is written into a store."""
+        """What is written into a store: the stream of each sequence that does not have it yet."""
+        info = self.info(store)
+        is_partial = store.partial_streams.get(self.name) == info
+        ranges = sequence_ranges(store.sequences, store.stored_ranges(self.name) if is_partial else [])
+        lacking = [i for i, parts in enumerate(ranges) if not parts]
+        arrays = store.basis(self.name) if is_partial else self.fit(store)
+        return StreamContent(info, ranges, self._batches(store, lacking, arrays), arrays)
+
+    def fit(self, store: Store) -> Mapping[str, NDArray[np.float32]]:
+        """Compute what is stored with the stream and decides its numbers; nothing for most streams."""
+        return {}
+
+    @abstractmethod
+    def _batches(
+        self, store: Store, sequences: Sequence[int], arrays: Mapping[str, NDArray[np.float32]]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Compute the stream of some of the store's sequences, by their indices."""
 
     def is_stored(self, store: Store) -> bool:
         """Whether a store has the stream, derived from its source as it is now."""
@@ -105,13 +122,13 @@ class GridPooling(DerivedStream):
         origin = {"derived": GRID_POOLING_VERSION, "grid": list(self.grid), "lag": self.lag}
         return math.prod(self.grid) * channels, origin
 
-    def content(self, store: Store) -> StreamContent:
-        info = self.info(store)
-        return StreamContent(info, batches=self._batches(store, info.shape))
-
-    def _batches(self, store: Store, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
-        for sequence, first in zip(store.sequences, store.first.tolist(), strict=True):
-            for batch in gen_batches(sequence.length, MAPS_PER_BATCH):
+    def _batches(
+        self, store: Store, sequences: Sequence[int], arrays: Mapping[str, NDArray[np.float32]]
+    ) -> Iterator[NDArray[np.float32]]:
+        shape = self.info(store).shape
+        for i in sequences:
+            first = int(store.first[i])
+            for batch in gen_batches(store.sequences[i].length, MAPS_PER_BATCH):
                 rows = np.arange(first + max(batch.start - self.lag, 0), first + batch.stop)
                 values = np.zeros((batch.stop - batch.start, *shape), np.float32)
                 if len(rows) > self.lag:
@@ -185,15 +202,16 @@ class PCAProjection(DerivedStream):
         self.info(store)
         return fit_pca(lambda rows: store.read(self.source, rows), _training_rows(store), self.count)
 
-    def content(self, store: Store) -> StreamContent:
-        basis = self.fit_basis(store)
-        return StreamContent(self.info(store), batches=self._batches(store, *basis.weights), arrays=vars(basis))
+    def fit(self, store: Store) -> Mapping[str, NDArray[np.float32]]:
+        return vars(self.fit_basis(store))
 
     def _batches(
-        self, store: Store, kernel: NDArray[np.float32], bias: NDArray[np.float32]
+        self, store: Store, sequences: Sequence[int], arrays: Mapping[str, NDArray[np.float32]]
     ) -> Iterator[NDArray[np.float32]]:
-        for batch in gen_batches(store.frames, MAPS_PER_BATCH):
-            maps = store.read(self.source, np.arange(batch.start, batch.stop)).astype(np.float32)
+        kernel, bias = PCABasis(**arrays).weights
+        rows = np.concatenate([np.arange(store.sequences[i].length) + store.first[i] for i in sequences])
+        for batch in gen_batches(len(rows), MAPS_PER_BATCH):
+            maps = store.read(self.source, rows[batch]).astype(np.float32)
             yield maps.reshape(len(maps), -1) @ kernel + bias
 
 

@@ -19,7 +19,8 @@ from features._common.types import Floats
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.sequences import SPLITS
-from features.store import Store, StreamInfo, TopRecord
+from features.store import Store
+from features.store_tables import StreamInfo, TopRecord
 from features.streams import MOTION, scale_flow
 from features.strict_model import did_you_mean
 from features.tracks import Track, tracks_in_windows

@@ -12,7 +12,7 @@ import numpy as np
 from features._common.atomic import atomic_write
 from features._common.types import Tensor
 from features.errors import DataError, StoreError
-from features.store import TopRecord
+from features.store_tables import TopRecord
 
 NamedTensors = dict[str, Any]  # tensors or arrays by input name
 

@@ -16,10 +16,14 @@ from hypothesis import strategies as st
 
 from features._common.atomic import atomic_write
 from features.errors import StoreError
+from features.frame_files import consecutive_runs
 from features.frame_ranges import full_range
-from features.sequences import FrameSequence, Label, same_sequences
-from features.store import Header, Store, StreamInfo, TopRecord, consecutive_runs
-from features.store_writer import ShardWriter, StreamContent, assemble_store, shard_ranges
+from features.sequences import Camera, FrameSequence, Label, same_sequences
+from features.shards import ShardWriter, shard_ranges
+from features.store import Store
+from features.store_tables import Header, StreamInfo, TopRecord
+from features.store_writer import StoreContent, StreamContent, save_store
+from features.tracks import Track
 from tests.helpers import RECIPE, flip, jpeg, write_store
 
 GOLDEN = Path(__file__).parents[1] / "data" / "format1.h5"
@@ -127,7 +131,7 @@ def test_a_damaged_frame_is_found_and_the_others_are_readable(path: Path) -> Non
         np.testing.assert_array_equal(store.read("appearance", [10, 12]), maps(40)[[10, 12]])
         ranges = [
             (r.frame_range.start, r.frame_range.stop, r.row)
-            for r in store.stored_ranges([11])
+            for r in store.stored_ranges("appearance", [11])
             if r.frame_range.sequence == "Train/1"
         ]
         assert ranges == [(0, 3, 8), (4, 8, 12)]
@@ -158,8 +162,8 @@ def test_changed_bytes_raise_a_store_error_or_nothing(junk: bytes, where: float)
 
 def test_a_later_format_is_refused(path: Path) -> None:
     with h5py.File(path, "r+") as f:
-        f.attrs["version"] = 2
-    with pytest.raises(StoreError, match=r"format 1 or earlier; got format 2\. Try: update"):
+        f.attrs["version"] = 3
+    with pytest.raises(StoreError, match=r"format 2 or earlier; got format 3\. Try: update"):
         Store(path)
 
 
@@ -203,7 +207,7 @@ def test_a_failed_write_leaves_the_old_store_and_no_temporary_file(path: Path) -
     before = path.read_bytes()
     with pytest.raises(RuntimeError, match="do not make up"):
         incomplete = StreamContent(StreamInfo((1,), "float16"), [[] for _ in clips()])
-        assemble_store(path, Header(RECIPE), clips(), {"appearance": incomplete}, None)
+        save_store(path, StoreContent(Header(RECIPE), clips(), {"appearance": incomplete}), packed=True)
     with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
         temporary.write_bytes(b"half")
         raise ZeroDivisionError
@@ -233,10 +237,23 @@ def test_a_store_is_assembled_from_the_valid_ranges_of_shards_in_any_order(tmp_p
     assert shard_ranges(tmp_path / "a.h5", "another fingerprint") == []
     complete = [sequences[0], sequences[2]]
     content = StreamContent(info, [[r] for r in stored])
-    assemble_store(tmp_path / "s.h5", Header(RECIPE), complete, {"appearance": content}, None)
+    save_store(tmp_path / "s.h5", StoreContent(Header(RECIPE), complete, {"appearance": content}), packed=True)
     with Store(tmp_path / "s.h5") as store:
         np.testing.assert_array_equal(store.read("appearance", range(16)), values[[*range(8), *range(16, 24)]])
         assert store.thumbnail(8) == jpeg(16)
+
+
+def golden_clips() -> list[FrameSequence]:
+    """`clips` with a camera, a region and uneven times."""
+    first, second, *others = clips()
+    times = tuple(i * 0.05 + 0.001 * (i % 2) for i in range(8))
+    camera = Camera(714.0, 710.0, 675.0, 376.0, 1.8, 340.0)
+    return [replace(first, times=times), replace(second, camera=camera, region=(-10, 0, 600, 400)), *others]
+
+
+def golden_tracks() -> dict[str, Track]:
+    boxes = np.arange(32.0).reshape(8, 4)
+    return {"b": Track(boxes, np.linspace(0, 1, 8)), "a": Track(boxes[::-1], np.ones(8))}
 
 
 def test_the_golden_store_of_format_1_can_be_read() -> None:
@@ -248,3 +265,27 @@ def test_the_golden_store_of_format_1_can_be_read() -> None:
         top = store.top()
         assert top is not None and top.architecture == "{}"
         assert store.thumbnail(12) == jpeg(12)
+
+
+@pytest.mark.parametrize("form", ["packed", "index"])
+def test_the_golden_stores_of_format_2_can_be_read(form: str) -> None:
+    path = GOLDEN.with_name(f"format2-{form}.h5")
+    with Store(path) as store:
+        assert store.size < 200_000 and store.is_packed == (form == "packed")
+        clips = golden_clips()  # a store has a region for every sequence if one has it
+        assert same_sequences(store.sequences, [replace(c, region=c.visible_region) for c in clips])
+        np.testing.assert_array_equal(store.read("appearance", range(40)), maps(40))
+        np.testing.assert_array_equal(store.read("motion", [7, 31]), maps(40)[[7, 31], :, 0, 0])
+        np.testing.assert_array_equal(store.read("cells", [39, 1]), [[78, 79], [2, 3]])
+        np.testing.assert_array_equal(store.basis("cells")["mean"], np.ones(3))
+        assert store.header.trunk == {"parameters": 7} and store.fingerprint == RECIPE.fingerprint
+        top = store.top()
+        assert top is not None and top.architecture == "{}"
+        np.testing.assert_array_equal(top.weights[0], [[0, 1, 2], [3, 4, 5]])
+        assert top.weights[1].shape == () and top.weights[1] == 7
+        tracks = store.tracks()
+        assert tracks.keys() == golden_tracks().keys()
+        np.testing.assert_array_equal(tracks["b"].boxes, golden_tracks()["b"].boxes)
+        np.testing.assert_array_equal(tracks["a"].confidence, np.ones(8))
+        assert store.thumbnail(12) == jpeg(12)
+        assert all(not damaged for _, damaged in store.check_frames())

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from features.sequences import Box, Camera, FrameSequence, Label, same_sequences
-from features.store import Store, StreamInfo
+from features.store import Store
+from features.store_tables import StreamInfo
 from features.store_writer import StreamContent, extend_store
 from features.tracks import Track, TrackedVehicle, track_keys, tracked_vehicles
 from tests.helpers import jpeg, write_store
@@ -110,7 +111,7 @@ def test_extending_a_store_leaves_existing_streams_unchanged(finished: Path) -> 
         np.testing.assert_array_equal(store.read("cells", [15, 0, 3]), values[[15, 0, 3]])
         assert store.thumbnail(9) == jpeg(9)
         assert store.track_keys == set(track)
-        assert {r.streams["cells"] for r in store.stored_ranges()} == {info.fingerprint}
+        assert {r.streams["cells"] for r in store.stored_ranges("cells")} == {info.fingerprint}
     other = replace(info, origin={"made": "otherwise"})
     extend_store(finished, {"cells": StreamContent(other, batches=[values * 2])})
     with Store(finished) as store:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from features._common.types import Image
 from features.errors import ConfigError
+from features.shards import ShardWriter
 from features.store import Store
-from features.store_writer import ShardWriter
 from stage1_extract.__main__ import main
 from stage1_extract.backbone.trunk import Trunk, build_trunk
 from stage1_extract.datasets import image_sequence as files

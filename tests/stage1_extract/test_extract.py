@@ -14,12 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 
 from features.errors import BadInputs, DataError, StoreError
+from features.shards import ShardWriter
 from features.store import Store
-from features.store_writer import ShardWriter
 from stage1_extract import extract as extract_module
 from stage1_extract import frame_loader
 from stage1_extract.__main__ import main
@@ -113,6 +114,11 @@ def test_another_recipe_is_refused_and_both_values_are_named(
     assert (tmp_path / "s.h5").read_bytes() == before
 
 
+def stream_names(shard: Path) -> list[str]:
+    with h5py.File(shard) as f:
+        return list(f["frames"])
+
+
 def test_an_interruption_loses_no_finished_shard(
     run: Callable[..., ExtractionResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +127,7 @@ def test_an_interruption_loses_no_finished_shard(
 
     def interrupted_write(self: ShardWriter, maps: dict[str, np.ndarray], thumbnails: list[bytes]) -> None:
         writes.append(len(thumbnails))
-        if len(writes) == 8:
+        if len(writes) == 16:
             raise KeyboardInterrupt
         write(self, maps, thumbnails)
 
@@ -130,7 +136,7 @@ def test_an_interruption_loses_no_finished_shard(
         with pytest.raises(KeyboardInterrupt):
             run()
     assert not (tmp_path / "s.h5").exists()
-    assert len(list((tmp_path / "s.h5.parts").iterdir())) == 3
+    assert len(list((tmp_path / "s.h5.shards").iterdir())) == 2 * 3  # a shard a stream
     assert run().extracted == 80 - 3 * 16
     assert store_content(tmp_path / "s.h5") == store_content(tmp_path / "fresh.h5")
 
@@ -244,7 +250,7 @@ def test_a_disk_that_fills_up_ends_with_status_2_and_keeps_finished_shards(
     assert main(["extract", "--config", str(config), "--store", str(small_disk / "s.h5")]) == 2
     assert "disk is full" in capsys.readouterr().err
     assert not (small_disk / "s.h5").exists()
-    files = sorted(p.name for p in (small_disk / "s.h5.parts").iterdir())
+    files = sorted(p.name for p in (small_disk / "s.h5.shards").iterdir())
     assert files and not [name for name in files if name.endswith(".tmp")]
 
 
@@ -286,7 +292,7 @@ def kill_at_random(clips: Path, tmp_path: Path, kills: int) -> None:
                 duration = min(duration, time.monotonic() - start)  # the machine may be less busy now
     subprocess.run([*command, "--store", str(store)], cwd=ROOT, check=True, capture_output=True)
     assert store_content(store) == store_content(tmp_path / "fresh.h5")
-    assert not list(tmp_path.glob(".s.h5.*")) and not (tmp_path / "s.h5.parts").exists()
+    assert not list(tmp_path.glob(".s.h5.*")) and not (tmp_path / "s.h5.shards").exists()
 
 
 def test_an_extraction_killed_at_a_random_moment_resumes_to_the_same_bytes(tmp_path: Path) -> None:
@@ -318,7 +324,7 @@ def test_frames_are_resized_by_cv2() -> None:
         )
 
 
-def test_a_damaged_shard_is_extracted_again(
+def test_a_truncated_shard_is_extracted_again(
     run: Callable[..., ExtractionResult],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -326,12 +332,13 @@ def test_a_damaged_shard_is_extracted_again(
 ) -> None:
     run("fresh.h5")
     with monkeypatch.context() as patched:
-        patched.setattr(extract_module, "assemble_store", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(extract_module, "save_store", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run()
-    truncated, flipped, *_ = sorted((tmp_path / "s.h5.parts").iterdir())
-    os.truncate(truncated, 1000)
-    flip(flipped, "appearance", 3)
+    shards = sorted((tmp_path / "s.h5.shards").iterdir())
+    truncated = [path for path in shards if stream_names(path) == ["appearance"]][:2]
+    for path in truncated:
+        os.truncate(path, 1000)
     assert run().extracted == 32
     assert capsys.readouterr().err.count("will be extracted again") == 2
     assert store_content(tmp_path / "s.h5") == store_content(tmp_path / "fresh.h5")

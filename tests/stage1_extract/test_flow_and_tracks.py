@@ -17,8 +17,10 @@ from features._common.types import Image
 from features.config import DataConfig
 from features.errors import BadInputs, DataError
 from features.sequences import Box, FrameSequence, Label
-from features.store import Store, StreamInfo
-from features.store_writer import ShardWriter, StreamContent, extend_store
+from features.shards import ShardWriter
+from features.store import Store
+from features.store_tables import StreamInfo
+from features.store_writer import StreamContent, extend_store
 from stage1_extract import optical_flow
 from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
@@ -198,7 +200,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
         try:
             run(tmp_path / "s.h5", engine, *clips())
         except KeyboardInterrupt:
-            assert list((tmp_path / "s.h5.parts").iterdir())
+            assert list((tmp_path / "s.h5.shards").iterdir())
     assert runs > 2
     assert store_content(tmp_path / "s.h5") == store_content(tmp_path / "fresh.h5")
 

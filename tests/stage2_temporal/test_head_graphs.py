@@ -12,7 +12,7 @@ import pytest
 from features.config import Config
 from features.errors import ConfigError, StoreError
 from features.head_config import FlattenLSTMConfig, PooledLSTMConfig
-from features.store import TopRecord
+from features.store_tables import TopRecord
 from stage2_temporal.heads import find_head
 from stage2_temporal.training.keras_models import rebuild_top
 from stage2_temporal.training.scaling import Scale, target_scale, vector_scale

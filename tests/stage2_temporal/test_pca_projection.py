@@ -14,7 +14,8 @@ from filelock import FileLock
 from sklearn.decomposition import PCA
 
 from features.errors import ConfigError
-from features.store import Store, StreamInfo
+from features.store import Store
+from features.store_tables import StreamInfo
 from features.store_writer import StreamContent, extend_store
 from stage1_extract.__main__ import main as stage1
 from stage1_extract.existing_store import ExistingStore

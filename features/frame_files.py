@@ -1,0 +1,202 @@
+"""Where the frames of a store are: in its own file, or in shards, of which each holds some rows of one or more streams.
+
+shards/name, size      the files in the store's folder of shards, and their lengths in bytes
+runs/<stream>/<column> start, shard, shard_row: from `start` on, the store's rows are the shard's from `shard_row`
+                       on; attribute info (JSON): shape, dtype and origin of the stream
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import StoreError
+from features.hdf5 import damage_as_store_error, open_file, read_text, write_columns
+from features.recipe import canonical_json
+from features.store_tables import StreamInfo
+
+MAX_OPEN_SHARDS = 64  # per store
+
+StoredRun = tuple[Path, int, int, int]  # file, its first row, the store's first row, count
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of consecutive rows of a stream that are consecutive in one file, too."""
+
+    start: NDArray[np.int64]  # (n,) first row in the store, ascending from 0
+    file: NDArray[np.int64]  # (n,) index of the file; −1: not stored
+    file_row: NDArray[np.int64]  # (n,) first row in that file
+    frames: int  # of the stream
+
+    def places(self, row: int, count: int) -> Iterator[tuple[int, int, int, int]]:
+        """Where `count` rows from `row` on are: (offset from `row`, file, its row, count) for each stored part."""
+        done = 0
+        run = int(self.start.searchsorted(row, "right")) - 1
+        while done < count:
+            into_run = row + done - int(self.start[run])
+            stop = int(self.start[run + 1]) if run + 1 < len(self.start) else self.frames
+            part = min(count - done, stop - row - done)
+            if self.file[run] >= 0:
+                yield done, int(self.file[run]), int(self.file_row[run]) + into_run, part
+            done += part
+            run += 1
+
+
+class FrameFiles:
+    """The files that hold a store's frames; a store of a single file is its own only one.
+
+    Attributes:
+        streams: name → shape, type and origin.
+        partial: the same, of derived streams that lack some frames.
+        paths: of the files.
+        sizes: of the files in bytes; None for a store of a single file.
+    """
+
+    def __init__(self, f: Any, path: Path, frames: int) -> None:
+        self._path, self._lock = path, RLock()  # Keras reads batches in several threads
+        self._opened: OrderedDict[int, Any] = OrderedDict()
+        self.sizes: list[int] | None = None
+        if "shards" in f:
+            folder = shard_folder(path)
+            self.paths = [folder / name for name in shard_names(f, path)]
+            self.sizes = f["shards/size"][:].tolist()
+            self.streams: dict[str, StreamInfo] = {}
+            self.partial: dict[str, StreamInfo] = {}
+            self._runs: dict[str, Runs] = {}
+            for name, group in sorted(f["runs"].items()):
+                info = json.loads(group.attrs["info"])
+                start, shard, shard_row = (group[column][:] for column in ("start", "shard", "shard_row"))
+                streams = self.partial if (shard < 0).any() else self.streams
+                streams[name] = StreamInfo(tuple(info["shape"]), info["dtype"], info["origin"])
+                self._runs[name] = Runs(start, shard, shard_row, frames)
+        else:
+            self.paths = [path]
+            self.streams, self.partial, zero = stream_infos(f), {}, np.zeros(1, np.int64)
+            self._runs = dict.fromkeys(self.streams, Runs(zero, zero, zero, frames))
+            self._own_file = f
+
+    def close(self) -> None:
+        """Close the shards that are open."""
+        with self._lock:
+            while self._opened:
+                self._opened.popitem()[1].close()
+
+    def places(self, stream: str, row: int, count: int) -> Iterator[tuple[int, Path, int, int]]:
+        """Where `count` rows of a stream are: (offset from `row`, file, its row, count) for each stored part."""
+        for offset, file, file_row, part in self._runs[stream].places(row, count):
+            yield offset, self.paths[file], file_row, part
+
+    def read(self, stream: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Read rows of a stream in any order; StoreError for a shard that is missing or damaged."""
+        info = self.streams[stream]
+        out = np.empty((len(rows), *info.shape), info.dtype)
+        with self._lock:
+            for at, start, count in consecutive_runs(rows):
+                for offset, file, file_row, part in self._runs[stream].places(start, count):
+                    with damage_as_store_error(self.paths[file]):
+                        data = self._open(file)["frames"][stream]
+                        into = at + offset
+                        data.read_direct(out, np.s_[file_row : file_row + part], np.s_[into : into + part])
+        return out
+
+    def thumbnail(self, stream: str, row: int) -> bytes:
+        """Read the JPEG that is stored with a row of a stream."""
+        with self._lock:
+            _, file, file_row, _ = next(self._runs[stream].places(row, 1))
+            with damage_as_store_error(self.paths[file]):
+                group = self._open(file)["thumbnails"]
+                first, stop = group["offset"][file_row : file_row + 2].tolist()
+                data: NDArray[np.uint8] = group["data"][first:stop]
+        return data.tobytes()
+
+    def _open(self, file: int) -> Any:
+        if self.sizes is None:
+            return self._own_file
+        if file in self._opened:
+            self._opened.move_to_end(file)
+            return self._opened[file]
+        path = self.paths[file]
+        if not path.is_file():
+            hint = f"copy the folder {path.parent.name} too; or framebank repair --config FILE --store {self._path}"
+            raise StoreError(f"{path}: this shard of {self._path.name} is missing", hint=hint)
+        if (size := path.stat().st_size) != self.sizes[file]:
+            hint = f"framebank repair --config FILE --store {self._path}"
+            raise StoreError(f"{path}: damaged", expected=f"{self.sizes[file]:,} bytes", got=f"{size:,}", hint=hint)
+        if len(self._opened) >= MAX_OPEN_SHARDS:
+            self._opened.popitem(last=False)[1].close()
+        self._opened[file] = open_file(path)
+        return self._opened[file]
+
+
+def shard_folder(store: Path) -> Path:
+    """Return the folder beside a store in which its shards are."""
+    return store.with_name(f"{store.name}.shards")
+
+
+def shard_names(f: Any, path: Path) -> list[str]:
+    """Return the names of an open store's shards; a StoreError if one leads out of their folder."""
+    names = read_text(f["shards/name"]) if "shards" in f else []
+    for name in names:
+        if not name.endswith(".h5") or Path(name).name != name or "\\" in name:
+            raise StoreError(f"{path}: shard {name!r} is outside the store's folder", hint="do not use it")
+    return names
+
+
+def consecutive_runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """Split rows into runs of consecutive ones: (index in `rows`, first row, count) each."""
+    if len(rows) == 0:
+        return []
+    starts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 2) != 1)
+    counts = np.diff(starts, append=len(rows))
+    return [(int(a), int(rows[a]), int(n)) for a, n in zip(starts, counts, strict=True)]
+
+
+def stream_infos(f: Any) -> dict[str, StreamInfo]:
+    """Return the streams whose frames are in an open file, by name."""
+    return {
+        name: StreamInfo(d.shape[1:], d.dtype.name, json.loads(d.attrs.get("origin", "{}")))
+        for name, d in sorted(f["frames"].items())
+    }
+
+
+def write_runs(
+    f: Any, shards: Mapping[Path, int], frames: int, runs: Mapping[str, tuple[StreamInfo, Sequence[StoredRun]]]
+) -> None:
+    """Write where the frames are.
+
+    Args:
+        shards: each file and its length in bytes.
+        frames: number of rows of the store.
+        runs: by stream, its description, and (file, its row, the store's row, count) of each run, in order; rows
+            between them are not stored.
+    """
+    index = {path: i for i, path in enumerate(shards)}
+    columns = {"name": [path.name for path in shards], "size": np.array(list(shards.values()), np.int64)}
+    write_columns(f.create_group("shards"), columns)
+    for name, (info, places) in runs.items():
+        group = f.create_group(f"runs/{name}")
+        group.attrs["info"] = canonical_json({"shape": info.shape, "dtype": info.dtype, "origin": dict(info.origin)})
+        rows = list(_with_gaps(places, index, frames))
+        table = np.array(rows, np.int64).reshape(-1, 3)
+        write_columns(group, dict(zip(("start", "shard", "shard_row"), table.T.copy(), strict=True)))
+
+
+def _with_gaps(places: Sequence[StoredRun], index: Mapping[Path, int], frames: int) -> Iterator[tuple[int, int, int]]:
+    """Yield start, shard and its row of each run, and of each gap."""
+    stop = 0
+    for path, source_row, row, count in places:
+        if row > stop:
+            yield stop, -1, 0
+        yield row, index[path], source_row
+        stop = row + count
+    if stop < frames:
+        yield stop, -1, 0

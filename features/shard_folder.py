@@ -1,0 +1,74 @@
+"""The folder of shards beside a store: which shards are in use, and deleting those that are not.
+
+When an index is replaced, the old one is kept in the folder as `.replaced-…`, so that a program that has it open can
+read its shards to the end. HDF5 locks the files that it reads, which shows whether such a program is left.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from features.errors import StoreError
+from features.frame_files import shard_folder, shard_names
+from features.hdf5 import is_open_elsewhere, open_file
+
+REPLACED = ".replaced-"
+
+
+def keep_replaced_index(store: Path) -> None:
+    """Keep the index that is about to be replaced, for its readers."""
+    if not store.exists() or not _shards_of(store):
+        return
+    stat = store.stat()
+    kept = shard_folder(store) / f"{REPLACED}{stat.st_ino:x}-{stat.st_mtime_ns:x}.h5"
+    kept.unlink(missing_ok=True)
+    try:
+        os.link(store, kept)
+    except OSError:  # a file system without hard links; who reads the original is not seen in a copy
+        shutil.copyfile(store, kept)
+
+
+def delete_replaced_shards(store: Path) -> None:
+    """Delete the shards that only replaced indexes without readers refer to. The caller holds the store's lock."""
+    folder = shard_folder(store)
+    unused: set[str] = set()
+    for index in folder.glob(f"{REPLACED}*.h5"):
+        if store.exists() and index.samefile(store):  # killed before it was replaced
+            index.unlink()
+        elif not is_open_elsewhere(index):
+            unused |= _shards_of(index)
+            index.unlink()
+    _delete(folder, unused - used_shards(store))
+
+
+def delete_unused_shards(store: Path) -> None:
+    """Delete all shards but those of the store and of replaced indexes with readers, and the folder if it is empty."""
+    folder = shard_folder(store)
+    delete_replaced_shards(store)
+    _delete(folder, {path.name for path in folder.glob("*.h5") if not path.name.startswith(".")} - used_shards(store))
+    if folder.exists() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def used_shards(store: Path) -> set[str]:
+    """Return the names of the shards of the store and of the replaced indexes that still exist."""
+    kept = shard_folder(store).glob(f"{REPLACED}*.h5")
+    return set().union(*map(_shards_of, [*([store] if store.exists() else []), *kept]))
+
+
+def _shards_of(index: Path) -> set[str]:
+    try:
+        with open_file(index) as f:
+            return set(shard_names(f, index))
+    except StoreError:
+        if index.name.startswith(REPLACED):
+            return set()
+        raise
+
+
+def _delete(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)

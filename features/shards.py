@@ -1,0 +1,145 @@
+"""Shards: files with some frames of a stream, each written once and never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features._common.atomic import atomic_write
+from features.frame_files import stream_infos
+from features.frame_ranges import FrameRange, StoredRange
+from features.hdf5 import ErrorTolerantFile, create_file, damage_as_store_error, open_file, read_text, write_columns
+from features.recipe import Recipe, canonical_json, json_digest
+from features.store_tables import Header, StreamInfo, read_header, read_track, track_index, write_header, write_tracks
+from features.tracks import Track
+
+THUMBNAIL_BLOCK = 1 << 16  # bytes
+Thumbnails = tuple[int, Sequence[int] | NDArray[np.int64], NDArray[np.uint8]]  # first row, sizes in bytes, JPEGs
+
+
+class ShardWriter:
+    """Writes frame ranges into a new file, frame after frame; use it inside `atomic_write`."""
+
+    def __init__(
+        self, path: Path, recipe: Recipe, ranges: Sequence[FrameRange], streams: Mapping[str, StreamInfo]
+    ) -> None:
+        self._path, self._ranges = path, ranges
+        self._frames = sum(map(len, ranges))
+        self._thumbnails: list[bytes] = []  # those of the frames written so far
+        self._disk = ErrorTolerantFile(path)
+        self._file = create_file(self._disk)
+        write_header(self._file, Header(recipe))
+        self._file.create_group("frames")  # also in a shard with tracks only
+        self._streams = {name: create_stream(self._file, name, self._frames, info) for name, info in streams.items()}
+
+    def write(self, maps: Mapping[str, NDArray[Any]], thumbnails: Sequence[bytes]) -> None:
+        """Append n frames: stream → (n, …), and n JPEGs, or empty bytes."""
+        row = len(self._thumbnails)
+        for name, values in maps.items():
+            self._streams[name][row : row + len(values)] = values
+        self._thumbnails.extend(thumbnails)
+        self._disk.check()
+
+    def finish(self, valid: Sequence[int] | None = None, tracks: Mapping[str, Track] | None = None) -> None:
+        """Complete and close the file. Of its ranges, only those with the indices `valid` count; default: all."""
+        if len(self._thumbnails) != self._frames:
+            raise RuntimeError(f"{self._path}: {len(self._thumbnails)} of {self._frames} frames written")
+        rows = list(accumulate(map(len, self._ranges), initial=0))
+        valid = range(len(self._ranges)) if valid is None else valid
+        ranges = [self._ranges[i] for i in valid]
+        jpegs = np.frombuffer(b"".join(self._thumbnails), np.uint8)
+        if len(jpegs):
+            write_thumbnails(self._file, self._frames, [(0, list(map(len, self._thumbnails)), jpegs)])
+        columns = {
+            "sequence": [r.sequence for r in ranges],
+            "digest": [r.digest for r in ranges],
+            "start": np.array([r.start for r in ranges], np.int64),
+            "stop": np.array([r.stop for r in ranges], np.int64),
+            "row": np.array([rows[i] for i in valid], np.int64),
+        }
+        write_columns(self._file.create_group("pieces"), columns)
+        write_tracks(self._file, tracks or {})
+        self.close()
+        self._disk.check()
+
+    def close(self) -> None:
+        """Close the file, finished or not."""
+        self._file.close()
+        self._disk.close()
+
+
+@contextmanager
+def new_shard(
+    folder: Path,
+    recipe: Recipe,
+    ranges: Sequence[FrameRange],
+    streams: Mapping[str, StreamInfo],
+    tracks: Sequence[str] = (),
+) -> Iterator[tuple[ShardWriter, Path]]:
+    """Yield a writer and the path of its shard, which appears once the block ends without an error.
+
+    Its name is a digest of what it will contain, `tracks` being the keys of those.
+    """
+    content = [
+        recipe.fingerprint,
+        {name: info.fingerprint for name, info in streams.items()},
+        [[r.sequence, r.digest, r.start, r.stop] for r in ranges],
+        list(tracks),
+    ]
+    path = folder / f"{json_digest(content)[:24]}.h5"
+    with atomic_write(path) as temporary:
+        writer = ShardWriter(temporary, recipe, ranges, streams)
+        try:
+            yield writer, path
+        finally:
+            writer.close()
+
+
+def shard_ranges(path: Path, fingerprint: str) -> list[StoredRange]:
+    """Return the ranges in a finished shard; none if its recipe has another fingerprint."""
+    with open_file(path) as f, damage_as_store_error(path):
+        recipe = read_header(f).recipe
+        if recipe.fingerprint != fingerprint:
+            return []
+        group, streams = f["pieces"], {name: info.fingerprint for name, info in stream_infos(f).items()}
+        text = [read_text(group[n]) for n in ("sequence", "digest")]
+        numbers = [group[n][:].tolist() for n in ("start", "stop", "row")]
+        return [
+            StoredRange(FrameRange(sequence, digest, start, stop), path, row, streams)
+            for sequence, digest, start, stop, row in zip(*text, *numbers, strict=True)
+        ]
+
+
+def shard_tracks(path: Path) -> dict[str, Track]:
+    """Read the tracks in a finished shard, by their keys."""
+    with open_file(path) as f, damage_as_store_error(path):
+        return {key: read_track(f, *rows) for key, rows in track_index(f).items()}
+
+
+def create_stream(f: Any, name: str, frames: int, info: StreamInfo) -> Any:
+    """Create a stream's dataset: one frame per chunk, checksummed."""
+    shape, chunks = (frames, *info.shape), (1, *info.shape)
+    data = f.create_dataset(f"frames/{name}", shape, info.dtype, chunks=chunks, fletcher32=True, track_times=False)
+    if info.origin:  # the trunk's stream is determined by the recipe alone
+        data.attrs["origin"] = canonical_json(dict(info.origin))
+    return data
+
+
+def write_thumbnails(f: Any, frames: int, parts: Iterable[Thumbnails]) -> None:
+    """Write JPEGs end to end; frames that are in none of the parts have none."""
+    options = {"fletcher32": True, "track_times": False}
+    data = f.create_dataset("thumbnails/data", (0,), "u1", maxshape=(None,), chunks=(THUMBNAIL_BLOCK,), **options)
+    all_sizes = np.zeros(frames, np.int64)
+    for row, sizes, jpegs in parts:
+        all_sizes[row : row + len(sizes)] = sizes
+        end = len(data)
+        data.resize(end + len(jpegs), axis=0)
+        data[end:] = jpegs
+    offsets = np.cumsum([0, *all_sizes], dtype=np.int64)
+    f.create_dataset("thumbnails/offset", data=offsets, chunks=offsets.shape, **options)
