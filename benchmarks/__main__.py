@@ -1,4 +1,4 @@
-"""Run benchmarks and print their tables: `python -m benchmarks [extraction | prediction | training ...]`."""
+"""Run benchmarks and print their tables: `python -m benchmarks [extraction | prediction | scaling | training ...]`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from benchmarks.timing import table
 from features._common.console import quiet_imports
 
 with quiet_imports():
-    from benchmarks import extraction, prediction, training
+    from benchmarks import extraction, prediction, scaling, training
 
-BENCHMARKS = {"extraction": extraction, "prediction": prediction, "training": training}
+BENCHMARKS = {"extraction": extraction, "prediction": prediction, "scaling": scaling, "training": training}
 
 if __name__ == "__main__":
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")

@@ -73,7 +73,8 @@ class NewShards:
 
     folder: Path
     recipe: Recipe
-    stored: Collection[str]  # names of those to which it does
+    stored: set[str]  # names of those to which it does
+    written: set[str] = field(default_factory=set)  # names of those written by this process, maybe again
 
     def ranges(self) -> list[StoredRange]:
         """All ranges in the shards that were made with the recipe."""
@@ -85,21 +86,25 @@ class NewShards:
 
     def write_tracks(self, tracks: Mapping[str, Track]) -> None:
         """Write a shard of tracks alone."""
-        with new_shard(self.folder, self.recipe, [], {}, sorted(tracks)) as (writer, _):
+        with new_shard(self.folder, self.recipe, [], {}, sorted(tracks)) as (writer, path):
             writer.finish(tracks=tracks)
+        self.written.add(path.name)
 
     @contextmanager
     def new_group(self, ranges: Sequence[FrameRange], streams: Mapping[str, StreamInfo]) -> Iterator[GroupWriter]:
         """Write a shard for each stream; they appear once the block ends without an error."""
         with ExitStack() as shards:
-            opened = (new_shard(self.folder, self.recipe, ranges, {name: info}) for name, info in streams.items())
-            yield GroupWriter(
-                {name: shards.enter_context(shard)[0] for name, shard in zip(streams, opened, strict=True)}
-            )
+            opened = {
+                name: shards.enter_context(new_shard(self.folder, self.recipe, ranges, {name: info}))
+                for name, info in streams.items()
+            }
+            yield GroupWriter({name: writer for name, (writer, _) in opened.items()})
+        self.written.update(path.name for _, path in opened.values())
 
     def files(self) -> list[Path]:
         """The files of the shards."""
-        return [path for path in sorted(self.folder.glob("[!.]*.h5")) if path.name not in self.stored]
+        old = self.stored - self.written
+        return [path for path in sorted(self.folder.glob("[!.]*.h5")) if path.name not in old]
 
 
 @dataclass(frozen=True)
