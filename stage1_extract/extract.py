@@ -8,50 +8,41 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
-import numpy as np
 from joblib import cpu_count
-from numpy.typing import NDArray
 
-from features._common.atomic import exclusive_write_lock
+from features._common.atomic import abandoned_files, exclusive_write_lock
 from features._common.console import logger, progress_bar, quiet_imports
-from features._common.types import Image
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
 from features.frame_files import shard_folder
-from features.frame_ranges import FrameRange, StoredRange, sequence_ranges
-from features.recipe import Recipe, json_digest
+from features.frame_ranges import StoredRange, sequence_ranges
+from features.recipe import json_digest
 from features.sequences import same_sequences
 from features.shard_folder import delete_replaced_shards, delete_unused_shards, used_shards
-from features.shards import ShardWriter, new_shard, shard_ranges, shard_tracks
+from features.shards import shard_ranges
 from features.store_tables import Header, StreamInfo
 from features.store_writer import StoreContent, StreamContent, save_store
-from features.streams import APPEARANCE, MOTION
+from features.streams import MOTION
 from features.tracks import Track, track_keys
 from stage1_extract import optical_flow
 from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo
-from stage1_extract.frame_loader import FRAMES_PER_JOB, load_frames
+from stage1_extract.group_extraction import extract_groups
+from stage1_extract.new_shards import NewShards
 from stage1_extract.plan import Group, complete_sequences, missing_frames, plan_extraction, vehicles_without_tracks
 from stage1_extract.tracking.sequence_tracks import empty_track_notes, missing_frame_notes, track_clips
 
 if TYPE_CHECKING:  # loading TensorFlow takes seconds, which an extraction with nothing to do need not wait for
-    from stage1_extract.engines.engine import Engine, Maps
+    from stage1_extract.engines.engine import Engine
 
-PENDING_FRAMES = 128  # computed or being computed while a shard is written, which must not stop the network
 LIBRARIES = ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless", "av")  # whose versions the store records
-
-ComputedBatch = tuple["Future[Maps] | None", Sequence[bytes], Sequence[Any]]  # maps, thumbnails, flows
 
 
 @dataclass
@@ -65,63 +56,6 @@ class ExtractionResult:
     tracks: int = 0  # vehicles that were tracked
     notes: list[str] = field(default_factory=list)  # further messages for the user, a line each
     engine: str = ""  # with its precision and relative error
-
-
-@dataclass(frozen=True)
-class NewShards:
-    """The finished shards in a store's folder to which the store does not refer yet."""
-
-    folder: Path
-    recipe: Recipe
-    stored: set[str]  # names of those to which it does
-    written: set[str] = field(default_factory=set)  # names of those written by this process, maybe again
-
-    def ranges(self) -> list[StoredRange]:
-        """All ranges in the shards that were made with the recipe."""
-        return [r for path in self.files() for r in shard_ranges(path, self.recipe.fingerprint)]
-
-    def tracks(self) -> dict[str, Track]:
-        """All tracks in the shards, by their keys, which identify the frames whatever the recipe."""
-        return {key: track for path in self.files() for key, track in shard_tracks(path).items()}
-
-    def write_tracks(self, tracks: Mapping[str, Track]) -> None:
-        """Write a shard of tracks alone."""
-        with new_shard(self.folder, self.recipe, [], {}, sorted(tracks)) as (writer, path):
-            writer.finish(tracks=tracks)
-        self.written.add(path.name)
-
-    @contextmanager
-    def new_group(self, ranges: Sequence[FrameRange], streams: Mapping[str, StreamInfo]) -> Iterator[GroupWriter]:
-        """Write a shard for each stream; they appear once the block ends without an error."""
-        with ExitStack() as shards:
-            opened = {
-                name: shards.enter_context(new_shard(self.folder, self.recipe, ranges, {name: info}))
-                for name, info in streams.items()
-            }
-            yield GroupWriter({name: writer for name, (writer, _) in opened.items()})
-        self.written.update(path.name for _, path in opened.values())
-
-    def files(self) -> list[Path]:
-        """The files of the shards."""
-        old = self.stored - self.written
-        return [path for path in sorted(self.folder.glob("[!.]*.h5")) if path.name not in old]
-
-
-@dataclass(frozen=True)
-class GroupWriter:
-    """Writes the streams of the same frames, each into a shard of its own, and thumbnails beside the trunk's map."""
-
-    shards: Mapping[str, ShardWriter]
-
-    def write(self, entries: Mapping[str, NDArray[Any]], thumbnails: Sequence[bytes]) -> None:
-        """Append n frames: stream → (n, …), and n JPEGs."""
-        for name, values in entries.items():
-            self.shards[name].write({name: values}, thumbnails if name == APPEARANCE else [b""] * len(thumbnails))
-
-    def finish(self, valid: Sequence[int], tracks: Mapping[str, Track]) -> None:
-        """Complete the shards, of whose ranges only those with the indices `valid` count; the first gets the tracks."""
-        for i, shard in enumerate(self.shards.values()):
-            shard.finish(valid, tracks if i == 0 else {})
 
 
 def extract(
@@ -205,7 +139,10 @@ def _extract(
         folder.mkdir(parents=True, exist_ok=True)
         cv2.setNumThreads(1)  # frames are decoded, and vehicles tracked, in parallel, each by one thread
         if groups:
-            _extract_groups(config, shards, clips, groups, streams, engine, vehicles, faults)
+            total, remaining = sum(s.length for s in sequences), sum(map(len, groups))
+            with progress_bar(total, "features", "frames", initial=max(0, total - remaining)) as progress:
+                for count in extract_groups(config, shards, clips, groups, streams, engine, vehicles, faults):
+                    progress.update(count)
         _track_remaining(config, shards, clips, vehicles, faults)
     complete, ranges = complete_sequences(sequences, stored_ranges())
     tracks = dict(existing.tracks) | shards.tracks()
@@ -256,65 +193,6 @@ def _extract(
     )
 
 
-def _extract_groups(
-    config: Config,
-    shards: NewShards,
-    clips: Mapping[str, Clip],
-    groups: Sequence[Group],
-    streams: Mapping[str, StreamInfo],
-    engine: Engine | None,
-    vehicles: Collection[str],
-    faults: dict[str, str],
-) -> None:
-    """Extract each group into a shard; add the sequences that cannot be decoded to `faults`."""
-    tracks: dict[str, Track] = {}  # not written yet
-
-    def frames(ranges: Sequence[FrameRange], motion: bool) -> Iterator[tuple[Image, bytes, NDArray[Any] | None]]:
-        """Yield each frame with its thumbnail and flow; blank ones too, so that the others keep their positions."""
-        threads, in_turns = config.extract.threads or cpu_count(), engine is not None and engine.name == "openvino"
-        loaded = load_frames(ranges, clips, config.frames, threads, motion=motion, tracked=vehicles, in_turns=in_turns)
-        for part in loaded:
-            if part.fault is not None:
-                faults.setdefault(ranges[part.range_index].sequence, part.fault)
-            tracks.update(part.tracks)
-            motions = [None] * len(part.frames) if part.motion is None else part.motion
-            yield from zip(part.frames, part.thumbnails, motions, strict=True)
-
-    def batches() -> Iterator[ComputedBatch]:
-        """Yield maps, thumbnails and flows of one batch while those of the next ones are computed."""
-        size, lanes = (engine.batch, engine.runner.lanes) if engine is not None else (FRAMES_PER_JOB, 0)
-        pending: deque[ComputedBatch] = deque()
-        for names, groups_with_names in groupby(groups, key=lambda group: group.streams):
-            same_streams = list(groups_with_names)
-            loaded = frames([r for group in same_streams for r in group.ranges], MOTION in names)
-            for group in same_streams:
-                group_frames = islice(loaded, len(group))
-                while batch := list(islice(group_frames, size)):
-                    images, thumbnails, flows = zip(*batch, strict=True)
-                    maps = engine.submit(np.stack(images)) if engine is not None and {*names} - {MOTION} else None
-                    pending.append((maps, thumbnails, flows))
-                    if len(pending) > lanes + max(2, PENDING_FRAMES // size):
-                        yield pending.popleft()
-        yield from pending
-
-    total, missing = sum(clip.sequence.length for clip in clips.values()), sum(map(len, groups))
-    with progress_bar(total, "features", "frames", initial=max(0, total - missing)) as progress:
-        computed = batches()
-        for group in groups:
-            with shards.new_group(group.ranges, {name: streams[name] for name in group.streams}) as writer:
-                written = 0
-                while written < len(group):
-                    maps, thumbnails, flows = next(computed)
-                    entries = {MOTION: np.stack(flows)} if MOTION in group.streams else {}
-                    if maps is not None:
-                        entries |= {name: values for name, values in maps.result().items() if name in group.streams}
-                    writer.write(entries, thumbnails)
-                    written += len(thumbnails)
-                    progress.update(len(thumbnails))
-                writer.finish([i for i, r in enumerate(group.ranges) if r.sequence not in faults], tracks)
-            tracks.clear()
-
-
 def _track_remaining(
     config: Config, shards: NewShards, clips: Mapping[str, Clip], vehicles: Iterable[str], faults: dict[str, str]
 ) -> None:
@@ -340,9 +218,9 @@ def _track_remaining(
 
 def _clean_up(store: Path, folder: Path) -> None:
     """Delete what a killed process left behind: temporary files, unreadable shards, and those of replaced indexes."""
-    # this process holds the lock, so no other one is writing
-    for path in [*store.parent.glob(f".{store.name}.*.tmp"), *folder.glob(".*.tmp")]:
-        path.unlink()
+    # this process holds the lock, but workers of a driver that was killed may still be writing shards
+    for path in abandoned_files([*store.parent.glob(f".{store.name}.*.tmp"), *folder.glob(".*.tmp")]):
+        path.unlink(missing_ok=True)
     older = store.with_name(f"{store.name}.parts")  # of an extraction by an older version
     if older.exists() and not folder.exists():
         older.rename(folder)

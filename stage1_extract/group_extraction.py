@@ -1,0 +1,103 @@
+"""Extracting groups of frames into shards: decoded in threads, computed by the engine, written meanwhile."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from joblib import cpu_count
+from numpy.typing import NDArray
+
+from features._common.types import Image
+from features.config import Config
+from features.frame_ranges import FrameRange
+from features.store_tables import StreamInfo
+from features.streams import MOTION
+from features.tracks import Track
+from stage1_extract.datasets.clip import Clip
+from stage1_extract.frame_loader import FRAMES_PER_JOB, load_frames
+from stage1_extract.new_shards import NewShards
+from stage1_extract.plan import Group
+
+if TYPE_CHECKING:  # loading TensorFlow takes seconds, which an extraction with nothing to do need not wait for
+    from stage1_extract.engines.engine import Engine, Maps
+
+PENDING_FRAMES = 128  # computed or being computed while a shard is written, which must not stop the network
+
+ComputedBatch = tuple["Future[Maps] | None", Sequence[bytes], Sequence[Any]]  # maps, thumbnails, flows
+
+
+def extract_groups(
+    config: Config,
+    shards: NewShards,
+    clips: Mapping[str, Clip],
+    groups: Sequence[Group],
+    streams: Mapping[str, StreamInfo],
+    engine: Engine | None,
+    vehicles: Collection[str],
+    faults: dict[str, str],
+) -> Iterator[int]:
+    """Extract each group into a shard for each stream, and yield the number of frames whenever some were written.
+
+    Sequences that cannot be decoded are added to `faults`. The `vehicles` are ids of sequences to track.
+    """
+    tracks: dict[str, Track] = {}  # not written yet
+    computed = computed_batches(config, clips, groups, engine, vehicles, faults, tracks)
+    for group in groups:
+        with shards.new_group(group.ranges, {name: streams[name] for name in group.streams}) as writer:
+            written = 0
+            while written < len(group):
+                maps, thumbnails, flows = next(computed)
+                entries = {MOTION: np.stack(flows)} if MOTION in group.streams else {}
+                if maps is not None:
+                    entries |= {name: values for name, values in maps.result().items() if name in group.streams}
+                writer.write(entries, thumbnails)
+                written += len(thumbnails)
+                yield len(thumbnails)
+            writer.finish([i for i, r in enumerate(group.ranges) if r.sequence not in faults], tracks)
+        tracks.clear()
+
+
+def computed_batches(
+    config: Config,
+    clips: Mapping[str, Clip],
+    groups: Sequence[Group],
+    engine: Engine | None,
+    vehicles: Collection[str],
+    faults: dict[str, str],
+    tracks: dict[str, Track],
+) -> Iterator[ComputedBatch]:
+    """Yield maps, thumbnails and flows of one batch while those of the next ones are computed.
+
+    Sequences that cannot be decoded are added to `faults`, and the tracks of `vehicles` to `tracks`.
+    """
+
+    def frames(ranges: Sequence[FrameRange], motion: bool) -> Iterator[tuple[Image, bytes, NDArray[Any] | None]]:
+        """Yield each frame with its thumbnail and flow; blank ones too, so that the others keep their positions."""
+        threads, in_turns = config.extract.threads or cpu_count(), engine is not None and engine.name == "openvino"
+        loaded = load_frames(ranges, clips, config.frames, threads, motion=motion, tracked=vehicles, in_turns=in_turns)
+        for part in loaded:
+            if part.fault is not None:
+                faults.setdefault(ranges[part.range_index].sequence, part.fault)
+            tracks.update(part.tracks)
+            motions = [None] * len(part.frames) if part.motion is None else part.motion
+            yield from zip(part.frames, part.thumbnails, motions, strict=True)
+
+    size, lanes = (engine.batch, engine.runner.lanes) if engine is not None else (FRAMES_PER_JOB, 0)
+    pending: deque[ComputedBatch] = deque()
+    for names, groups_with_names in groupby(groups, key=lambda group: group.streams):
+        same_streams = list(groups_with_names)
+        loaded = frames([r for group in same_streams for r in group.ranges], MOTION in names)
+        for group in same_streams:
+            group_frames = islice(loaded, len(group))
+            while batch := list(islice(group_frames, size)):
+                images, thumbnails, flows = zip(*batch, strict=True)
+                maps = engine.submit(np.stack(images)) if engine is not None and {*names} - {MOTION} else None
+                pending.append((maps, thumbnails, flows))
+                if len(pending) > lanes + max(2, PENDING_FRAMES // size):
+                    yield pending.popleft()
+    yield from pending
