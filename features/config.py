@@ -126,8 +126,9 @@ class ExtractConfig(StrictModel):
     """Number of threads that decode frames; 0: one per core."""
     dtype: Literal["float16", "float32"] = "float16"
     """Type in which maps are stored; float16 halves the file and rounds by 5e-4."""
-    shard: int = Field(512, gt=0)
-    """Frames per shard; at most this much work is lost if extraction is killed."""
+    shard: int = Field(0, ge=0)
+    """Frames per shard; at most this much work is lost if extraction is killed. 0: 512, on a cluster as many as take
+    half a minute."""
     packed_gb: float = Field(2.0, ge=0)
     """Make a store that needs at most this many gigabytes a single file. A larger one is a small file, the index, and a
     folder of shards beside it, to which frames are added without copying the others."""
@@ -138,6 +139,15 @@ class ExtractConfig(StrictModel):
     """Whether to track every vehicle whose box is labelled; takes 2 ms per frame."""
     skip_damaged: bool = False
     """Whether to skip damaged sequences and count the store as complete without them."""
+
+
+class ComputeConfig(StrictModel):
+    backend: Literal["local", "dask"] = "local"
+    """Where extraction and sweeps run: on this machine, or on the workers of a Dask cluster, which may be on others."""
+    scheduler: UserPath = ""
+    """Address of the Dask scheduler, such as tcp://HOST:8786 or tls://HOST:8786, or the path of its scheduler file."""
+    workers: int = Field(0, ge=0)
+    """Number of workers to wait for before the work begins; 0: one. Others may join later."""
 
 
 class WindowConfig(StrictModel):
@@ -222,6 +232,7 @@ class Config(StrictModel):
     frames: FramesConfig = FramesConfig()
     backbone: BackboneConfig = BackboneConfig()
     extract: ExtractConfig = ExtractConfig()
+    compute: ComputeConfig = ComputeConfig()
     window: WindowConfig = WindowConfig()
     head: AnyHeadConfig = PooledLSTMConfig()
     train: TrainConfig = TrainConfig()

@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 from joblib import cpu_count
 
 from features._common.atomic import abandoned_files, exclusive_write_lock
+from features._common.cluster import Cluster, connect
 from features._common.console import logger, progress_bar, quiet_imports
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
@@ -32,6 +34,15 @@ from features.store_writer import StoreContent, StreamContent, save_store
 from features.streams import MOTION
 from features.tracks import Track, track_keys
 from stage1_extract import optical_flow
+from stage1_extract.cluster_tasks import (
+    SMALLEST_TASK,
+    ExtractionJob,
+    Written,
+    first_frame_digest,
+    load_trunk,
+    run_groups,
+    run_tracking,
+)
 from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo
 from stage1_extract.group_extraction import extract_groups
@@ -42,6 +53,8 @@ from stage1_extract.tracking.sequence_tracks import empty_track_notes, missing_f
 if TYPE_CHECKING:  # loading TensorFlow takes seconds, which an extraction with nothing to do need not wait for
     from stage1_extract.engines.engine import Engine
 
+FRAMES_PER_SHARD = 512
+PROBED_CLIPS = 8  # of which a worker must see the first whose first frame can be decoded
 LIBRARIES = ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless", "av")  # whose versions the store records
 
 
@@ -84,8 +97,8 @@ def extract(
         )
     if not catalogue.clips:
         raise BadInputs(f"{config.data.path}: every clip has errors", list(catalogue.faults))
-    with exclusive_write_lock(store):
-        result = _extract(config, store, catalogue, damaged_rows or {}, engine)
+    with exclusive_write_lock(store), ExitStack() as connections:
+        result = _extract(config, store, catalogue, damaged_rows or {}, engine, connections)
     if result.missing and not skip_damaged:
         raise BadInputs(
             f"{store}: {len(result.missing)} of {len(catalogue.clips)} sequences could not be decoded and were skipped",
@@ -96,15 +109,30 @@ def extract(
 
 
 def _extract(
-    config: Config, store: Path, catalogue: Catalogue, damaged_rows: DamagedRows, engine: Engine | None
+    config: Config,
+    store: Path,
+    catalogue: Catalogue,
+    damaged_rows: DamagedRows,
+    engine: Engine | None,
+    connections: ExitStack,
 ) -> ExtractionResult:
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     sequences = [clip.sequence for clip in catalogue.clips]
     folder = shard_folder(store)
     _clean_up(store, folder)
     existing, request = ExistingStore.read(store, damaged_rows), _request_digest(config)
+    cluster, written = None, list[Written]()
+
+    def connected() -> Cluster:
+        probe = first_frame_digest, (catalogue.clips[:PROBED_CLIPS],)
+        return cluster or connections.enter_context(connect(config.compute, folder, probe))
+
+    on_cluster = config.compute.backend == "dask"
     trunk = TrunkInfo.from_store(existing, config, request, sequences)
-    if trunk is None:
+    if trunk is None and on_cluster:
+        cluster = connected()
+        trunk = cluster.call("load trunk", load_trunk, config, request)
+    elif trunk is None:
         with quiet_imports():
             from stage1_extract.backbone.trunk import build_trunk
             from stage1_extract.engines.engine import Engine
@@ -129,7 +157,9 @@ def _extract(
 
     size = sum(s.length for s in sequences) * sum(info.frame_bytes for info in streams.values())
     packed = existing.is_packed and size <= config.extract.packed_gb * 1e9
-    groups = plan_extraction(sequences, stored_ranges(), config.extract.shard)
+    groups = plan_extraction(
+        sequences, stored_ranges(), config.extract.shard or (SMALLEST_TASK if on_cluster else FRAMES_PER_SHARD)
+    )
     vehicles: dict[str, int] = {}
     if config.extract.tracks:
         vehicles = vehicles_without_tracks(sequences, existing.tracks.keys() | shards.tracks().keys())
@@ -138,12 +168,15 @@ def _extract(
         _check_disk_space(store, groups, sum(s.length for s in sequences), streams, packed)
         folder.mkdir(parents=True, exist_ok=True)
         cv2.setNumThreads(1)  # frames are decoded, and vehicles tracked, in parallel, each by one thread
-        if groups:
-            total, remaining = sum(s.length for s in sequences), sum(map(len, groups))
-            with progress_bar(total, "features", "frames", initial=max(0, total - remaining)) as progress:
-                for count in extract_groups(config, shards, clips, groups, streams, engine, vehicles, faults):
-                    progress.update(count)
-        _track_remaining(config, shards, clips, vehicles, faults)
+        if on_cluster:
+            cluster = connected()
+            job = ExtractionJob(config, request, trunk.recipe, streams, folder)
+            written = run_groups(cluster, job, shards, clips, groups, vehicles, faults)
+            untracked = _untracked(clips, vehicles, shards, faults)
+            run_tracking(cluster, job, shards, clips, untracked, faults)
+        else:
+            _extract_here(config, shards, clips, groups, streams, engine, vehicles, faults)
+            _track_here(config, shards, clips, _untracked(clips, vehicles, shards, faults), faults)
     complete, ranges = complete_sequences(sequences, stored_ranges())
     tracks = dict(existing.tracks) | shards.tracks()
     missing = {f"fault {i}": fault for i, fault in enumerate(catalogue.faults, 1)}
@@ -161,8 +194,11 @@ def _extract(
             else:
                 notes.append(f"stream {name} was dropped, since it lacks new, changed or damaged frames")
         errors = dict(existing.header.trunk.get("relative_error", {})) if existing.header else {}
-        if engine is not None and engine.relative_error is not None:  # the largest of this and earlier runs
-            errors[engine.name] = max(engine.relative_error, errors.get(engine.name, 0.0))
+        if engine is not None:
+            written.append(Written(set(), engine=engine.name, relative_error=engine.relative_error))
+        for part in written:
+            if part.relative_error is not None:  # the largest of this and earlier runs
+                errors[part.engine] = max(part.relative_error, errors.get(part.engine, 0.0))
         header = Header(
             trunk.recipe,
             trunk={**trunk.facts, "relative_error": errors},
@@ -189,16 +225,41 @@ def _extract(
         flows=missing_frames(groups, MOTION),
         tracks=sum(vehicles.values()),
         notes=[f"{store}: {note}" for note in notes],
-        engine=str(engine),
+        engine=str(engine) if engine is not None else ", ".join(sorted({part.precision for part in written} - {""})),
     )
 
 
-def _track_remaining(
-    config: Config, shards: NewShards, clips: Mapping[str, Clip], vehicles: Iterable[str], faults: dict[str, str]
+def _extract_here(
+    config: Config,
+    shards: NewShards,
+    clips: Mapping[str, Clip],
+    groups: Sequence[Group],
+    streams: Mapping[str, StreamInfo],
+    engine: Engine | None,
+    vehicles: Mapping[str, int],
+    faults: dict[str, str],
 ) -> None:
-    """Track the vehicles that were not tracked while decoding: in long sequences, or if all frames were stored."""
+    """Extract groups in this process, and show the progress."""
+    if not groups:
+        return
+    total, remaining = sum(clip.sequence.length for clip in clips.values()), sum(map(len, groups))
+    with progress_bar(total, "features", "frames", initial=max(0, total - remaining)) as progress:
+        for count in extract_groups(config, shards, clips, groups, streams, engine, vehicles, faults):
+            progress.update(count)
+
+
+def _untracked(
+    clips: Mapping[str, Clip], vehicles: Iterable[str], shards: NewShards, faults: Mapping[str, str]
+) -> dict[str, int]:
+    """The vehicles that were not tracked while decoding: in long sequences, or if all frames were stored."""
     sequences = [clips[name].sequence for name in vehicles if name not in faults]
-    remaining = vehicles_without_tracks(sequences, shards.tracks())
+    return vehicles_without_tracks(sequences, shards.tracks()) if sequences else {}
+
+
+def _track_here(
+    config: Config, shards: NewShards, clips: Mapping[str, Clip], remaining: Mapping[str, int], faults: dict[str, str]
+) -> None:
+    """Track vehicles in this process, sequence id → number, and show the progress."""
     if not remaining:
         return
     unsaved: dict[str, Track] = {}
@@ -209,7 +270,7 @@ def _track_remaining(
             else:
                 unsaved |= tracks
             progress.update(remaining[name])
-            if sum(len(t.boxes) for t in unsaved.values()) >= config.extract.shard:
+            if sum(len(t.boxes) for t in unsaved.values()) >= (config.extract.shard or FRAMES_PER_SHARD):
                 shards.write_tracks(unsaved)
                 unsaved = {}
     if unsaved:

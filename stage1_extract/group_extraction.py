@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from stage1_extract.plan import Group
 if TYPE_CHECKING:  # loading TensorFlow takes seconds, which an extraction with nothing to do need not wait for
     from stage1_extract.engines.engine import Engine, Maps
 
+MEASURED_SECONDS = 3.0
 PENDING_FRAMES = 128  # computed or being computed while a shard is written, which must not stop the network
 
 ComputedBatch = tuple["Future[Maps] | None", Sequence[bytes], Sequence[Any]]  # maps, thumbnails, flows
@@ -70,7 +72,7 @@ def computed_batches(
     vehicles: Collection[str],
     faults: dict[str, str],
     tracks: dict[str, Track],
-) -> Iterator[ComputedBatch]:
+) -> Generator[ComputedBatch, None, None]:
     """Yield maps, thumbnails and flows of one batch while those of the next ones are computed.
 
     Sequences that cannot be decoded are added to `faults`, and the tracks of `vehicles` to `tracks`.
@@ -101,3 +103,22 @@ def computed_batches(
                 if len(pending) > lanes + max(2, PENDING_FRAMES // size):
                     yield pending.popleft()
     yield from pending
+
+
+def measured_rate(
+    config: Config, clips: Mapping[str, Clip], group: Group, engine: Engine | None, vehicles: Collection[str]
+) -> float:
+    """Frames of a group that are decoded and computed per second, without its first batch; takes some seconds."""
+    batches = computed_batches(config, clips, [group], engine, vehicles, {}, {})
+    frames, start = 0, 0.0
+    for maps, thumbnails, _ in batches:
+        if maps is not None:
+            maps.result()
+        if start == 0.0:  # the first one also compiles the network
+            start = time.perf_counter()
+            continue
+        frames += len(thumbnails)
+        if time.perf_counter() - start > MEASURED_SECONDS:
+            break
+    batches.close()
+    return frames / max(time.perf_counter() - start, 1e-6) if frames else 0.0
