@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 from joblib import cpu_count
 
-from features._common.cluster import Cluster, Function
+from features._common.cluster import Cluster, Function, worker_address
 from features._common.console import progress_bar, quiet_imports
 from features.config import Config
 from features.errors import ConfigError, DataError, StoreError
@@ -139,6 +139,8 @@ def run_tracking(
     faults: dict[str, str],
 ) -> None:
     """Track vehicles in the cluster's workers, sequence id → number; add sequences that fail there to `faults`."""
+    if not vehicles:
+        return
     from distributed import KilledWorker
 
     parts: list[list[str]] = []
@@ -194,7 +196,7 @@ def extract_group(job: ExtractionJob, clips: Clips, group: Group, vehicles: Coll
     engine = None if set(group.streams) <= {MOTION} else _engine_of(job.config, job.request)
     if engine is not None and engine.trunk.recipe.fingerprint != job.recipe.fingerprint:
         differences = "; ".join(engine.trunk.recipe.differences(job.recipe))
-        raise ConfigError("a worker makes other features than the driver expects", got=differences)
+        raise ConfigError(f"worker {worker_address()} makes other features than the first one", got=differences)
     start = time.perf_counter()
     for _ in extract_groups(job.config, shards, clips, [group], streams, engine, vehicles, faults):
         pass
@@ -254,4 +256,5 @@ def _is_complete(path: Path, recipe: Recipe, ranges: Sequence[FrameRange]) -> bo
 def _add_killed(faults: dict[str, str], ids: Sequence[str], error: Any) -> None:
     times = error.allowed_failures + 1
     for name in dict.fromkeys(ids):
-        faults[name] = f"{name}: {times} workers died while they worked on it, or on a sequence of the same task"
+        workers = "a worker" if times == 1 else f"{times} workers"
+        faults[name] = f"{name}: {workers} died while working on it, or on another sequence of its task"

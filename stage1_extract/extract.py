@@ -174,6 +174,7 @@ def _extract(
             written = run_groups(cluster, job, shards, clips, groups, vehicles, faults)
             untracked = _untracked(clips, vehicles, shards, faults)
             run_tracking(cluster, job, shards, clips, untracked, faults)
+            connections.close()
         else:
             _extract_here(config, shards, clips, groups, streams, engine, vehicles, faults)
             _track_here(config, shards, clips, _untracked(clips, vehicles, shards, faults), faults)

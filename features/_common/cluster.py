@@ -11,7 +11,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,11 +29,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PACKAGES = ("framebank", "tensorflow", "keras", "h5py", "numpy", "scikit-learn", "opencv-python-headless", "av")
 HINT = "install the same versions there, and mount the same folders at the same paths"
-CONNECT_SECONDS = 20
-TOKEN = ".cluster-"  # in front of the name of a file that shows a worker that it sees the driver's folder
+CONNECT_SECONDS = 10
 PATIENCE = 60  # s until a file that another machine has written must be seen in a network file system
 
 Function = tuple[Callable[..., Any], tuple[Any, ...]]  # with its arguments
+
+
+@dataclass(frozen=True)
+class PickledFunction:
+    """A `Function` that is unpickled where it is called, in the driver's working directory, and short in logs."""
+
+    data: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, function: Function) -> PickledFunction:
+        return cls(pickle.dumps(function))
+
+    def __call__(self) -> Any:
+        function, arguments = pickle.loads(self.data)
+        return function(*arguments)
+
 
 _passed: set[str] = set()  # tokens of the checks that this process, a worker, has passed
 
@@ -44,8 +59,8 @@ class WorkerCheck:
 
     token: Path  # a file in the folder that results are written to
     folder: Path  # the driver's working directory, which paths are relative to
-    versions: Mapping[str, str]  # of the packages that decide what comes out
-    probe: bytes  # a `Function`, pickled, that reads a file which all must see
+    versions: Mapping[str, str] = field(repr=False)  # of the packages that decide what comes out
+    probe: PickledFunction  # reads a file which all must see
     expected: str  # what it returns to the driver
 
     def fault(self) -> str | None:
@@ -61,7 +76,7 @@ class WorkerCheck:
             if not _appears(self.token):
                 return f"does not see the driver's files in {self.token.parent}"
             try:
-                result = call(self.probe)
+                result = self.probe()
             except (OSError, FramebankError) as e:
                 return f"cannot read what the driver reads: {e}"
         if result != self.expected:
@@ -101,14 +116,16 @@ class Cluster:
         """
         from distributed import CancelledError, KilledWorker, as_completed
 
-        run, waiting, numbered = uuid4().hex[:8], as_completed(), enumerate(tasks)
+        run, waiting, numbered = uuid4().hex[:8], as_completed(loop=self._client.loop), enumerate(tasks)
         indices: dict[Any, int] = {}
         try:
             while True:
                 while len(indices) < max(1, self.threads) and (task := next(numbered, None)) is not None:
                     i, function = task
                     key = f"{name}-{run}-{i}"
-                    future = self._client.submit(run_task, self._check, pickle.dumps(function), key=key, pure=False)
+                    future = self._client.submit(
+                        run_task, self._check, PickledFunction.of(function), key=key, pure=False
+                    )
                     indices[future] = i
                     waiting.add(future)
                 if not indices:
@@ -144,10 +161,10 @@ def connect(compute: ComputeConfig, folder: Path, probe: Function) -> Iterator[C
     if find_spec("distributed") is None:
         raise ConfigError("Dask is not installed", hint='pip install "framebank[cluster]"')
     folder.mkdir(parents=True, exist_ok=True)
-    token = folder.absolute() / f"{TOKEN}{writer_name()}"
+    token = folder.absolute() / f".driver.{writer_name()}.tmp"
     function, arguments = probe
     versions = {name: _version(name) for name in PACKAGES}
-    check = WorkerCheck(token, Path.cwd(), versions, pickle.dumps(probe), function(*arguments))
+    check = WorkerCheck(token, Path.cwd(), versions, PickledFunction.of(probe), function(*arguments))
     token.touch()
     try:
         with _client(compute) as client:
@@ -163,22 +180,23 @@ def connect(compute: ComputeConfig, folder: Path, probe: Function) -> Iterator[C
             yield Cluster(client, check)
     finally:
         token.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is used
+            folder.rmdir()
 
 
-def run_task(check: WorkerCheck, pickled: bytes) -> Any:
-    """Call a pickled function in a worker, in the driver's working directory; one that joined late is checked first."""
+def run_task(check: WorkerCheck, function: PickledFunction) -> Any:
+    """Call a function in a worker, in the driver's working directory; one that joined late is checked first."""
+    if (fault := check.fault()) is not None:
+        raise ConfigError(_worker_fault(worker_address(), fault), hint=HINT)
+    with contextlib.chdir(check.folder):
+        return function()
+
+
+def worker_address() -> str:
+    """The address of the worker that this process is."""
     from distributed import get_worker
 
-    if (fault := check.fault()) is not None:
-        raise ConfigError(_worker_fault(get_worker().address, fault), hint=HINT)
-    with contextlib.chdir(check.folder):
-        return call(pickled)
-
-
-def call(pickled: bytes) -> Any:
-    """Call a pickled function with its arguments."""
-    function, arguments = pickle.loads(pickled)
-    return function(*arguments)
+    return str(get_worker().address)
 
 
 def _worker_fault(worker: str, fault: object) -> str:
@@ -195,6 +213,8 @@ def _client(compute: ComputeConfig) -> Iterator[Client]:
     if not address:
         raise ConfigError("no Dask scheduler named", hint="--compute.scheduler tcp://HOST:8786")
     try:
+        if "://" not in address and not Path(address).is_file():  # for which Dask would wait
+            raise FileNotFoundError("there is no such scheduler file")
         if "://" in address:
             client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         else:
