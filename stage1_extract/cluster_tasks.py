@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 from joblib import cpu_count
 
-from features._common.cluster import Cluster, Function, worker_address
+from features._common.cluster import Cluster, Function, appears, describe_deaths, worker_address
 from features._common.console import progress_bar, quiet_imports
 from features.config import Config
 from features.errors import ConfigError, DataError, StoreError
@@ -60,7 +60,7 @@ class ExtractionJob:
 
 
 @dataclass
-class Written:
+class TaskResult:
     """What a task did."""
 
     shards: set[str]  # names of the shards it wrote
@@ -90,7 +90,7 @@ def run_groups(
     groups: Sequence[Group],
     vehicles: Collection[str],
     faults: dict[str, str],
-) -> list[Written]:
+) -> list[TaskResult]:
     """Extract groups in the cluster's workers; add sequences that fail there to `faults`.
 
     Unless the user has set the size of shards, groups are joined to tasks of half a minute, which get smaller towards
@@ -122,8 +122,7 @@ def run_groups(
             if isinstance(result, KilledWorker):
                 _add_killed(faults, [r.sequence for r in started[i].ranges], result)
             else:
-                shards.written.update(result.shards)
-                faults.update(result.faults)
+                _add_result(result, shards, faults)
                 results.append(result)
                 rate = len(started[i]) / result.seconds if result.seconds else rate
             progress.update(len(started[i]))
@@ -157,8 +156,7 @@ def run_tracking(
             if isinstance(result, KilledWorker):
                 _add_killed(faults, parts[i], result)
             else:
-                shards.written.update(result.shards)
-                faults.update(result.faults)
+                _add_result(result, shards, faults)
             progress.update(sum(vehicles[name] for name in parts[i]))
 
 
@@ -185,13 +183,13 @@ def load_trunk(config: Config, request: str) -> TrunkInfo:
     return TrunkInfo.from_trunk(_engine_of(config, request).trunk, config, request)
 
 
-def extract_group(job: ExtractionJob, clips: Clips, group: Group, vehicles: Collection[str], again: bool) -> Written:
+def extract_group(job: ExtractionJob, clips: Clips, group: Group, vehicles: Collection[str], again: bool) -> TaskResult:
     """Write the shards of a group, in a worker; with `again`, also those that are there."""
     shards, faults = NewShards(job.folder, job.recipe, set()), dict[str, str]()
     streams = {name: job.streams[name] for name in group.streams}
     paths = shards.group_paths(group.ranges, streams)
     if not again and all(_is_complete(path, job.recipe, group.ranges) for path in paths):
-        return Written({path.name for path in paths})  # by a worker that died before it could tell
+        return TaskResult({path.name for path in paths})  # by a worker that died before it could tell
     cv2.setNumThreads(1)  # frames are decoded in parallel, each by one thread
     engine = None if set(group.streams) <= {MOTION} else _engine_of(job.config, job.request)
     if engine is not None and engine.trunk.recipe.fingerprint != job.recipe.fingerprint:
@@ -200,13 +198,13 @@ def extract_group(job: ExtractionJob, clips: Clips, group: Group, vehicles: Coll
     start = time.perf_counter()
     for _ in extract_groups(job.config, shards, clips, [group], streams, engine, vehicles, faults):
         pass
-    written = Written(shards.written, time.perf_counter() - start, faults)
+    written = TaskResult(shards.written, time.perf_counter() - start, faults)
     if engine is not None:
         written.engine, written.precision, written.relative_error = engine.name, str(engine), engine.relative_error
     return written
 
 
-def track_group(job: ExtractionJob, clips: Clips, ids: Sequence[str]) -> Written:
+def track_group(job: ExtractionJob, clips: Clips, ids: Sequence[str]) -> TaskResult:
     """Track the vehicles of some sequences, and write their tracks into a shard, in a worker."""
     cv2.setNumThreads(1)
     shards, faults, tracks = NewShards(job.folder, job.recipe, set()), dict[str, str](), dict[str, Track]()
@@ -217,7 +215,7 @@ def track_group(job: ExtractionJob, clips: Clips, ids: Sequence[str]) -> Written
             tracks |= result
     if tracks:
         shards.write_tracks(tracks)
-    return Written(shards.written, faults=faults)
+    return TaskResult(shards.written, faults=faults)
 
 
 def _engine_of(config: Config, request: str) -> Engine:
@@ -253,8 +251,13 @@ def _is_complete(path: Path, recipe: Recipe, ranges: Sequence[FrameRange]) -> bo
         return False
 
 
+def _add_result(result: TaskResult, shards: NewShards, faults: dict[str, str]) -> None:
+    for name in result.shards:
+        appears(shards.folder / name)
+    shards.written.update(result.shards)
+    faults.update(result.faults)
+
+
 def _add_killed(faults: dict[str, str], ids: Sequence[str], error: Any) -> None:
-    times = error.allowed_failures + 1
     for name in dict.fromkeys(ids):
-        workers = "a worker" if times == 1 else f"{times} workers"
-        faults[name] = f"{name}: {workers} died while working on it, or on another sequence of its task"
+        faults[name] = f"{name}: {describe_deaths(error)} died while working on it, or on another sequence of its task"

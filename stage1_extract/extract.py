@@ -37,7 +37,7 @@ from stage1_extract import optical_flow
 from stage1_extract.cluster_tasks import (
     SMALLEST_TASK,
     ExtractionJob,
-    Written,
+    TaskResult,
     first_frame_digest,
     load_trunk,
     run_groups,
@@ -120,8 +120,8 @@ def _extract(
     sequences = [clip.sequence for clip in catalogue.clips]
     folder = shard_folder(store)
     _clean_up(store, folder)
-    existing, request = ExistingStore.read(store, damaged_rows), _request_digest(config)
-    cluster, written = None, list[Written]()
+    existing, request = ExistingStore.read(store, damaged_rows), request_digest(config)
+    cluster, written = None, list[TaskResult]()
 
     def connected() -> Cluster:
         probe = first_frame_digest, (catalogue.clips[:PROBED_CLIPS],)
@@ -196,7 +196,7 @@ def _extract(
                 notes.append(f"stream {name} was dropped, since it lacks new, changed or damaged frames")
         errors = dict(existing.header.trunk.get("relative_error", {})) if existing.header else {}
         if engine is not None:
-            written.append(Written(set(), engine=engine.name, relative_error=engine.relative_error))
+            written.append(TaskResult(set(), engine=engine.name, relative_error=engine.relative_error))
         for part in written:
             if part.relative_error is not None:  # the largest of this and earlier runs
                 errors[part.engine] = max(part.relative_error, errors.get(part.engine, 0.0))
@@ -299,24 +299,29 @@ def _clean_up(store: Path, folder: Path) -> None:
                 path.unlink()
 
 
+def required_bytes(groups: Sequence[Group], frames: int, streams: Mapping[str, StreamInfo], packed: bool) -> int:
+    """Bytes that extracting groups needs on the disk: their shards and, if packed, the store with its `frames`."""
+    sizes = {name: info.frame_bytes for name, info in streams.items()}
+    return sum((missing_frames(groups, name) + packed * frames) * size for name, size in sizes.items())
+
+
 def _check_disk_space(
     store: Path, groups: Sequence[Group], frames: int, streams: Mapping[str, StreamInfo], packed: bool
 ) -> None:
     """Refuse, before hours of work, if the disk cannot hold the shards and, if packed, the store with its `frames`."""
-    sizes = {name: info.frame_bytes for name, info in streams.items()}
-    required = sum((missing_frames(groups, name) + packed * frames) * size for name, size in sizes.items())
+    required, size = required_bytes(groups, frames, streams, packed), sum(i.frame_bytes for i in streams.values())
     free = shutil.disk_usage(store.parent).free
     if required > free:
         raise DataError(
             f"{store}: not enough disk space",
             expected=f"{required / 1e9:.3g} GB free "
-            f"({frames} frames of {sum(sizes.values()) / 1e3:.0f} kB{', for shards and store' if packed else ''})",
+            f"({frames} frames of {size / 1e3:.0f} kB{', for shards and store' if packed else ''})",
             got=f"{free / 1e9:.3g} GB",
             hint="free some space, use --extract.dtype float16, or --store on another disk",
         )
 
 
-def _request_digest(config: Config) -> str:
+def request_digest(config: Config) -> str:
     """Digest of all settings that determine the recipe, to see without loading a network whether it has changed."""
     weights = Path(config.backbone.weights)
     settings = config.model_dump(mode="json", include={"frames", "backbone"})

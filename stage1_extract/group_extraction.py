@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from stage1_extract.datasets.clip import Clip
 from stage1_extract.frame_loader import FRAMES_PER_JOB, load_frames
 from stage1_extract.new_shards import NewShards
 from stage1_extract.plan import Group
+from stage1_extract.tracking.sequence_tracks import SHORT_SEQUENCE
 
 if TYPE_CHECKING:  # loading TensorFlow takes seconds, which an extraction with nothing to do need not wait for
     from stage1_extract.engines.engine import Engine, Maps
@@ -108,17 +110,24 @@ def computed_batches(
 def measured_rate(
     config: Config, clips: Mapping[str, Clip], group: Group, engine: Engine | None, vehicles: Collection[str]
 ) -> float:
-    """Frames of a group that are decoded and computed per second, without its first batch; takes some seconds."""
-    batches = computed_batches(config, clips, [group], engine, vehicles, {}, {})
-    frames, start = 0, 0.0
-    for maps, thumbnails, _ in batches:
-        if maps is not None:
-            maps.result()
-        if start == 0.0:  # the first one also compiles the network
-            start = time.perf_counter()
-            continue
-        frames += len(thumbnails)
-        if time.perf_counter() - start > MEASURED_SECONDS:
-            break
-    batches.close()
-    return frames / max(time.perf_counter() - start, 1e-6) if frames else 0.0
+    """Frames of a group that are decoded and computed per second, without writing them; takes some seconds."""
+    count, rate = 32, 0.0
+    while True:
+        part = Group(group.streams, tuple(_first_frames(group.ranges, count)))
+        start = time.perf_counter()
+        for maps, _, _ in computed_batches(config, clips, [part], engine, vehicles, {}, {}):
+            if maps is not None:
+                maps.result()
+        seconds = time.perf_counter() - start
+        measured_before, rate = rate > 0, len(part) / seconds  # the first time includes compiling the network
+        if measured_before and (seconds > MEASURED_SECONDS or len(part) == len(group)):
+            return rate
+        count = max(count, min(len(group), round(1.5 * MEASURED_SECONDS * rate)))
+
+
+def _first_frames(ranges: Sequence[FrameRange], count: int) -> Iterator[FrameRange]:
+    for r in ranges:
+        if count <= 0:
+            return
+        yield r if len(r) <= SHORT_SEQUENCE else replace(r, stop=min(r.stop, r.start + count))
+        count -= len(r)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from features.errors import BadInputs, ConfigError, FramebankError
 if TYPE_CHECKING:
     from distributed import Client
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 PACKAGES = ("framebank", "tensorflow", "keras", "h5py", "numpy", "scikit-learn", "opencv-python-headless", "av")
 HINT = "install the same versions there, and mount the same folders at the same paths"
 CONNECT_SECONDS = 10
@@ -67,13 +68,13 @@ class WorkerCheck:
         """What differs in this process; None if nothing does."""
         if self.token.name in _passed:
             return None
-        for name, wanted in self.versions.items():
-            if (installed := _version(name)) != wanted:
-                return f"has {name} {installed}; expected {wanted}, as the driver has"
+        for name, expected in self.versions.items():
+            if (installed := _version(name)) != expected:
+                return f"has {name} {installed}; expected {expected}, as the driver has"
         if not self.folder.is_dir():
             return f"has no folder {self.folder}, which the driver runs in"
         with contextlib.chdir(self.folder):
-            if not _appears(self.token):
+            if not appears(self.token):
                 return f"does not see the driver's files in {self.token.parent}"
             try:
                 result = self.probe()
@@ -96,12 +97,12 @@ class Cluster:
         """Number of tasks that run at a time, now."""
         return sum(self._client.nthreads().values())
 
-    def call(self, name: str, function: Callable[..., T], *arguments: Any) -> T:
+    def call(self, name: str, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call a function in a worker, and return its result; see `run` for what is raised."""
         ((_, result),) = self.run(name, [(function, arguments)])
         if isinstance(result, Exception):
             raise FramebankError(f"{name}: the workers that tried it died", got=result, hint="see the workers' logs")
-        return cast("T", result)
+        return cast("Result", result)
 
     def run(self, name: str, tasks: Iterable[Function]) -> Iterator[tuple[int, Any]]:
         """Yield each task's index and result, as they end. The result of one that killed its workers is a KilledWorker.
@@ -168,10 +169,10 @@ def connect(compute: ComputeConfig, folder: Path, probe: Function) -> Iterator[C
     token.touch()
     try:
         with _client(compute) as client:
-            wanted = max(1, compute.workers)
-            if (count := len(client.nthreads())) < wanted:
-                logger.info(f"{compute.scheduler}: waiting for workers, {count} of {wanted} are there.")
-                client.wait_for_workers(wanted)
+            needed = max(1, compute.workers)
+            if (count := len(client.nthreads())) < needed:
+                logger.info(f"{compute.scheduler}: waiting for workers, {count} of {needed} are there.")
+                client.wait_for_workers(needed)
             logger.info(f"{compute.scheduler}: {len(client.nthreads())} workers; dashboard at {client.dashboard_link}")
             answers = client.run(WorkerCheck.fault, check, on_error="return")
             faults = [_worker_fault(worker, fault) for worker, fault in answers.items() if fault is not None]
@@ -186,10 +187,19 @@ def connect(compute: ComputeConfig, folder: Path, probe: Function) -> Iterator[C
 
 def run_task(check: WorkerCheck, function: PickledFunction) -> Any:
     """Call a function in a worker, in the driver's working directory; one that joined late is checked first."""
+    import dask.sizeof
+
     if (fault := check.fault()) is not None:
         raise ConfigError(_worker_fault(worker_address(), fault), hint=HINT)
+    # Dask's own threads draw from Python's generator twice a second, and Keras draws the seeds of its layers from it
+    dask.sizeof.random = random.Random()
     with contextlib.chdir(check.folder):
         return function()
+
+
+def describe_deaths(error: Any) -> str:
+    """How many workers a task has killed, by its KilledWorker."""
+    return "a worker" if error.allowed_failures == 0 else f"{error.allowed_failures + 1} workers"
 
 
 def worker_address() -> str:
@@ -232,7 +242,7 @@ def _version(package: str) -> str:
         return "(not installed)"
 
 
-def _appears(path: Path) -> bool:
+def appears(path: Path) -> bool:
     """Whether there is a file, which a network file system may show some seconds after it was written."""
     end = time.monotonic() + (PATIENCE if path.parent.is_dir() else 0)
     while not path.exists():

@@ -20,6 +20,7 @@ from features.errors import BadInputs, ConfigError
 from features.frame_files import shard_folder
 from features.frame_ranges import FrameRange
 from features.store import Store
+from features.strict_model import read_toml
 from framebank.cli import main
 from stage1_extract.backbone.registry import load_backbone
 from stage1_extract.cluster_tasks import joined_groups
@@ -27,11 +28,14 @@ from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Catalogue
 from stage1_extract.extract import extract
 from stage1_extract.plan import Group
+from stage2_temporal.report.leaderboard_page import leaderboard_text
+from stage2_temporal.runs.leaderboard import boards, read_run
+from stage2_temporal.runs.results import read_metrics
+from stage2_temporal.sweep.runner import run_sweep
+from stage2_temporal.sweep.spec import Sweep, sweep_entries
 from tests.cluster_helpers import DeadlySource, LocalDask, local_dask
 from tests.extraction_helpers import extraction_config, store_content
 from tests.helpers import ROOT, write_clips
-
-pytestmark = pytest.mark.xdist_group("cluster")
 
 SHARDS = 2 * 22  # of 352 frames in groups of 16, two streams
 
@@ -165,6 +169,39 @@ def test_workers_that_see_other_files_are_refused(folder: Path, cluster: LocalDa
         connect(compute, folder / "shared", (os.getpid, ())),
     ):
         pass
+
+
+SWEEP = """
+[sweep]
+folds = 2
+jobs = 2
+reports = 0
+[[entries]]
+"head.name" = ["pooled_lstm", "ridge"]
+[[entries]]
+"head.name" = "pooled_lstm"
+"head.units" = 5
+"train.learning_rate" = 1e30
+"""
+
+
+def test_a_sweep_gives_the_local_leaderboard(folder: Path, cluster: LocalDask) -> None:
+    settings = {"train.epochs": 3, "data.target": "ego_speed", "head.units": 8}
+    config = local_config(folder).with_settings(settings)
+    (folder / "sweep.toml").write_text(SWEEP)
+    sweep = read_toml(Sweep, folder / "sweep.toml")
+    results = []
+    for name, base in [("here", config), ("there", on_cluster(config, cluster))]:
+        runs = folder / name
+        results.append(run_sweep(sweep.sweep, sweep_entries(sweep, base), folder / "local.h5", runs))
+    here, there = results
+    assert here.names == there.names and len(here.names) == 4
+    assert len(here.failed) == len(there.failed) == 2
+    for name in here.names:
+        local, remote = read_metrics(here.folder / name), read_metrics(there.folder / name)
+        assert local.splits == remote.splits
+    leaderboards = [leaderboard_text(boards([read_run(r.folder / n) for n in r.names]), r.folder) for r in results]
+    assert leaderboards[0] == leaderboards[1]
 
 
 def test_no_scheduler_is_an_error_that_names_its_address(tmp_path: Path) -> None:
