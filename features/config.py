@@ -20,6 +20,7 @@ from features.streams import APPEARANCE, MOTION, NAMED_TARGETS
 from features.strict_model import DROP_UNKNOWN_KEYS, StrictModel, did_you_mean, read_toml
 
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]  # `~` is the home folder, whatever the shell does
+Kept = Annotated[str, Field(pattern=r"^(maps|grid [1-9]\d*x[1-9]\d*)$")]
 LAYOUTS = ("sample", "competition", "tusimple", "video", "manifest")
 
 
@@ -131,6 +132,9 @@ class ExtractConfig(StrictModel):
     packed_gb: float = Field(2.0, ge=0)
     """Make a store that needs at most this many gigabytes a single file. A larger one is a small file, the index, and a
     folder of shards beside it, to which frames are added without copying the others."""
+    keep: Kept | dict[str, Kept] = "maps"
+    """What to store of every stream of maps, or by stream: `maps`, or `grid RxC`, each map averaged over R rows and C
+    columns of cells, which takes a fraction of the space. Heads then see maps of these cells, without a top."""
     motion: bool = False
     """Whether to store optical flow too, as the stream `motion`, which predicts ego speed well; takes 5 ms per
     frame."""
@@ -138,6 +142,12 @@ class ExtractConfig(StrictModel):
     """Whether to track every vehicle whose box is labelled; takes 2 ms per frame."""
     skip_damaged: bool = False
     """Whether to skip damaged sequences and count the store as complete without them."""
+
+    def grid(self, stream: str) -> tuple[int, int] | None:
+        """Rows and columns of the grid that a stream's maps are averaged over; None: they are stored as they are."""
+        kept = self.keep if isinstance(self.keep, str) else self.keep.get(stream, "maps")
+        cells = kept.removeprefix("grid ").split("x")
+        return None if kept == "maps" else (int(cells[0]), int(cells[1]))
 
 
 class WindowConfig(StrictModel):

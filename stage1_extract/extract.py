@@ -383,4 +383,7 @@ def _request_digest(config: Config) -> str:
     del settings["backbone"]["taps"], settings["backbone"]["tap_pooling"]  # each tap's stream has its own origin
     if weights.is_file():
         settings["backbone"]["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return json_digest([settings, config.extract.precision, config.extract.dtype, version("keras")])
+    extract: list[str] = [config.extract.precision, config.extract.dtype]
+    if (grid := config.extract.grid(APPEARANCE)) is not None:  # older stores do not state its absence
+        extract.append(f"grid {grid}")
+    return json_digest([settings, *extract, version("keras")])
