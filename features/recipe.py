@@ -65,7 +65,7 @@ class Recipe:
         ours, theirs = self._decisive(), other._decisive()
         names = dict.fromkeys([*ours, *theirs])
         pairs = {k: (theirs.get(k), ours.get(k)) for k in names}
-        return [f"{k}: {_shorten(other)}, not {_shorten(own)}" for k, (other, own) in pairs.items() if own != other]
+        return [f"{k}: {_shorten(other)}, not {_shorten(here)}" for k, (other, here) in pairs.items() if here != other]
 
     def _decisive(self) -> dict[str, Any]:
         # without `weights`, which is only the name the user gave (the digest determines the numbers), and without
