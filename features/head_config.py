@@ -125,6 +125,9 @@ class VehicleConfig(HeadConfig):
 
     alpha: float = Field(1.0, gt=0)
     """Regularisation strength of the robust linear model on the track, relative to its usual value."""
+    box_noise: float | None = Field(None, gt=0)
+    """Standard deviation in px of the width and height of boxes, in training and in all footage that the run predicts.
+    Unset: estimated from the tracks."""
 
 
 # one class per head

@@ -29,7 +29,7 @@ from stage1_extract.tracking.online_tracker import OnlineTracker
 from stage1_extract.tracking.sequence_tracks import SHORT_SEQUENCE, to_grey, track_clips
 from stage2_temporal.sliding.boxes_csv import BOXES_HINT, BoxesByFrame
 from stage2_temporal.sliding.sliding_window import RunModels, SlidingWindow
-from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, WindowTracks
+from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, WindowTracks, view_of
 from stage2_temporal.vehicle.view_grounds import ViewGrounds, find_view_grounds, views_of
 
 NOISE_TRACKS = 500  # of a video, from which the noise of its boxes is estimated
@@ -104,7 +104,7 @@ class VehicleTracks:
             self._view_grounds = find_view_grounds(self._camera_geometry, self._views, self.tracks.values())
             for text in self._view_grounds.warnings:
                 logger.warning(text)
-        windows = WindowTracks(boxes, confidence, times, [View(s.camera, s.size) for s in sequences])
+        windows = WindowTracks(boxes, confidence, times, [view_of(s) for s in sequences])
         return self._camera_geometry.vectors(windows, self._view_grounds.grounds, self._view_grounds.noise)
 
 
@@ -144,7 +144,7 @@ def predict_vehicles(
     """
     camera_geometry, sequence = models.camera_geometry, clip.sequence
     assert camera_geometry is not None
-    grounds = VideoGrounds(camera_geometry, View(sequence.camera, sequence.size), boxes)
+    grounds = VideoGrounds(camera_geometry, view_of(sequence), boxes)
     span = int((rows[:, -1] - rows[:, 0]).max()) + 1
     row_by_end, times = {int(row[-1]): row for row in rows}, sequence.frame_times
     window, tracker = SlidingWindow(models, rows, FRAMES_PER_STEP), OnlineTracker(span)
