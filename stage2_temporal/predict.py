@@ -34,7 +34,7 @@ from features.windows import Examples, labels_with_targets, make_examples, slowe
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.camera_file import with_camera
 from stage1_extract.datasets.clip import Clip, every_nth
-from stage1_extract.datasets.single_video import holds_videos, is_single_clip, read_single_clip
+from stage1_extract.datasets.single_video import holds_videos, is_single_clip, use_single_clip
 from stage1_extract.frame_loader import encode_thumbnail, resize_frame
 from stage2_temporal.evaluation.uncertainty import (
     IntervalOptions,
@@ -110,17 +110,20 @@ def predict(
             _check_writable(file, path)
     if not is_clip:
         return _predict_data_set(run, config, output, options)
-    clip = read_single_clip(path, config.data, fps)
-    if camera is not None:
-        (clip,) = with_camera([clip], camera)
-    boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
-    reads_flow = MOTION in config.head.input_streams and stride is None and boxes is None
-    step = flow_step(clip.sequence, read_metrics(run).frame_interval) if reads_flow else 1
-    rows = sliding_windows(every_nth(clip, step).sequence, config, _slowest(run, config))
-    models = load_run_models(run)
-    if boxes_by_frame is None:
-        return _predict_clip(models, clip, step, rows, config, output, options, overlay, report)
-    return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, options, overlay)
+
+    def predict_clip(clip: Clip) -> PredictionFiles:
+        if camera is not None:
+            (clip,) = with_camera([clip], camera)
+        boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
+        reads_flow = MOTION in config.head.input_streams and stride is None and boxes is None
+        step = flow_step(clip.sequence, read_metrics(run).frame_interval) if reads_flow else 1
+        rows = sliding_windows(every_nth(clip, step).sequence, config, _slowest(run, config))
+        models = load_run_models(run)
+        if boxes_by_frame is None:
+            return _predict_clip(models, clip, step, rows, config, output, options, overlay, report)
+        return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, options, overlay)
+
+    return use_single_clip(path, config.data, fps, predict_clip)
 
 
 def predict_labelled(
