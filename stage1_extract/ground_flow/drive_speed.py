@@ -61,7 +61,7 @@ def measure_drive(
 
 
 def _measure_clip(clip: Clip, path: Path, camera_file: Path, calibrate: str | None) -> DriveSpeed:
-    (clip,) = with_camera([clip], camera_file)
+    (clip,) = with_camera([clip], camera_file, undistort=True)
     sequence = clip.sequence
     camera = sequence.camera
     assert camera is not None  # with_camera sets it

@@ -234,6 +234,32 @@ def test_command_writes_a_row_for_each_frame(tmp_path: Path, capsys: pytest.Capt
     assert f"{FRAMES} frames" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("terms", [(-0.25, 0.06), (0.12, 0.0, 0.001, -0.001)])
+def test_distortion_of_the_lens_is_taken_out(
+    terms: tuple[float, ...], kitti_frames: list[Image], kitti_speeds: Floats, tmp_path: Path
+) -> None:
+    c, (height, width) = KITTI_CAMERA, kitti_frames[0].shape
+    matrix, padded = np.array([[c.fx, 0, c.cx], [0, c.fy, c.cy], [0, 0, 1]]), np.array([*terms, 0, 0][:4])
+    pixels = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).reshape(-1, 1, 2).astype(np.float32)
+    places = cv2.undistortPoints(pixels, matrix, padded, P=matrix).reshape(height, width, 2)
+    (tmp_path / "drive").mkdir()
+    for i, frame in enumerate(kitti_frames):
+        bent = cv2.remap(frame, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        cv2.imwrite(str(tmp_path / "drive" / f"{i:03d}.png"), bent)
+    errors = {}
+    for name, line in (("corrected", f"distortion = {list(terms)}\n"), ("ignored", "")):
+        camera, out = tmp_path / f"{name}.toml", tmp_path / f"{name}.csv"
+        numbers = f"fx = {c.fx}\nfy = {c.fy}\ncx = {c.cx}\ncy = {c.cy}\nheight = {c.height}\n"
+        camera.write_text(f"{numbers}size = [{width}, {height}]\n{line}")
+        options = ["--camera", str(camera), "--fps", str(1 / KITTI_STEP), "--output", str(out)]
+        assert main(["speed", str(tmp_path / "drive"), *options]) == 0
+        speeds = [float(row.cells["speed"]) for row in read_csv_table(out).rows]
+        errors[name] = rms(np.array(speeds) - kitti_speeds)
+    print(errors)
+    assert errors["corrected"] < 0.3
+    assert errors["ignored"] > 2 * errors["corrected"]
+
+
 @pytest.mark.parametrize("labels", [False, True])
 def test_known_speed_calibrates_the_height(labels: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene = clip_scene(0, 0, 1)
