@@ -28,7 +28,7 @@ from features._common.csv_table import write_csv_table
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence, Label
-from features.streams import MOTION
+from features.streams import PAIR_STREAMS
 from features.strict_model import describe_validation_error
 from features.windows import Examples, labels_with_targets, make_examples, slowest_interval
 from stage1_extract.datasets import scan
@@ -115,7 +115,7 @@ def predict(
         if camera is not None:
             (clip,) = with_camera([clip], camera)
         boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
-        reads_flow = MOTION in config.head.input_streams and stride is None and boxes is None
+        reads_flow = not set(PAIR_STREAMS).isdisjoint(config.head.input_streams) and stride is None and boxes is None
         step = flow_step(clip.sequence, read_metrics(run).frame_interval) if reads_flow else 1
         rows = sliding_windows(every_nth(clip, step).sequence, config, _slowest(run, config))
         models = load_run_models(run)
@@ -165,7 +165,8 @@ def _slowest(run: Path, config: Config) -> float | None:
     """The `slowest` of `window_frames` for a run's head; flow between frames far apart in time may fail."""
     if not config.any_frame_rate:
         return None
-    checked = MOTION in config.head.input_streams and config.window.interval is not None
+    reads_flow = not set(PAIR_STREAMS).isdisjoint(config.head.input_streams)
+    checked = reads_flow and config.window.interval is not None
     return slowest_interval(read_metrics(run).frame_interval if checked else None)
 
 

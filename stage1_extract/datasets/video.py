@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +29,7 @@ from stage1_extract.datasets.label_csv import read_label, read_number, target_co
 from stage1_extract.datasets.scan_cache import ScanCache
 
 SAME_TIME = 1e-6  # s
+RECENT_FRAMES = 8  # that are kept, because the stream `ground_flow` looks at frames again
 TRUNCATED_HINT = "copy the video again, or --data.allow_truncated true to use it as far as it goes"
 VIDEO_SUFFIXES = frozenset([".avi", ".hevc", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"])
 
@@ -74,6 +76,7 @@ class Video:
         self.path, self._allow_truncated, self._warned = path, allow_truncated, facts is not None
         self._size: Size = (0, 0) if facts is None else facts.size
         self._lock, self._frames = threading.Lock(), self._decode()
+        self._recent: deque[tuple[int, av.VideoFrame]] = deque(maxlen=RECENT_FRAMES)
         self._announced = self._packet_times() if by_packets else None
         timestamps: Sequence[float | None] = self._announced or ()
         if facts is None and self._announced is None:
@@ -137,19 +140,27 @@ class Video:
     def frame(self, index: int) -> Image:
         """Read frame `index`, uint8 BGR of shape (height, width, 3); a DataError if the video has changed.
 
-        Going forward is cheap; going back reads the video from its beginning.
+        Going forward is cheap; going back further than `RECENT_FRAMES` reads the video from its beginning.
         """
         with self._lock:
-            if index < self._next:
-                self._frames, self._next = self._decode(), 0
-            frame = self._frame_after(index - self._next, index)
-            if frame is None:
-                raise DataError(f"{self.path}: ends early", expected=f"{self.length} frames", got=f"no frame {index}")
-            self._next = index + 1
-            if self._next == self.length:
-                self._frames.close()  # frees the decoder
+            recent = next((frame for i, frame in self._recent if i == index), None)
+            frame = recent or self._read_on(index)
         image = frame.to_ndarray(format="bgr24", interpolation="BICUBIC")
         return np.ascontiguousarray(np.rot90(image, _quarter_turns(frame)))
+
+    def _read_on(self, index: int) -> av.VideoFrame:
+        """Decode up to a frame that is not among the recent ones."""
+        if index < self._next:
+            self._frames, self._next = self._decode(), 0
+            self._recent.clear()
+        frame = self._frame_after(index - self._next, index)
+        if frame is None:
+            raise DataError(f"{self.path}: ends early", expected=f"{self.length} frames", got=f"no frame {index}")
+        self._next = index + 1
+        if self._next == self.length:
+            self._frames.close()  # frees the decoder
+        self._recent.append((index, frame))
+        return frame
 
     def _frame_after(self, skipped: int, index: int) -> av.VideoFrame | None:
         """Frame `index`, which comes after some to skip; UnexpectedFramesError if it is not as the packets announce."""

@@ -16,9 +16,10 @@ import pytest
 
 from features._common.csv_table import read_csv_table
 from features._common.types import Floats, Image
-from features.sequences import Camera
+from features.sequences import Camera, FrameSequence
 from framebank.cli import main
-from stage1_extract.ground_flow import SpeedEstimates, estimate_speeds
+from stage1_extract.ground_flow import SpeedEstimates, estimate_speeds, speed_curve
+from stage1_extract.ground_flow.ground_flow import road_image
 from stage1_extract.sample.dataset import clip_scene
 from stage1_extract.sample.render import render_frames
 from stage1_extract.sample.scene import FPS, FRAMES, TUSIMPLE_CAMERA, Scene
@@ -203,6 +204,36 @@ def test_a_long_drive_holds_few_frames() -> None:
     gc.collect()
     assert len(estimates.speeds) == 300
     assert most < 80
+
+
+# the stream
+
+
+def test_speed_curve_of_a_real_drive(kitti_frames: list[Image], kitti_speeds: Floats) -> None:
+    """Of single pairs of frames, with the horizon known or not; half the height halves all speeds."""
+    frames = [road_image(frame) for frame in kitti_frames]
+    sequence = FrameSequence("a", "test", 51, 1 / KITTI_STEP, kitti_frames[0].shape[1::-1], "", camera=KITTI_CAMERA)
+    for horizon in (170.6, None):
+        known = replace(sequence, camera=replace(KITTI_CAMERA, horizon=horizon))
+        curves = speed_curve.curve_entries(frames, 0, known, 1, 51)[:, 0, 0].astype(np.float64)
+        assert curves.shape == (50, len(speed_curve.AXIS))
+        assert curves.sum(axis=1) == pytest.approx(np.ones(50), abs=0.02)
+        assert np.median(np.abs(curves @ speed_curve.AXIS - kitti_speeds[1:])) < 0.05 * kitti_speeds.mean()
+    halved = replace(known, camera=replace(KITTI_CAMERA, height=KITTI_CAMERA.height / 2, horizon=170.6))
+    curves = speed_curve.curve_entries(frames, 0, halved, 1, 51)[:, 0, 0].astype(np.float64)
+    assert np.median(curves @ speed_curve.AXIS) == pytest.approx(np.median(kitti_speeds) / 2, abs=0.3)
+
+
+def test_speed_curve_of_a_standing_car_and_of_an_unknown_camera(kitti_frames: list[Image]) -> None:
+    frames = [road_image(kitti_frames[0])] * 3
+    sequence = FrameSequence("a", "test", 3, 10.0, kitti_frames[0].shape[1::-1], "")
+    curves = speed_curve.curve_entries(frames, 0, sequence, 1, 3)[:, 0, 0].astype(np.float64)
+    assert curves @ speed_curve.AXIS == pytest.approx([0, 0], abs=0.2)
+    assert curve_fingerprint(sequence) != curve_fingerprint(replace(sequence, fps=20.0))
+
+
+def curve_fingerprint(sequence: FrameSequence) -> str:
+    return speed_curve.curve_info([sequence]).fingerprint
 
 
 # the command
