@@ -34,7 +34,7 @@ def pair_inputs(streams: Iterable[str], image: Image) -> dict[str, Image]:
 def needed_frames(streams: Collection[str], sequence: FrameSequence, start: int, stop: int) -> tuple[int, int]:
     """The first frame, and the one after the last, that the entries of frames `start` … `stop` − 1 need."""
     if GROUND_FLOW in streams:
-        return speed_curve.needed_frames(sequence, start, stop)
+        return speed_curve.curve_frames(sequence, start, stop)
     return (max(start - 1, 0), min(max(stop, 2), sequence.length)) if streams else (start, stop)
 
 

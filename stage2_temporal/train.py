@@ -108,7 +108,8 @@ def evaluate(run: Path, store: Store) -> Metrics:
 
 
 def _read_examples(config: Config, store: Store, task: Task, frame_interval: float | None) -> StoreExamples:
-    source = StoreSource(store.path, task.examples.rows, config.train.memory_gb, frame_interval)
+    memory, normalised = config.train.memory_gb, config.head.normalises_flow
+    source = StoreSource(store.path, task.examples.rows, memory, frame_interval, normalised)
     return StoreExamples(source, task.examples)
 
 

@@ -15,7 +15,7 @@ from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
 from stage1_extract.datasets.video import VIDEO_SUFFIXES, UnexpectedFramesError, Video, VideoFrames
 
-T = TypeVar("T")
+ClipResult = TypeVar("ClipResult")
 DATA_SET_SUFFIXES = (".zip", ".csv")
 
 
@@ -32,7 +32,7 @@ def holds_videos(path: Path) -> bool:
     return path.is_dir() and any(p.suffix.lower() in VIDEO_SUFFIXES and p.is_file() for p in path.iterdir())
 
 
-def use_single_clip(path: Path, data: DataConfig, fps: float | None, use: Callable[[Clip], T]) -> T:
+def use_single_clip(path: Path, data: DataConfig, fps: float | None, use: Callable[[Clip], ClipResult]) -> ClipResult:
     """Open a clip like `read_single_clip` and return what `use` makes of it, without decoding a video just to count.
 
     The frames of a video are counted by its packets. Where it turns out to decode to others, `use` is called again

@@ -93,10 +93,10 @@ class Video:
         try:
             with av.open(f"file:{self.path}") as container:
                 stream = _video_streams(container)[0]
-                packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-                if any(p.is_corrupt or p.pts is None for p in packets) or not stream.time_base:
+                encoded = [p for p in container.demux(stream) if p.size and not p.is_discard]
+                if any(p.is_corrupt or p.pts is None for p in encoded) or not stream.time_base:
                     return None
-                times = sorted(float(p.pts * stream.time_base) for p in packets if p.pts is not None)
+                times = sorted(float(p.pts * stream.time_base) for p in encoded if p.pts is not None)
                 complete = _missing_seconds(container, stream, len(times), times[-1]) <= 0
             first = next(self._frames)  # which tells the size
             self._frames = self._decode()

@@ -30,8 +30,7 @@ from stage1_extract.ground_flow.speed_posterior import SPEEDS
 AXIS = np.arange(-3.0, 50.0)  # m/s: one channel each
 SHAPE = (1, 1, len(AXIS))  # of an entry: one cell
 BLOCK = 8  # frames that share a horizon if it is unknown
-USUAL_FOCAL_LENGTH = 0.65  # of the width, in dash-cams and phones
-USUAL_HEIGHT = 1.5  # m above the road
+HORIZON_STEP = 3  # every third pair of a block tells its horizon; all would be no better, and three times as slow
 VERSION = 1  # increase it whenever the same frames give different numbers
 
 
@@ -43,7 +42,7 @@ def curve_info(sequences: Iterable[FrameSequence]) -> StreamInfo:
     return StreamInfo(SHAPE, "float16", origin)
 
 
-def needed_frames(sequence: FrameSequence, start: int, stop: int) -> tuple[int, int]:
+def curve_frames(sequence: FrameSequence, start: int, stop: int) -> tuple[int, int]:
     """The first frame, and the one after the last, that the entries of frames `start` … `stop` − 1 need."""
     first, last = max(start - 1, 0), min(max(stop, 2), sequence.length)
     if sequence.camera is None or sequence.camera.horizon is None:
@@ -66,14 +65,13 @@ def curve_entries(
     The entry of a sequence's first frame is that of the second, or zero if there is none.
 
     Args:
-        images: in grey, at most `LARGEST_WIDTH` wide, of frame `first` and those after it, see `needed_frames`.
+        images: in grey, at most `LARGEST_WIDTH` wide, of frame `first` and those after it, see `curve_frames`.
     """
     entries, intervals = np.zeros((stop - start, *SHAPE), np.float16), sequence.frame_intervals
     if sequence.length == 1:
         return entries
     size = images[0].shape[1], images[0].shape[0]
-    camera = (sequence.camera or _usual_camera(sequence.size)).resized(sequence.size, size)
-    camera = replace(camera, height=camera.height or USUAL_HEIGHT)
+    camera = sequence.known_camera.resized(sequence.size, size)
     horizons: dict[range, float] = {}
     for frame in range(start, stop):
         horizon = camera.horizon
@@ -108,7 +106,7 @@ def _find_horizon(images: Sequence[Image], camera: Camera, interval: float) -> f
     pairs = [
         FramePair(before, after, i * interval, (i + 1) * interval, size)
         for i, (before, after) in enumerate(pairwise(images))
-    ]
+    ][::HORIZON_STEP]
     solver = RoadSolver(camera, size)
     if pairs:
         solver.solve(pairs, len(pairs))
@@ -124,8 +122,3 @@ def _on_axis(probability: Floats) -> Floats:
     np.add.at(curve, lower, probability * (1 - share))
     np.add.at(curve, lower + 1, probability * share)
     return curve
-
-
-def _usual_camera(size: tuple[int, int]) -> Camera:
-    focal_length = USUAL_FOCAL_LENGTH * size[0]
-    return Camera(focal_length, focal_length, (size[0] - 1) / 2, (size[1] - 1) / 2)

@@ -17,6 +17,7 @@ from features._common.console import progress_bar
 from features.config import Config
 from features.errors import DataError
 from features.frame_ranges import FrameRange
+from features.normalised_flow import normalise_flow
 from features.streams import FRAMES, MOTION, scale_flow
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.frame_loader import load_frames
@@ -79,6 +80,8 @@ class FrameStream:
                 start = done - int(starts[loaded.range_index]) + r.start
                 intervals = clips[r.sequence].sequence.frame_intervals[start : start + count]
                 streams[MOTION] = scale_flow(streams[MOTION], intervals, self._frame_interval)
+                if self._config.head.normalises_flow:
+                    streams[MOTION] = normalise_flow(streams[MOTION], clips[r.sequence].sequence)
             for i in np.flatnonzero(is_needed[done : done + len(loaded.frames)]):
                 self.frame_log.add(loaded.thumbnails[i])
                 yield {name: streams[name][i] for name in self._streams}

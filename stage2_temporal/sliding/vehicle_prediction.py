@@ -18,6 +18,7 @@ from features._common.console import logger, progress_bar
 from features._common.types import Image
 from features.config import Config
 from features.errors import ConfigError
+from features.normalised_flow import normalise_flow
 from features.sequences import Box
 from features.streams import FRAMES, MOTION, scale_flow
 from features.tracks import Track, track_key_by_label, tracked_vehicles, tracks_in_windows
@@ -175,6 +176,8 @@ def predict_vehicles(
                 batch |= pair_entries(models.pair_streams, inputs, first, sequence, start, start + len(images))
             if MOTION in batch:
                 batch[MOTION] = scale_flow(batch[MOTION], intervals[start : start + len(images)], models.frame_interval)
+                if config.head.normalises_flow:
+                    batch[MOTION] = normalise_flow(batch[MOTION], sequence)
             window.push(batch)
             visible: list[tuple[int, str, Box]] = []
             geometry = []

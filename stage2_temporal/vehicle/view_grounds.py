@@ -17,14 +17,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from features._common.types import Floats, Size
-from features.sequences import Camera, FrameSequence, same_aspect
+from features.sequences import USUAL_FOCAL_LENGTH, Camera, FrameSequence, same_aspect
 from features.tracks import Track
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, SeenGround, View, box_noise, view_of
 from stage2_temporal.vehicle.ground import SCALE_DEVIATION, Ground
 from stage2_temporal.vehicle.self_calibration import Calibration, calibrate_ground
 
 SAME_INTRINSICS = 0.02  # largest difference of focal lengths, and of columns as a share of the width
-USUAL_FOCAL_LENGTH = 0.65  # of the width, in dash-cams and phones
 SAME_HEIGHT = 0.05  # largest relative difference of heights
 NOD = 0.004  # radians by which cars nod
 PITCH = 0.035  # radians by which dash-cams are tilted
@@ -71,8 +70,8 @@ def find_view_grounds(
             grounds[view], text = _find_ground(_in_size(geometry, view.size), view, view.camera, boxes)
             lines.append((view.size, text))
     for size, alike in uncalibrated.items():
-        found, text = _uncalibrated_grounds(_in_size(geometry, size), size, alike)
-        grounds |= found
+        of_size, text = _uncalibrated_grounds(_in_size(geometry, size), size, alike)
+        grounds |= of_size
         lines.append((size, text))
     warnings = [f"{size[0]}x{size[1]} frames: {text}. Try: --camera FILE" for size, text in lines if text]
     if len(warnings) > MAX_WARNINGS:
@@ -100,17 +99,17 @@ def _uncalibrated_grounds(
     geometry: CameraGeometry, size: Size, views: Mapping[View, Floats]
 ) -> tuple[dict[View, SeenGround], str]:
     """The grounds of views of one size without calibration: one for all, but for those whose boxes contradict it."""
-    own: dict[View, SeenGround] = {}
+    separate: dict[View, SeenGround] = {}
     for _ in range(ROUNDS if len(views) > 1 else 1):
-        rest = [boxes for view, boxes in views.items() if view not in own]
+        rest = [boxes for view, boxes in views.items() if view not in separate]
         shared, text = _uncalibrated_ground(geometry, size, np.concatenate(rest))
-        found = {view: _own_ground(geometry, size, boxes, shared) for view, boxes in views.items()}
-        before, own = own, {view: seen for view, seen in found.items() if seen is not None}
-        if own.keys() == before.keys() or len(own) == len(views):
+        tried = {view: _own_ground(geometry, size, boxes, shared) for view, boxes in views.items()}
+        before, separate = separate, {view: seen for view, seen in tried.items() if seen is not None}
+        if separate.keys() == before.keys() or len(separate) == len(views):
             break
-    if len(own) == len(views):
+    if len(separate) == len(views):
         text = ""  # no sequence has the shared ground
-    others = sum(seen.ground != geometry.ground for seen in own.values())
+    others = sum(seen.ground != geometry.ground for seen in separate.values())
     if others:
         lines = (
             f"by their boxes, {others} of {len(views)} sequences without calibration have other cameras, so each has a "
@@ -118,7 +117,7 @@ def _uncalibrated_grounds(
             text,
         )
         text = "; ".join(filter(None, lines))
-    return {view: own.get(view, shared) for view in views}, text
+    return {view: separate.get(view, shared) for view in views}, text
 
 
 def _own_ground(geometry: CameraGeometry, size: Size, boxes: Floats, shared: SeenGround) -> SeenGround | None:
