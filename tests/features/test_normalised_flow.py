@@ -21,7 +21,7 @@ def sequence(size: tuple[int, int], camera: Camera | None) -> FrameSequence:
 
 
 def flow_of_road(size: tuple[int, int], distance: float, turn: tuple[float, float] = (0.0, 0.0)) -> Floats:
-    """(1, …) flow while driving a distance in m on flat road without noise, and turning and nodding by px of a frame."""
+    """(1, …) flow while driving a distance in m on a flat road, and turning and nodding by px of a frame."""
     camera = CAMERAS[size]
     assert camera.height is not None and camera.horizon is not None
     width, height = size

@@ -21,6 +21,7 @@ from tests.image_runs import image_config, read_rows
 HEADS = {
     "maps": {"name": "ridge", "streams": ["appearance"]},
     "flow": {"name": "ridge", "streams": ["motion"]},
+    "normalised flow": {"name": "ridge", "streams": ["motion"], "motion": "normalised", "grid": [6, 4]},
     "road": {"name": "ridge", "streams": ["ground_flow"]},
 }
 
