@@ -7,6 +7,7 @@ A turn or a nod of the camera moves everything alike, also what lies near the ho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,14 @@ def normalise_flow(flow: NDArray[Any], sequence: FrameSequence) -> NDArray[Any]:
     upper = np.minimum(place.astype(int), len(rows) - 2)
     share = (place - upper)[:, None, None]
     return np.asarray((1 - share) * result[:, upper] + share * result[:, upper + 1], flow.dtype)
+
+
+def unknown_horizons(sequences: Sequence[FrameSequence]) -> str:
+    """A warning about sequences whose horizon is not known; empty if there is none."""
+    count = sum(s.camera is None or s.camera.horizon is None for s in sequences)
+    of = f"{count} of {len(sequences)} sequences" if len(sequences) > 1 else sequences[0].id
+    text = "no row of the horizon, so flow is normalised by the principal row. Try: horizon = ROW in the camera file"
+    return f"{of}: {text}" if count else ""
 
 
 def _cells(size: tuple[int, int]) -> tuple[Floats, Floats, tuple[float, float]]:

@@ -13,11 +13,11 @@ import numpy as np
 from joblib import cpu_count
 from numpy.typing import NDArray
 
-from features._common.console import progress_bar
+from features._common.console import logger, progress_bar
 from features.config import Config
 from features.errors import DataError
 from features.frame_ranges import FrameRange
-from features.normalised_flow import normalise_flow
+from features.normalised_flow import normalise_flow, unknown_horizons
 from features.streams import FRAMES, MOTION, scale_flow
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.frame_loader import load_frames
@@ -46,6 +46,8 @@ class FrameStream:
         self._clips, self._needed, self._config = clips, needed, config
         self._streams, self._frame_interval, self._vehicles = models.image_streams, models.frame_interval, vehicles
         self._pair_streams = models.pair_streams
+        if config.head.normalises_flow and (text := unknown_horizons([clip.sequence for clip in clips])):
+            logger.warning(text)
         self.faults: dict[str, str] = {} if vehicles is None else vehicles.faults
 
     def batches(self, size: int) -> Iterator[StreamBatch]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from features._common.types import Floats
-from features.normalised_flow import BAND, FLOW_GRID, SIZE, normalise_flow
+from features.normalised_flow import BAND, FLOW_GRID, SIZE, normalise_flow, unknown_horizons
 from features.sequences import Camera, FrameSequence
 
 CAMERAS = {
@@ -47,6 +47,12 @@ def test_flow_of_the_road_is_the_distance_driven(size: tuple[int, int], turn: tu
     sides = [0, 1, 6, 7]
     assert result[0, far][:, sides, :3] == pytest.approx(1.7, rel=0.12)
     assert (result[..., 6] == 0.25).all()
+
+
+def test_unknown_horizons_are_said() -> None:
+    known = [sequence(size, camera) for size, camera in CAMERAS.items()]
+    assert unknown_horizons(known) == ""
+    assert unknown_horizons([*known, sequence((640, 480), None)]).startswith("1 of 4 sequences: no row of the horizon")
 
 
 def test_unknown_camera_is_taken_as_a_usual_one_and_values_stay_bounded() -> None:
