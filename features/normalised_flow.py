@@ -24,7 +24,7 @@ ANGLES = np.geomspace(0.035, 0.3, FLOW_GRID[0])  # of the rows of the result bel
 HORIZON_ROWS = 3  # rows of cells nearest to the horizon, whose median flow is that of turning and nodding
 LEAST_DEPTH = 0.006  # of a row below the horizon, as a share of fy
 LEAST_LEVER = 0.03  # c · d / fy² of columns that tell the speed
-LARGEST = 8.0  # m per frame step, to which values are limited
+LARGEST_DISTANCE = 8.0  # m per frame step, to which values are limited
 
 
 def normalise_flow(flow: NDArray[Any], sequence: FrameSequence) -> NDArray[Any]:
@@ -51,7 +51,7 @@ def normalise_flow(flow: NDArray[Any], sequence: FrameSequence) -> NDArray[Any]:
     lever = _lever(columns, below, camera)
     distance_right = right * scale[0] * range_scale / lever[..., None]
     distance_down = down * scale[1] * range_scale / below[:, None, None] ** 2
-    distances = np.clip(np.concatenate([distance_right, distance_down], axis=-1), -LARGEST, LARGEST)
+    distances = np.clip(np.concatenate([distance_right, distance_down], axis=-1), -LARGEST_DISTANCE, LARGEST_DISTANCE)
     result = np.concatenate([distances, values[..., 6:]], axis=-1)
     place = np.interp(ANGLES, depth / camera.fy, np.arange(len(rows)))  # of each angle among the rows of cells
     upper = np.minimum(place.astype(int), len(rows) - 2)
