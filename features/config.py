@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field
 
 from features.head_config import AnyHeadConfig, PooledLSTMConfig
 from features.plugins import DATASETS, plugin_names
-from features.streams import APPEARANCE, MOTION, NAMED_TARGETS
+from features.streams import APPEARANCE, NAMED_TARGETS, PAIR_STREAMS
 from features.strict_model import DROP_UNKNOWN_KEYS, StrictModel, did_you_mean, read_toml
 
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]  # `~` is the home folder, whatever the shell does
@@ -138,6 +138,9 @@ class ExtractConfig(StrictModel):
     motion: bool = False
     """Whether to store optical flow too, as the stream `motion`, which predicts ego speed well; takes 5 ms per
     frame."""
+    ground_flow: bool = False
+    """Whether to store how well the road of two frames matches at each speed, as the stream `ground_flow`, from which
+    heads learn ego speed that holds for other cameras. Takes 10 ms per frame, 50 if the horizon is not known."""
     tracks: bool = True
     """Whether to track every vehicle whose box is labelled; takes 2 ms per frame."""
     skip_damaged: bool = False
@@ -148,6 +151,11 @@ class ExtractConfig(StrictModel):
         kept = self.keep if isinstance(self.keep, str) else self.keep.get(stream, "maps")
         cells = kept.removeprefix("grid ").split("x")
         return None if kept == "maps" else (int(cells[0]), int(cells[1]))
+
+    @property
+    def pair_streams(self) -> tuple[str, ...]:
+        """The streams to store that are computed from frames without the network."""
+        return tuple(name for name in PAIR_STREAMS if getattr(self, name))
 
 
 class WindowConfig(StrictModel):
@@ -246,8 +254,8 @@ class Config(StrictModel):
 
     @property
     def any_frame_rate(self) -> bool:
-        """Whether the head takes frames at any rate: it sees only flow and tracks, which are divided by time."""
-        return all(stream == MOTION for stream in self.head.input_streams)
+        """Whether the head takes frames at any rate: it sees only flow, road and tracks, which are divided by time."""
+        return all(stream in PAIR_STREAMS for stream in self.head.input_streams)
 
     def with_settings(self, settings: Mapping[str, Any]) -> Config:
         """Change settings, given by their full names; a new head keeps the old one's that it has too.

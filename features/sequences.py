@@ -12,6 +12,8 @@ from features._common.types import Floats
 
 Box = tuple[float, float, float, float]
 SAME_ASPECT = 0.01  # largest relative difference of the aspect ratios of frames from one camera
+USUAL_FOCAL_LENGTH = 0.65  # of the width, in dash-cams and phones
+USUAL_HEIGHT = 1.5  # m of dash-cams above the road
 SPLITS = ("train", "validation", "test")
 
 
@@ -72,6 +74,15 @@ class FrameSequence:
     def frame_times(self) -> Floats:
         """When each frame was taken: (length,), in seconds."""
         return np.arange(self.length) / self.fps if self.times is None else np.array(self.times, np.float64)
+
+    @property
+    def known_camera(self) -> Camera:
+        """The calibration, with usual values for an unknown focal length, principal point and height."""
+        width, height = self.size
+        focal_length = USUAL_FOCAL_LENGTH * width
+        usual = Camera(focal_length, focal_length, (width - 1) / 2, (height - 1) / 2)
+        camera = self.camera or usual
+        return replace(camera, height=camera.height or USUAL_HEIGHT)
 
     @property
     def visible_region(self) -> tuple[int, int, int, int]:

@@ -36,12 +36,12 @@ from features.shard_folder import delete_replaced_shards, delete_unused_shards, 
 from features.shards import ShardWriter, new_shard, shard_ranges, shard_tracks
 from features.store_tables import Header, StreamInfo
 from features.store_writer import StoreContent, StreamContent, save_store
-from features.streams import APPEARANCE, MOTION
+from features.streams import APPEARANCE, GROUND_FLOW, MOTION, PAIR_STREAMS
 from features.tracks import Track, track_keys
-from stage1_extract import optical_flow
 from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo
 from stage1_extract.frame_loader import FRAMES_PER_JOB, load_frames
+from stage1_extract.frame_pairs import stream_info
 from stage1_extract.plan import Group, complete_sequences, missing_frames, plan_extraction, vehicles_without_tracks
 from stage1_extract.tracking.sequence_tracks import empty_track_notes, missing_frame_notes, track_clips
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:  # loading TensorFlow takes seconds, which an extraction with 
 PENDING_FRAMES = 128  # computed or being computed while a shard is written, which must not stop the network
 LIBRARIES = ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless", "av")  # whose versions the store records
 
-ComputedBatch = tuple["Future[Maps] | None", Sequence[bytes], Sequence[Any]]  # maps, thumbnails, flows
+ComputedBatch = tuple["Future[Maps] | None", Sequence[bytes], Sequence[Mapping[str, Any]]]  # maps, thumbnails, pairs
 
 
 @dataclass
@@ -62,6 +62,7 @@ class ExtractionResult:
     frames: int = 0  # now in the store
     missing: dict[str, str] = field(default_factory=dict)  # sequence id → why it is not in the store
     flows: int = 0  # frames whose optical flow was computed
+    roads: int = 0  # frames whose entry of the stream `ground_flow` was computed
     tracks: int = 0  # vehicles that were tracked
     notes: list[str] = field(default_factory=list)  # further messages for the user, a line each
     engine: str = ""  # with its precision and relative error
@@ -182,7 +183,7 @@ def _extract(
             got="; ".join(trunk.recipe.differences(existing.header.recipe)),
             hint=f"use another store for this recipe, --store OTHER.h5, or move {store} away",
         )
-    streams = dict(trunk.streams) | ({MOTION: optical_flow.FLOW_INFO} if config.extract.motion else {})
+    streams = dict(trunk.streams) | {name: stream_info(name, sequences) for name in config.extract.pair_streams}
     shards = NewShards(folder, trunk.recipe, used_shards(store))
 
     def stored_ranges() -> dict[str, list[StoredRange]]:
@@ -218,9 +219,9 @@ def _extract(
     if complete:
         contents = {name: StreamContent(info, ranges[name]) for name, info in streams.items()}
         for name in sorted(existing.streams.keys() - streams.keys()):  # stage two derived these
-            derived = sequence_ranges(complete, existing.ranges[name])
-            if name in existing.bases and (not packed or all(derived)):
-                contents[name] = StreamContent(existing.streams[name], derived, arrays=existing.bases[name])
+            info, derived = existing.streams[name], sequence_ranges(complete, existing.ranges[name])
+            if name in existing.bases and (all(derived) or (info.is_derived and not packed)):
+                contents[name] = StreamContent(info, derived, arrays=existing.bases[name])
             else:
                 notes.append(f"stream {name} was dropped, since it lacks new, changed or damaged frames")
         errors = dict(existing.header.trunk.get("relative_error", {})) if existing.header else {}
@@ -250,6 +251,7 @@ def _extract(
         frames=sum(s.length for s in complete),
         missing=missing,
         flows=missing_frames(groups, MOTION),
+        roads=missing_frames(groups, GROUND_FLOW),
         tracks=sum(vehicles.values()),
         notes=[f"{store}: {note}" for note in notes],
         engine=str(engine),
@@ -269,30 +271,34 @@ def _extract_groups(
     """Extract each group into a shard; add the sequences that cannot be decoded to `faults`."""
     tracks: dict[str, Track] = {}  # not written yet
 
-    def frames(ranges: Sequence[FrameRange], motion: bool) -> Iterator[tuple[Image, bytes, NDArray[Any] | None]]:
-        """Yield each frame with its thumbnail and flow; blank ones too, so that the others keep their positions."""
+    def frames(ranges: Sequence[FrameRange], pair_streams: list[str]) -> Iterator[tuple[Image, bytes, dict[str, Any]]]:
+        """Yield each frame with its thumbnail and pairs; blank ones too, so that the others keep their positions."""
         threads, in_turns = config.extract.threads or cpu_count(), engine is not None and engine.name == "openvino"
-        loaded = load_frames(ranges, clips, config.frames, threads, motion=motion, tracked=vehicles, in_turns=in_turns)
+        loaded = load_frames(
+            ranges, clips, config.frames, threads, pair_streams=pair_streams, tracked=vehicles, in_turns=in_turns
+        )
         for part in loaded:
             if part.fault is not None:
                 faults.setdefault(ranges[part.range_index].sequence, part.fault)
             tracks.update(part.tracks)
-            motions = [None] * len(part.frames) if part.motion is None else part.motion
-            yield from zip(part.frames, part.thumbnails, motions, strict=True)
+            for i, (image, thumbnail) in enumerate(zip(part.frames, part.thumbnails, strict=True)):
+                yield image, thumbnail, {name: values[i] for name, values in part.pairs.items()}
 
     def batches() -> Iterator[ComputedBatch]:
-        """Yield maps, thumbnails and flows of one batch while those of the next ones are computed."""
+        """Yield maps, thumbnails and pairs of one batch while those of the next ones are computed."""
         size, lanes = (engine.batch, engine.runner.lanes) if engine is not None else (FRAMES_PER_JOB, 0)
         pending: deque[ComputedBatch] = deque()
         for names, groups_with_names in groupby(groups, key=lambda group: group.streams):
             same_streams = list(groups_with_names)
-            loaded = frames([r for group in same_streams for r in group.ranges], MOTION in names)
+            pair_streams = [name for name in names if name in PAIR_STREAMS]
+            loaded = frames([r for group in same_streams for r in group.ranges], pair_streams)
             for group in same_streams:
                 group_frames = islice(loaded, len(group))
                 while batch := list(islice(group_frames, size)):
-                    images, thumbnails, flows = zip(*batch, strict=True)
-                    maps = engine.submit(np.stack(images)) if engine is not None and {*names} - {MOTION} else None
-                    pending.append((maps, thumbnails, flows))
+                    images, thumbnails, pairs = zip(*batch, strict=True)
+                    reads_maps = len(pair_streams) < len(names)
+                    maps = engine.submit(np.stack(images)) if engine is not None and reads_maps else None
+                    pending.append((maps, thumbnails, pairs))
                     if len(pending) > lanes + max(2, PENDING_FRAMES // size):
                         yield pending.popleft()
         yield from pending
@@ -304,8 +310,8 @@ def _extract_groups(
             with shards.new_group(group.ranges, {name: streams[name] for name in group.streams}) as writer:
                 written = 0
                 while written < len(group):
-                    maps, thumbnails, flows = next(computed)
-                    entries = {MOTION: np.stack(flows)} if MOTION in group.streams else {}
+                    maps, thumbnails, pairs = next(computed)
+                    entries = {name: np.stack([frame[name] for frame in pairs]) for name in pairs[0]}
                     if maps is not None:
                         entries |= {name: values for name, values in maps.result().items() if name in group.streams}
                     writer.write(entries, thumbnails)

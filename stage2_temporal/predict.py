@@ -28,13 +28,13 @@ from features._common.csv_table import write_csv_table
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence, Label
-from features.streams import MOTION
+from features.streams import PAIR_STREAMS
 from features.strict_model import describe_validation_error
 from features.windows import Examples, labels_with_targets, make_examples, slowest_interval
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.camera_file import with_camera
 from stage1_extract.datasets.clip import Clip, every_nth
-from stage1_extract.datasets.single_video import holds_videos, is_single_clip, read_single_clip
+from stage1_extract.datasets.single_video import holds_videos, is_single_clip, use_single_clip
 from stage1_extract.frame_loader import encode_thumbnail, resize_frame
 from stage2_temporal.evaluation.uncertainty import (
     IntervalOptions,
@@ -110,17 +110,20 @@ def predict(
             _check_writable(file, path)
     if not is_clip:
         return _predict_data_set(run, config, output, options)
-    clip = read_single_clip(path, config.data, fps)
-    if camera is not None:
-        (clip,) = with_camera([clip], camera)
-    boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
-    reads_flow = MOTION in config.head.input_streams and stride is None and boxes is None
-    step = flow_step(clip.sequence, read_metrics(run).frame_interval) if reads_flow else 1
-    rows = sliding_windows(every_nth(clip, step).sequence, config, _slowest(run, config))
-    models = load_run_models(run)
-    if boxes_by_frame is None:
-        return _predict_clip(models, clip, step, rows, config, output, options, overlay, report)
-    return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, options, overlay)
+
+    def predict_clip(clip: Clip) -> PredictionFiles:
+        if camera is not None:
+            (clip,) = with_camera([clip], camera)
+        boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
+        reads_flow = not set(PAIR_STREAMS).isdisjoint(config.head.input_streams) and stride is None and boxes is None
+        step = flow_step(clip.sequence, read_metrics(run).frame_interval) if reads_flow else 1
+        rows = sliding_windows(every_nth(clip, step).sequence, config, _slowest(run, config))
+        models = load_run_models(run)
+        if boxes_by_frame is None:
+            return _predict_clip(models, clip, step, rows, config, output, options, overlay, report)
+        return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, options, overlay)
+
+    return use_single_clip(path, config.data, fps, predict_clip)
 
 
 def predict_labelled(
@@ -162,7 +165,8 @@ def _slowest(run: Path, config: Config) -> float | None:
     """The `slowest` of `window_frames` for a run's head; flow between frames far apart in time may fail."""
     if not config.any_frame_rate:
         return None
-    checked = MOTION in config.head.input_streams and config.window.interval is not None
+    reads_flow = not set(PAIR_STREAMS).isdisjoint(config.head.input_streams)
+    checked = reads_flow and config.window.interval is not None
     return slowest_interval(read_metrics(run).frame_interval if checked else None)
 
 

@@ -21,6 +21,7 @@ from features._common.console import logger
 from features._common.types import Floats
 from features.config import Config, read_run_config
 from features.errors import DataError, StoreError
+from features.normalised_flow import unknown_horizons
 from features.store import Store
 from features.streams import UNITS
 from features.windows import MISPLACED, Examples
@@ -108,7 +109,10 @@ def evaluate(run: Path, store: Store) -> Metrics:
 
 
 def _read_examples(config: Config, store: Store, task: Task, frame_interval: float | None) -> StoreExamples:
-    source = StoreSource(store.path, task.examples.rows, config.train.memory_gb, frame_interval)
+    memory, normalised = config.train.memory_gb, config.head.normalises_flow
+    if normalised and (text := unknown_horizons(store.sequences)):
+        logger.warning(text)
+    source = StoreSource(store.path, task.examples.rows, memory, frame_interval, normalised)
     return StoreExamples(source, task.examples)
 
 

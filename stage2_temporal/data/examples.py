@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from features._common.types import Floats
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
+from features.normalised_flow import normalise_flow
 from features.sequences import SPLITS
 from features.store import Store
 from features.store_tables import StreamInfo, TopRecord
-from features.streams import MOTION, scale_flow
+from features.streams import MOTION, SAME_INTERVAL, scale_flow
 from features.strict_model import did_you_mean
 from features.tracks import Track, tracks_in_windows
 from features.windows import Examples
@@ -36,6 +37,7 @@ class StoreSource:
         path, rows: the store, and every row of its frame axis that windows will need, in any shape.
         memory_gb: how much all streams together may take in memory, in 10⁹ bytes.
         frame_interval: seconds between frames to which optical flow is scaled; None: it is read as stored.
+        normalise_flow: read the stream `motion` as `normalised_flow` makes it.
     """
 
     _store: Store | None
@@ -44,10 +46,15 @@ class StoreSource:
     _tracks: dict[tuple[int, int], Track | None]
 
     def __init__(
-        self, path: Path | str, rows: NDArray[np.int64], memory_gb: float = 4.0, frame_interval: float | None = None
+        self,
+        path: Path | str,
+        rows: NDArray[np.int64],
+        memory_gb: float = 4.0,
+        frame_interval: float | None = None,
+        normalise_flow: bool = False,
     ) -> None:
         self.path, self.rows, self.memory_gb = Path(path).absolute(), np.unique(rows), memory_gb
-        self.frame_interval = frame_interval
+        self.frame_interval, self.normalise_flow = frame_interval, normalise_flow
         self.close()
 
     @property
@@ -88,9 +95,23 @@ class StoreSource:
 
     def _read(self, stream: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         values = self.store.read(stream, rows)
-        if stream == MOTION:
-            return scale_flow(values, self.store.frame_intervals[rows], self.frame_interval)
+        if stream != MOTION:
+            return values
+        values = scale_flow(values, self.store.frame_intervals[rows], self.frame_interval)
+        if not self.normalise_flow:
+            return values
+        of = np.searchsorted(self.store.first, rows, side="right") - 1
+        values = values.copy()
+        for i in np.unique(of).tolist():
+            values[of == i] = normalise_flow(values[of == i], self.store.sequences[i])
         return values
+
+    def reads_as_stored(self, stream: str) -> bool:
+        """Whether entries of a stream are read as they are in the store."""
+        if stream != MOTION:
+            return True
+        ratios = 1.0 if self.frame_interval is None else self.store.frame_intervals[self.rows] / self.frame_interval
+        return not self.normalise_flow and bool((np.abs(ratios - 1) <= SAME_INTERVAL).all())
 
     def add_rows(self, rows: NDArray[np.int64]) -> None:
         """Add rows that windows will need."""
@@ -104,7 +125,7 @@ class StoreSource:
         return self._tracks[sequence, label]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoreSource, (self.path, self.rows, self.memory_gb, self.frame_interval)
+        return StoreSource, (self.path, self.rows, self.memory_gb, self.frame_interval, self.normalise_flow)
 
 
 class StoreExamples:
@@ -280,6 +301,7 @@ def load_examples(
         what = f"{path}: no such split{did_you_mean(split, known)}"
         raise ConfigError(what, expected=f"one of {', '.join(known)}", got=split)
     selected = task.examples[np.isin(task.splits, splits) & task.examples.known]
-    source = StoreSource(path, task.examples.rows, config.train.memory_gb, task.frame_interval)
+    normalised = config.head.normalises_flow
+    source = StoreSource(path, task.examples.rows, config.train.memory_gb, task.frame_interval, normalised)
     X = StoreExamples(source, selected)
     return X, selected.targets, X.groups

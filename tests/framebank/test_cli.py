@@ -131,7 +131,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("extract --train.epochs 3", "--train.epochs is not an option of this command"),
         ("train --head.name rigde", "no such head (did you mean ridge?)"),
         ("train --head.unit 3", "unknown option --head.unit (did you mean units?), pooled_lstm has "),
-        ("train --head.name ridge --head.units 3", "ridge has streams, grid, components, difference, lags, alpha"),
+        (
+            "train --head.name ridge --head.units 3",
+            "ridge has streams, motion, grid, components, difference, lags, alpha",
+        ),
         ("train --head.name auto --head.units 3", "auto has no settings"),
         ("train --frames.colour rgp", "(did you mean rgb?); got rgp; expected one of rgb, bgr"),
         ("train --train.epochs", "--train.epochs: value missing; expected INT"),

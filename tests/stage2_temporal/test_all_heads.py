@@ -123,9 +123,9 @@ def test_standardised_vectors_have_mean_0_and_deviation_1() -> None:
 def test_parameters_are_the_settings_that_the_head_reads() -> None:
     head = find_head("ridge").from_config(Config(head=RidgeConfig(alpha=3.0, grid=(2, 1)), train=TrainConfig(shift=2)))
     assert (head.alpha, head.grid, head.shift) == (3.0, (2, 1), 2)
-    head_settings = {"streams", "grid", "components", "difference", "lags", "alpha"}
+    head_settings = {"streams", "motion", "grid", "components", "difference", "lags", "alpha"}
     assert set(head.get_params()) == head_settings | set(Head.train_settings)
-    with pytest.raises(ConfigError, match=r"no setting alpah \(did you mean alpha\?\), it has streams, grid"):
+    with pytest.raises(ConfigError, match=r"no setting alpah \(did you mean alpha\?\), it has streams, motion, grid"):
         find_head("ridge")(alpah=1)
     with pytest.raises(ConfigError, match=r"GRU has no setting alpha, it has .*units"):
         find_head("gru")(alpha=1.0)

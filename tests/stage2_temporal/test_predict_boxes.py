@@ -187,6 +187,12 @@ def test_camera_file_tells_that_frames_are_the_training_cameras(
     assert "the camera is not known" in capsys.readouterr().err  # one box cannot show which one it is
     predict(run, frames, tmp_path / "camera.csv", boxes=boxes, fps=10, camera=camera_file(tmp_path / "c.toml"))
     assert "camera" not in capsys.readouterr().err
+    bent = camera_file(tmp_path / "bent.toml", distortion=[-0.2, 0.03])
+    predict(run, frames, tmp_path / "bent.csv", boxes=boxes, fps=10, camera=bent)
+    assert "which only `framebank speed` corrects" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"distortion.*expected 2, 4 or 5 numbers"):
+        three = camera_file(tmp_path / "three.toml", distortion=[0.1, 0.2, 0.3])
+        predict(run, frames, tmp_path / "no.csv", boxes=boxes, fps=10, camera=three)
     (plain,), (row,) = read_rows(tmp_path / "out.csv"), read_rows(tmp_path / "camera.csv")
     assert row == plain
     with pytest.raises(DataError, match=r"frames of another shape.*got 1280x720"):
