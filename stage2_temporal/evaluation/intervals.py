@@ -28,7 +28,7 @@ from features._common.types import Floats
 
 SCALE_ITERATIONS = 10
 SCALE_FOLDS = 5  # of sequences, whose scores each have a scale that was fitted to the others
-MIN_CONSTANT = 0.03  # least constant part of an error's expected size, relative to the mean error
+MIN_CONSTANT = 0.01  # least constant part of an error's expected size, relative to the mean error
 WEIGHT_ROUNDING = 1e-9  # of sums of weights
 
 

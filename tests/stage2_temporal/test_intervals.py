@@ -92,6 +92,14 @@ def test_head_that_knows_nothing_is_expected_to_err_as_a_constant_does() -> None
     assert half[2] == pytest.approx(2 * half[1], rel=0.1)
 
 
+def test_intervals_of_fast_cars_are_wide_if_errors_grow_with_speed() -> None:
+    rng = np.random.default_rng(0)
+    speed = rng.uniform(5, 30, (400, 1))
+    scores = calibrate(rng.normal(size=(400, 1)) * speed / 10, speed, np.arange(400), UNLIMITED)
+    slow, fast = scores.half_widths(np.array([[5.0], [30.0]]), 0.9)[:, 0]
+    assert fast > 4 * slow
+
+
 def test_scale_that_was_fitted_to_few_errors_does_not_make_intervals_narrow() -> None:
     """Fitted to all errors of 20 sequences, a scale with four inputs would fit them better than any new ones."""
     rng, hits = np.random.default_rng(5), []
