@@ -66,7 +66,8 @@ def train(config: Config, store: Store, task: Task, path: Path, *, report: bool 
         _warn_of_mixed_rates(config, store, task)
         X = _read_examples(config, store, task, task.frame_interval)
         head = _fit_head(config, task, X, folder)
-        uncertainty, predictions = learn_uncertainty(head, X, task, config.train)
+        no_folds = {"interval_folds": 0} if head.outcome_.interrupted else {}
+        uncertainty, predictions = learn_uncertainty(head, X, task, config.train.model_copy(update=no_folds))
         _say_if_without_intervals(uncertainty)
         head.model_.save(folder / "model.keras")
         head.save_extras(folder)

@@ -74,10 +74,13 @@ def predict_left_out(
                 fold_head = clone(head).set_params(validation_split=0.0)
                 fold_head.fit(X[fitted], targets[fitted], validation=validation)
                 if fold_head.outcome_.interrupted:
-                    return None
+                    raise KeyboardInterrupt
                 outputs.append(predict(fold_head, X[held]))
-    except (FramebankError, ValueError) as e:  # such as too few labels for the geometry of a camera
-        logger.info(f"intervals come from the validation examples alone: part of the examples cannot be fitted: {e}")
+    except (FramebankError, ValueError, KeyboardInterrupt) as e:  # such as too few labels for a camera's geometry
+        reason = (
+            "stopped by Ctrl-C" if isinstance(e, KeyboardInterrupt) else f"part of the examples cannot be fitted: {e}"
+        )
+        logger.info(f"intervals come from the validation examples alone: {reason}")
         return None
     return np.concatenate([held for _, held in parts]), np.concatenate(outputs)
 

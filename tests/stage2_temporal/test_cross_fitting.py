@@ -132,15 +132,18 @@ def test_network_is_trained_again_where_that_is_asked_for(store: Store) -> None:
     assert 0.75 < coverage(predictions, task) < 0.99
 
 
+@pytest.mark.parametrize(
+    ("error", "message"), [(DataError("too few labels"), "too few labels"), (KeyboardInterrupt(), "stopped by Ctrl-C")]
+)
 def test_head_that_cannot_be_fitted_to_a_part_takes_the_validation_sequences(
-    store: Store, caplog: pytest.LogCaptureFixture
+    store: Store, caplog: pytest.LogCaptureFixture, error: BaseException, message: str
 ) -> None:
     class Needy(Ridge):
-        """It needs more than 30 examples."""
+        """It needs 30 examples."""
 
         def prepare(self, examples: HeadInputs, targets: Floats) -> None:
             if len(targets) < 30:
-                raise DataError("too few labels")
+                raise error
 
     X, task = examples(store, train_config(head=RIDGE))
     rows = task.known("train")
@@ -148,5 +151,5 @@ def test_head_that_cannot_be_fitted_to_a_part_takes_the_validation_sequences(
     settings = train_config(head=RIDGE, interval_folds=5).train
     with caplog.at_level(logging.INFO):
         uncertainty, _ = learn_uncertainty(head, X, task, settings)
-    assert "too few labels" in caplog.text
+    assert message in caplog.text
     assert uncertainty.scores.sequences == 6
