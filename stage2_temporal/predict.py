@@ -287,9 +287,10 @@ def _predict_vehicles(
         frames, vehicles = np.array([p.frame for p in everything]), [p.vehicle for p in everything]
         drive = Drive(clip.sequence.id, times, frames, uncertain, columns, vehicles)
 
-        def draw(frame: int, image: Image) -> None:
+        def draw(frame: int, picture: Image, scale: float) -> None:
             for p in everything[slice(*np.searchsorted(frames, (frame, frame + 1)))]:
-                draw_box(image, p.box, [p.vehicle], names.index(p.vehicle))
+                left, top, right, bottom = (side * scale for side in p.box)
+                draw_box(picture, (left, top, right, bottom), [p.vehicle], names.index(p.vehicle))
 
         write_drive_page(report, drive, read_pictures(clip, shown_frames(drive), draw))
     return PredictionFiles((output, *filter(None, (overlay, report))), len(everything))
