@@ -110,9 +110,9 @@ def calibrate(errors: Floats, inputs: Floats, groups: NDArray[np.int64], largest
     scores = np.empty_like(errors)
     fold = np.random.default_rng(0).permutation(group.max(initial=0) + 1)[group] % SCALE_FOLDS
     for k in np.unique(fold):
-        held = fold == k
-        scale = fit_error_scale(errors[~held], inputs[~held], largest)
-        scores[held] = np.abs(errors[held]) / scale.sizes(inputs[held])
+        left_out = fold == k
+        scale = fit_error_scale(errors[~left_out], inputs[~left_out], largest)
+        scores[left_out] = np.abs(errors[left_out]) / scale.sizes(inputs[left_out])
     return ConformalScores(fit_error_scale(errors, inputs, largest), scores, sequence_weights(groups))
 
 

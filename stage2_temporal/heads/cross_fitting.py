@@ -70,20 +70,20 @@ def predict_left_out(
     outputs = []
     try:
         with _without_warnings():
-            for fitted, held in parts:
-                validation = (X[held], targets[held]) if len(task.known("validation")) else None
+            for fitted, left_out in parts:
+                validation = (X[left_out], targets[left_out]) if len(task.known("validation")) else None
                 fold_head = clone(head).set_params(validation_split=0.0)
                 fold_head.fit(X[fitted], targets[fitted], validation=validation)
                 if fold_head.outcome_.interrupted:
                     raise KeyboardInterrupt
-                outputs.append(predict(fold_head, X[held]))
+                outputs.append(predict(fold_head, X[left_out]))
     except (FramebankError, ValueError, KeyboardInterrupt) as e:  # such as too few labels for a camera's geometry
         reason = (
             "stopped by Ctrl-C" if isinstance(e, KeyboardInterrupt) else f"part of the examples cannot be fitted: {e}"
         )
         logger.info(f"intervals come from the validation examples alone: {reason}")
         return None
-    return np.concatenate([held for _, held in parts]), np.concatenate(outputs)
+    return np.concatenate([left_out for _, left_out in parts]), np.concatenate(outputs)
 
 
 @contextmanager
