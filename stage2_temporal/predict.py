@@ -63,6 +63,8 @@ from stage2_temporal.sliding.sliding_window import (
 )
 from stage2_temporal.sliding.vehicle_prediction import VehiclePrediction, VehicleTracks, predict_vehicles
 
+PICTURE_TEXT = 0.5  # size of vehicles' names on the small pictures of a drive's page
+
 
 @dataclass(frozen=True)
 class PredictionFiles:
@@ -290,7 +292,7 @@ def _predict_vehicles(
         def draw(frame: int, picture: Image, scale: float) -> None:
             for p in everything[slice(*np.searchsorted(frames, (frame, frame + 1)))]:
                 left, top, right, bottom = (side * scale for side in p.box)
-                draw_box(picture, (left, top, right, bottom), [p.vehicle], names.index(p.vehicle))
+                draw_box(picture, (left, top, right, bottom), [p.vehicle], names.index(p.vehicle), PICTURE_TEXT)
 
         write_drive_page(report, drive, read_pictures(clip, shown_frames(drive), draw))
     return PredictionFiles((output, *filter(None, (overlay, report))), len(everything))
