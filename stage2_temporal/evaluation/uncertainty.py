@@ -177,7 +177,7 @@ def write_uncertainty(run: Path, uncertainty: Uncertainty) -> None:
         "level": uncertainty.level,
         "columns": uncertainty.columns,
         "scale": conformal.scale.coefficients.tolist(),
-        "largest": conformal.scale.largest.tolist(),
+        "largest": [size if math.isfinite(size) else None for size in conformal.scale.largest.tolist()],
         "weights": conformal.weights.tolist(),
         "scores": conformal.scores.tolist(),
     }
@@ -200,7 +200,8 @@ def read_uncertainty(run: Path) -> Uncertainty | None:
         content = json.loads((run / INTERVALS_FILE).read_text(encoding="utf-8"))
         columns = tuple(content["columns"])
         scale = np.array(content["scale"], np.float64).reshape(len(columns), -1)
-        largest = content.get("largest", [math.inf] * len(columns))  # which runs of older versions lack
+        sizes = content.get("largest", [None] * len(columns))  # which runs of older versions lack
+        largest = [math.inf if size is None else size for size in sizes]
         conformal = ConformalScores(
             ErrorScale(scale, np.array(largest, np.float64)),
             np.array(content["scores"], np.float64).reshape(-1, len(columns)),

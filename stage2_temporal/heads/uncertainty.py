@@ -59,7 +59,8 @@ def learn_uncertainty(
     rows, values = (validation, outputs[validation, :-1]) if left_out is None else left_out
     predicted, inputs = np.split(values, [targets.shape[1]], axis=1)
     constant_error = np.abs(targets[train] - task.constant).mean(axis=0)
-    calibration = calibrate(predicted - targets[rows], inputs, X.groups[rows], constant_error)
+    largest = np.where(constant_error > 0, constant_error, np.inf)  # 0 where all targets are equal
+    calibration = calibrate(predicted - targets[rows], inputs, X.groups[rows], largest)
     uncertainty = Uncertainty(task.examples.columns, settings.interval_level, calibration, novelty)
     profiles = example_profiles(X) if PROFILE in novelty else None
     return uncertainty, uncertainty.predictions(outputs, profiles, parts=task.splits)
