@@ -203,6 +203,9 @@ class TrainConfig(StrictModel):
     """Seed of initial weights, order of examples, and dropout."""
     interval_level: float = Field(0.9, gt=0, lt=1)
     """Probability with which a prediction's interval is to contain the true value."""
+    interval_folds: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Folds of training and validation sequences that are left out in turn, to learn intervals from their errors; 0:
+    from those of validation sequences alone; `auto`: 5 for heads that take seconds to fit, else 0."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of large matrix products; bfloat16 is for processors with avx512_bf16 or amx."""
     memory_gb: float = Field(4.0, gt=0)

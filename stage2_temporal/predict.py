@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from features._common.atomic import atomic_write
 from features._common.console import logger
 from features._common.csv_table import write_csv_table
+from features._common.types import Image
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence, Label
@@ -61,6 +62,8 @@ from stage2_temporal.sliding.sliding_window import (
     trained_interval,
 )
 from stage2_temporal.sliding.vehicle_prediction import VehiclePrediction, VehicleTracks, predict_vehicles
+
+PICTURE_TEXT = 0.5  # size of vehicles' names on the small pictures of a drive's page
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def predict(
         models = load_run_models(run)
         if boxes_by_frame is None:
             return _predict_clip(models, clip, step, rows, config, output, options, overlay, report)
-        return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, options, overlay)
+        return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, options, overlay, report)
 
     return use_single_clip(path, config.data, fps, predict_clip)
 
@@ -189,8 +192,6 @@ def _check_options(
         if file is not None and not is_clip:
             path = Path(config.data.path)
             raise ConfigError(f"{option} needs one video or one folder of frames", got=path, hint="--input VIDEO")
-    if report is not None and boxes is not None:
-        raise ConfigError("--report shows the drive of the camera's own car, not vehicles in boxes", hint="--overlay")
 
 
 def _check_writable(path: Path, source: Path) -> None:
@@ -254,6 +255,7 @@ def _predict_vehicles(
     output: Path,
     options: IntervalOptions,
     overlay: Path | None,
+    report: Path | None,
 ) -> PredictionFiles:
     """Predict each window of each vehicle: columns time [s], frame, vehicle, box in px, targets and their intervals."""
     columns, times = config.data.columns, clip.sequence.frame_times
@@ -287,7 +289,17 @@ def _predict_vehicles(
         header = ["time", "frame", "vehicle", *SIDES, *columns, *uncertain.header(columns)]
         write_csv_table(temporary, header, table)
     _warn(uncertain)
-    return PredictionFiles((output, overlay) if overlay else (output,), len(everything))
+    if report is not None:
+        frames, vehicles = np.array([p.frame for p in everything]), [p.vehicle for p in everything]
+        drive = Drive(clip.sequence.id, times, frames, uncertain, columns, vehicles)
+
+        def draw(frame: int, picture: Image, scale: float) -> None:
+            for p in everything[slice(*np.searchsorted(frames, (frame, frame + 1)))]:
+                left, top, right, bottom = (side * scale for side in p.box)
+                draw_box(picture, (left, top, right, bottom), [p.vehicle], names.index(p.vehicle), PICTURE_TEXT)
+
+        write_drive_page(report, drive, read_pictures(clip, shown_frames(drive), draw))
+    return PredictionFiles((output, *filter(None, (overlay, report))), len(everything))
 
 
 def _warn(predictions: UncertainPredictions) -> None:

@@ -72,6 +72,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         standardises_vectors: whether vectors are standardised over the training examples.
         allows_nan: whether plain arrays may contain NaN.
         needs_timestamps: whether the result depends on the time between frames.
+        fits_quickly: whether it may be fitted several times more to learn its intervals (`heads.cross_fitting`).
         settings_ (HeadConfig): the validated [head] settings, an instance of `settings`; set by `fit` and `restore`.
         train_ (TrainConfig): the validated [train] settings; set by `fit` and `restore`.
         model_ (keras.Model): from the streams (one input `features`, or several by stream) to (batch, K) in the
@@ -86,6 +87,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     standardises_vectors: ClassVar[bool] = True
     allows_nan: ClassVar[bool] = False
     needs_timestamps: ClassVar[bool] = False
+    fits_quickly: ClassVar[bool] = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -186,11 +188,12 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """Vectors → (batch, targets)."""
 
     def error_scale(self, model: keras.Model) -> Tensor | None:
-        """(batch, S) quantities ≥ 0 in a model's graph with which its errors grow; None (the default) if none does.
+        """(batch, S) quantities ≥ 0 in a model's graph with which its errors grow; None if none does.
 
-        The model may have been loaded, so use `apply_operations`.
+        By default the predictions' absolute values: what moves faster is measured less exactly. The model may have been
+        loaded, so use `apply_operations`.
         """
-        return None
+        return apply_operations("error_scale", keras.ops.abs, model.output)
 
     def scene(self, model: keras.Model) -> Tensor | None:
         """(batch, F) what a model's output is computed from, to compare footage with the training examples.

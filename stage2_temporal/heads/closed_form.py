@@ -25,6 +25,8 @@ Vectors = NDArray[np.float32]
 class ClosedFormHead(Head):
     """A head that ends in a regressor of scikit-learn; its vectors are (batch, F)."""
 
+    fits_quickly = True
+
     @abstractmethod
     def solve(self, vectors: Vectors, targets: Floats) -> Any:
         """Fit the regressor to vectors (n, F) and targets (n, K), and return what `output` reads as `solution_`."""

@@ -98,9 +98,14 @@ class VehicleHead(Head):
         return np.asarray(values[:, 0], np.float32)
 
     def error_scale(self, model: keras.Model) -> Tensor | None:
-        """(batch, 3) the distance, to which velocities of tracks are proportional, and the deviations of vx and vy."""
+        """(batch, 3) the distance, to which velocities of tracks are proportional, and the deviations of vx and vy.
+
+        Without a vehicle, as by default.
+        """
         geometry = _geometry_input(model)
-        return None if geometry is None else apply_operations("error_scale", _error_scale, geometry)
+        if geometry is None:
+            return super().error_scale(model)
+        return apply_operations("error_scale", _error_scale, geometry)
 
     def scene(self, model: keras.Model) -> Tensor | None:
         """(batch, 4) without streams: distances and direction, in which a wrong ground or camera shows."""
@@ -158,6 +163,7 @@ class BoxMLP(VehicleHead, GradientHead):
 
     settings = BoxMLPConfig
     standardises_vectors = False
+    fits_quickly = True
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         super().prepare(examples, targets)
