@@ -7,8 +7,8 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import PIL.Image
 from joblib import cpu_count
@@ -79,7 +79,7 @@ def check_files(
         texts = (cache or ScanCache()).scan(
             files, "image", lambda unknown: map_in_threads(_check_file, unknown, threads, unit="file")
         )
-    results = iter(map(_parse_check, texts))
+    results = iter(map(_parse_check, json.loads(f"[{','.join(texts)}]")))  # one call takes a quarter of the time
     clips, faults, depths = [], list(earlier_faults), Counter[int]()
     for spec in specs:
         checks = [(file, next(results)) for file in spec.files]
@@ -101,9 +101,16 @@ def check_files(
             if turned or depth < 16:
                 digest.update(repr((turned, depth)).encode())
             sequence = FrameSequence(
-                spec.id, spec.split, len(spec.files), spec.fps, size, digest.hexdigest(), spec.labels, spec.camera
+                spec.id,
+                spec.split,
+                len(spec.files),
+                spec.fps,
+                size,
+                digest.hexdigest(),
+                spec.labels,
+                spec.camera,
+                times=spec.times,
             )
-            sequence = replace(sequence, times=spec.times)
             clips.append(Clip(sequence, ImageFiles(spec.files, digests, infos, depth)))
     for depth, count in sorted(depths.items()):
         if depth < 16:
@@ -130,8 +137,7 @@ def _check_file(file: ReadablePath) -> str:
         return json.dumps(error_to_fault(e))
 
 
-def _parse_check(text: str) -> tuple[ImageInfo, bytes] | str:
-    value = json.loads(text)
+def _parse_check(value: Any) -> tuple[ImageInfo, bytes] | str:
     if isinstance(value, str):
         return value
     (size, *others), digest = value
