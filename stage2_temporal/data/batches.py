@@ -13,6 +13,8 @@ from features.errors import FramebankError
 from stage2_temporal.data.examples import HeadInputs, StoreExamples
 from stage2_temporal.data.read_ahead import ReadAhead, shuffled_order
 
+PROBED_EXAMPLES = 4
+
 
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     """Batches of windows and targets, for one call of `fit` or `predict`.
@@ -74,9 +76,10 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         self._epoch += 1
         self._stop_reading_ahead()
         if isinstance(self._rows, StoreExamples) and self._read is not None:
-            self._read(self._rows[:1])  # which streams are read, and whether they fit into memory
+            some = np.linspace(0, self._count - 1, PROBED_EXAMPLES, dtype=np.int64)
+            self._read(self._rows[some])  # which streams are read, and whether they fit into memory
             if not self._rows.source.fits_into_memory:
-                self._ahead = ReadAhead(self._rows, self._order, self._batch, self._read)
+                self._ahead = ReadAhead(self._rows, self._order, self._batch)
 
     def close(self) -> None:
         """Release what is read and its frames: TensorFlow keeps every data set as long as the process lives (2.21)."""

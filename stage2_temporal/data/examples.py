@@ -96,9 +96,10 @@ class StoreSource:
         return self.memory_gb * 1e9 - sum(frames.nbytes for frames in self._frames.values())
 
     def part(self, rows: NDArray[np.int64]) -> StoreSource:
-        """A source of some rows, all of which it keeps in memory once they are read; it shares what this one holds."""
+        """A source of some rows with the streams read so far in memory; it shares what this one holds."""
         part = StoreSource(self.path, rows, math.inf, self.frame_interval)
         part._store, part._file_id, part._tracks, part._whole = self.store, self._file_id, self._tracks, self
+        part._frames = {stream: self._read(stream, part.rows) for stream in self._streamed}
         return part
 
     @property
@@ -220,7 +221,7 @@ class StoreExamples:
         return StoreExamples(self.source, examples), windows.origin, windows.factor
 
     def in_memory(self) -> StoreExamples:
-        """The same examples with a source that keeps their frames in memory once they are read."""
+        """The same examples with their frames in memory, in the streams that were read of the source so far."""
         return StoreExamples(self.source.part(self.examples.rows), self.examples)
 
     def top(self) -> TopRecord | None:

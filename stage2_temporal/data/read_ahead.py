@@ -6,9 +6,7 @@ once, so that training gives the same numbers whatever the memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,13 +67,10 @@ class ReadAhead:
         examples: all of them.
         order: (n,) their order.
         batch: examples per batch.
-        read: reads what is needed of some examples.
     """
 
-    def __init__(
-        self, examples: StoreExamples, order: NDArray[np.int64], batch: int, read: Callable[[StoreExamples], Any]
-    ) -> None:
-        self._examples, self._order, self._batch, self._read = examples, order, batch, read
+    def __init__(self, examples: StoreExamples, order: NDArray[np.int64], batch: int) -> None:
+        self._examples, self._order, self._batch = examples, order, batch
         max_rows = examples.source.rows_per_part(parts=2)
         self._parts = plan_parts(examples.examples.rows[order], batch, max_rows)
         self._firsts = [start for start, _ in self._parts]
@@ -108,6 +103,4 @@ class ReadAhead:
 
     def _load(self, index: int) -> StoreExamples:
         start, stop = self._parts[index]
-        part = self._examples[self._order[start * self._batch : stop * self._batch]].in_memory()
-        self._read(part[:1])
-        return part
+        return self._examples[self._order[start * self._batch : stop * self._batch]].in_memory()

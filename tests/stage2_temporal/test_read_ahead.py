@@ -105,7 +105,7 @@ def test_batches_are_the_same_whatever_the_memory(path: Path, seed: int | None) 
 def test_epoch_reads_each_row_about_once_in_long_runs(path: Path, reads: list[Any]) -> None:
     some = batches(path, 0.999 * SIZE)  # half of it holds the rows of one shuffle buffer
     epoch(some)
-    _first, *parts = reads  # one example, to see what is read
+    _probe, *parts = reads  # some examples, to see what is read
     assert sum(map(len, parts)) < 1.25 * FRAMES
     assert sum(len(consecutive_runs(rows)) for rows in parts) <= 1.1 * EXAMPLES / BLOCK
     some.close()
