@@ -92,8 +92,8 @@ def _numbered_frames(clip: ReadablePath, count: int | None, faults: list[str]) -
     files: dict[int, ReadablePath] = {}
     matches = [(file, match) for file in list_unsorted(imgs) if (match := _FRAME_NAME.fullmatch(file.name))]
     # frame_0001.jpg is a frame too, but not mask_001.png beside 001.jpg
-    numbered = [(int(match[2]), file.name, file) for file, match in matches if match[1] is None]
-    numbered = numbered or [(int(match[2]), file.name, file) for file, match in matches]
+    numbered = [(int(match[2]), match.string, file) for file, match in matches if match[1] is None]
+    numbered = numbered or [(int(match[2]), match.string, file) for file, match in matches]
     for number, _, file in sorted(numbered):
         first = files.setdefault(number, file)
         if first is not file:

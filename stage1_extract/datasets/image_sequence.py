@@ -85,11 +85,14 @@ def check_files(
         checks = [(file, next(results)) for file in spec.files]
         spec.faults += [check for _, check in checks if isinstance(check, str)]
         intact = [(file, *check) for file, check in checks if not isinstance(check, str)]
-        size = Counter(info.size for _, info, _ in intact).most_common(1)[0][0] if intact else (0, 0)
-        for file, info, _ in intact:
-            if info.size != size:
-                expected = f"{_size_text(size)} like the other frames"
-                add_fault(spec.faults, f"{file}: wrong frame size", expected, _size_text(info.size))
+        sizes = [info.size for _, info, _ in intact]
+        size = sizes[0] if sizes else (0, 0)
+        if sizes.count(size) < len(sizes):
+            size = Counter(sizes).most_common(1)[0][0]
+            for file, info, _ in intact:
+                if info.size != size:
+                    expected = f"{_size_text(size)} like the other frames"
+                    add_fault(spec.faults, f"{file}: wrong frame size", expected, _size_text(info.size))
         faults += spec.faults
         if not spec.faults and intact:
             _, infos, digests = zip(*intact, strict=True)

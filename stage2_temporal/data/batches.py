@@ -84,7 +84,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     def close(self) -> None:
         """Release what is read and its frames: TensorFlow keeps every data set as long as the process lives (2.21)."""
         self._stop_reading_ahead()
-        self._read, self._rows = None, None
+        self._read, self._rows, self._targets, self._order = None, None, None, self._order[:0].copy()
 
     def _stop_reading_ahead(self) -> None:
         if self._ahead is not None:
