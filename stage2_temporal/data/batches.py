@@ -75,7 +75,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
             self._order = shuffled_order(self._count, self._seed, self._epoch)
         self._epoch += 1
         self._stop_reading_ahead()
-        if isinstance(self._rows, StoreExamples) and self._read is not None:
+        if isinstance(self._rows, StoreExamples) and self._count and self._read is not None:
             some = np.linspace(0, self._count - 1, PROBED_EXAMPLES, dtype=np.int64)
             self._read(self._rows[some])  # which streams are read, and whether they fit into memory
             if not self._rows.source.fits_into_memory:
