@@ -209,7 +209,7 @@ class TrainConfig(StrictModel):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of large matrix products; bfloat16 is for processors with avx512_bf16 or amx."""
     memory_gb: float = Field(4.0, gt=0)
-    """Keep features in memory if they need at most this many gigabytes."""
+    """Gigabytes for features in memory; if they need more, they are read part by part, with the same results."""
     tensorboard: bool = False
     """Whether to write TensorBoard logs into the run's folder."""
 

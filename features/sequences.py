@@ -116,4 +116,4 @@ def same_sequences(first: Sequence[FrameSequence], second: Sequence[FrameSequenc
         labels = tuple(replace(x, targets=dict(sorted(x.targets.items()))) for x in s.labels)
         return repr(replace(s, fps=float(s.fps), labels=labels))  # because NaN is not equal to itself
 
-    return list(map(key, first)) == list(map(key, second))
+    return len(first) == len(second) and all(a == b or key(a) == key(b) for a, b in zip(first, second, strict=True))

@@ -43,7 +43,9 @@ class StoreSource:
     _store: Store | None
     _file_id: tuple[int, int]  # device and inode of the open file
     _frames: dict[str, NDArray[Any]]  # all rows of the streams that are in memory
+    _streamed: dict[str, int]  # streams that were read and are not in memory → bytes per frame
     _tracks: dict[tuple[int, int], Track | None]
+    _whole: StoreSource | None = None  # the source that this one is a part of
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class StoreSource:
 
     def close(self) -> None:
         """Forget the file and all frames; the next read opens the path again."""
-        self._store, self._file_id, self._frames, self._tracks = None, (-1, -1), {}, {}
+        self._store, self._file_id, self._frames, self._streamed, self._tracks = None, (-1, -1), {}, {}, {}
 
     def reopen_if_replaced(self) -> bool:
         """Close the file if another one lies at its path by now; return whether it does."""
@@ -84,14 +86,38 @@ class StoreSource:
 
         If all `rows` of the stream fit into memory, they are read once and kept; else each call reads what it needs.
         """
+        if self._whole is not None and stream in self._whole._frames:
+            return self._whole.windows(stream, rows)
         info = self.store.streams[stream]
-        size = len(self.rows) * math.prod(info.shape) * np.dtype(info.dtype).itemsize
-        if stream not in self._frames and size + sum(f.nbytes for f in self._frames.values()) <= self.memory_gb * 1e9:
+        entry = math.prod(info.shape) * np.dtype(info.dtype).itemsize
+        if stream not in self._frames and len(self.rows) * entry <= self._free_bytes:
             self._frames[stream] = self._read(stream, self.rows)
         if stream in self._frames:
             return np.asarray(self._frames[stream][np.searchsorted(self.rows, rows)])
+        self._streamed[stream] = entry
         unique, inverse = np.unique(rows, return_inverse=True)
         return self._read(stream, unique)[inverse.reshape(rows.shape)]
+
+    @property
+    def _free_bytes(self) -> float:
+        """What is left of the memory."""
+        return self.memory_gb * 1e9 - sum(frames.nbytes for frames in self._frames.values())
+
+    def part(self, rows: NDArray[np.int64]) -> StoreSource:
+        """A source of some rows with the streams read so far in memory; it shares what this one holds."""
+        part = StoreSource(self.path, rows, math.inf, self.frame_interval)
+        part._store, part._file_id, part._tracks, part._whole = self.store, self._file_id, self._tracks, self
+        part._frames = {stream: self._read(stream, part.rows) for stream in self._streamed}
+        return part
+
+    @property
+    def fits_into_memory(self) -> bool:
+        """Whether all streams that were read so far are in memory."""
+        return not self._streamed
+
+    def rows_per_part(self, parts: int) -> int:
+        """How many rows a part may have so that `parts` of them fit into memory, with the streams read so far."""
+        return int(self._free_bytes / parts / max(1, sum(self._streamed.values())))
 
     def _read(self, stream: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         values = self.store.read(stream, rows)
@@ -116,7 +142,7 @@ class StoreSource:
     def add_rows(self, rows: NDArray[np.int64]) -> None:
         """Add rows that windows will need."""
         if not np.isin(rows, self.rows).all():
-            self.rows, self._frames = np.union1d(self.rows, rows), {}
+            self.rows, self._frames, self._streamed = np.union1d(self.rows, rows), {}, {}
 
     def track(self, sequence: int, label: int) -> Track | None:
         """Return the track of the vehicle that a label describes; None if there is none."""
@@ -215,6 +241,10 @@ class StoreExamples:
         start = windows.rows[:, 0] - first[windows.origin]
         examples = replace(examples[windows.origin], rows=windows.rows, start=start)
         return StoreExamples(self.source, examples), windows.origin, windows.factor
+
+    def in_memory(self) -> StoreExamples:
+        """The same examples with their frames in memory, in the streams that were read of the source so far."""
+        return StoreExamples(self.source.part(self.examples.rows), self.examples)
 
     def top(self) -> TopRecord | None:
         """Return the unfrozen layers above the stream `appearance`; None if there are none."""

@@ -304,14 +304,13 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _call_in_batches(self, model: keras.Model, batches: Batches) -> Iterator[NDArray[Any]]:
         """Call a model on each batch, eagerly: for one pass that is faster than tracing a `tf.function` first."""
-        return (np.asarray(model(batches[i][0], training=False)) for i in range(len(batches)))
+        return (np.asarray(model(inputs, training=False)) for inputs in batches.inputs())
 
     def _batches(
         self, examples: HeadInputs, targets: Floats | None, *, stored: bool, seed: int | None = None
     ) -> Batches:
         read = self.stored_features if stored else self.input_arrays
-        rows = np.arange(len(examples))
-        return Batches(lambda rows: model_inputs(read(examples[rows])), rows, targets, self.train_.batch, seed)
+        return Batches(lambda some: model_inputs(read(some)), examples, targets, self.train_.batch, seed)
 
     def _after_features(self, model: keras.Model, examples: HeadInputs) -> keras.Model:
         """The part of a model that follows `stored_features`, with the same layers and weights."""
