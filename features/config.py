@@ -16,10 +16,11 @@ from pydantic import AfterValidator, Field
 
 from features.head_config import AnyHeadConfig, PooledLSTMConfig
 from features.plugins import DATASETS, plugin_names
-from features.streams import APPEARANCE, MOTION, NAMED_TARGETS
+from features.streams import APPEARANCE, NAMED_TARGETS, PAIR_STREAMS
 from features.strict_model import DROP_UNKNOWN_KEYS, StrictModel, did_you_mean, read_toml
 
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]  # `~` is the home folder, whatever the shell does
+Kept = Annotated[str, Field(pattern=r"^(maps|grid [1-9]\d*x[1-9]\d*)$")]
 LAYOUTS = ("sample", "competition", "tusimple", "video", "manifest")
 
 
@@ -132,13 +133,30 @@ class ExtractConfig(StrictModel):
     packed_gb: float = Field(2.0, ge=0)
     """Make a store that needs at most this many gigabytes a single file. A larger one is a small file, the index, and a
     folder of shards beside it, to which frames are added without copying the others."""
+    keep: Kept | dict[str, Kept] = "maps"
+    """What to store of every stream of maps, or by stream: `maps`, or `grid RxC`, each map averaged over R rows and C
+    columns of cells, which takes a fraction of the space. Heads then see maps of these cells, without a top."""
     motion: bool = False
     """Whether to store optical flow too, as the stream `motion`, which predicts ego speed well; takes 5 ms per
     frame."""
+    ground_flow: bool = False
+    """Whether to store how well the road of two frames matches at each speed, as the stream `ground_flow`, from which
+    heads learn ego speed that holds for other cameras. Takes 10 ms per frame, 50 if the horizon is not known."""
     tracks: bool = True
     """Whether to track every vehicle whose box is labelled; takes 2 ms per frame."""
     skip_damaged: bool = False
     """Whether to skip damaged sequences and count the store as complete without them."""
+
+    def grid(self, stream: str) -> tuple[int, int] | None:
+        """Rows and columns of the grid that a stream's maps are averaged over; None: they are stored as they are."""
+        kept = self.keep if isinstance(self.keep, str) else self.keep.get(stream, "maps")
+        cells = kept.removeprefix("grid ").split("x")
+        return None if kept == "maps" else (int(cells[0]), int(cells[1]))
+
+    @property
+    def pair_streams(self) -> tuple[str, ...]:
+        """The streams to store that are computed from frames without the network."""
+        return tuple(name for name in PAIR_STREAMS if getattr(self, name))
 
 
 class ComputeConfig(StrictModel):
@@ -195,10 +213,13 @@ class TrainConfig(StrictModel):
     """Seed of initial weights, order of examples, and dropout."""
     interval_level: float = Field(0.9, gt=0, lt=1)
     """Probability with which a prediction's interval is to contain the true value."""
+    interval_folds: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Folds of training and validation sequences that are left out in turn, to learn intervals from their errors; 0:
+    from those of validation sequences alone; `auto`: 5 for heads that take seconds to fit, else 0."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of large matrix products; bfloat16 is for processors with avx512_bf16 or amx."""
     memory_gb: float = Field(4.0, gt=0)
-    """Keep features in memory if they need at most this many gigabytes."""
+    """Gigabytes for features in memory; if they need more, they are read part by part, with the same results."""
     tensorboard: bool = False
     """Whether to write TensorBoard logs into the run's folder."""
 
@@ -247,8 +268,8 @@ class Config(StrictModel):
 
     @property
     def any_frame_rate(self) -> bool:
-        """Whether the head takes frames at any rate: it sees only flow and tracks, which are divided by time."""
-        return all(stream == MOTION for stream in self.head.input_streams)
+        """Whether the head takes frames at any rate: it sees only flow, road and tracks, which are divided by time."""
+        return all(stream in PAIR_STREAMS for stream in self.head.input_streams)
 
     def with_settings(self, settings: Mapping[str, Any]) -> Config:
         """Change settings, given by their full names; a new head keeps the old one's that it has too.

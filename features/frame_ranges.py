@@ -57,7 +57,10 @@ def covering_ranges(frame_range: FrameRange, stored: Iterable[StoredRange]) -> l
     parts, covered_to = [], frame_range.start
     for s in sorted(stored, key=lambda s: (s.frame_range.start, -s.frame_range.stop)):
         start, stop = max(covered_to, s.frame_range.start), min(s.frame_range.stop, frame_range.stop)
-        if start < stop:
+        if (start, stop) == (s.frame_range.start, s.frame_range.stop):
+            parts.append(s)
+            covered_to = stop
+        elif start < stop:
             part = replace(frame_range, start=start, stop=stop)
             parts.append(replace(s, frame_range=part, row=s.row + start - s.frame_range.start))
             covered_to = stop

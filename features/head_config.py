@@ -41,6 +41,11 @@ class HeadConfig(StrictModel):
         """The streams of the store that the head reads; none for a head that sees only a vehicle's track."""
         return tuple(getattr(self, "streams", ()))
 
+    @property
+    def normalises_flow(self) -> bool:
+        """Whether the stream `motion` is read as `normalised_flow` makes it."""
+        return getattr(self, "motion", "raw") == "normalised"
+
     def renamed(self, name: str) -> HeadConfig:
         """The settings of another head: the values set here that it reads too, and defaults for the rest.
 
@@ -60,6 +65,9 @@ class StreamsConfig(HeadConfig):
 
     streams: Annotated[tuple[str, ...], Field(min_length=1)] = (APPEARANCE,)
     """Streams of the store that the head reads; several are concatenated."""
+    motion: Literal["raw", "normalised"] = "raw"
+    """How the stream `motion` is read: in px, or normalised by each sequence's camera to metres driven, without turns,
+    so that a head holds for other cameras."""
 
 
 class PooledConfig(StreamsConfig):
@@ -125,6 +133,9 @@ class VehicleConfig(HeadConfig):
 
     alpha: float = Field(1.0, gt=0)
     """Regularisation strength of the robust linear model on the track, relative to its usual value."""
+    box_noise: float | None = Field(None, gt=0)
+    """Standard deviation in px of the width and height of boxes, in training and in all footage that the run predicts.
+    Unset: estimated from the tracks."""
 
 
 # one class per head

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from features.streams import APPEARANCE
@@ -35,6 +35,7 @@ class Recipe:
     top_layers: int = 0  # layers above the cut; a count, because Keras' automatic layer names differ between processes
     precision: str = "float32"  # number format the engine computed in, `float32`, `bfloat16` or `float16`
     dtype: str = "float16"  # stored type, `float32` or `float16`
+    grid: tuple[int, int] | None = None  # rows and columns the map at the cut is averaged over; None: it is not
 
     def to_json(self) -> str:
         """The recipe as canonical JSON."""
@@ -45,6 +46,8 @@ class Recipe:
         """Read what `to_json` wrote."""
         value = json.loads(text)
         value["size"] = tuple(value["size"])
+        if value.get("grid"):
+            value["grid"] = tuple(value["grid"])
         return cls(**value)
 
     @property
@@ -60,11 +63,14 @@ class Recipe:
         ['size: [640,360], not [320,180]']
         """
         ours, theirs = self._decisive(), other._decisive()
-        return [f"{k}: {_shorten(theirs[k])}, not {_shorten(v)}" for k, v in ours.items() if v != theirs[k]]
+        names = dict.fromkeys([*ours, *theirs])
+        pairs = {k: (theirs.get(k), ours.get(k)) for k in names}
+        return [f"{k}: {_shorten(other)}, not {_shorten(here)}" for k, (other, here) in pairs.items() if here != other]
 
     def _decisive(self) -> dict[str, Any]:
-        # without `weights`, which is only the name the user gave; the digest determines the numbers
-        return {k: v for k, v in asdict(self).items() if k != "weights"}
+        # without `weights`, which is only the name the user gave (the digest determines the numbers), and without
+        # the absence of a grid, which older stores do not state
+        return {k: v for k, v in asdict(self).items() if k != "weights" and not (k == "grid" and v is None)}
 
 
 def _shorten(value: object) -> str:
@@ -77,6 +83,9 @@ def json_digest(value: object) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def stream_origin(stream: str, pooling: int, recipe: Recipe) -> dict[str, Any]:
+def stream_origin(stream: str, pooling: int, grid: tuple[int, int] | None, recipe: Recipe) -> dict[str, Any]:
     """What determines the numbers of a tap's stream; nothing but the recipe for the map at the cut."""
-    return {} if stream == APPEARANCE else {"tap": stream, "pooling": pooling, "recipe": recipe.fingerprint}
+    if stream == APPEARANCE:
+        return {}
+    kept = {} if grid is None else {"grid": list(grid)}
+    return {"tap": stream, "pooling": pooling, "recipe": replace(recipe, grid=None).fingerprint} | kept

@@ -12,6 +12,8 @@ from features._common.types import Floats
 
 Box = tuple[float, float, float, float]
 SAME_ASPECT = 0.01  # largest relative difference of the aspect ratios of frames from one camera
+USUAL_FOCAL_LENGTH = 0.65  # of the width, in dash-cams and phones
+USUAL_HEIGHT = 1.5  # m of dash-cams above the road
 SPLITS = ("train", "validation", "test")
 
 
@@ -74,6 +76,15 @@ class FrameSequence:
         return np.arange(self.length) / self.fps if self.times is None else np.array(self.times, np.float64)
 
     @property
+    def known_camera(self) -> Camera:
+        """The calibration, with usual values for an unknown focal length, principal point and height."""
+        width, height = self.size
+        focal_length = USUAL_FOCAL_LENGTH * width
+        usual = Camera(focal_length, focal_length, (width - 1) / 2, (height - 1) / 2)
+        camera = self.camera or usual
+        return replace(camera, height=camera.height or USUAL_HEIGHT)
+
+    @property
     def visible_region(self) -> tuple[int, int, int, int]:
         """The part of each frame that the network and the thumbnails show: left, top, right, bottom in px."""
         return self.region or (0, 0, *self.size)
@@ -105,4 +116,4 @@ def same_sequences(first: Sequence[FrameSequence], second: Sequence[FrameSequenc
         labels = tuple(replace(x, targets=dict(sorted(x.targets.items()))) for x in s.labels)
         return repr(replace(s, fps=float(s.fps), labels=labels))  # because NaN is not equal to itself
 
-    return list(map(key, first)) == list(map(key, second))
+    return len(first) == len(second) and all(a == b or key(a) == key(b) for a, b in zip(first, second, strict=True))

@@ -16,7 +16,7 @@ from features.frame_files import stream_infos
 from features.frame_ranges import FrameRange, StoredRange
 from features.hdf5 import ErrorTolerantFile, create_file, damage_as_store_error, open_file, read_text, write_columns
 from features.recipe import Recipe, canonical_json, json_digest
-from features.store_tables import Header, StreamInfo, read_header, read_track, track_index, write_header, write_tracks
+from features.store_tables import Header, StreamInfo, read_header, read_tracks, write_header, write_tracks
 from features.tracks import Track
 
 THUMBNAIL_BLOCK = 1 << 16  # bytes
@@ -130,7 +130,7 @@ def shard_ranges(path: Path, fingerprint: str) -> list[StoredRange]:
 def shard_tracks(path: Path) -> dict[str, Track]:
     """Read the tracks in a finished shard, by their keys."""
     with open_file(path) as f, damage_as_store_error(path):
-        return {key: read_track(f, *rows) for key, rows in track_index(f).items()}
+        return read_tracks(f)
 
 
 def create_stream(f: Any, name: str, frames: int, info: StreamInfo) -> Any:

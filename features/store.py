@@ -41,7 +41,7 @@ from features.errors import StoreError
 from features.frame_files import FrameFiles
 from features.frame_ranges import FrameRange, StoredRange
 from features.hdf5 import damage_as_store_error, open_file
-from features.store_tables import TopRecord, read_header, read_sequences, read_top, read_track, track_index
+from features.store_tables import TopRecord, read_header, read_sequences, read_top, read_track, read_tracks, track_index
 from features.streams import APPEARANCE, THUMBNAILS
 from features.tracks import Track, track_key_by_label
 
@@ -159,7 +159,7 @@ class Store:
     def tracks(self) -> dict[str, Track]:
         """Read all tracks, by their keys."""
         with damage_as_store_error(self.path):
-            return {key: read_track(self._file, *rows) for key, rows in self._track_rows.items()}
+            return read_tracks(self._file)
 
     def track(self, sequence: int, label: int) -> Track | None:
         """Read the track of the vehicle that a label, by its index in its sequence, describes; None if it has none."""

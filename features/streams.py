@@ -11,6 +11,8 @@ from features._common.types import Floats
 
 APPEARANCE = "appearance"  # the trunk's map at the cut
 MOTION = "motion"  # optical flow between consecutive frames
+GROUND_FLOW = "ground_flow"  # how well the road of two consecutive frames matches at each speed
+PAIR_STREAMS = (MOTION, GROUND_FLOW)  # computed from frames without the network, each with the one before it
 GEOMETRY = "geometry"  # not a stream but a model input: features of a vehicle's tracked box
 FRAMES = "frames"  # not a stream but a model input: the images, resized
 THUMBNAILS = "thumbnails"

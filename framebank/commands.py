@@ -95,6 +95,7 @@ class Extract(StoreCommand):
         counts = {
             f"frames extracted by {result.engine}": result.extracted,
             "frames with optical flow computed": result.flows,
+            "frames with the road's speed curve computed": result.roads,
             "vehicles tracked": result.tracks,
         }
         done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing to extract"

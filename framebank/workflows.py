@@ -5,6 +5,7 @@ Heavy libraries are imported when a function needs them, so that an early error 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,8 +59,16 @@ def extract_data_set(
         render_sample(config)
     path = store.resolve() if store.is_symlink() else store  # replace the file that a link points to, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
-    catalogue = scan(config.data, cache=scan_cache_of(path, rehash=rehash))
-    return extract_catalogue(config, path, catalogue, damaged_rows=damaged_rows)
+    # Python's search for cycles would walk the catalogue again and again: a quarter of the time of 100,000 files
+    gc.disable()
+    try:
+        catalogue = scan(config.data, cache=scan_cache_of(path, rehash=rehash))
+        gc.freeze()
+        gc.enable()
+        return extract_catalogue(config, path, catalogue, damaged_rows=damaged_rows)
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def estimate_data_set(

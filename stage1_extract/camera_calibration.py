@@ -18,6 +18,7 @@ from features.errors import DataError
 from stage1_extract.datasets.camera_file import CameraFile
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.datasets.single_video import read_single_clip
+from stage1_extract.datasets.undistortion import corner_shift
 
 LEAST_VIEWS = 5
 MOST_FRAMES = 60  # of a video that are searched, evenly spread
@@ -87,10 +88,13 @@ def calibrate_views(
     views = [c.astype(np.float32) for c in corners]
     error, matrix, terms, _, _ = cv2.calibrateCamera([plane] * len(views), views, size, None, None, flags=flags)
     k1, k2 = np.ravel(terms)[:2]
-    r2 = float(((np.array(size) / 2 / (matrix[0, 0], matrix[1, 1])) ** 2).sum())
     numbers = {"fx": matrix[0, 0], "fy": matrix[1, 1], "cx": matrix[0, 2], "cy": matrix[1, 2]}
-    camera = CameraFile(**{name: float(value) for name, value in numbers.items()}, size=size, height=height)
-    return CheckerboardResult(camera, len(views), float(error), float(k1 * r2 + k2 * r2 * r2))
+    camera = CameraFile(
+        **{name: float(value) for name, value in numbers.items()},
+        size=size, height=height, distortion=(float(k1), float(k2)),
+    )  # fmt: skip
+    shift = corner_shift(camera.camera(size), size, camera.distortion)
+    return CheckerboardResult(camera, len(views), float(error), shift)
 
 
 def checkerboard_summary(result: CheckerboardResult) -> str:
@@ -101,8 +105,8 @@ def checkerboard_summary(result: CheckerboardResult) -> str:
         )
     if abs(result.distortion) > STRONG_DISTORTION:
         logger.warning(
-            f"The lens shifts the corners of the frame by {100 * result.distortion:+.0f} %, which framebank does not "
-            "correct: choose the camera's linear (undistorted) mode if it has one."
+            f"The lens moves the corners of the frame by {100 * result.distortion:+.0f} %, which only `framebank "
+            "speed` corrects: for predict, choose the camera's linear (undistorted) mode if it has one."
         )
     return f"{result.views} views, corners within {result.error:.2f} px"
 
@@ -153,6 +157,9 @@ def write_camera_file(path: Path, camera: CameraFile) -> None:
         lines.append(f"height = {camera.height:g}  # of the lens above the road, m")
     if camera.horizon is not None:
         lines.append(f"horizon = {camera.horizon:.1f}  # row at which a flat road would end, px")
+    if any(camera.distortion):
+        terms = ", ".join(f"{term:.5f}" for term in camera.distortion)
+        lines.append(f"distortion = [{terms}]  # k1, k2, p1, p2: how the lens bends straight lines")
     with atomic_write(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -26,7 +26,7 @@ from features.frame_ranges import FrameRange
 from features.recipe import Recipe
 from features.shards import shard_ranges
 from features.store_tables import StreamInfo
-from features.streams import MOTION
+from features.streams import PAIR_STREAMS
 from features.tracks import Track
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.existing_store import TrunkInfo
@@ -191,7 +191,7 @@ def extract_group(job: ExtractionJob, clips: Clips, group: Group, vehicles: Coll
     if not again and all(_is_complete(path, job.recipe, group.ranges) for path in paths):
         return TaskResult({path.name for path in paths})  # by a worker that died before it could tell
     cv2.setNumThreads(1)  # frames are decoded in parallel, each by one thread
-    engine = None if set(group.streams) <= {MOTION} else _engine_of(job.config, job.request)
+    engine = None if set(group.streams) <= set(PAIR_STREAMS) else _engine_of(job.config, job.request)
     if engine is not None and engine.trunk.recipe.fingerprint != job.recipe.fingerprint:
         differences = "; ".join(engine.trunk.recipe.differences(job.recipe))
         raise ConfigError(f"worker {worker_address()} makes other features than the first one", got=differences)

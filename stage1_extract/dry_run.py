@@ -20,12 +20,11 @@ from features.frame_ranges import StoredRange
 from features.shard_folder import used_shards
 from features.shards import shard_ranges
 from features.store_tables import StreamInfo
-from features.streams import MOTION
-from stage1_extract import optical_flow
 from stage1_extract.cluster_tasks import SECONDS_PER_TASK, SMALLEST_TASK
 from stage1_extract.datasets.clip import Catalogue
 from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo
 from stage1_extract.extract import FRAMES_PER_SHARD, request_digest, required_bytes
+from stage1_extract.frame_pairs import stream_info
 from stage1_extract.group_extraction import measured_rate
 from stage1_extract.new_shards import NewShards
 from stage1_extract.plan import missing_frames, plan_extraction
@@ -73,7 +72,7 @@ def estimate_extraction(
     if trunk is None:
         engine = _load_engine(config)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
-    streams = dict(trunk.streams) | ({MOTION: optical_flow.FLOW_INFO} if config.extract.motion else {})
+    streams = dict(trunk.streams) | {name: stream_info(name, sequences) for name in config.extract.pair_streams}
     shards = NewShards(shard_folder(store), trunk.recipe, used_shards(store))
     finished = list(_readable_ranges(shards))
     stored = {

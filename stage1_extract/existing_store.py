@@ -88,7 +88,8 @@ class TrunkInfo:
         recipe, names = store.header.recipe, config.backbone.streams
         streams = {name: store.streams[name] for name in names if name in store.streams}
         if len(streams) < len(names) or any(
-            info.origin != stream_origin(name, config.backbone.tap_pooling, recipe) for name, info in streams.items()
+            info.origin != stream_origin(name, config.backbone.tap_pooling, config.extract.grid(name), recipe)
+            for name, info in streams.items()
         ):
             return None
         complete, _ = complete_sequences(sequences, {name: store.ranges[name] for name in names})

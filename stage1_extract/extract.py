@@ -31,9 +31,8 @@ from features.shard_folder import delete_replaced_shards, delete_unused_shards, 
 from features.shards import shard_ranges
 from features.store_tables import Header, StreamInfo
 from features.store_writer import StoreContent, StreamContent, save_store
-from features.streams import MOTION
+from features.streams import APPEARANCE, GROUND_FLOW, MOTION
 from features.tracks import Track, track_keys
-from stage1_extract import optical_flow
 from stage1_extract.cluster_tasks import (
     SMALLEST_TASK,
     ExtractionJob,
@@ -45,6 +44,7 @@ from stage1_extract.cluster_tasks import (
 )
 from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo
+from stage1_extract.frame_pairs import stream_info
 from stage1_extract.group_extraction import extract_groups
 from stage1_extract.new_shards import NewShards
 from stage1_extract.plan import Group, complete_sequences, missing_frames, plan_extraction, vehicles_without_tracks
@@ -66,6 +66,7 @@ class ExtractionResult:
     frames: int = 0  # now in the store
     missing: dict[str, str] = field(default_factory=dict)  # sequence id → why it is not in the store
     flows: int = 0  # frames whose optical flow was computed
+    roads: int = 0  # frames whose entry of the stream `ground_flow` was computed
     tracks: int = 0  # vehicles that were tracked
     notes: list[str] = field(default_factory=list)  # further messages for the user, a line each
     engine: str = ""  # with its precision and relative error
@@ -144,7 +145,7 @@ def _extract(
             got="; ".join(trunk.recipe.differences(existing.header.recipe)),
             hint=f"use another store for this recipe, --store OTHER.h5, or move {store} away",
         )
-    streams = dict(trunk.streams) | ({MOTION: optical_flow.FLOW_INFO} if config.extract.motion else {})
+    streams = dict(trunk.streams) | {name: stream_info(name, sequences) for name in config.extract.pair_streams}
     shards = NewShards(folder, trunk.recipe, used_shards(store))
 
     def stored_ranges() -> dict[str, list[StoredRange]]:
@@ -189,9 +190,9 @@ def _extract(
     if complete:
         contents = {name: StreamContent(info, ranges[name]) for name, info in streams.items()}
         for name in sorted(existing.streams.keys() - streams.keys()):  # stage two derived these
-            derived = sequence_ranges(complete, existing.ranges[name])
-            if name in existing.bases and (not packed or all(derived)):
-                contents[name] = StreamContent(existing.streams[name], derived, arrays=existing.bases[name])
+            info, derived = existing.streams[name], sequence_ranges(complete, existing.ranges[name])
+            if name in existing.bases and (all(derived) or (info.is_derived and not packed)):
+                contents[name] = StreamContent(info, derived, arrays=existing.bases[name])
             else:
                 notes.append(f"stream {name} was dropped, since it lacks new, changed or damaged frames")
         errors = dict(existing.header.trunk.get("relative_error", {})) if existing.header else {}
@@ -224,6 +225,7 @@ def _extract(
         frames=sum(s.length for s in complete),
         missing=missing,
         flows=missing_frames(groups, MOTION),
+        roads=missing_frames(groups, GROUND_FLOW),
         tracks=sum(vehicles.values()),
         notes=[f"{store}: {note}" for note in notes],
         engine=str(engine) if engine is not None else ", ".join(sorted({part.precision for part in written} - {""})),
@@ -328,4 +330,7 @@ def request_digest(config: Config) -> str:
     del settings["backbone"]["taps"], settings["backbone"]["tap_pooling"]  # each tap's stream has its own origin
     if weights.is_file():
         settings["backbone"]["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return json_digest([settings, config.extract.precision, config.extract.dtype, version("keras")])
+    extract: list[str] = [config.extract.precision, config.extract.dtype]
+    if (grid := config.extract.grid(APPEARANCE)) is not None:  # older stores do not state its absence
+        extract.append(f"grid {grid}")
+    return json_digest([settings, *extract, version("keras")])

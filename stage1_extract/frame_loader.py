@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -20,9 +21,11 @@ from features._common.types import Image
 from features.config import FramesConfig
 from features.errors import DataError
 from features.frame_ranges import FrameRange
+from features.streams import GROUND_FLOW
 from features.tracks import Track
-from stage1_extract import optical_flow
 from stage1_extract.datasets.clip import Clip
+from stage1_extract.frame_pairs import PairInputs, blank_entries, needed_frames, pair_entries, pair_inputs
+from stage1_extract.ground_flow import speed_curve
 from stage1_extract.tracking.sequence_tracks import SHORT_SEQUENCE, to_grey, track_vehicles
 
 FRAMES_PER_JOB = 4
@@ -35,7 +38,7 @@ INTERPOLATION = {"cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 # CPU time
 _TRACKING_LOCK = threading.Lock()
 
-FlowStrip = Future[Image | None]  # flow input of a job's last frame; None if that could not be decoded
+LastInputs = Future[PairInputs | None]  # of a job's last frame; None if that could not be decoded
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class LoadedFrames:
     frames: Image  # (n, height, width, 3), the trunk's input
     thumbnails: list[bytes]  # n JPEGs
     fault: str | None = None  # why they could not be decoded
-    motion: NDArray[Any] | None = None  # (n, …) entries of the motion stream, if requested
+    pairs: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # (n, …) entries of the requested pair streams
     tracks: dict[str, Track] = field(default_factory=dict)  # of the requested vehicles, by their keys
 
 
@@ -59,10 +62,10 @@ class DecodeJob:
     start: int
     stop: int
     frames: FramesConfig
-    motion: bool
+    pair_streams: Sequence[str]
     tracked: bool
-    strip_before: FlowStrip | None  # of frame `start` − 1, from the previous job
-    last_strip: FlowStrip = field(default_factory=Future)
+    inputs_before: LastInputs | None  # of frame `start` − 1, from the previous job
+    last_inputs: LastInputs = field(default_factory=Future)
 
 
 def load_frames(
@@ -71,7 +74,7 @@ def load_frames(
     frames: FramesConfig,
     threads: int,
     *,
-    motion: bool = False,
+    pair_streams: Sequence[str] = (),
     tracked: Collection[str] = (),
     in_turns: bool = False,
 ) -> Iterator[LoadedFrames]:
@@ -79,24 +82,25 @@ def load_frames(
 
     Args:
         clips: sequence id → its clip.
-        motion: whether to compute entries of the motion stream.
+        pair_streams: names of streams to compute from each frame and the one before it, see `frame_pairs`.
         tracked: ids of sequences whose vehicles are tracked, if a range is a whole one up to `SHORT_SEQUENCE`.
         in_turns: decode as many images as may wait before the first is returned. Decoding and a network that runs on
             the same processor then take turns, instead of displacing each other's data from its caches.
     """
-    last_strips: dict[str, tuple[int, FlowStrip]] = {}  # sequence id → the next frame, and the strip of the one before
+    last_inputs: dict[str, tuple[int, LastInputs]] = {}  # sequence id → the next frame, and inputs of the one before
 
     def jobs() -> Iterator[DecodeJob]:
         for i, r in enumerate(ranges):
             clip = clips[r.sequence]
             track = r.sequence in tracked and len(r) == clip.sequence.length <= SHORT_SEQUENCE
-            step = len(r) if track else FRAMES_PER_JOB
-            for start in range(r.start, r.stop, step):
-                next_frame, strip = last_strips.pop(r.sequence, (0, None))
-                strip_before = strip if next_frame == start else None
-                job = DecodeJob(i, clip, start, min(start + step, r.stop), frames, motion, track, strip_before)
+            step = speed_curve.BLOCK if GROUND_FLOW in pair_streams else FRAMES_PER_JOB
+            starts = [r.start, *range((r.start // step + 1) * step, r.stop, step), r.stop]
+            for start, stop in pairwise([r.start, r.stop] if track else starts):
+                next_frame, inputs = last_inputs.pop(r.sequence, (0, None))
+                inputs_before = inputs if next_frame == start else None
+                job = DecodeJob(i, clip, start, stop, frames, pair_streams, track, inputs_before)
                 if job.stop < clip.sequence.length:
-                    last_strips[r.sequence] = job.stop, job.last_strip
+                    last_inputs[r.sequence] = job.stop, job.last_inputs
                 yield job
 
     parallel = ThreadPoolExecutor(threads, "decode")
@@ -149,39 +153,39 @@ def encode_thumbnail(image: Image, colour: str) -> bytes:
 def _decode(job: DecodeJob) -> LoadedFrames:
     out = np.zeros((job.stop - job.start, job.frames.height, job.frames.width, 3), np.uint8)
     try:
-        strips, images = _read(job, out)
+        inputs, first, images = _read(job, out)
     except DataError as e:
         return _blank(job, str(e))
     finally:
-        if not job.last_strip.done():
-            job.last_strip.set_result(None)
-    motion = None
-    if job.motion:
-        if job.strip_before is not None:
+        if not job.last_inputs.done():
+            job.last_inputs.set_result(None)
+    pairs = {}
+    if job.pair_streams:
+        if job.inputs_before is not None:
             # no deadlock: the previous job started earlier, and always sets its result
-            strip = job.strip_before.result()
-            if strip is None:
+            before = job.inputs_before.result()
+            if before is None:
                 return _blank(job, f"{job.clip.sequence.id}: the frame before frame {job.start} could not be decoded")
-            strips.insert(0, strip)
-        motion = optical_flow.flow_entries(strips, starts_sequence=job.start == 0)[: len(out)]
+            if first == job.start:
+                inputs, first = [before, *inputs], first - 1
+        pairs = pair_entries(job.pair_streams, inputs, first, job.clip.sequence, job.start, job.stop)
     thumbnails = [encode_thumbnail(image, job.frames.colour) for image in out]
     tracks = {}
     if job.tracked:
         with _TRACKING_LOCK:
             tracks = track_vehicles(job.clip.sequence, images)
-    return LoadedFrames(job.range_index, out, thumbnails, None, motion, tracks)
+    return LoadedFrames(job.range_index, out, thumbnails, None, pairs, tracks)
 
 
-def _read(job: DecodeJob, out: Image) -> tuple[list[Image], list[Image]]:
-    """Fill `out` with the trunk's input; return the flow strips of the decoded frames, and the frames to track in."""
-    start, stop = job.start, job.stop
-    if job.motion and job.start > 0 and job.strip_before is None:
-        start -= 1
-    if job.motion and job.stop == 1:  # the first frame has the second's flow
-        stop = min(2, job.clip.sequence.length)
-    strips, images = [], []
+def _read(job: DecodeJob, out: Image) -> tuple[list[PairInputs], int, list[Image]]:
+    """Fill `out` with the trunk's input; return the inputs of pairs from which frame on, and the frames to track in."""
+    start, stop = needed_frames(job.pair_streams, job.clip.sequence, job.start, job.stop)
+    if start == job.start - 1 and job.inputs_before is not None:
+        start = job.start
+    inputs: list[PairInputs] = []
+    images = []
     source, min_size, filled, region = job.clip.source, job.frames.min_size, False, job.clip.sequence.region
-    if job.motion or job.tracked:
+    if job.pair_streams or job.tracked:
         # the trunk's input must be the same whatever else is computed; videos are always decoded at full size
         if min_size is not None and source.parallel:
             out[:] = [resize_frame(image, job.frames, region) for image in source.read(job.start, job.stop, min_size)]
@@ -193,14 +197,14 @@ def _read(job: DecodeJob, out: Image) -> tuple[list[Image], list[Image]]:
         if job.tracked:
             # short clips stay in colour: the tracker then converts only what surrounds a vehicle
             images.append(to_grey(image) if job.stop - job.start > MAX_COLOUR_FRAMES else image)
-        if job.motion:
-            strips.append(optical_flow.flow_strip(image))
+        if job.pair_streams:
+            inputs.append(pair_inputs(job.pair_streams, image))
             if i == job.stop - 1:
-                job.last_strip.set_result(strips[-1])
-    return strips, images
+                job.last_inputs.set_result(inputs[-1])
+    return inputs, start, images
 
 
 def _blank(job: DecodeJob, fault: str) -> LoadedFrames:
     shape = (job.stop - job.start, job.frames.height, job.frames.width, 3)
-    motion = np.zeros((shape[0], *optical_flow.FLOW_INFO.shape), optical_flow.FLOW_INFO.dtype) if job.motion else None
-    return LoadedFrames(job.range_index, np.zeros(shape, np.uint8), [b""] * shape[0], fault, motion)
+    pairs = blank_entries(job.pair_streams, shape[0])
+    return LoadedFrames(job.range_index, np.zeros(shape, np.uint8), [b""] * shape[0], fault, pairs)

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from joblib import cpu_count
-from numpy.typing import NDArray
 
 from features._common.types import Image
 from features.config import Config
 from features.frame_ranges import FrameRange
 from features.store_tables import StreamInfo
-from features.streams import MOTION
+from features.streams import PAIR_STREAMS
 from features.tracks import Track
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.frame_loader import FRAMES_PER_JOB, load_frames
@@ -32,7 +31,7 @@ if TYPE_CHECKING:  # loading TensorFlow takes seconds, which an extraction with 
 MEASURED_SECONDS = 3.0
 PENDING_FRAMES = 128  # computed or being computed while a shard is written, which must not stop the network
 
-ComputedBatch = tuple["Future[Maps] | None", Sequence[bytes], Sequence[Any]]  # maps, thumbnails, flows
+ComputedBatch = tuple["Future[Maps] | None", Sequence[bytes], Sequence[Mapping[str, Any]]]  # maps, thumbnails, pairs
 
 
 def extract_groups(
@@ -55,8 +54,8 @@ def extract_groups(
         with shards.new_group(group.ranges, {name: streams[name] for name in group.streams}) as writer:
             written = 0
             while written < len(group):
-                maps, thumbnails, flows = next(computed)
-                entries = {MOTION: np.stack(flows)} if MOTION in group.streams else {}
+                maps, thumbnails, pairs = next(computed)
+                entries = {name: np.stack([frame[name] for frame in pairs]) for name in pairs[0]}
                 if maps is not None:
                     entries |= {name: values for name, values in maps.result().items() if name in group.streams}
                 writer.write(entries, thumbnails)
@@ -75,33 +74,37 @@ def computed_batches(
     faults: dict[str, str],
     tracks: dict[str, Track],
 ) -> Generator[ComputedBatch, None, None]:
-    """Yield maps, thumbnails and flows of one batch while those of the next ones are computed.
+    """Yield maps, thumbnails and pairs of one batch while those of the next ones are computed.
 
     Sequences that cannot be decoded are added to `faults`, and the tracks of `vehicles` to `tracks`.
     """
 
-    def frames(ranges: Sequence[FrameRange], motion: bool) -> Iterator[tuple[Image, bytes, NDArray[Any] | None]]:
-        """Yield each frame with its thumbnail and flow; blank ones too, so that the others keep their positions."""
+    def frames(ranges: Sequence[FrameRange], pair_streams: list[str]) -> Iterator[tuple[Image, bytes, dict[str, Any]]]:
+        """Yield each frame with its thumbnail and pairs; blank ones too, so that the others keep their positions."""
         threads, in_turns = config.extract.threads or cpu_count(), engine is not None and engine.name == "openvino"
-        loaded = load_frames(ranges, clips, config.frames, threads, motion=motion, tracked=vehicles, in_turns=in_turns)
+        loaded = load_frames(
+            ranges, clips, config.frames, threads, pair_streams=pair_streams, tracked=vehicles, in_turns=in_turns
+        )
         for part in loaded:
             if part.fault is not None:
                 faults.setdefault(ranges[part.range_index].sequence, part.fault)
             tracks.update(part.tracks)
-            motions = [None] * len(part.frames) if part.motion is None else part.motion
-            yield from zip(part.frames, part.thumbnails, motions, strict=True)
+            for i, (image, thumbnail) in enumerate(zip(part.frames, part.thumbnails, strict=True)):
+                yield image, thumbnail, {name: values[i] for name, values in part.pairs.items()}
 
     size, lanes = (engine.batch, engine.runner.lanes) if engine is not None else (FRAMES_PER_JOB, 0)
     pending: deque[ComputedBatch] = deque()
     for names, groups_with_names in groupby(groups, key=lambda group: group.streams):
         same_streams = list(groups_with_names)
-        loaded = frames([r for group in same_streams for r in group.ranges], MOTION in names)
+        pair_streams = [name for name in names if name in PAIR_STREAMS]
+        loaded = frames([r for group in same_streams for r in group.ranges], pair_streams)
         for group in same_streams:
             group_frames = islice(loaded, len(group))
             while batch := list(islice(group_frames, size)):
-                images, thumbnails, flows = zip(*batch, strict=True)
-                maps = engine.submit(np.stack(images)) if engine is not None and {*names} - {MOTION} else None
-                pending.append((maps, thumbnails, flows))
+                images, thumbnails, pairs = zip(*batch, strict=True)
+                reads_maps = len(pair_streams) < len(names)
+                maps = engine.submit(np.stack(images)) if engine is not None and reads_maps else None
+                pending.append((maps, thumbnails, pairs))
                 if len(pending) > lanes + max(2, PENDING_FRAMES // size):
                     yield pending.popleft()
     yield from pending

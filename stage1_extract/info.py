@@ -63,7 +63,8 @@ def _kind(info: StreamInfo) -> str:
         return f", derived from {origin['source'][1]}"
     if "tap" in origin:
         return f", a tap averaged over {origin['pooling']}x{origin['pooling']}" if origin["pooling"] > 1 else ", a tap"
-    return ", optical flow" if origin else ""
+    kinds = {"flow": ", optical flow", "road": ", the road's speed curve"}
+    return kinds.get(origin.get("kind", ""), "")
 
 
 def _tracks(store: Store) -> list[str]:

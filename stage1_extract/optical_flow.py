@@ -15,11 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.types import Image
+from features.normalised_flow import BAND, FLOW_GRID, SIZE
 from features.store_tables import StreamInfo
 
-BAND = (0.4, 0.82)  # top and bottom of the strip, as shares of the image's height
-SIZE = (512, 120)  # width, height of the resized strip, px
-FLOW_GRID = (12, 8)  # rows and columns of cells
 QUANTILES = (0.1, 0.5, 0.9)
 EDGE = 40  # pixels with a Sobel gradient |∂x| + |∂y| of at least this, in grey levels, count as textured
 CHANNELS = (*(f"u{q}" for q in QUANTILES), *(f"v{q}" for q in QUANTILES), "texture")

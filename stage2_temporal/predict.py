@@ -25,16 +25,17 @@ from pydantic import ValidationError
 from features._common.atomic import atomic_write
 from features._common.console import logger
 from features._common.csv_table import write_csv_table
+from features._common.types import Image
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence, Label
-from features.streams import MOTION
+from features.streams import PAIR_STREAMS
 from features.strict_model import describe_validation_error
 from features.windows import Examples, labels_with_targets, make_examples, slowest_interval
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.camera_file import with_camera
 from stage1_extract.datasets.clip import Clip, every_nth
-from stage1_extract.datasets.single_video import holds_videos, is_single_clip, read_single_clip
+from stage1_extract.datasets.single_video import holds_videos, is_single_clip, use_single_clip
 from stage1_extract.frame_loader import encode_thumbnail, resize_frame
 from stage2_temporal.evaluation.uncertainty import (
     IntervalOptions,
@@ -61,6 +62,8 @@ from stage2_temporal.sliding.sliding_window import (
     trained_interval,
 )
 from stage2_temporal.sliding.vehicle_prediction import VehiclePrediction, VehicleTracks, predict_vehicles
+
+PICTURE_TEXT = 0.5  # size of vehicles' names on the small pictures of a drive's page
 
 
 @dataclass(frozen=True)
@@ -110,17 +113,20 @@ def predict(
             _check_writable(file, path)
     if not is_clip:
         return _predict_data_set(run, config, output, options)
-    clip = read_single_clip(path, config.data, fps)
-    if camera is not None:
-        (clip,) = with_camera([clip], camera)
-    boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
-    reads_flow = MOTION in config.head.input_streams and stride is None and boxes is None
-    step = flow_step(clip.sequence, read_metrics(run).frame_interval) if reads_flow else 1
-    rows = sliding_windows(every_nth(clip, step).sequence, config, _slowest(run, config))
-    models = load_run_models(run)
-    if boxes_by_frame is None:
-        return _predict_clip(models, clip, step, rows, config, output, options, overlay, report)
-    return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, options, overlay)
+
+    def predict_clip(clip: Clip) -> PredictionFiles:
+        if camera is not None:
+            (clip,) = with_camera([clip], camera)
+        boxes_by_frame = None if boxes is None else read_boxes(boxes, clip.sequence)
+        reads_flow = not set(PAIR_STREAMS).isdisjoint(config.head.input_streams) and stride is None and boxes is None
+        step = flow_step(clip.sequence, read_metrics(run).frame_interval) if reads_flow else 1
+        rows = sliding_windows(every_nth(clip, step).sequence, config, _slowest(run, config))
+        models = load_run_models(run)
+        if boxes_by_frame is None:
+            return _predict_clip(models, clip, step, rows, config, output, options, overlay, report)
+        return _predict_vehicles(models, clip, rows, boxes_by_frame, config, output, options, overlay, report)
+
+    return use_single_clip(path, config.data, fps, predict_clip)
 
 
 def predict_labelled(
@@ -162,7 +168,8 @@ def _slowest(run: Path, config: Config) -> float | None:
     """The `slowest` of `window_frames` for a run's head; flow between frames far apart in time may fail."""
     if not config.any_frame_rate:
         return None
-    checked = MOTION in config.head.input_streams and config.window.interval is not None
+    reads_flow = not set(PAIR_STREAMS).isdisjoint(config.head.input_streams)
+    checked = reads_flow and config.window.interval is not None
     return slowest_interval(read_metrics(run).frame_interval if checked else None)
 
 
@@ -185,8 +192,6 @@ def _check_options(
         if file is not None and not is_clip:
             path = Path(config.data.path)
             raise ConfigError(f"{option} needs one video or one folder of frames", got=path, hint="--input VIDEO")
-    if report is not None and boxes is not None:
-        raise ConfigError("--report shows the drive of the camera's own car, not vehicles in boxes", hint="--overlay")
 
 
 def _check_writable(path: Path, source: Path) -> None:
@@ -250,6 +255,7 @@ def _predict_vehicles(
     output: Path,
     options: IntervalOptions,
     overlay: Path | None,
+    report: Path | None,
 ) -> PredictionFiles:
     """Predict each window of each vehicle: columns time [s], frame, vehicle, box in px, targets and their intervals."""
     columns, times = config.data.columns, clip.sequence.frame_times
@@ -283,7 +289,17 @@ def _predict_vehicles(
         header = ["time", "frame", "vehicle", *SIDES, *columns, *uncertain.header(columns)]
         write_csv_table(temporary, header, table)
     _warn(uncertain)
-    return PredictionFiles((output, overlay) if overlay else (output,), len(everything))
+    if report is not None:
+        frames, vehicles = np.array([p.frame for p in everything]), [p.vehicle for p in everything]
+        drive = Drive(clip.sequence.id, times, frames, uncertain, columns, vehicles)
+
+        def draw(frame: int, picture: Image, scale: float) -> None:
+            for p in everything[slice(*np.searchsorted(frames, (frame, frame + 1)))]:
+                left, top, right, bottom = (side * scale for side in p.box)
+                draw_box(picture, (left, top, right, bottom), [p.vehicle], names.index(p.vehicle), PICTURE_TEXT)
+
+        write_drive_page(report, drive, read_pictures(clip, shown_frames(drive), draw))
+    return PredictionFiles((output, *filter(None, (overlay, report))), len(everything))
 
 
 def _warn(predictions: UncertainPredictions) -> None:

@@ -21,6 +21,7 @@ from features._common.console import logger
 from features._common.types import Floats
 from features.config import Config, read_run_config
 from features.errors import DataError, StoreError
+from features.normalised_flow import unknown_horizons
 from features.store import Store
 from features.streams import UNITS
 from features.windows import MISPLACED, Examples
@@ -29,7 +30,7 @@ from stage2_temporal.data.task import Task, read_task, store_origin, window_inte
 from stage2_temporal.evaluation.history import write_history
 from stage2_temporal.evaluation.intervals import IntervalScores, interval_scores, sequences_needed
 from stage2_temporal.evaluation.metrics import scores, skill_interval, verdict
-from stage2_temporal.evaluation.uncertainty import UncertainPredictions, write_uncertainty
+from stage2_temporal.evaluation.uncertainty import UncertainPredictions, Uncertainty, write_uncertainty
 from stage2_temporal.heads import find_head
 from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.uncertainty import learn_uncertainty
@@ -66,8 +67,9 @@ def train(config: Config, store: Store, task: Task, path: Path, *, report: bool 
         _warn_of_mixed_rates(config, store, task)
         X = _read_examples(config, store, task, task.frame_interval)
         head = _fit_head(config, task, X, folder)
-        uncertainty, predictions = learn_uncertainty(head, X, task, config.train.interval_level)
-        _say_if_without_intervals(task, config.train.interval_level)
+        no_folds = {"interval_folds": 0} if head.outcome_.interrupted else {}
+        uncertainty, predictions = learn_uncertainty(head, X, task, config.train.model_copy(update=no_folds))
+        _say_if_without_intervals(uncertainty)
         head.model_.save(folder / "model.keras")
         head.save_extras(folder)
         (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
@@ -98,7 +100,7 @@ def evaluate(run: Path, store: Store) -> Metrics:
         raise StoreError(f"{store.path}: its examples differ from those {run} was trained on", hint=hint)
     X = _read_examples(config, store, task, metrics.frame_interval)
     head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
-    uncertainty, predictions = learn_uncertainty(head, X, task, config.train.interval_level)
+    uncertainty, predictions = learn_uncertainty(head, X, task, config.train)
     write_uncertainty(run, uncertainty)
     origin = StoreOrigin(**store_origin(store, task, config))
     metrics = metrics.model_copy(update={"store": origin, **_score(task, predictions)})
@@ -108,7 +110,10 @@ def evaluate(run: Path, store: Store) -> Metrics:
 
 
 def _read_examples(config: Config, store: Store, task: Task, frame_interval: float | None) -> StoreExamples:
-    source = StoreSource(store.path, task.examples.rows, config.train.memory_gb, frame_interval)
+    memory, normalised = config.train.memory_gb, config.head.normalises_flow
+    if normalised and (text := unknown_horizons(store.sequences)):
+        logger.warning(text)
+    source = StoreSource(store.path, task.examples.rows, memory, frame_interval, normalised)
     return StoreExamples(source, task.examples)
 
 
@@ -137,11 +142,12 @@ def score_predictions(run: Path, examples: Examples, predictions: UncertainPredi
     return results.metrics.model_copy(update=_score(task, predictions))
 
 
-def _say_if_without_intervals(task: Task, level: float) -> None:
-    """Log how many validation sequences the intervals would need, if there are too few."""
-    needed, got = sequences_needed(level), len(np.unique(task.examples.sequence[task.known("validation")]))
+def _say_if_without_intervals(uncertainty: Uncertainty) -> None:
+    """Log how many sequences the intervals would need, if there are too few."""
+    needed, got = sequences_needed(uncertainty.level), uncertainty.scores.sequences
     if got < needed:
-        logger.info(f"no {100 * level:g} % intervals: they need {needed} validation sequences, there are {got}")
+        level = f"{100 * uncertainty.level:g} %"
+        logger.info(f"no {level} intervals: they need {needed} validation sequences, there are {got}")
 
 
 def _fit_head(config: Config, task: Task, X: StoreExamples, folder: Path) -> Head:

@@ -6,7 +6,7 @@ tensor must enter the top. It is found in the graph, since Keras' automatic laye
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import keras
 from features._common.types import Tensor
 from features.config import BackboneConfig
 from features.errors import ConfigError
+from features.grids import averaging_matrix
 from features.streams import APPEARANCE, TOP, TRUNK
 from features.strict_model import did_you_mean, similar_names
 
@@ -53,17 +54,24 @@ def find_cut(model: keras.Model, backbone: BackboneConfig) -> Cut:
 
 
 def trunk_model(
-    model: keras.Model, cut: Cut, taps: Sequence[str] = (), pooling: int = 1, streams: Collection[str] = ()
+    model: keras.Model,
+    cut: Cut,
+    taps: Sequence[str] = (),
+    pooling: int = 1,
+    grids: Mapping[str, tuple[int, int]] | None = None,
+    streams: Collection[str] = (),
 ) -> keras.Model:
     """Make the frozen part: the backbone's input → by stream, the map at the cut and those of the taps.
 
     Args:
         taps: names of layers below the cut.
         pooling: the taps' maps are averaged over squares of this many rows and columns.
+        grids: by stream, rows and columns of cells that its maps are averaged over.
         streams: which of these maps to compute; default: all.
 
     Raises:
-        ConfigError: a tap is not a layer below the cut, or its output is no map that large.
+        ConfigError: a tap is not a layer below the cut, or its output is no map that large; a grid is finer than the
+            map.
     """
     outputs = {APPEARANCE: cut.tensor}
     frozen = keras.Model(model.input, cut.tensor).layers if taps else []
@@ -80,10 +88,27 @@ def trunk_model(
                 hint="--backbone.tap_pooling 1, or another layer",
             )
         outputs[name] = tensor if pooling == 1 else keras.layers.AveragePooling2D(pooling, padding="same")(tensor)
+    for name, grid in (grids or {}).items():
+        outputs[name] = _average_over_grid(name, outputs[name], grid)
     outputs = {name: tensor for name, tensor in outputs.items() if name in (streams or outputs)}
     trunk = keras.Model(model.input, outputs, name=TRUNK)
     trunk.trainable = False
     return trunk
+
+
+def _average_over_grid(name: str, maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Average maps (batch, h, w, c) over a grid of cells: (batch, rows, columns, c)."""
+    height, width, channels = maps.shape[1:] if len(maps.shape) == 4 else (1, 1, maps.shape[-1])
+    if grid[0] > height or grid[1] > width:
+        raise ConfigError(
+            f"extract.keep: the grid is finer than the maps of {name}",
+            expected=f"at most {height}x{width} cells",
+            got=f"{grid[0]}x{grid[1]}",
+            hint=f"--extract.keep 'grid {min(grid[0], height)}x{min(grid[1], width)}'",
+        )
+    x = keras.ops.matmul(averaging_matrix(height, grid[0]), keras.ops.reshape(maps, (-1, height, width * channels)))
+    x = keras.ops.matmul(averaging_matrix(width, grid[1]), keras.ops.reshape(x, (-1, width, channels)))
+    return keras.ops.reshape(x, (-1, *grid, channels))
 
 
 def top_model(model: keras.Model, cut: Cut) -> keras.Model | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import keras
 
@@ -11,7 +11,7 @@ from features.config import Config
 from features.errors import ConfigError
 from features.recipe import Recipe, stream_origin
 from features.store_tables import StreamInfo, TopRecord
-from features.streams import TRUNK
+from features.streams import APPEARANCE, TRUNK
 from stage1_extract.backbone.cut import Cut, find_cut, top_model, trunk_model
 from stage1_extract.backbone.registry import LoadedBackbone, load_backbone
 
@@ -26,12 +26,17 @@ class Trunk:
     recipe: Recipe
     with_top: bool  # whether the store gets the layers above the cut
     tap_pooling: int = 1
+    grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # stream → what its maps are averaged over
 
     @property
     def streams(self) -> dict[str, StreamInfo]:
         """The store's streams of maps: that at the cut and those of the taps."""
         return {
-            name: StreamInfo(tensor.shape[1:], self.recipe.dtype, stream_origin(name, self.tap_pooling, self.recipe))
+            name: StreamInfo(
+                tensor.shape[1:],
+                self.recipe.dtype,
+                stream_origin(name, self.tap_pooling, self.grids.get(name), self.recipe),
+            )
             for name, tensor in self.model.output.items()
         }
 
@@ -63,7 +68,15 @@ def build_trunk(config: Config, streams: Collection[str] = ()) -> Trunk:
         )
     backbone = load_backbone(config.backbone, config.frames)
     cut = find_cut(backbone.model, config.backbone)
-    frozen = trunk_model(backbone.model, cut, config.backbone.taps, config.backbone.tap_pooling, streams)
+    grids = {name: grid for name in config.backbone.streams if (grid := config.extract.grid(name)) is not None}
+    if isinstance(config.extract.keep, dict) and (unknown := config.extract.keep.keys() - {*config.backbone.streams}):
+        raise ConfigError(
+            "extract.keep: no such stream of maps",
+            expected=f"one of {', '.join(config.backbone.streams)}",
+            got=", ".join(sorted(unknown)),
+            hint="name it in backbone.taps too",
+        )
+    frozen = trunk_model(backbone.model, cut, config.backbone.taps, config.backbone.tap_pooling, grids, streams)
     pixels = keras.Input((config.frames.height, config.frames.width, 3), dtype="uint8", name="frames")
     x = keras.ops.cast(pixels, "float32")
     if backbone.preprocess is not None:
@@ -82,5 +95,7 @@ def build_trunk(config: Config, streams: Collection[str] = ()) -> Trunk:
         top_layers=cut.layers,
         precision=config.extract.precision,
         dtype=config.extract.dtype,
+        grid=grids.get(APPEARANCE),
     )
-    return Trunk(model, backbone, cut, recipe, config.backbone.top, config.backbone.tap_pooling)
+    with_top = config.backbone.top and APPEARANCE not in grids  # which takes the whole map
+    return Trunk(model, backbone, cut, recipe, with_top, config.backbone.tap_pooling, grids)

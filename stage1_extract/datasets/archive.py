@@ -132,21 +132,31 @@ def list_folder(folder: ReadablePath) -> list[ReadablePath]:
 
     Fractions of several lengths of which a longer one ends in 0 are counted, as in 1.9, 1.10: they are no decimals.
     """
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
+    entries = list_unsorted(folder)
     fractions = {fraction for entry in entries for fraction in re.findall(r"[0-9]\.([0-9]+)", entry.name)}
     shortest = min(map(len, fractions), default=0)
     decimals = not any(fraction.endswith("0") and len(fraction) > shortest for fraction in fractions)
     return sorted(entries, key=lambda entry: natural_sort_key(entry.name, decimals=decimals))
 
 
+def list_unsorted(folder: ReadablePath) -> list[ReadablePath]:
+    """List a folder in any order, without hidden entries and macOS's shadow folders; OSError if it fails."""
+    return [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
+
+
 def find_folder(parent: ReadablePath, *names: str) -> ReadablePath | None:
-    """Find the first folder with one of these names, in upper or lower case; None if there is none."""
+    """Find the first folder with one of these names, or else in upper or lower case; None if there is none."""
+    for name in names:  # usually spelt like this, and then the parent need not be listed
+        if (folder := parent.joinpath(name)).is_dir():
+            return folder
     lower_names = {name.lower() for name in names}
     return next((p for p in list_folder(parent) if p.name.lower() in lower_names and p.is_dir()), None)
 
 
 def natural_sort_key(name: str, *, decimals: bool = True) -> list[tuple[int, Decimal | int, str]]:
     """A sorting key that puts 2 before 10, and with `decimals` also 0.25 before 0.3."""
+    if name.isdecimal():
+        return [(0, int(name), name)]
     parts = re.split(r"((?:^-)?[0-9]+(?:\.[0-9]+)?)" if decimals else "([0-9]+)", name)  # every second one is a number
     return [
         # whole numbers are much faster than decimals

@@ -7,6 +7,7 @@ cy = 376.3
 size = [1280, 720] # width and height of the frames that these numbers hold for, px
 height = 1.8       # optional: above the road, m
 horizon = 340.0    # optional: row at which a flat road would end, px
+distortion = [-0.21, 0.05]  # optional: how the lens bends straight lines, OpenCV's k1, k2[, p1, p2[, k3]]
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from features._common.console import logger
 from features.errors import DataError
 from features.sequences import Camera, same_aspect
 from features.strict_model import StrictModel, read_toml
 from stage1_extract.datasets.calibration import read_camera
 from stage1_extract.datasets.clip import Clip
+from stage1_extract.datasets.undistortion import UndistortedFrames, corner_shift
+
+SMALL_SHIFT = 0.005  # of the corners by the lens, which is less than a calibration is off
 
 
 class CameraFile(StrictModel):
@@ -40,7 +45,16 @@ class CameraFile(StrictModel):
     height: float | None = Field(None, gt=0)
     """Height above the road in m."""
     horizon: float | None = None
-    """Row at which a flat road would end, in px."""
+    """Row at which a flat road would end, in px; without distortion."""
+    distortion: tuple[float, ...] = ()
+    """OpenCV's distortion coefficients k1, k2[, p1, p2[, k3]]; none: the lens keeps straight lines straight."""
+
+    @field_validator("distortion")
+    @classmethod
+    def _known_count(cls, terms: tuple[float, ...]) -> tuple[float, ...]:
+        if len(terms) not in (0, 2, 4, 5):
+            raise ValueError(f"expected 2, 4 or 5 numbers: k1, k2[, p1, p2[, k3]], got {len(terms)}")
+        return (*terms, 0.0, 0.0) if len(terms) == 2 else terms
 
     def camera(self, size: tuple[int, int]) -> Camera:
         """The camera for frames of this width and height in px; a DataError if they have another shape."""
@@ -59,12 +73,26 @@ def read_camera_file(path: Path) -> CameraFile:
     return read_toml(CameraFile, path)
 
 
-def with_camera(clips: Sequence[Clip], file: Path) -> tuple[Clip, ...]:
+def with_camera(clips: Sequence[Clip], file: Path, *, undistort: bool = False) -> tuple[Clip, ...]:
     """Give all clips the camera of a file: a .toml as `CameraFile` describes it, or text like calibration.txt.
 
-    A DataError or ConfigError if the file cannot be read, or is for frames of another shape.
+    The lens's distortion is taken out of the frames if `undistort`; else a warning says that it is not. A DataError or
+    ConfigError if the file cannot be read, or is for frames of another shape.
     """
     described = read_camera_file(file) if file.suffix.lower() == ".toml" else read_camera(file)
     cameras = [described if isinstance(described, Camera) else described.camera(c.sequence.size) for c in clips]
     pairs = zip(clips, cameras, strict=True)
-    return tuple(replace(clip, sequence=replace(clip.sequence, camera=camera)) for clip, camera in pairs)
+    clips = [replace(clip, sequence=replace(clip.sequence, camera=camera)) for clip, camera in pairs]
+    terms = () if isinstance(described, Camera) else described.distortion
+    if not any(terms):
+        return tuple(clips)
+    if undistort:
+        sources = (UndistortedFrames(c.source, k, c.sequence.size, terms) for c, k in zip(clips, cameras, strict=True))
+        return tuple(replace(clip, source=source) for clip, source in zip(clips, sources, strict=True))
+    shift = max((corner_shift(k, c.sequence.size, terms) for c, k in zip(clips, cameras, strict=True)), key=abs)
+    if abs(shift) > SMALL_SHIFT:
+        logger.warning(
+            f"{file}: the lens moves the corners of the frame by {100 * shift:+.1f} %, which only `framebank speed` "
+            "corrects"
+        )
+    return tuple(clips)

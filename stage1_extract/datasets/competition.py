@@ -11,7 +11,7 @@ from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import Camera, Label
 from stage1_extract.datasets.annotation_json import UNKNOWN_VELOCITY, ego_labels, load_json, vehicle_labels
-from stage1_extract.datasets.archive import ReadablePath, find_folder, list_folder, open_folder_or_zip
+from stage1_extract.datasets.archive import ReadablePath, find_folder, list_folder, list_unsorted, open_folder_or_zip
 from stage1_extract.datasets.calibration import find_calibration
 from stage1_extract.datasets.clip import add_fault
 from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
@@ -90,10 +90,11 @@ def _numbered_frames(clip: ReadablePath, count: int | None, faults: list[str]) -
         add_fault(faults, f"{clip}: no frames", "a folder imgs with 001.jpg …", "no folder imgs")
         return ()
     files: dict[int, ReadablePath] = {}
-    matches = [(file, match) for file in list_folder(imgs) if (match := _FRAME_NAME.fullmatch(file.name))]
+    matches = [(file, match) for file in list_unsorted(imgs) if (match := _FRAME_NAME.fullmatch(file.name))]
     # frame_0001.jpg is a frame too, but not mask_001.png beside 001.jpg
-    for file, match in [(file, match) for file, match in matches if match[1] is None] or matches:
-        number = int(match[2])
+    numbered = [(int(match[2]), match.string, file) for file, match in matches if match[1] is None]
+    numbered = numbered or [(int(match[2]), match.string, file) for file, match in matches]
+    for number, _, file in sorted(numbered):
         first = files.setdefault(number, file)
         if first is not file:
             add_fault(faults, f"{file}: two files for frame {number}", "one", f"{first.name} and {file.name}")
@@ -104,4 +105,4 @@ def _numbered_frames(clip: ReadablePath, count: int | None, faults: list[str]) -
         numbers = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
         expected = f"{count or 'all'} frames from 001.jpg on"
         add_fault(faults, f"{imgs}: no frame {numbers}", expected, f"{len(files)} frames")
-    return tuple(files[n] for n in sorted(files) if not count or n <= count)
+    return tuple(file for n, file in files.items() if not count or n <= count)

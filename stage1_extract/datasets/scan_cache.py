@@ -52,8 +52,9 @@ class ScanCache:
         """
         if self._file is None:
             return read(list(files))
-        states = [_state(file) for file in files]
-        paths = [os.path.abspath(str(file)) for file in files]  # noqa: PTH100 — Path.absolute() takes 10 times as long
+        states = list(map(_state, files))
+        here = os.getcwd()  # noqa: PTH109
+        paths = [os.path.join(here, str(file)) for file in files]  # noqa: PTH118 — Path.absolute() takes 10 times as long
         known = {} if self._rehash else self._known(paths, kind)
         results = [""] * len(files)
         unknown = []
@@ -115,7 +116,8 @@ def scan_cache_of(store: Path, *, rehash: bool = False, read_only: bool = False)
 def _state(file: ReadablePath) -> FileState | None:
     """A file's state, for a file in an archive the archive's; None if there is none."""
     try:
-        stat = file.archive_stat() if isinstance(file, ZipPath) else os.stat(file)  # noqa: PTH116 — a third of the time
+        # `Path.stat` takes three times as long
+        stat = file.archive_stat() if isinstance(file, ZipPath) else os.stat(str(file))  # noqa: PTH116
     except (OSError, ValueError):
         return None
     return stat.st_size, stat.st_mtime_ns, stat.st_ino

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from features.config import DataConfig
 from features.errors import BadInputs, DataError
@@ -11,8 +13,9 @@ from stage1_extract.datasets.archive import list_folder
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
-from stage1_extract.datasets.video import VIDEO_SUFFIXES, Video, VideoFrames
+from stage1_extract.datasets.video import VIDEO_SUFFIXES, UnexpectedFramesError, Video, VideoFrames
 
+ClipResult = TypeVar("ClipResult")
 DATA_SET_SUFFIXES = (".zip", ".csv")
 
 
@@ -29,12 +32,24 @@ def holds_videos(path: Path) -> bool:
     return path.is_dir() and any(p.suffix.lower() in VIDEO_SUFFIXES and p.is_file() for p in path.iterdir())
 
 
-def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
+def use_single_clip(path: Path, data: DataConfig, fps: float | None, use: Callable[[Clip], ClipResult]) -> ClipResult:
+    """Open a clip like `read_single_clip` and return what `use` makes of it, without decoding a video just to count.
+
+    The frames of a video are counted by its packets. Where it turns out to decode to others, `use` is called again
+    with a clip whose frames were counted by decoding them.
+    """
+    try:
+        return use(read_single_clip(path, data, fps, by_packets=True))
+    except UnexpectedFramesError:
+        return use(read_single_clip(path, data, fps))
+
+
+def read_single_clip(path: Path, data: DataConfig, fps: float | None, *, by_packets: bool = False) -> Clip:
     """Open a video, or a folder of frames in the order of the numbers in their names, as one clip.
 
     A video's frames have its timestamps unless `fps` is given, those of a folder are spaced by `data.fps`. DataError or
     BadInputs if nothing is there, or it is damaged, has no frames or frames of several sizes, or a video has no frame
-    rate.
+    rate. For `by_packets`, see `Video`.
     """
     if path.is_dir():
         files = tuple(path / p.name for p in list_folder(path) if p.name.lower().endswith(IMAGE_SUFFIXES))
@@ -47,7 +62,7 @@ def read_single_clip(path: Path, data: DataConfig, fps: float | None) -> Clip:
     if not path.exists():
         raise DataError(f"{path}: no such video or folder", hint="name a video or a folder of frames")
     try:
-        video = Video(path, allow_truncated=data.allow_truncated)
+        video = Video(path, allow_truncated=data.allow_truncated, by_packets=by_packets)
     except DataError as e:
         hint = (e.hint or "name another video, or convert it").replace(
             "--data.allow_truncated true", "--allow-truncated"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -27,12 +28,21 @@ from stage1_extract.datasets.image_sequence import map_in_threads
 from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
 from stage1_extract.datasets.scan_cache import ScanCache
 
+SAME_TIME = 1e-6  # s
+RECENT_FRAMES = 8  # that are kept, because the stream `ground_flow` looks at frames again
 TRUNCATED_HINT = "copy the video again, or --data.allow_truncated true to use it as far as it goes"
 VIDEO_SUFFIXES = frozenset([".avi", ".hevc", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"])
 
 
+class UnexpectedFramesError(Exception):
+    """A video decodes to other frames than its packets announce, or is damaged, so only decoding tells its frames.
+
+    Not an error of the user's, see `single_video.use_single_clip`.
+    """
+
+
 class VideoFacts(NamedTuple):
-    """What only decoding a video shows."""
+    """What decoding a video shows."""
 
     length: int  # number of frames
     size: Size  # width and height in px, as shown
@@ -50,11 +60,15 @@ class Video:
         facts: its length, size and timing.
     """
 
-    def __init__(self, path: Path, *, allow_truncated: bool = False, facts: VideoFacts | None = None) -> None:
+    def __init__(
+        self, path: Path, *, allow_truncated: bool = False, facts: VideoFacts | None = None, by_packets: bool = False
+    ) -> None:
         """Decode the video once, to count its frames and read their timestamps, unless these `facts` are known.
 
         Args:
             allow_truncated: use the frames up to where a video breaks off, and log how many these are.
+            by_packets: take count and timestamps from the compressed packets, where these are complete and one a frame,
+                instead of decoding. `frame` then raises UnexpectedFramesError where a frame is not as announced.
 
         Raises:
             DataError: the video is damaged, breaks off, has no frame, or changes its size.
@@ -62,14 +76,40 @@ class Video:
         self.path, self._allow_truncated, self._warned = path, allow_truncated, facts is not None
         self._size: Size = (0, 0) if facts is None else facts.size
         self._lock, self._frames = threading.Lock(), self._decode()
-        self.facts = facts or self._find_facts()
-        self._next = self.facts.length if facts is None else 0
+        self._recent: deque[tuple[int, av.VideoFrame]] = deque(maxlen=RECENT_FRAMES)
+        self._announced = self._packet_times() if by_packets else None
+        timestamps: Sequence[float | None] = self._announced or ()
+        if facts is None and self._announced is None:
+            timestamps = [frame.time for frame in self._frames]
+        self.facts = facts or self._find_facts(timestamps)
+        self._next = 0 if facts or self._announced else self.facts.length
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_video, (self.path, self._allow_truncated, self.facts)
 
-    def _find_facts(self) -> VideoFacts:
-        timestamps = [frame.time for frame in self._frames]
+    def _packet_times(self) -> list[float] | None:
+        """The timestamps of all frames in s, by the packets; None where only decoding tells them.
+
+        That is: damaged or truncated videos, packets without or with equal timestamps (raw streams, two fields of one
+        picture), and codecs that pack several frames together.
+        """
+        try:
+            with av.open(f"file:{self.path}") as container:
+                stream = _video_streams(container)[0]
+                encoded = [p for p in container.demux(stream) if p.size and not p.is_discard]
+                if any(p.is_corrupt or p.pts is None for p in encoded) or not stream.time_base:
+                    return None
+                times = sorted(float(p.pts * stream.time_base) for p in encoded if p.pts is not None)
+                complete = _missing_seconds(container, stream, len(times), times[-1]) <= 0
+            first = next(self._frames)  # which tells the size
+            self._frames = self._decode()
+        except (av.FFmpegError, DataError, IndexError, StopIteration):
+            return None  # decoding says what is wrong
+        steps = np.diff(times)
+        announced = complete and first.time is not None and abs(first.time - times[0]) < SAME_TIME
+        return times if announced and (steps > SAME_TIME).all() else None
+
+    def _find_facts(self, timestamps: Sequence[float | None]) -> VideoFacts:
         if not timestamps:
             raise DataError(f"{self.path}: a video without frames", expected="at least one", got="0")
         with av.open(f"file:{self.path}") as container:
@@ -103,19 +143,41 @@ class Video:
     def frame(self, index: int) -> Image:
         """Read frame `index`, uint8 BGR of shape (height, width, 3); a DataError if the video has changed.
 
-        Going forward is cheap; going back reads the video from its beginning.
+        Going forward is cheap; going back further than `RECENT_FRAMES` reads the video from its beginning.
         """
         with self._lock:
-            if index < self._next:
-                self._frames, self._next = self._decode(), 0
-            frame = next(islice(self._frames, index - self._next, None), None)
-            if frame is None:
-                raise DataError(f"{self.path}: ends early", expected=f"{self.length} frames", got=f"no frame {index}")
-            self._next = index + 1
-            if self._next == self.length:
-                self._frames.close()  # frees the decoder
+            recent = next((frame for i, frame in self._recent if i == index), None)
+            frame = recent or self._read_on(index)
         image = frame.to_ndarray(format="bgr24", interpolation="BICUBIC")
         return np.ascontiguousarray(np.rot90(image, _quarter_turns(frame)))
+
+    def _read_on(self, index: int) -> av.VideoFrame:
+        """Decode up to a frame that is not among the recent ones."""
+        if index < self._next:
+            self._frames, self._next = self._decode(), 0
+            self._recent.clear()
+        frame = self._frame_after(index - self._next, index)
+        if frame is None:
+            raise DataError(f"{self.path}: ends early", expected=f"{self.length} frames", got=f"no frame {index}")
+        self._next = index + 1
+        if self._next == self.length:
+            self._frames.close()  # frees the decoder
+        self._recent.append((index, frame))
+        return frame
+
+    def _frame_after(self, skipped: int, index: int) -> av.VideoFrame | None:
+        """Frame `index`, which comes after some to skip; UnexpectedFramesError if it is not as the packets announce."""
+        if self._announced is None:
+            return next(islice(self._frames, skipped, None), None)
+        try:
+            frame = next(islice(self._frames, skipped, None), None)
+            is_last = index + 1 == len(self._announced)
+            as_announced = frame is not None and abs((frame.time or 0.0) - self._announced[index]) < SAME_TIME
+            if as_announced and not (is_last and next(self._frames, None) is not None):
+                return frame
+        except DataError as e:
+            raise UnexpectedFramesError(e.what) from None
+        raise UnexpectedFramesError(f"{self.path}: its frames differ from what its packets announce")
 
     def _decode(self) -> Generator[av.VideoFrame, None, None]:
         """Decode frame by frame; all must have the size of the first."""
@@ -135,8 +197,7 @@ class Video:
                         self._check_size(frame, index)
                         yield frame
                         index, end = index + 1, max(end, frame.time or 0.0)
-                seconds = _duration(container, stream)
-                missing = seconds - end - 1.5 * (end / (index - 1) if index > 1 else seconds)
+                seconds, missing = _duration(container, stream), _missing_seconds(container, stream, index, end)
                 if truncated or missing > 0:
                     got = f"{index} frames, {end:.2f} s" + (" and a part of one more" if truncated else "")
                     what, expected = f"{self.path}: ends early", f"{seconds:.2f} s, by its header"
@@ -180,6 +241,12 @@ def _duration(container: av.container.InputContainer, stream: av.VideoStream) ->
     if container.duration and len(container.streams) == 1:  # else another stream may be longer
         return container.duration / av.time_base  # Matroska counts it from 0 on
     return 0.0
+
+
+def _missing_seconds(container: av.container.InputContainer, stream: av.VideoStream, frames: int, end: float) -> float:
+    """By how many seconds the header says that a video ends later than its last frame, at `end`; at most 0 if not."""
+    seconds = _duration(container, stream)
+    return seconds - end - 1.5 * (end / (frames - 1) if frames > 1 else seconds)
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:

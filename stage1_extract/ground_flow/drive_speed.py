@@ -16,8 +16,9 @@ from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import Camera
 from stage1_extract.datasets.camera_file import with_camera
+from stage1_extract.datasets.clip import Clip
 from stage1_extract.datasets.label_csv import finite_number
-from stage1_extract.datasets.single_video import read_single_clip
+from stage1_extract.datasets.single_video import use_single_clip
 from stage1_extract.ground_flow.ground_flow import SpeedEstimates, estimate_speeds
 from stage1_extract.ground_flow.road_solver import LOW_CONFIDENCE
 
@@ -56,7 +57,11 @@ def measure_drive(
         FramebankError: the files cannot be read, or there is no height and nothing to calibrate it.
     """
     data = DataConfig(allow_truncated=allow_truncated, fps=fps or DataConfig().fps)
-    (clip,) = with_camera([read_single_clip(path, data, fps)], camera_file)
+    return use_single_clip(path, data, fps, lambda clip: _measure_clip(clip, path, camera_file, calibrate))
+
+
+def _measure_clip(clip: Clip, path: Path, camera_file: Path, calibrate: str | None) -> DriveSpeed:
+    (clip,) = with_camera([clip], camera_file, undistort=True)
     sequence = clip.sequence
     camera = sequence.camera
     assert camera is not None  # with_camera sets it

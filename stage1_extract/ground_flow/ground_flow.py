@@ -50,7 +50,9 @@ def estimate_speeds(
     horizon = camera.cy if camera.horizon is None else camera.horizon
     solver: RoadSolver | None = None
     with ThreadPoolExecutor(threads) as pool:
-        for pairs, count in _chunks(_pairs(_grey_frames(frames), times, frame_times)):
+        for pairs, count in _chunks(
+            _pairs(((road_image(f), (f.shape[1], f.shape[0])) for f in frames), times, frame_times)
+        ):
             if solver is None:
                 full, size = pairs[0].full_size, pairs[0].later.shape[1::-1]
                 solver = RoadSolver(camera.resized(full, size), size, pool)
@@ -64,15 +66,14 @@ def estimate_speeds(
     return SpeedEstimates(at, np.interp(at, middles, speeds), np.interp(at, middles, confidence), horizon)
 
 
-def _grey_frames(frames: Iterable[Image]) -> Iterator[tuple[Image, Size]]:
-    """Each frame in grey, at most `LARGEST_WIDTH` wide, with its full size."""
-    for frame in frames:
-        height, width = frame.shape[:2]
-        grey = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) if frame.ndim == 3 else frame
-        if width > LARGEST_WIDTH:
-            size = LARGEST_WIDTH, round(height * LARGEST_WIDTH / width)
-            grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-        yield np.asarray(grey, np.uint8), (width, height)
+def road_image(frame: Image) -> Image:
+    """A frame, BGR or grey, in grey and at most `LARGEST_WIDTH` wide."""
+    height, width = frame.shape[:2]
+    grey = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) if frame.ndim == 3 else frame
+    if width > LARGEST_WIDTH:
+        size = LARGEST_WIDTH, round(height * LARGEST_WIDTH / width)
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(grey, np.uint8)
 
 
 def _pairs(

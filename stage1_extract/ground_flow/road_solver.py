@@ -78,11 +78,12 @@ class Solution:
 class RoadSolver:
     """Solves chunks of pairs in order, and keeps what passes from one to the next: the horizon and the speed."""
 
-    def __init__(self, camera: Camera, size: Size, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, camera: Camera, size: Size, threads: ThreadPoolExecutor | None = None) -> None:
         """Begin with a camera of known height, for grey frames of this width and height in px."""
         if camera.height is None:
             raise ValueError("the camera's height is needed")
-        self.camera, self.size, self._threads = camera, size, threads
+        self.camera, self.size = camera, size
+        self._map = map if threads is None else threads.map
         self.height = camera.height
         known = camera.horizon is not None
         self.horizon = camera.cy if camera.horizon is None else camera.horizon
@@ -130,18 +131,13 @@ class RoadSolver:
 
     def _likelihoods(self, pairs: Sequence[FramePair], horizon: float) -> list[Floats]:
         grid = RoadGrid(self.camera, self.size, horizon)
-        return list(self._threads.map(partial(self._likelihood, grid), pairs, map(partial(self._turn, grid), pairs)))
+        return list(self._map(partial(self._likelihood, grid), pairs, map(partial(self._turn, grid), pairs)))
 
     def _turn(self, grid: RoadGrid, pair: FramePair) -> CameraMotion:
         return find_rotation(grid, pair.earlier, pair.later, pair.interval)
 
     def _likelihood(self, grid: RoadGrid, pair: FramePair, turn: CameraMotion) -> Floats:
-        extra = int(SPEEDS[-1] * pair.interval / self.height / CELL) + 1
-        later, earlier = grid.contrast(pair.later), grid.contrast(pair.earlier, turn, extra)
-        curves = distance_curves(grid, later, earlier, turn)
-        distances = np.arange(-BACKWARDS, extra + 1, dtype=np.float64) * CELL * self.height
-        votes = log_likelihood(curves, distances, pair.interval)
-        return doubt_slow_speeds(votes, grid, pair.earlier, pair.later)
+        return pair_likelihood(grid, pair.earlier, pair.later, pair.interval, self.height, turn)
 
     def _displacements(self, grid: RoadGrid, pair: FramePair, motion: CameraMotion) -> Displacements:
         return tile_displacements(grid, grid.contrast(pair.later), grid.contrast(pair.earlier, motion), motion)
@@ -150,8 +146,8 @@ class RoadSolver:
         self, pairs: Sequence[FramePair], horizon: float, deviation: float, rounds: int = MATCHING_ROUNDS
     ) -> Solution:
         grid = RoadGrid(self.camera, self.size, horizon)
-        turns = list(self._threads.map(partial(self._turn, grid), pairs))
-        logs = np.array(list(self._threads.map(partial(self._likelihood, grid), pairs, turns)))
+        turns = list(self._map(partial(self._turn, grid), pairs))
+        logs = np.array(list(self._map(partial(self._likelihood, grid), pairs, turns)))
         middles = np.array([pair.middle for pair in pairs])
         steps = np.diff(middles, prepend=middles[0] if self._last is None else self._last)
         posterior, forward = speed_posterior(logs, np.maximum(steps, 0), self._forward)
@@ -163,7 +159,7 @@ class RoadSolver:
         ]
         nods = _without_growth([turn.nod for turn in turns], [motion.distance for motion in motions])
         for _ in range(rounds):
-            displacements = list(self._threads.map(partial(self._displacements, grid), pairs, motions))
+            displacements = list(self._map(partial(self._displacements, grid), pairs, motions))
             fit = fit_motions(grid, displacements, motions, nods, (horizon - grid.horizon, deviation))
             motions = [motion.moved(change) for motion, change in zip(motions, fit.changes, strict=True)]
             step = float(np.clip(fit.horizon, -0.02 * self.camera.fy, 0.02 * self.camera.fy))
@@ -173,6 +169,17 @@ class RoadSolver:
         probability = (posterior * near).sum(axis=1)
         agreement = fit.agreement / max(1, len(grid.tiles))
         return Solution(grid, speeds, motions, probability, agreement, fit.horizon_deviation, forward)
+
+
+def pair_likelihood(
+    grid: RoadGrid, before: Image, after: Image, interval: float, height: float, turn: CameraMotion
+) -> Floats:
+    """The log-likelihood of each of `SPEEDS`, given two grey frames `interval` s apart by a camera `height` m high."""
+    extra = int(SPEEDS[-1] * interval / height / CELL) + 1
+    later, earlier = grid.contrast(after), grid.contrast(before, turn, extra)
+    curves = distance_curves(grid, later, earlier, turn)
+    distances = np.arange(-BACKWARDS, extra + 1, dtype=np.float64) * CELL * height
+    return doubt_slow_speeds(log_likelihood(curves, distances, interval), grid, before, after)
 
 
 def _without_growth(nods: Sequence[float], distances: Sequence[float]) -> Floats:

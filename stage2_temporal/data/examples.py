@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from features._common.types import Floats
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
+from features.normalised_flow import normalise_flow
 from features.sequences import SPLITS
 from features.store import Store
 from features.store_tables import StreamInfo, TopRecord
-from features.streams import MOTION, scale_flow
+from features.streams import MOTION, SAME_INTERVAL, scale_flow
 from features.strict_model import did_you_mean
 from features.tracks import Track, tracks_in_windows
 from features.windows import Examples
@@ -36,18 +37,26 @@ class StoreSource:
         path, rows: the store, and every row of its frame axis that windows will need, in any shape.
         memory_gb: how much all streams together may take in memory, in 10⁹ bytes.
         frame_interval: seconds between frames to which optical flow is scaled; None: it is read as stored.
+        normalise_flow: read the stream `motion` as `normalised_flow` makes it.
     """
 
     _store: Store | None
     _file_id: tuple[int, int]  # device and inode of the open file
     _frames: dict[str, NDArray[Any]]  # all rows of the streams that are in memory
+    _streamed: dict[str, int]  # streams that were read and are not in memory → bytes per frame
     _tracks: dict[tuple[int, int], Track | None]
+    _whole: StoreSource | None = None  # the source that this one is a part of
 
     def __init__(
-        self, path: Path | str, rows: NDArray[np.int64], memory_gb: float = 4.0, frame_interval: float | None = None
+        self,
+        path: Path | str,
+        rows: NDArray[np.int64],
+        memory_gb: float = 4.0,
+        frame_interval: float | None = None,
+        normalise_flow: bool = False,
     ) -> None:
         self.path, self.rows, self.memory_gb = Path(path).absolute(), np.unique(rows), memory_gb
-        self.frame_interval = frame_interval
+        self.frame_interval, self.normalise_flow = frame_interval, normalise_flow
         self.close()
 
     @property
@@ -63,7 +72,7 @@ class StoreSource:
 
     def close(self) -> None:
         """Forget the file and all frames; the next read opens the path again."""
-        self._store, self._file_id, self._frames, self._tracks = None, (-1, -1), {}, {}
+        self._store, self._file_id, self._frames, self._streamed, self._tracks = None, (-1, -1), {}, {}, {}
 
     def reopen_if_replaced(self) -> bool:
         """Close the file if another one lies at its path by now; return whether it does."""
@@ -77,25 +86,63 @@ class StoreSource:
 
         If all `rows` of the stream fit into memory, they are read once and kept; else each call reads what it needs.
         """
+        if self._whole is not None and stream in self._whole._frames:
+            return self._whole.windows(stream, rows)
         info = self.store.streams[stream]
-        size = len(self.rows) * math.prod(info.shape) * np.dtype(info.dtype).itemsize
-        if stream not in self._frames and size + sum(f.nbytes for f in self._frames.values()) <= self.memory_gb * 1e9:
+        entry = math.prod(info.shape) * np.dtype(info.dtype).itemsize
+        if stream not in self._frames and len(self.rows) * entry <= self._free_bytes:
             self._frames[stream] = self._read(stream, self.rows)
         if stream in self._frames:
             return np.asarray(self._frames[stream][np.searchsorted(self.rows, rows)])
+        self._streamed[stream] = entry
         unique, inverse = np.unique(rows, return_inverse=True)
         return self._read(stream, unique)[inverse.reshape(rows.shape)]
 
+    @property
+    def _free_bytes(self) -> float:
+        """What is left of the memory."""
+        return self.memory_gb * 1e9 - sum(frames.nbytes for frames in self._frames.values())
+
+    def part(self, rows: NDArray[np.int64]) -> StoreSource:
+        """A source of some rows with the streams read so far in memory; it shares what this one holds."""
+        part = StoreSource(self.path, rows, math.inf, self.frame_interval)
+        part._store, part._file_id, part._tracks, part._whole = self.store, self._file_id, self._tracks, self
+        part._frames = {stream: self._read(stream, part.rows) for stream in self._streamed}
+        return part
+
+    @property
+    def fits_into_memory(self) -> bool:
+        """Whether all streams that were read so far are in memory."""
+        return not self._streamed
+
+    def rows_per_part(self, parts: int) -> int:
+        """How many rows a part may have so that `parts` of them fit into memory, with the streams read so far."""
+        return int(self._free_bytes / parts / max(1, sum(self._streamed.values())))
+
     def _read(self, stream: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         values = self.store.read(stream, rows)
-        if stream == MOTION:
-            return scale_flow(values, self.store.frame_intervals[rows], self.frame_interval)
+        if stream != MOTION:
+            return values
+        values = scale_flow(values, self.store.frame_intervals[rows], self.frame_interval)
+        if not self.normalise_flow:
+            return values
+        of = np.searchsorted(self.store.first, rows, side="right") - 1
+        values = values.copy()
+        for i in np.unique(of).tolist():
+            values[of == i] = normalise_flow(values[of == i], self.store.sequences[i])
         return values
+
+    def reads_as_stored(self, stream: str) -> bool:
+        """Whether entries of a stream are read as they are in the store."""
+        if stream != MOTION:
+            return True
+        ratios = 1.0 if self.frame_interval is None else self.store.frame_intervals[self.rows] / self.frame_interval
+        return not self.normalise_flow and bool((np.abs(ratios - 1) <= SAME_INTERVAL).all())
 
     def add_rows(self, rows: NDArray[np.int64]) -> None:
         """Add rows that windows will need."""
         if not np.isin(rows, self.rows).all():
-            self.rows, self._frames = np.union1d(self.rows, rows), {}
+            self.rows, self._frames, self._streamed = np.union1d(self.rows, rows), {}, {}
 
     def track(self, sequence: int, label: int) -> Track | None:
         """Return the track of the vehicle that a label describes; None if there is none."""
@@ -104,7 +151,7 @@ class StoreSource:
         return self._tracks[sequence, label]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoreSource, (self.path, self.rows, self.memory_gb, self.frame_interval)
+        return StoreSource, (self.path, self.rows, self.memory_gb, self.frame_interval, self.normalise_flow)
 
 
 class StoreExamples:
@@ -195,6 +242,10 @@ class StoreExamples:
         examples = replace(examples[windows.origin], rows=windows.rows, start=start)
         return StoreExamples(self.source, examples), windows.origin, windows.factor
 
+    def in_memory(self) -> StoreExamples:
+        """The same examples with their frames in memory, in the streams that were read of the source so far."""
+        return StoreExamples(self.source.part(self.examples.rows), self.examples)
+
     def top(self) -> TopRecord | None:
         """Return the unfrozen layers above the stream `appearance`; None if there are none."""
         return self.source.store.top()
@@ -280,6 +331,7 @@ def load_examples(
         what = f"{path}: no such split{did_you_mean(split, known)}"
         raise ConfigError(what, expected=f"one of {', '.join(known)}", got=split)
     selected = task.examples[np.isin(task.splits, splits) & task.examples.known]
-    source = StoreSource(path, task.examples.rows, config.train.memory_gb, task.frame_interval)
+    normalised = config.head.normalises_flow
+    source = StoreSource(path, task.examples.rows, config.train.memory_gb, task.frame_interval, normalised)
     X = StoreExamples(source, selected)
     return X, selected.targets, X.groups

@@ -7,11 +7,10 @@ The same functions compute it everywhere: in a head's graph (`heads.pooled`), fo
 from __future__ import annotations
 
 import keras
-import numpy as np
-from numpy.typing import NDArray
 
 from features._common.types import Tensor
 from features.errors import ConfigError
+from features.grids import averaging_matrix
 
 
 def as_maps(values: Tensor) -> Tensor:
@@ -49,8 +48,8 @@ def pool_frames(maps: Tensor, grid: tuple[int, int], lag: int = 0) -> Tensor:
     values = absolute_differences(maps, lag) if lag else maps
     time, (rows, columns) = values.shape[1], grid
     # keras.layers.AdaptiveAveragePooling2D refuses some grids inside a graph (3.15), so multiply by matrices instead
-    x = keras.ops.matmul(_averaging_matrix(height, rows), keras.ops.reshape(values, (-1, height, width * channels)))
-    x = keras.ops.matmul(_averaging_matrix(width, columns), keras.ops.reshape(x, (-1, rows, width, channels)))
+    x = keras.ops.matmul(averaging_matrix(height, rows), keras.ops.reshape(values, (-1, height, width * channels)))
+    x = keras.ops.matmul(averaging_matrix(width, columns), keras.ops.reshape(x, (-1, rows, width, channels)))
     return keras.ops.reshape(x, (-1, time, rows * columns * channels))
 
 
@@ -81,15 +80,3 @@ def check_grid(grid: tuple[int, int], height: int, width: int) -> None:
             got=f"{rows}, {columns}",
             hint=f"--head.grid {min(max(rows, 1), height)} {min(max(columns, 1), width)}",
         )
-
-
-def _averaging_matrix(size: int, cells: int) -> NDArray[np.float32]:
-    """The (cells, size) matrix that averages `size` rows to `cells`.
-
-    Cell i takes rows ⌊i · size / cells⌋ to ⌈(i + 1) · size / cells⌉ − 1, the bounds of PyTorch's adaptive pooling.
-    """
-    matrix = np.zeros((cells, size), np.float32)
-    for i in range(cells):
-        start, stop = i * size // cells, -(-(i + 1) * size // cells)
-        matrix[i, start:stop] = 1 / (stop - start)
-    return matrix

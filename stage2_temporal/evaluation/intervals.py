@@ -1,14 +1,18 @@
-"""Prediction intervals by split conformal prediction, from the errors on the validation sequences.
+"""Prediction intervals by conformal prediction, from errors on sequences that the head was not fitted to.
+
+Which errors these are, `heads.uncertainty` decides: those on the validation sequences (split conformal), or those that
+each training and validation sequence has when it is left out (cross-conformal).
 
 An example's score is its error in units of the error's expected size, `ErrorScale`, so that intervals are wide where
 errors are large (J. Lei et al., "Distribution-free predictive inference for regression", 2018, section 5.2). Windows of
-one sequence resemble each other, so that sequences are exchangeable but windows are not: every validation sequence has
-the same weight, which its windows share, and one more stands at infinity for the sequence that is predicted. This is
+one sequence resemble each other, so that sequences are exchangeable but windows are not: every sequence has the same
+weight, which its windows share, and one more stands at infinity for the sequence that is predicted. This is
 hierarchical conformal prediction (Y. Lee, R. Barber, R. Willett, "Distribution-free inference with hierarchical data",
 2023); with one window per sequence it is the usual quantile of rank ⌈(n + 1) · level⌉.
 
-A new example's interval contains the truth with a probability of at least the level, over the choice of the validation
-sequences and of a sequence like them, whatever the errors' distribution. Nothing is claimed for other footage.
+A new example's interval contains the truth with a probability of at least the level, over the choice of the sequences
+and of another one like them, whatever the errors' distribution; for cross-conformal scores about so, since another
+head made each error. Nothing is claimed for other footage.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ from scipy.optimize import nnls
 from features._common.types import Floats
 
 SCALE_ITERATIONS = 10
-MIN_CONSTANT = 0.1  # least constant part of an error's expected size, relative to the mean error
+SCALE_FOLDS = 5  # of sequences, whose scores each have a scale that was fitted to the others
+MIN_CONSTANT = 0.01  # least constant part of an error's expected size, relative to the mean error
 WEIGHT_ROUNDING = 1e-9  # of sums of weights
 
 
@@ -44,28 +49,43 @@ class IntervalScores:
 
 
 @dataclass(frozen=True)
-class ConformalScores:
-    """What turns predictions into intervals and probabilities: each target's scores on the validation sequences."""
+class ErrorScale:
+    """The expected size of K targets' errors, from the S inputs of `Head.error_scale`."""
 
-    scale: Floats  # (K, 1 + S) ≥ 0; an error's expected size is their product with 1 and the S inputs of `error_scale`
-    scores: Floats  # (n, K) |error| / expected size
-    weights: Floats  # (n,) of the scores; they sum to sequences / (sequences + 1)
+    coefficients: Floats  # (K, 1 + S) ≥ 0, of 1 and the inputs
+    largest: Floats  # (K,) size that no expectation exceeds
 
     def sizes(self, inputs: Floats) -> Floats:
         """The expected size (m, K) of the errors of examples with inputs (m, S)."""
-        return np.asarray(_design(inputs) @ self.scale.T)
+        known = inputs[:, : self.coefficients.shape[1] - 1]  # runs of older versions read fewer
+        return np.asarray(np.minimum(_design(known) @ self.coefficients.T, self.largest))
+
+
+@dataclass(frozen=True)
+class ConformalScores:
+    """What turns predictions into intervals and probabilities: each target's scores on sequences left out of a fit."""
+
+    scale: ErrorScale
+    scores: Floats  # (n, K) |error| / expected size
+    weights: Floats  # (n,) of the scores; they sum to sequences / (sequences + 1)
+
+    @property
+    def sequences(self) -> int:
+        """The number of sequences."""
+        total = float(self.weights.sum())
+        return round(total / (1 - total))
 
     def half_widths(self, inputs: Floats, level: float) -> Floats:
-        """Half the width (m, K) of each interval; infinite where the level needs more validation sequences."""
+        """Half the width (m, K) of each interval; infinite where the level needs more sequences."""
         quantiles = np.array([weighted_quantile(scores, self.weights, level) for scores in self.scores.T])
-        return np.asarray(self.sizes(inputs) * quantiles)
+        return np.asarray(self.scale.sizes(inputs) * quantiles)
 
     def probability_above(self, predicted: Floats, inputs: Floats, value: float) -> Floats:
         """The probability (m, K) that each target is above a value, from predictions (m, K).
 
         It is the share of the scores, each with both signs, that lead there; half of the weight at infinity counts.
         """
-        needed = (value - predicted) / self.sizes(inputs)
+        needed = (value - predicted) / self.scale.sizes(inputs)
         above = np.empty(predicted.shape)
         for k, scores in enumerate(self.scores.T):
             both = np.concatenate([-scores, scores])
@@ -75,29 +95,43 @@ class ConformalScores:
         return above
 
 
-def calibrate(
-    true: Floats, predicted: Floats, inputs: Floats, groups: NDArray[np.int64], scale: Floats
-) -> ConformalScores:
-    """Make a calibration from validation examples.
+def calibrate(errors: Floats, inputs: Floats, groups: NDArray[np.int64], largest: Floats) -> ConformalScores:
+    """Make a calibration from examples that no fit knew.
+
+    No sequence's scores are in units of a scale that was fitted to it: those would be too small.
 
     Args:
-        true, predicted: (n, K), all known.
+        errors: (n, K).
         inputs: (n, S) of the errors' scale.
         groups: (n,) each example's sequence.
-        scale: (K, 1 + S) as `fit_error_scale` returns it.
+        largest: see `fit_error_scale`.
     """
+    _, group = np.unique(groups, return_inverse=True)
+    scores = np.empty_like(errors)
+    fold = np.random.default_rng(0).permutation(group.max(initial=0) + 1)[group] % SCALE_FOLDS
+    for k in np.unique(fold):
+        left_out = fold == k
+        scale = fit_error_scale(errors[~left_out], inputs[~left_out], largest)
+        scores[left_out] = np.abs(errors[left_out]) / scale.sizes(inputs[left_out])
+    return ConformalScores(fit_error_scale(errors, inputs, largest), scores, sequence_weights(groups))
+
+
+def sequence_weights(groups: NDArray[np.int64]) -> Floats:
+    """Weights (n,) of examples by their sequences (n,): each sequence has the same, and so has one more at infinity."""
     _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    weights = 1 / (len(counts) + 1) / counts[group]
-    return ConformalScores(scale, np.abs(true - predicted) / (_design(inputs) @ scale.T), weights)
+    return np.asarray(1 / (len(counts) + 1) / counts[group])
 
 
-def fit_error_scale(errors: Floats, inputs: Floats) -> Floats:
+def fit_error_scale(errors: Floats, inputs: Floats, largest: Floats) -> ErrorScale:
     """Fit the expected size of errors (n, K) as a sum of a constant and inputs (n, S) ≥ 0, with coefficients ≥ 0.
 
     The deviation of |error| is taken as proportional to its mean, so that small and large errors count alike; the
-    weighted least squares are repeated until the weights fit. Returns (K, 1 + S).
+    weighted least squares are repeated until the weights fit. `largest` (K,) bounds the expected size: where a head
+    knows nothing, it predicts a typical value, however large the inputs are.
     """
     design = _design(inputs)
+    if len(errors) == 0:
+        return ErrorScale(np.eye(1, design.shape[1]).repeat(len(largest), axis=0), largest)
     unit = np.maximum(design.mean(axis=0), 1e-12)
     coefficients = np.zeros((errors.shape[1], design.shape[1]))
     for k, error in enumerate(np.abs(errors).T):
@@ -108,7 +142,7 @@ def fit_error_scale(errors: Floats, inputs: Floats) -> Floats:
             solution[0] = max(solution[0], MIN_CONSTANT * mean)
             size = (design / unit) @ solution
         coefficients[k] = solution / unit
-    return coefficients
+    return ErrorScale(coefficients, largest)
 
 
 def weighted_quantile(scores: Floats, weights: Floats, level: float) -> float:
@@ -125,7 +159,7 @@ def weighted_quantile(scores: Floats, weights: Floats, level: float) -> float:
 
 
 def sequences_needed(level: float) -> int:
-    """How many validation sequences an interval of finite width needs.
+    """How many sequences an interval of finite width needs.
 
     >>> sequences_needed(0.9)
     9

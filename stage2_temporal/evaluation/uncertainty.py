@@ -21,7 +21,7 @@ from features._common.atomic import atomic_write
 from features._common.csv_table import format_number
 from features._common.types import Floats
 from features.errors import ConfigError, DataError
-from stage2_temporal.evaluation.intervals import ConformalScores
+from stage2_temporal.evaluation.intervals import ConformalScores, ErrorScale
 from stage2_temporal.evaluation.novelty import NoveltyModel, flag_majority
 
 INTERVALS_FILE, NOVELTY_FILE = "uncertainty.json", "novelty.npz"
@@ -176,7 +176,8 @@ def write_uncertainty(run: Path, uncertainty: Uncertainty) -> None:
     content = {
         "level": uncertainty.level,
         "columns": uncertainty.columns,
-        "scale": conformal.scale.tolist(),
+        "scale": conformal.scale.coefficients.tolist(),
+        "largest": [size if math.isfinite(size) else None for size in conformal.scale.largest.tolist()],
         "weights": conformal.weights.tolist(),
         "scores": conformal.scores.tolist(),
     }
@@ -198,8 +199,11 @@ def read_uncertainty(run: Path) -> Uncertainty | None:
     try:
         content = json.loads((run / INTERVALS_FILE).read_text(encoding="utf-8"))
         columns = tuple(content["columns"])
+        scale = np.array(content["scale"], np.float64).reshape(len(columns), -1)
+        sizes = content.get("largest", [None] * len(columns))  # which runs of older versions lack
+        largest = [math.inf if size is None else size for size in sizes]
         conformal = ConformalScores(
-            np.array(content["scale"], np.float64).reshape(len(columns), -1),
+            ErrorScale(scale, np.array(largest, np.float64)),
             np.array(content["scores"], np.float64).reshape(-1, len(columns)),
             np.array(content["weights"], np.float64),
         )

@@ -8,7 +8,7 @@ from features import plugins
 from features.config import Config
 from features.errors import ConfigError
 from features.head_config import unknown_head
-from features.streams import APPEARANCE, MOTION
+from features.streams import APPEARANCE, GROUND_FLOW, MOTION, PAIR_STREAMS
 from stage2_temporal.heads.attention import Attention
 from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.boosting import Boosting
@@ -61,7 +61,7 @@ def uses_track(run: Path, config: Config) -> bool:
 
 def check_streams(run: Path, config: Config) -> None:
     """Raise a ConfigError if a head reads a derived stream: only a store has it, so images are not enough."""
-    from_images = (*config.backbone.streams, MOTION)
+    from_images = (*config.backbone.streams, *PAIR_STREAMS)
     derived = [stream for stream in config.head.input_streams if stream not in from_images]
     if derived:
         raise ConfigError(
@@ -76,7 +76,8 @@ def check_uses_maps(run: Path, config: Config, *, alone: bool = False) -> None:
     """Raise a ConfigError if a head does not read the trunk's maps or, with `alone`, also reads something else."""
     check_streams(run, config)
     name = config.head.name
-    others = ["optical flow" for stream in config.head.input_streams if stream not in config.map_streams]
+    names = {MOTION: "optical flow", GROUND_FLOW: "the road's speed curve"}
+    others = [names[stream] for stream in config.head.input_streams if stream not in config.map_streams]
     others += ["a vehicle's track"] if uses_track(run, config) else []
     if not config.map_streams:
         problem = f"{name} reads {' and '.join(others)} and no frames: there is no backbone to fuse it with"

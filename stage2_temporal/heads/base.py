@@ -34,7 +34,7 @@ from features._common.types import Floats, Tensor
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.head_config import HeadConfig
-from features.streams import APPEARANCE, FEATURES, STAGE_TWO, STANDARDISE, UNIT, VECTORS
+from features.streams import APPEARANCE, FEATURES, MOTION, STAGE_TWO, STANDARDISE, UNIT, VECTORS
 from features.strict_model import StrictModel, describe_validation_error, did_you_mean
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.derived_streams import DerivedStream
@@ -72,6 +72,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         standardises_vectors: whether vectors are standardised over the training examples.
         allows_nan: whether plain arrays may contain NaN.
         needs_timestamps: whether the result depends on the time between frames.
+        fits_quickly: whether it may be fitted several times more to learn its intervals (`heads.cross_fitting`).
         settings_ (HeadConfig): the validated [head] settings, an instance of `settings`; set by `fit` and `restore`.
         train_ (TrainConfig): the validated [train] settings; set by `fit` and `restore`.
         model_ (keras.Model): from the streams (one input `features`, or several by stream) to (batch, K) in the
@@ -86,6 +87,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     standardises_vectors: ClassVar[bool] = True
     allows_nan: ClassVar[bool] = False
     needs_timestamps: ClassVar[bool] = False
+    fits_quickly: ClassVar[bool] = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -112,6 +114,12 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             FramebankError: see `stage2_temporal.training.loop.fit_model`.
         """
         self._read_settings()
+        if getattr(self.settings_, "motion", "raw") != "raw" and MOTION not in self.settings_.input_streams:
+            raise ConfigError(
+                f"head.motion is for the stream {MOTION}, which the head does not read",
+                got=", ".join(self.settings_.input_streams),
+                hint=f"--head.streams {MOTION}, or --head.motion raw",
+            )
         examples, targets = self._check_inputs(X, y, fitting=True)
         self._flat = targets.ndim == 1
         targets = targets.reshape(len(examples), -1)
@@ -186,11 +194,12 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """Vectors → (batch, targets)."""
 
     def error_scale(self, model: keras.Model) -> Tensor | None:
-        """(batch, S) quantities ≥ 0 in a model's graph with which its errors grow; None (the default) if none does.
+        """(batch, S) quantities ≥ 0 in a model's graph with which its errors grow; None if none does.
 
-        The model may have been loaded, so use `apply_operations`.
+        By default the predictions' absolute values: what moves faster is measured less exactly. The model may have been
+        loaded, so use `apply_operations`.
         """
-        return None
+        return apply_operations("error_scale", keras.ops.abs, model.output)
 
     def scene(self, model: keras.Model) -> Tensor | None:
         """(batch, F) what a model's output is computed from, to compare footage with the training examples.
@@ -301,14 +310,13 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _call_in_batches(self, model: keras.Model, batches: Batches) -> Iterator[NDArray[Any]]:
         """Call a model on each batch, eagerly: for one pass that is faster than tracing a `tf.function` first."""
-        return (np.asarray(model(batches[i][0], training=False)) for i in range(len(batches)))
+        return (np.asarray(model(inputs, training=False)) for inputs in batches.inputs())
 
     def _batches(
         self, examples: HeadInputs, targets: Floats | None, *, stored: bool, seed: int | None = None
     ) -> Batches:
         read = self.stored_features if stored else self.input_arrays
-        rows = np.arange(len(examples))
-        return Batches(lambda rows: model_inputs(read(examples[rows])), rows, targets, self.train_.batch, seed)
+        return Batches(lambda some: model_inputs(read(some)), examples, targets, self.train_.batch, seed)
 
     def _after_features(self, model: keras.Model, examples: HeadInputs) -> keras.Model:
         """The part of a model that follows `stored_features`, with the same layers and weights."""

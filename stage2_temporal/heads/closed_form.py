@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from features._common.types import Floats, Tensor
 from stage2_temporal.data.examples import HeadInputs
 from stage2_temporal.evaluation.history import Epoch
-from stage2_temporal.heads.base import Head, ValidationSet
+from stage2_temporal.heads.base import Graph, Head, ValidationSet
 from stage2_temporal.training.loop import TrainingResult
 from stage2_temporal.training.scaling import Scale, vector_scale
 
@@ -24,6 +24,8 @@ Vectors = NDArray[np.float32]
 
 class ClosedFormHead(Head):
     """A head that ends in a regressor of scikit-learn; its vectors are (batch, F)."""
+
+    fits_quickly = True
 
     @abstractmethod
     def solve(self, vectors: Vectors, targets: Floats) -> Any:
@@ -34,13 +36,7 @@ class ClosedFormHead(Head):
     ) -> None:
         started = time.monotonic()
         graph = self._build_graph()
-        stored = self.has_stored_features(examples)
-        vectors = np.concatenate([*self._compute_vectors(graph, examples, stored=stored)])
-        if self.standardises_vectors:
-            self._scale = vector_scale([vectors])
-        self.solution_ = self.solve(
-            standardise_vectors(vectors, self._scale), standardise_targets(targets, self._target)
-        )
+        self.solution_ = self._solve_graph(graph, examples, standardise_targets(targets, self._target))
         self.model_ = self._build_model(graph)
         del self.solution_  # the model contains it now
         loss, rmse = self._errors(examples, targets)
@@ -48,6 +44,13 @@ class ClosedFormHead(Head):
         seconds = time.monotonic() - started
         epoch = Epoch(1, loss, rmse, val_loss, val_rmse, seconds)
         self.outcome_ = TrainingResult((epoch,), 1, seconds, interrupted=False)
+
+    def _solve_graph(self, graph: Graph, examples: HeadInputs, targets: Floats) -> Any:
+        """Set the vectors' scale, and solve for all vectors (n, F) at once; standardised targets (n, K)."""
+        vectors = np.concatenate([*self._compute_vectors(graph, examples, stored=self.has_stored_features(examples))])
+        if self.standardises_vectors:
+            self._scale = vector_scale([vectors])
+        return self.solve(standardise_vectors(vectors, self._scale), targets)
 
     def _predict_examples(self, examples: HeadInputs) -> Floats:
         stored = self.has_stored_features(examples)

@@ -82,9 +82,13 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
         return (keras.ops.mean(members, axis=1) + linear) / 2
 
     def error_scale(self, model: keras.Model) -> Tensor:
-        """(batch, targets) the standard deviation of the members' predictions."""
+        """(batch, 2 · targets) the standard deviation of the members' predictions, and the absolute predictions."""
+
+        def quantities(members: Tensor, predicted: Tensor) -> Tensor:
+            return keras.ops.concatenate([keras.ops.std(members, axis=1), keras.ops.abs(predicted)], axis=-1)
+
         members = model.get_layer(MEMBER_PREDICTIONS).output
-        return apply_operations("error_scale", lambda values: keras.ops.std(values, axis=1), members)
+        return apply_operations("error_scale", quantities, members, model.output)
 
     def _member(self, vectors: Tensor, targets: int, index: int) -> Tensor:
         """(batch, T, F) → (batch, targets): a network over the cells of each frame, an LSTM over the frames."""

@@ -78,7 +78,7 @@ class CropLSTM(Fusion):
     def _call_in_batches(self, model: keras.Model, batches: Batches) -> Iterator[NDArray[Any]]:
         # compiled, since a model that is called eagerly keeps all intermediate tensors: 13 GB here
         model.compile(jit_compile=False)
-        return (model.predict_on_batch(batches[i][0]) for i in range(len(batches)))
+        return map(model.predict_on_batch, batches.inputs())
 
     def _linear_start(self, mean_vectors: Vectors, targets: Floats, scale: Scale) -> tuple[Floats, Floats]:
         fits = [huber_regression(mean_vectors.astype(np.float64), y, SLOPE_PENALTY) for y in targets.T]

@@ -99,7 +99,9 @@ class FramePairsHead(Head):
         return source.reopen_if_replaced() and all(stream.is_stored(source.store) for stream in streams)
 
     def _is_frozen(self, examples: StoreExamples) -> bool:
-        """Whether no trainable layer lies before the features."""
+        """Whether no trainable layer lies before the features, and maps are as in the store."""
+        if not all(examples.source.reads_as_stored(stream) for stream in self.input_streams.values()):
+            return False
         top = examples.top() if APPEARANCE in self.settings_.streams else None
         return top is None or not top.weights
 

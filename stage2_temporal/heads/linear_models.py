@@ -6,12 +6,16 @@ from typing import Any
 
 import keras
 import numpy as np
+import scipy.linalg
 from sklearn import kernel_ridge, linear_model, svm
 
 from features._common.types import Floats, Tensor
 from features.head_config import KernelRidgeConfig, RidgeConfig, SVRConfig
-from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors, linear_layer
+from stage2_temporal.data.examples import HeadInputs
+from stage2_temporal.heads.base import Graph
+from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors, linear_layer, standardise_vectors
 from stage2_temporal.heads.pooled import PooledStatistics
+from stage2_temporal.training.scaling import vector_scale
 
 GAMMA_SCALE = 0.1  # γ · F; so small that the kernel is wider than the data, and the fit a slightly bent plane
 # what head.alpha = 1 stands for: values of the rbf kernel are at most 1, those of the linear kernel as large as F
@@ -20,16 +24,40 @@ SVR_EPSILON = 0.02  # errors below this share of the target's deviation cost not
 
 
 class Ridge(PooledStatistics, ClosedFormHead):
-    """scikit-learn's Ridge."""
+    """Ridge regression: scikit-learn's, or for more examples than features the same from sums over batches.
+
+    Memory then grows with the number of features only.
+    """
 
     settings = RidgeConfig
 
-    def solve(self, vectors: Vectors, targets: Floats) -> Any:
-        return linear_model.Ridge(alpha=self.settings_.alpha).fit(vectors.astype(np.float64), targets)
+    def _solve_graph(self, graph: Graph, examples: HeadInputs, targets: Floats) -> Any:
+        features = int(graph.vectors.shape[-1])
+        if len(examples) <= features:
+            return super()._solve_graph(graph, examples, targets)
+        stored = self.has_stored_features(examples)
+        self._scale = vector_scale(self._compute_vectors(graph, examples, stored=stored))
+        gram, product = np.zeros((features, features)), np.zeros((features, targets.shape[1]))
+        total, mean_target, row = np.zeros(features), targets.mean(axis=0), 0
+        for batch in self._compute_vectors(graph, examples, stored=stored):
+            x = standardise_vectors(batch, self._scale).astype(np.float64)
+            gram += x.T @ x
+            product += x.T @ (targets[row : row + len(x)] - mean_target)
+            total += x.sum(axis=0)
+            row += len(x)
+        mean = total / row
+        # the normal equations of centred vectors
+        gram -= np.outer(total, mean)
+        gram[np.diag_indices(features)] += self.settings_.alpha
+        weights = scipy.linalg.solve(gram, product, assume_a="pos", overwrite_a=True)
+        return weights, mean_target - mean @ weights
+
+    def solve(self, vectors: Vectors, targets: Floats) -> tuple[Floats, Floats]:
+        ridge = linear_model.Ridge(alpha=self.settings_.alpha).fit(vectors.astype(np.float64), targets)
+        return np.reshape(ridge.coef_, (targets.shape[1], -1)).T, np.reshape(ridge.intercept_, -1)
 
     def output(self, vectors: Tensor, targets: int) -> Tensor:
-        ridge = self.solution_
-        return linear_layer(vectors, np.reshape(ridge.coef_, (targets, -1)).T, np.reshape(ridge.intercept_, -1))
+        return linear_layer(vectors, *self.solution_)
 
 
 class KernelHead(PooledStatistics, ClosedFormHead):

@@ -132,6 +132,8 @@ class PooledHead(FramePairsHead):
         return fit_pca(lambda rows: frames[rows], np.arange(len(frames)), self.settings_.components)
 
     def _check_top(self, examples: HeadInputs) -> None:
+        if self.settings_.components and self.settings_.normalises_flow:
+            raise ConfigError("head.components are of the flow as it is stored", hint="--head.motion raw, or head.grid")
         if self.settings_.components and APPEARANCE in self.settings_.streams and examples.top() is not None:
             raise ConfigError(
                 "head.components needs maps that training does not change, but this store has a top",

@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.types import Floats, Tensor
+from features.config import TrainConfig
 from stage2_temporal.data.examples import StoreExamples
 from stage2_temporal.data.row_profile import row_profile, window_profiles
 from stage2_temporal.data.task import Task
-from stage2_temporal.evaluation.intervals import calibrate, fit_error_scale
+from stage2_temporal.evaluation.intervals import calibrate
 from stage2_temporal.evaluation.novelty import NoveltyModel, fit_novelty
 from stage2_temporal.evaluation.uncertainty import INPUTS, PROFILE, UncertainPredictions, Uncertainty
 from stage2_temporal.heads.base import Head
+from stage2_temporal.heads.cross_fitting import interval_folds, predict_left_out
 from stage2_temporal.training.keras_models import apply_operations
 
 MAX_EXAMPLES = 1000  # training or validation examples that are compared
@@ -39,11 +41,12 @@ def uncertain_model(head: Head, model: keras.Model, novelty: NoveltyModel | None
 
 
 def learn_uncertainty(
-    head: Head, X: StoreExamples, task: Task, level: float
+    head: Head, X: StoreExamples, task: Task, settings: TrainConfig
 ) -> tuple[Uncertainty, UncertainPredictions]:
     """Learn a fitted head's uncertainty, and predict all examples of a task.
 
-    The scale of errors is fitted to training examples; intervals and limits of novelty to validation examples.
+    Intervals come from errors on sequences that were left out of a fit: all training and validation sequences, fold by
+    fold, where `interval_folds` says so, else the validation sequences. Limits of novelty come from the latter.
     """
     novelty = {}
     if len(task.known("validation")):
@@ -51,13 +54,21 @@ def learn_uncertainty(
         novelty = {name: model for name, model in fitted.items() if model is not None}
     outputs = predict_outputs(head, uncertain_model(head, head.model_, novelty.get(INPUTS)), X)
     targets, train, validation = task.examples.targets, task.known("train"), task.known("validation")
-    count = targets.shape[1]
-    predicted, inputs = outputs[:, :count], outputs[:, count:-1]
-    scale = fit_error_scale(predicted[train] - targets[train], inputs[train])
-    calibration = calibrate(targets[validation], predicted[validation], inputs[validation], X.groups[validation], scale)
-    uncertainty = Uncertainty(task.examples.columns, level, calibration, novelty)
+    folds = interval_folds(head, task, settings)
+    left_out = predict_left_out(head, X, task, folds, _predictions_and_inputs) if folds else None
+    rows, values = (validation, outputs[validation, :-1]) if left_out is None else left_out
+    predicted, inputs = np.split(values, [targets.shape[1]], axis=1)
+    constant_error = np.abs(targets[train] - task.constant).mean(axis=0)
+    largest = np.where(constant_error > 0, constant_error, np.inf)  # 0 where all targets are equal
+    calibration = calibrate(predicted - targets[rows], inputs, X.groups[rows], largest)
+    uncertainty = Uncertainty(task.examples.columns, settings.interval_level, calibration, novelty)
     profiles = example_profiles(X) if PROFILE in novelty else None
     return uncertainty, uncertainty.predictions(outputs, profiles, parts=task.splits)
+
+
+def _predictions_and_inputs(head: Head, X: StoreExamples) -> Floats:
+    """A head's predictions and the inputs of its errors' scale (n, K + S)."""
+    return predict_outputs(head, uncertain_model(head, head.model_, None), X)[:, :-1]
 
 
 def predict_outputs(head: Head, model: keras.Model, X: StoreExamples) -> Floats:

@@ -33,7 +33,7 @@ from stage2_temporal.training.keras_models import NamedTensors, apply_operations
 from stage2_temporal.training.loop import fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, target_scale, vector_scale
 from stage2_temporal.vehicle import camera_geometry
-from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, WindowTracks, box_noise
+from stage2_temporal.vehicle.camera_geometry import CameraGeometry, WindowTracks, box_noise, view_of
 from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES
 from stage2_temporal.vehicle.ground import MAX_DISTANCE
 from stage2_temporal.vehicle.velocity_estimates import (
@@ -63,9 +63,10 @@ class VehicleHead(Head):
         self.camera_geometry_: CameraGeometry | None = None
         self._view_grounds: dict[Path, ViewGrounds] = {}
         if isinstance(examples, StoreExamples):
-            self.camera_geometry_ = learn_camera_geometry(examples)
-        geometry, alpha = self._geometry(examples).astype(np.float64), RIDGE_PENALTY * self.settings_.alpha
-        model = fit_robust_linear_model(geometry, targets, alpha)
+            geometry, noise = learn_camera_geometry(examples), self.settings_.box_noise
+            self.camera_geometry_ = geometry if noise is None else replace(geometry, noise=noise, noise_given=True)
+        vectors, alpha = self._geometry(examples).astype(np.float64), RIDGE_PENALTY * self.settings_.alpha
+        model = fit_robust_linear_model(vectors, targets, alpha)
         if self.train_.standardise:  # the rest of the graph predicts standardised targets
             scale = target_scale(targets)
             kernel, bias = model.kernel / scale.deviation, (model.bias - scale.mean) / scale.deviation
@@ -97,9 +98,14 @@ class VehicleHead(Head):
         return np.asarray(values[:, 0], np.float32)
 
     def error_scale(self, model: keras.Model) -> Tensor | None:
-        """(batch, 3) the distance, to which velocities of tracks are proportional, and the deviations of vx and vy."""
+        """(batch, 3) the distance, to which velocities of tracks are proportional, and the deviations of vx and vy.
+
+        Without a vehicle, as by default.
+        """
         geometry = _geometry_input(model)
-        return None if geometry is None else apply_operations("error_scale", _error_scale, geometry)
+        if geometry is None:
+            return super().error_scale(model)
+        return apply_operations("error_scale", _error_scale, geometry)
 
     def scene(self, model: keras.Model) -> Tensor | None:
         """(batch, 4) without streams: distances and direction, in which a wrong ground or camera shows."""
@@ -157,6 +163,7 @@ class BoxMLP(VehicleHead, GradientHead):
 
     settings = BoxMLPConfig
     standardises_vectors = False
+    fits_quickly = True
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         super().prepare(examples, targets)
@@ -262,7 +269,7 @@ def window_tracks(examples: StoreExamples) -> WindowTracks:
     """The stored boxes of the examples' windows."""
     boxes, confidence = examples.tracks()
     sequences = (examples.source.store.sequences[s] for s in examples.groups.tolist())
-    return WindowTracks(boxes, confidence, examples.times, [View(s.camera, s.size) for s in sequences])
+    return WindowTracks(boxes, confidence, examples.times, [view_of(s) for s in sequences])
 
 
 def some_tracks(store: Store) -> list[Track]:

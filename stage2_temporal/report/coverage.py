@@ -17,12 +17,13 @@ MAX_BAND_POINTS, EXAMPLES_PER_POINT = 12, 8
 
 @dataclass(frozen=True)
 class CoverageRow:
-    """Some examples of the verdict's split: how many, the share inside their intervals, and the mean width."""
+    """Some examples of the verdict's split: how many, the share in their intervals, mean width and interval score."""
 
     name: str
     examples: int
     coverage: float
     width: float
+    score: float
 
 
 def coverage_rows(results: Results, component: int) -> list[CoverageRow]:
@@ -43,7 +44,7 @@ def coverage_rows(results: Results, component: int) -> list[CoverageRow]:
     for name, mask in masks:
         if mask.any():
             scored = interval_scores(true[mask], ends[mask, 0], ends[mask, 1], level)
-            rows.append(CoverageRow(name, int(mask.sum()), scored.coverage, scored.width))
+            rows.append(CoverageRow(name, int(mask.sum()), scored.coverage, scored.width, scored.score))
     return rows
 
 

@@ -31,7 +31,9 @@ CONSTANT = "constant"
 SECTIONS = ("frames", "backbone", "window", "head", "train")  # the config's sections that decide a run
 REPEATS = {"train.seed", "train.folds", "train.fold"}  # what the runs of one row may differ in
 # these tell no rows apart
-HIDDEN_SETTINGS = REPEATS | {"train.memory_gb", "train.interval_level", "train.tensorboard", "head.name"}
+HIDDEN_SETTINGS = REPEATS | {
+    "train.memory_gb", "train.interval_level", "train.interval_folds", "train.tensorboard", "head.name",
+}  # fmt: skip
 MeanAndDeviation = tuple[float, float | None]  # the deviation is None for a single run
 
 

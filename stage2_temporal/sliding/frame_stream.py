@@ -13,10 +13,11 @@ import numpy as np
 from joblib import cpu_count
 from numpy.typing import NDArray
 
-from features._common.console import progress_bar
+from features._common.console import logger, progress_bar
 from features.config import Config
 from features.errors import DataError
 from features.frame_ranges import FrameRange
+from features.normalised_flow import normalise_flow, unknown_horizons
 from features.streams import FRAMES, MOTION, scale_flow
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.frame_loader import load_frames
@@ -44,6 +45,9 @@ class FrameStream:
         self.frame_log = FrameLog()
         self._clips, self._needed, self._config = clips, needed, config
         self._streams, self._frame_interval, self._vehicles = models.image_streams, models.frame_interval, vehicles
+        self._pair_streams = models.pair_streams
+        if config.head.normalises_flow and (text := unknown_horizons([clip.sequence for clip in clips])):
+            logger.warning(text)
         self.faults: dict[str, str] = {} if vehicles is None else vehicles.faults
 
     def batches(self, size: int) -> Iterator[StreamBatch]:
@@ -61,10 +65,10 @@ class FrameStream:
         frames = self._config.frames
         if FRAMES not in self._streams:  # the resized pixels are not needed
             frames = frames.model_copy(update={"decode": "full"})
-        threads, motion = self._config.extract.threads or cpu_count(), MOTION in self._streams
+        threads = self._config.extract.threads or cpu_count()
         tracked = self._vehicles.pending if self._vehicles else ()
         done, starts = 0, np.cumsum([0, *map(len, ranges)])
-        for loaded in load_frames(ranges, clips, frames, threads, motion=motion, tracked=tracked):
+        for loaded in load_frames(ranges, clips, frames, threads, pair_streams=self._pair_streams, tracked=tracked):
             if self._vehicles is not None:
                 self._vehicles.tracks |= loaded.tracks
             if loaded.fault is not None:
@@ -73,10 +77,13 @@ class FrameStream:
                 self.faults.setdefault(ranges[loaded.range_index].sequence, loaded.fault)
             r, count = ranges[loaded.range_index], len(loaded.frames)
             streams: dict[str, Any] = {FRAMES: loaded.frames}
-            if loaded.motion is not None:
+            streams |= loaded.pairs
+            if MOTION in streams:
                 start = done - int(starts[loaded.range_index]) + r.start
                 intervals = clips[r.sequence].sequence.frame_intervals[start : start + count]
-                streams[MOTION] = scale_flow(loaded.motion, intervals, self._frame_interval)
+                streams[MOTION] = scale_flow(streams[MOTION], intervals, self._frame_interval)
+                if self._config.head.normalises_flow:
+                    streams[MOTION] = normalise_flow(streams[MOTION], clips[r.sequence].sequence)
             for i in np.flatnonzero(is_needed[done : done + len(loaded.frames)]):
                 self.frame_log.add(loaded.thumbnails[i])
                 yield {name: streams[name][i] for name in self._streams}
@@ -85,7 +92,8 @@ class FrameStream:
     def _plan(self) -> tuple[list[FrameRange], NDArray[np.bool_]]:
         """The frames to decode, as runs of consecutive ones, and whether each is needed.
 
-        Other frames are decoded for tracks, or because a sequence's first frame has the second one's flow.
+        Other frames are decoded for tracks, or because a first frame has the second one's entry in streams of
+        pairs.
         """
         ranges, is_needed, start = [], [], 0
         for clip in self._clips:
@@ -95,7 +103,7 @@ class FrameStream:
             frames = needed
             if self._vehicles is not None and s.id in self._vehicles.pending:
                 frames = np.arange(s.length)
-            elif MOTION in self._streams and 0 in needed:
+            elif self._pair_streams and 0 in needed:
                 frames = np.union1d(needed, np.arange(min(2, s.length)))
             runs = np.split(frames, np.flatnonzero(np.diff(frames) != 1) + 1)
             ranges += [FrameRange(s.id, s.digest, int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]

@@ -114,10 +114,14 @@ def draw_values(
         cv2.polylines(image, [points], False, COLOURS[k % len(COLOURS)], thickness, cv2.LINE_AA)
 
 
-def draw_box(image: Image, box: Box, texts: Sequence[str], number: int) -> None:
-    """Draw a vehicle's box on an image, in place, with lines of text below it, or above it where there is no room."""
+def draw_box(image: Image, box: Box, texts: Sequence[str], number: int, text_scale: float = 0.0) -> None:
+    """Draw a vehicle's box on an image, in place, with lines of text below it, or above it where there is no room.
+
+    The text has the size that suits the image, or `text_scale` times OpenCV's if that is larger.
+    """
     height, width = image.shape[:2]
     scale, thickness = _text_size(image, 0.8)
+    scale = max(scale, text_scale)
     line, colour = round(30 * scale), COLOURS[number % len(COLOURS)]
     left, top, right, bottom = (round(side) for side in box)
     cv2.rectangle(image, (left, top), (right, bottom), colour, thickness)

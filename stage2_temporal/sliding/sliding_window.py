@@ -19,7 +19,7 @@ from features._common.console import logger
 from features.config import Config, read_run_config
 from features.errors import DataError, StoreError
 from features.sequences import FrameSequence
-from features.streams import APPEARANCE, FEATURES, FRAMES, GEOMETRY, MOTION, TOP
+from features.streams import APPEARANCE, FEATURES, FRAMES, GEOMETRY, PAIR_STREAMS, TOP
 from features.windows import MISPLACED, other_rate_error, window_frames
 from stage1_extract.backbone.trunk import Trunk, build_trunk
 from stage1_extract.engines.engine import Engine
@@ -58,8 +58,13 @@ class RunModels:
 
     @property
     def image_streams(self) -> list[str]:
-        """What the stage-two model needs of the images: `frames` for the trunk, `motion`."""
-        return [*([FRAMES] if self.config.map_streams else []), *([MOTION] if MOTION in self.inputs else [])]
+        """What the stage-two model needs of the images: `frames` for the trunk, and streams of pairs of frames."""
+        return [*([FRAMES] if self.config.map_streams else []), *self.pair_streams]
+
+    @property
+    def pair_streams(self) -> list[str]:
+        """The streams that it takes and that are computed from pairs of frames, without the trunk."""
+        return [name for name in PAIR_STREAMS if name in self.inputs]
 
 
 def load_run_models(run: Path) -> RunModels:

@@ -18,22 +18,24 @@ from features._common.console import logger, progress_bar
 from features._common.types import Image
 from features.config import Config
 from features.errors import ConfigError
+from features.normalised_flow import normalise_flow
 from features.sequences import Box
 from features.streams import FRAMES, MOTION, scale_flow
 from features.tracks import Track, track_key_by_label, tracked_vehicles, tracks_in_windows
 from features.windows import Examples
-from stage1_extract import optical_flow
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.frame_loader import resize_frame
+from stage1_extract.frame_pairs import PairInputs, pair_entries, pair_inputs
+from stage1_extract.ground_flow.speed_curve import BLOCK
 from stage1_extract.tracking.online_tracker import OnlineTracker
 from stage1_extract.tracking.sequence_tracks import SHORT_SEQUENCE, to_grey, track_clips
 from stage2_temporal.sliding.boxes_csv import BOXES_HINT, BoxesByFrame
 from stage2_temporal.sliding.sliding_window import RunModels, SlidingWindow
-from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, WindowTracks
+from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, WindowTracks, view_of
 from stage2_temporal.vehicle.view_grounds import ViewGrounds, find_view_grounds, views_of
 
 NOISE_TRACKS = 500  # of a video, from which the noise of its boxes is estimated
-FRAMES_PER_STEP = 8  # frames that go through the network together
+FRAMES_PER_STEP = BLOCK  # frames that go through the network together
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class VehicleTracks:
             self._view_grounds = find_view_grounds(self._camera_geometry, self._views, self.tracks.values())
             for text in self._view_grounds.warnings:
                 logger.warning(text)
-        windows = WindowTracks(boxes, confidence, times, [View(s.camera, s.size) for s in sequences])
+        windows = WindowTracks(boxes, confidence, times, [view_of(s) for s in sequences])
         return self._camera_geometry.vectors(windows, self._view_grounds.grounds, self._view_grounds.noise)
 
 
@@ -144,12 +146,12 @@ def predict_vehicles(
     """
     camera_geometry, sequence = models.camera_geometry, clip.sequence
     assert camera_geometry is not None
-    grounds = VideoGrounds(camera_geometry, View(sequence.camera, sequence.size), boxes)
+    grounds = VideoGrounds(camera_geometry, view_of(sequence), boxes)
     span = int((rows[:, -1] - rows[:, 0]).max()) + 1
     row_by_end, times = {int(row[-1]): row for row in rows}, sequence.frame_times
     window, tracker = SlidingWindow(models, rows, FRAMES_PER_STEP), OnlineTracker(span)
     intervals = sequence.frame_intervals
-    strips: list[Image] = []  # for optical flow: the last frame before a batch and the batch's
+    inputs: list[PairInputs] = []  # of streams of pairs: the last frames before a batch and the batch's
 
     def vectors(names: list[str], row: NDArray[np.int64]) -> NDArray[np.float32]:
         from_end = row - row[-1] - 1
@@ -168,10 +170,14 @@ def predict_vehicles(
                 if clip.source.parallel and config.frames.min_size:  # extraction decodes them at a reduced size
                     small = list(clip.source.read(start, start + len(images), config.frames.min_size))
                 batch[FRAMES] = np.stack([resize_frame(image, config.frames) for image in small])
-            if MOTION in models.inputs:
-                strips = [*strips[-1:], *map(optical_flow.flow_strip, images)]
-                flow = optical_flow.flow_entries(strips, starts_sequence=start == 0)
-                batch[MOTION] = scale_flow(flow, intervals[start : start + len(flow)], models.frame_interval)
+            if models.pair_streams:
+                inputs = [*inputs[-BLOCK:], *(pair_inputs(models.pair_streams, image) for image in images)]
+                first = start + len(images) - len(inputs)
+                batch |= pair_entries(models.pair_streams, inputs, first, sequence, start, start + len(images))
+            if MOTION in batch:
+                batch[MOTION] = scale_flow(batch[MOTION], intervals[start : start + len(images)], models.frame_interval)
+                if config.head.normalises_flow:
+                    batch[MOTION] = normalise_flow(batch[MOTION], sequence)
             window.push(batch)
             visible: list[tuple[int, str, Box]] = []
             geometry = []

@@ -86,11 +86,13 @@ def _check_entries(
     def read_examples(settings: str) -> tuple[StoreExamples, Task]:
         config = Config.model_validate_json(settings)
         task = read_task(config, store)
-        source = StoreSource(store.path, task.examples.rows, config.train.memory_gb, task.frame_interval)
+        memory, normalised = config.train.memory_gb, config.head.normalises_flow
+        source = StoreSource(store.path, task.examples.rows, memory, task.frame_interval, normalised)
         return StoreExamples(source, task.examples), task
 
     # those that decide the examples
     settings: Any = {"data": True, "window": True, "train": {"folds", "fold", "validation_split", "memory_gb"}}
+    settings["head"] = {"motion"}
     checked: dict[str, Config] = {}
     finished: set[str] = set()
     streams: dict[DerivedStream, None] = {}

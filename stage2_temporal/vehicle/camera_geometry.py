@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from features._common.types import Floats, Size
 from features.errors import DataError
-from features.sequences import Camera
+from features.sequences import Camera, FrameSequence
 from stage2_temporal.vehicle.geometry import (
     GEOMETRY_NAMES,
     MATCH_NOISE,
@@ -36,10 +36,16 @@ USUAL_NOISE_COUNT = 100  # second differences that the usual noise of boxes coun
 
 @dataclass(frozen=True)
 class View:
-    """What decides how footage sees the road: its calibration, if any, and its size."""
+    """What decides how footage sees the road: its calibration and its size, or the sequence where none is known."""
 
     camera: Camera | None
     size: Size
+    sequence: str | None = None  # id of a sequence without calibration, which may be of any camera
+
+
+def view_of(sequence: FrameSequence) -> View:
+    """The view of a sequence, which it shares with those of the same calibration."""
+    return View(sequence.camera, sequence.size, sequence.id if sequence.camera is None else None)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class CameraGeometry:
     calibrated: bool = False  # whether `camera` is a calibration
     noise: float = SIZE_NOISE  # px: the usual standard deviation of the width and height of a well matched box
     others: tuple[tuple[View, Ground], ...] = ()  # further cameras of the training footage
+    noise_given: bool = False  # whether the config says the noise, which then holds for all footage
     names: tuple[str, ...] = field(default=GEOMETRY_NAMES, compare=False)  # columns of the vectors; fewer in older runs
 
     @property
@@ -129,6 +136,7 @@ def _from_json(value: Mapping[str, Any]) -> CameraGeometry:
         value.get("calibrated", False),
         value.get("noise", SIZE_NOISE),
         tuple(others),
+        value.get("noise_given", False),
         tuple(value.get("names", TRACK_NAMES)),  # older versions did not write them
     )
 
@@ -147,13 +155,14 @@ def fit_camera_geometry(
     """
     located: NDArray[np.bool_] = np.isfinite(np.c_[boxes, positions]).all(axis=1)
     rows: dict[View, list[int]] = {}
-    for i, view in enumerate(tracks.views):
+    views = [replace(view, sequence=None) for view in tracks.views]  # sequences without calibration share a ground
+    for i, view in enumerate(views):
         rows.setdefault(view, []).append(i)
     main, *others = sorted(rows, key=lambda view: (int(located[rows[view]].sum()), len(rows[view])), reverse=True)
     chosen = np.array(rows[main])
     if located.any():
         if located[chosen].sum() < MIN_VIEW_LABELS and others:  # many cameras with few labels each
-            ground = fit_ground(_seen_by(main.camera, boxes, tracks.views), positions)
+            ground = fit_ground(_seen_by(main.camera, boxes, views), positions)
         else:
             ground = fit_ground(boxes[chosen], positions[chosen])
     else:

@@ -3,6 +3,9 @@
 the run's ground      where the footage has the same camera as the training, or none is known and its boxes agree
 the calibration       horizon, and height above the road; what it lacks is fitted to the boxes
 the boxes alone       without a calibration, starting from a usual dash-cam; a warning says so
+
+Sequences without calibration are pooled by the size of their frames, since data sets are usually of one camera. A
+sequence has a ground of its own where its boxes contradict that of all.
 """
 
 from __future__ import annotations
@@ -14,23 +17,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from features._common.types import Floats, Size
-from features.sequences import Camera, FrameSequence, same_aspect
+from features.sequences import USUAL_FOCAL_LENGTH, Camera, FrameSequence, same_aspect
 from features.tracks import Track
-from stage2_temporal.vehicle.camera_geometry import CameraGeometry, SeenGround, View, box_noise
+from stage2_temporal.vehicle.camera_geometry import CameraGeometry, SeenGround, View, box_noise, view_of
 from stage2_temporal.vehicle.ground import SCALE_DEVIATION, Ground
 from stage2_temporal.vehicle.self_calibration import Calibration, calibrate_ground
 
 SAME_INTRINSICS = 0.02  # largest difference of focal lengths, and of columns as a share of the width
-USUAL_FOCAL_LENGTH = 0.65  # of the width, in dash-cams and phones
 SAME_HEIGHT = 0.05  # largest relative difference of heights
 NOD = 0.004  # radians by which cars nod
 PITCH = 0.035  # radians by which dash-cams are tilted
 UNKNOWN_HEIGHT = 1.5, 0.25  # m above the road, and the deviation of its log
 CAR_WIDTH, CAR_HEIGHT = 1.8, 1.5  # m
-DIFFERENT = 12.0  # by how much less another ground must cost than the run's: 1 in 400 by chance
+DIFFERENT = 12.0  # by how much less a sequence's or footage's own ground must cost: 1 in 400 by chance
 OTHER_NOISE = 2.0  # times the noise of the training's boxes, from which footage has a noise of its own
 DIFFERENT_DISTANCE = 0.1  # of the log of distances, from which a ground counts as different
 UNCHECKED_DISTANCE = 0.25  # deviation of the log of distances from which boxes do not tell grounds apart
+MIN_BOXES = 10  # boxes from which a sequence without calibration may have a ground of its own
+ROUNDS = 3  # of finding the ground of most sequences and those that contradict it
 MAX_WARNINGS = 3  # lines about single cameras
 
 
@@ -47,7 +51,7 @@ def views_of(sequences: Iterable[FrameSequence]) -> dict[View, Floats]:
     """The labelled boxes (m, 4) of each view."""
     boxes: dict[View, list[Floats]] = {}
     for sequence in sequences:
-        known = boxes.setdefault(View(sequence.camera, sequence.size), [np.zeros((0, 4))])
+        known = boxes.setdefault(view_of(sequence), [np.zeros((0, 4))])
         known.append(np.array([x.box for x in sequence.labels if x.box is not None], np.float64).reshape(-1, 4))
     return {view: np.concatenate(parts) for view, parts in boxes.items()}
 
@@ -56,27 +60,78 @@ def find_view_grounds(
     geometry: CameraGeometry, views: Mapping[View, Floats], tracks: Iterable[Track] = ()
 ) -> ViewGrounds:
     """Find the ground of each view of some footage, given boxes (m, 4) px seen in it, and the noise of its tracks."""
-    results = {view: _find_ground(geometry, view, boxes) for view, boxes in views.items()}
+    grounds: dict[View, SeenGround] = {}
+    lines = []
+    uncalibrated: dict[Size, dict[View, Floats]] = {}
+    for view, boxes in views.items():
+        if view.camera is None:
+            uncalibrated.setdefault(view.size, {})[view] = boxes
+        else:
+            grounds[view], text = _find_ground(_in_size(geometry, view.size), view, view.camera, boxes)
+            lines.append((view.size, text))
+    for size, alike in uncalibrated.items():
+        of_size, text = _uncalibrated_grounds(_in_size(geometry, size), size, alike)
+        grounds |= of_size
+        lines.append((size, text))
+    warnings = [f"{size[0]}x{size[1]} frames: {text}. Try: --camera FILE" for size, text in lines if text]
+    if len(warnings) > MAX_WARNINGS:
+        warnings[MAX_WARNINGS:] = [f"so it is for {len(warnings) - MAX_WARNINGS} more cameras"]
+    return ViewGrounds(grounds, _noise(geometry, tracks), tuple(warnings))
+
+
+def _noise(geometry: CameraGeometry, tracks: Iterable[Track]) -> float:
+    """The noise of footage's boxes, px: the run's, unless its tracks show that they are clearly worse."""
+    if geometry.noise_given:
+        return geometry.noise
     noise = box_noise(((track.boxes, track.confidence) for track in tracks), geometry.noise)
-    lines = [f"{v.size[0]}x{v.size[1]} frames: {text}. Try: --camera FILE" for v, (_, text) in results.items() if text]
-    if len(lines) > MAX_WARNINGS:
-        lines[MAX_WARNINGS:] = [f"so it is for {len(lines) - MAX_WARNINGS} more cameras"]
-    return ViewGrounds(
-        {view: seen for view, (seen, _) in results.items()},
-        noise if noise > OTHER_NOISE * geometry.noise else geometry.noise,
-        tuple(lines),
-    )
+    return noise if noise > OTHER_NOISE * geometry.noise else geometry.noise
 
 
-def _find_ground(geometry: CameraGeometry, view: View, boxes: Floats) -> tuple[SeenGround, str]:
-    """A view's ground, and a warning or an empty text."""
-    geometry = _in_size(geometry, view.size)
-    if view.camera is None:
-        return _uncalibrated_ground(geometry, view.size, boxes)
+def _find_ground(geometry: CameraGeometry, view: View, camera: Camera, boxes: Floats) -> tuple[SeenGround, str]:
+    """The ground of a view with a calibration, and a warning or an empty text."""
     for known, ground in ((geometry.view, geometry.ground), *geometry.others):
         if known == view:
-            return SeenGround(ground, view.camera), ""
-    return _calibrated_ground(geometry, view.camera, view.size, boxes)
+            return SeenGround(ground, camera), ""
+    return _calibrated_ground(geometry, camera, view.size, boxes)
+
+
+def _uncalibrated_grounds(
+    geometry: CameraGeometry, size: Size, views: Mapping[View, Floats]
+) -> tuple[dict[View, SeenGround], str]:
+    """The grounds of views of one size without calibration: one for all, but for those whose boxes contradict it."""
+    separate: dict[View, SeenGround] = {}
+    for _ in range(ROUNDS if len(views) > 1 else 1):
+        rest = [boxes for view, boxes in views.items() if view not in separate]
+        shared, text = _uncalibrated_ground(geometry, size, np.concatenate(rest))
+        tried = {view: _own_ground(geometry, size, boxes, shared) for view, boxes in views.items()}
+        before, separate = separate, {view: seen for view, seen in tried.items() if seen is not None}
+        if separate.keys() == before.keys() or len(separate) == len(views):
+            break
+    if len(separate) == len(views):
+        text = ""  # no sequence has the shared ground
+    others = sum(seen.ground != geometry.ground for seen in separate.values())
+    if others:
+        lines = (
+            f"by their boxes, {others} of {len(views)} sequences without calibration have other cameras, so each has a "
+            "ground of its own, and its distances and velocities may be off by a third",
+            text,
+        )
+        text = "; ".join(filter(None, lines))
+    return {view: separate.get(view, shared) for view in views}, text
+
+
+def _own_ground(geometry: CameraGeometry, size: Size, boxes: Floats, shared: SeenGround) -> SeenGround | None:
+    """The ground of a sequence whose boxes contradict the one that all have; None if they do not, or are few."""
+    if np.isfinite(boxes).all(axis=1).sum() < MIN_BOXES:
+        return None
+    camera = _usual_camera(geometry, size)
+    calibrated = _calibrate(geometry, camera, boxes)
+    if not _differs(shared, calibrated, boxes):
+        return None
+    trained = SeenGround(geometry.ground, geometry.camera)
+    if size == geometry.size and not _differs(trained, calibrated, boxes):
+        return trained
+    return SeenGround(calibrated.ground, camera)
 
 
 def _in_size(geometry: CameraGeometry, size: Size) -> CameraGeometry:
@@ -87,8 +142,9 @@ def _in_size(geometry: CameraGeometry, size: Size) -> CameraGeometry:
 
 def _calibrated_ground(geometry: CameraGeometry, camera: Camera, size: Size, boxes: Floats) -> tuple[SeenGround, str]:
     calibrated = _calibrate(geometry, camera, boxes)
-    if _same_camera(camera, geometry, size) and not _differs(geometry, calibrated, boxes):
-        return SeenGround(geometry.ground, camera), ""
+    trained = SeenGround(geometry.ground, camera)
+    if _same_camera(camera, geometry, size) and not _differs(trained, calibrated, boxes):
+        return trained, ""
     ground = calibrated.ground
     if camera.height is not None:
         return SeenGround(ground, camera), ""
@@ -103,7 +159,7 @@ def _uncalibrated_ground(geometry: CameraGeometry, size: Size, boxes: Floats) ->
     if size == geometry.size:
         camera = replace(geometry.camera, height=None, horizon=None)
         calibrated = _calibrate(geometry, camera, boxes)
-        if not _differs(geometry, calibrated, boxes):
+        if not _differs(SeenGround(trained, geometry.camera), calibrated, boxes):
             unchecked = _distance_deviation(calibrated.ground, boxes) > UNCHECKED_DISTANCE
             text = "the camera is not known and too few boxes show whether it is the training's, which is assumed"
             return SeenGround(trained, geometry.camera), text if unchecked else ""
@@ -154,17 +210,17 @@ def _calibrate(geometry: CameraGeometry, camera: Camera, boxes: Floats) -> Calib
     return calibrate_ground(boxes, prior, NOD * camera.fy)
 
 
-def _differs(geometry: CameraGeometry, calibrated: Calibration, boxes: Floats) -> bool:
-    """Whether boxes fit another ground so much better than the training's that it cannot be the same."""
+def _differs(seen: SeenGround, calibrated: Calibration, boxes: Floats) -> bool:
+    """Whether boxes fit the ground calibrated by them so much better than another that it cannot be the same."""
     bottom = boxes[np.isfinite(boxes).all(axis=1), 3]
     if not len(bottom):
         return False
-    trained = calibrate_ground(boxes, geometry.ground, NOD * geometry.camera.fy)
+    other = calibrate_ground(boxes, seen.ground, NOD * seen.camera.fy)
     # residuals of one vehicle's boxes are alike: what they exceed their expectation by counts for all
     dispersion = max(1.0, calibrated.cost / (2 * len(bottom)))
-    logs = [np.log(ground.distance_from_bottom(bottom)) for ground in (calibrated.ground, geometry.ground)]
+    logs = [np.log(ground.distance_from_bottom(bottom)) for ground in (calibrated.ground, seen.ground)]
     distance = abs(float(np.median(logs[0] - logs[1])))
-    return (trained.cost - calibrated.cost) / dispersion > DIFFERENT and distance > DIFFERENT_DISTANCE
+    return (other.cost - calibrated.cost) / dispersion > DIFFERENT and distance > DIFFERENT_DISTANCE
 
 
 def _distance_deviation(ground: Ground, boxes: Floats) -> float:

@@ -106,7 +106,7 @@ def test_each_head_has_its_own_settings_with_descriptions() -> None:
         assert Config.model_validate(config.model_dump()) == config
         assert model.when.endswith(".")
         assert all(field.description for key, field in model.model_fields.items() if key != "name")
-    assert set(SETTINGS["box_ridge"].model_fields) == {"name", "alpha"}
+    assert set(SETTINGS["box_ridge"].model_fields) == {"name", "alpha", "box_noise"}
     assert set(AutoConfig.model_fields) == {"name"}
 
 

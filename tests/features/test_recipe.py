@@ -12,7 +12,7 @@ from tests.helpers import RECIPE
 OTHER = {
     "decode": "fast", "size": (64, 36), "interpolation": "cubic", "colour": "bgr", "preprocess": "VGG16",
     "backbone": "VGG16", "arguments": {"alpha": 0.25}, "weights_digest": "f" * 64, "top_layers": 4,
-    "precision": "bfloat16", "dtype": "float16",
+    "precision": "bfloat16", "dtype": "float16", "grid": (3, 4),
 }  # fmt: skip
 
 

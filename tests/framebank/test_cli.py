@@ -57,7 +57,7 @@ def test_help_shows_every_setting_of_the_sections_that_the_command_reads(
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
     config = Config()
-    stage_one = {"sample": {"data"}, "extract": {"data", "frames", "backbone", "extract"}}
+    stage_one = {"sample": {"data"}, "extract": {"data", "frames", "backbone", "extract", "compute"}}
     sections = (stage_one | {"repair": stage_one["extract"]}).get(name, set(CONFIG_SECTIONS))
     for section in CONFIG_SECTIONS:
         for key in type(getattr(config, section)).model_fields:
@@ -131,7 +131,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("extract --train.epochs 3", "--train.epochs is not an option of this command"),
         ("train --head.name rigde", "no such head (did you mean ridge?)"),
         ("train --head.unit 3", "unknown option --head.unit (did you mean units?), pooled_lstm has "),
-        ("train --head.name ridge --head.units 3", "ridge has streams, grid, components, difference, lags, alpha"),
+        (
+            "train --head.name ridge --head.units 3",
+            "ridge has streams, motion, grid, components, difference, lags, alpha",
+        ),
         ("train --head.name auto --head.units 3", "auto has no settings"),
         ("train --frames.colour rgp", "(did you mean rgb?); got rgp; expected one of rgb, bgr"),
         ("train --train.epochs", "--train.epochs: value missing; expected INT"),

@@ -58,6 +58,25 @@ def test_checkerboard_gives_the_camera(photos: Path, tmp_path: Path, capsys: pyt
     assert camera.size == SIZE and camera.height == 1.4
 
 
+def test_checkerboard_gives_the_distortion(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    terms = np.array([-0.2, 0.05, 0, 0])
+    pixels = np.stack(np.meshgrid(np.arange(SIZE[0]), np.arange(SIZE[1])), -1).reshape(-1, 1, 2).astype(np.float32)
+    places = cv2.undistortPoints(pixels, MATRIX, terms, P=MATRIX).reshape(SIZE[1], SIZE[0], 2)
+    (tmp_path / "bent").mkdir()
+    for file in photos.iterdir():
+        bent = cv2.remap(cv2.imread(str(file)), places, None, cv2.INTER_CUBIC, borderValue=(150, 150, 150))
+        cv2.imwrite(str(tmp_path / "bent" / file.name), bent)
+    assert main(["camera", str(tmp_path / "bent"), "--output", str(tmp_path / "camera.toml")]) == 0
+    warning = capsys.readouterr().err
+    assert "moves the corners of the frame by -" in warning and "framebank speed" in warning
+    camera = read_camera_file(tmp_path / "camera.toml")
+    r = np.linspace(0, 0.4, 9)  # the board reaches this far from the middle, in focal lengths
+    bent, true = (k1 * r**2 + k2 * r**4 for k1, k2 in (camera.distortion[:2], terms[:2]))
+    assert bent == pytest.approx(true, abs=0.003)
+    assert camera.distortion[2:] == (0, 0)
+    assert camera.fx == pytest.approx(MATRIX[0, 0], rel=0.01)
+
+
 def test_too_few_views_are_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["camera", str(photos), "--board", "8", "5", "--output", str(tmp_path / "camera.toml")]
     assert main(arguments) == 2

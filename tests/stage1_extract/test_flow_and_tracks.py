@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from features._common.types import Image
 from features.config import DataConfig
 from features.errors import BadInputs, DataError
-from features.sequences import Box, FrameSequence, Label
+from features.sequences import Box, Camera, FrameSequence, Label
 from features.shards import ShardWriter
 from features.store import Store
 from features.store_tables import StreamInfo
@@ -27,6 +27,8 @@ from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.engines.engine import Engine
 from stage1_extract.extract import ExtractionResult, extract
+from stage1_extract.ground_flow import speed_curve
+from stage1_extract.ground_flow.ground_flow import road_image
 from stage1_extract.info import describe_store
 from stage1_extract.tracking.sequence_tracks import FRAMES_PER_READ, SHORT_SEQUENCE, LazyGreyFrames, to_grey
 from stage1_extract.tracking.tracker import track_known_boxes
@@ -154,6 +156,35 @@ def test_flow_and_tracks_are_added_to_a_finished_store_without_a_network(
     assert run(tmp_path / "s.h5", None, *clips()).frames == 94
     assert run(tmp_path / "s.h5", None, *clips(), **{setting: False}).frames == 94  # existing streams stay
     assert store_content(tmp_path / "s.h5") == after
+
+
+@pytest.mark.parametrize("horizon", [20.0, None])
+def test_speed_curve_is_added_to_a_finished_store_and_follows_the_camera(
+    horizon: float | None, tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    camera = Camera(80.0, 80.0, 48.0, 32.0, 1.2, horizon)
+
+    def clips(camera: Camera) -> list[Clip]:
+        each = [clip(50, name="long"), clip(1, name="one"), clip(2, name="two"), clip(17, name="odd", parallel=False)]
+        return [Clip(replace(c.sequence, camera=camera), c.source) for c in each]
+
+    path = tmp_path / "s.h5"
+    run(path, engine, *clips(camera))
+    before = store_content(path)
+    monkeypatch.setattr("stage1_extract.backbone.trunk.build_trunk", lambda _: pytest.fail("a network was loaded"))
+    result = run(path, None, *clips(camera), ground_flow=True)
+    assert (result.extracted, result.flows, result.roads) == (0, 0, 70)
+    assert {name: data for name, data in store_content(path).items() if name in before} == before
+    with Store(path) as store:
+        for sequence, first in zip(store.sequences, store.first.tolist(), strict=True):
+            images = [road_image(frame) for frame in moving_patch(sequence.length)]
+            curves = store.read("ground_flow", range(first, first + sequence.length))
+            expected = speed_curve.curve_entries(images, 0, sequence, 0, sequence.length)
+            np.testing.assert_array_equal(curves, expected)
+            np.testing.assert_array_equal(curves[0], curves[min(1, len(curves) - 1)])
+        assert "road's speed curve" in describe_store(store)
+    assert run(path, None, *clips(camera), ground_flow=True).roads == 0
+    assert run(path, None, *clips(replace(camera, fy=90.0)), ground_flow=True).roads == 70
 
 
 @pytest.mark.parametrize(("stream", "row"), [("motion", 0), ("motion", 30), ("appearance", 0), ("appearance", 57)])

@@ -16,9 +16,10 @@ import pytest
 
 from features._common.csv_table import read_csv_table
 from features._common.types import Floats, Image
-from features.sequences import Camera
+from features.sequences import Camera, FrameSequence
 from framebank.cli import main
-from stage1_extract.ground_flow import SpeedEstimates, estimate_speeds
+from stage1_extract.ground_flow import SpeedEstimates, estimate_speeds, speed_curve
+from stage1_extract.ground_flow.ground_flow import road_image
 from stage1_extract.sample.dataset import clip_scene
 from stage1_extract.sample.render import render_frames
 from stage1_extract.sample.scene import FPS, FRAMES, TUSIMPLE_CAMERA, Scene
@@ -205,6 +206,36 @@ def test_a_long_drive_holds_few_frames() -> None:
     assert most < 80
 
 
+# the stream
+
+
+def test_speed_curve_of_a_real_drive(kitti_frames: list[Image], kitti_speeds: Floats) -> None:
+    """Of single pairs of frames, with the horizon known or not; half the height halves all speeds."""
+    frames = [road_image(frame) for frame in kitti_frames]
+    sequence = FrameSequence("a", "test", 51, 1 / KITTI_STEP, kitti_frames[0].shape[1::-1], "", camera=KITTI_CAMERA)
+    for horizon in (170.6, None):
+        known = replace(sequence, camera=replace(KITTI_CAMERA, horizon=horizon))
+        curves = speed_curve.curve_entries(frames, 0, known, 1, 51)[:, 0, 0].astype(np.float64)
+        assert curves.shape == (50, len(speed_curve.AXIS))
+        assert curves.sum(axis=1) == pytest.approx(np.ones(50), abs=0.02)
+        assert np.median(np.abs(curves @ speed_curve.AXIS - kitti_speeds[1:])) < 0.05 * kitti_speeds.mean()
+    halved = replace(known, camera=replace(KITTI_CAMERA, height=KITTI_CAMERA.height / 2, horizon=170.6))
+    curves = speed_curve.curve_entries(frames, 0, halved, 1, 51)[:, 0, 0].astype(np.float64)
+    assert np.median(curves @ speed_curve.AXIS) == pytest.approx(np.median(kitti_speeds) / 2, abs=0.3)
+
+
+def test_speed_curve_of_a_standing_car_and_of_an_unknown_camera(kitti_frames: list[Image]) -> None:
+    frames = [road_image(kitti_frames[0])] * 3
+    sequence = FrameSequence("a", "test", 3, 10.0, kitti_frames[0].shape[1::-1], "")
+    curves = speed_curve.curve_entries(frames, 0, sequence, 1, 3)[:, 0, 0].astype(np.float64)
+    assert curves @ speed_curve.AXIS == pytest.approx([0, 0], abs=0.2)
+    assert curve_fingerprint(sequence) != curve_fingerprint(replace(sequence, fps=20.0))
+
+
+def curve_fingerprint(sequence: FrameSequence) -> str:
+    return speed_curve.curve_info([sequence]).fingerprint
+
+
 # the command
 
 
@@ -232,6 +263,32 @@ def test_command_writes_a_row_for_each_frame(tmp_path: Path, capsys: pytest.Capt
     assert rows[:, 1].tolist() == list(range(FRAMES))
     assert np.median(rows[:, 2]) == pytest.approx(scene.speed, abs=0.5)
     assert f"{FRAMES} frames" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("terms", [(-0.25, 0.06), (0.12, 0.0, 0.001, -0.001)])
+def test_distortion_of_the_lens_is_taken_out(
+    terms: tuple[float, ...], kitti_frames: list[Image], kitti_speeds: Floats, tmp_path: Path
+) -> None:
+    c, (height, width) = KITTI_CAMERA, kitti_frames[0].shape
+    matrix, padded = np.array([[c.fx, 0, c.cx], [0, c.fy, c.cy], [0, 0, 1]]), np.array([*terms, 0, 0][:4])
+    pixels = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).reshape(-1, 1, 2).astype(np.float32)
+    places = cv2.undistortPoints(pixels, matrix, padded, P=matrix).reshape(height, width, 2)
+    (tmp_path / "drive").mkdir()
+    for i, frame in enumerate(kitti_frames):
+        bent = cv2.remap(frame, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        cv2.imwrite(str(tmp_path / "drive" / f"{i:03d}.png"), bent)
+    errors = {}
+    for name, line in (("corrected", f"distortion = {list(terms)}\n"), ("ignored", "")):
+        camera, out = tmp_path / f"{name}.toml", tmp_path / f"{name}.csv"
+        numbers = f"fx = {c.fx}\nfy = {c.fy}\ncx = {c.cx}\ncy = {c.cy}\nheight = {c.height}\n"
+        camera.write_text(f"{numbers}size = [{width}, {height}]\n{line}")
+        options = ["--camera", str(camera), "--fps", str(1 / KITTI_STEP), "--output", str(out)]
+        assert main(["speed", str(tmp_path / "drive"), *options]) == 0
+        speeds = [float(row.cells["speed"]) for row in read_csv_table(out).rows]
+        errors[name] = rms(np.array(speeds) - kitti_speeds)
+    print(errors)
+    assert errors["corrected"] < 0.3
+    assert errors["ignored"] > 2 * errors["corrected"]
 
 
 @pytest.mark.parametrize("labels", [False, True])

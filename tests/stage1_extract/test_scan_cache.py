@@ -9,14 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from framebank.workflows import extract_data_set
 from stage1_extract.datasets import image_sequence, scan, video
 from stage1_extract.datasets.archive import ReadablePath, read_file
 from stage1_extract.datasets.clip import Catalogue
 from stage1_extract.datasets.scan_cache import ScanCache, scan_cache_of
 from tests.dataset_helpers import data_config, noise_image, write_clip, zip_folder
+from tests.extraction_helpers import extraction_config
 from tests.image_runs import write_video
 
 OLD = 1_700_000_000  # s: a time of modification long ago
+
+
+READ_COUNTER = Path("/proc/self/io")
+
+
+def bytes_read() -> int:
+    """Bytes that this process has read from files so far."""
+    return int(READ_COUNTER.read_text().split()[1])
 
 
 @pytest.fixture
@@ -64,6 +74,24 @@ def test_second_scan_reads_no_image_and_finds_the_same(folder: Path, tmp_path: P
     assert digests(second) == digests(scan(data_config("competition", folder)))
     images = [list(clip.source.read(0, clip.sequence.length)) for clip in second.clips]
     assert np.ptp(images[0][0]) > 0
+
+
+@pytest.mark.skipif(not READ_COUNTER.exists(), reason="this system does not count what a process reads")
+def test_extraction_with_nothing_to_do_reads_less_than_2_percent_of_the_images(tmp_path: Path) -> None:
+    for name in ("1", "2", "3"):
+        write_clip(tmp_path / f"data/Train/Train/{name}")
+        for i in range(1, 9):
+            (tmp_path / f"data/Train/Train/{name}/imgs/{i:03d}.jpg").write_bytes(noise_image(i, (800, 600)))
+    make_old(tmp_path / "data")
+    images = sum(file.stat().st_size for file in tmp_path.rglob("*.jpg"))
+    config = extraction_config(tmp_path / "data", motion=False)
+    counts = []
+    for _ in range(3):  # the second one may still load modules
+        before = bytes_read()
+        result = extract_data_set(config, tmp_path / "s.h5")
+        counts.append(bytes_read() - before)
+    assert result.frames == 24 and result.extracted == 0
+    assert counts[0] > images and counts[2] < 0.02 * images
 
 
 def test_only_changed_files_are_read_again(folder: Path, tmp_path: Path, read: list[str]) -> None:
@@ -140,10 +168,8 @@ def test_video_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     frames = [np.full((48, 64, 3), 8 * i, np.uint8) for i in range(12)]
     write_video(tmp_path / "data/test.avi", frames)
     make_old(tmp_path / "data")
-    decoded = []
-    monkeypatch.setattr(
-        video.Video, "_find_facts", lambda self, find=video.Video._find_facts: decoded.append(1) or find(self)
-    )
+    decoded, find = [], video.Video._find_facts
+    monkeypatch.setattr(video.Video, "_find_facts", lambda self, times: decoded.append(1) or find(self, times))
     config = data_config("video", tmp_path / "data")
     first, second = (scan(config, cache=ScanCache(tmp_path / "s.scan")) for _ in range(2))
     assert len(decoded) == 1

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ import numpy as np
 import pytest
 
 from features._common.types import Image
+from features.config import DataConfig
 from features.errors import DataError
 from stage1_extract.datasets import scan
-from stage1_extract.datasets.clip import Catalogue
+from stage1_extract.datasets.clip import Catalogue, Clip
+from stage1_extract.datasets.single_video import read_single_clip, use_single_clip
 from stage1_extract.datasets.video import Video, split_of
 from tests.dataset_helpers import assert_only_fault, data_config
 
@@ -71,6 +75,20 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(av, "open", recorded)
     return openings
+
+
+@pytest.fixture
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The videos whose last frame was decoded; the test may clear it."""
+    decodings: list[Path] = []
+    decode = Video._decode
+
+    def recorded(video: Video) -> Generator[av.VideoFrame, None, None]:
+        yield from decode(video)
+        decodings.append(video.path)
+
+    monkeypatch.setattr(Video, "_decode", recorded)
+    return decodings
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.avi", "MJPG"), ("a.mp4", "mp4v"), ("a.mkv", "mp4v")])
@@ -254,6 +272,74 @@ def test_times_are_the_timestamps(tmp_path: Path, codec: str, suffix: str, kind:
     with av.open(str(tmp_path / f"t{suffix}")) as container:
         stamps = np.array([frame.time for frame in container.decode(video=0)])
     np.testing.assert_allclose(found, stamps - stamps[0], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"), [("mpeg4", ".mp4"), ("libx264", ".mp4"), ("libx264", ".ts"), ("libvpx-vp9", ".webm")]
+)
+@pytest.mark.parametrize("kind", ["even", "variable", "offset"])
+def test_packets_tell_what_decoding_tells(
+    tmp_path: Path, codec: str, suffix: str, kind: str, decodings: list[Path]
+) -> None:
+    times = np.arange(40) / 20 + 3.7 * (kind == "offset")
+    if kind == "variable":
+        times[20:] += np.arange(20) / 10
+    path = tmp_path / f"t{suffix}"
+    write_timed(path, times, codec)
+    decoded, announced = Video(path), Video(path, by_packets=True)
+    assert announced.facts == decoded.facts
+    assert all(np.array_equal(announced.frame(i), decoded.frame(i)) for i in range(40))
+    decodings.clear()
+    clip = use_single_clip(path, DataConfig(), None, lambda clip: list(clip.source.read(0, 40)) and clip)
+    assert clip.sequence.length == 40
+    assert decodings == [path]
+
+
+def test_packet_without_a_frame_is_noticed_while_decoding(tmp_path: Path) -> None:
+    whole, path = tmp_path / "whole.mp4", tmp_path / "t.mp4"
+    write_timed(whole, np.arange(15) / 20, "mpeg4")
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for i, packet in enumerate(p for p in source.demux(video=0) if p.size):
+            data = bytearray(packet)
+            if i == 10:
+                # after the start code and the type: 0, 1, ten bits of time, 1, and whether the picture is coded
+                data[5] &= 0b11111110
+            copy = av.Packet(bytes(data))
+            copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+            copy.duration, copy.is_keyframe, copy.stream = packet.duration, packet.is_keyframe, stream
+            target.mux(copy)
+    lengths = []
+
+    def use(clip: Clip) -> int:
+        lengths.append(clip.sequence.length)
+        return len(list(clip.source.read(0, clip.sequence.length)))
+
+    assert use_single_clip(path, DataConfig(), None, use) == 14
+    assert lengths == [15, 14]
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_damage_is_reported_as_if_all_frames_had_been_counted(
+    tmp_path: Path, codec: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.mkv"
+    write_timed(path, np.arange(40) / 20, codec)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    results = []
+    ways = partial(read_single_clip, path, fps=None), partial(use_single_clip, path, fps=None, use=all_frames)
+    for open_clip in ways:
+        with pytest.raises(DataError, match="--allow-truncated") as caught:
+            open_clip(DataConfig())
+        results.append((str(caught.value), open_clip(DataConfig(allow_truncated=True)).sequence.length))
+    assert results[0] == results[1]
+    assert capsys.readouterr().err.count("It is read as far as it goes") == 2
+
+
+def all_frames(clip: Clip) -> Clip:
+    """The clip, after its frames have been read."""
+    assert len(list(clip.source.read(0, clip.sequence.length))) == clip.sequence.length
+    return clip
 
 
 def test_segments_of_a_variable_rate_video_keep_its_times(tmp_path: Path) -> None:

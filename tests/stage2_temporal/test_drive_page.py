@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from stage2_temporal.evaluation.uncertainty import UncertainPredictions
-from stage2_temporal.report.drive_page import MAX_PICTURES, Drive, drive_html, shown_frames, write_drive_page
+from stage2_temporal.report.drive_page import (
+    MAX_CHARTED,
+    MAX_PICTURES,
+    Drive,
+    drive_html,
+    shown_frames,
+    write_drive_page,
+)
 from tests.helpers import IN_BROWSER
 
 COUNT, FIRST = 60, 7
@@ -27,6 +34,16 @@ def make_drive(count: int = COUNT, *, old: bool = False) -> Drive:
     above = 1 / (1 + np.exp(15 - values))
     predictions = UncertainPredictions(values, values - 2, values + 2, 0.9, unlike, above, 15.0)
     return Drive("drive.mp4", times, frames, predictions, ["ego_speed"])
+
+
+def make_vehicles_drive() -> Drive:
+    """Two vehicles: `1` in frames 7 to 26, whose last five windows are flagged, `<b>` in frames 17 to 26."""
+    seen = [(frame, name) for frame in range(7, 27) for name in ("1", "<b>") if name == "1" or frame >= 17]
+    frames, names = np.array([frame for frame, _ in seen]), [name for _, name in seen]
+    values = np.array([[frame / 10, 0.5] if name == "1" else [-3.0, -0.5] for frame, name in seen])
+    unlike = np.array([name == "1" and frame >= 22 for frame, name in seen])
+    predictions = UncertainPredictions(values, values - 1, values + 1, 0.9, unlike)
+    return Drive("drive.mp4", 0.1 * np.arange(30), frames, predictions, ["vx", "vy"], names)
 
 
 def make_pictures(drive: Drive) -> dict[int, bytes]:
@@ -48,6 +65,27 @@ def test_drive_of_a_run_without_intervals_has_no_band() -> None:
     assert 'class="band' not in page
     assert "interval</th>" not in page
     assert "nan" not in page.lower()
+
+
+def test_drive_of_vehicles_has_a_picture_per_frame_and_a_row_per_prediction() -> None:
+    drive = make_vehicles_drive()
+    assert shown_frames(drive) == list(range(7, 27))
+    page = drive_html(drive, make_pictures(drive))
+    assert "30 predictions of vx, vy for 2 vehicles from 0.7 to 2.6 s" in page
+    assert page.count("<td>1</td>") == 20 and page.count("<td>&lt;b&gt;</td>") == 10
+    assert "<b>" not in page.replace("<dd><b></b>", "").replace('"<b>"', "")
+
+
+def test_only_the_vehicles_seen_longest_have_charts() -> None:
+    counts = range(3, 3 + MAX_CHARTED + 2)  # vehicle i is in so many frames
+    seen = sorted((frame, f"v{i}") for i, count in enumerate(counts) for frame in range(count))
+    frames, names = np.array([frame for frame, _ in seen]), [name for _, name in seen]
+    values = np.zeros((len(seen), 1))
+    drive = Drive("d", 0.1 * np.arange(20), frames, UncertainPredictions(values, values, values, 0.9), ["vx"], names)
+    page = drive_html(drive, make_pictures(drive))
+    assert page.count("<h3>vehicle v") == MAX_CHARTED
+    assert "<h3>vehicle v0<" not in page and "<h3>vehicle v1<" not in page
+    assert f"The {MAX_CHARTED} vehicles that were seen longest" in page
 
 
 def numbers_in(path: str | None) -> list[str]:
@@ -128,4 +166,30 @@ class TestInBrowser:
         for part in (".band", ".line", ".dashed", ".points"):
             assert numbers_in(page.locator(f".plot > svg {part}").get_attribute("d"))
         assert "10 of 60 windows" in page.locator(".banner").inner_text()
+        context.close()
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    @pytest.mark.parametrize("width", [1240, 390])
+    def test_page_of_vehicles_shows_those_in_the_frame(
+        self, browser: sync_api.Browser, tmp_path: Path, scheme: str, width: int
+    ) -> None:
+        drive = make_vehicles_drive()
+        write_drive_page(tmp_path / "drive.html", drive, make_pictures(drive))
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page, errors = context.new_page(), []
+        page.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: errors.append(str(e)))
+        page.goto((tmp_path / "drive.html").as_uri(), wait_until="load")
+        readings = page.locator(".reading")
+        assert readings.locator("h3").all_inner_texts() == ["vehicle 1"]
+        assert readings.locator("b").all_inner_texts() == ["0.7", "0.5"]
+        assert page.locator(".plot > svg .band").count() == 4
+        page.locator("h1").click()
+        page.keyboard.press("End")
+        assert readings.locator("h3").all_inner_texts() == ["vehicle 1", "vehicle <b>"]
+        assert readings.locator("b").all_inner_texts() == ["2.6", "0.5", "−3.0", "−0.5"]
+        assert [readings.nth(i).locator(".unlike").is_visible() for i in (0, 1)] == [True, False]
+        assert page.locator(".cursor").count() == 4
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert errors == []
         context.close()

@@ -172,3 +172,9 @@ def test_mixed_rates_in_training_need_an_interval(
         warned = "are 0.025 s apart in some sequences and 0.05 s in others" in capsys.readouterr().err
         assert warned == (interval is None)
     assert read_metrics(tmp_path / "r0.05").interval == pytest.approx(0.05)
+    # flow is scaled to one interval as it is read, so the store's is not pooled
+    flow = read_run_config(home / "runs/flow").with_settings({"data.path": str(tmp_path / "data")})
+    with Store(tmp_path / "s.h5") as store:
+        train(flow, store, read_task(flow, store), tmp_path / "flow", report=False)
+    with Store(tmp_path / "s.h5") as store:
+        assert "pooled" in store.streams and not any(name.startswith("motion.") for name in store.streams)

@@ -6,16 +6,26 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from features._common.types import Floats
 from stage2_temporal.evaluation.intervals import (
+    ConformalScores,
+    ErrorScale,
     calibrate,
-    fit_error_scale,
     interval_scores,
+    sequence_weights,
     sequences_needed,
     weighted_quantile,
 )
 
-NO_INPUTS = np.zeros((0, 0))
+UNLIMITED = np.array([np.inf])
+UNIT = ErrorScale(np.ones((1, 1)), UNLIMITED)
+
+
+def unscaled(error: Floats, groups: NDArray[np.int64]) -> ConformalScores:
+    """The scores of errors (n, 1) in their own unit."""
+    return ConformalScores(UNIT, np.abs(error), sequence_weights(groups))
 
 
 def coverage(rng: np.random.Generator, sequences: int, windows: int, level: float, repetitions: int) -> float:
@@ -27,7 +37,7 @@ def coverage(rng: np.random.Generator, sequences: int, windows: int, level: floa
         groups = np.arange(sequences + 1).repeat(windows)
         known, new = slice(None, -windows), slice(-windows, None)
         inputs = np.zeros((len(error), 0))
-        scores = calibrate(np.zeros_like(error[known]), error[known], inputs[known], groups[known], np.ones((1, 1)))
+        scores = unscaled(error[known], groups[known])
         hits.append(np.abs(error[new]) <= scores.half_widths(inputs[new], level))
     return float(np.mean(hits))
 
@@ -49,31 +59,66 @@ def test_rank_of_the_quantile_counts_the_new_sequence() -> None:
 def test_sequence_with_many_windows_counts_like_any_other() -> None:
     error = np.array([[1.0]] * 1000 + [[2.0], [3.0], [4.0]])
     groups = np.array([0] * 1000 + [1, 2, 3])
-    scores = calibrate(np.zeros_like(error), error, np.zeros((1003, 0)), groups, np.ones((1, 1)))
+    scores = unscaled(error, groups)
     assert scores.half_widths(np.zeros((1, 0)), 0.6)[0, 0] == 3.0
 
 
 def test_no_sequence_gives_no_interval() -> None:
-    scores = calibrate(np.zeros((0, 2)), np.zeros((0, 2)), NO_INPUTS, np.zeros(0, int), np.ones((2, 1)))
-    assert np.isinf(scores.half_widths(np.zeros((3, 0)), 0.5)).all()
+    scores = calibrate(np.zeros((0, 1)), np.zeros((0, 2)), np.zeros(0, int), UNLIMITED)
+    assert scores.sequences == 0
+    assert np.isinf(scores.half_widths(np.zeros((3, 2)), 0.5)).all()
 
 
 def test_scale_makes_intervals_wide_where_errors_are_large() -> None:
     rng = np.random.default_rng(2)
     distance = rng.uniform(5, 90, (4000, 1))
     error = rng.normal(size=(4000, 1)) * (0.05 + 0.01 * distance)
-    scale = fit_error_scale(error[:2000], distance[:2000])
-    scores = calibrate(np.zeros((2000, 1)), error[2000:], distance[2000:], np.arange(2000), scale)
+    scores = calibrate(error, distance, np.arange(4000), UNLIMITED)
     fresh = rng.normal(size=(4000, 1)) * (0.05 + 0.01 * distance)
     hit = np.abs(fresh) <= scores.half_widths(distance, 0.9)
     for low, high in ((5, 20), (20, 45), (45, 90)):
         assert 0.87 < hit[(distance >= low) & (distance < high)].mean() < 0.93
 
 
+def test_head_that_knows_nothing_is_expected_to_err_as_a_constant_does() -> None:
+    rng = np.random.default_rng(4)
+    deviation = rng.uniform(0.1, 1.0, (500, 1))
+    error = rng.normal(size=(500, 1)) * deviation
+    deviation[:10], error[:10] = 20.0, rng.normal(size=(10, 1)) * 2.0  # without any measurement: a typical value
+    scores = calibrate(error, deviation, np.arange(500), np.array([1.6]))
+    assert scores.sequences == 500
+    half = scores.half_widths(np.array([[0.1], [1.0], [20.0]]), 0.9)[:, 0]
+    assert half[0] < 0.3 and half[1] == pytest.approx(1.65, abs=0.25)
+    assert half[2] == pytest.approx(2 * half[1], rel=0.1)
+
+
+def test_intervals_of_fast_cars_are_wide_if_errors_grow_with_speed() -> None:
+    rng = np.random.default_rng(0)
+    speed = rng.uniform(5, 30, (400, 1))
+    scores = calibrate(rng.normal(size=(400, 1)) * speed / 10, speed, np.arange(400), UNLIMITED)
+    slow, fast = scores.half_widths(np.array([[5.0], [30.0]]), 0.9)[:, 0]
+    assert fast > 4 * slow
+
+
+def test_scale_that_was_fitted_to_few_errors_does_not_make_intervals_narrow() -> None:
+    """Fitted to all errors of 20 sequences, a scale with four inputs would fit them better than any new ones."""
+    rng, hits = np.random.default_rng(5), []
+    for _ in range(400):
+        inputs = rng.uniform(0, 1, (220, 4))
+        error = rng.normal(size=(220, 1)) * (0.1 + inputs[:, :1])
+        scores = calibrate(error[:20], inputs[:20], np.arange(20), UNLIMITED)
+        hits.append((np.abs(error[20:]) <= scores.half_widths(inputs[20:], 0.9)).mean())
+    assert 0.88 < np.mean(hits) < 0.96
+
+
+def test_scale_of_an_older_run_reads_fewer_inputs() -> None:
+    assert UNIT.sizes(np.ones((3, 2))).tolist() == [[1.0]] * 3
+
+
 def test_probability_agrees_with_the_interval_and_with_what_happens() -> None:
     rng = np.random.default_rng(3)
-    error, inputs = rng.normal(size=(999, 1)), np.zeros((999, 0))
-    scores = calibrate(np.zeros_like(error), error, inputs, np.arange(999), np.ones((1, 1)))
+    error = rng.normal(size=(999, 1))
+    scores = unscaled(error, np.arange(999))
     half = scores.half_widths(np.zeros((1, 0)), 0.9)[0, 0]
     speed = np.array([[20.0]])
     at_low, at_middle, at_high = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,18 +123,33 @@ def test_window_slides_and_each_frame_is_read_once(run: Path, frames: Path, box:
     assert results[7][1][0].box == pytest.approx(box, abs=1e-6)
 
 
+def picture_in(page: str) -> Image:
+    """The first picture that a page embeds."""
+    match = re.search(r"data:image/jpeg;base64,([^\"]+)", page)
+    assert match is not None
+    return np.asarray(cv2.imdecode(np.frombuffer(base64.b64decode(match[1]), np.uint8), cv2.IMREAD_COLOR), np.uint8)
+
+
 def test_several_vehicles_are_named_and_drawn(run: Path, frames: Path, box: tuple[float, ...], tmp_path: Path) -> None:
     boxes = {"ahead": box, "other": (500.0, 380.0, 700.0, 500.0)}
     lines = [f"7,{','.join(map(str, sides))},{name}" for name, sides in boxes.items()]
-    table, overlay = tmp_path / "out.csv", tmp_path / "drawn.mp4"
-    files = predict(run, frames, table, overlay, boxes=write_boxes(tmp_path / "boxes.csv", lines), fps=10.0)
-    assert files.files == (table, overlay)
+    table, overlay, page = tmp_path / "out.csv", tmp_path / "drawn.mp4", tmp_path / "drive.html"
+    boxes_file = write_boxes(tmp_path / "boxes.csv", lines)
+    files = predict(run, frames, table, overlay, boxes=boxes_file, fps=10.0, report=page)
+    assert files.files == (table, overlay, page)
     assert "ahead" in [r["vehicle"] for r in read_rows(table)]
     drawn, plain = read_video(overlay), cv2.imread(str(frames / "008.jpg"))
     assert len(drawn) == 8
     change = np.abs(drawn[-1].astype(int) - plain)
     left, top, _, bottom = (round(side) for side in box)
     assert change[top : bottom + 1, left].mean() > 10 * change[:100].mean()
+    shown = picture_in(page.read_text())
+    scale = shown.shape[1] / 1280
+    small = cv2.resize(np.asarray(plain), shown.shape[1::-1], interpolation=cv2.INTER_AREA)
+    change = np.abs(shown.astype(int) - small)
+    rows = slice(round(top * scale), round(bottom * scale))
+    assert change[rows, round(left * scale)].mean() > 10 * change[: round(100 * scale)].mean()
+    assert "<td>ahead</td>" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -187,6 +204,12 @@ def test_camera_file_tells_that_frames_are_the_training_cameras(
     assert "the camera is not known" in capsys.readouterr().err  # one box cannot show which one it is
     predict(run, frames, tmp_path / "camera.csv", boxes=boxes, fps=10, camera=camera_file(tmp_path / "c.toml"))
     assert "camera" not in capsys.readouterr().err
+    bent = camera_file(tmp_path / "bent.toml", distortion=[-0.2, 0.03])
+    predict(run, frames, tmp_path / "bent.csv", boxes=boxes, fps=10, camera=bent)
+    assert "which only `framebank speed` corrects" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"distortion.*expected 2, 4 or 5 numbers"):
+        three = camera_file(tmp_path / "three.toml", distortion=[0.1, 0.2, 0.3])
+        predict(run, frames, tmp_path / "no.csv", boxes=boxes, fps=10, camera=three)
     (plain,), (row,) = read_rows(tmp_path / "out.csv"), read_rows(tmp_path / "camera.csv")
     assert row == plain
     with pytest.raises(DataError, match=r"frames of another shape.*got 1280x720"):

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from sklearn.base import clone
 from sklearn.model_selection import GroupKFold, cross_val_score
 
@@ -26,6 +27,7 @@ from stage2_temporal.train import evaluate, train
 from stage2_temporal.training.keras_models import load_model
 from stage2_temporal.vehicle.camera_geometry import read_camera_geometry
 from stage2_temporal.vehicle.geometry import GEOMETRY_NAMES
+from stage2_temporal.vehicle.view_grounds import find_view_grounds
 from tests.helpers import write_store
 
 T = 8
@@ -102,6 +104,23 @@ def test_velocity_and_position_from_tracks(name: str, store: Path) -> None:
     assert vy > 0.6
     assert x > 0.95
     assert y > 0.95
+
+
+def test_noise_of_boxes_is_estimated_unless_the_config_gives_it(store: Path, tmp_path: Path) -> None:
+    estimated, given = fitted(store, config()), fitted(store, config(box_noise=1.5))
+    assert estimated.camera_geometry_.noise == pytest.approx(0.05, rel=0.3)
+    given.save_extras(tmp_path)
+    geometry = read_camera_geometry(tmp_path)
+    assert (geometry.noise, geometry.noise_given) == (1.5, True)
+    noisy = [Track(np.random.default_rng(i).normal((0, 0, 60, 50), 9, (T, 4)), np.ones(T)) for i in range(40)]
+    assert find_view_grounds(geometry, {}, noisy).noise == 1.5
+    assert find_view_grounds(estimated.camera_geometry_, {}, noisy).noise > 5
+    X, _, _ = load_examples(store, config(), ("test",))
+    column = GEOMETRY_NAMES.index("vx_deviation")
+    certain, uncertain = (np.nanmedian(head.input_arrays(X)["geometry"][:, column]) for head in (estimated, given))
+    assert uncertain > 3 * certain
+    with pytest.raises(ValidationError, match="greater than 0"):
+        config(box_noise=0)
 
 
 def test_tracks_of_another_tracker_are_another_origin(

@@ -6,7 +6,7 @@
   const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
   const viewer = document.getElementById("viewer");
   const [image, slider, output, play] = ["img", "input", "output", ".play"].map((selector) => one(selector, viewer));
-  const rows = data.rows, last = rows.length - 1;
+  const moments = data.moments, last = moments.length - 1, template = document.getElementById("reading");
   const pictures = new Map(Object.entries(data.pictures).map(([i, jpeg]) => [Number(i), `data:image/jpeg;base64,${jpeg}`]));
   for (const still of all(".stills img")) pictures.set(Number(still.dataset.position), still.src);
   document.documentElement.classList.add("scripted");
@@ -21,26 +21,34 @@
     return { svg, path, zero, unit: unit - zero, top, bottom: top + height };
   });
 
-  let current = 0, timer = 0;
-  function show(i) {
-    current = Math.max(0, Math.min(i, last));
-    const row = rows[current];
-    slider.value = current;
-    output.textContent = `frame ${row.frame}`;
-    slider.setAttribute("aria-valuetext", output.textContent);
-    if (pictures.has(current)) image.src = pictures.get(current);
-    image.alt = `Frame ${row.frame}`;
-    one(".when", viewer).textContent = `${row.time.toFixed(2)} s, frame ${row.frame}`;
-    all(".readout dd", viewer).forEach((cell, k) => {
-      const { value, interval, above } = row.targets[k];
+  function reading({ vehicle, targets, unlike }) {
+    const element = one(".reading", template.content).cloneNode(true);
+    one("h3", element).hidden = !vehicle;
+    one("h3 span", element).textContent = vehicle;
+    all("dd", element).forEach((cell, k) => {
+      const { value, interval, above } = targets[k];
       one("b", cell).textContent = value;
       one(".interval", cell).textContent = interval;
       one(".above", cell).textContent = above === null ? "" : `${above} likely above the threshold`;
     });
-    one(".readout .unlike", viewer).hidden = !row.unlike;
+    one(".unlike", element).hidden = !unlike;
+    return element;
+  }
+
+  let current = 0, timer = 0;
+  function show(i) {
+    current = Math.max(0, Math.min(i, last));
+    const moment = moments[current];
+    slider.value = current;
+    output.textContent = `frame ${moment.frame}`;
+    slider.setAttribute("aria-valuetext", output.textContent);
+    if (pictures.has(current)) image.src = pictures.get(current);
+    image.alt = `Frame ${moment.frame}`;
+    one(".when", viewer).textContent = `${moment.time.toFixed(2)} s, frame ${moment.frame}`;
+    one(".readings", viewer).replaceChildren(...moment.readings.map(reading));
     one(".previous", viewer).disabled = current === 0;
     one(".next", viewer).disabled = current === last;
-    for (const { path, zero, unit, top, bottom } of charts) path.setAttribute("d", `M${zero + row.time * unit} ${top}V${bottom}`);
+    for (const { path, zero, unit, top, bottom } of charts) path.setAttribute("d", `M${zero + moment.time * unit} ${top}V${bottom}`);
     for (const still of all(".stills img")) still.parentNode.classList.toggle("current", Number(still.dataset.position) === current);
   }
 
@@ -58,7 +66,7 @@
   play.addEventListener("click", () => {
     if (timer) return stop();
     if (current === last) show(0);
-    const seconds = last ? (rows[last].time - rows[0].time) / last : 1;
+    const seconds = last ? (moments[last].time - moments[0].time) / last : 1;
     timer = setInterval(() => (current === last ? stop() : show(current + 1)), Math.max(40, 1000 * seconds));
     play.textContent = "❚❚";
     play.setAttribute("aria-label", "Pause");
@@ -74,8 +82,8 @@
     svg.addEventListener("click", (event) => {
       const x = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse()).x;
       const time = (x - zero) / unit;
-      const distance = (i) => Math.abs(rows[i].time - time);
-      step(rows.reduce((nearest, _, i) => (distance(i) < distance(nearest) ? i : nearest), 0));
+      const distance = (i) => Math.abs(moments[i].time - time);
+      step(moments.reduce((nearest, _, i) => (distance(i) < distance(nearest) ? i : nearest), 0));
     });
   }
   show(0);
