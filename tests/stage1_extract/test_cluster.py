@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -45,8 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set, weights, and `local.h5`, the store that a local extraction makes of them."""
     folder = tmp_path_factory.mktemp("cluster")
     write_clips(folder / "data", {"Train": 40, "Test": 4})
-    random = extraction_config(folder / "data")
-    load_backbone(random.backbone, random.frames).model.save_weights(folder / "w.weights.h5")
+    untrained = extraction_config(folder / "data")
+    load_backbone(untrained.backbone, untrained.frames).model.save_weights(folder / "w.weights.h5")
     config = local_config(folder)
     extract(config, folder / "local.h5", scan(config.data))
     return folder
@@ -242,3 +245,58 @@ def test_consecutive_groups_are_joined_up_to_a_size() -> None:
     sizes = iter([8, 3, 100])
     assert list(joined_groups(groups, lambda: next(sizes))) == [group(("x", 0, 8)), *groups[2:]]
     assert list(joined_groups(groups, lambda: 0)) == groups
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3000)
+def test_forty_kills_of_drivers_and_workers_change_nothing(folder: Path, tmp_path: Path) -> None:
+    write_clips(tmp_path / "data", {"Train": 200})
+    config = local_config(folder).with_settings({"data.path": str(tmp_path / "data")})
+    extract(config, tmp_path / "local.h5", scan(config.data))
+    rng, kills, runs = random.Random(0), {"driver": 0, "worker": 0}, 0
+    with local_dask(tmp_path / "dask") as cluster:
+        settings = {"extract.shard": 8, "extract.packed_gb": 0.0, "extract.motion": True}
+        (tmp_path / "c.toml").write_text(on_cluster(config, cluster).with_settings(settings).to_toml())
+        while sum(kills.values()) < 40:
+            runs += 1
+            extract_with_kills(cluster, tmp_path / "c.toml", tmp_path / f"{runs}.h5", kills, rng)
+            assert_same_frames(tmp_path / f"{runs}.h5", tmp_path / "local.h5")
+            shutil.rmtree(shard_folder(tmp_path / f"{runs}.h5"))
+    print(f"{kills['driver']} kills of drivers, {kills['worker']} of workers, {runs} complete runs")
+    assert min(kills.values()) >= 10
+
+
+def extract_with_kills(
+    cluster: LocalDask, config: Path, store: Path, kills: dict[str, int], rng: random.Random
+) -> None:
+    """Run the command until it succeeds; kill its process or a worker at random moments.
+
+    No shard is written twice but those of the two tasks that were under way when a driver was killed.
+    """
+    command = [sys.executable, "-m", "framebank", "extract", "--config", str(config), "--store", str(store)]
+    under_way = 0  # shards that workers of an earlier driver may have been writing
+    while True:
+        at_start = seen = shards(store)
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as driver:
+            while driver.poll() is None:
+                try:
+                    driver.wait(rng.uniform(0.0, 6.0))
+                except subprocess.TimeoutExpired:
+                    if sum(kills.values()) >= 40:
+                        continue
+                    victim = driver if rng.random() < 0.5 else rng.choice(cluster.workers)
+                    victim.kill()
+                    victim.wait()
+                    kills["driver" if victim is driver else "worker"] += 1
+                    if victim is not driver:
+                        cluster.workers.remove(victim)
+                        cluster.add_worker()
+                    seen = {**shards(store), **seen}
+            errors = driver.stderr.read().decode() if driver.stderr else ""
+        now = shards(store)
+        assert at_start.items() <= now.items()
+        assert seen.keys() <= now.keys() and len(seen.items() - now.items()) <= under_way
+        if driver.returncode == 0:
+            return
+        assert driver.returncode == -signal.SIGKILL, errors
+        under_way = 2 * 2  # two workers, two streams
