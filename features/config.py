@@ -162,7 +162,7 @@ class ExtractConfig(StrictModel):
 class ComputeConfig(StrictModel):
     backend: Literal["local", "dask"] = "local"
     """Where extraction and sweeps run: on this machine, or on the workers of a Dask cluster, which may be on others."""
-    scheduler: UserPath = ""
+    scheduler: UserPath | None = None
     """Address of the Dask scheduler, such as tcp://HOST:8786 or tls://HOST:8786, or the path of its scheduler file."""
     workers: int = Field(0, ge=0)
     """Number of workers to wait for before the work begins; 0: one. Others may join later."""

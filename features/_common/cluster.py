@@ -222,13 +222,12 @@ def _client(compute: ComputeConfig) -> Iterator[Client]:
     address = compute.scheduler
     if not address:
         raise ConfigError("no Dask scheduler named", hint="--compute.scheduler tcp://HOST:8786")
+    is_file = "://" not in address
     try:
-        if "://" not in address and not Path(address).is_file():  # for which Dask would wait
+        if is_file and not Path(address).is_file():  # for which Dask would wait
             raise FileNotFoundError("there is no such scheduler file")
-        if "://" in address:
-            client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-        else:
-            client = Client(scheduler_file=address, timeout=CONNECT_SECONDS, set_as_default=False)
+        where = {"scheduler_file": address} if is_file else {"address": address}
+        client = Client(**where, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as e:
         raise ConfigError(f"{address}: no Dask scheduler", got=e, hint="dask scheduler, see docs/cluster.md") from None
     with client:
