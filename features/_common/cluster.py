@@ -175,7 +175,8 @@ def connect(compute: ComputeConfig, folder: Path, probe: Function) -> Iterator[C
                 client.wait_for_workers(needed)
             logger.info(f"{compute.scheduler}: {len(client.nthreads())} workers; dashboard at {client.dashboard_link}")
             answers = client.run(WorkerCheck.fault, check, on_error="return")
-            faults = [_worker_fault(worker, fault) for worker, fault in answers.items() if fault is not None]
+            gone = OSError | None  # OSError: a worker died meanwhile; those that come are checked with their first task
+            faults = [_worker_fault(w, fault) for w, fault in answers.items() if not isinstance(fault, gone)]
             if faults:
                 raise BadInputs(f"{len(faults)} of {len(answers)} workers differ from this machine", faults, hint=HINT)
             yield Cluster(client, check)
