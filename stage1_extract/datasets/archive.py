@@ -77,7 +77,7 @@ class _Archive:
                 self.folders.setdefault(inner_path, {})[name] = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_archive, (self.path,)
+        return _open_archive, (self.path, file_version(self.path))
 
     def read(self, inner_path: str) -> bytes:
         with self._lock:  # ZipFile counts its open entries without one
@@ -99,9 +99,18 @@ class _Archive:
 
 
 @lru_cache(maxsize=4)
-def _open_archive(path: Path) -> _Archive:
+def _open_archive(path: Path, version: tuple[int, int]) -> _Archive:
     """Open an archive in another process, where tasks that arrive one after another share it."""
     return _Archive(path)
+
+
+def file_version(path: Path) -> tuple[int, int]:
+    """Size and time of modification (ns) of a file, which differ after it has changed; zeros if there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def open_folder_or_zip(path: Path | str, *, hint: str) -> ReadablePath:

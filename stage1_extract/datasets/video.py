@@ -22,7 +22,7 @@ from features._common.types import Image, Size
 from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import FrameSequence, Label
-from stage1_extract.datasets.archive import ReadablePath, list_folder
+from stage1_extract.datasets.archive import ReadablePath, file_version, list_folder
 from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault, frame_timing
 from stage1_extract.datasets.image_sequence import map_in_threads
 from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
@@ -85,7 +85,7 @@ class Video:
         self._next = 0 if facts or self._announced else self.facts.length
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_video, (self.path, self._allow_truncated, self.facts)
+        return _open_video, (self.path, file_version(self.path), self._allow_truncated, self.facts)
 
     def _packet_times(self) -> list[float] | None:
         """The timestamps of all frames in s, by the packets; None where only decoding tells them.
@@ -268,7 +268,7 @@ class VideoFrames:
 
 
 @lru_cache(maxsize=4)
-def _open_video(path: Path, allow_truncated: bool, facts: VideoFacts) -> Video:
+def _open_video(path: Path, version: tuple[int, int], allow_truncated: bool, facts: VideoFacts) -> Video:
     """Open a video in another process, where tasks that arrive one after another go on from where it was read to."""
     return Video(path, allow_truncated=allow_truncated, facts=facts)
 
