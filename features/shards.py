@@ -34,7 +34,7 @@ class ShardWriter:
         self._thumbnails: list[bytes] = []  # those of the frames written so far
         self._disk = ErrorTolerantFile(path)
         self._file = create_file(self._disk)
-        write_header(self._file, Header(recipe))
+        self._recipe = recipe
         self._file.create_group("frames")  # also in a shard with tracks only
         self._streams = {name: create_stream(self._file, name, self._frames, info) for name, info in streams.items()}
 
@@ -46,8 +46,19 @@ class ShardWriter:
         self._thumbnails.extend(thumbnails)
         self._disk.check()
 
-    def finish(self, valid: Sequence[int] | None = None, tracks: Mapping[str, Track] | None = None) -> None:
-        """Complete and close the file. Of its ranges, only those with the indices `valid` count; default: all."""
+    def finish(
+        self,
+        valid: Sequence[int] | None = None,
+        tracks: Mapping[str, Track] | None = None,
+        relative_error: Mapping[str, float] | None = None,
+    ) -> None:
+        """Complete and close the file.
+
+        Args:
+            valid: of its ranges, only those with these indices count; default: all.
+            tracks: the tracks that it contains, by their keys.
+            relative_error: of the maps, by engine, if it was measured.
+        """
         if len(self._thumbnails) != self._frames:
             raise RuntimeError(f"{self._path}: {len(self._thumbnails)} of {self._frames} frames written")
         rows = list(accumulate(map(len, self._ranges), initial=0))
@@ -65,6 +76,9 @@ class ShardWriter:
         }
         write_columns(self._file.create_group("pieces"), columns)
         write_tracks(self._file, tracks or {})
+        write_header(
+            self._file, Header(self._recipe, {"relative_error": dict(relative_error)} if relative_error else {})
+        )
         self.close()
         self._disk.check()
 
@@ -125,6 +139,12 @@ def shard_ranges(path: Path, fingerprint: str) -> list[StoredRange]:
             StoredRange(FrameRange(sequence, digest, start, stop), path, row, streams)
             for sequence, digest, start, stop, row in zip(*text, *numbers, strict=True)
         ]
+
+
+def shard_errors(path: Path) -> dict[str, float]:
+    """Relative error of the maps in a finished shard, by engine."""
+    with open_file(path) as f, damage_as_store_error(path):
+        return dict(read_header(f).trunk.get("relative_error", {}))
 
 
 def shard_tracks(path: Path) -> dict[str, Track]:

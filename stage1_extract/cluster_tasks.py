@@ -66,9 +66,7 @@ class TaskResult:
     shards: set[str]  # names of the shards it wrote
     seconds: float = 0.0  # that extracting took; 0 if nothing was
     faults: dict[str, str] = field(default_factory=dict)  # id of a sequence → why it could not be extracted or tracked
-    engine: str = ""  # name of what ran the trunk; empty if nothing did
-    precision: str = ""  # the same with its precision and relative error
-    relative_error: float | None = None
+    engine: str = ""  # what ran the trunk, with its precision and relative error; empty if nothing did
 
 
 def first_frame_digest(clips: Sequence[Clip]) -> str:
@@ -90,8 +88,8 @@ def run_groups(
     groups: Sequence[Group],
     vehicles: Collection[str],
     faults: dict[str, str],
-) -> list[TaskResult]:
-    """Extract groups in the cluster's workers; add sequences that fail there to `faults`.
+) -> set[str]:
+    """Extract groups in the workers; add sequences that fail there to `faults`, and return what ran the trunk.
 
     Unless the user has set the size of shards, groups are joined to tasks of half a minute, which get smaller towards
     the end, so that all workers end at about the same time.
@@ -116,17 +114,17 @@ def run_groups(
             again = any(path.name in shards.stored for path in paths)  # damaged frames
             yield extract_group, (job, *_part(clips, group, vehicles), again)
 
-    results = []
+    engines = set()
     with progress_bar(total, "features", "frames", initial=max(0, total - remaining)) as progress:
         for i, result in cluster.run("extract", tasks()):
             if isinstance(result, KilledWorker):
                 _add_killed(faults, [r.sequence for r in started[i].ranges], result)
             else:
                 _add_result(result, shards, faults)
-                results.append(result)
+                engines.add(result.engine)
                 rate = len(started[i]) / result.seconds if result.seconds else rate
             progress.update(len(started[i]))
-    return results
+    return engines - {""}
 
 
 def run_tracking(
@@ -198,10 +196,8 @@ def extract_group(job: ExtractionJob, clips: Clips, group: Group, vehicles: Coll
     start = time.perf_counter()
     for _ in extract_groups(job.config, shards, clips, [group], streams, engine, vehicles, faults):
         pass
-    written = TaskResult(shards.written, time.perf_counter() - start, faults)
-    if engine is not None:
-        written.engine, written.precision, written.relative_error = engine.name, str(engine), engine.relative_error
-    return written
+    seconds = time.perf_counter() - start
+    return TaskResult(shards.written, seconds, faults, "" if engine is None else str(engine))
 
 
 def track_group(job: ExtractionJob, clips: Clips, ids: Sequence[str]) -> TaskResult:

@@ -36,7 +36,6 @@ from features.tracks import Track, track_keys
 from stage1_extract.cluster_tasks import (
     SMALLEST_TASK,
     ExtractionJob,
-    TaskResult,
     first_frame_digest,
     load_trunk,
     run_groups,
@@ -122,7 +121,7 @@ def _extract(
     folder = shard_folder(store)
     _clean_up(store, folder)
     existing, request = ExistingStore.read(store, damaged_rows), request_digest(config)
-    cluster, written = None, list[TaskResult]()
+    cluster, engines = None, set[str]()  # descriptions of what ran the trunk
 
     def connected() -> Cluster:
         probe = first_frame_digest, (catalogue.clips[:PROBED_CLIPS],)
@@ -172,7 +171,7 @@ def _extract(
         if on_cluster:
             cluster = connected()
             job = ExtractionJob(config, request, trunk.recipe, streams, folder)
-            written = run_groups(cluster, job, shards, clips, groups, vehicles, faults)
+            engines = run_groups(cluster, job, shards, clips, groups, vehicles, faults)
             untracked = _untracked(clips, vehicles, shards, faults)
             run_tracking(cluster, job, shards, clips, untracked, faults)
             connections.close()
@@ -196,11 +195,8 @@ def _extract(
             else:
                 notes.append(f"stream {name} was dropped, since it lacks new, changed or damaged frames")
         errors = dict(existing.header.trunk.get("relative_error", {})) if existing.header else {}
-        if engine is not None:
-            written.append(TaskResult(set(), engine=engine.name, relative_error=engine.relative_error))
-        for part in written:
-            if part.relative_error is not None:  # the largest of this and earlier runs
-                errors[part.engine] = max(part.relative_error, errors.get(part.engine, 0.0))
+        for name, error in shards.relative_errors().items():
+            errors[name] = max(error, errors.get(name, 0.0))  # the largest of this and earlier runs
         header = Header(
             trunk.recipe,
             trunk={**trunk.facts, "relative_error": errors},
@@ -228,7 +224,7 @@ def _extract(
         roads=missing_frames(groups, GROUND_FLOW),
         tracks=sum(vehicles.values()),
         notes=[f"{store}: {note}" for note in notes],
-        engine=str(engine) if engine is not None else ", ".join(sorted({part.precision for part in written} - {""})),
+        engine=str(engine) if engine is not None else ", ".join(sorted(engines)),
     )
 
 

@@ -61,7 +61,9 @@ def extract_groups(
                 writer.write(entries, thumbnails)
                 written += len(thumbnails)
                 yield len(thumbnails)
-            writer.finish([i for i, r in enumerate(group.ranges) if r.sequence not in faults], tracks)
+            valid = [i for i, r in enumerate(group.ranges) if r.sequence not in faults]
+            error = None if engine is None else engine.relative_error
+            writer.finish(valid, tracks, {} if engine is None or error is None else {engine.name: error})
         tracks.clear()
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from features.frame_ranges import FrameRange, StoredRange
 from features.recipe import Recipe
-from features.shards import ShardWriter, new_shard, shard_path, shard_ranges, shard_tracks
+from features.shards import ShardWriter, new_shard, shard_errors, shard_path, shard_ranges, shard_tracks
 from features.store_tables import StreamInfo
 from features.streams import APPEARANCE
 from features.tracks import Track
@@ -34,6 +34,14 @@ class NewShards:
     def tracks(self) -> dict[str, Track]:
         """All tracks in the shards, by their keys, which identify the frames whatever the recipe."""
         return {key: track for path in self.files() for key, track in shard_tracks(path).items()}
+
+    def relative_errors(self) -> dict[str, float]:
+        """The largest relative error in the shards, by engine."""
+        errors: dict[str, float] = {}
+        for path in self.files():
+            for engine, error in shard_errors(path).items():
+                errors[engine] = max(error, errors.get(engine, 0.0))
+        return errors
 
     def write_tracks(self, tracks: Mapping[str, Track]) -> None:
         """Write a shard of tracks alone."""
@@ -74,7 +82,7 @@ class GroupWriter:
         for name, values in entries.items():
             self.shards[name].write({name: values}, thumbnails if name == APPEARANCE else [b""] * len(thumbnails))
 
-    def finish(self, valid: Sequence[int], tracks: Mapping[str, Track]) -> None:
+    def finish(self, valid: Sequence[int], tracks: Mapping[str, Track], relative_error: Mapping[str, float]) -> None:
         """Complete the shards, of whose ranges only those with the indices `valid` count; the first gets the tracks."""
         for i, shard in enumerate(self.shards.values()):
-            shard.finish(valid, tracks if i == 0 else {})
+            shard.finish(valid, tracks if i == 0 else {}, relative_error)
