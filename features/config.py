@@ -186,6 +186,9 @@ class FinetuneConfig(StrictModel):
     `all`."""
     epochs: int = Field(2, gt=0)
     """Passes over the training examples."""
+    views: int = Field(0, ge=0)
+    """Number of augmented views of each window from which epochs take one in turn. What the frozen layers compute from
+    them is kept on disk, so that epochs are faster. 0: each epoch has a new view, and all layers compute."""
     batch: int = Field(4, gt=0)
     """Windows per step, over all devices."""
     learning_rate: float = Field(1e-5, gt=0)

@@ -13,59 +13,82 @@ from typing import Any, NamedTuple
 import keras
 
 from features._common.types import Tensor
-from features.streams import FRAMES, STAGE_TWO, TRUNK
+from features.streams import FRAMES, MEMBER_PREDICTIONS, RIDGE, STAGE_TWO, TRUNK, UNIT
 from stage2_temporal.finetune.unfreeze import InferenceMode
 from stage2_temporal.fused.fuse import map_inputs
 
 
 class DividedModel(NamedTuple):
-    """Both parts share their layers with the model that was divided."""
+    """Parts of a trainable fused model, which share its layers. The last three take what `frozen` returns."""
 
     frozen: keras.Model  # uint8 frames (batch, T, height, width, 3) → list of arrays (batch, …)
-    trained: keras.Model  # this list → what the model predicts
+    learner: keras.Model  # → what gradient descent trains: the prediction, or those of all members (batch, members · K)
+    predictor: keras.Model  # → the prediction (batch, K)
+    ridge_vectors: keras.Model | None  # → what the head's ridge regression takes (batch, F), if it has one
+    members: int  # averaged by the head; 1 if it averages none
 
 
-def divide_model(model: keras.Model, outputs: Collection[str] = ()) -> DividedModel:
+def divide_model(model: keras.Model, *, from_frames: bool = False) -> DividedModel:
     """Divide a trainable copy of a fused model whose only input is `frames`, see `unfreeze.unfreeze_layers`.
 
     Args:
-        outputs: names of layers after the trunk; their outputs are further outputs of the part that trains.
+        from_frames: let the last three parts take frames too.
     """
     trunk, stage_two = model.get_layer(TRUNK), model.get_layer(STAGE_TWO)
     backbone = next(layer for layer in trunk.layers if isinstance(layer, keras.Model))
     streams = map_inputs(trunk, stage_two)
     maps = {name: backbone.output[stream] for name, stream in streams.items()}
     changing = _changing_tensors(backbone, ())
-    trains = {name for name, tensor in maps.items() if id(tensor) in changing}
+    trained = [name for name, tensor in maps.items() if id(tensor) in changing]
+    still = [name for name in maps if name not in trained]
     below = _last_frozen_tensors(backbone, changing)
-    stage_inputs = {tensor.name: tensor for tensor in stage_two.inputs}
-    if len(stage_inputs) == 1:
-        stage_inputs = {next(iter(streams)): stage_two.inputs[0]}
-    changing = _changing_tensors(stage_two, [stage_inputs[name] for name in trains])
-    beside = _last_frozen_tensors(stage_two, changing)
-    results = [stage_two.output, *(stage_two.get_layer(name).output for name in outputs)]
+    stage_inputs = dict(_named_inputs(stage_two, maps))
+    beside = _last_frozen_tensors(stage_two, _changing_tensors(stage_two, [stage_inputs[name] for name in trained]))
+    results = {"prediction": stage_two.output} | _head_tensors(stage_two)
 
     frames = keras.Input(model.inputs[0].shape[1:], dtype="uint8", name=FRAMES)
     time = frames.shape[1]
-    x = _fold_time(frames)
-    x = keras.Model(trunk.inputs, _call_input(trunk, backbone))(x)
-    still = {name: tensor for name, tensor in maps.items() if name not in trains}
-    computed = keras.Model(backbone.inputs, [*below, *still.values()])(x)
-    computed = [_unfold_time(tensor, time) for tensor in keras.tree.flatten(computed)]
-    stored, still_maps = computed[: len(below)], computed[len(below) :]
+    x = keras.Model(trunk.inputs, _call_input(trunk, backbone))(_fold_time(frames))
+    tensors = keras.tree.flatten(keras.Model(backbone.inputs, [*below, *(maps[name] for name in still)])(x))
+    tensors = [_unfold_time(tensor, time) for tensor in tensors]
+    stored, still_maps = tensors[: len(below)], tensors[len(below) :]
     if beside:
         stored += keras.tree.flatten(keras.Model([stage_inputs[name] for name in still], beside)(still_maps))
     frozen = keras.Model(frames, stored, name="frozen")
 
-    inputs = [keras.Input(tensor.shape[1:], dtype=tensor.dtype) for tensor in stored]
-    changed: list[Tensor] = []
-    if trains:
-        upper = keras.Model(below, [maps[name] for name in trains])
-        changed = keras.tree.flatten(upper([_fold_time(tensor) for tensor in inputs[: len(below)]]))
-        changed = [_unfold_time(tensor, time) for tensor in changed]
-    upper = keras.Model([stage_inputs[name] for name in trains] + beside, results)
-    predicted = keras.tree.flatten(upper([*changed, *inputs[len(below) :]]))
-    return DividedModel(frozen, keras.Model(inputs, predicted[0] if not outputs else predicted, name="trained"))
+    inputs = frames if from_frames else [keras.Input(tensor.shape[1:], dtype=tensor.dtype) for tensor in stored]
+    tensors = keras.tree.flatten(frozen(frames) if from_frames else inputs)
+    lower, upper = tensors[: len(below)], tensors[len(below) :]
+    if trained:
+        computed = keras.Model(below, [maps[name] for name in trained])([_fold_time(tensor) for tensor in lower])
+        upper = [*(_unfold_time(tensor, time) for tensor in keras.tree.flatten(computed)), *upper]
+    rest = keras.Model([*(stage_inputs[name] for name in trained), *beside], results)(upper)
+    each, vectors = rest.get(MEMBER_PREDICTIONS), rest.get(RIDGE)
+    return DividedModel(
+        frozen,
+        keras.Model(inputs, rest["prediction"] if each is None else each, name="learner"),
+        keras.Model(inputs, rest["prediction"], name="predictor"),
+        None if vectors is None else keras.Model(inputs, vectors, name="ridge_vectors"),
+        1 if each is None else each.shape[-1] // stage_two.output.shape[-1],
+    )
+
+
+def _named_inputs(stage_two: keras.Model, maps: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """A stage-two model's inputs by their names; a single one may have another name in a copy."""
+    names = list(maps) if len(maps) == 1 else [tensor.name for tensor in stage_two.inputs]
+    return list(zip(names, stage_two.inputs, strict=True))
+
+
+def _head_tensors(stage_two: keras.Model) -> dict[str, Tensor]:
+    """Tensors of heads that average several models: each member's prediction, and what the ridge regression takes."""
+    names, tensors = {layer.name for layer in stage_two.layers}, {}
+    if MEMBER_PREDICTIONS in names:
+        each = stage_two.get_layer(MEMBER_PREDICTIONS).output  # (batch, members, K)
+        each = stage_two.get_layer(UNIT)(each) if UNIT in names else each
+        tensors[MEMBER_PREDICTIONS] = keras.ops.reshape(each, (-1, each.shape[1] * each.shape[2]))
+    if RIDGE in names:
+        tensors[RIDGE] = stage_two.get_layer(RIDGE).input
+    return tensors
 
 
 def _changing_tensors(model: keras.Model, changing_inputs: Collection[Tensor]) -> set[int]:
