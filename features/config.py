@@ -193,6 +193,8 @@ class FinetuneConfig(StrictModel):
     """Windows per step, over all devices."""
     learning_rate: float = Field(1e-5, gt=0)
     """Highest learning rate of Adam; it rises over the first tenth of the steps, then falls to 0 along a cosine."""
+    backbone_rate: float = Field(1.0, gt=0)
+    """Learning rate of the backbone's layers, relative to that of the head."""
     batch_norm: bool = False
     """Whether unfrozen batch normalisation uses each batch's statistics and updates its own."""
     flip: bool = True

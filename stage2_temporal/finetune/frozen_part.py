@@ -81,7 +81,8 @@ def _named_inputs(stage_two: keras.Model, maps: dict[str, Tensor]) -> list[tuple
 
 def _head_tensors(stage_two: keras.Model) -> dict[str, Tensor]:
     """Tensors of heads that average several models: each member's prediction, and what the ridge regression takes."""
-    names, tensors = {layer.name for layer in stage_two.layers}, {}
+    names = {layer.name for layer in stage_two.layers}
+    tensors: dict[str, Tensor] = {}
     if MEMBER_PREDICTIONS in names:
         each = stage_two.get_layer(MEMBER_PREDICTIONS).output  # (batch, members, K)
         each = stage_two.get_layer(UNIT)(each) if UNIT in names else each
@@ -102,7 +103,7 @@ def _changing_tensors(model: keras.Model, changing_inputs: Collection[Tensor]) -
 
 def _last_frozen_tensors(model: keras.Model, changing: set[int]) -> list[Tensor]:
     """The tensors that do not change, but from which changing ones are computed."""
-    tensors = {}
+    tensors: dict[int, Tensor] = {}
     for node in _nodes(model):
         if any(id(tensor) in changing for tensor in node.output_tensors):
             tensors |= {id(tensor): tensor for tensor in node.input_tensors if id(tensor) not in changing}

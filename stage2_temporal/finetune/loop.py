@@ -91,10 +91,12 @@ class FinetuneJob:
             self.model = unfreeze_layers(fused, count, batch_norm=self._options.batch_norm, policy=self.policy)
             self._parts = divide_model(self.model, from_frames=not self._options.views)
             schedule = learning_rate_schedule(self._options, len(self._train_windows) * self._options.epochs)
-            optimiser = keras.optimizers.Adam(schedule)
+            learner, members = self._parts.learner, self._parts.members
+            slow = {id(v) for layer in backbone_layers(self.model) for v in layer.trainable_variables}
+            rates = [self._options.backbone_rate if id(v) in slow else 1.0 for v in learner.trainable_variables]
+            optimiser = DiscriminativeAdam(schedule, rates)
             if self.policy == "mixed_float16":
                 optimiser = keras.optimizers.LossScaleOptimizer(optimiser)
-            learner, members = self._parts.learner, self._parts.members
             loss = squared_error(members, None if self._target is None else self._target.deviation)
             metric = keras.metrics.MeanMetricWrapper(squared_error(members), name="squared_error")
             learner.compile(optimiser, loss, metrics=[metric], auto_scale_loss=False)
@@ -260,6 +262,19 @@ def check_epoch0(fused: keras.Model, windows: ImageWindowBatches, expected: Floa
             hint="framebank evaluate --run NAME, then the same command",
         )
     return facts
+
+
+class DiscriminativeAdam(keras.optimizers.Adam):  # type: ignore[misc]
+    """Adam with a lower learning rate for some variables (J. Howard, S. Ruder, ULMFiT, 2018)."""
+
+    def __init__(self, learning_rate: Any, rates: list[float]) -> None:
+        """Multiply the learning rate of each variable by its entry of `rates`."""
+        super().__init__(learning_rate)
+        self._rates = rates
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update a variable and its two moments in place."""
+        super().update_step(gradient, variable, learning_rate * self._rates[self._get_variable_index(variable)])
 
 
 def squared_error(members: int, deviation: Floats | None = None) -> Callable[[Any, Any], Any]:
