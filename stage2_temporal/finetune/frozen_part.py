@@ -21,7 +21,7 @@ from stage2_temporal.fused.fuse import map_inputs
 class DividedModel(NamedTuple):
     """Parts of a trainable fused model, which share its layers. The last three take what `frozen` returns."""
 
-    frozen: keras.Model  # uint8 frames (batch, T, height, width, 3) → list of arrays (batch, …)
+    frozen: keras.Model  # uint8 frames (batch, T, height, width, 3) → arrays (batch, …) by name
     learner: keras.Model  # → what gradient descent trains: the prediction, or those of all members (batch, members · K)
     predictor: keras.Model  # → the prediction (batch, K)
     ridge_vectors: keras.Model | None  # → what the head's ridge regression takes (batch, F), if it has one
@@ -54,15 +54,21 @@ def divide_model(model: keras.Model, *, from_frames: bool = False) -> DividedMod
     stored, still_maps = tensors[: len(below)], tensors[len(below) :]
     if beside:
         stored += keras.tree.flatten(keras.Model([stage_inputs[name] for name in still], beside)(still_maps))
-    frozen = keras.Model(frames, stored, name="frozen")
+    by_name = {f"frozen{i}": tensor for i, tensor in enumerate(stored)}
+    frozen = keras.Model(frames, by_name, name="frozen")
 
-    inputs = frames if from_frames else [keras.Input(tensor.shape[1:], dtype=tensor.dtype) for tensor in stored]
-    tensors = keras.tree.flatten(frozen(frames) if from_frames else inputs)
+    inputs = {name: keras.Input(t.shape[1:], dtype=t.dtype, name=name) for name, t in by_name.items()}
+    computed = frozen(frames) if from_frames else inputs
+    tensors = [computed[name] for name in by_name]
+    inputs = frames if from_frames else inputs
     lower, upper = tensors[: len(below)], tensors[len(below) :]
     if trained:
         computed = keras.Model(below, [maps[name] for name in trained])([_fold_time(tensor) for tensor in lower])
         upper = [*(_unfold_time(tensor, time) for tensor in keras.tree.flatten(computed)), *upper]
-    rest = keras.Model([*(stage_inputs[name] for name in trained), *beside], results)(upper)
+    still_results = {name: i for name, t in results.items() for i, b in enumerate(beside) if t is b}
+    computed_results = {name: tensor for name, tensor in results.items() if name not in still_results}
+    rest = keras.Model([*(stage_inputs[name] for name in trained), *beside], computed_results)(upper)
+    rest |= {name: keras.layers.Identity()(upper[len(trained) + i]) for name, i in still_results.items()}
     each, vectors = rest.get(MEMBER_PREDICTIONS), rest.get(RIDGE)
     return DividedModel(
         frozen,

@@ -113,7 +113,6 @@ class FinetuneJob:
             logger.info(f"finetune: resuming after epoch {len(state.history) - 1}")
             if len(state.history) > 1:
                 load_weights(self._folder, len(state.history) - 1, self._parts.learner)
-        if self._options.views:
             self._store_views()
         for epoch in range(len(state.history), self._options.epochs + 1):
             state.history.append(self._train_epoch(epoch))
@@ -144,12 +143,15 @@ class FinetuneJob:
         indices = self._validation if len(self._validation) else self._task.known("train")
         expected = np.array([e.predicted for e in predictions])[indices]
         facts = check_epoch0(self.fused, self._windows(indices), expected, self._dtype)
+        self._store_views()
         remark = f", differs from the two stages by {facts['difference']:.1g} of the largest value"
         row = self._history_row(0, math.nan, math.nan, started, remark)
         return FinetuneState(key=self._key, facts=facts, history=[row])
 
     def _store_views(self) -> None:
-        """Compute what the frozen layers make of all views: the windows as they are, and augmented ones."""
+        """Compute what the frozen layers make of all views, if they are to be stored; the first is not augmented."""
+        if not self._options.views:
+            return
         started, folder, frozen = time.monotonic(), self._folder / "views", self._parts.frozen
         train = self._task.known("train")
         plain = {"train0": train, "validation": self._validation}

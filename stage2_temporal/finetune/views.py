@@ -25,14 +25,14 @@ class StoredView:
 
     def __init__(self, folder: Path) -> None:
         self.targets: Floats = np.load(folder / TARGETS)
-        count = len(list(folder.glob("*.npy"))) - 1
-        self._arrays = [np.load(folder / f"{i}.npy", mmap_mode="r") for i in range(count)]
+        paths = sorted(path for path in folder.glob("*.npy") if path.name != TARGETS)
+        self._arrays = {path.stem: np.load(path, mmap_mode="r") for path in paths}
 
     def batches(self, batch: int, shuffle: np.random.Generator | None = None) -> Batches:
         """Batches of the arrays, as the part that trains takes them, and targets."""
 
-        def read(rows: NDArray[np.int64]) -> list[NDArray[np.float32]]:
-            return [array[rows].astype(np.float32) for array in self._arrays]
+        def read(rows: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+            return {name: array[rows].astype(np.float32) for name, array in self._arrays.items()}
 
         count = len(self.targets)
         rows = np.arange(count) if shuffle is None else shuffle.permutation(count)
@@ -43,7 +43,7 @@ def store_view(folder: Path, frozen: keras.Model, windows: ImageWindowBatches, d
     """Compute a view, unless its folder exists.
 
     Args:
-        frozen: frames to a list of arrays, the first part of `frozen_part.divide_model`.
+        frozen: frames to arrays by name, the first part of `frozen_part.divide_model`.
         windows: all windows of the view, augmented if it is to be.
         dtype: in which maps are stored; other arrays are small and stay in float32.
 
@@ -55,19 +55,18 @@ def store_view(folder: Path, frozen: keras.Model, windows: ImageWindowBatches, d
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    arrays: list[Any] = []
+    arrays: dict[str, Any] = {}
     targets: list[NDArray[np.float32]] = []
     at = 0
     for frames, batch_targets in _read_ahead(windows):
-        values = keras.tree.flatten(frozen.predict_on_batch(frames))
-        for i, value in enumerate(values):
+        for name, value in frozen.predict_on_batch(frames).items():
             if at == 0:
                 shape, kind = (windows.examples, *value.shape[1:]), dtype if value.ndim == 5 else "float32"
-                arrays.append(np.lib.format.open_memmap(partial / f"{i}.npy", "w+", kind, shape))
-            arrays[i][at : at + len(value)] = value
+                arrays[name] = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", kind, shape)
+            arrays[name][at : at + len(value)] = value
         at += len(frames)
         targets.append(batch_targets)
-    for array in arrays:
+    for array in arrays.values():
         array.flush()
     np.save(partial / TARGETS, np.concatenate(targets).astype(np.float64))
     partial.rename(folder)
