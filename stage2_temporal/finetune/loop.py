@@ -40,6 +40,7 @@ from stage2_temporal.training.scaling import target_scale
 STATE_FOLDER = "finetune.parts"
 RIDGE_PENALTIES = np.logspace(2, 4, 5)  # validation examples choose one; leave-one-out errors are blind to other views
 RIDGE_EPOCHS = 4  # passes over augmented windows to solve a ridge regression on, if no views are stored
+MAX_IMAGE_WINDOWS = 8  # decoded at once where no step is taken
 WARMUP_SHARE = 0.1  # share of all steps over which the learning rate rises
 FAST_HALF_PRECISION = (7, 0)  # CUDA compute capability from which half precision is faster than single
 
@@ -90,7 +91,8 @@ class FinetuneJob:
         with tf.distribute.MirroredStrategy().scope() if self.replicas > 1 else nullcontext():
             self.model = unfreeze_layers(fused, count, batch_norm=self._options.batch_norm, policy=self.policy)
             self._parts = divide_model(self.model, from_frames=not self._options.views)
-            schedule = learning_rate_schedule(self._options, len(self._train_windows) * self._options.epochs)
+            steps = -(-len(train) // self._batch) if self._options.views else len(self._train_windows)
+            schedule = learning_rate_schedule(self._options, steps * self._options.epochs)
             learner, members = self._parts.learner, self._parts.members
             slow = {id(v) for layer in backbone_layers(self.model) for v in layer.trainable_variables}
             rates = [self._options.backbone_rate if id(v) in slow else 1.0 for v in learner.trainable_variables]
@@ -134,7 +136,9 @@ class FinetuneJob:
 
     def _windows(self, indices: NDArray[np.int64], **options: Any) -> ImageWindowBatches:
         threads, targets = self._config.extract.threads, self._task.examples.targets
-        return ImageWindowBatches(self._read, indices, targets, self._batch, threads=threads, **options)
+        # steps on stored views may be larger than memory allows for images
+        batch = min(self._batch, MAX_IMAGE_WINDOWS) if self._options.views else self._batch
+        return ImageWindowBatches(self._read, indices, targets, batch, threads=threads, **options)
 
     def _epoch0(self) -> FinetuneState:
         """Check that the fused model predicts what the two stages did."""
