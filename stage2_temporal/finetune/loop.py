@@ -207,7 +207,7 @@ class FinetuneJob:
             layer.set_weights([kernel, bias])
             solutions.append((self._validation_errors()[0], layer.get_weights()))
         layer.set_weights(min(solutions, key=lambda solution: solution[0])[1])
-        return self._history_row(self._options.epochs + 1, math.nan, math.nan, started, ", ridge solved again")
+        return self._history_row(self._options.epochs + 1, math.nan, math.nan, started)
 
     def _validation_errors(self) -> tuple[float, float]:
         """Loss and RMSE of the prediction for the validation examples; NaN without any."""
@@ -234,7 +234,8 @@ class FinetuneJob:
         row = Epoch(epoch, loss, rmse, val_loss, val_rmse, time.monotonic() - started)
         figures = {name: getattr(row, name) for name in ("loss", "rmse", "val_loss", "val_rmse")}
         text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if math.isfinite(value))
-        logger.info(f"finetune: epoch {epoch}/{self._options.epochs}, {text}{remark} [{row.seconds:.1f} s]")
+        step = "ridge solved again" if epoch > self._options.epochs else f"epoch {epoch}/{self._options.epochs}"
+        logger.info(f"finetune: {step}, {text}{remark} [{row.seconds:.1f} s]")
         return row
 
 
