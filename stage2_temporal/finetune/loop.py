@@ -39,7 +39,6 @@ from stage2_temporal.training.scaling import target_scale
 
 STATE_FOLDER = "finetune.parts"
 RIDGE_PENALTIES = np.logspace(2, 4, 5)  # validation examples choose one; leave-one-out errors are blind to other views
-RIDGE_EPOCHS = 4  # passes over augmented windows to solve a ridge regression on, if no views are stored
 MAX_IMAGE_WINDOWS = 8  # decoded at once where no step is taken
 WARMUP_SHARE = 0.1  # share of all steps over which the learning rate rises
 FAST_HALF_PRECISION = (7, 0)  # CUDA compute capability from which half precision is faster than single
@@ -91,6 +90,8 @@ class FinetuneJob:
         with tf.distribute.MirroredStrategy().scope() if self.replicas > 1 else nullcontext():
             self.model = unfreeze_layers(fused, count, batch_norm=self._options.batch_norm, policy=self.policy)
             self._parts = divide_model(self.model, from_frames=not self._options.views)
+            if not self._options.views:  # new views in each epoch: the model trains as the whole that it is
+                self._parts = self._parts._replace(learner=self._parts.predictor, ridge_vectors=None, members=1)
             steps = -(-len(train) // self._batch) if self._options.views else len(self._train_windows)
             schedule = learning_rate_schedule(self._options, steps * self._options.epochs)
             learner, members = self._parts.learner, self._parts.members
@@ -192,7 +193,7 @@ class FinetuneJob:
         """Solve the head's ridge regression again, on what the fine-tuned layers make of the views."""
         started = time.monotonic()
         x, y = [], []
-        for epoch in range(1, (self._options.views or RIDGE_EPOCHS) + 1):
+        for epoch in range(1, self._options.views + 1):
             batches = self._train_batches(epoch)
             with reading_errors(batches):
                 for i in range(len(batches)):
