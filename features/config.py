@@ -196,10 +196,15 @@ class FinetuneConfig(StrictModel):
     `all`."""
     epochs: int = Field(2, gt=0)
     """Passes over the training examples."""
+    views: int = Field(0, ge=0)
+    """Number of augmented views of each window from which epochs take one in turn. What the frozen layers compute from
+    them is kept on disk, so that epochs are faster. 0: each epoch has a new view, and all layers compute."""
     batch: int = Field(4, gt=0)
     """Windows per step, over all devices."""
     learning_rate: float = Field(1e-5, gt=0)
     """Highest learning rate of Adam; it rises over the first tenth of the steps, then falls to 0 along a cosine."""
+    backbone_rate: float = Field(1.0, gt=0)
+    """Learning rate of the backbone's layers, relative to that of the head."""
     batch_norm: bool = False
     """Whether unfrozen batch normalisation uses each batch's statistics and updates its own."""
     flip: bool = True

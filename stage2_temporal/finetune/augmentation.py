@@ -110,10 +110,16 @@ class ImageWindowBatches(Batches):
     def __len__(self) -> int:
         return max(1, len(self._rows) // self._batch) if self._only_full else super().__len__()
 
-    def begin(self, epoch: int) -> None:
+    @property
+    def examples(self) -> int:
+        """The number of windows."""
+        return len(self._rows)
+
+    def begin(self, epoch: int, *, shuffle: bool = True) -> None:
         """Draw an epoch's order; call it before `fit`, since Keras' threads start before `on_epoch_begin`."""
         self._epoch = epoch
-        self._order = np.random.default_rng((self._seed or 0, epoch)).permutation(len(self._rows))
+        if shuffle:
+            self._order = np.random.default_rng((self._seed or 0, epoch)).permutation(len(self._rows))
 
     def on_epoch_begin(self) -> None:
         """Keep the order that `begin` drew."""
