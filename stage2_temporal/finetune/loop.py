@@ -14,7 +14,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from sklearn.linear_model import Ridge
 from tqdm import tqdm
 
 from features._common.console import logger
@@ -28,8 +27,9 @@ from stage2_temporal.evaluation.history import Epoch
 from stage2_temporal.finetune.augmentation import ImageWindowBatches, make_augmentation
 from stage2_temporal.finetune.checkpoint import FinetuneState, load_weights, read_state, save_state
 from stage2_temporal.finetune.frozen_part import divide_model
+from stage2_temporal.finetune.normal_equations import NormalEquations
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
-from stage2_temporal.finetune.views import StoredView, store_view
+from stage2_temporal.finetune.views import StoredView, compile_frozen, store_view, view_batches
 from stage2_temporal.fused.fuse import TOLERANCE, ReadWindow, compare, map_inputs
 from stage2_temporal.heads.closed_form import standardise_targets
 from stage2_temporal.runs.results import read_predictions
@@ -38,7 +38,7 @@ from stage2_temporal.training.loop import fix_seeds, reading_errors
 from stage2_temporal.training.scaling import target_scale
 
 STATE_FOLDER = "finetune.parts"
-RIDGE_PENALTIES = np.logspace(2, 4, 5)  # validation examples choose one; leave-one-out errors are blind to other views
+RIDGE_PENALTIES = np.logspace(2.5, 4, 4)  # validation examples choose one
 MAX_IMAGE_WINDOWS = 8  # decoded at once where no step is taken
 WARMUP_SHARE = 0.1  # share of all steps over which the learning rate rises
 FAST_HALF_PRECISION = (7, 0)  # CUDA compute capability from which half precision is faster than single
@@ -92,7 +92,8 @@ class FinetuneJob:
             self._parts = divide_model(self.model, from_frames=not self._options.views)
             if not self._options.views:  # new views in each epoch: the model trains as the whole that it is
                 self._parts = self._parts._replace(learner=self._parts.predictor, ridge_vectors=None, members=1)
-            steps = -(-len(train) // self._batch) if self._options.views else len(self._train_windows)
+            windows = len(train) * self._options.views
+            steps = -(-windows // self._batch) if windows else len(self._train_windows)
             schedule = learning_rate_schedule(self._options, steps * self._options.epochs)
             learner, members = self._parts.learner, self._parts.members
             slow = {id(v) for layer in backbone_layers(self.model) for v in layer.trainable_variables}
@@ -120,13 +121,19 @@ class FinetuneJob:
         for epoch in range(len(state.history), self._options.epochs + 1):
             state.history.append(self._train_epoch(epoch))
             save_state(self._folder, state, self._parts.learner)
+        self._restore(state.best)
         if self._parts.ridge_vectors is not None:
+            best = state.best
             state.history.append(self._solve_ridge(self._parts.ridge_vectors))
-        if state.best <= self._options.epochs:
-            self.model.set_weights(self.fused.get_weights())
-            if state.best > 0:
-                load_weights(self._folder, state.best, self._parts.learner)
+            if state.best == best:
+                self._restore(best)
         return state
+
+    def _restore(self, epoch: int) -> None:
+        """Give the model the weights that it had after an epoch."""
+        self.model.set_weights(self.fused.get_weights())
+        if epoch > 0:
+            load_weights(self._folder, epoch, self._parts.learner)
 
     def predict(self, model: keras.Model, indices: NDArray[np.int64]) -> Floats:
         """Predict examples from their images: (n, K) in the target's unit."""
@@ -157,7 +164,8 @@ class FinetuneJob:
         """Compute what the frozen layers make of all views, if they are to be stored; the first is not augmented."""
         if not self._options.views:
             return
-        started, folder, frozen = time.monotonic(), self._folder / "views", self._parts.frozen
+        started, folder = time.monotonic(), self._folder / "views"
+        compute = compile_frozen(self._parts.frozen, self._config.extract.engine)
         train = self._task.known("train")
         plain = {"train0": train, "validation": self._validation}
         augmented = {f"train{k}": train for k in range(1, self._options.views)}
@@ -167,16 +175,16 @@ class FinetuneJob:
                 windows = self._windows(indices, seed=self._config.train.seed, augment=augment)
                 windows.begin(k, shuffle=False)
                 with reading_errors(windows):
-                    self._views[name] = store_view(folder / name, frozen, windows, self._dtype)
+                    self._views[name] = store_view(folder / name, compute, windows, self._dtype)
         logger.info(f"finetune: {self._options.views} views [{time.monotonic() - started:.1f} s]")
 
     def _train_batches(self, epoch: int) -> Batches:
-        """An epoch's windows, or what the frozen layers computed from a view of them, in random order."""
+        """An epoch's windows, or what the frozen layers computed from all views of them, in random order."""
         if not self._options.views:
             self._train_windows.begin(epoch)
             return self._train_windows
         order = np.random.default_rng((self._config.train.seed, epoch))
-        return self._views[f"train{(epoch - 1) % self._options.views}"].batches(self._batch, order)
+        return view_batches([self._views[f"train{k}"] for k in range(self._options.views)], self._batch, order)
 
     def _train_epoch(self, epoch: int) -> Epoch:
         started, batches = time.monotonic(), self._train_batches(epoch)
@@ -190,22 +198,19 @@ class FinetuneJob:
         return self._history_row(epoch, fitted["loss"][0], math.sqrt(fitted["squared_error"][0]), started)
 
     def _solve_ridge(self, vectors: keras.Model) -> Epoch:
-        """Solve the head's ridge regression again, on what the fine-tuned layers make of the views."""
+        """Solve the head's ridge regression again, on what the fine-tuned layers make of every frame of the views."""
         started = time.monotonic()
-        x, y = [], []
-        for epoch in range(1, self._options.views + 1):
-            batches = self._train_batches(epoch)
-            with reading_errors(batches):
-                for i in range(len(batches)):
-                    inputs, targets = batches[i]
-                    x.append(np.asarray(vectors.predict_on_batch(inputs), np.float64))
-                    y.append(targets)
         layer = self.model.get_layer(STAGE_TWO).get_layer(RIDGE)
+        equations = NormalEquations(layer.input.shape[-1], layer.output.shape[-1])
+        batches = self._train_batches(0)
+        with reading_errors(batches):
+            for i in range(len(batches)):
+                inputs, targets = batches[i]
+                x = np.asarray(vectors.predict_on_batch(inputs))  # of each frame
+                equations.add(x, np.repeat(standardise_targets(targets, self._target)[:, None], x.shape[1], axis=1))
         solutions = []
-        for penalty in RIDGE_PENALTIES if len(self._validation) else RIDGE_PENALTIES[2:3]:
-            ridge = Ridge(penalty).fit(np.concatenate(x), standardise_targets(np.concatenate(y), self._target))
-            kernel, bias = np.reshape(ridge.coef_, (-1, layer.input.shape[-1])).T, np.reshape(ridge.intercept_, -1)
-            layer.set_weights([kernel, bias])
+        for penalty in RIDGE_PENALTIES if len(self._validation) else RIDGE_PENALTIES[1:2]:
+            layer.set_weights(equations.solve(penalty))
             solutions.append((self._validation_errors()[0], layer.get_weights()))
         layer.set_weights(min(solutions, key=lambda solution: solution[0])[1])
         return self._history_row(self._options.epochs + 1, math.nan, math.nan, started)
@@ -215,7 +220,8 @@ class FinetuneJob:
         if not len(self._validation):
             return math.nan, math.nan
         # not by Keras' evaluate, whose loss is NaN if the last batch leaves a replica without windows
-        batches = self._views["validation"].batches(self._batch) if self._views else self._windows(self._validation)
+        views = self._views.get("validation")
+        batches = self._windows(self._validation) if views is None else view_batches([views], self._batch)
         with reading_errors(batches):
             predicted = np.asarray(self._parts.predictor.predict(batches, verbose=0), np.float64)
         error = predicted - self._task.examples.targets[self._validation]

@@ -76,7 +76,7 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
     def output(self, vectors: Tensor, targets: int) -> Tensor:
         members = keras.ops.stack([self._member(vectors, targets, i) for i in range(self.settings_.members)], axis=1)
         members = keras.layers.Identity(name=MEMBER_PREDICTIONS)(members)
-        linear = linear_layer(keras.ops.mean(vectors, axis=1), *self._ridge, name=RIDGE, trainable=False)
+        linear = keras.ops.mean(linear_layer(vectors, *self._ridge, name=RIDGE, trainable=False), axis=1)
         return (keras.ops.mean(members, axis=1) + linear) / 2
 
     def error_scale(self, model: keras.Model) -> Tensor:

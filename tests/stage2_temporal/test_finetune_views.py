@@ -10,15 +10,19 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
 
 from features.config import Config, FinetuneConfig, read_run_config
 from features.store import Store
 from features.streams import MEMBER_PREDICTIONS, RIDGE, STAGE_TWO
+from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.task import read_task
 from stage2_temporal.finetune.finetune import FinetuneResult, finetune
 from stage2_temporal.finetune.frozen_part import divide_model
 from stage2_temporal.finetune.loop import FinetuneJob, squared_error
+from stage2_temporal.finetune.normal_equations import NormalEquations
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
+from stage2_temporal.finetune.views import compile_frozen, view_batches
 from stage2_temporal.fused.fuse import fuse_run, window_reader
 from tests.helpers import picture
 from tests.image_runs import EARLY_CUT, read_rows, train_on_images
@@ -119,17 +123,49 @@ def test_stored_views_train_and_the_ridge_is_solved_again(folder: Path) -> None:
     assert not (run / "finetune.parts").exists()
 
 
-def test_epochs_take_stored_views_in_turn(folder: Path, fused: keras.Model) -> None:
-    """The first is not augmented; every window has its targets."""
+def test_an_epoch_takes_every_view_of_every_window(folder: Path, fused: keras.Model) -> None:
+    """The first view is not augmented; every window has its targets."""
     job = make_job(folder, fused, views=2, epochs=1, zoom=1.3)
     job.train()
     views = [job._views[f"train{k}"] for k in range(2)]
     targets = job._task.examples.targets[job._task.known("train")]
     np.testing.assert_allclose(views[0].targets, targets, rtol=1e-6)
     assert (views[1].targets[:, 0] != views[0].targets[:, 0]).all()
-    batches = views[1].batches(4, np.random.default_rng(0))
-    rows = np.concatenate([batches[i][1] for i in range(len(batches))])
-    assert sorted(rows[:, 0].tolist()) == pytest.approx(sorted(views[1].targets[:, 0].tolist()))
+
+    def pairs(batches: Batches) -> list[tuple[float, float]]:
+        """Of each example, one number that the frozen layers computed, and its first target."""
+        rows = [batches[i] for i in range(len(batches))]
+        return [
+            (float(x.sum()), float(y[0])) for arrays, ys in rows for x, y in zip(arrays["frozen0"], ys, strict=True)
+        ]
+
+    shuffled = pairs(view_batches(views, 4, np.random.default_rng(0)))
+    in_order = [pair for view in views for pair in pairs(view_batches([view], 4))]
+    assert len(shuffled) == 2 * len(targets)
+    assert shuffled != in_order
+    assert sorted(shuffled) == pytest.approx(sorted(in_order))
+
+
+def test_openvino_computes_what_tensorflow_does(fused: keras.Model) -> None:
+    pytest.importorskip("openvino")
+    frozen = divide_model(unfreeze_layers(fused, 0)).frozen
+    some, others = (compile_frozen(frozen, engine)(FRAMES) for engine in ("openvino", "tensorflow"))
+    assert some.keys() == others.keys()
+    for name, values in some.items():
+        assert max_difference(values, others[name]) <= 1e-4 * np.abs(others[name]).max()
+
+
+def test_normal_equations_give_the_ridge_regression_of_all_batches() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(3, 1, (4, 25, 6)), rng.normal(-2, 5, (4, 25, 2))
+    equations = NormalEquations(6, 2)
+    for vectors, targets in zip(x, y, strict=True):
+        equations.add(vectors, targets)
+    for penalty in (0.1, 10.0):
+        expected = Ridge(penalty).fit(x.reshape(100, 6), y.reshape(100, 2))
+        weights, bias = equations.solve(penalty)
+        np.testing.assert_allclose(weights.T, expected.coef_)
+        np.testing.assert_allclose(bias, expected.intercept_)
 
 
 def test_interrupted_while_views_are_stored(folder: Path, fused: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:
