@@ -127,8 +127,9 @@ class ExtractConfig(StrictModel):
     """Number of threads that decode frames; 0: one per core."""
     dtype: Literal["float16", "float32"] = "float16"
     """Type in which maps are stored; float16 halves the file and rounds by 5e-4."""
-    shard: int = Field(512, gt=0)
-    """Frames per shard; at most this much work is lost if extraction is killed."""
+    shard: int = Field(0, ge=0)
+    """Frames per shard; at most this much work is lost if extraction is killed. 0: 512, on a cluster as many as take
+    half a minute."""
     packed_gb: float = Field(2.0, ge=0)
     """Make a store that needs at most this many gigabytes a single file. A larger one is a small file, the index, and a
     folder of shards beside it, to which frames are added without copying the others."""
@@ -156,6 +157,15 @@ class ExtractConfig(StrictModel):
     def pair_streams(self) -> tuple[str, ...]:
         """The streams to store that are computed from frames without the network."""
         return tuple(name for name in PAIR_STREAMS if getattr(self, name))
+
+
+class ComputeConfig(StrictModel):
+    backend: Literal["local", "dask"] = "local"
+    """Where extraction and sweeps run: on this machine, or on the workers of a Dask cluster, which may be on others."""
+    scheduler: UserPath | None = None
+    """Address of the Dask scheduler, such as tcp://HOST:8786 or tls://HOST:8786, or the path of its scheduler file."""
+    workers: int = Field(0, ge=0)
+    """Number of workers to wait for before the work begins; 0: one. Others may join later."""
 
 
 class WindowConfig(StrictModel):
@@ -251,6 +261,7 @@ class Config(StrictModel):
     frames: FramesConfig = FramesConfig()
     backbone: BackboneConfig = BackboneConfig()
     extract: ExtractConfig = ExtractConfig()
+    compute: ComputeConfig = ComputeConfig()
     window: WindowConfig = WindowConfig()
     head: AnyHeadConfig = PooledLSTMConfig()
     train: TrainConfig = TrainConfig()

@@ -15,14 +15,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.atomic import NO_LOCKS
+from features._common.atomic import NO_LOCKS, SECONDS_PER_DAY
 from features.errors import StoreError
 from features.recipe import canonical_json
 
 FORMAT_NAME, FORMAT_VERSION = "framebank", 2
 # fixed-array chunk indices, which stay fast at millions of frames, and readable by every HDF5 since 1.10
 LIBVER = ("v110", "v110")
-SECONDS_PER_DAY = 86400
 MAX_CHUNK = 1 << 24  # bytes in a chunk of a table
 
 

@@ -84,21 +84,32 @@ def new_shard(
 ) -> Iterator[tuple[ShardWriter, Path]]:
     """Yield a writer and the path of its shard, which appears once the block ends without an error.
 
-    Its name is a digest of what it will contain, `tracks` being the keys of those.
+    `tracks` are the keys of those that it will contain.
     """
-    content = [
-        recipe.fingerprint,
-        {name: info.fingerprint for name, info in streams.items()},
-        [[r.sequence, r.digest, r.start, r.stop] for r in ranges],
-        list(tracks),
-    ]
-    path = folder / f"{json_digest(content)[:24]}.h5"
+    path = shard_path(folder, recipe, ranges, streams, tracks)
     with atomic_write(path) as temporary:
         writer = ShardWriter(temporary, recipe, ranges, streams)
         try:
             yield writer, path
         finally:
             writer.close()
+
+
+def shard_path(
+    folder: Path,
+    recipe: Recipe,
+    ranges: Sequence[FrameRange],
+    streams: Mapping[str, StreamInfo],
+    tracks: Sequence[str] = (),
+) -> Path:
+    """The path of a shard, whose name is a digest of what it contains."""
+    content = [
+        recipe.fingerprint,
+        {name: info.fingerprint for name, info in streams.items()},
+        [[r.sequence, r.digest, r.start, r.stop] for r in ranges],
+        list(tracks),
+    ]
+    return folder / f"{json_digest(content)[:24]}.h5"
 
 
 def shard_ranges(path: Path, fingerprint: str) -> list[StoredRange]:

@@ -75,9 +75,11 @@ class Sample(StoreCommand):
 class Extract(StoreCommand):
     """Run the frozen trunk over every frame that is not in the store yet. Resumes where it was interrupted."""
 
-    sections = ("data", "frames", "backbone", "extract")
+    sections = ("data", "frames", "backbone", "extract", "compute")
     rehash: bool = False
     """Read every file again, even if its size and time of modification are those of the last scan."""
+    dry_run: bool = False
+    """Only print how many frames, bytes and hours it would take, at this machine's rate, and write nothing."""
     settings: Settings = Config()
 
     def __call__(self) -> None:
@@ -86,6 +88,9 @@ class Extract(StoreCommand):
     def extract(self, damaged_rows: dict[int, list[str]] | None = None) -> None:
         """Extract, and print what was done."""
         path = self.store_path
+        if self.dry_run:
+            print(workflows.estimate_data_set(self.settings, path, damaged_rows, rehash=self.rehash))
+            return
         result = workflows.extract_data_set(self.settings, path, damaged_rows, rehash=self.rehash)
         counts = {
             f"frames extracted by {result.engine}": result.extracted,

@@ -32,10 +32,11 @@ class ScanCache:
     Args:
         file: where it is, or will be.
         rehash: read every file again, and remember what is found.
+        read_only: leave the file as it is.
     """
 
-    def __init__(self, file: Path | None = None, *, rehash: bool = False) -> None:
-        self._file, self._rehash = file, rehash
+    def __init__(self, file: Path | None = None, *, rehash: bool = False, read_only: bool = False) -> None:
+        self._file, self._rehash, self._read_only = file, rehash, read_only
 
     def scan(
         self,
@@ -91,7 +92,7 @@ class ScanCache:
         return known
 
     def _remember(self, rows: Sequence[tuple[str | int, ...]]) -> None:
-        if rows:
+        if rows and not self._read_only:
             with self._connected() as connection:
                 connection.execute(SCHEMA)
                 connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
@@ -101,15 +102,17 @@ class ScanCache:
         """A connection whose changes are committed at the end; a failure is logged, and only costs time."""
         assert self._file is not None
         try:
-            with closing(sqlite3.connect(self._file)) as connection, connection:
+            mode = "?mode=ro" if self._read_only else ""
+            address = f"{self._file.absolute().as_uri()}{mode}"
+            with closing(sqlite3.connect(address, uri=True)) as connection, connection:
                 yield connection
         except sqlite3.Error as e:
             logger.warning(f"{self._file}: cannot be used ({e}), so files are read again. Try: delete it")
 
 
-def scan_cache_of(store: Path, *, rehash: bool = False) -> ScanCache:
+def scan_cache_of(store: Path, *, rehash: bool = False, read_only: bool = False) -> ScanCache:
     """The cache beside a store."""
-    return ScanCache(store.with_name(store.name + SUFFIX), rehash=rehash)
+    return ScanCache(store.with_name(store.name + SUFFIX), rehash=rehash, read_only=read_only)
 
 
 def _state(file: ReadablePath) -> FileState | None:
