@@ -1,4 +1,4 @@
-"""Run benchmarks, print their tables: `python -m benchmarks [extraction prediction scaling training cluster]`."""
+"""Run benchmarks: `python -m benchmarks [extraction | prediction | scaling | training | cluster]`."""
 
 from __future__ import annotations
 

@@ -230,10 +230,15 @@ class FinetuneConfig(StrictModel):
     `all`."""
     epochs: int = Field(2, gt=0)
     """Passes over the training examples."""
+    views: int = Field(0, ge=0)
+    """Number of views of each window, the first as it is and the others augmented, all of which an epoch takes. What
+    the frozen layers compute from them is kept on disk, so that epochs are faster. 0: each epoch has a new view."""
     batch: int = Field(4, gt=0)
     """Windows per step, over all devices."""
     learning_rate: float = Field(1e-5, gt=0)
     """Highest learning rate of Adam; it rises over the first tenth of the steps, then falls to 0 along a cosine."""
+    backbone_rate: float = Field(1.0, gt=0)
+    """Learning rate of the backbone's layers, relative to that of the head."""
     batch_norm: bool = False
     """Whether unfrozen batch normalisation uses each batch's statistics and updates its own."""
     flip: bool = True
@@ -244,6 +249,9 @@ class FinetuneConfig(StrictModel):
     """Largest random change of contrast, as a share of the contrast."""
     zoom: float = Field(1.0, ge=1, lt=2)
     """Largest random factor by which windows are enlarged or shrunk; speeds and distances ahead are divided by it."""
+    shift: float = Field(0.0, ge=0, lt=0.5)
+    """Largest random shift of windows, as a share of their width and height, for cameras that look elsewhere. Only for
+    the target ego_speed, which it leaves as it is."""
 
 
 class Config(StrictModel):

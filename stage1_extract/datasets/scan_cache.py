@@ -18,6 +18,7 @@ from stage1_extract.datasets.archive import ReadablePath, ZipPath
 
 SUFFIX = ".scan"  # of the cache's file, after the store's name
 SETTLED_NS = 2 * 10**9  # a file modified more recently may change again without a new time of modification
+FILES_PER_BLOCK = 10_000
 FILES_PER_QUERY = 500
 SCHEMA = """CREATE TABLE IF NOT EXISTS files
     (path TEXT, kind TEXT, size INT, modified INT, inode INT, result TEXT, PRIMARY KEY (path, kind)) WITHOUT ROWID"""
@@ -52,27 +53,28 @@ class ScanCache:
         """
         if self._file is None:
             return read(list(files))
-        states = list(map(_state, files))
         here = os.getcwd()  # noqa: PTH109
-        paths = [os.path.join(here, str(file)) for file in files]  # noqa: PTH118 — Path.absolute() takes 10 times as long
-        known = {} if self._rehash else self._known(paths, kind)
-        results = [""] * len(files)
-        unknown = []
-        for i, (path, state) in enumerate(zip(paths, states, strict=True)):
-            remembered = known.get(path)
-            if remembered is not None and remembered[0] == state:
-                results[i] = remembered[1]
-            else:
-                unknown.append(i)
+        results, unknown = [""] * len(files), []
+        for start in range(0, len(files), FILES_PER_BLOCK):  # so that memory holds few of them at a time
+            block = range(start, min(start + FILES_PER_BLOCK, len(files)))
+            # Path.absolute() takes 10 times as long
+            paths = [os.path.join(here, str(files[i])) for i in block]  # noqa: PTH118
+            known = {} if self._rehash else self._known(paths, kind)
+            for i, path in zip(block, paths, strict=True):
+                state, remembered = _state(files[i]), known.get(path)
+                if remembered is not None and remembered[0] == state:
+                    results[i] = remembered[1]
+                else:
+                    unknown.append((i, path, state))
         if not unknown:
             return results
         now = time.time_ns()
         rows = []
-        for i, text in zip(unknown, read([files[i] for i in unknown]), strict=True):
-            results[i], state = text, states[i]
+        for (i, path, state), text in zip(unknown, read([files[i] for i, *_ in unknown]), strict=True):
+            results[i] = text
             # a file that changes while it is read has another state afterwards
             if state is not None and now - state[1] > SETTLED_NS and _state(files[i]) == state:
-                rows.append((paths[i], kind, *state, text))
+                rows.append((path, kind, *state, text))
         self._remember(rows)
         return results
 
