@@ -7,7 +7,6 @@ runs/<stream>/<column> start, shard, shard_row: from `start` on, the store's row
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import StoreError
-from features.hdf5 import damage_as_store_error, open_file, read_text, write_columns
+from features._common.strict_json import parse_json
+from features.errors import DamagedStoreError, StoreError
+from features.hdf5 import damage_as_store_error, open_file, read_attribute, read_text, write_attribute, write_columns
 from features.recipe import canonical_json
+from features.store_schema import check_stream
 from features.store_tables import StreamInfo
 
 MAX_OPEN_SHARDS = 64  # per store
@@ -50,6 +51,14 @@ class Runs:
             done += part
             run += 1
 
+    def last_row(self, file: int) -> int | None:
+        """The last row of a file that is in one of the runs; None if none is."""
+        here = self.file == file
+        if not here.any():
+            return None
+        counts = np.diff(self.start, append=self.frames)
+        return int((self.file_row + counts)[here].max()) - 1
+
 
 class FrameFiles:
     """The files that hold a store's frames; a store of a single file is its own only one.
@@ -73,7 +82,7 @@ class FrameFiles:
             self.partial: dict[str, StreamInfo] = {}
             self._runs: dict[str, Runs] = {}
             for name, group in sorted(f["runs"].items()):
-                info = json.loads(group.attrs["info"])
+                info = parse_json(read_attribute(group, "info"))
                 start, shard, shard_row = (group[column][:] for column in ("start", "shard", "shard_row"))
                 streams = self.partial if (shard < 0).any() else self.streams
                 streams[name] = StreamInfo(tuple(info["shape"]), info["dtype"], info["origin"])
@@ -133,8 +142,26 @@ class FrameFiles:
             raise StoreError(f"{path}: damaged", expected=f"{self.sizes[file]:,} bytes", got=f"{size:,}", hint=hint)
         if len(self._opened) >= MAX_OPEN_SHARDS:
             self._opened.popitem(last=False)[1].close()
-        self._opened[file] = open_file(path)
-        return self._opened[file]
+        opened = open_file(path)
+        try:
+            with damage_as_store_error(path):
+                self._check_shard(opened, file)
+        except BaseException:
+            opened.close()
+            raise
+        self._opened[file] = opened
+        return opened
+
+    def _check_shard(self, f: Any, file: int) -> None:
+        """Check that a shard has the streams that the index says, in the same shape and type, and the rows of each."""
+        for name, runs in self._runs.items():
+            if (last_row := runs.last_row(file)) is not None:
+                info, data = (self.streams | self.partial)[name], f["frames"][name]
+                check_stream(data)
+                if data.shape[1:] != info.shape or data.dtype.name != info.dtype or len(data) <= last_row:
+                    expected = f"more than {last_row} frames {info.shape} {info.dtype}"
+                    got, what = f"{data.shape} {data.dtype.name}", f"{self.paths[file]}: {name}: not this store's"
+                    raise DamagedStoreError(what, expected=expected, got=got)
 
 
 def shard_folder(store: Path) -> Path:
@@ -163,7 +190,7 @@ def consecutive_runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
 def stream_infos(f: Any) -> dict[str, StreamInfo]:
     """Return the streams whose frames are in an open file, by name."""
     return {
-        name: StreamInfo(d.shape[1:], d.dtype.name, json.loads(d.attrs.get("origin", "{}")))
+        name: StreamInfo(d.shape[1:], d.dtype.name, parse_json(read_attribute(d, "origin") or "{}"))
         for name, d in sorted(f["frames"].items())
     }
 
@@ -184,7 +211,8 @@ def write_runs(
     write_columns(f.create_group("shards"), columns)
     for name, (info, places) in runs.items():
         group = f.create_group(f"runs/{name}")
-        group.attrs["info"] = canonical_json({"shape": info.shape, "dtype": info.dtype, "origin": dict(info.origin)})
+        value = {"shape": info.shape, "dtype": info.dtype, "origin": dict(info.origin)}
+        write_attribute(group, "info", canonical_json(value))
         rows = list(_with_gaps(places, index, frames))
         table = np.array(rows, np.int64).reshape(-1, 3)
         write_columns(group, dict(zip(("start", "shard", "shard_row"), table.T.copy(), strict=True)))

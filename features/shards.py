@@ -14,8 +14,17 @@ from numpy.typing import NDArray
 from features._common.atomic import atomic_write
 from features.frame_files import stream_infos
 from features.frame_ranges import FrameRange, StoredRange
-from features.hdf5 import ErrorTolerantFile, create_file, damage_as_store_error, open_file, read_text, write_columns
+from features.hdf5 import (
+    ErrorTolerantFile,
+    create_file,
+    damage_as_store_error,
+    open_file,
+    read_text,
+    write_attribute,
+    write_columns,
+)
 from features.recipe import Recipe, canonical_json, json_digest
+from features.store_schema import check_pieces
 from features.store_tables import Header, StreamInfo, read_header, read_track, track_index, write_header, write_tracks
 from features.tracks import Track
 
@@ -107,6 +116,7 @@ def shard_ranges(path: Path, fingerprint: str) -> list[StoredRange]:
         recipe = read_header(f).recipe
         if recipe.fingerprint != fingerprint:
             return []
+        check_pieces(f)
         group, streams = f["pieces"], {name: info.fingerprint for name, info in stream_infos(f).items()}
         text = [read_text(group[n]) for n in ("sequence", "digest")]
         numbers = [group[n][:].tolist() for n in ("start", "stop", "row")]
@@ -127,7 +137,7 @@ def create_stream(f: Any, name: str, frames: int, info: StreamInfo) -> Any:
     shape, chunks = (frames, *info.shape), (1, *info.shape)
     data = f.create_dataset(f"frames/{name}", shape, info.dtype, chunks=chunks, fletcher32=True, track_times=False)
     if info.origin:  # the trunk's stream is determined by the recipe alone
-        data.attrs["origin"] = canonical_json(dict(info.origin))
+        write_attribute(data, "origin", canonical_json(dict(info.origin)))
     return data
 
 

@@ -41,6 +41,7 @@ from features.errors import StoreError
 from features.frame_files import FrameFiles
 from features.frame_ranges import FrameRange, StoredRange
 from features.hdf5 import damage_as_store_error, open_file
+from features.store_schema import table_faults
 from features.store_tables import TopRecord, read_header, read_sequences, read_top, read_track, track_index
 from features.streams import APPEARANCE, THUMBNAILS
 from features.tracks import Track, track_key_by_label
@@ -64,6 +65,8 @@ class Store:
         self.path = Path(path)
         self._file = open_file(self.path)
         try:
+            for _, fault in table_faults(self._file, self.path):
+                raise fault
             with damage_as_store_error(self.path):
                 self.header = read_header(self._file)
                 self.sequences, self.first = read_sequences(self._file)
