@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from features._common.atomic import NO_LOCKS
 from features._common.strict_json import parse_json
+from features.bit_errors import corrected_chunk
 from features.errors import DamagedStoreError, StoreError
 from features.recipe import canonical_json
 
@@ -168,6 +169,27 @@ def _type_name(data: Any) -> str | None:
         return "bool" if data.dtype == bool else None
     is_number = isinstance(kind, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID)) and kind.get_size() <= 8
     return data.dtype.name if is_number else None
+
+
+def looks_like_a_store(path: Path) -> bool:
+    """Whether a file that cannot be opened may have been a store: it has HDF5's signature, or the format's name."""
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    return start.startswith(b"\x89HDF\r\n\x1a\n") or FORMAT_NAME.encode() in start
+
+
+def unchecked_values(data: Any) -> tuple[NDArray[Any], bool]:
+    """Read a table's dataset whose checksums may be wrong; also return whether its numbers are certain all the same."""
+    if data.chunks is None or not data.fletcher32:
+        return np.asarray(data[()]), False
+    chunks, is_certain = [], True
+    for row in range(0, len(data), data.chunks[0]):
+        _, raw = data.id.read_direct_chunk((row, *[0] * (data.ndim - 1)))
+        corrected = corrected_chunk(raw)
+        is_certain &= corrected is not None
+        content = raw[:-4] if corrected is None else corrected
+        chunks.append(np.frombuffer(content, data.dtype).reshape(data.chunks))
+    return np.concatenate(chunks)[: len(data)], is_certain
 
 
 def copy_chunks(source: Any, target: Any, source_row: int, target_row: int, count: int) -> None:

@@ -19,6 +19,7 @@ from features._common.strict_json import parse_json
 from features.errors import DamagedStoreError
 from features.hdf5 import damage_as_store_error, read_attribute, read_json, read_text
 from features.sequences import SPLITS
+from features.store_tables import Header, read_header
 
 MAX_FRAMES = 1 << 27  # of a store: 50 days at 30 frames per second
 MAX_PIXELS = 1 << 20  # width or height of a frame
@@ -146,9 +147,8 @@ def check_stream_info(info: Any, where: Any) -> None:
     _require(isinstance(info["origin"], dict), where, "an origin with names", info["origin"])
 
 
-def _check_header(f: Any, known: _Known) -> None:
-    from features.store_tables import read_header  # which checks the recipe
-
+def check_header(f: Any) -> Header:
+    """Read a header and check it; a ValueError or DamagedStoreError says what is wrong with it."""
     header = read_header(f)
     trunk, where = header.trunk, f.get("header", f)
     for name in ("versions", "missing"):
@@ -161,10 +161,13 @@ def _check_header(f: Any, known: _Known) -> None:
     errors = trunk.get("relative_error", {})
     _require(_is_dict(errors, (int, float)), where, "numbers in relative_error", errors)
     if "header" not in f and "fingerprint" in f.attrs:
-        stored = read_attribute(f, "fingerprint")
-        _require(
-            stored == header.recipe.fingerprint, f, "the recipe's fingerprint " + header.recipe.fingerprint, stored
-        )
+        stored, computed = read_attribute(f, "fingerprint"), header.recipe.fingerprint
+        _require(stored == computed, f, f"the recipe's fingerprint {computed}", stored)
+    return header
+
+
+def _check_header(f: Any, known: _Known) -> None:
+    check_header(f)
 
 
 def _check_sequences(f: Any, known: _Known) -> None:

@@ -117,9 +117,9 @@ def write_sequences(f: Any, sequences: Sequence[FrameSequence]) -> None:
     write_columns(f.create_group("sequences"), columns)
 
 
-def read_sequences(f: Any) -> tuple[tuple[FrameSequence, ...], NDArray[np.int64]]:
+def read_sequences(f: Any, with_labels: bool = True) -> tuple[tuple[FrameSequence, ...], NDArray[np.int64]]:
     """Read the sequences with their labels, and (sequences,) the row of each one's first frame."""
-    labels = _read_labels(f["labels"])
+    labels = _read_labels(f["labels"]) if with_labels else {}
     group = f["sequences"]
     text = [read_text(group[n]) for n in ("id", "split", "digest")]
     numbers = [group[n][:].tolist() for n in ("length", "fps", "width", "height")]

@@ -31,18 +31,20 @@ from features.errors import BadInputs, DataError, StoreError
 from features.frame_files import shard_folder
 from features.frame_ranges import FrameRange, StoredRange, sequence_ranges
 from features.recipe import Recipe, json_digest
-from features.sequences import same_sequences
+from features.sequences import FrameSequence, same_sequences
 from features.shard_folder import delete_replaced_shards, delete_unused_shards, used_shards
 from features.shards import ShardWriter, new_shard, shard_ranges, shard_tracks
 from features.store_tables import Header, StreamInfo
 from features.store_writer import StoreContent, StreamContent, save_store
 from features.streams import APPEARANCE, GROUND_FLOW, MOTION, PAIR_STREAMS
 from features.tracks import Track, track_keys
+from features.verification import Damage
 from stage1_extract.datasets.clip import Catalogue, Clip
-from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo
+from stage1_extract.existing_store import ExistingStore, TrunkInfo
 from stage1_extract.frame_loader import FRAMES_PER_JOB, load_frames
 from stage1_extract.frame_pairs import stream_info
 from stage1_extract.plan import Group, complete_sequences, missing_frames, plan_extraction, vehicles_without_tracks
+from stage1_extract.salvage import kept_notes, salvage
 from stage1_extract.tracking.sequence_tracks import empty_track_notes, missing_frame_notes, track_clips
 
 if TYPE_CHECKING:  # loading TensorFlow takes seconds, which an extraction with nothing to do need not wait for
@@ -130,12 +132,13 @@ def extract(
     store: Path,
     catalogue: Catalogue,
     *,
-    damaged_rows: DamagedRows | None = None,
+    damage: Damage | None = None,
     engine: Engine | None = None,
 ) -> ExtractionResult:
     """Update `store` so that it holds features for every sequence in the catalogue.
 
-    `damaged_rows` are rows of the store to extract again; `engine` may be one already built from the same config.
+    `damage` of the store is repaired, and no sequence taken out that is sound, whether it is in the catalogue or not;
+    `engine` may be one already built from the same config.
 
     Raises:
         BadInputs: errors found without decoding, before any work; or, at the end, sequences that could not be decoded.
@@ -143,7 +146,7 @@ def extract(
         DataError: too little disk space.
     """
     skip_damaged = config.extract.skip_damaged
-    if catalogue.faults and not skip_damaged:
+    if catalogue.faults and not skip_damaged and damage is None:
         raise BadInputs(
             f"{len(catalogue.faults)} errors in {config.data.path}; nothing was extracted",
             list(catalogue.faults),
@@ -152,7 +155,7 @@ def extract(
     if not catalogue.clips:
         raise BadInputs(f"{config.data.path}: every clip has errors", list(catalogue.faults))
     with exclusive_write_lock(store):
-        result = _extract(config, store, catalogue, damaged_rows or {}, engine)
+        result = _extract(config, store, catalogue, damage, engine)
     if result.missing and not skip_damaged:
         raise BadInputs(
             f"{store}: {len(result.missing)} of {len(catalogue.clips)} sequences could not be decoded and were skipped",
@@ -163,13 +166,14 @@ def extract(
 
 
 def _extract(
-    config: Config, store: Path, catalogue: Catalogue, damaged_rows: DamagedRows, engine: Engine | None
+    config: Config, store: Path, catalogue: Catalogue, damage: Damage | None, engine: Engine | None
 ) -> ExtractionResult:
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     sequences = [clip.sequence for clip in catalogue.clips]
     folder = shard_folder(store)
-    _clean_up(store, folder)
-    existing, request = ExistingStore.read(store, damaged_rows), _request_digest(config)
+    hides_frames = damage is not None and damage.hides_frames
+    _clean_up(store, folder, keep_all=hides_frames)
+    existing, request = ExistingStore.read(store, damage), _request_digest(config)
     trunk = TrunkInfo.from_store(existing, config, request, sequences)
     if trunk is None:
         with quiet_imports():
@@ -177,6 +181,8 @@ def _extract(
             from stage1_extract.engines.engine import Engine
         engine = engine or Engine(build_trunk(config), config.extract.batch, config.extract.engine)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
+    if damage is not None and damage.hides_frames:
+        existing = salvage(store, damage, sequences, trunk.recipe)
     if existing.header is not None and existing.header.recipe.fingerprint != trunk.recipe.fingerprint:
         raise StoreError(
             f"{store}: made with another recipe",
@@ -184,7 +190,8 @@ def _extract(
             hint=f"use another store for this recipe, --store OTHER.h5, or move {store} away",
         )
     streams = dict(trunk.streams) | {name: stream_info(name, sequences) for name in config.extract.pair_streams}
-    shards = NewShards(folder, trunk.recipe, used_shards(store))
+    in_use = {path.name for path in folder.glob("*.h5")} if hides_frames else used_shards(store)
+    shards = NewShards(folder, trunk.recipe, in_use)
 
     def stored_ranges() -> dict[str, list[StoredRange]]:
         """By stream, those in shards and store whose origin, shape and type are the same as now."""
@@ -209,6 +216,11 @@ def _extract(
             _extract_groups(config, shards, clips, groups, streams, engine, vehicles, faults)
         _track_remaining(config, shards, clips, vehicles, faults)
     complete, ranges = complete_sequences(sequences, stored_ranges())
+    kept: list[FrameSequence] = []
+    if damage is not None:
+        done = {s.id for s in complete}
+        kept, _ = complete_sequences([s for s in existing.sequences if s.id not in done], stored_ranges())
+        complete, ranges = complete_sequences([*complete, *kept], stored_ranges())
     tracks = dict(existing.tracks) | shards.tracks()
     missing = {f"fault {i}": fault for i, fault in enumerate(catalogue.faults, 1)}
     complete_ids = {s.id for s in complete}
@@ -216,6 +228,7 @@ def _extract(
     missing |= {f"tracks of {s.id}": faults[s.id] for s in complete if s.id in faults}
     notes = empty_track_notes([s for s in complete if s.id in vehicles], tracks)
     notes += missing_frame_notes(complete if vehicles else [])
+    notes += kept_notes(kept, damage)
     if complete:
         contents = {name: StreamContent(info, ranges[name]) for name, info in streams.items()}
         for name in sorted(existing.streams.keys() - streams.keys()):  # stage two derived these
@@ -238,6 +251,7 @@ def _extract(
         content = StoreContent(header, complete, contents, trunk.top, {key: tracks[key] for key in keys})
         if (
             any(shards.files())
+            or damage is not None
             or existing.header is None
             or existing.header != replace(header, versions=existing.header.versions)
             or existing.streams.keys() != contents.keys()
@@ -344,15 +358,18 @@ def _track_remaining(
         shards.write_tracks(unsaved)
 
 
-def _clean_up(store: Path, folder: Path) -> None:
-    """Delete what a killed process left behind: temporary files, unreadable shards, and those of replaced indexes."""
+def _clean_up(store: Path, folder: Path, keep_all: bool) -> None:
+    """Delete what a killed process left behind: temporary files, unreadable shards, and those of replaced indexes.
+
+    With `keep_all`, no shard is deleted: the store does not say which it needs.
+    """
     # this process holds the lock, so no other one is writing
     for path in [*store.parent.glob(f".{store.name}.*.tmp"), *folder.glob(".*.tmp")]:
         path.unlink()
     older = store.with_name(f"{store.name}.parts")  # of an extraction by an older version
     if older.exists() and not folder.exists():
         older.rename(folder)
-    if not folder.exists():
+    if not folder.exists() or keep_all:
         return
     delete_replaced_shards(store)
     used = used_shards(store)
