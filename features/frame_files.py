@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 
 from features._common.strict_json import parse_json
 from features.errors import DamagedStoreError, StoreError
-from features.hdf5 import damage_as_store_error, open_file, read_attribute, read_text, write_attribute, write_columns
+from features.hdf5 import (
+    create_group,
+    damage_as_store_error,
+    open_file,
+    read_attribute,
+    read_text,
+    write_attribute,
+    write_columns,
+)
 from features.recipe import canonical_json
 from features.store_schema import check_stream, check_thumbnails
 from features.store_tables import StreamInfo, first_not_finite
@@ -265,9 +273,9 @@ def write_runs(
     """
     index = {path: i for i, path in enumerate(shards)}
     columns = {"name": [path.name for path in shards], "size": np.array(list(shards.values()), np.int64)}
-    write_columns(f.create_group("shards"), columns)
+    write_columns(create_group(f, "shards"), columns)
     for name, (info, places) in runs.items():
-        group = f.create_group(f"runs/{name}")
+        group = create_group(f, f"runs/{name}")
         value = {"shape": info.shape, "dtype": info.dtype, "origin": dict(info.origin)}
         write_attribute(group, "info", canonical_json(value))
         rows = list(_with_gaps(places, index, frames))

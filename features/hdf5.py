@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ FORMAT_NAME, FORMAT_VERSION = "framebank", 2
 # fixed-array chunk indices, which stay fast at millions of frames, and readable by every HDF5 since 1.10
 LIBVER = ("v110", "v110")
 SECONDS_PER_DAY = 86400
+MAX_LINKS = 65535  # in a group's header, the most that HDF5 admits
 MAX_CHUNK = 1 << 24  # bytes in a chunk of a table
 MAX_OBJECTS = 10_000  # groups and datasets in a file; a store has a few dozen, and one for each weight of the top
 MAX_TEXT = 1 << 28  # bytes of text of variable length read at once
@@ -200,6 +203,33 @@ def copy_chunks(source: Any, target: Any, source_row: int, target_row: int, coun
         target.id.write_direct_chunk((target_row + i, *inner), chunk, filter_mask=mask)
 
 
+def create_group(parent: Any, path: str) -> Any:
+    """Return the group at a path, creating what is missing of it.
+
+    All its names are kept in its header. HDF5 would move more than eight of them into a heap, and HDF5 1.14 crashes the
+    process when a bit of that is wrong.
+    """
+    for name in path.split("/"):
+        if name not in parent:
+            layout = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+            if set_limit := _link_limit_setter():
+                set_limit(layout.id, MAX_LINKS, 0)
+            h5py.h5g.create(parent.id, name.encode(), gcpl=layout)
+        parent = parent[name]
+    return parent
+
+
+@cache
+def _link_limit_setter() -> Any:
+    """HDF5's function for it, which h5py does not offer; None where it cannot be reached."""
+    try:
+        function = ctypes.CDLL(h5py.h5p.__file__).H5Pset_link_phase_change
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = [ctypes.c_int64, ctypes.c_uint, ctypes.c_uint]
+    return function
+
+
 def write_columns(group: Any, columns: Mapping[str, Any]) -> None:
     """Write one checksummed dataset per column; lists are text, arrays are numbers."""
     for name, values in columns.items():
@@ -247,6 +277,8 @@ def read_attribute(node: Any, name: str) -> Any:
 
 def write_array(group: Any, name: str, values: NDArray[Any]) -> None:
     """Write a checksummed dataset; one without entries has no bytes to check."""
+    folder, _, name = name.rpartition("/")
+    group = create_group(group, folder) if folder else group
     values = np.asarray(values)
     checked = values.ndim > 0 and values.size > 0
     chunks = None
@@ -259,9 +291,7 @@ def write_array(group: Any, name: str, values: NDArray[Any]) -> None:
         layout.set_layout(h5py.h5d.COMPACT)
         layout.set_obj_track_times(False)
         space, kind = h5py.h5s.create(h5py.h5s.SCALAR), h5py.h5t.py_create(values.dtype, logical=True)
-        links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-        links.set_create_intermediate_group(True)
-        h5py.h5d.create(group.id, name.encode(), kind, space, dcpl=layout, lcpl=links).write(space, space, values)
+        h5py.h5d.create(group.id, name.encode(), kind, space, dcpl=layout).write(space, space, values)
         return
     group.create_dataset(name, data=values, chunks=chunks, fletcher32=checked, track_times=False)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from features._common.strict_json import parse_json
 from features.hdf5 import (
+    create_group,
     read_attribute,
     read_json,
     read_text,
@@ -114,7 +115,7 @@ def write_sequences(f: Any, sequences: Sequence[FrameSequence]) -> None:
         counts = np.array([len(s.times or ()) for s in sequences], np.int64)
         columns["times_stop"] = np.cumsum(counts)
         columns["times"] = np.concatenate([np.array(s.times or (), np.float64) for s in sequences])
-    write_columns(f.create_group("sequences"), columns)
+    write_columns(create_group(f, "sequences"), columns)
 
 
 def read_sequences(f: Any, with_labels: bool = True) -> tuple[tuple[FrameSequence, ...], NDArray[np.int64]]:
@@ -153,7 +154,7 @@ def write_labels(f: Any, sequences: Sequence[FrameSequence]) -> None:
     # a label may have a column without a value, which differs from not having the column
     named = [[c in label.targets for c in columns] for _, label in rows]
     targets = [[label.targets.get(c, math.nan) for c in columns] for _, label in rows]
-    group = f.create_group("labels")
+    group = create_group(f, "labels")
     write_attribute(group, "columns", canonical_json(columns))
     values = {
         "sequence": np.array([i for i, _ in rows], np.int64),
@@ -191,7 +192,7 @@ def write_tracks(f: Any, tracks: Mapping[str, Track]) -> None:
         "box": np.concatenate([t.boxes for t in tracks.values()]),
         "confidence": np.concatenate([t.confidence for t in tracks.values()]),
     }
-    write_columns(f.create_group("tracks"), columns)
+    write_columns(create_group(f, "tracks"), columns)
 
 
 def track_index(f: Any) -> dict[str, tuple[int, int]]:
