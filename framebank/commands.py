@@ -22,11 +22,12 @@ from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.head_config import list_heads
 from features.store import Store
 from features.strict_model import read_toml
-from features.verification import Damage, find_damage
+from features.verification import TOLERATED, Damage, find_damage
 from framebank import workflows
 from framebank.options import Command, Settings, given_options, last_value, wrap
 
 if TYPE_CHECKING:
+    from stage1_extract.extract import ExtractionResult
     from stage2_temporal.runs.leaderboard import Run
 
 
@@ -85,7 +86,7 @@ class Extract(StoreCommand):
     def __call__(self) -> None:
         self.extract()
 
-    def extract(self, damage: Damage | None = None) -> None:
+    def extract(self, damage: Damage | None = None) -> ExtractionResult:
         """Extract, and print what was done."""
         path = self.store_path
         result = workflows.extract_data_set(self.settings, path, damage, rehash=self.rehash)
@@ -104,6 +105,7 @@ class Extract(StoreCommand):
             logger.warning(f"{path}: skipped {items} with errors; run `framebank info --store {path}` to list them")
         if self.settings.backbone.weights == "random":
             logger.warning(f"{path}: the backbone's weights are random (UNTRAINED): this store is only for tests")
+        return result
 
 
 @dataclass(frozen=True)
@@ -143,12 +145,21 @@ class Repair(Extract):
         for _ in range(2):  # damaged frames may show only once the tables are restored
             for line in damage.lines:
                 logger.warning(line)
-            self.extract(damage)
+            self._derive(self.extract(damage).dropped)
             if not (damage := _find_damage(path)):
                 break
         if damage:
             raise StoreError("\n".join(damage.lines), hint=f"framebank repair --config FILE --store {path}")
         print(f"{path}: intact")
+
+    def _derive(self, dropped: Sequence[str]) -> None:
+        """Compute derived streams again whose frames or principal components were damaged."""
+        with Store(self.store_path, TOLERATED) as store:
+            names = sorted({*dropped, *store.partial_streams} - store.streams.keys())
+        if names:
+            with quiet_imports():
+                from stage2_temporal.data.derived_streams import derive_streams, parse_stream_name
+            derive_streams(self.store_path, [parse_stream_name(name) for name in names])
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class ExtractionResult:
     roads: int = 0  # frames whose entry of the stream `ground_flow` was computed
     tracks: int = 0  # vehicles that were tracked
     notes: list[str] = field(default_factory=list)  # further messages for the user, a line each
+    dropped: list[str] = field(default_factory=list)  # streams that are not in the store any more
     engine: str = ""  # with its precision and relative error
 
 
@@ -229,6 +230,7 @@ def _extract(
     notes = empty_track_notes([s for s in complete if s.id in vehicles], tracks)
     notes += missing_frame_notes(complete if vehicles else [])
     notes += kept_notes(kept, damage)
+    dropped: list[str] = []
     if complete:
         contents = {name: StreamContent(info, ranges[name]) for name, info in streams.items()}
         for name in sorted(existing.streams.keys() - streams.keys()):  # stage two derived these
@@ -236,6 +238,7 @@ def _extract(
             if name in existing.bases and (all(derived) or (info.is_derived and not packed)):
                 contents[name] = StreamContent(info, derived, arrays=existing.bases[name])
             else:
+                dropped.append(name)
                 notes.append(f"stream {name} was dropped, since it lacks new, changed or damaged frames")
         errors = dict(existing.header.trunk.get("relative_error", {})) if existing.header else {}
         if engine is not None and engine.relative_error is not None:  # the largest of this and earlier runs
@@ -268,6 +271,7 @@ def _extract(
         roads=missing_frames(groups, GROUND_FLOW),
         tracks=sum(vehicles.values()),
         notes=[f"{store}: {note}" for note in notes],
+        dropped=dropped,
         engine=str(engine),
     )
 
