@@ -13,7 +13,7 @@ from pathlib import Path
 
 from features.errors import DamagedStoreError, StoreError
 from features.frame_files import shard_folder, shard_names
-from features.hdf5 import is_open_elsewhere, open_file
+from features.hdf5 import damage_as_store_error, is_open_elsewhere, open_file
 
 REPLACED = ".replaced-"
 
@@ -64,7 +64,7 @@ def used_shards(store: Path) -> set[str]:
 
 def _shards_of(index: Path) -> set[str]:
     try:
-        with open_file(index) as f:
+        with open_file(index) as f, damage_as_store_error(index):
             return set(shard_names(f, index))
     except StoreError:
         if index.name.startswith(REPLACED):

@@ -57,7 +57,7 @@ SEQUENCES = {
 REGION = Column("int64", (4,), -MAX_PIXELS, MAX_PIXELS)
 LABELS = {
     "sequence": ROW,
-    "frame": Column("int64", low=0, high=1 << 31),  # may lie outside the sequence
+    "frame": Column("int64", low=-(1 << 31), high=1 << 31),  # may lie outside the sequence
     "box": Column("float64", (4,), may_be_unknown=True),
     "position": Column("float64", (2,), may_be_unknown=True),
 }

@@ -250,6 +250,9 @@ def _extract(
             missing=missing,
             complete=not missing or config.extract.skip_damaged,
         )
+        if damage is not None and existing.header and complete_ids >= {s.id for s in existing.sequences}:
+            # a store that has lost nothing is not less complete than before, whatever the images are like now
+            header = replace(header, missing=existing.header.missing, complete=existing.header.complete)
         keys = [key for s in complete for key in track_keys(s) if key in tracks]
         content = StoreContent(header, complete, contents, trunk.top, {key: tracks[key] for key in keys})
         if (

@@ -46,8 +46,10 @@ def salvage(path: Path, damage: Damage, sequences: Sequence[FrameSequence], reci
             header, is_certain = _header(f)
             if is_certain and header is not None and header.recipe.fingerprint != recipe.fingerprint:
                 return ExistingStore(header, damage=damage)  # the caller names the differences
-            if is_packed and header is not None and header.recipe.fingerprint == recipe.fingerprint:
-                _add_packed(f, path, sequences, streams, ranges)
+            if is_packed:
+                is_same = header is not None and header.recipe.fingerprint == recipe.fingerprint
+                # otherwise the streams are known by name only
+                _add_packed(f, path, sequences if is_same else (), streams, ranges)
             header = header if is_certain else None
             if "tracks" not in damage.parts and "tracks" in f:
                 tracks |= {key: read_track(f, *rows) for key, rows in track_index(f).items()}
@@ -114,6 +116,8 @@ def _add_packed(
             whole = StoredRange(full_range(sequence), path, first, {stream: info.fingerprint})
             ranges.setdefault(stream, []).extend(parts_without(whole, bad))
     streams |= infos
+    for stream in infos:
+        ranges.setdefault(stream, [])
 
 
 def _is_digest(stored: str, digest: str) -> bool:

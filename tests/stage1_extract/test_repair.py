@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from features.config import Config
+from features.errors import BadInputs
 from features.sequences import same_sequences
 from features.store import Store
 from features.verification import TOLERATED, find_damage
@@ -243,10 +244,11 @@ def test_no_sound_sequence_is_taken_out(
     store: Path, data: Path, sound: dict[str, Path], repair: Callable[..., list[ExtractionResult]]
 ) -> None:
     spoil(store, "top/weights/1")
-    config = config_of(data)
-    catalogue = scan(config.data)
+    catalogue = scan(config_of(data).data)
     fewer = replace(catalogue, clips=catalogue.clips[:3], faults=("a damaged image",))
-    repair(store, fewer)
+    with pytest.raises(BadInputs, match="a damaged image"):
+        repair(store, fewer)
+    assert not find_damage(store)
     with Store(store) as a, Store(sound["packed"]) as b:
         assert sorted(s.id for s in a.sequences) == sorted(s.id for s in b.sequences)
         assert a.frames == b.frames and len(a.tracks()) == len(b.tracks())
