@@ -83,7 +83,7 @@ test: $(READY)  ## all tests but the slow ones
 soak: $(READY)  ## the slow tests
 	@$(PY) -m pytest -m soak
 
-check: $(READY)  ## lint, format, types
+check: $(READY)  ## lint, with the rules of bandit, format, types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy

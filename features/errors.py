@@ -34,6 +34,10 @@ class StoreError(FramebankError):
     """A store that cannot be read, or lacks what a command needs."""
 
 
+class DamagedStoreError(StoreError):
+    """A store, or a part of one, whose bytes are not what was written, or could not have been written."""
+
+
 class DataError(FramebankError):
     """Clips, images, annotations or tables that differ from what their layout requires."""
 

@@ -7,7 +7,7 @@ runs/<stream>/<column> start, shard, shard_row: from `start` on, the store's row
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import StoreError
-from features.hdf5 import damage_as_store_error, open_file, read_text, write_columns
+from features._common.strict_json import parse_json
+from features.errors import DamagedStoreError, StoreError
+from features.hdf5 import (
+    create_group,
+    damage_as_store_error,
+    open_file,
+    read_attribute,
+    read_text,
+    write_attribute,
+    write_columns,
+)
 from features.recipe import canonical_json
-from features.store_tables import StreamInfo
+from features.store_schema import check_stream, check_thumbnails
+from features.store_tables import StreamInfo, first_not_finite
 
 MAX_OPEN_SHARDS = 64  # per store
 
@@ -50,6 +60,14 @@ class Runs:
             done += part
             run += 1
 
+    def last_row(self, file: int) -> int | None:
+        """The last row of a file that is in one of the runs; None if none is."""
+        here = self.file == file
+        if not here.any():
+            return None
+        counts = np.diff(self.start, append=self.frames)
+        return int((self.file_row + counts)[here].max()) - 1
+
 
 class FrameFiles:
     """The files that hold a store's frames; a store of a single file is its own only one.
@@ -62,7 +80,7 @@ class FrameFiles:
     """
 
     def __init__(self, f: Any, path: Path, frames: int) -> None:
-        self._path, self._lock = path, RLock()  # Keras reads batches in several threads
+        self._path, self._frames, self._lock = path, frames, RLock()  # Keras reads batches in several threads
         self._opened: OrderedDict[int, Any] = OrderedDict()
         self.sizes: list[int] | None = None
         if "shards" in f:
@@ -73,7 +91,7 @@ class FrameFiles:
             self.partial: dict[str, StreamInfo] = {}
             self._runs: dict[str, Runs] = {}
             for name, group in sorted(f["runs"].items()):
-                info = json.loads(group.attrs["info"])
+                info = parse_json(read_attribute(group, "info"))
                 start, shard, shard_row = (group[column][:] for column in ("start", "shard", "shard_row"))
                 streams = self.partial if (shard < 0).any() else self.streams
                 streams[name] = StreamInfo(tuple(info["shape"]), info["dtype"], info["origin"])
@@ -97,7 +115,7 @@ class FrameFiles:
 
     def read(self, stream: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Read rows of a stream in any order; StoreError for a shard that is missing or damaged."""
-        info = self.streams[stream]
+        info = self.infos[stream]
         out = np.empty((len(rows), *info.shape), info.dtype)
         with self._lock:
             for at, start, count in consecutive_runs(rows):
@@ -108,15 +126,68 @@ class FrameFiles:
                         data.read_direct(out, np.s_[file_row : file_row + part], np.s_[into : into + part])
         return out
 
-    def thumbnail(self, stream: str, row: int) -> bytes:
-        """Read the JPEG that is stored with a row of a stream."""
+    def thumbnails(self, stream: str, row: int, count: int) -> list[bytes]:
+        """Read the JPEGs that are stored with `count` rows of a stream, of which all are stored."""
+        jpegs: list[bytes] = []
         with self._lock:
-            _, file, file_row, _ = next(self._runs[stream].places(row, 1))
-            with damage_as_store_error(self.paths[file]):
-                group = self._open(file)["thumbnails"]
-                first, stop = group["offset"][file_row : file_row + 2].tolist()
-                data: NDArray[np.uint8] = group["data"][first:stop]
-        return data.tobytes()
+            for _, file, file_row, part in self._runs[stream].places(row, count):
+                with damage_as_store_error(self.paths[file]):
+                    group = self._open(file)["thumbnails"]
+                    offsets = group["offset"][file_row : file_row + part + 1]
+                    data = group["data"][offsets[0] : offsets[-1]].tobytes()
+                    ends = (offsets - offsets[0]).tolist()
+                    jpegs += [data[start:stop] for start, stop in itertools.pairwise(ends)]
+        return jpegs
+
+    def is_readable(self, stream: str, rows: NDArray[np.int64]) -> bool:
+        """Whether rows of a stream can be read, and are finite."""
+        try:
+            return first_not_finite(self.read(stream, rows)) is None
+        except DamagedStoreError:
+            return False
+
+    def has_thumbnails(self, stream: str, row: int, count: int) -> bool:
+        """Whether the JPEGs of rows can be read."""
+        try:
+            self.thumbnails(stream, row, count)
+        except DamagedStoreError:
+            return False
+        return True
+
+    def damaged_rows(self, stream: str) -> set[int]:
+        """The rows of a stream that cannot be read."""
+        blocks = (np.arange(row, min(row + 32, self._frames)) for row in range(0, self._frames, 32))
+        bad = (rows for rows in blocks if not self.is_readable(stream, rows))
+        return {row for rows in bad for row in rows.tolist() if not self.is_readable(stream, np.array([row]))}
+
+    def damaged_thumbnails(self, stream: str) -> set[int]:
+        """The rows whose thumbnails cannot be read."""
+        return {row for row in range(self._frames) if not self.has_thumbnails(stream, row, 1)}
+
+    @property
+    def infos(self) -> dict[str, StreamInfo]:
+        """All streams, partial ones too."""
+        return self.streams | self.partial
+
+    def is_stored(self, stream: str) -> NDArray[np.bool_]:
+        """Whether each frame of a stream is stored: (frames,)."""
+        return self.files_of(stream) >= 0
+
+    def files_of(self, stream: str) -> NDArray[np.int64]:
+        """Index of the file that holds each frame of a stream: (frames,); −1: none."""
+        runs = self._runs[stream]
+        return np.repeat(runs.file, np.diff(runs.start, append=runs.frames))
+
+    def unusable_files(self) -> dict[int, str]:
+        """What is wrong with each shard that is missing or cannot be opened, by the file's index."""
+        faults: dict[int, str] = {}
+        for file in range(len(self.paths)):
+            try:
+                with self._lock:
+                    self._open(file)
+            except StoreError as e:
+                faults[file] = f"{e.what}; got {e.got}" if e.got else e.what
+        return faults
 
     def _open(self, file: int) -> Any:
         if self.sizes is None:
@@ -127,14 +198,35 @@ class FrameFiles:
         path = self.paths[file]
         if not path.is_file():
             hint = f"copy the folder {path.parent.name} too; or framebank repair --config FILE --store {self._path}"
-            raise StoreError(f"{path}: this shard of {self._path.name} is missing", hint=hint)
+            raise DamagedStoreError(f"{path}: this shard of {self._path.name} is missing", hint=hint)
         if (size := path.stat().st_size) != self.sizes[file]:
             hint = f"framebank repair --config FILE --store {self._path}"
-            raise StoreError(f"{path}: damaged", expected=f"{self.sizes[file]:,} bytes", got=f"{size:,}", hint=hint)
+            raise DamagedStoreError(
+                f"{path}: damaged", expected=f"{self.sizes[file]:,} bytes", got=f"{size:,}", hint=hint
+            )
         if len(self._opened) >= MAX_OPEN_SHARDS:
             self._opened.popitem(last=False)[1].close()
-        self._opened[file] = open_file(path)
-        return self._opened[file]
+        opened = open_file(path)
+        try:
+            with damage_as_store_error(path):
+                self._check_shard(opened, file)
+        except BaseException:
+            opened.close()
+            raise
+        self._opened[file] = opened
+        return opened
+
+    def _check_shard(self, f: Any, file: int) -> None:
+        """Check that a shard has the streams that the index says, in the same shape and type, and the rows of each."""
+        for name, runs in self._runs.items():
+            if (last_row := runs.last_row(file)) is not None:
+                info, data = self.infos[name], f["frames"][name]
+                check_stream(data)
+                if data.shape[1:] != info.shape or data.dtype.name != info.dtype or len(data) <= last_row:
+                    expected = f"more than {last_row} frames {info.shape} {info.dtype}"
+                    got, what = f"{data.shape} {data.dtype.name}", f"{self.paths[file]}: {name}: not this store's"
+                    raise DamagedStoreError(what, expected=expected, got=got)
+                check_thumbnails(f, len(data), required=False)
 
 
 def shard_folder(store: Path) -> Path:
@@ -163,7 +255,7 @@ def consecutive_runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
 def stream_infos(f: Any) -> dict[str, StreamInfo]:
     """Return the streams whose frames are in an open file, by name."""
     return {
-        name: StreamInfo(d.shape[1:], d.dtype.name, json.loads(d.attrs.get("origin", "{}")))
+        name: StreamInfo(d.shape[1:], d.dtype.name, parse_json(read_attribute(d, "origin") or "{}"))
         for name, d in sorted(f["frames"].items())
     }
 
@@ -181,10 +273,11 @@ def write_runs(
     """
     index = {path: i for i, path in enumerate(shards)}
     columns = {"name": [path.name for path in shards], "size": np.array(list(shards.values()), np.int64)}
-    write_columns(f.create_group("shards"), columns)
+    write_columns(create_group(f, "shards"), columns)
     for name, (info, places) in runs.items():
-        group = f.create_group(f"runs/{name}")
-        group.attrs["info"] = canonical_json({"shape": info.shape, "dtype": info.dtype, "origin": dict(info.origin)})
+        group = create_group(f, f"runs/{name}")
+        value = {"shape": info.shape, "dtype": info.dtype, "origin": dict(info.origin)}
+        write_attribute(group, "info", canonical_json(value))
         rows = list(_with_gaps(places, index, frames))
         table = np.array(rows, np.int64).reshape(-1, 3)
         write_columns(group, dict(zip(("start", "shard", "shard_row"), table.T.copy(), strict=True)))

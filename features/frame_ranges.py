@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -65,6 +66,18 @@ def covering_ranges(frame_range: FrameRange, stored: Iterable[StoredRange]) -> l
             parts.append(replace(s, frame_range=part, row=s.row + start - s.frame_range.start))
             covered_to = stop
     return parts
+
+
+def parts_without(stored: StoredRange, damaged: Sequence[int]) -> list[StoredRange]:
+    """Cut a whole sequence's range at its damaged frames, which are given in order, and leave these out."""
+    length = len(stored.frame_range)
+    return [
+        replace(
+            stored, frame_range=replace(stored.frame_range, start=before + 1, stop=stop), row=stored.row + before + 1
+        )
+        for before, stop in itertools.pairwise([-1, *damaged, length])
+        if stop > before + 1
+    ]
 
 
 def by_sequence(stored: Iterable[StoredRange]) -> dict[tuple[str, str], list[StoredRange]]:

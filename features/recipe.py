@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from features._common.strict_json import parse_json
 from features.streams import APPEARANCE
 
 
@@ -43,12 +44,18 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        """Read what `to_json` wrote."""
-        value = json.loads(text)
+        """Read what `to_json` wrote; a ValueError or TypeError for anything else."""
+        value = parse_json(text)
         value["size"] = tuple(value["size"])
         if value.get("grid"):
             value["grid"] = tuple(value["grid"])
-        return cls(**value)
+        recipe = cls(**value)
+        kinds = {"str": str, "int": int, "dict[str, Any]": dict}
+        wrong = [f.name for f in fields(cls) if not isinstance(getattr(recipe, f.name), kinds.get(str(f.type), object))]
+        pairs = [recipe.size] if recipe.grid is None else [recipe.size, recipe.grid]
+        if wrong or not all(len(pair) == 2 and all(type(n) is int and n > 0 for n in pair) for pair in pairs):
+            raise ValueError(f"a recipe with another {', '.join(wrong) or 'size'}")
+        return recipe
 
     @property
     def fingerprint(self) -> str:

@@ -11,16 +11,19 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from features.errors import StoreError
+from features.errors import DamagedStoreError, StoreError
 from features.frame_files import shard_folder, shard_names
-from features.hdf5 import is_open_elsewhere, open_file
+from features.hdf5 import damage_as_store_error, is_open_elsewhere, open_file
 
 REPLACED = ".replaced-"
 
 
 def keep_replaced_index(store: Path) -> None:
     """Keep the index that is about to be replaced, for its readers."""
-    if not store.exists() or not _shards_of(store):
+    try:
+        if not store.exists() or not _shards_of(store):
+            return
+    except DamagedStoreError:  # it is being repaired, and nobody can read it
         return
     stat = store.stat()
     kept = shard_folder(store) / f"{REPLACED}{stat.st_ino:x}-{stat.st_mtime_ns:x}.h5"
@@ -61,7 +64,7 @@ def used_shards(store: Path) -> set[str]:
 
 def _shards_of(index: Path) -> set[str]:
     try:
-        with open_file(index) as f:
+        with open_file(index) as f, damage_as_store_error(index):
             return set(shard_names(f, index))
     except StoreError:
         if index.name.startswith(REPLACED):

@@ -14,8 +14,18 @@ from numpy.typing import NDArray
 from features._common.atomic import atomic_write
 from features.frame_files import stream_infos
 from features.frame_ranges import FrameRange, StoredRange
-from features.hdf5 import ErrorTolerantFile, create_file, damage_as_store_error, open_file, read_text, write_columns
+from features.hdf5 import (
+    ErrorTolerantFile,
+    create_file,
+    create_group,
+    damage_as_store_error,
+    open_file,
+    read_text,
+    write_attribute,
+    write_columns,
+)
 from features.recipe import Recipe, canonical_json, json_digest
+from features.store_schema import check_pieces
 from features.store_tables import Header, StreamInfo, read_header, read_tracks, write_header, write_tracks
 from features.tracks import Track
 
@@ -35,7 +45,7 @@ class ShardWriter:
         self._disk = ErrorTolerantFile(path)
         self._file = create_file(self._disk)
         self._recipe = recipe
-        self._file.create_group("frames")  # also in a shard with tracks only
+        create_group(self._file, "frames")  # also in a shard with tracks only
         self._streams = {name: create_stream(self._file, name, self._frames, info) for name, info in streams.items()}
 
     def write(self, maps: Mapping[str, NDArray[Any]], thumbnails: Sequence[bytes]) -> None:
@@ -74,7 +84,7 @@ class ShardWriter:
             "stop": np.array([r.stop for r in ranges], np.int64),
             "row": np.array([rows[i] for i in valid], np.int64),
         }
-        write_columns(self._file.create_group("pieces"), columns)
+        write_columns(create_group(self._file, "pieces"), columns)
         write_tracks(self._file, tracks or {})
         write_header(
             self._file, Header(self._recipe, {"relative_error": dict(relative_error)} if relative_error else {})
@@ -132,6 +142,7 @@ def shard_ranges(path: Path, fingerprint: str) -> list[StoredRange]:
         recipe = read_header(f).recipe
         if recipe.fingerprint != fingerprint:
             return []
+        check_pieces(f)
         group, streams = f["pieces"], {name: info.fingerprint for name, info in stream_infos(f).items()}
         text = [read_text(group[n]) for n in ("sequence", "digest")]
         numbers = [group[n][:].tolist() for n in ("start", "stop", "row")]
@@ -156,16 +167,18 @@ def shard_tracks(path: Path) -> dict[str, Track]:
 def create_stream(f: Any, name: str, frames: int, info: StreamInfo) -> Any:
     """Create a stream's dataset: one frame per chunk, checksummed."""
     shape, chunks = (frames, *info.shape), (1, *info.shape)
-    data = f.create_dataset(f"frames/{name}", shape, info.dtype, chunks=chunks, fletcher32=True, track_times=False)
+    group = create_group(f, "frames")
+    data = group.create_dataset(name, shape, info.dtype, chunks=chunks, fletcher32=True, track_times=False)
     if info.origin:  # the trunk's stream is determined by the recipe alone
-        data.attrs["origin"] = canonical_json(dict(info.origin))
+        write_attribute(data, "origin", canonical_json(dict(info.origin)))
     return data
 
 
 def write_thumbnails(f: Any, frames: int, parts: Iterable[Thumbnails]) -> None:
     """Write JPEGs end to end; frames that are in none of the parts have none."""
     options = {"fletcher32": True, "track_times": False}
-    data = f.create_dataset("thumbnails/data", (0,), "u1", maxshape=(None,), chunks=(THUMBNAIL_BLOCK,), **options)
+    group = create_group(f, "thumbnails")
+    data = group.create_dataset("data", (0,), "u1", maxshape=(None,), chunks=(THUMBNAIL_BLOCK,), **options)
     all_sizes = np.zeros(frames, np.int64)
     for row, sizes, jpegs in parts:
         all_sizes[row : row + len(sizes)] = sizes
@@ -173,4 +186,4 @@ def write_thumbnails(f: Any, frames: int, parts: Iterable[Thumbnails]) -> None:
         data.resize(end + len(jpegs), axis=0)
         data[end:] = jpegs
     offsets = np.cumsum([0, *all_sizes], dtype=np.int64)
-    f.create_dataset("thumbnails/offset", data=offsets, chunks=offsets.shape, **options)
+    group.create_dataset("offset", data=offsets, chunks=offsets.shape, **options)

@@ -27,8 +27,8 @@ lack camera, tracks and bases. Reading needs only numpy and h5py.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -37,13 +37,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.types import Floats
-from features.errors import StoreError
+from features.errors import DamagedStoreError, StoreError
 from features.frame_files import FrameFiles
-from features.frame_ranges import FrameRange, StoredRange
+from features.frame_ranges import StoredRange, full_range, parts_without
 from features.hdf5 import damage_as_store_error, open_file
-from features.store_tables import TopRecord, read_header, read_sequences, read_top, read_track, read_tracks, track_index
+from features.store_schema import table_faults
+from features.store_tables import (
+    TopRecord,
+    check_finite,
+    first_not_finite,
+    read_header,
+    read_sequences,
+    read_top,
+    read_track,
+    read_tracks,
+    track_index,
+)
 from features.streams import APPEARANCE, THUMBNAILS
 from features.tracks import Track, track_key_by_label
+
+FRAMES_PER_CHECK = 32  # read at once by `Store.check_frames`
 
 
 class Store:
@@ -55,20 +68,26 @@ class Store:
         frames: number of frames.
         streams: name → shape, type and origin.
         partial_streams: the same, of derived streams that lack some frames, which `framebank derive` adds.
+        damaged_parts: the damaged ones among the parts in `tolerated`, see `store_schema.CHECKS`, and what is wrong
+            with each. Labels and tracks that are damaged are left out.
 
     Raises:
         StoreError: no such file, not a store, damaged, or of a later format.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, tolerated: Collection[str] = ()) -> None:
         self.path = Path(path)
         self._file = open_file(self.path)
         try:
+            self.damaged_parts = dict(table_faults(self._file, self.path))
+            for part, fault in self.damaged_parts.items():
+                if part not in tolerated:
+                    raise fault
             with damage_as_store_error(self.path):
                 self.header = read_header(self._file)
-                self.sequences, self.first = read_sequences(self._file)
+                self.sequences, self.first = read_sequences(self._file, with_labels="labels" not in self.damaged_parts)
                 self.frames = sum(s.length for s in self.sequences)
-                self._track_rows = track_index(self._file)
+                self._track_rows = {} if "tracks" in self.damaged_parts else track_index(self._file)
                 self.files = FrameFiles(self._file, self.path, self.frames)
             self.streams, self.partial_streams = self.files.streams, self.files.partial
             self.recipe, self.fingerprint = self.header.recipe, self.header.recipe.fingerprint
@@ -123,26 +142,36 @@ class Store:
         Cast the result if needed: letting HDF5 convert half to single precision while reading is 80 times slower.
 
         Raises:
-            StoreError: no such stream, or a frame with a wrong checksum.
+            StoreError: no such stream, or a frame with a wrong checksum, NaN or infinity.
         """
         if stream not in self.streams:
             known = ", ".join(self.streams)
             raise StoreError(f"{self.path}: no stream {stream!r}", expected=f"one of {known}", got=stream)
-        return self.files.read(stream, np.asarray(rows, np.int64))
+        rows = np.asarray(rows, np.int64)
+        values = self.files.read(stream, rows)
+        if (at := first_not_finite(values)) is not None:
+            sequence = int(self.first.searchsorted(rows[at], "right")) - 1
+            frame = f"frame {rows[at] - self.first[sequence]} of {self.sequences[sequence].id}"
+            hint = f"framebank verify --store {self.path}, then repair"
+            raise DamagedStoreError(f"{self.path}: {stream}: NaN or infinity in {frame}", hint=hint)
+        return values
 
     def basis(self, stream: str) -> dict[str, NDArray[Any]]:
         """Read the arrays a derived stream was computed with, by name; most streams have none."""
         if f"bases/{stream}" not in self._file:
             return {}
         with damage_as_store_error(self.path):
-            return {name: data[()] for name, data in self._file[f"bases/{stream}"].items()}
+            arrays = {name: data[()] for name, data in self._file[f"bases/{stream}"].items()}
+            for name, values in arrays.items():
+                check_finite(values, f"bases/{stream}/{name}")
+            return arrays
 
     def thumbnail(self, row: int) -> bytes:
         """Read a frame's small JPEG."""
-        return self.files.thumbnail(self._thumbnail_stream, row)
+        return self.files.thumbnails(self.thumbnail_stream, row, 1)[0]
 
     @property
-    def _thumbnail_stream(self) -> str:
+    def thumbnail_stream(self) -> str:
         """The stream with whose frames the thumbnails are stored."""
         return APPEARANCE if APPEARANCE in self.streams else next(iter(self.streams))
 
@@ -166,37 +195,45 @@ class Store:
         if sequence not in self._track_keys:
             self._track_keys[sequence] = track_key_by_label(self.sequences[sequence])
         rows = self._track_rows.get(self._track_keys[sequence].get(label, ""))
+        if rows is None:
+            return None
+        if rows[1] != (length := self.sequences[sequence].length):
+            what = f"{self.path}: the track of label {label} of {self.sequences[sequence].id}: damaged"
+            raise DamagedStoreError(what, expected=f"{length} frames", got=rows[1])
         with damage_as_store_error(self.path):
-            return None if rows is None else read_track(self._file, *rows)
+            return read_track(self._file, *rows)
 
     def stored_ranges(self, stream: str, damaged_rows: Sequence[int] = ()) -> list[StoredRange]:
         """Return where every sequence's frames of a stream are, without those that are damaged or not stored."""
-        stored, all_damaged = [], np.sort(np.asarray(damaged_rows, np.int64))
-        info = self.partial_streams[stream] if stream in self.partial_streams else self.streams[stream]
-        fingerprints = {stream: info.fingerprint}
+        stored, all_damaged = list[StoredRange](), np.sort(np.asarray(damaged_rows, np.int64))
+        fingerprints = {stream: self.files.infos[stream].fingerprint}
         for sequence, first in zip(self.sequences, self.first.tolist(), strict=True):
             from_row, to_row = all_damaged.searchsorted([first, first + sequence.length]).tolist()
-            damaged = (all_damaged[from_row:to_row] - first).tolist()
-            for before, stop in itertools.pairwise([-1, *damaged, sequence.length]):
-                for offset, path, row, count in self.files.places(stream, first + before + 1, stop - before - 1):
-                    start = before + 1 + offset
-                    frame_range = FrameRange(sequence.id, sequence.digest, start, start + count)
+            whole = StoredRange(full_range(sequence), self.path, first, fingerprints)
+            for part in parts_without(whole, (all_damaged[from_row:to_row] - first).tolist()):
+                for offset, path, row, count in self.files.places(stream, part.row, len(part.frame_range)):
+                    start = part.frame_range.start + offset
+                    frame_range = replace(part.frame_range, start=start, stop=start + count)
                     stored.append(StoredRange(frame_range, path, row, fingerprints))
         return stored
 
     def check_frames(self) -> Iterator[tuple[int, list[str]]]:
         """Read every chunk; yield each frame's row and its damaged streams (`thumbnails` among them), often none."""
-        for row in range(self.frames):
-            damaged = []
-            for name in self.streams:
-                try:
-                    self.read(name, [row])
-                    if row == 0:  # a damaged basis counts as damage of the stream's first frame
-                        self.basis(name)
-                except StoreError:
-                    damaged.append(name)
-            try:
-                self.thumbnail(row)
-            except StoreError:
-                damaged.append(THUMBNAILS)
-            yield row, damaged
+        partial = {name: self.files.is_stored(name) for name in self.partial_streams}
+        for start in range(0, self.frames, FRAMES_PER_CHECK):
+            rows = np.arange(start, min(start + FRAMES_PER_CHECK, self.frames))
+            damaged: list[list[str]] = [[] for _ in rows]
+            for name in [*self.streams, *partial, THUMBNAILS]:
+                stored = rows[partial[name][rows]] if name in partial else rows
+                if not self._is_readable(name, stored):
+                    for row in stored:
+                        if not self._is_readable(name, np.array([row])):
+                            damaged[row - start].append(name)
+            yield from zip(rows.tolist(), damaged, strict=True)
+
+    def _is_readable(self, stream: str, rows: NDArray[np.int64]) -> bool:
+        """Whether rows of a stream, or thumbnails, can be read; neighbours in case of the latter."""
+        if stream != THUMBNAILS:
+            return self.files.is_readable(stream, rows)
+        is_known = THUMBNAILS in self.damaged_parts
+        return is_known or self.files.has_thumbnails(self.thumbnail_stream, int(rows[0]), len(rows))

@@ -23,6 +23,7 @@ from features.sequences import FrameSequence
 from features.shard_folder import delete_replaced_shards, delete_unused_shards, keep_replaced_index
 from features.shards import Thumbnails, create_stream, new_shard, shard_ranges, write_thumbnails
 from features.store import Store
+from features.store_schema import table_faults
 from features.store_tables import (
     Header,
     StreamInfo,
@@ -162,6 +163,9 @@ def _new_file(path: Path, content: StoreContent) -> Iterator[tuple[Any, ErrorTol
                     for array, values in stream.arrays.items():
                         write_array(f, f"bases/{name}/{array}", values)
                 yield f, disk
+                disk.check()
+                for _, fault in table_faults(f, temporary):
+                    raise fault  # rather than write a store that cannot be opened
             disk.check()
         finally:
             disk.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,10 +22,12 @@ from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.head_config import list_heads
 from features.store import Store
 from features.strict_model import read_toml
+from features.verification import TOLERATED, Damage, find_damage
 from framebank import workflows
 from framebank.options import Command, Settings, given_options, last_value, wrap
 
 if TYPE_CHECKING:
+    from stage1_extract.extract import ExtractionResult
     from stage2_temporal.runs.leaderboard import Run
 
 
@@ -83,15 +86,19 @@ class Extract(StoreCommand):
     settings: Settings = Config()
 
     def __call__(self) -> None:
-        self.extract()
+        if self.dry_run:
+            self.estimate()
+        else:
+            self.extract()
 
-    def extract(self, damaged_rows: dict[int, list[str]] | None = None) -> None:
+    def estimate(self, damage: Damage | None = None) -> None:
+        """Print what extracting would take."""
+        print(workflows.estimate_data_set(self.settings, self.store_path, damage, rehash=self.rehash))
+
+    def extract(self, damage: Damage | None = None) -> ExtractionResult:
         """Extract, and print what was done."""
         path = self.store_path
-        if self.dry_run:
-            print(workflows.estimate_data_set(self.settings, path, damaged_rows, rehash=self.rehash))
-            return
-        result = workflows.extract_data_set(self.settings, path, damaged_rows, rehash=self.rehash)
+        result = workflows.extract_data_set(self.settings, path, damage, rehash=self.rehash)
         counts = {
             f"frames extracted by {result.engine}": result.extracted,
             "frames with optical flow computed": result.flows,
@@ -107,6 +114,7 @@ class Extract(StoreCommand):
             logger.warning(f"{path}: skipped {items} with errors; run `framebank info --store {path}` to list them")
         if self.settings.backbone.weights == "random":
             logger.warning(f"{path}: the backbone's weights are random (UNTRAINED): this store is only for tests")
+        return result
 
 
 @dataclass(frozen=True)
@@ -122,34 +130,48 @@ class Info(StoreCommand):
 
 @dataclass(frozen=True)
 class Verify(StoreCommand):
-    """Read every chunk of a store and list the frames that are damaged."""
+    """Read everything in a store and list the parts and frames that are damaged."""
 
     def __call__(self) -> None:
         path = self.store_path
-        damaged = _damaged_rows(path)
-        if not damaged:
-            print(f"{path}: intact; every frame was read")
+        damage = _find_damage(path)
+        if not damage:
+            print(f"{path}: intact; every part and every frame was read")
             return
-        lines = []
-        with Store(path) as store:
-            for row, streams in damaged.items():
-                i = int(store.first.searchsorted(row, "right")) - 1
-                frame = f"{store.sequences[i].id} frame {row - int(store.first[i])}"
-                lines.append(f"{path}: {frame}: {', '.join(streams)} damaged")
-        lines.append(f"{path}: {len(damaged)} damaged frames")
-        raise StoreError("\n".join(lines), hint=f"framebank repair --config FILE --store {path}")
+        raise StoreError("\n".join(damage.lines), hint=f"framebank repair --config FILE --store {path}")
 
 
 @dataclass(frozen=True)
 class Repair(Extract):
-    """Extract again only the damaged frames of a store."""
+    """Restore the damaged parts of a store, and extract again only its damaged frames."""
 
     def __call__(self) -> None:
-        damaged = _damaged_rows(self.store_path)
-        if damaged:
-            self.extract(damaged)
-        else:
-            print(f"{self.store_path}: intact, nothing to repair")
+        path = self.store_path
+        damage = _find_damage(path)
+        if not damage:
+            print(f"{path}: intact, nothing to repair")
+            return
+        if self.dry_run:
+            self.estimate(damage)
+            return
+        for _ in range(2):  # damaged frames may show only once the tables are restored
+            for line in damage.lines:
+                logger.warning(line)
+            self._derive(self.extract(damage).dropped)
+            if not (damage := _find_damage(path)):
+                break
+        if damage:
+            raise StoreError("\n".join(damage.lines), hint=f"framebank repair --config FILE --store {path}")
+        print(f"{path}: intact")
+
+    def _derive(self, dropped: Sequence[str]) -> None:
+        """Compute derived streams again whose frames or principal components were damaged."""
+        with Store(self.store_path, TOLERATED) as store:
+            names = sorted({*dropped, *store.partial_streams} - store.streams.keys())
+        if names:
+            with quiet_imports():
+                from stage2_temporal.data.derived_streams import derive_streams, parse_stream_name
+            derive_streams(self.store_path, [parse_stream_name(name) for name in names])
 
 
 @dataclass(frozen=True)
@@ -582,13 +604,14 @@ def _print_leaderboard(runs: list[Run], folder: Path, target: str | None = None)
     print(f"{leaderboard_text(tables, folder)}\n{write_leaderboard(tables, folder)}")
 
 
-def _damaged_rows(path: Path) -> dict[int, list[str]]:
-    """Rows of the store with damaged chunks, each with the streams that are damaged there."""
-    damaged: dict[int, list[str]] = {}
-    with Store(path) as store, progress_bar(store.frames, "verify", "frames") as progress:
-        for row, streams in store.check_frames():
-            if streams:
-                damaged[row] = streams
-            progress.update()
-        store.tracks()  # raises if these are damaged
-    return damaged
+def _find_damage(path: Path) -> Damage:
+    """Read the whole store, with a progress bar."""
+    with ExitStack() as stack:
+        bar: Any = None
+
+        def progress(done: int, total: int) -> None:
+            nonlocal bar
+            bar = bar or stack.enter_context(progress_bar(total, "verify", "frames"))
+            bar.update(done - bar.n)
+
+        return find_damage(path, progress)

@@ -20,6 +20,7 @@ from features.store import Store
 from features.strict_model import describe_validation_error
 
 if TYPE_CHECKING:
+    from features.verification import Damage
     from stage1_extract.extract import ExtractionResult
     from stage2_temporal.predict import PredictionFiles
     from stage2_temporal.runs.results import Metrics
@@ -44,9 +45,9 @@ def extract(config: Config, store: Path | str) -> Path:
 
 
 def extract_data_set(
-    config: Config, store: Path, damaged_rows: dict[int, list[str]] | None = None, *, rehash: bool = False
+    config: Config, store: Path, damage: Damage | None = None, *, rehash: bool = False
 ) -> ExtractionResult:
-    """Like `extract`, but return details; the given streams of `damaged_rows` are extracted again.
+    """Like `extract`, but return details; what the `damage` of the store has spoilt is extracted again.
 
     With `rehash`, files are read even if their size and time of modification are those of the last scan.
     """
@@ -65,15 +66,13 @@ def extract_data_set(
         catalogue = scan(config.data, cache=scan_cache_of(path, rehash=rehash))
         gc.freeze()
         gc.enable()
-        return extract_catalogue(config, path, catalogue, damaged_rows=damaged_rows)
+        return extract_catalogue(config, path, catalogue, damage=damage)
     finally:
         gc.enable()
         gc.unfreeze()
 
 
-def estimate_data_set(
-    config: Config, store: Path, damaged_rows: dict[int, list[str]] | None = None, *, rehash: bool = False
-) -> str:
+def estimate_data_set(config: Config, store: Path, damage: Damage | None = None, *, rehash: bool = False) -> str:
     """What `extract_data_set` would do, and how long it would take, as a table; nothing is written."""
     quiet_opencv()
     from stage1_extract.datasets import scan
@@ -84,7 +83,7 @@ def estimate_data_set(
     catalogue = scan(config.data, cache=scan_cache_of(path, rehash=rehash, read_only=True))
     if not catalogue.clips:
         raise BadInputs(f"{config.data.path}: every clip has errors", list(catalogue.faults))
-    return estimate_table(estimate_extraction(config, path, catalogue, damaged_rows))
+    return estimate_table(estimate_extraction(config, path, catalogue, damage))
 
 
 def render_sample(config: Config) -> None:

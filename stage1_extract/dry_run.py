@@ -20,9 +20,10 @@ from features.frame_ranges import StoredRange
 from features.shard_folder import used_shards
 from features.shards import shard_ranges
 from features.store_tables import StreamInfo
+from features.verification import Damage
 from stage1_extract.cluster_tasks import SECONDS_PER_TASK, SMALLEST_TASK
 from stage1_extract.datasets.clip import Catalogue
-from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo
+from stage1_extract.existing_store import ExistingStore, TrunkInfo
 from stage1_extract.extract import FRAMES_PER_SHARD, request_digest, required_bytes
 from stage1_extract.frame_pairs import stream_info
 from stage1_extract.group_extraction import measured_rate
@@ -58,7 +59,7 @@ def estimate_extraction(
     config: Config,
     store: Path,
     catalogue: Catalogue,
-    damaged_rows: DamagedRows | None = None,
+    damage: Damage | None = None,
 ) -> ExtractionEstimate:
     """Plan an extraction and measure this machine's rate on a few of its frames, which takes some seconds.
 
@@ -67,7 +68,7 @@ def estimate_extraction(
     """
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     sequences = [clip.sequence for clip in catalogue.clips]
-    existing, request = ExistingStore.read(store, damaged_rows or {}), request_digest(config)
+    existing, request = ExistingStore.read(store, damage), request_digest(config)
     trunk, engine = TrunkInfo.from_store(existing, config, request, sequences), None
     if trunk is None:
         engine = _load_engine(config)

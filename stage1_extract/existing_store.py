@@ -15,14 +15,13 @@ from features.recipe import Recipe, stream_origin
 from features.sequences import FrameSequence
 from features.store import Store
 from features.store_tables import Header, StreamInfo, TopRecord
-from features.streams import APPEARANCE, THUMBNAILS
+from features.streams import THUMBNAILS
 from features.tracks import Track
+from features.verification import Damage
 from stage1_extract.plan import complete_sequences
 
 if TYPE_CHECKING:
     from stage1_extract.backbone.trunk import Trunk
-
-DamagedRows = Mapping[int, Sequence[str]]  # row of the store → its damaged streams, `thumbnails` among them
 
 
 @dataclass(frozen=True)
@@ -37,24 +36,30 @@ class ExistingStore:
     tracks: Mapping[str, Track] = field(default_factory=dict)  # by their keys
     bases: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)  # by stream, see `Store.basis`
     is_packed: bool = True
+    damage: Damage | None = None  # which is left out
 
     @classmethod
-    def read(cls, path: Path, damaged_rows: DamagedRows) -> ExistingStore:
-        """Read what the store at `path` contains."""
-        if not path.exists():
-            return cls()
-        with Store(path) as store:
+    def read(cls, path: Path, damage: Damage | None = None) -> ExistingStore:
+        """Read what the store at `path` contains, without what is damaged; see `salvage` if that hides the frames."""
+        if not path.exists() or (damage is not None and damage.hides_frames):
+            return cls(damage=damage)
+        known = damage or Damage()
+        with Store(path, known.parts) as store:
             streams = {**store.streams, **store.partial_streams}
-            damaged: dict[str, list[int]] = {name: [] for name in streams}
-            for row, names in damaged_rows.items():
-                # thumbnails are extracted together with the trunk's stream
-                for name in {APPEARANCE if name == THUMBNAILS else name for name in names}:
-                    damaged[name].append(row)
+            damaged: dict[str, Sequence[int]] = {
+                name: [row for row, names in known.rows.items() if name in names] for name in streams
+            }
+            with_thumbnails = store.thumbnail_stream  # thumbnails are extracted together with this stream
+            rows = [row for row, names in known.rows.items() if THUMBNAILS in names]
+            damaged[with_thumbnails] = sorted({*damaged[with_thumbnails], *rows})
+            if THUMBNAILS in known.parts:
+                damaged[with_thumbnails] = range(store.frames)
             ranges = {name: store.stored_ranges(name, rows) for name, rows in damaged.items()}
-            # a damaged derived stream is dropped, and its basis with it
-            bases = {name: store.basis(name) for name, rows in damaged.items() if not rows}
-            parts = store.header, store.sequences, streams, ranges, store.top(), store.tracks(), bases
-            return cls(*parts, is_packed=store.is_packed)
+            # what is left of a derived stream is kept in an index; with a damaged basis, it is dropped
+            bases = {name: store.basis(name) for name in streams if not {"bases", f"bases/{name}"} & known.parts.keys()}
+            top = None if "top" in known.parts else store.top()
+            parts = store.header, store.sequences, streams, ranges, top, store.tracks(), bases
+            return cls(*parts, is_packed=store.is_packed, damage=damage)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ class TrunkInfo:
         cls, store: ExistingStore, config: Config, request: str, sequences: Sequence[FrameSequence]
     ) -> TrunkInfo | None:
         """Read it from the store if its trunk has the same `request` and all frames of the sequences are stored."""
+        if store.damage is not None and "top" in store.damage.parts:
+            return None
         if store.header is None or store.header.trunk.get("request") != request:
             return None
         recipe, names = store.header.recipe, config.backbone.streams

@@ -26,13 +26,14 @@ from features.errors import BadInputs, DataError, StoreError
 from features.frame_files import shard_folder
 from features.frame_ranges import StoredRange, sequence_ranges
 from features.recipe import json_digest
-from features.sequences import same_sequences
+from features.sequences import FrameSequence, same_sequences
 from features.shard_folder import delete_replaced_shards, delete_unused_shards, used_shards
 from features.shards import shard_ranges
 from features.store_tables import Header, StreamInfo
 from features.store_writer import StoreContent, StreamContent, save_store
 from features.streams import APPEARANCE, GROUND_FLOW, MOTION
 from features.tracks import Track, track_keys
+from features.verification import Damage
 from stage1_extract.cluster_tasks import (
     SMALLEST_TASK,
     ExtractionJob,
@@ -42,11 +43,12 @@ from stage1_extract.cluster_tasks import (
     run_tracking,
 )
 from stage1_extract.datasets.clip import Catalogue, Clip
-from stage1_extract.existing_store import DamagedRows, ExistingStore, TrunkInfo
+from stage1_extract.existing_store import ExistingStore, TrunkInfo
 from stage1_extract.frame_pairs import stream_info
 from stage1_extract.group_extraction import extract_groups
 from stage1_extract.new_shards import NewShards
 from stage1_extract.plan import Group, complete_sequences, missing_frames, plan_extraction, vehicles_without_tracks
+from stage1_extract.salvage import kept_notes, salvage
 from stage1_extract.tracking.sequence_tracks import empty_track_notes, missing_frame_notes, track_clips
 
 if TYPE_CHECKING:  # loading TensorFlow takes seconds, which an extraction with nothing to do need not wait for
@@ -68,6 +70,7 @@ class ExtractionResult:
     roads: int = 0  # frames whose entry of the stream `ground_flow` was computed
     tracks: int = 0  # vehicles that were tracked
     notes: list[str] = field(default_factory=list)  # further messages for the user, a line each
+    dropped: list[str] = field(default_factory=list)  # streams that are not in the store any more
     engine: str = ""  # with its precision and relative error
 
 
@@ -76,12 +79,13 @@ def extract(
     store: Path,
     catalogue: Catalogue,
     *,
-    damaged_rows: DamagedRows | None = None,
+    damage: Damage | None = None,
     engine: Engine | None = None,
 ) -> ExtractionResult:
     """Update `store` so that it holds features for every sequence in the catalogue.
 
-    `damaged_rows` are rows of the store to extract again; `engine` may be one already built from the same config.
+    `damage` of the store is repaired, and no sequence taken out that is sound, whether it is in the catalogue or not;
+    `engine` may be one already built from the same config.
 
     Raises:
         BadInputs: errors found without decoding, before any work; or, at the end, sequences that could not be decoded.
@@ -89,7 +93,7 @@ def extract(
         DataError: too little disk space.
     """
     skip_damaged = config.extract.skip_damaged
-    if catalogue.faults and not skip_damaged:
+    if catalogue.faults and not skip_damaged and damage is None:
         raise BadInputs(
             f"{len(catalogue.faults)} errors in {config.data.path}; nothing was extracted",
             list(catalogue.faults),
@@ -98,7 +102,7 @@ def extract(
     if not catalogue.clips:
         raise BadInputs(f"{config.data.path}: every clip has errors", list(catalogue.faults))
     with exclusive_write_lock(store), ExitStack() as connections:
-        result = _extract(config, store, catalogue, damaged_rows or {}, engine, connections)
+        result = _extract(config, store, catalogue, damage, engine, connections)
     if result.missing and not skip_damaged:
         raise BadInputs(
             f"{store}: {len(result.missing)} of {len(catalogue.clips)} sequences could not be decoded and were skipped",
@@ -112,15 +116,16 @@ def _extract(
     config: Config,
     store: Path,
     catalogue: Catalogue,
-    damaged_rows: DamagedRows,
+    damage: Damage | None,
     engine: Engine | None,
     connections: ExitStack,
 ) -> ExtractionResult:
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     sequences = [clip.sequence for clip in catalogue.clips]
     folder = shard_folder(store)
-    _clean_up(store, folder)
-    existing, request = ExistingStore.read(store, damaged_rows), request_digest(config)
+    hides_frames = damage is not None and damage.hides_frames
+    _clean_up(store, folder, keep_all=hides_frames)
+    existing, request = ExistingStore.read(store, damage), request_digest(config)
     cluster, engines = None, set[str]()  # descriptions of what ran the trunk
 
     def connected() -> Cluster:
@@ -138,6 +143,8 @@ def _extract(
             from stage1_extract.engines.engine import Engine
         engine = engine or Engine(build_trunk(config), config.extract.batch, config.extract.engine)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
+    if damage is not None and damage.hides_frames:
+        existing = salvage(store, damage, sequences, trunk.recipe)
     if existing.header is not None and existing.header.recipe.fingerprint != trunk.recipe.fingerprint:
         raise StoreError(
             f"{store}: made with another recipe",
@@ -145,7 +152,8 @@ def _extract(
             hint=f"use another store for this recipe, --store OTHER.h5, or move {store} away",
         )
     streams = dict(trunk.streams) | {name: stream_info(name, sequences) for name in config.extract.pair_streams}
-    shards = NewShards(folder, trunk.recipe, used_shards(store))
+    in_use = {path.name for path in folder.glob("*.h5")} if hides_frames else used_shards(store)
+    shards = NewShards(folder, trunk.recipe, in_use)
 
     def stored_ranges() -> dict[str, list[StoredRange]]:
         """By stream, those in shards and store whose origin, shape and type are the same as now."""
@@ -179,6 +187,11 @@ def _extract(
             _extract_here(config, shards, clips, groups, streams, engine, vehicles, faults)
             _track_here(config, shards, clips, _untracked(clips, vehicles, shards, faults), faults)
     complete, ranges = complete_sequences(sequences, stored_ranges())
+    kept: list[FrameSequence] = []
+    if damage is not None:
+        done = {s.id for s in complete}
+        kept, _ = complete_sequences([s for s in existing.sequences if s.id not in done], stored_ranges())
+        complete, ranges = complete_sequences([*complete, *kept], stored_ranges())
     tracks = dict(existing.tracks) | shards.tracks()
     missing = {f"fault {i}": fault for i, fault in enumerate(catalogue.faults, 1)}
     complete_ids = {s.id for s in complete}
@@ -186,6 +199,8 @@ def _extract(
     missing |= {f"tracks of {s.id}": faults[s.id] for s in complete if s.id in faults}
     notes = empty_track_notes([s for s in complete if s.id in vehicles], tracks)
     notes += missing_frame_notes(complete if vehicles else [])
+    notes += kept_notes(kept, damage)
+    dropped: list[str] = []
     if complete:
         contents = {name: StreamContent(info, ranges[name]) for name, info in streams.items()}
         for name in sorted(existing.streams.keys() - streams.keys()):  # stage two derived these
@@ -193,6 +208,7 @@ def _extract(
             if name in existing.bases and (all(derived) or (info.is_derived and not packed)):
                 contents[name] = StreamContent(info, derived, arrays=existing.bases[name])
             else:
+                dropped.append(name)
                 notes.append(f"stream {name} was dropped, since it lacks new, changed or damaged frames")
         errors = dict(existing.header.trunk.get("relative_error", {})) if existing.header else {}
         for name, error in shards.relative_errors().items():
@@ -204,10 +220,14 @@ def _extract(
             missing=missing,
             complete=not missing or config.extract.skip_damaged,
         )
+        if damage is not None and existing.header and complete_ids >= {s.id for s in existing.sequences}:
+            # a store that has lost nothing is not less complete than before, whatever the images are like now
+            header = replace(header, missing=existing.header.missing, complete=existing.header.complete)
         keys = [key for s in complete for key in track_keys(s) if key in tracks]
         content = StoreContent(header, complete, contents, trunk.top, {key: tracks[key] for key in keys})
         if (
             any(shards.files())
+            or damage is not None
             or existing.header is None
             or existing.header != replace(header, versions=existing.header.versions)
             or existing.streams.keys() != contents.keys()
@@ -224,6 +244,7 @@ def _extract(
         roads=missing_frames(groups, GROUND_FLOW),
         tracks=sum(vehicles.values()),
         notes=[f"{store}: {note}" for note in notes],
+        dropped=dropped,
         engine=str(engine) if engine is not None else ", ".join(sorted(engines)),
     )
 
@@ -276,15 +297,18 @@ def _track_here(
         shards.write_tracks(unsaved)
 
 
-def _clean_up(store: Path, folder: Path) -> None:
-    """Delete what a killed process left behind: temporary files, unreadable shards, and those of replaced indexes."""
+def _clean_up(store: Path, folder: Path, keep_all: bool) -> None:
+    """Delete what a killed process left behind: temporary files, unreadable shards, and those of replaced indexes.
+
+    With `keep_all`, no shard is deleted: the store does not say which it needs.
+    """
     # this process holds the lock, but workers of a driver that was killed may still be writing shards
     for path in abandoned_files([*store.parent.glob(f".{store.name}.*.tmp"), *folder.glob(".*.tmp")]):
         path.unlink(missing_ok=True)
     older = store.with_name(f"{store.name}.parts")  # of an extraction by an older version
     if older.exists() and not folder.exists():
         older.rename(folder)
-    if not folder.exists():
+    if not folder.exists() or keep_all:
         return
     delete_replaced_shards(store)
     used = used_shards(store)

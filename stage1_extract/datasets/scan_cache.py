@@ -86,7 +86,7 @@ class ScanCache:
             for start in range(0, len(paths), FILES_PER_QUERY):
                 some = paths[start : start + FILES_PER_QUERY]
                 places = ",".join("?" * len(some))
-                query = f"SELECT path, size, modified, inode, result FROM files WHERE kind = ? AND path IN ({places})"
+                query = f"SELECT path, size, modified, inode, result FROM files WHERE kind = ? AND path IN ({places})"  # noqa: S608  # only question marks
                 for path, *state, result in connection.execute(query, (kind, *some)):
                     known[path] = (tuple(state), result)
         return known

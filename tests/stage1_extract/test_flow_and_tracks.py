@@ -21,6 +21,7 @@ from features.shards import ShardWriter
 from features.store import Store
 from features.store_tables import StreamInfo
 from features.store_writer import StreamContent, extend_store
+from features.verification import find_damage
 from stage1_extract import optical_flow
 from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
@@ -195,14 +196,13 @@ def test_only_the_damaged_frame_of_the_damaged_stream_is_extracted_again(
     run(path, engine, clip(8, Label(7, {"vx": 1.0}, patch_box(7))), clip(50, name="long"))
     before = store_content(path)
     flip(path, stream, row)
-    with Store(path) as store:
-        damaged_rows = {r: names for r, names in store.check_frames() if names}
-    assert damaged_rows == {row: [stream]}
+    damage = find_damage(path)
+    assert damage.rows == {row: [stream]}
     passes, call = [], Engine.submit
     monkeypatch.setattr(Engine, "submit", lambda self, frames: passes.append(len(frames)) or call(self, frames))
     result = extract(
         config, path, Catalogue((clip(8, Label(7, {"vx": 1.0}, patch_box(7))), clip(50, name="long"))),
-        damaged_rows=damaged_rows, engine=engine,
+        damage=damage, engine=engine,
     )  # fmt: skip
     assert (passes, result.flows, result.tracks) == (([], 1, 0) if stream == "motion" else ([1], 0, 0))
     assert store_content(path) == before
