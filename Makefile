@@ -22,10 +22,10 @@ TASK       = $(WITH_STORE) $(WITH_DATA) $(ARGS)
 NEEDS_RUN = @test -n "$$RUN" || { echo "Which run? Try: make $@ RUN=NAME, one of:" $$(cd runs 2>/dev/null && ls -d */ | tr -d /); exit 2; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sample features train sweep leaderboard finetune predict export report info verify test soak check bench docs lock clean
+.PHONY: help setup sample features train sweep leaderboard finetune predict export report info verify test soak check bench cluster-demo docs lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 	@echo
 	@echo "  CONFIG=$$CONFIG  DATA=folder, .zip or .csv  STORE=$${STORE:-stores/NAME.h5}  RUN=name  SWEEP=$$SWEEP"
 	@echo '  ARGS="--train.epochs 3" overrides any setting; $(FB) train --help lists them'
@@ -91,12 +91,25 @@ check: $(READY)  ## lint, with the rules of bandit, format, types
 bench: $(READY)  ## measure; prints ratios taken within one run
 	@$(PY) -m benchmarks
 
+# a scheduler and two workers on this machine, one thread each, for an extraction and a sweep
+DEMO = --config configs/cluster-demo.toml --compute.backend dask --compute.workers 2
+
+cluster-demo: $(READY)  ## extract and sweep the sample set on a Dask cluster of this machine
+	@folder=$$(mktemp -d) && pids= && trap 'kill $$pids; wait; rm -rf "$$folder"' EXIT && trap 'exit 130' INT TERM && \
+	export LOKY_MAX_CPU_COUNT=1 PYTHONWARNINGS=ignore && \
+	{ .venv/bin/dask scheduler --host 127.0.0.1 --port 0 --scheduler-file "$$folder/dask.json" 2>"$$folder/log" & } && \
+	pids="$$pids $$!" && while [ ! -s "$$folder/dask.json" ]; do sleep 0.1; done && \
+	{ .venv/bin/dask worker --scheduler-file "$$folder/dask.json" --nworkers 2 --nthreads 1 --memory-limit 0 \
+	  --host 127.0.0.1 --local-directory "$$folder" 2>>"$$folder/log" & } && pids="$$pids $$!" && \
+	$(FB) extract $(DEMO) --compute.scheduler "$$folder/dask.json" $(ARGS) && \
+	$(FB) sweep $(DEMO) --compute.scheduler "$$folder/dask.json" --sweep configs/cluster-demo-sweep.toml $(ARGS)
+
 docs: $(READY)  ## build the documentation into site/
 	@$(PY) -m mkdocs build --quiet --strict
 
 lock: $(READY)  ## pin the newest version of everything that pyproject.toml admits
 	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --extra cpu --extra dev --extra docs --extra export --upgrade \
+	  --extra cpu --extra cluster --extra dev --extra docs --extra export --upgrade \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.lock
 
 clean:  ## remove .venv, site/ and caches; data/, stores/ and runs/ stay

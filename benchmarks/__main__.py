@@ -1,4 +1,4 @@
-"""Run benchmarks and print their tables: `python -m benchmarks [extraction | prediction | scaling | training ...]`."""
+"""Run benchmarks: `python -m benchmarks [extraction | prediction | scaling | training | cluster]`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from benchmarks.timing import table
 from features._common.console import quiet_imports
 
 with quiet_imports():
-    from benchmarks import extraction, prediction, scaling, training
+    from benchmarks import cluster, extraction, prediction, scaling, training
 
 BENCHMARKS = {"extraction": extraction, "prediction": prediction, "scaling": scaling, "training": training}
+BY_NAME = {"cluster": cluster}  # run only if named, since it takes minutes
 
 if __name__ == "__main__":
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     for name in sys.argv[1:] or BENCHMARKS:
-        print(f"\n{BENCHMARKS[name].__doc__}\n{table(BENCHMARKS[name].measure())}", flush=True)
+        benchmark = (BENCHMARKS | BY_NAME)[name]
+        print(f"\n{benchmark.__doc__}\n{table(benchmark.measure())}", flush=True)

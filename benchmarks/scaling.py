@@ -40,7 +40,8 @@ import resource, sys
 from framebank.cli import main
 status = main(sys.argv[1:])
 counts = dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())
-print("", counts["wchar"], counts["rchar"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, sep="\\n")
+used = resource.getrusage(resource.RUSAGE_SELF)
+print("", counts["wchar"], counts["rchar"], used.ru_maxrss, round(1e6 * (used.ru_utime + used.ru_stime)), sep="\\n")
 sys.exit(status)
 """
 
@@ -82,7 +83,7 @@ def _step(frames: int, name: str, arguments: list[str], data: Path, store: Path)
     with _peak_disk_use(store.parent) as peak:
         done = subprocess.run([sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - start
-    written, read, memory = map(int, done.stdout.split()[-3:])
+    written, read, memory, cpu = map(int, done.stdout.split()[-4:])
     new = sum(p.stat().st_size for p in set(shard_folder(store).glob("*.h5")) - old)
     index = store.stat().st_size
     return {
@@ -97,7 +98,7 @@ def _step(frames: int, name: str, arguments: list[str], data: Path, store: Path)
         "peak / store": max(peak) / _size(store.parent.rglob("*.h5")),
         "memory MB": memory / 1e3,
         "seconds": seconds,
-        "ms per frame": seconds / frames * 1e3,
+        "CPU seconds": cpu / 1e6,
     }
 
 

@@ -127,8 +127,9 @@ class ExtractConfig(StrictModel):
     """Number of threads that decode frames; 0: one per core."""
     dtype: Literal["float16", "float32"] = "float16"
     """Type in which maps are stored; float16 halves the file and rounds by 5e-4."""
-    shard: int = Field(512, gt=0)
-    """Frames per shard; at most this much work is lost if extraction is killed."""
+    shard: int = Field(0, ge=0)
+    """Frames per shard; at most this much work is lost if extraction is killed. 0: 512, on a cluster as many as take
+    half a minute."""
     packed_gb: float = Field(2.0, ge=0)
     """Make a store that needs at most this many gigabytes a single file. A larger one is a small file, the index, and a
     folder of shards beside it, to which frames are added without copying the others."""
@@ -156,6 +157,15 @@ class ExtractConfig(StrictModel):
     def pair_streams(self) -> tuple[str, ...]:
         """The streams to store that are computed from frames without the network."""
         return tuple(name for name in PAIR_STREAMS if getattr(self, name))
+
+
+class ComputeConfig(StrictModel):
+    backend: Literal["local", "dask"] = "local"
+    """Where extraction and sweeps run: on this machine, or on the workers of a Dask cluster, which may be on others."""
+    scheduler: UserPath | None = None
+    """Address of the Dask scheduler, such as tcp://HOST:8786 or tls://HOST:8786, or the path of its scheduler file."""
+    workers: int = Field(0, ge=0)
+    """Number of workers to wait for before the work begins; 0: one. Others may join later."""
 
 
 class WindowConfig(StrictModel):
@@ -220,10 +230,15 @@ class FinetuneConfig(StrictModel):
     `all`."""
     epochs: int = Field(2, gt=0)
     """Passes over the training examples."""
+    views: int = Field(0, ge=0)
+    """Number of views of each window, the first as it is and the others augmented, all of which an epoch takes. What
+    the frozen layers compute from them is kept on disk, so that epochs are faster. 0: each epoch has a new view."""
     batch: int = Field(4, gt=0)
     """Windows per step, over all devices."""
     learning_rate: float = Field(1e-5, gt=0)
     """Highest learning rate of Adam; it rises over the first tenth of the steps, then falls to 0 along a cosine."""
+    backbone_rate: float = Field(1.0, gt=0)
+    """Learning rate of the backbone's layers, relative to that of the head."""
     batch_norm: bool = False
     """Whether unfrozen batch normalisation uses each batch's statistics and updates its own."""
     flip: bool = True
@@ -234,6 +249,9 @@ class FinetuneConfig(StrictModel):
     """Largest random change of contrast, as a share of the contrast."""
     zoom: float = Field(1.0, ge=1, lt=2)
     """Largest random factor by which windows are enlarged or shrunk; speeds and distances ahead are divided by it."""
+    shift: float = Field(0.0, ge=0, lt=0.5)
+    """Largest random shift of windows, as a share of their width and height, for cameras that look elsewhere. Only for
+    the target ego_speed, which it leaves as it is."""
 
 
 class Config(StrictModel):
@@ -243,6 +261,7 @@ class Config(StrictModel):
     frames: FramesConfig = FramesConfig()
     backbone: BackboneConfig = BackboneConfig()
     extract: ExtractConfig = ExtractConfig()
+    compute: ComputeConfig = ComputeConfig()
     window: WindowConfig = WindowConfig()
     head: AnyHeadConfig = PooledLSTMConfig()
     train: TrainConfig = TrainConfig()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 MAX_SHOWN = 20  # errors printed at most, so that the hint stays visible
 
 
@@ -23,6 +25,9 @@ class FramebankError(Exception):
         line += "" if line.endswith("?") else "."
         super().__init__(f"{line} Try: {hint}" if hint else line)
         self.what, self.expected, self.got, self.hint = what, expected, got, hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _copy, (type(self), self.args, self.__dict__)  # pickle would call the class without its keywords
 
 
 class StoreError(FramebankError):
@@ -54,3 +59,9 @@ class BadInputs(FramebankError):
         shown = self.faults[:MAX_SHOWN]
         more = [f"… and {len(self.faults) - MAX_SHOWN} more"] if len(self.faults) > MAX_SHOWN else []
         return "\n".join([*shown, *more, super().__str__()])
+
+
+def _copy(kind: type[FramebankError], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> FramebankError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(attributes)
+    return error

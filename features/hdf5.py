@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.atomic import NO_LOCKS
+from features._common.atomic import NO_LOCKS, SECONDS_PER_DAY
 from features._common.strict_json import parse_json
 from features.bit_errors import corrected_chunk
 from features.errors import DamagedStoreError, StoreError
@@ -25,7 +25,6 @@ from features.recipe import canonical_json
 FORMAT_NAME, FORMAT_VERSION = "framebank", 2
 # fixed-array chunk indices, which stay fast at millions of frames, and readable by every HDF5 since 1.10
 LIBVER = ("v110", "v110")
-SECONDS_PER_DAY = 86400
 MAX_LINKS = 65535  # in a group's header, the most that HDF5 admits
 MAX_CHUNK = 1 << 24  # bytes in a chunk of a table
 MAX_OBJECTS = 10_000  # groups and datasets in a file; a store has a few dozen, and one for each weight of the top

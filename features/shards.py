@@ -26,7 +26,7 @@ from features.hdf5 import (
 )
 from features.recipe import Recipe, canonical_json, json_digest
 from features.store_schema import check_pieces
-from features.store_tables import Header, StreamInfo, read_header, read_track, track_index, write_header, write_tracks
+from features.store_tables import Header, StreamInfo, read_header, read_tracks, write_header, write_tracks
 from features.tracks import Track
 
 THUMBNAIL_BLOCK = 1 << 16  # bytes
@@ -94,21 +94,32 @@ def new_shard(
 ) -> Iterator[tuple[ShardWriter, Path]]:
     """Yield a writer and the path of its shard, which appears once the block ends without an error.
 
-    Its name is a digest of what it will contain, `tracks` being the keys of those.
+    `tracks` are the keys of those that it will contain.
     """
-    content = [
-        recipe.fingerprint,
-        {name: info.fingerprint for name, info in streams.items()},
-        [[r.sequence, r.digest, r.start, r.stop] for r in ranges],
-        list(tracks),
-    ]
-    path = folder / f"{json_digest(content)[:24]}.h5"
+    path = shard_path(folder, recipe, ranges, streams, tracks)
     with atomic_write(path) as temporary:
         writer = ShardWriter(temporary, recipe, ranges, streams)
         try:
             yield writer, path
         finally:
             writer.close()
+
+
+def shard_path(
+    folder: Path,
+    recipe: Recipe,
+    ranges: Sequence[FrameRange],
+    streams: Mapping[str, StreamInfo],
+    tracks: Sequence[str] = (),
+) -> Path:
+    """The path of a shard, whose name is a digest of what it contains."""
+    content = [
+        recipe.fingerprint,
+        {name: info.fingerprint for name, info in streams.items()},
+        [[r.sequence, r.digest, r.start, r.stop] for r in ranges],
+        list(tracks),
+    ]
+    return folder / f"{json_digest(content)[:24]}.h5"
 
 
 def shard_ranges(path: Path, fingerprint: str) -> list[StoredRange]:
@@ -130,7 +141,7 @@ def shard_ranges(path: Path, fingerprint: str) -> list[StoredRange]:
 def shard_tracks(path: Path) -> dict[str, Track]:
     """Read the tracks in a finished shard, by their keys."""
     with open_file(path) as f, damage_as_store_error(path):
-        return {key: read_track(f, *rows) for key, rows in track_index(f).items()}
+        return read_tracks(f)
 
 
 def create_stream(f: Any, name: str, frames: int, info: StreamInfo) -> Any:

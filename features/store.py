@@ -50,6 +50,7 @@ from features.store_tables import (
     read_sequences,
     read_top,
     read_track,
+    read_tracks,
     track_index,
 )
 from features.streams import APPEARANCE, THUMBNAILS
@@ -187,7 +188,7 @@ class Store:
     def tracks(self) -> dict[str, Track]:
         """Read all tracks, by their keys."""
         with damage_as_store_error(self.path):
-            return {key: read_track(self._file, *rows) for key, rows in self._track_rows.items()}
+            return read_tracks(self._file)
 
     def track(self, sequence: int, label: int) -> Track | None:
         """Read the track of the vehicle that a label, by its index in its sequence, describes; None if it has none."""

@@ -204,6 +204,17 @@ def track_index(f: Any) -> dict[str, tuple[int, int]]:
     return {key: (first, length) for key, first, length in zip(*columns, strict=True)}
 
 
+def read_tracks(f: Any) -> dict[str, Track]:
+    """Read all tracks of a file, by their keys."""
+    if "tracks" not in f:
+        return {}
+    boxes, confidence = f["tracks/box"][:], f["tracks/confidence"][:]
+    return {
+        key: Track(boxes[first : first + length], confidence[first : first + length])
+        for key, (first, length) in track_index(f).items()
+    }
+
+
 def read_track(f: Any, first: int, length: int) -> Track:
     """Read a track from a file."""
     rows = np.s_[first : first + length]

@@ -24,6 +24,8 @@ STAGE_TWO = "framebank"  # top and head, from stored maps to the target
 FEATURES = "features"  # the input of a stage-two model that reads a single stream
 VECTORS = "vectors"  # what a head computes its output from
 STANDARDISE = "standardise"  # the layer that standardises them
+MEMBER_PREDICTIONS = "members"  # outputs the standardised predictions (batch, members, targets) that a head averages
+RIDGE = "ridge"  # a ridge regression inside a head that gradient descent trains otherwise
 UNIT = "unit"  # the layer that scales the output back to the target's unit
 
 NAMED_TARGETS = {"velocity": ("vx", "vy"), "position": ("x", "y")}

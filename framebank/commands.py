@@ -78,17 +78,22 @@ class Sample(StoreCommand):
 class Extract(StoreCommand):
     """Run the frozen trunk over every frame that is not in the store yet. Resumes where it was interrupted."""
 
-    sections = ("data", "frames", "backbone", "extract")
+    sections = ("data", "frames", "backbone", "extract", "compute")
     rehash: bool = False
     """Read every file again, even if its size and time of modification are those of the last scan."""
+    dry_run: bool = False
+    """Only print how many frames, bytes and hours it would take, at this machine's rate, and write nothing."""
     settings: Settings = Config()
 
     def __call__(self) -> None:
         self.extract()
 
-    def extract(self, damage: Damage | None = None) -> ExtractionResult:
-        """Extract, and print what was done."""
+    def extract(self, damage: Damage | None = None) -> ExtractionResult | None:
+        """Extract, and print what was done; nothing is done in a dry run."""
         path = self.store_path
+        if self.dry_run:
+            print(workflows.estimate_data_set(self.settings, path, damage, rehash=self.rehash))
+            return None
         result = workflows.extract_data_set(self.settings, path, damage, rehash=self.rehash)
         counts = {
             f"frames extracted by {result.engine}": result.extracted,
@@ -145,7 +150,9 @@ class Repair(Extract):
         for _ in range(2):  # damaged frames may show only once the tables are restored
             for line in damage.lines:
                 logger.warning(line)
-            self._derive(self.extract(damage).dropped)
+            if (result := self.extract(damage)) is None:
+                return
+            self._derive(result.dropped)
             if not (damage := _find_damage(path)):
                 break
         if damage:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from features._common.console import logger, quiet_imports
 from features.config import Config
-from features.errors import ConfigError, DataError
+from features.errors import BadInputs, ConfigError, DataError
 from features.store import Store
 from features.strict_model import describe_validation_error
 
@@ -70,6 +70,20 @@ def extract_data_set(
     finally:
         gc.enable()
         gc.unfreeze()
+
+
+def estimate_data_set(config: Config, store: Path, damage: Damage | None = None, *, rehash: bool = False) -> str:
+    """What `extract_data_set` would do, and how long it would take, as a table; nothing is written."""
+    quiet_opencv()
+    from stage1_extract.datasets import scan
+    from stage1_extract.datasets.scan_cache import scan_cache_of
+    from stage1_extract.dry_run import estimate_extraction, estimate_table
+
+    path = store.resolve() if store.is_symlink() else store
+    catalogue = scan(config.data, cache=scan_cache_of(path, rehash=rehash, read_only=True))
+    if not catalogue.clips:
+        raise BadInputs(f"{config.data.path}: every clip has errors", list(catalogue.faults))
+    return estimate_table(estimate_extraction(config, path, catalogue, damage))
 
 
 def render_sample(config: Config) -> None:

@@ -8,52 +8,56 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
-import numpy as np
 from joblib import cpu_count
-from numpy.typing import NDArray
 
-from features._common.atomic import exclusive_write_lock
+from features._common.atomic import abandoned_files, exclusive_write_lock
+from features._common.cluster import Cluster, connect
 from features._common.console import logger, progress_bar, quiet_imports
-from features._common.types import Image
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
 from features.frame_files import shard_folder
-from features.frame_ranges import FrameRange, StoredRange, sequence_ranges
-from features.recipe import Recipe, json_digest
+from features.frame_ranges import StoredRange, sequence_ranges
+from features.recipe import json_digest
 from features.sequences import FrameSequence, same_sequences
 from features.shard_folder import delete_replaced_shards, delete_unused_shards, used_shards
-from features.shards import ShardWriter, new_shard, shard_ranges, shard_tracks
+from features.shards import shard_ranges
 from features.store_tables import Header, StreamInfo
 from features.store_writer import StoreContent, StreamContent, save_store
-from features.streams import APPEARANCE, GROUND_FLOW, MOTION, PAIR_STREAMS
+from features.streams import APPEARANCE, GROUND_FLOW, MOTION
 from features.tracks import Track, track_keys
 from features.verification import Damage
+from stage1_extract.cluster_tasks import (
+    SMALLEST_TASK,
+    ExtractionJob,
+    TaskResult,
+    first_frame_digest,
+    load_trunk,
+    run_groups,
+    run_tracking,
+)
 from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.existing_store import ExistingStore, TrunkInfo
-from stage1_extract.frame_loader import FRAMES_PER_JOB, load_frames
 from stage1_extract.frame_pairs import stream_info
+from stage1_extract.group_extraction import extract_groups
+from stage1_extract.new_shards import NewShards
 from stage1_extract.plan import Group, complete_sequences, missing_frames, plan_extraction, vehicles_without_tracks
 from stage1_extract.salvage import kept_notes, salvage
 from stage1_extract.tracking.sequence_tracks import empty_track_notes, missing_frame_notes, track_clips
 
 if TYPE_CHECKING:  # loading TensorFlow takes seconds, which an extraction with nothing to do need not wait for
-    from stage1_extract.engines.engine import Engine, Maps
+    from stage1_extract.engines.engine import Engine
 
-PENDING_FRAMES = 128  # computed or being computed while a shard is written, which must not stop the network
+FRAMES_PER_SHARD = 512
+PROBED_CLIPS = 8  # of which a worker must see the first whose first frame can be decoded
 LIBRARIES = ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless", "av")  # whose versions the store records
-
-ComputedBatch = tuple["Future[Maps] | None", Sequence[bytes], Sequence[Mapping[str, Any]]]  # maps, thumbnails, pairs
 
 
 @dataclass
@@ -69,63 +73,6 @@ class ExtractionResult:
     notes: list[str] = field(default_factory=list)  # further messages for the user, a line each
     dropped: list[str] = field(default_factory=list)  # streams that are not in the store any more
     engine: str = ""  # with its precision and relative error
-
-
-@dataclass(frozen=True)
-class NewShards:
-    """The finished shards in a store's folder to which the store does not refer yet."""
-
-    folder: Path
-    recipe: Recipe
-    stored: set[str]  # names of those to which it does
-    written: set[str] = field(default_factory=set)  # names of those written by this process, maybe again
-
-    def ranges(self) -> list[StoredRange]:
-        """All ranges in the shards that were made with the recipe."""
-        return [r for path in self.files() for r in shard_ranges(path, self.recipe.fingerprint)]
-
-    def tracks(self) -> dict[str, Track]:
-        """All tracks in the shards, by their keys, which identify the frames whatever the recipe."""
-        return {key: track for path in self.files() for key, track in shard_tracks(path).items()}
-
-    def write_tracks(self, tracks: Mapping[str, Track]) -> None:
-        """Write a shard of tracks alone."""
-        with new_shard(self.folder, self.recipe, [], {}, sorted(tracks)) as (writer, path):
-            writer.finish(tracks=tracks)
-        self.written.add(path.name)
-
-    @contextmanager
-    def new_group(self, ranges: Sequence[FrameRange], streams: Mapping[str, StreamInfo]) -> Iterator[GroupWriter]:
-        """Write a shard for each stream; they appear once the block ends without an error."""
-        with ExitStack() as shards:
-            opened = {
-                name: shards.enter_context(new_shard(self.folder, self.recipe, ranges, {name: info}))
-                for name, info in streams.items()
-            }
-            yield GroupWriter({name: writer for name, (writer, _) in opened.items()})
-        self.written.update(path.name for _, path in opened.values())
-
-    def files(self) -> list[Path]:
-        """The files of the shards."""
-        old = self.stored - self.written
-        return [path for path in sorted(self.folder.glob("[!.]*.h5")) if path.name not in old]
-
-
-@dataclass(frozen=True)
-class GroupWriter:
-    """Writes the streams of the same frames, each into a shard of its own, and thumbnails beside the trunk's map."""
-
-    shards: Mapping[str, ShardWriter]
-
-    def write(self, entries: Mapping[str, NDArray[Any]], thumbnails: Sequence[bytes]) -> None:
-        """Append n frames: stream → (n, …), and n JPEGs."""
-        for name, values in entries.items():
-            self.shards[name].write({name: values}, thumbnails if name == APPEARANCE else [b""] * len(thumbnails))
-
-    def finish(self, valid: Sequence[int], tracks: Mapping[str, Track]) -> None:
-        """Complete the shards, of whose ranges only those with the indices `valid` count; the first gets the tracks."""
-        for i, shard in enumerate(self.shards.values()):
-            shard.finish(valid, tracks if i == 0 else {})
 
 
 def extract(
@@ -155,8 +102,8 @@ def extract(
         )
     if not catalogue.clips:
         raise BadInputs(f"{config.data.path}: every clip has errors", list(catalogue.faults))
-    with exclusive_write_lock(store):
-        result = _extract(config, store, catalogue, damage, engine)
+    with exclusive_write_lock(store), ExitStack() as connections:
+        result = _extract(config, store, catalogue, damage, engine, connections)
     if result.missing and not skip_damaged:
         raise BadInputs(
             f"{store}: {len(result.missing)} of {len(catalogue.clips)} sequences could not be decoded and were skipped",
@@ -167,16 +114,31 @@ def extract(
 
 
 def _extract(
-    config: Config, store: Path, catalogue: Catalogue, damage: Damage | None, engine: Engine | None
+    config: Config,
+    store: Path,
+    catalogue: Catalogue,
+    damage: Damage | None,
+    engine: Engine | None,
+    connections: ExitStack,
 ) -> ExtractionResult:
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     sequences = [clip.sequence for clip in catalogue.clips]
     folder = shard_folder(store)
     hides_frames = damage is not None and damage.hides_frames
     _clean_up(store, folder, keep_all=hides_frames)
-    existing, request = ExistingStore.read(store, damage), _request_digest(config)
+    existing, request = ExistingStore.read(store, damage), request_digest(config)
+    cluster, written = None, list[TaskResult]()
+
+    def connected() -> Cluster:
+        probe = first_frame_digest, (catalogue.clips[:PROBED_CLIPS],)
+        return cluster or connections.enter_context(connect(config.compute, folder, probe))
+
+    on_cluster = config.compute.backend == "dask"
     trunk = TrunkInfo.from_store(existing, config, request, sequences)
-    if trunk is None:
+    if trunk is None and on_cluster:
+        cluster = connected()
+        trunk = cluster.call("load trunk", load_trunk, config, request)
+    elif trunk is None:
         with quiet_imports():
             from stage1_extract.backbone.trunk import build_trunk
             from stage1_extract.engines.engine import Engine
@@ -204,7 +166,9 @@ def _extract(
 
     size = sum(s.length for s in sequences) * sum(info.frame_bytes for info in streams.values())
     packed = existing.is_packed and size <= config.extract.packed_gb * 1e9
-    groups = plan_extraction(sequences, stored_ranges(), config.extract.shard)
+    groups = plan_extraction(
+        sequences, stored_ranges(), config.extract.shard or (SMALLEST_TASK if on_cluster else FRAMES_PER_SHARD)
+    )
     vehicles: dict[str, int] = {}
     if config.extract.tracks:
         vehicles = vehicles_without_tracks(sequences, existing.tracks.keys() | shards.tracks().keys())
@@ -213,9 +177,16 @@ def _extract(
         _check_disk_space(store, groups, sum(s.length for s in sequences), streams, packed)
         folder.mkdir(parents=True, exist_ok=True)
         cv2.setNumThreads(1)  # frames are decoded, and vehicles tracked, in parallel, each by one thread
-        if groups:
-            _extract_groups(config, shards, clips, groups, streams, engine, vehicles, faults)
-        _track_remaining(config, shards, clips, vehicles, faults)
+        if on_cluster:
+            cluster = connected()
+            job = ExtractionJob(config, request, trunk.recipe, streams, folder)
+            written = run_groups(cluster, job, shards, clips, groups, vehicles, faults)
+            untracked = _untracked(clips, vehicles, shards, faults)
+            run_tracking(cluster, job, shards, clips, untracked, faults)
+            connections.close()
+        else:
+            _extract_here(config, shards, clips, groups, streams, engine, vehicles, faults)
+            _track_here(config, shards, clips, _untracked(clips, vehicles, shards, faults), faults)
     complete, ranges = complete_sequences(sequences, stored_ranges())
     kept: list[FrameSequence] = []
     if damage is not None:
@@ -241,8 +212,11 @@ def _extract(
                 dropped.append(name)
                 notes.append(f"stream {name} was dropped, since it lacks new, changed or damaged frames")
         errors = dict(existing.header.trunk.get("relative_error", {})) if existing.header else {}
-        if engine is not None and engine.relative_error is not None:  # the largest of this and earlier runs
-            errors[engine.name] = max(engine.relative_error, errors.get(engine.name, 0.0))
+        if engine is not None:
+            written.append(TaskResult(set(), engine=engine.name, relative_error=engine.relative_error))
+        for part in written:
+            if part.relative_error is not None:  # the largest of this and earlier runs
+                errors[part.engine] = max(part.relative_error, errors.get(part.engine, 0.0))
         header = Header(
             trunk.recipe,
             trunk={**trunk.facts, "relative_error": errors},
@@ -275,79 +249,41 @@ def _extract(
         tracks=sum(vehicles.values()),
         notes=[f"{store}: {note}" for note in notes],
         dropped=dropped,
-        engine=str(engine),
+        engine=str(engine) if engine is not None else ", ".join(sorted({part.precision for part in written} - {""})),
     )
 
 
-def _extract_groups(
+def _extract_here(
     config: Config,
     shards: NewShards,
     clips: Mapping[str, Clip],
     groups: Sequence[Group],
     streams: Mapping[str, StreamInfo],
     engine: Engine | None,
-    vehicles: Collection[str],
+    vehicles: Mapping[str, int],
     faults: dict[str, str],
 ) -> None:
-    """Extract each group into a shard; add the sequences that cannot be decoded to `faults`."""
-    tracks: dict[str, Track] = {}  # not written yet
-
-    def frames(ranges: Sequence[FrameRange], pair_streams: list[str]) -> Iterator[tuple[Image, bytes, dict[str, Any]]]:
-        """Yield each frame with its thumbnail and pairs; blank ones too, so that the others keep their positions."""
-        threads, in_turns = config.extract.threads or cpu_count(), engine is not None and engine.name == "openvino"
-        loaded = load_frames(
-            ranges, clips, config.frames, threads, pair_streams=pair_streams, tracked=vehicles, in_turns=in_turns
-        )
-        for part in loaded:
-            if part.fault is not None:
-                faults.setdefault(ranges[part.range_index].sequence, part.fault)
-            tracks.update(part.tracks)
-            for i, (image, thumbnail) in enumerate(zip(part.frames, part.thumbnails, strict=True)):
-                yield image, thumbnail, {name: values[i] for name, values in part.pairs.items()}
-
-    def batches() -> Iterator[ComputedBatch]:
-        """Yield maps, thumbnails and pairs of one batch while those of the next ones are computed."""
-        size, lanes = (engine.batch, engine.runner.lanes) if engine is not None else (FRAMES_PER_JOB, 0)
-        pending: deque[ComputedBatch] = deque()
-        for names, groups_with_names in groupby(groups, key=lambda group: group.streams):
-            same_streams = list(groups_with_names)
-            pair_streams = [name for name in names if name in PAIR_STREAMS]
-            loaded = frames([r for group in same_streams for r in group.ranges], pair_streams)
-            for group in same_streams:
-                group_frames = islice(loaded, len(group))
-                while batch := list(islice(group_frames, size)):
-                    images, thumbnails, pairs = zip(*batch, strict=True)
-                    reads_maps = len(pair_streams) < len(names)
-                    maps = engine.submit(np.stack(images)) if engine is not None and reads_maps else None
-                    pending.append((maps, thumbnails, pairs))
-                    if len(pending) > lanes + max(2, PENDING_FRAMES // size):
-                        yield pending.popleft()
-        yield from pending
-
-    total, missing = sum(clip.sequence.length for clip in clips.values()), sum(map(len, groups))
-    with progress_bar(total, "features", "frames", initial=max(0, total - missing)) as progress:
-        computed = batches()
-        for group in groups:
-            with shards.new_group(group.ranges, {name: streams[name] for name in group.streams}) as writer:
-                written = 0
-                while written < len(group):
-                    maps, thumbnails, pairs = next(computed)
-                    entries = {name: np.stack([frame[name] for frame in pairs]) for name in pairs[0]}
-                    if maps is not None:
-                        entries |= {name: values for name, values in maps.result().items() if name in group.streams}
-                    writer.write(entries, thumbnails)
-                    written += len(thumbnails)
-                    progress.update(len(thumbnails))
-                writer.finish([i for i, r in enumerate(group.ranges) if r.sequence not in faults], tracks)
-            tracks.clear()
+    """Extract groups in this process, and show the progress."""
+    if not groups:
+        return
+    total, remaining = sum(clip.sequence.length for clip in clips.values()), sum(map(len, groups))
+    with progress_bar(total, "features", "frames", initial=max(0, total - remaining)) as progress:
+        for count in extract_groups(config, shards, clips, groups, streams, engine, vehicles, faults):
+            progress.update(count)
 
 
-def _track_remaining(
-    config: Config, shards: NewShards, clips: Mapping[str, Clip], vehicles: Iterable[str], faults: dict[str, str]
-) -> None:
-    """Track the vehicles that were not tracked while decoding: in long sequences, or if all frames were stored."""
+def _untracked(
+    clips: Mapping[str, Clip], vehicles: Iterable[str], shards: NewShards, faults: Mapping[str, str]
+) -> dict[str, int]:
+    """The vehicles that were not tracked while decoding: in long sequences, or if all frames were stored."""
     sequences = [clips[name].sequence for name in vehicles if name not in faults]
-    remaining = vehicles_without_tracks(sequences, shards.tracks())
+    return vehicles_without_tracks(sequences, shards.tracks()) if sequences else {}
+
+
+def _track_here(
+    config: Config, shards: NewShards, clips: Mapping[str, Clip], remaining: Mapping[str, int], faults: dict[str, str]
+) -> None:
+    """Track vehicles in this process, sequence id → number, and show the progress."""
     if not remaining:
         return
     unsaved: dict[str, Track] = {}
@@ -358,7 +294,7 @@ def _track_remaining(
             else:
                 unsaved |= tracks
             progress.update(remaining[name])
-            if sum(len(t.boxes) for t in unsaved.values()) >= config.extract.shard:
+            if sum(len(t.boxes) for t in unsaved.values()) >= (config.extract.shard or FRAMES_PER_SHARD):
                 shards.write_tracks(unsaved)
                 unsaved = {}
     if unsaved:
@@ -370,9 +306,9 @@ def _clean_up(store: Path, folder: Path, keep_all: bool) -> None:
 
     With `keep_all`, no shard is deleted: the store does not say which it needs.
     """
-    # this process holds the lock, so no other one is writing
-    for path in [*store.parent.glob(f".{store.name}.*.tmp"), *folder.glob(".*.tmp")]:
-        path.unlink()
+    # this process holds the lock, but workers of a driver that was killed may still be writing shards
+    for path in abandoned_files([*store.parent.glob(f".{store.name}.*.tmp"), *folder.glob(".*.tmp")]):
+        path.unlink(missing_ok=True)
     older = store.with_name(f"{store.name}.parts")  # of an extraction by an older version
     if older.exists() and not folder.exists():
         older.rename(folder)
@@ -389,24 +325,29 @@ def _clean_up(store: Path, folder: Path, keep_all: bool) -> None:
                 path.unlink()
 
 
+def required_bytes(groups: Sequence[Group], frames: int, streams: Mapping[str, StreamInfo], packed: bool) -> int:
+    """Bytes that extracting groups needs on the disk: their shards and, if packed, the store with its `frames`."""
+    sizes = {name: info.frame_bytes for name, info in streams.items()}
+    return sum((missing_frames(groups, name) + packed * frames) * size for name, size in sizes.items())
+
+
 def _check_disk_space(
     store: Path, groups: Sequence[Group], frames: int, streams: Mapping[str, StreamInfo], packed: bool
 ) -> None:
     """Refuse, before hours of work, if the disk cannot hold the shards and, if packed, the store with its `frames`."""
-    sizes = {name: info.frame_bytes for name, info in streams.items()}
-    required = sum((missing_frames(groups, name) + packed * frames) * size for name, size in sizes.items())
+    required, size = required_bytes(groups, frames, streams, packed), sum(i.frame_bytes for i in streams.values())
     free = shutil.disk_usage(store.parent).free
     if required > free:
         raise DataError(
             f"{store}: not enough disk space",
             expected=f"{required / 1e9:.3g} GB free "
-            f"({frames} frames of {sum(sizes.values()) / 1e3:.0f} kB{', for shards and store' if packed else ''})",
+            f"({frames} frames of {size / 1e3:.0f} kB{', for shards and store' if packed else ''})",
             got=f"{free / 1e9:.3g} GB",
             hint="free some space, use --extract.dtype float16, or --store on another disk",
         )
 
 
-def _request_digest(config: Config) -> str:
+def request_digest(config: Config) -> str:
     """Digest of all settings that determine the recipe, to see without loading a network whether it has changed."""
     weights = Path(config.backbone.weights)
     settings = config.model_dump(mode="json", include={"frames", "backbone"})

@@ -121,8 +121,8 @@ epochs = 3
     assert "constant" in (tmp_path / "run/report.html").read_text()
 
 
-def halves_manifest(scene: Path, path: Path, steps: tuple[int, ...]) -> Path:
-    """Write a KITTI drive as a manifest whose first half is to train on and whose second half is to test on.
+def halves_manifest(scene: Path, path: Path, steps: tuple[int, ...], train_on: str = "first") -> Path:
+    """Write a KITTI drive as a manifest, one half of which is to train on and the other half to test on.
 
     Each half appears once for every step. With every n-th frame alone, the car drives n times as fast.
     """
@@ -132,7 +132,8 @@ def halves_manifest(scene: Path, path: Path, steps: tuple[int, ...]) -> Path:
     with path.open("w", newline="") as f:
         writer = csv.writer(f)
         writer.writerow(["path", "sequence", "frame", "split", "fps", "ego_speed"])
-        for split, half in (("train", labels[:middle]), ("test", labels[middle:])):
+        halves = (labels[:middle], labels[middle:])
+        for split, half in zip(("train", "test"), halves if train_on == "first" else halves[::-1], strict=True):
             for step, start in ((n, start) for n in steps for start in range(n)):
                 for i, row in enumerate(half[start::step]):
                     speed = step * float(row["ego_speed_mps"])

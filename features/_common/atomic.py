@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +21,51 @@ from features.errors import StoreError
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 NO_FOLDER_FLUSH = (errno.EACCES, errno.EBADF, errno.EINVAL, *NO_LOCKS)  # from Windows and some network file systems
 
+SECONDS_PER_DAY = 86400
+
+
+def writer_name() -> str:
+    """A name for what this process is writing, `HOST-PROCESS-RANDOM`, which no other process or thread uses."""
+    return f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def abandoned_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """Those of some unfinished files or folders, named after a `writer_name`, that nobody is writing any more.
+
+    Their writer was a process of this host that has ended, or they have not changed for a day. Earlier versions did not
+    name the host, and wrote a store from one process at a time.
+    """
+    for path in paths:
+        writer = re.search(r"[.-]([^.]*)-(\d+)-[0-9a-f]{8}(?:\.tmp)?$", path.name)
+        is_ours = writer is not None and writer[1] == _host()
+        if writer is None or (is_ours and _has_ended(int(writer[2]))) or _age(path) > SECONDS_PER_DAY:
+            yield path
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether there is no process with this number any more; False where that cannot be asked."""
+    if os.name == "nt":  # where signal 0 ends a process
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was written; 0 if it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -26,7 +73,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     A rename is atomic, so a reader sees either the old file or the complete new one.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{writer_name()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary

@@ -9,7 +9,9 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from features.errors import DataError
 
@@ -74,6 +76,9 @@ class _Archive:
                 inner_path, _, name = inner_path.rpartition("/")
                 self.folders.setdefault(inner_path, {})[name] = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_archive, (self.path,)
+
     def read(self, inner_path: str) -> bytes:
         with self._lock:  # ZipFile counts its open entries without one
             return self._zip.read(self.files[inner_path])
@@ -91,6 +96,12 @@ class _Archive:
                 hint="do not unpack it; download it again from its source, or zip the folder again",
             )
         return "/".join(parts), not parts or name.endswith(("/", "/."))
+
+
+@lru_cache(maxsize=4)
+def _open_archive(path: Path) -> _Archive:
+    """Open an archive in another process, where tasks that arrive one after another share it."""
+    return _Archive(path)
 
 
 def open_folder_or_zip(path: Path | str, *, hint: str) -> ReadablePath:

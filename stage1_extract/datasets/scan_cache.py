@@ -18,6 +18,7 @@ from stage1_extract.datasets.archive import ReadablePath, ZipPath
 
 SUFFIX = ".scan"  # of the cache's file, after the store's name
 SETTLED_NS = 2 * 10**9  # a file modified more recently may change again without a new time of modification
+FILES_PER_BLOCK = 10_000
 FILES_PER_QUERY = 500
 SCHEMA = """CREATE TABLE IF NOT EXISTS files
     (path TEXT, kind TEXT, size INT, modified INT, inode INT, result TEXT, PRIMARY KEY (path, kind)) WITHOUT ROWID"""
@@ -31,10 +32,11 @@ class ScanCache:
     Args:
         file: where it is, or will be.
         rehash: read every file again, and remember what is found.
+        read_only: leave the file as it is.
     """
 
-    def __init__(self, file: Path | None = None, *, rehash: bool = False) -> None:
-        self._file, self._rehash = file, rehash
+    def __init__(self, file: Path | None = None, *, rehash: bool = False, read_only: bool = False) -> None:
+        self._file, self._rehash, self._read_only = file, rehash, read_only
 
     def scan(
         self,
@@ -51,27 +53,28 @@ class ScanCache:
         """
         if self._file is None:
             return read(list(files))
-        states = list(map(_state, files))
         here = os.getcwd()  # noqa: PTH109
-        paths = [os.path.join(here, str(file)) for file in files]  # noqa: PTH118 — Path.absolute() takes 10 times as long
-        known = {} if self._rehash else self._known(paths, kind)
-        results = [""] * len(files)
-        unknown = []
-        for i, (path, state) in enumerate(zip(paths, states, strict=True)):
-            remembered = known.get(path)
-            if remembered is not None and remembered[0] == state:
-                results[i] = remembered[1]
-            else:
-                unknown.append(i)
+        results, unknown = [""] * len(files), []
+        for start in range(0, len(files), FILES_PER_BLOCK):  # so that memory holds few of them at a time
+            block = range(start, min(start + FILES_PER_BLOCK, len(files)))
+            # Path.absolute() takes 10 times as long
+            paths = [os.path.join(here, str(files[i])) for i in block]  # noqa: PTH118
+            known = {} if self._rehash else self._known(paths, kind)
+            for i, path in zip(block, paths, strict=True):
+                state, remembered = _state(files[i]), known.get(path)
+                if remembered is not None and remembered[0] == state:
+                    results[i] = remembered[1]
+                else:
+                    unknown.append((i, path, state))
         if not unknown:
             return results
         now = time.time_ns()
         rows = []
-        for i, text in zip(unknown, read([files[i] for i in unknown]), strict=True):
-            results[i], state = text, states[i]
+        for (i, path, state), text in zip(unknown, read([files[i] for i, *_ in unknown]), strict=True):
+            results[i] = text
             # a file that changes while it is read has another state afterwards
             if state is not None and now - state[1] > SETTLED_NS and _state(files[i]) == state:
-                rows.append((paths[i], kind, *state, text))
+                rows.append((path, kind, *state, text))
         self._remember(rows)
         return results
 
@@ -89,7 +92,7 @@ class ScanCache:
         return known
 
     def _remember(self, rows: Sequence[tuple[str | int, ...]]) -> None:
-        if rows:
+        if rows and not self._read_only:
             with self._connected() as connection:
                 connection.execute(SCHEMA)
                 connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
@@ -99,15 +102,17 @@ class ScanCache:
         """A connection whose changes are committed at the end; a failure is logged, and only costs time."""
         assert self._file is not None
         try:
-            with closing(sqlite3.connect(self._file)) as connection, connection:
+            mode = "?mode=ro" if self._read_only else ""
+            address = f"{self._file.absolute().as_uri()}{mode}"
+            with closing(sqlite3.connect(address, uri=True)) as connection, connection:
                 yield connection
         except sqlite3.Error as e:
             logger.warning(f"{self._file}: cannot be used ({e}), so files are read again. Try: delete it")
 
 
-def scan_cache_of(store: Path, *, rehash: bool = False) -> ScanCache:
+def scan_cache_of(store: Path, *, rehash: bool = False, read_only: bool = False) -> ScanCache:
     """The cache beside a store."""
-    return ScanCache(store.with_name(store.name + SUFFIX), rehash=rehash)
+    return ScanCache(store.with_name(store.name + SUFFIX), rehash=rehash, read_only=read_only)
 
 
 def _state(file: ReadablePath) -> FileState | None:

@@ -8,10 +8,10 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -83,6 +83,9 @@ class Video:
             timestamps = [frame.time for frame in self._frames]
         self.facts = facts or self._find_facts(timestamps)
         self._next = 0 if facts or self._announced else self.facts.length
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_video, (self.path, self._allow_truncated, self.facts)
 
     def _packet_times(self) -> list[float] | None:
         """The timestamps of all frames in s, by the packets; None where only decoding tells them.
@@ -262,6 +265,12 @@ class VideoFrames:
     def read(self, start: int, stop: int, min_size: Size | None = None) -> Iterator[Image]:
         """Read frames at full resolution; an error if the video ends early or its size changes."""
         return (self.video.frame(self.first + i) for i in range(start, stop))
+
+
+@lru_cache(maxsize=4)
+def _open_video(path: Path, allow_truncated: bool, facts: VideoFacts) -> Video:
+    """Open a video in another process, where tasks that arrive one after another go on from where it was read to."""
+    return Video(path, allow_truncated=allow_truncated, facts=facts)
 
 
 def video_clips(data: DataConfig, threads: int, need_labels: bool = True, cache: ScanCache | None = None) -> Catalogue:

@@ -24,6 +24,8 @@ QUEUED_BATCHES = 2  # finished batches per thread that may wait for the network
 # (y/x, height/x), so the enlarged picture is that of a scene whose distances ahead are divided by the factor.
 ZOOM_POWERS = {"vx": -1, "vy": 0, "x": -1, "y": 0, "ego_speed": -1}
 
+SHIFT_INVARIANT = {"ego_speed"}  # targets that stay the same if the camera looks a little to the side, up or down
+
 Targets = NDArray[np.float32]
 Augment = Callable[[Image, Targets, np.random.Generator], tuple[Image, Targets]]
 
@@ -34,7 +36,7 @@ def make_augmentation(options: FinetuneConfig, columns: tuple[str, ...]) -> Augm
     Windows are mirrored only if the sign of every target in a mirrored scene is known.
 
     Raises:
-        ConfigError: windows are to be zoomed, and the effect on a target is unknown.
+        ConfigError: windows are to be zoomed or shifted, and the effect on a target is unknown.
     """
     known = set(columns) <= set(MIRROR_SIGNS)
     if options.flip and not known:
@@ -42,6 +44,9 @@ def make_augmentation(options: FinetuneConfig, columns: tuple[str, ...]) -> Augm
     unknown = [c for c in columns if c not in ZOOM_POWERS]
     if options.zoom > 1 and unknown:
         raise ConfigError(f"finetune.zoom: its effect on {', '.join(unknown)} is unknown", hint="--finetune.zoom 1")
+    moved = [c for c in columns if c not in SHIFT_INVARIANT]
+    if options.shift and moved:
+        raise ConfigError(f"finetune.shift: its effect on {', '.join(moved)} is unknown", hint="--finetune.shift 0")
     signs = np.array([MIRROR_SIGNS.get(c, np.nan) for c in columns], np.float32)
     powers = np.array([ZOOM_POWERS.get(c, 0) for c in columns], np.float32)
 
@@ -51,9 +56,9 @@ def make_augmentation(options: FinetuneConfig, columns: tuple[str, ...]) -> Augm
         stretch = 1 + options.contrast * rng.uniform(-1, 1)
         if mirrored and options.flip and known:
             window, targets = window[:, :, ::-1], targets * signs
-        if options.zoom > 1:
-            factor = float(options.zoom ** rng.uniform(-1, 1))
-            window, targets = _zoom(window, factor), targets * factor**powers
+        if options.zoom > 1 or options.shift:
+            factor, shift_by = float(options.zoom ** rng.uniform(-1, 1)), options.shift * rng.uniform(-1, 1, 2)
+            window, targets = _zoom(window, factor, shift_by), targets * factor**powers
         mean = float(window.mean())
         levels = (np.arange(256) - mean) * stretch + mean + shift
         return np.clip(np.rint(levels), 0, 255).astype(np.uint8)[window], targets
@@ -61,10 +66,14 @@ def make_augmentation(options: FinetuneConfig, columns: tuple[str, ...]) -> Augm
     return augment
 
 
-def _zoom(window: Image, factor: float) -> Image:
-    """Enlarge (T, height, width, 3) about the middle, or shrink it and fill the rim with its mirror image."""
+def _zoom(window: Image, factor: float, shift: Floats) -> Image:
+    """Enlarge (T, height, width, 3) about the middle, or shrink it, then shift it; fill the rim with its mirror image.
+
+    `shift` is a share of the width and of the height.
+    """
     height, width = window.shape[1:3]
     scale = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 0, factor)
+    scale[:, 2] += shift * (width, height)
     size, border = (width, height), cv2.BORDER_REFLECT_101
     frames = [cv2.warpAffine(np.ascontiguousarray(frame), scale, size, borderMode=border) for frame in window]
     return np.stack(frames).astype(np.uint8, copy=False)
@@ -110,10 +119,16 @@ class ImageWindowBatches(Batches):
     def __len__(self) -> int:
         return max(1, len(self._rows) // self._batch) if self._only_full else super().__len__()
 
-    def begin(self, epoch: int) -> None:
+    @property
+    def examples(self) -> int:
+        """The number of windows."""
+        return len(self._rows)
+
+    def begin(self, epoch: int, *, shuffle: bool = True) -> None:
         """Draw an epoch's order; call it before `fit`, since Keras' threads start before `on_epoch_begin`."""
         self._epoch = epoch
-        self._order = np.random.default_rng((self._seed or 0, epoch)).permutation(len(self._rows))
+        if shuffle:
+            self._order = np.random.default_rng((self._seed or 0, epoch)).permutation(len(self._rows))
 
     def on_epoch_begin(self) -> None:
         """Keep the order that `begin` drew."""

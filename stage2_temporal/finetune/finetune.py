@@ -102,7 +102,7 @@ def finetune(run: Path, store: Store, config: Config) -> FinetuneResult:
     job = FinetuneJob(run, store.recipe.dtype, task, config, fused, read, key)
     state = job.train()
     fused.set_weights(job.model.get_weights())
-    helped, verdict = _verdict(state)
+    helped, verdict = _verdict(state, config.finetune.epochs)
     counted = next(split for split in VERDICT_SPLITS if len(task.known(split)))
     splits = [split for split in (counted, "validation") if len(task.known(split))]
     result = FinetuneResult(
@@ -182,7 +182,7 @@ def _read_result(run: Path) -> FinetuneResult | None:
         raise DataError(f"{path}: damaged", got=e.errors()[0]["msg"], hint=f"rm {path}") from None
 
 
-def _verdict(state: FinetuneState) -> tuple[bool | None, str]:
+def _verdict(state: FinetuneState, epochs: int) -> tuple[bool | None, str]:
     first, best = state.history[0].val_loss, state.history[state.best].val_loss
     if math.isnan(first):
         return None, "No verdict: without validation examples, it is unknown whether fine-tuning helped."
@@ -191,7 +191,8 @@ def _verdict(state: FinetuneState) -> tuple[bool | None, str]:
             f"Fine-tuning did not help: no epoch has a lower validation loss than the two stages' {first:.4g}. "
             "Their weights are kept."
         )
-    return True, f"Fine-tuning helped: validation loss {first:.4g} → {best:.4g} in epoch {state.best}."
+    when = f"in epoch {state.best}" if state.best <= epochs else "after the ridge was solved again"
+    return True, f"Fine-tuning helped: validation loss {first:.4g} → {best:.4g} {when}."
 
 
 def _compare(split: str, job: FinetuneJob, task: Task, metrics: Metrics) -> ComparedSplit:

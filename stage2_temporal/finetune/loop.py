@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,19 +20,26 @@ from features._common.console import logger
 from features._common.types import Floats
 from features.config import Config, FinetuneConfig
 from features.errors import FramebankError, StoreError
-from features.streams import STAGE_TWO, TRUNK
+from features.streams import RIDGE, STAGE_TWO, TRUNK
+from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.task import Task
 from stage2_temporal.evaluation.history import Epoch
 from stage2_temporal.finetune.augmentation import ImageWindowBatches, make_augmentation
 from stage2_temporal.finetune.checkpoint import FinetuneState, load_weights, read_state, save_state
+from stage2_temporal.finetune.frozen_part import divide_model
+from stage2_temporal.finetune.normal_equations import NormalEquations
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
+from stage2_temporal.finetune.views import StoredView, compile_frozen, store_view, view_batches
 from stage2_temporal.fused.fuse import TOLERANCE, ReadWindow, compare, map_inputs
+from stage2_temporal.heads.closed_form import standardise_targets
 from stage2_temporal.runs.results import read_predictions
 from stage2_temporal.training.keras_models import model_inputs
-from stage2_temporal.training.loop import fix_seeds, loss_function, reading_errors
+from stage2_temporal.training.loop import fix_seeds, reading_errors
 from stage2_temporal.training.scaling import target_scale
 
 STATE_FOLDER = "finetune.parts"
+RIDGE_PENALTIES = np.logspace(2.5, 4, 4)  # validation examples choose one
+MAX_IMAGE_WINDOWS = 8  # decoded at once where no step is taken
 WARMUP_SHARE = 0.1  # share of all steps over which the learning rate rises
 FAST_HALF_PRECISION = (7, 0)  # CUDA compute capability from which half precision is faster than single
 
@@ -69,42 +78,62 @@ class FinetuneJob:
         replicas = max(1, self.replicas)
         self._batch = -(-self._options.batch // replicas) * replicas
         train = task.known("train")
+        self._augment = make_augmentation(self._options, task.examples.columns)
         self._train_windows = self._windows(
             train,
             seed=config.train.seed,
-            augment=make_augmentation(self._options, task.examples.columns),
+            augment=self._augment,
             only_full=replicas > 1,  # a partial batch may leave a replica without windows
         )
-        targets = task.examples.targets[train]
-        self._deviation = target_scale(targets).deviation if config.train.standardise else None
+        self._target = target_scale(task.examples.targets[train]) if config.train.standardise else None
+        self._views: dict[str, StoredView] = {}  # by name, once they are computed
         with tf.distribute.MirroredStrategy().scope() if self.replicas > 1 else nullcontext():
             self.model = unfreeze_layers(fused, count, batch_norm=self._options.batch_norm, policy=self.policy)
-            schedule = learning_rate_schedule(self._options, len(self._train_windows) * self._options.epochs)
-            optimiser = keras.optimizers.Adam(schedule)
+            self._parts = divide_model(self.model, from_frames=not self._options.views)
+            if not self._options.views:  # new views in each epoch: the model trains as the whole that it is
+                self._parts = self._parts._replace(learner=self._parts.predictor, ridge_vectors=None, members=1)
+            windows = len(train) * self._options.views
+            steps = -(-windows // self._batch) if windows else len(self._train_windows)
+            schedule = learning_rate_schedule(self._options, steps * self._options.epochs)
+            learner, members = self._parts.learner, self._parts.members
+            slow = {id(v) for layer in backbone_layers(self.model) for v in layer.trainable_variables}
+            rates = [self._options.backbone_rate if id(v) in slow else 1.0 for v in learner.trainable_variables]
+            optimiser = DiscriminativeAdam(schedule, rates)
             if self.policy == "mixed_float16":
                 optimiser = keras.optimizers.LossScaleOptimizer(optimiser)
-            rmse = keras.metrics.RootMeanSquaredError(name="rmse")
-            self.model.compile(optimiser, loss_function(self._deviation), metrics=[rmse], auto_scale_loss=False)
-            optimiser.build(self.model.trainable_variables)
+            loss = squared_error(members, None if self._target is None else self._target.deviation)
+            metric = keras.metrics.MeanMetricWrapper(squared_error(members), name="squared_error")
+            learner.compile(optimiser, loss, metrics=[metric], auto_scale_loss=False)
+            optimiser.build(learner.trainable_variables)
 
     def train(self) -> FinetuneState:
         """Run all epochs that are left, from epoch 0 or from a saved state; `model` then has the best weights."""
         state = read_state(self._folder, self._key)
         if state is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
             state = self._epoch0()
-            save_state(self._folder, state, self.model)
+            save_state(self._folder, state, self._parts.learner)
         else:
             logger.info(f"finetune: resuming after epoch {len(state.history) - 1}")
             if len(state.history) > 1:
-                load_weights(self._folder, len(state.history) - 1, self.model)
+                load_weights(self._folder, len(state.history) - 1, self._parts.learner)
+            self._store_views()
         for epoch in range(len(state.history), self._options.epochs + 1):
             state.history.append(self._train_epoch(epoch))
-            save_state(self._folder, state, self.model)
-        if state.best > 0:
-            load_weights(self._folder, state.best, self.model)
-        else:
-            self.model.set_weights(self.fused.get_weights())
+            save_state(self._folder, state, self._parts.learner)
+        self._restore(state.best)
+        if self._parts.ridge_vectors is not None:
+            best = state.best
+            state.history.append(self._solve_ridge(self._parts.ridge_vectors))
+            if state.best == best:
+                self._restore(best)
         return state
+
+    def _restore(self, epoch: int) -> None:
+        """Give the model the weights that it had after an epoch."""
+        self.model.set_weights(self.fused.get_weights())
+        if epoch > 0:
+            load_weights(self._folder, epoch, self._parts.learner)
 
     def predict(self, model: keras.Model, indices: NDArray[np.int64]) -> Floats:
         """Predict examples from their images: (n, K) in the target's unit."""
@@ -115,7 +144,9 @@ class FinetuneJob:
 
     def _windows(self, indices: NDArray[np.int64], **options: Any) -> ImageWindowBatches:
         threads, targets = self._config.extract.threads, self._task.examples.targets
-        return ImageWindowBatches(self._read, indices, targets, self._batch, threads=threads, **options)
+        # steps on stored views may be larger than memory allows for images
+        batch = min(self._batch, MAX_IMAGE_WINDOWS) if self._options.views else self._batch
+        return ImageWindowBatches(self._read, indices, targets, batch, threads=threads, **options)
 
     def _epoch0(self) -> FinetuneState:
         """Check that the fused model predicts what the two stages did."""
@@ -124,31 +155,84 @@ class FinetuneJob:
         indices = self._validation if len(self._validation) else self._task.known("train")
         expected = np.array([e.predicted for e in predictions])[indices]
         facts = check_epoch0(self.fused, self._windows(indices), expected, self._dtype)
+        self._store_views()
         remark = f", differs from the two stages by {facts['difference']:.1g} of the largest value"
         row = self._history_row(0, math.nan, math.nan, started, remark)
         return FinetuneState(key=self._key, facts=facts, history=[row])
 
+    def _store_views(self) -> None:
+        """Compute what the frozen layers make of all views, if they are to be stored; the first is not augmented."""
+        if not self._options.views:
+            return
+        started, folder = time.monotonic(), self._folder / "views"
+        compute = compile_frozen(self._parts.frozen, self._config.extract.engine)
+        train = self._task.known("train")
+        plain = {"train0": train, "validation": self._validation}
+        augmented = {f"train{k}": train for k in range(1, self._options.views)}
+        for k, (name, indices) in enumerate((plain | augmented).items()):
+            if len(indices):
+                augment = self._augment if name in augmented else None
+                windows = self._windows(indices, seed=self._config.train.seed, augment=augment)
+                windows.begin(k, shuffle=False)
+                with reading_errors(windows):
+                    self._views[name] = store_view(folder / name, compute, windows, self._dtype)
+        logger.info(f"finetune: {self._options.views} views [{time.monotonic() - started:.1f} s]")
+
+    def _train_batches(self, epoch: int) -> Batches:
+        """An epoch's windows, or what the frozen layers computed from all views of them, in random order."""
+        if not self._options.views:
+            self._train_windows.begin(epoch)
+            return self._train_windows
+        order = np.random.default_rng((self._config.train.seed, epoch))
+        return view_batches([self._views[f"train{k}"] for k in range(self._options.views)], self._batch, order)
+
     def _train_epoch(self, epoch: int) -> Epoch:
-        started = time.monotonic()
-        self._train_windows.begin(epoch)
+        started, batches = time.monotonic(), self._train_batches(epoch)
         seed_dropout(self.model, self._config.train.seed, epoch)
         with (
-            tqdm(total=len(self._train_windows), desc=f"epoch {epoch}", leave=False, disable=None) as bar,
-            reading_errors(self._train_windows),
+            tqdm(total=len(batches), desc=f"epoch {epoch}", leave=False, disable=None) as bar,
+            reading_errors(batches),
         ):
             callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
-            fitted = self.model.fit(self._train_windows, shuffle=False, verbose=0, callbacks=[callback]).history
-        return self._history_row(epoch, fitted["loss"][0], fitted["rmse"][0], started)
+            fitted = self._parts.learner.fit(batches, shuffle=False, verbose=0, callbacks=[callback]).history
+        return self._history_row(epoch, fitted["loss"][0], math.sqrt(fitted["squared_error"][0]), started)
+
+    def _solve_ridge(self, vectors: keras.Model) -> Epoch:
+        """Solve the head's ridge regression again, on what the fine-tuned layers make of every frame of the views."""
+        started = time.monotonic()
+        layer = self.model.get_layer(STAGE_TWO).get_layer(RIDGE)
+        equations = NormalEquations(layer.input.shape[-1], layer.output.shape[-1])
+        batches = self._train_batches(0)
+        with reading_errors(batches):
+            for i in range(len(batches)):
+                inputs, targets = batches[i]
+                x = np.asarray(vectors.predict_on_batch(inputs))  # of each frame
+                equations.add(x, np.repeat(standardise_targets(targets, self._target)[:, None], x.shape[1], axis=1))
+        solutions = []
+        for penalty in RIDGE_PENALTIES if len(self._validation) else RIDGE_PENALTIES[1:2]:
+            layer.set_weights(equations.solve(penalty))
+            solutions.append((self._validation_errors()[0], layer.get_weights()))
+        layer.set_weights(min(solutions, key=lambda solution: solution[0])[1])
+        return self._history_row(self._options.epochs + 1, math.nan, math.nan, started)
+
+    def _validation_errors(self) -> tuple[float, float]:
+        """Loss and RMSE of the prediction for the validation examples; NaN without any."""
+        if not len(self._validation):
+            return math.nan, math.nan
+        # not by Keras' evaluate, whose loss is NaN if the last batch leaves a replica without windows
+        views = self._views.get("validation")
+        batches = self._windows(self._validation) if views is None else view_batches([views], self._batch)
+        with reading_errors(batches):
+            predicted = np.asarray(self._parts.predictor.predict(batches, verbose=0), np.float64)
+        error = predicted - self._task.examples.targets[self._validation]
+        scaled = error if self._target is None else error / self._target.deviation
+        return float(np.mean(scaled**2)), float(np.sqrt(np.mean(error**2)))
 
     def _history_row(self, epoch: int, loss: float, rmse: float, started: float, remark: str = "") -> Epoch:
         """Score the model on the validation examples, and log the epoch."""
-        val_loss = val_rmse = math.nan
-        if len(self._validation):
-            # not by Keras' evaluate, whose loss is NaN if the last batch leaves a replica without windows
-            error = self.predict(self.model, self._validation) - self._task.examples.targets[self._validation]
-            val_rmse = float(np.sqrt(np.mean(error**2)))
-            val_loss = float(np.mean((error if self._deviation is None else error / self._deviation) ** 2))
-        if epoch > 0 and not (math.isfinite(loss) and (math.isfinite(val_loss) or not len(self._validation))):
+        val_loss, val_rmse = self._validation_errors()
+        trained = 0 < epoch <= self._options.epochs
+        if trained and not (math.isfinite(loss) and (math.isfinite(val_loss) or not len(self._validation))):
             raise FramebankError(
                 f"Loss became NaN or infinite in epoch {epoch}",
                 got=f"training loss {loss}, validation loss {val_loss}",
@@ -157,7 +241,8 @@ class FinetuneJob:
         row = Epoch(epoch, loss, rmse, val_loss, val_rmse, time.monotonic() - started)
         figures = {name: getattr(row, name) for name in ("loss", "rmse", "val_loss", "val_rmse")}
         text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if math.isfinite(value))
-        logger.info(f"finetune: epoch {epoch}/{self._options.epochs}, {text}{remark} [{row.seconds:.1f} s]")
+        step = "ridge solved again" if epoch > self._options.epochs else f"epoch {epoch}/{self._options.epochs}"
+        logger.info(f"finetune: {step}, {text}{remark} [{row.seconds:.1f} s]")
         return row
 
 
@@ -191,6 +276,33 @@ def check_epoch0(fused: keras.Model, windows: ImageWindowBatches, expected: Floa
             hint="framebank evaluate --run NAME, then the same command",
         )
     return facts
+
+
+class DiscriminativeAdam(keras.optimizers.Adam):  # type: ignore[misc]
+    """Adam with a lower learning rate for some variables (J. Howard, S. Ruder, ULMFiT, 2018)."""
+
+    def __init__(self, learning_rate: Any, rates: list[float]) -> None:
+        """Multiply the learning rate of each variable by its entry of `rates`."""
+        super().__init__(learning_rate)
+        self._rates = rates
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update a variable and its two moments in place."""
+        super().update_step(gradient, variable, learning_rate * self._rates[self._get_variable_index(variable)])
+
+
+def squared_error(members: int, deviation: Floats | None = None) -> Callable[[Any, Any], Any]:
+    """Return the mean squared error of members' predictions (batch, members · K) of targets (batch, K).
+
+    Errors are counted in units of each target's deviation (K,), if given.
+    """
+    weight = np.float32(1.0) if deviation is None else (1 / deviation).astype(np.float32)
+
+    def error(true: Any, predicted: Any) -> Any:
+        predicted = keras.ops.reshape(predicted, (-1, members, true.shape[-1]))
+        return keras.ops.mean(keras.ops.square((predicted - true[:, None]) * weight), axis=(1, 2))
+
+    return error
 
 
 def learning_rate_schedule(options: FinetuneConfig, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:

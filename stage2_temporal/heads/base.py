@@ -34,7 +34,7 @@ from features._common.types import Floats, Tensor
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.head_config import HeadConfig
-from features.streams import APPEARANCE, FEATURES, STAGE_TWO, STANDARDISE, UNIT, VECTORS
+from features.streams import APPEARANCE, FEATURES, MOTION, STAGE_TWO, STANDARDISE, UNIT, VECTORS
 from features.strict_model import StrictModel, describe_validation_error, did_you_mean
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.derived_streams import DerivedStream
@@ -114,6 +114,12 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             FramebankError: see `stage2_temporal.training.loop.fit_model`.
         """
         self._read_settings()
+        if getattr(self.settings_, "motion", "raw") != "raw" and MOTION not in self.settings_.input_streams:
+            raise ConfigError(
+                f"head.motion is for the stream {MOTION}, which the head does not read",
+                got=", ".join(self.settings_.input_streams),
+                hint=f"--head.streams {MOTION}, or --head.motion raw",
+            )
         examples, targets = self._check_inputs(X, y, fitting=True)
         self._flat = targets.ndim == 1
         targets = targets.reshape(len(examples), -1)

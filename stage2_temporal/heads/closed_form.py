@@ -65,9 +65,11 @@ class ClosedFormHead(Head):
         return float(np.mean(scaled**2)), float(np.sqrt(np.mean(error**2)))
 
 
-def linear_layer(vectors: Tensor, weights: NDArray[Any], bias: NDArray[Any], name: str = "output") -> Tensor:
-    """Compute vectors @ weights (F, K) + bias (K,) by a Dense layer."""
-    layer = keras.layers.Dense(weights.shape[1], name=name)
+def linear_layer(
+    vectors: Tensor, weights: NDArray[Any], bias: NDArray[Any], name: str = "output", *, trainable: bool = True
+) -> Tensor:
+    """Compute vectors @ weights (F, K) + bias (K,) by a Dense layer, which may be excluded from training."""
+    layer = keras.layers.Dense(weights.shape[1], name=name, trainable=trainable)
     output = layer(vectors)
     layer.set_weights([weights.astype(np.float32), bias.astype(np.float32)])
     return output

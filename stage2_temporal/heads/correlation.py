@@ -19,13 +19,13 @@ from sklearn.utils import gen_batches
 
 from features._common.types import Floats, Tensor
 from features.head_config import CorrelationLSTMConfig
-from features.streams import MIRROR_SIGNS, VECTORS
+from features.streams import MEMBER_PREDICTIONS, MIRROR_SIGNS, RIDGE, VECTORS
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.correlation import CELL_FEATURES, correlate_frames, normalise_maps
 from stage2_temporal.data.derived_streams import CorrelationPooling, DerivedStream
 from stage2_temporal.data.examples import HeadInputs, StoreExamples
 from stage2_temporal.heads.base import ValidationSet
-from stage2_temporal.heads.closed_form import Vectors, standardise_targets, standardise_vectors
+from stage2_temporal.heads.closed_form import Vectors, linear_layer, standardise_targets, standardise_vectors
 from stage2_temporal.heads.frame_pairs import FramePairsHead, fitting_lags
 from stage2_temporal.heads.fusion import PENALTIES
 from stage2_temporal.heads.gradient import GradientHead
@@ -35,7 +35,6 @@ from stage2_temporal.training.scaling import vector_scale
 
 SCALED_AT_ONCE = 1024  # examples
 CELL_MEANS = 4  # weighted means over the cells that a member's LSTM sees
-MEMBER_PREDICTIONS = "members"  # name of the layer that outputs each member's prediction
 
 
 class CorrelationLSTM(FramePairsHead, GradientHead):
@@ -77,8 +76,7 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
     def output(self, vectors: Tensor, targets: int) -> Tensor:
         members = keras.ops.stack([self._member(vectors, targets, i) for i in range(self.settings_.members)], axis=1)
         members = keras.layers.Identity(name=MEMBER_PREDICTIONS)(members)
-        kernel, bias = (array.astype(np.float32) for array in self._ridge)
-        linear = keras.ops.matmul(keras.ops.mean(vectors, axis=1), kernel) + bias
+        linear = keras.ops.mean(linear_layer(vectors, *self._ridge, name=RIDGE, trainable=False), axis=1)
         return (keras.ops.mean(members, axis=1) + linear) / 2
 
     def error_scale(self, model: keras.Model) -> Tensor:

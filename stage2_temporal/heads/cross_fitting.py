@@ -42,7 +42,7 @@ def interval_folds(head: Head, task: Task, settings: TrainConfig) -> int:
         return 0
     if head.fits_quickly and len(pooled_rows(task)) <= MAX_REFIT_EXAMPLES:
         return FOLDS
-    if validation < FEW_VALIDATION_SEQUENCES:
+    if sequences_needed(settings.interval_level) <= validation < FEW_VALIDATION_SEQUENCES:
         logger.info(
             f"intervals come from {validation} validation sequences, so that their coverage is uncertain. "
             f"Try: --train.interval_folds {FOLDS}, which trains {FOLDS} times more"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from features._common.atomic import writer_name
 from features._common.console import logger
 from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError
@@ -19,6 +19,7 @@ from stage2_temporal.runs.results import Metrics, read_metrics
 
 RUNS = Path("runs")
 REPORT = "report.html"
+UNFINISHED = ".unfinished."  # in front of the name of a folder that is being filled
 FILES = ("config.toml", "metrics.json", "history.csv", "predictions.csv", "model.keras", REPORT)
 
 
@@ -96,10 +97,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.stat() if path.exists() else None
-    workspace = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path.parent))
+    workspace = path.parent / f"{UNFINISHED}{writer_name()}"
+    folder = workspace / path.name
     try:
-        folder = workspace / path.name
-        folder.mkdir()
+        folder.mkdir(parents=True)
         yield folder
         final = path
         if path.exists() and not (before and os.path.samestat(before, path.stat())):

@@ -1,7 +1,8 @@
 """Runs a sweep: trains the entries that are not finished yet, several at a time.
 
-Each worker is a process that loads TensorFlow once and uses `cores / jobs` threads. How many threads share an operation
-decides the order of its sums, so an entry gives the same numbers again on the same machine with the same `jobs`.
+Each worker is a process that loads TensorFlow once and uses `cores / jobs` threads; a cluster's uses as many as joblib
+counts cores. How many threads share an operation decides the order of its sums, so an entry gives the same numbers
+again on the same machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from typing import Any
 
 from joblib import Parallel, cpu_count, delayed
 
-from features._common.atomic import exclusive_write_lock
+from features._common.atomic import abandoned_files, exclusive_write_lock
+from features._common.cluster import appears, connect, describe_deaths
 from features._common.console import progress_bar
-from features.config import Config
+from features.config import ComputeConfig, Config
 from features.errors import BadInputs, FramebankError
 from features.store import Store
 from stage2_temporal.data.derived_streams import DerivedStream, try_derive_streams
@@ -29,10 +31,12 @@ from stage2_temporal.data.task import Task, check_recipe, read_task, store_origi
 from stage2_temporal.heads import find_head
 from stage2_temporal.heads.default_head import resolve_default_head
 from stage2_temporal.report import write_report
-from stage2_temporal.runs.folder import REPORT, RUNS, is_finished
+from stage2_temporal.runs.folder import REPORT, RUNS, UNFINISHED, is_finished
 from stage2_temporal.runs.leaderboard import boards, describe_best, read_run
 from stage2_temporal.sweep.spec import SweepPlan
-from stage2_temporal.sweep.worker import prepare_worker, train_entry
+from stage2_temporal.sweep.worker import prepare_worker, store_digest, train_entry, train_entry_in_worker
+
+Entry = tuple[str, Config, Path, Path]  # the arguments of `train_entry`
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def run_sweep(plan: SweepPlan, entries: Mapping[str, Config], store: Path, runs:
     with exclusive_write_lock(folder / "sweep"), Store(store) as opened:
         check_recipe(next(iter(entries.values())), opened)  # entries cannot differ in the settings that it checks
         entries, finished, streams = _check_entries(entries, opened, folder)
-        for leftover in folder.glob(".unfinished-*"):  # from a sweep that was killed; the lock excludes other writers
+        for leftover in abandoned_files(folder.glob(f"{UNFINISHED[:-1]}*")):  # from a sweep that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         if streams:
             try_derive_streams(store, streams)  # all in one pass, before the workers need them one by one
@@ -117,36 +121,58 @@ def _train_entries(
     """Train entries, add their names to `finished`, and return a line for each failed one and the number started."""
     if not todo:
         return [], 0
-    cores = cpu_count()
-    jobs = plan.jobs or cores
     started: list[str] = []
     errors: dict[str, str] = {}
     deadline = time.monotonic() + 60 * plan.minutes if plan.minutes else None
 
-    def calls() -> Iterator[Any]:
+    def entries() -> Iterator[Entry]:
         for name, config in todo.items():
             if deadline and time.monotonic() > deadline:
                 return
             started.append(name)
-            yield delayed(train_entry)(name, config, store, folder)
+            yield name, config, store, folder
 
+    compute = next(iter(todo.values())).compute
+    results = _train_on_cluster(compute, entries(), started, store, folder) if compute.backend == "dask" else None
+    with progress_bar(len(todo) + len(finished), "sweep", "run", initial=len(finished)) as progress:
+        runs = [read_run(folder / name) for name in sorted(finished)]
+        for name, error in results or _train_here(plan.jobs, entries(), folder):
+            if error:
+                errors[name] = error
+            else:
+                finished.add(name)
+                runs.append(read_run(folder / name))
+            progress.set_postfix_str(describe_best(runs), refresh=False)
+            progress.update()
+    return [f"{folder / name}: {errors[name]}" for name in started if name in errors], len(started)
+
+
+def _train_here(jobs: int, entries: Iterable[Entry], folder: Path) -> Iterator[tuple[str, str | None]]:
+    """Train entries in processes of this machine; yield each one's name, and its error if it failed."""
+    cores = cpu_count()
+    jobs = jobs or cores
     worker_settings = os.getpid(), max(1, cores // jobs), Path.cwd()  # loky keeps workers only if these are the same
     processes = {"backend": "loky", "initializer": prepare_worker, "initargs": worker_settings} if jobs > 1 else {}
     workers = Parallel(jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1, **processes)
-    with progress_bar(len(todo) + len(finished), "sweep", "run", initial=len(finished)) as progress:
-        runs = [read_run(folder / name) for name in sorted(finished)]
-        try:
-            for name, error in workers(calls()):
-                if error:
-                    errors[name] = error
-                else:
-                    finished.add(name)
-                    runs.append(read_run(folder / name))
-                progress.set_postfix_str(describe_best(runs), refresh=False)
-                progress.update()
-        except BrokenProcessPool:
-            raise FramebankError(
-                f"{folder}: a worker was killed, most likely because memory ran out; finished runs are kept",
-                hint="set fewer jobs under [sweep], then run the same command again",
-            ) from None
-    return [f"{folder / name}: {errors[name]}" for name in started if name in errors], len(started)
+    try:
+        yield from workers(delayed(train_entry)(*entry) for entry in entries)
+    except BrokenProcessPool:
+        raise FramebankError(
+            f"{folder}: a worker was killed, most likely because memory ran out; finished runs are kept",
+            hint="set fewer jobs under [sweep], then run the same command again",
+        ) from None
+
+
+def _train_on_cluster(
+    compute: ComputeConfig, entries: Iterable[Entry], started: Sequence[str], store: Path, folder: Path
+) -> Iterator[tuple[str, str | None]]:
+    """Train entries in the workers of a cluster, of which `started` are the names; yield like `_train_here`."""
+    with connect(compute, folder, (store_digest, (store,))) as cluster:
+        for i, result in cluster.run("sweep", ((train_entry_in_worker, entry) for entry in entries)):
+            if isinstance(result, Exception):
+                yield started[i], f"{describe_deaths(result)} died while training it"
+            else:
+                name, error = result
+                if error is None:
+                    appears(folder / name / "metrics.json")
+                yield name, error

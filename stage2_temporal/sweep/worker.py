@@ -6,6 +6,7 @@ This module must not load TensorFlow when it is imported: `prepare_worker` first
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -14,6 +15,8 @@ import threading
 import time
 import traceback
 from pathlib import Path
+
+from joblib import cpu_count
 
 from features._common.cli import describe_os_error
 from features._common.console import quiet_imports
@@ -38,6 +41,21 @@ def prepare_worker(parent: int, threads: int, folder: Path) -> None:
         from stage2_temporal import train  # noqa: F401
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def train_entry_in_worker(name: str, config: Config, store: Path, sweep_folder: Path) -> tuple[str, str | None]:
+    """Like `train_entry`, in a worker of a cluster, whose TensorFlow gets as many threads as joblib counts cores."""
+    with quiet_imports():
+        import tensorflow as tf
+    tf.config.threading.set_intra_op_parallelism_threads(cpu_count())
+    tf.config.threading.set_inter_op_parallelism_threads(cpu_count())
+    return train_entry(name, config, store, sweep_folder)
+
+
+def store_digest(store: Path) -> str:
+    """Digest of the first megabyte of a store, which every worker must see."""
+    with store.open("rb") as f:
+        return hashlib.sha256(f.read(1 << 20)).hexdigest()[:16]
 
 
 def train_entry(name: str, config: Config, store: Path, sweep_folder: Path) -> tuple[str, str | None]:

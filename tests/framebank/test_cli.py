@@ -57,7 +57,7 @@ def test_help_shows_every_setting_of_the_sections_that_the_command_reads(
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
     config = Config()
-    stage_one = {"sample": {"data"}, "extract": {"data", "frames", "backbone", "extract"}}
+    stage_one = {"sample": {"data"}, "extract": {"data", "frames", "backbone", "extract", "compute"}}
     sections = (stage_one | {"repair": stage_one["extract"]}).get(name, set(CONFIG_SECTIONS))
     for section in CONFIG_SECTIONS:
         for key in type(getattr(config, section)).model_fields:

@@ -168,10 +168,8 @@ def test_video_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     frames = [np.full((48, 64, 3), 8 * i, np.uint8) for i in range(12)]
     write_video(tmp_path / "data/test.avi", frames)
     make_old(tmp_path / "data")
-    decoded = []
-    monkeypatch.setattr(
-        video.Video, "_find_facts", lambda self, find=video.Video._find_facts: decoded.append(1) or find(self)
-    )
+    decoded, find = [], video.Video._find_facts
+    monkeypatch.setattr(video.Video, "_find_facts", lambda self, times: decoded.append(1) or find(self, times))
     config = data_config("video", tmp_path / "data")
     first, second = (scan(config, cache=ScanCache(tmp_path / "s.scan")) for _ in range(2))
     assert len(decoded) == 1

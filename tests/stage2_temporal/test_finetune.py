@@ -359,6 +359,26 @@ def test_zoom_with_an_unknown_target_is_refused() -> None:
         make_augmentation(FinetuneConfig(zoom=1.2), ("distance", "vx"))
 
 
+def test_shifted_windows_show_the_same_picture_elsewhere() -> None:
+    window = np.zeros((3, 90, 160, 3), np.uint8)
+    window[:, 40:50, 70:90] = 255
+    shift = make_augmentation(FinetuneConfig(flip=False, brightness=0, contrast=0, shift=0.1), ("ego_speed",))
+    middles = []
+    for seed in range(10):
+        shifted, targets = shift(window, np.array([5.0], np.float32), np.random.default_rng(seed))
+        assert targets == [5.0]
+        assert abs(int(shifted.sum()) - int(window.sum())) < 0.02 * window.sum()
+        assert (shifted == shifted[0]).all()  # all frames of a window alike
+        middles.append(np.argwhere(shifted[0, :, :, 0] > 127).mean(axis=0) - (44.5, 79.5))
+    down, right = np.abs(middles).max(axis=0)
+    assert 4 < down <= 9.5 and 8 < right <= 16.5
+
+
+def test_shift_is_refused_for_targets_that_depend_on_where_the_camera_looks() -> None:
+    with pytest.raises(ConfigError, match=r"finetune\.shift: its effect on x is unknown.*--finetune\.shift 0"):
+        make_augmentation(FinetuneConfig(shift=0.01), ("x", "ego_speed"))
+
+
 def test_windows_with_an_unknown_target_are_not_mirrored(capsys: pytest.CaptureFixture[str]) -> None:
     augment = make_augmentation(FinetuneConfig(brightness=0, contrast=0), ("distance",))
     assert capsys.readouterr().err == "finetune: windows are not mirrored, since the effect on distance is unknown\n"

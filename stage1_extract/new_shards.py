@@ -1,0 +1,80 @@
+"""The shards that an extraction writes, and those that an interrupted one has left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from features.frame_ranges import FrameRange, StoredRange
+from features.recipe import Recipe
+from features.shards import ShardWriter, new_shard, shard_path, shard_ranges, shard_tracks
+from features.store_tables import StreamInfo
+from features.streams import APPEARANCE
+from features.tracks import Track
+
+
+@dataclass(frozen=True)
+class NewShards:
+    """The finished shards in a store's folder to which the store does not refer yet."""
+
+    folder: Path
+    recipe: Recipe
+    stored: set[str]  # names of those to which it does
+    written: set[str] = field(default_factory=set)  # names of those written by this extraction, maybe again
+
+    def ranges(self) -> list[StoredRange]:
+        """All ranges in the shards that were made with the recipe."""
+        return [r for path in self.files() for r in shard_ranges(path, self.recipe.fingerprint)]
+
+    def tracks(self) -> dict[str, Track]:
+        """All tracks in the shards, by their keys, which identify the frames whatever the recipe."""
+        return {key: track for path in self.files() for key, track in shard_tracks(path).items()}
+
+    def write_tracks(self, tracks: Mapping[str, Track]) -> None:
+        """Write a shard of tracks alone."""
+        with new_shard(self.folder, self.recipe, [], {}, sorted(tracks)) as (writer, path):
+            writer.finish(tracks=tracks)
+        self.written.add(path.name)
+
+    @contextmanager
+    def new_group(self, ranges: Sequence[FrameRange], streams: Mapping[str, StreamInfo]) -> Iterator[GroupWriter]:
+        """Write a shard for each stream; they appear once the block ends without an error."""
+        with ExitStack() as shards:
+            opened = {
+                name: shards.enter_context(new_shard(self.folder, self.recipe, ranges, {name: info}))
+                for name, info in streams.items()
+            }
+            yield GroupWriter({name: writer for name, (writer, _) in opened.items()})
+        self.written.update(path.name for _, path in opened.values())
+
+    def group_paths(self, ranges: Sequence[FrameRange], streams: Mapping[str, StreamInfo]) -> list[Path]:
+        """The files that `new_group` writes."""
+        return [shard_path(self.folder, self.recipe, ranges, {name: info}) for name, info in streams.items()]
+
+    def files(self) -> list[Path]:
+        """The files of the shards."""
+        # a network file system may list a file that another machine wrote only seconds later
+        names = {path.name for path in self.folder.glob("[!.]*.h5")} - self.stored | self.written
+        return [self.folder / name for name in sorted(names)]
+
+
+@dataclass(frozen=True)
+class GroupWriter:
+    """Writes the streams of the same frames, each into a shard of its own, and thumbnails beside the trunk's map."""
+
+    shards: Mapping[str, ShardWriter]
+
+    def write(self, entries: Mapping[str, NDArray[Any]], thumbnails: Sequence[bytes]) -> None:
+        """Append n frames: stream → (n, …), and n JPEGs."""
+        for name, values in entries.items():
+            self.shards[name].write({name: values}, thumbnails if name == APPEARANCE else [b""] * len(thumbnails))
+
+    def finish(self, valid: Sequence[int], tracks: Mapping[str, Track]) -> None:
+        """Complete the shards, of whose ranges only those with the indices `valid` count; the first gets the tracks."""
+        for i, shard in enumerate(self.shards.values()):
+            shard.finish(valid, tracks if i == 0 else {})

@@ -1,0 +1,118 @@
+"""Views of windows as the frozen part of a model sees them, computed once and kept on disk while the rest trains."""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from features._common.types import Floats, Image
+from stage1_extract.engines.engine import choose_engine
+from stage1_extract.engines.openvino import OpenVinoRunner, openvino_installed
+from stage2_temporal.data.batches import Batches
+from stage2_temporal.finetune.augmentation import ImageWindowBatches
+
+TARGETS = "targets.npy"
+
+Arrays = dict[str, NDArray[Any]]
+Compute = Callable[[Image], Arrays]  # windows (n, T, height, width, 3) → arrays (n, …) by name
+
+
+class StoredView:
+    """What a frozen model computed from one view of some windows, and that view's targets (n, K), in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.targets: Floats = np.load(folder / TARGETS)
+        paths = sorted(path for path in folder.glob("*.npy") if path.name != TARGETS)
+        self.arrays = {path.stem: np.load(path, mmap_mode="r") for path in paths}
+
+
+def view_batches(views: Sequence[StoredView], batch: int, shuffle: np.random.Generator | None = None) -> Batches:
+    """Batches of the arrays of several views of the same windows, as the part that trains takes them, and targets."""
+    count, targets = len(views[0].targets), np.concatenate([view.targets for view in views])
+
+    def read(rows: NDArray[np.int64]) -> Arrays:
+        pairs = [(views[view].arrays, window) for view, window in zip(*divmod(rows, count), strict=True)]
+        return {name: np.stack([a[name][i] for a, i in pairs]).astype(np.float32) for name in views[0].arrays}
+
+    rows = np.arange(len(targets)) if shuffle is None else shuffle.permutation(len(targets))
+    return Batches(read, rows, targets[rows], batch)
+
+
+def compile_frozen(frozen: keras.Model, engine: str) -> Compute:
+    """Compile the frozen part of a model for this machine; several threads may call the result.
+
+    Args:
+        frozen: frames to arrays by name, the first part of `frozen_part.divide_model`.
+        engine: the setting `extract.engine`.
+    """
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if choose_engine(engine, "float32", gpus, openvino_installed()) == "tensorflow":
+        function = tf.function(lambda frames: frozen(frames, training=False), autograph=False, reduce_retracing=True)
+        return lambda frames: {name: value.numpy() for name, value in function(tf.constant(frames)).items()}
+    run = OpenVinoRunner(frozen, 1, "float32")
+
+    def compute(frames: Image) -> Arrays:
+        windows = [run(frames[i : i + 1]) for i in range(len(frames))]
+        return {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
+
+    return compute
+
+
+def store_view(folder: Path, compute: Compute, windows: ImageWindowBatches, dtype: str) -> StoredView:
+    """Compute a view, unless its folder exists.
+
+    Args:
+        compute: what `compile_frozen` returns.
+        windows: all windows of the view, augmented if it is to be.
+        dtype: in which maps are stored; other arrays are small and stay in float32.
+
+    Raises:
+        DataError: a frame cannot be read.
+    """
+    if folder.exists():
+        return StoredView(folder)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    arrays: dict[str, Any] = {}
+    targets: list[NDArray[np.float32]] = []
+    at = 0
+    for computed, batch_targets in _in_order(compute, windows):
+        for name, value in computed.items():
+            if at == 0:
+                shape, kind = (windows.examples, *value.shape[1:]), dtype if value.ndim == 5 else "float32"
+                arrays[name] = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", kind, shape)
+            arrays[name][at : at + len(value)] = value
+        at += len(batch_targets)
+        targets.append(batch_targets)
+    for array in arrays.values():
+        array.flush()
+    np.save(partial / TARGETS, np.concatenate(targets).astype(np.float64))
+    partial.rename(folder)
+    return StoredView(folder)
+
+
+def _in_order(compute: Compute, windows: ImageWindowBatches) -> Iterator[tuple[Arrays, NDArray[np.float32]]]:
+    """What is computed from each batch, and its targets, by several threads."""
+
+    def run(batch: int) -> tuple[Arrays, NDArray[np.float32]]:
+        frames, targets = windows[batch]
+        return compute(frames), targets
+
+    pending: deque[Future[tuple[Arrays, NDArray[np.float32]]]] = deque()
+    with ThreadPoolExecutor(windows.workers) as pool:
+        for i in range(len(windows)):
+            pending.append(pool.submit(run, i))
+            if len(pending) > windows.workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

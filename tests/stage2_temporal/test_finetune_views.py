@@ -1,0 +1,218 @@
+"""Fine-tuning on stored views: what is computed once, and the parts of a head that averages several models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+
+from features.config import Config, FinetuneConfig, read_run_config
+from features.store import Store
+from features.streams import MEMBER_PREDICTIONS, RIDGE, STAGE_TWO
+from stage2_temporal.data.batches import Batches
+from stage2_temporal.data.task import read_task
+from stage2_temporal.finetune.finetune import FinetuneResult, finetune
+from stage2_temporal.finetune.frozen_part import divide_model
+from stage2_temporal.finetune.loop import FinetuneJob, squared_error
+from stage2_temporal.finetune.normal_equations import NormalEquations
+from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
+from stage2_temporal.finetune.views import compile_frozen, view_batches
+from stage2_temporal.fused.fuse import fuse_run, window_reader
+from tests.helpers import picture
+from tests.image_runs import EARLY_CUT, read_rows, train_on_images
+
+HEAD = {
+    "name": "correlation_lstm", "streams": ["appearance", "conv_pw_1_relu"], "grid": [2, 3], "search": [2, 1],
+    "lags": [1, 2], "units": 4, "dense": 4, "members": 2,
+}  # fmt: skip
+FRAMES = np.stack([[picture(10 * i + k) for k in range(4)] for i in range(2)])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `correlation_lstm` on two maps of a small backbone; not to be changed."""
+    root = tmp_path_factory.mktemp("trained")
+    backbone = EARLY_CUT | {"taps": ["conv_pw_1_relu"], "tap_pooling": 2}
+    train_on_images(root, {"Train": 6, "Validation": 3, "Test": 2}, backbone=backbone, head=HEAD)
+    return root
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it to work in."""
+    shutil.copytree(trained, tmp_path / "w")
+    return tmp_path / "w"
+
+
+@pytest.fixture(scope="module")
+def fused(trained: Path) -> keras.Model:
+    """The run's fused model; not to be changed."""
+    with Store(trained / "s.h5") as store:
+        return fuse_run(trained / "runs" / "r", store, run_config(trained))[0]
+
+
+def run_config(folder: Path, **options: Any) -> Config:
+    """The run's config, with settings of fine-tuning."""
+    config = read_run_config(folder / "runs" / "r")
+    data = config.data.model_copy(update={"path": str(folder / "clips")})
+    options = {"learning_rate": 0.01, "unfreeze": "conv_dw_2", "epochs": 2, "batch": 4} | options
+    return config.model_copy(update={"data": data, "finetune": FinetuneConfig(**options)})
+
+
+def make_job(folder: Path, fused: keras.Model, **options: Any) -> FinetuneJob:
+    """The job that `finetune` runs."""
+    config = run_config(folder, **options)
+    with Store(folder / "s.h5") as store:
+        task = read_task(config, store)
+        read = window_reader(store, task.examples, task.examples.known.nonzero()[0], config)
+        return FinetuneJob(folder / "runs" / "r", store.recipe.dtype, task, config, fused, read, "key")
+
+
+def run_finetune(folder: Path, **options: Any) -> FinetuneResult:
+    with Store(folder / "s.h5") as store:
+        return finetune(folder / "runs" / "r", store, run_config(folder, **options))
+
+
+def max_difference(some: Any, others: Any) -> float:
+    return float(np.abs(np.asarray(some) - np.asarray(others)).max())
+
+
+@pytest.mark.parametrize("unfreeze", ["conv_dw_2", "conv_pw_1_bn", "conv_pw_3_bn", 0, "all"])
+def test_both_parts_in_turn_equal_the_whole_model(unfreeze: int | str, fused: keras.Model) -> None:
+    names = [layer.name for layer in backbone_layers(fused)]
+    model = unfreeze_layers(fused, count_unfrozen(names, unfreeze))
+    expected = model.predict(FRAMES, verbose=0)
+    parts = divide_model(model)
+    stored = parts.frozen.predict(FRAMES, verbose=0)
+    assert parts.frozen.trainable_variables == []
+    assert {id(v) for v in parts.learner.trainable_variables} == {id(v) for v in model.trainable_variables}
+    assert max_difference(parts.predictor.predict(stored, verbose=0), expected) < 1e-5
+    whole = divide_model(model, from_frames=True)
+    assert max_difference(whole.predictor.predict(FRAMES, verbose=0), expected) < 1e-5
+
+    # the prediction is the mean of the ridge and the members' mean
+    members = parts.learner.predict(stored, verbose=0).reshape(2, 2, 2).mean(axis=1)
+    assert parts.members == 2 and parts.ridge_vectors is not None
+    kernel, bias = model.get_layer(STAGE_TWO).get_layer(RIDGE).get_weights()
+    ridge = parts.ridge_vectors.predict(stored, verbose=0).mean(axis=1) @ kernel + bias
+    unit = model.get_layer(STAGE_TWO).get_layer("unit")
+    ridge = ridge * np.asarray(unit.scale) + np.asarray(unit.offset)
+    assert max_difference((members + ridge) / 2, expected) < 1e-4
+
+
+def test_each_member_is_trained_on_its_own_error() -> None:
+    true, predicted = np.array([[1.0, 10.0]], np.float32), np.array([[1.0, 10.0, 3.0, 30.0]], np.float32)
+    assert float(squared_error(2)(true, predicted)[0]) == pytest.approx((2**2 + 20**2) / 4)
+    assert float(squared_error(2, np.array([2.0, 20.0]))(true, predicted)[0]) == pytest.approx((1 + 1) / 4)
+
+
+def test_stored_views_train_and_the_ridge_is_solved_again(folder: Path) -> None:
+    result = run_finetune(folder, views=2, zoom=1.1, backbone_rate=0.1)
+    run = folder / "runs" / "r"
+    history = read_rows(run / "finetune.csv")
+    assert [row["epoch"] for row in history] == ["0", "1", "2", "3"]
+    assert history[3]["loss"] == ""  # the ridge is not an epoch of gradient descent
+    assert result.best_epoch == int(np.argmin([float(row["val_loss"]) for row in history]))
+    assert json.loads((run / "finetune.json").read_text())["settings"]["views"] == 2
+    assert not (run / "finetune.parts").exists()
+
+
+def test_an_epoch_takes_every_view_of_every_window(folder: Path, fused: keras.Model) -> None:
+    """The first view is not augmented; every window has its targets."""
+    job = make_job(folder, fused, views=2, epochs=1, zoom=1.3)
+    job.train()
+    views = [job._views[f"train{k}"] for k in range(2)]
+    targets = job._task.examples.targets[job._task.known("train")]
+    np.testing.assert_allclose(views[0].targets, targets, rtol=1e-6)
+    assert (views[1].targets[:, 0] != views[0].targets[:, 0]).all()
+
+    def pairs(batches: Batches) -> list[tuple[float, float]]:
+        """Of each example, one number that the frozen layers computed, and its first target."""
+        rows = [batches[i] for i in range(len(batches))]
+        return [
+            (float(x.sum()), float(y[0])) for arrays, ys in rows for x, y in zip(arrays["frozen0"], ys, strict=True)
+        ]
+
+    shuffled = pairs(view_batches(views, 4, np.random.default_rng(0)))
+    in_order = [pair for view in views for pair in pairs(view_batches([view], 4))]
+    assert len(shuffled) == 2 * len(targets)
+    assert shuffled != in_order
+    assert sorted(shuffled) == pytest.approx(sorted(in_order))
+
+
+def test_openvino_computes_what_tensorflow_does(fused: keras.Model) -> None:
+    pytest.importorskip("openvino")
+    frozen = divide_model(unfreeze_layers(fused, 0)).frozen
+    some, others = (compile_frozen(frozen, engine)(FRAMES) for engine in ("openvino", "tensorflow"))
+    assert some.keys() == others.keys()
+    for name, values in some.items():
+        assert max_difference(values, others[name]) <= 1e-4 * np.abs(others[name]).max()
+
+
+def test_normal_equations_give_the_ridge_regression_of_all_batches() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(3, 1, (4, 25, 6)), rng.normal(-2, 5, (4, 25, 2))
+    equations = NormalEquations(6, 2)
+    for vectors, targets in zip(x, y, strict=True):
+        equations.add(vectors, targets)
+    for penalty in (0.1, 10.0):
+        expected = Ridge(penalty).fit(x.reshape(100, 6), y.reshape(100, 2))
+        weights, bias = equations.solve(penalty)
+        np.testing.assert_allclose(weights.T, expected.coef_)
+        np.testing.assert_allclose(bias, expected.intercept_)
+
+
+def test_interrupted_while_views_are_stored(folder: Path, fused: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resumed fine-tuning equals an uninterrupted one, and does not compute complete views again."""
+    options = {"views": 2, "epochs": 3}
+    shutil.copytree(folder, folder.with_name("other"))
+    expected = make_job(folder.with_name("other"), fused, **options)
+    expected.train()
+    job = make_job(folder, fused, **options)
+    train_epoch = FinetuneJob._train_epoch
+
+    def interrupt(self: FinetuneJob, epoch: int) -> Any:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return train_epoch(self, epoch)
+
+    monkeypatch.setattr(FinetuneJob, "_train_epoch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        job.train()
+    monkeypatch.setattr(FinetuneJob, "_train_epoch", train_epoch)
+    views = folder / "runs" / "r" / "finetune.parts" / "views"
+    times = {path: path.stat().st_mtime_ns for path in views.iterdir()}
+    assert {path.name for path in times} == {"train0", "train1", "validation"}
+    resumed = make_job(folder, fused, **options)
+    resumed.train()
+    assert {path: path.stat().st_mtime_ns for path in views.iterdir()} == times
+    pairs = zip(resumed.model.get_weights(), expected.model.get_weights(), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_backbone_learns_more_slowly_than_the_head(folder: Path, fused: keras.Model) -> None:
+    def moved(rate: float) -> tuple[float, float]:
+        job = make_job(folder, fused, views=1, epochs=1, backbone_rate=rate)
+        shutil.rmtree(folder / "runs" / "r" / "finetune.parts", ignore_errors=True)
+        before = [layer.get_weights() for layer in backbone_layers(job.model)]
+        cell = job.model.get_layer(STAGE_TWO).get_layer("cell0")
+        head = cell.get_weights()
+        job._store_views()
+        job._train_epoch(1)
+        after = [layer.get_weights() for layer in backbone_layers(job.model)]
+        steps = [max_difference(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)]
+        return max(steps), max_difference(head[0], cell.get_weights()[0])
+
+    (slow, head), (fast, same_head) = moved(0.01), moved(1.0)
+    assert 0 < slow < 0.05 * fast
+    assert head == pytest.approx(same_head, rel=0.5)
+
+
+def test_members_layer_is_what_a_saved_model_names(fused: keras.Model) -> None:
+    assert fused.get_layer(STAGE_TWO).get_layer(MEMBER_PREDICTIONS).output.shape == (None, 2, 2)
