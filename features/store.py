@@ -186,7 +186,9 @@ class Store:
         return frozenset(self._track_rows)
 
     def tracks(self) -> dict[str, Track]:
-        """Read all tracks, by their keys."""
+        """Read all tracks, by their keys; none if they are damaged, and that is tolerated."""
+        if "tracks" in self.damaged_parts:
+            return {}
         with damage_as_store_error(self.path):
             return read_tracks(self._file)
 

@@ -21,9 +21,9 @@ from features.hdf5 import damage_as_store_error, read_attribute, read_json, read
 from features.sequences import SPLITS
 from features.store_tables import Header, read_header
 
-MAX_FRAMES = 1 << 27  # of a store: 50 days at 30 frames per second
+MAX_STORED_FRAMES = 1 << 27  # of a store: 50 days at 30 frames per second
 MAX_PIXELS = 1 << 20  # width or height of a frame
-LARGEST = 1e38  # of any number in a table, which float32 can still hold
+LARGEST_NUMBER = 1e38  # of any number in a table, which float32 can still hold
 STREAM_TYPES = ("float16", "float32", "float64")
 
 
@@ -33,50 +33,50 @@ class Column:
 
     kind: str  # `text`, or the NumPy name of its type
     entry: tuple[int, ...] = ()  # shape of a row
-    low: float = -LARGEST
-    high: float = LARGEST
+    low: float = -LARGEST_NUMBER
+    high: float = LARGEST_NUMBER
     may_be_unknown: bool = False  # NaN
     is_unique: bool = False
 
 
 NUMBER = Column("float64")
-UNKNOWN = Column("float64", may_be_unknown=True)
-ROW = Column("int64", low=0, high=MAX_FRAMES)
+
+ROW = Column("int64", low=0, high=MAX_STORED_FRAMES)
 NAME = Column("text", is_unique=True)
 
-SEQUENCES = {
+SEQUENCE_COLUMNS = {
     "id": NAME,
     "split": Column("text"),
     "digest": Column("text"),
     "first": ROW,
-    "length": Column("int64", low=1, high=MAX_FRAMES),
+    "length": Column("int64", low=1, high=MAX_STORED_FRAMES),
     "fps": Column("float64", low=1e-6, high=1e6),
     "width": Column("int64", low=1, high=MAX_PIXELS),
     "height": Column("int64", low=1, high=MAX_PIXELS),
 }
 REGION = Column("int64", (4,), -MAX_PIXELS, MAX_PIXELS)
-LABELS = {
+LABEL_COLUMNS = {
     "sequence": ROW,
     "frame": Column("int64", low=-(1 << 31), high=1 << 31),  # may lie outside the sequence
     "box": Column("float64", (4,), may_be_unknown=True),
     "position": Column("float64", (2,), may_be_unknown=True),
 }
-TRACKS = {"key": NAME, "first": ROW, "length": Column("int64", low=1, high=MAX_FRAMES)}
+TRACK_COLUMNS = {"key": NAME, "first": ROW, "length": Column("int64", low=1, high=MAX_STORED_FRAMES)}
 TRACK_ROWS = {
     "box": Column("float64", (4,), may_be_unknown=True),
     "confidence": Column("float64", low=-1e-6, high=1 + 1e-6),
 }
-SHARDS = {"name": NAME, "size": Column("int64", low=1, high=1 << 62)}
-RUNS = {
+SHARD_COLUMNS = {"name": NAME, "size": Column("int64", low=1, high=1 << 62)}
+RUN_COLUMNS = {
     "start": ROW,
     "shard": Column("int64", low=-1, high=1 << 31),
-    "shard_row": Column("int64", low=0, high=MAX_FRAMES),
+    "shard_row": Column("int64", low=0, high=MAX_STORED_FRAMES),
 }
-PIECES = {
+PIECE_COLUMNS = {
     "sequence": Column("text"),
     "digest": Column("text"),
     "start": ROW,
-    "stop": Column("int64", low=1, high=MAX_FRAMES),
+    "stop": Column("int64", low=1, high=MAX_STORED_FRAMES),
     "row": ROW,
 }
 
@@ -103,7 +103,7 @@ def table_faults(f: Any, path: Path) -> Iterator[tuple[str, DamagedStoreError]]:
 def check_pieces(f: Any) -> None:
     """Check the table of frame ranges in an open shard; a DamagedStoreError names what is wrong."""
     group = _group(f, "pieces")
-    columns = _columns(group, PIECES)
+    columns = _columns(group, PIECE_COLUMNS)
     lengths = columns["stop"] - columns["start"]
     _require((lengths > 0).all(), group, "start and stop that ascend")
     streams = list(_group(f, "frames").values())
@@ -172,12 +172,12 @@ def _check_header(f: Any, known: _Known) -> None:
 
 def _check_sequences(f: Any, known: _Known) -> None:
     group = _group(f, "sequences")
-    columns = _columns(group, SEQUENCES)
+    columns = _columns(group, SEQUENCE_COLUMNS)
     _require(len(columns["id"]) > 0, group, "at least one sequence")
     _require(set(columns["split"]) <= set(SPLITS), group["split"], f"one of {', '.join(SPLITS)}")
     lengths = columns["length"]
     frames = sum(lengths.tolist())
-    _require(frames <= MAX_FRAMES, group["length"], f"at most {MAX_FRAMES:,} frames", f"{frames:,}")
+    _require(frames <= MAX_STORED_FRAMES, group["length"], f"at most {MAX_STORED_FRAMES:,} frames", f"{frames:,}")
     ascending = np.array_equal(columns["first"], np.cumsum(lengths) - lengths)
     _require(ascending, group["first"], "rows of sequences one after another, without gaps")
     if "camera" in group:
@@ -211,7 +211,7 @@ def _check_labels(f: Any, known: _Known) -> None:
     names = parse_json(read_attribute(group, "columns"))
     is_list = isinstance(names, list) and all(isinstance(n, str) for n in names) and len(set(names)) == len(names)
     _require(is_list, group, "different names in columns")
-    columns = _columns(group, LABELS)
+    columns = _columns(group, LABEL_COLUMNS)
     count = len(columns["sequence"])
     _column(group, "targets", Column("float64", (len(names),), may_be_unknown=True), count)
     _column(group, "named", Column("bool", (len(names),)), count)
@@ -224,7 +224,7 @@ def _check_tracks(f: Any, known: _Known) -> None:
     if "tracks" not in f:
         return
     group = _group(f, "tracks")
-    columns = _columns(group, TRACKS)
+    columns = _columns(group, TRACK_COLUMNS)
     lengths = columns["length"]
     ascending = np.array_equal(columns["first"], np.cumsum(lengths) - lengths)
     _require(ascending, group["first"], "rows of tracks one after another, without gaps")
@@ -265,14 +265,14 @@ def _check_frames(f: Any, known: _Known) -> None:
 
 
 def _check_runs(f: Any, known: _Known) -> None:
-    shards = len(_columns(_group(f, "shards"), SHARDS)["name"])
+    shards = len(_columns(_group(f, "shards"), SHARD_COLUMNS)["name"])
     runs = _group(f, "runs")
     _require(len(runs) > 0, runs, "at least one stream")
     complete = 0
     for group in runs.values():
         _require(not hasattr(group, "shape"), group, "columns in a group")
         check_stream_info(parse_json(read_attribute(group, "info")), group)
-        columns = _columns(group, RUNS)
+        columns = _columns(group, RUN_COLUMNS)
         start, shard = columns["start"], columns["shard"]
         _require(len(start) > 0 and start[0] == 0 and (np.diff(start) > 0).all(), group["start"], "rows that ascend")
         _require(int(shard.max()) < shards, group["shard"], f"one of {shards} shards", int(shard.max()))

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write, fsync_path
+from features.errors import DataError
 from features.frame_files import StoredRun, shard_folder, write_runs
 from features.frame_ranges import StoredRange, full_range, sequence_ranges, split_into_groups
 from features.hdf5 import ErrorTolerantFile, copy_chunks, create_file, open_file, write_array
@@ -164,8 +165,9 @@ def _new_file(path: Path, content: StoreContent) -> Iterator[tuple[Any, ErrorTol
                         write_array(f, f"bases/{name}/{array}", values)
                 yield f, disk
                 disk.check()
-                for _, fault in table_faults(f, temporary):
-                    raise fault  # rather than write a store that cannot be opened
+                for part, fault in table_faults(f, temporary):  # rather than write a store that cannot be opened
+                    what, hint = f"{path}: the {part} cannot be stored", "correct the data set"
+                    raise DataError(what, expected=fault.expected or fault.what, got=fault.got, hint=hint)
             disk.check()
         finally:
             disk.close()

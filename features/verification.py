@@ -86,9 +86,9 @@ def _describe(store: Store, rows: Mapping[int, Sequence[str]]) -> Iterator[str]:
     unusable = store.files.unusable_files() if rows else {}
     files = {name: store.files.files_of(name) for name in store.files.infos} if unusable else {}
     for file, what in unusable.items():
-        held = [name for name, of in files.items() if (of == file).any()]
-        count = np.logical_or.reduce([files[name] == file for name in held]).sum() if held else 0
-        yield f"{what} ({count:,} frames of {', '.join(held)})"
+        streams_here = [name for name, of in files.items() if (of == file).any()]
+        count = np.logical_or.reduce([files[name] == file for name in streams_here]).sum() if streams_here else 0
+        yield f"{what} ({count:,} frames of {', '.join(streams_here)})"
     for row, streams in rows.items():
         shown = [name for name in streams if not unusable or files[_stream(store, name)][row] not in unusable]
         if shown:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features._common.atomic import atomic_write
-from features.errors import StoreError
+from features.errors import DataError, StoreError
 from features.frame_files import consecutive_runs
 from features.frame_ranges import full_range
 from features.sequences import Camera, FrameSequence, Label, same_sequences
@@ -213,6 +213,19 @@ def test_a_failed_write_leaves_the_old_store_and_no_temporary_file(path: Path) -
         raise ZeroDivisionError
     assert path.read_bytes() == before
     assert sorted(p.name for p in path.parent.iterdir()) == ["s.h5"]
+
+
+def test_a_store_that_could_not_be_opened_is_not_written(path: Path) -> None:
+    before = path.read_bytes()
+    with Store(path) as store:
+        content = StoreContent.of(store)
+    labels = (Label(7, {"ego_speed": 1e308}),)
+    content = replace(content, sequences=[replace(s, labels=labels) for s in content.sequences])
+    with pytest.raises(
+        DataError, match=r"s\.h5: the labels cannot be stored; expected numbers .* got 1e\+308 in row 0"
+    ):
+        save_store(path, content, packed=True)
+    assert path.read_bytes() == before
 
 
 def test_an_existing_file_is_never_opened_for_writing(path: Path) -> None:
