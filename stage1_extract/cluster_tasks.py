@@ -66,7 +66,7 @@ class TaskResult:
     shards: set[str]  # names of the shards it wrote
     seconds: float = 0.0  # that extracting took; 0 if nothing was
     faults: dict[str, str] = field(default_factory=dict)  # id of a sequence → why it could not be extracted or tracked
-    engine: str = ""  # what ran the trunk, with its precision and relative error; empty if nothing did
+    engine: str = ""  # what ran the trunk, with its precision; empty if nothing did
 
 
 def first_frame_digest(clips: Sequence[Clip]) -> str:
@@ -197,7 +197,8 @@ def extract_group(job: ExtractionJob, clips: Clips, group: Group, vehicles: Coll
     for _ in extract_groups(job.config, shards, clips, [group], streams, engine, vehicles, faults):
         pass
     seconds = time.perf_counter() - start
-    return TaskResult(shards.written, seconds, faults, "" if engine is None else str(engine))
+    description = "" if engine is None else f"{engine.name} in {job.recipe.precision}"
+    return TaskResult(shards.written, seconds, faults, description)
 
 
 def track_group(job: ExtractionJob, clips: Clips, ids: Sequence[str]) -> TaskResult:
