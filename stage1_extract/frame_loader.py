@@ -93,7 +93,7 @@ def load_frames(
         for i, r in enumerate(ranges):
             clip = clips[r.sequence]
             track = r.sequence in tracked and len(r) == clip.sequence.length <= SHORT_SEQUENCE
-            step = speed_curve.BLOCK if GROUND_FLOW in pair_streams else FRAMES_PER_JOB
+            step = speed_curve.FRAMES_PER_HORIZON if GROUND_FLOW in pair_streams else FRAMES_PER_JOB
             starts = [r.start, *range((r.start // step + 1) * step, r.stop, step), r.stop]
             for start, stop in pairwise([r.start, r.stop] if track else starts):
                 next_frame, inputs = last_inputs.pop(r.sequence, (0, None))

@@ -5,7 +5,7 @@ driven, and vote for the distances (`speed_posterior.log_likelihood`). The votes
 the entry. Its axis is the own speed in m/s. So it is alike for all cameras whose focal length and height are known. Of
 others, the height is taken as 1.5 m and the focal length as usual: the axis is then off by a constant factor.
 
-An unknown horizon is looked for in each block of `BLOCK` frames, which takes ten times as long.
+An unknown horizon is looked for in each block of `FRAMES_PER_HORIZON` frames, which takes ten times as long.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from stage1_extract.ground_flow.speed_posterior import SPEEDS
 
 AXIS = np.arange(-3.0, 50.0)  # m/s: one channel each
 SHAPE = (1, 1, len(AXIS))  # of an entry: one cell
-BLOCK = 8  # frames that share a horizon if it is unknown
+FRAMES_PER_HORIZON = 8  # frames that share a horizon if it is unknown
 HORIZON_STEP = 3  # every third pair of a block tells its horizon; all would be no better, and three times as slow
 VERSION = 1  # increase it whenever the same frames give different numbers
 
@@ -52,9 +52,9 @@ def curve_frames(sequence: FrameSequence, start: int, stop: int) -> tuple[int, i
 
 
 def _block(sequence: FrameSequence, frame: int) -> range:
-    """The frames that share a frame's horizon: `BLOCK` of them, if the sequence has as many."""
-    start = min(frame // BLOCK * BLOCK, max(sequence.length - BLOCK, 0))
-    return range(start, min(start + BLOCK, sequence.length))
+    """The frames that share a frame's horizon: `FRAMES_PER_HORIZON` of them, if the sequence has as many."""
+    start = min(frame // FRAMES_PER_HORIZON * FRAMES_PER_HORIZON, max(sequence.length - FRAMES_PER_HORIZON, 0))
+    return range(start, min(start + FRAMES_PER_HORIZON, sequence.length))
 
 
 def curve_entries(

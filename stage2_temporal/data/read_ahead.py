@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stage2_temporal.data.examples import StoreExamples
 
 SHUFFLE_BUFFER = 4096  # examples that are mixed with each other; up to as many, every order is as likely
-BLOCK = 64  # neighbouring examples that stay in one buffer, whose frames lie side by side in the store
+SHUFFLE_BLOCK = 64  # neighbouring examples that stay in one buffer, whose frames lie side by side in the store
 
 
 def shuffled_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -26,7 +26,7 @@ def shuffled_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     rng = np.random.default_rng((seed, epoch))
     if count <= SHUFFLE_BUFFER:
         return rng.permutation(count)
-    blocks = np.split(np.arange(count), np.arange(rng.integers(1, BLOCK + 1), count, BLOCK))
+    blocks = np.split(np.arange(count), np.arange(rng.integers(1, SHUFFLE_BLOCK + 1), count, SHUFFLE_BLOCK))
     order = np.concatenate([blocks[i] for i in rng.permutation(len(blocks))])
     buffers = np.split(order, np.arange(SHUFFLE_BUFFER, count, SHUFFLE_BUFFER))
     return np.concatenate([rng.permutation(buffer) for buffer in buffers])

@@ -26,7 +26,7 @@ from features.windows import Examples
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.frame_loader import resize_frame
 from stage1_extract.frame_pairs import PairInputs, pair_entries, pair_inputs
-from stage1_extract.ground_flow.speed_curve import BLOCK
+from stage1_extract.ground_flow.speed_curve import FRAMES_PER_HORIZON
 from stage1_extract.tracking.online_tracker import OnlineTracker
 from stage1_extract.tracking.sequence_tracks import SHORT_SEQUENCE, to_grey, track_clips
 from stage2_temporal.sliding.boxes_csv import BOXES_HINT, BoxesByFrame
@@ -35,7 +35,7 @@ from stage2_temporal.vehicle.camera_geometry import CameraGeometry, View, Window
 from stage2_temporal.vehicle.view_grounds import ViewGrounds, find_view_grounds, views_of
 
 NOISE_TRACKS = 500  # of a video, from which the noise of its boxes is estimated
-FRAMES_PER_STEP = BLOCK  # frames that go through the network together
+FRAMES_PER_STEP = FRAMES_PER_HORIZON  # frames that go through the network together
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def predict_vehicles(
                     small = list(clip.source.read(start, start + len(images), config.frames.min_size))
                 batch[FRAMES] = np.stack([resize_frame(image, config.frames) for image in small])
             if models.pair_streams:
-                inputs = [*inputs[-BLOCK:], *(pair_inputs(models.pair_streams, image) for image in images)]
+                inputs = [*inputs[-FRAMES_PER_HORIZON:], *(pair_inputs(models.pair_streams, image) for image in images)]
                 first = start + len(images) - len(inputs)
                 batch |= pair_entries(models.pair_streams, inputs, first, sequence, start, start + len(images))
             if MOTION in batch:

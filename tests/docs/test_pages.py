@@ -44,7 +44,7 @@ def test_commands_options_and_make_targets_exist(page: Path) -> None:
     for option in re.findall(r"--([a-z]+\.[a-z_]+)", text):
         assert option in known_settings | {"section.key"}, option
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make ([a-z]+)", code, re.MULTILINE):
+    for target in re.findall(r"^make ([a-z-]+)", code, re.MULTILINE):
         assert f"\n{target}:" in makefile, target
 
 

@@ -10,8 +10,8 @@ from features.config import Config, read_config, read_run_config
 from features.errors import ConfigError
 from features.head_config import SETTINGS, AutoConfig, FusionConfig, GRUConfig, head_settings_class
 
-# sweep.toml is a sweep's, see test_sweep.py
-CONFIGS = sorted(p for p in (Path(__file__).parents[2] / "configs").glob("*.toml") if p.stem != "sweep")
+# those of sweeps are read in test_sweep.py
+CONFIGS = sorted(p for p in (Path(__file__).parents[2] / "configs").glob("*.toml") if not p.stem.endswith("sweep"))
 
 # as written by the first version, which put the settings of all heads into every run
 OLD_RUN = """

@@ -15,7 +15,7 @@ from features.sequences import FrameSequence, Label
 from features.store import Store
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.examples import load_examples
-from stage2_temporal.data.read_ahead import BLOCK, SHUFFLE_BUFFER, plan_parts, shuffled_order
+from stage2_temporal.data.read_ahead import SHUFFLE_BLOCK, SHUFFLE_BUFFER, plan_parts, shuffled_order
 from tests.helpers import flip, write_store
 
 LENGTH, FRAMES, BATCH = 8, 10_000, 32
@@ -71,7 +71,7 @@ def test_order_of_many_examples_mixes_whole_blocks_of_neighbours() -> None:
     for order in (first, second):
         assert sorted(order) == list(range(count))
         buffers = [np.sort(order[i : i + SHUFFLE_BUFFER]) for i in range(0, count, SHUFFLE_BUFFER)]
-        assert all(len(consecutive_runs(buffer)) <= SHUFFLE_BUFFER // BLOCK + 2 for buffer in buffers)
+        assert all(len(consecutive_runs(buffer)) <= SHUFFLE_BUFFER // SHUFFLE_BLOCK + 2 for buffer in buffers)
         assert np.abs(np.diff(order)).mean() > count / 10  # neighbours in a batch are far apart
     assert set(first[:SHUFFLE_BUFFER]) != set(second[:SHUFFLE_BUFFER])
     np.testing.assert_array_equal(first, shuffled_order(count, 0, 0))
@@ -108,7 +108,7 @@ def test_epoch_reads_each_row_about_once_in_long_runs(path: Path, reads: list[An
     epoch(some)
     _probe, *parts = reads  # some examples, to see what is read
     assert sum(map(len, parts)) < 1.25 * FRAMES
-    assert sum(len(consecutive_runs(rows)) for rows in parts) <= 1.1 * EXAMPLES / BLOCK
+    assert sum(len(consecutive_runs(rows)) for rows in parts) <= 1.1 * EXAMPLES / SHUFFLE_BLOCK
     some.close()
 
 
