@@ -35,7 +35,8 @@ class Damage:
     @property
     def lines(self) -> list[str]:
         """Descriptions of all that is damaged."""
-        return [*self.parts.values(), *self.descriptions]
+        parts = (what if part in what else f"{what}; the part is {part}" for part, what in self.parts.items())
+        return [*parts, *self.descriptions]
 
     @property
     def hides_frames(self) -> bool:

@@ -211,7 +211,7 @@ def _extract(
                 dropped.append(name)
                 notes.append(f"stream {name} was dropped, since it lacks new, changed or damaged frames")
         errors = dict(existing.header.trunk.get("relative_error", {})) if existing.header else {}
-        for name, error in shards.relative_errors().items():
+        for name, error in shards.relative_errors(stored_too=existing.header is None).items():
             errors[name] = max(error, errors.get(name, 0.0))  # the largest of this and earlier runs
         header = Header(
             trunk.recipe,

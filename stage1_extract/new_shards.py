@@ -35,10 +35,10 @@ class NewShards:
         """All tracks in the shards, by their keys, which identify the frames whatever the recipe."""
         return {key: track for path in self.files() for key, track in shard_tracks(path).items()}
 
-    def relative_errors(self) -> dict[str, float]:
-        """The largest relative error in the shards, by engine."""
+    def relative_errors(self, stored_too: bool) -> dict[str, float]:
+        """The largest relative error in the shards, by engine; on request, also in those to which the store refers."""
         errors: dict[str, float] = {}
-        for path in self.files():
+        for path in sorted(self.folder.glob("[!.]*.h5")) if stored_too else self.files():
             for engine, error in shard_errors(path).items():
                 errors[engine] = max(error, errors.get(engine, 0.0))
         return errors

@@ -61,7 +61,8 @@ def test_wheel_metadata(wheel: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "framebank = framebank.cli:main" in text["entry_points.txt"]
     assert f"Version: {project['version']}\n" in text["METADATA"]
-    assert {*re.findall(r"^Provides-Extra: (\w+)$", text["METADATA"], re.MULTILINE)} == {"cpu", "dev", "docs", "export"}
+    extras = {*re.findall(r"^Provides-Extra: (\w+)$", text["METADATA"], re.MULTILINE)}
+    assert extras == {"cluster", "cpu", "dev", "docs", "export"}
     assert "LICENSE" in text
 
 

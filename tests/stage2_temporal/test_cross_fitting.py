@@ -113,7 +113,7 @@ def test_number_of_folds(store: Store, head: str, setting: int | str, validation
 def test_network_with_few_validation_sequences_says_how_to_be_surer(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = train_config()
+    config = train_config(interval_level=0.8)  # for which 6 sequences are enough
     _, task = examples(store, config)
     with caplog.at_level(logging.INFO):
         assert interval_folds(find_head("pooled_lstm").from_config(config), task, config.train) == 0
