@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -136,32 +137,38 @@ def shard_path(
     return folder / f"{json_digest(content)[:24]}.h5"
 
 
+@dataclass(frozen=True)
+class ShardContent:
+    """What a finished shard says of itself."""
+
+    ranges: Sequence[StoredRange]  # none if its recipe is another one
+    tracks: Mapping[str, Track]  # by their keys, which identify the frames whatever the recipe
+    relative_error: Mapping[str, float]  # of its maps, by engine
+
+
+def read_shard(path: Path, fingerprint: str) -> ShardContent:
+    """Read all of a finished shard but its frames; its ranges only if its recipe has the fingerprint."""
+    with open_file(path) as f, damage_as_store_error(path):
+        header = read_header(f)
+        ranges = _ranges(f, path) if header.recipe.fingerprint == fingerprint else []
+        return ShardContent(ranges, read_tracks(f), header.trunk.get("relative_error", {}))
+
+
 def shard_ranges(path: Path, fingerprint: str) -> list[StoredRange]:
     """Return the ranges in a finished shard; none if its recipe has another fingerprint."""
     with open_file(path) as f, damage_as_store_error(path):
-        recipe = read_header(f).recipe
-        if recipe.fingerprint != fingerprint:
-            return []
-        check_pieces(f)
-        group, streams = f["pieces"], {name: info.fingerprint for name, info in stream_infos(f).items()}
-        text = [read_text(group[n]) for n in ("sequence", "digest")]
-        numbers = [group[n][:].tolist() for n in ("start", "stop", "row")]
-        return [
-            StoredRange(FrameRange(sequence, digest, start, stop), path, row, streams)
-            for sequence, digest, start, stop, row in zip(*text, *numbers, strict=True)
-        ]
+        return _ranges(f, path) if read_header(f).recipe.fingerprint == fingerprint else []
 
 
-def shard_errors(path: Path) -> dict[str, float]:
-    """Relative error of the maps in a finished shard, by engine."""
-    with open_file(path) as f, damage_as_store_error(path):
-        return dict(read_header(f).trunk.get("relative_error", {}))
-
-
-def shard_tracks(path: Path) -> dict[str, Track]:
-    """Read the tracks in a finished shard, by their keys."""
-    with open_file(path) as f, damage_as_store_error(path):
-        return read_tracks(f)
+def _ranges(f: Any, path: Path) -> list[StoredRange]:
+    check_pieces(f)
+    group, streams = f["pieces"], {name: info.fingerprint for name, info in stream_infos(f).items()}
+    text = [read_text(group[n]) for n in ("sequence", "digest")]
+    numbers = [group[n][:].tolist() for n in ("start", "stop", "row")]
+    return [
+        StoredRange(FrameRange(sequence, digest, start, stop), path, row, streams)
+        for sequence, digest, start, stop, row in zip(*text, *numbers, strict=True)
+    ]
 
 
 def create_stream(f: Any, name: str, frames: int, info: StreamInfo) -> Any:

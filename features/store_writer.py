@@ -71,7 +71,6 @@ class StoreContent:
     @classmethod
     def of(cls, store: Store) -> StoreContent:
         """The content of an existing store."""
-
         streams = {
             name: StreamContent(
                 info, sequence_ranges(store.sequences, store.stored_ranges(name)), arrays=store.basis(name)
@@ -84,11 +83,6 @@ class StoreContent:
     def frames(self) -> int:
         """Number of frames."""
         return sum(s.length for s in self.sequences)
-
-    @property
-    def size(self) -> int:
-        """Bytes of all streams."""
-        return self.frames * sum(stream.info.frame_bytes for stream in self.streams.values())
 
     def check(self) -> None:
         """Raise a RuntimeError if stored ranges do not make up their sequence."""

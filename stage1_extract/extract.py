@@ -143,7 +143,7 @@ def _extract(
             from stage1_extract.engines.engine import Engine
         engine = engine or Engine(build_trunk(config), config.extract.batch, config.extract.engine)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
-    if damage is not None and damage.hides_frames:
+    if hides_frames and damage is not None:
         existing = salvage(store, damage, sequences, trunk.recipe)
     if existing.header is not None and existing.header.recipe.fingerprint != trunk.recipe.fingerprint:
         raise StoreError(

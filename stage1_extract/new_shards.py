@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from features.frame_ranges import FrameRange, StoredRange
 from features.recipe import Recipe
-from features.shards import ShardWriter, new_shard, shard_errors, shard_path, shard_ranges, shard_tracks
+from features.shards import ShardContent, ShardWriter, new_shard, read_shard, shard_path
 from features.store_tables import StreamInfo
 from features.streams import APPEARANCE
 from features.tracks import Track
@@ -27,21 +27,28 @@ class NewShards:
     stored: set[str]  # names of those to which it does
     written: set[str] = field(default_factory=set)  # names of those written by this extraction, maybe again
 
+    _read: dict[Path, ShardContent] = field(default_factory=dict)  # a finished shard does not change
+
     def ranges(self) -> list[StoredRange]:
         """All ranges in the shards that were made with the recipe."""
-        return [r for path in self.files() for r in shard_ranges(path, self.recipe.fingerprint)]
+        return [r for path in self.files() for r in self._content(path).ranges]
 
     def tracks(self) -> dict[str, Track]:
         """All tracks in the shards, by their keys, which identify the frames whatever the recipe."""
-        return {key: track for path in self.files() for key, track in shard_tracks(path).items()}
+        return {key: track for path in self.files() for key, track in self._content(path).tracks.items()}
 
     def relative_errors(self, stored_too: bool) -> dict[str, float]:
         """The largest relative error in the shards, by engine; on request, also in those to which the store refers."""
         errors: dict[str, float] = {}
         for path in sorted(self.folder.glob("[!.]*.h5")) if stored_too else self.files():
-            for engine, error in shard_errors(path).items():
+            for engine, error in self._content(path).relative_error.items():
                 errors[engine] = max(error, errors.get(engine, 0.0))
         return errors
+
+    def _content(self, path: Path) -> ShardContent:
+        if path not in self._read:
+            self._read[path] = read_shard(path, self.recipe.fingerprint)
+        return self._read[path]
 
     def write_tracks(self, tracks: Mapping[str, Track]) -> None:
         """Write a shard of tracks alone."""

@@ -21,7 +21,7 @@ from features.frame_ranges import StoredRange, full_range, parts_without
 from features.hdf5 import DAMAGE, damage_as_store_error, open_file, unchecked_values
 from features.recipe import Recipe
 from features.sequences import FrameSequence
-from features.shards import shard_ranges, shard_tracks
+from features.shards import read_shard
 from features.store_schema import check_header
 from features.store_tables import Header, StreamInfo, read_track, track_index
 from features.tracks import Track
@@ -164,8 +164,9 @@ def _add_shard(
             for name, parts in existing.ranges.items():
                 ranges.setdefault(name, []).extend(parts)
         else:
-            tracks_here = shard_tracks(path)
-            for stored in shard_ranges(path, recipe.fingerprint):
+            content = read_shard(path, recipe.fingerprint)
+            tracks_here = content.tracks
+            for stored in content.ranges:
                 for name in stored.streams:
                     ranges.setdefault(name, []).append(stored)
     except StoreError:
