@@ -55,7 +55,7 @@ if TYPE_CHECKING:  # loading TensorFlow takes seconds, which an extraction with 
     from stage1_extract.engines.engine import Engine
 
 FRAMES_PER_SHARD = 512
-PROBED_CLIPS = 8  # of which a worker must see the first whose first frame can be decoded
+PROBED_CLIPS = 8  # a worker must decode the same first frame as the driver, of the first of these that is intact
 LIBRARIES = ("tensorflow", "keras", "h5py", "numpy", "opencv-python-headless", "av")  # whose versions the store records
 
 

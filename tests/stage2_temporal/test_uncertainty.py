@@ -69,7 +69,7 @@ def test_run_tells_its_intervals_in_every_file(run: Path) -> None:
 
 
 def test_intervals_hold_on_the_validation_examples_that_made_them(run: Path) -> None:
-    """The rank of their quantile is ⌈13 · 0.9⌉ of 12; their scores are in units of scales that leave some out."""
+    """With 12 scores, the 90 % quantile is the largest, of rank ⌈13 · 0.9⌉. Scores are divided by left-out scales."""
     examples = [e for e in read_predictions(run / "predictions.csv", ("vx", "vy")) if e.split == "validation"]
     for k in range(2):
         assert sum(e.low[k] <= e.true[k] <= e.high[k] for e in examples) >= 11
