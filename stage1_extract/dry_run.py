@@ -8,11 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 
-from features._common.console import quiet_imports
 from features.config import Config
 from features.errors import StoreError
 from features.frame_files import shard_folder
@@ -23,15 +21,13 @@ from features.store_tables import StreamInfo
 from features.verification import Damage
 from stage1_extract.cluster_tasks import SECONDS_PER_TASK, SMALLEST_TASK
 from stage1_extract.datasets.clip import Catalogue
+from stage1_extract.engine_setup import decide_precision, new_engine, stored_recipe
 from stage1_extract.existing_store import ExistingStore, TrunkInfo
 from stage1_extract.extract import FRAMES_PER_SHARD, request_digest, required_bytes
 from stage1_extract.frame_pairs import stream_info
 from stage1_extract.group_extraction import measured_rate
 from stage1_extract.new_shards import NewShards
 from stage1_extract.plan import missing_frames, plan_extraction
-
-if TYPE_CHECKING:
-    from stage1_extract.engines.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -68,10 +64,13 @@ def estimate_extraction(
     """
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     sequences = [clip.sequence for clip in catalogue.clips]
-    existing, request = ExistingStore.read(store, damage), request_digest(config)
+    existing = ExistingStore.read(store, damage)
+    stored = stored_recipe(store, existing.header)
+    config = decide_precision(config, store, stored, catalogue.clips)
+    request = request_digest(config)
     trunk, engine = TrunkInfo.from_store(existing, config, request, sequences), None
     if trunk is None:
-        engine = _load_engine(config)
+        engine = new_engine(config, store, stored, catalogue.clips)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
     streams = dict(trunk.streams) | {name: stream_info(name, sequences) for name in config.extract.pair_streams}
     shards = NewShards(shard_folder(store), trunk.recipe, used_shards(store))
@@ -126,13 +125,6 @@ def estimate_table(estimate: ExtractionEstimate) -> str:
         workers = f"; {estimate.workers} workers of this rate" if estimate.workers > 1 else ""
         lines.append(f"time      {_hours(estimate.seconds)} at {estimate.rate:,.1f} frames/s on this machine{workers}")
     return "\n".join(lines)
-
-
-def _load_engine(config: Config) -> Engine:
-    with quiet_imports():
-        from stage1_extract.backbone.trunk import build_trunk
-        from stage1_extract.engines.engine import Engine
-    return Engine(build_trunk(config), config.extract.batch, config.extract.engine)
 
 
 def _readable_ranges(shards: NewShards) -> Iterator[StoredRange]:

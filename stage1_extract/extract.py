@@ -20,7 +20,7 @@ from joblib import cpu_count
 
 from features._common.atomic import abandoned_files, exclusive_write_lock
 from features._common.cluster import Cluster, connect
-from features._common.console import logger, progress_bar, quiet_imports
+from features._common.console import logger, progress_bar
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
 from features.frame_files import shard_folder
@@ -43,6 +43,7 @@ from stage1_extract.cluster_tasks import (
     run_tracking,
 )
 from stage1_extract.datasets.clip import Catalogue, Clip
+from stage1_extract.engine_setup import decide_precision, new_engine, stored_recipe
 from stage1_extract.existing_store import ExistingStore, TrunkInfo
 from stage1_extract.frame_pairs import stream_info
 from stage1_extract.group_extraction import extract_groups
@@ -125,7 +126,10 @@ def _extract(
     folder = shard_folder(store)
     hides_frames = damage is not None and damage.hides_frames
     _clean_up(store, folder, keep_all=hides_frames)
-    existing, request = ExistingStore.read(store, damage), request_digest(config)
+    existing = ExistingStore.read(store, damage)
+    stored = stored_recipe(store, existing.header)
+    config = decide_precision(config, store, stored, catalogue.clips)
+    request = request_digest(config)
     cluster, engines = None, set[str]()  # descriptions of what ran the trunk
 
     def connected() -> Cluster:
@@ -136,12 +140,10 @@ def _extract(
     trunk = TrunkInfo.from_store(existing, config, request, sequences)
     if trunk is None and on_cluster:
         cluster = connected()
-        trunk = cluster.call("load trunk", load_trunk, config, request)
+        calibration = catalogue.clips if config.extract.precision == "int8" else ()
+        trunk = cluster.call("load trunk", load_trunk, config, request, store, stored, calibration)
     elif trunk is None:
-        with quiet_imports():
-            from stage1_extract.backbone.trunk import build_trunk
-            from stage1_extract.engines.engine import Engine
-        engine = engine or Engine(build_trunk(config), config.extract.batch, config.extract.engine)
+        engine = engine or new_engine(config, store, stored, catalogue.clips)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
     if hides_frames and damage is not None:
         existing = salvage(store, damage, sequences, trunk.recipe)
@@ -178,7 +180,7 @@ def _extract(
         cv2.setNumThreads(1)  # frames are decoded, and vehicles tracked, in parallel, each by one thread
         if on_cluster:
             cluster = connected()
-            job = ExtractionJob(config, request, trunk.recipe, streams, folder)
+            job = ExtractionJob(config, request, trunk.recipe, streams, folder, store)
             engines = run_groups(cluster, job, shards, clips, groups, vehicles, faults)
             untracked = _untracked(clips, vehicles, shards, faults)
             run_tracking(cluster, job, shards, clips, untracked, faults)

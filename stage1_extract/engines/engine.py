@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -15,10 +16,13 @@ from features.errors import ConfigError, DataError
 from stage1_extract.backbone.trunk import Trunk
 from stage1_extract.engines import openvino, tensorflow
 
+if TYPE_CHECKING:
+    from stage1_extract.engines.quantisation import QuantisedNetwork
+
 MAX_COMPARED_FRAMES = 8  # frames that TensorFlow computes too, to measure the engine's relative error
 # float32 has a relative error of about 1e-6, float16 1e-3, bfloat16 1e-2; noise or an overflow 1
-MAX_RELATIVE_ERROR = {"float32": 1e-4, "float16": 0.1, "bfloat16": 0.1}
-
+MAX_RELATIVE_ERROR = {"float32": 1e-4, "tf32": 1e-2, "float16": 0.1, "bfloat16": 0.1, "int8": 0.2}
+OPENVINO_PRECISIONS = ("float32", "bfloat16", "int8")
 
 Maps = dict[str, NDArray[Any]]  # maps of the same frames, by stream
 
@@ -43,13 +47,18 @@ class Engine:
         trunk: the network; its recipe has the precision.
         batch: frames per batch; 0: the engine's default.
         engine: `auto`, or what `choose_engine` returns.
+        network: the quantised trunk, for int8, whose digest the recipe then states.
 
     Raises:
         ConfigError: this machine lacks the engine or the precision; some are known only with the first batch.
     """
 
-    def __init__(self, trunk: Trunk, batch: int = 0, engine: str = "auto") -> None:
-        self.trunk, self.passes = trunk, 0  # number of batches so far
+    def __init__(
+        self, trunk: Trunk, batch: int = 0, engine: str = "auto", network: QuantisedNetwork | None = None
+    ) -> None:
+        if network is not None:
+            trunk = replace(trunk, recipe=replace(trunk.recipe, quantised=network.digest))
+        self.trunk, self.passes, self._network = trunk, 0, network  # passes: number of batches so far
         gpus = len(tf.config.list_physical_devices("GPU"))
         self.name = choose_engine(engine, trunk.recipe.precision, gpus, openvino.openvino_installed())
         self.relative_error: float | None = None  # of the first frames, compared with TensorFlow in float32
@@ -60,7 +69,7 @@ class Engine:
         """The compiled network. Built on first use, because compiling takes seconds."""
         recipe = self.trunk.recipe
         if self.name == "openvino":
-            return openvino.OpenVinoRunner(self.trunk.model, self._batch, recipe.precision)
+            return openvino.OpenVinoRunner(self.trunk.model, self._batch, recipe.precision, self._network)
         return tensorflow.TensorFlowRunner(self.trunk.model, self._batch, recipe.precision, recipe.dtype)
 
     @property
@@ -113,9 +122,6 @@ class Engine:
 
     def _measure_error(self, frames: Image, maps: Maps) -> None:
         precision = self.trunk.recipe.precision
-        if self.name == "tensorflow" and precision == "float32":
-            self.relative_error = 0.0  # it is the reference
-            return
         expected = tensorflow.reference_maps(self.trunk.model, frames)
         errors = [relative_error(maps[name][: len(frames)], values) for name, values in expected.items()]
         error, limit = float(np.max(errors)), MAX_RELATIVE_ERROR[precision]
@@ -137,15 +143,20 @@ def relative_error(maps: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def choose_engine(engine: str, precision: str, gpus: int, openvino: bool) -> str:
-    """For `auto`, choose `openvino` if it is installed and there is no GPU, else `tensorflow`.
+    """For `auto`, choose `openvino` if it is installed, has the precision, and there is no GPU, else `tensorflow`.
 
-    A ConfigError if the user wants OpenVINO, but it is not installed, or the precision is float16.
+    Only OpenVINO computes in int8. A ConfigError if the engine lacks the precision, or OpenVINO is not installed.
     """
-    if engine == "auto":
-        return "openvino" if openvino and not gpus and precision != "float16" else "tensorflow"
-    if engine == "openvino" and not openvino:
+    if engine == "auto" and precision != "int8":
+        return "openvino" if openvino and not gpus and precision in OPENVINO_PRECISIONS else "tensorflow"
+    if engine == "tensorflow":
+        if precision == "int8":
+            raise ConfigError("the tensorflow engine cannot compute in int8", hint="--extract.engine openvino")
+        return engine
+    if not openvino:
         hint = 'pip install "framebank[cpu]", or --extract.engine tensorflow if there is no wheel for this platform'
         raise ConfigError("OpenVINO is not installed", hint=hint)
-    if engine == "openvino" and precision == "float16":
-        raise ConfigError("the openvino engine cannot compute in float16", hint="--extract.precision bfloat16")
-    return engine
+    if precision not in OPENVINO_PRECISIONS:
+        hint = "--extract.precision bfloat16" if precision == "float16" else "--extract.engine tensorflow"
+        raise ConfigError(f"the openvino engine cannot compute in {precision}", hint=hint)
+    return "openvino"

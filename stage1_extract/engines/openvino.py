@@ -8,7 +8,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -19,10 +19,15 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from features._common.types import Image
 from features.errors import ConfigError
+from stage1_extract.engines.folding import fold_scales
+
+if TYPE_CHECKING:
+    from stage1_extract.engines.quantisation import QuantisedNetwork
 
 # measured: 1 to 4 frames fit into the caches; larger batches are up to a third slower
 BATCH = 4
-PRECISION_NAMES = {"float32": "f32", "bfloat16": "bf16"}
+# the layers that are not quantised compute in float32, so that every processor gives the same maps
+PRECISION_NAMES = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
 
 def openvino_installed() -> bool:
@@ -43,19 +48,26 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
+def cpu_capabilities() -> list[str]:
+    """What the processor computes in, such as BF16 and INT8."""
+    return list(openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
 class OpenVinoRunner:
     """A `Runner` with one inference stream per core, so that no core waits for another within a layer.
 
     Args:
         model: the trunk, uint8 frames → float32 map.
         batch: frames per call; 0: 4.
+        precision: float32, bfloat16 or int8.
+        network: the quantised trunk, for int8.
 
     Raises:
         ConfigError: the processor does not compute in this precision.
     """
 
-    def __init__(self, model: keras.Model, batch: int, precision: str) -> None:
-        capabilities = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    def __init__(self, model: keras.Model, batch: int, precision: str, network: QuantisedNetwork | None = None) -> None:
+        capabilities = cpu_capabilities()
         if precision == "bfloat16" and "BF16" not in capabilities:  # OpenVINO would silently use float32
             raise ConfigError(
                 "this processor cannot compute in bfloat16",
@@ -64,12 +76,16 @@ class OpenVinoRunner:
                 hint="--extract.precision float32",
             )
         self.batch = batch or BATCH
-        with TemporaryDirectory() as folder:
-            shape = (self.batch, *model.input.shape[1:])
-            path, self._outputs = _write_graph(model, shape, Path(folder))
-            network = openvino_core().read_model(path)
+        shape = (self.batch, *model.input.shape[1:])
+        if network is None:
+            with TemporaryDirectory() as folder:
+                path, self._outputs = write_graph(model, shape, Path(folder))
+                graph = openvino_core().read_model(path)
+        else:
+            graph, self._outputs = openvino_core().read_model(network.graph, network.weights), dict(network.outputs)
+            graph.reshape(shape)
         compiled = openvino_core().compile_model(
-            network,
+            graph,
             "CPU",
             {
                 "PERFORMANCE_HINT": "THROUGHPUT",
@@ -96,11 +112,11 @@ class OpenVinoRunner:
             self._free.put(request)
 
 
-def _write_graph(model: keras.Model, shape: tuple[int, ...], folder: Path) -> tuple[Path, dict[str, str]]:
+def write_graph(model: keras.Model, shape: tuple[int, ...], folder: Path) -> tuple[Path, dict[str, str]]:
     """Write the model as a graph with its weights; returns the file, and by stream the name of its maps' tensor."""
     # OpenVINO reads the file within a second; converting the same graph in memory takes up to half a minute
-    spec = tf.TensorSpec(shape, tf.uint8)
-    graph = tf.function(lambda x: model(x, training=False), input_signature=[spec], autograph=False)
+    spec, folded = tf.TensorSpec(shape, tf.uint8), fold_scales(model)
+    graph = tf.function(lambda x: folded(x, training=False), input_signature=[spec], autograph=False)
     frozen = convert_variables_to_constants_v2(graph.get_concrete_function())
     outputs = {name: tensor.name for name, tensor in zip(sorted(model.output), frozen.outputs, strict=True)}
     return Path(tf.io.write_graph(frozen.graph, str(folder), "trunk.pb", as_text=False)), outputs

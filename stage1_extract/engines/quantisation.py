@@ -1,0 +1,148 @@
+"""8-bit quantisation of a trunk after training, by NNCF, and the file in which the quantised network is kept.
+
+Weights and activations of most layers become 8-bit integers, with a scale per output channel for weights and one per
+tensor for activations, whose ranges are those over calibration frames. The result depends on these frames and on NNCF's
+version. So it is kept, and every later extraction into the store uses the same network, on whatever machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features._common.atomic import atomic_write
+from features._common.strict_json import parse_json
+from features._common.types import Image
+from features.config import FramesConfig
+from features.errors import ConfigError, DataError, StoreError
+from features.recipe import canonical_json, json_digest
+from stage1_extract.backbone.trunk import Trunk
+from stage1_extract.datasets.clip import Clip
+from stage1_extract.engines import openvino
+from stage1_extract.frame_loader import resize_frame
+
+CALIBRATION_FRAMES = 64  # 240 gave the same error
+CALIBRATION_SPLIT = "train"
+
+
+@dataclass(frozen=True)
+class QuantisedNetwork:
+    """A trunk in OpenVINO's format."""
+
+    graph: bytes  # XML
+    weights: bytes
+    outputs: Mapping[str, str]  # stream → name of its maps' tensor
+    origin: Mapping[str, str]  # how it was made: `frames`, and the versions of `nncf` and `openvino`
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of all that determines its maps."""
+        parts = (self.graph, self.weights, canonical_json(dict(self.outputs)).encode())
+        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write it to a file, which appears once it is complete."""
+        about = canonical_json({"outputs": dict(self.outputs), "origin": dict(self.origin), "digest": self.digest})
+        contents = {"about.json": about.encode(), "trunk.xml": self.graph, "trunk.bin": self.weights}
+        with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            for name, content in contents.items():
+                archive.writestr(zipfile.ZipInfo(name), content)
+
+    @classmethod
+    def load(cls, path: Path) -> QuantisedNetwork:
+        """Read what `save` wrote; a StoreError if the file is damaged or missing."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("compressed")  # it could take any amount of memory
+                about = parse_json(archive.read("about.json").decode())
+                graph, weights = archive.read("trunk.xml"), archive.read("trunk.bin")
+            network = cls(graph, weights, about["outputs"], about["origin"])
+            if network.digest != about["digest"]:
+                raise ValueError("its digest is another")
+        except FileNotFoundError:
+            raise StoreError(f"{path}: the store's quantised network is missing", hint=MISSING_HINT) from None
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
+            raise StoreError(f"{path}: damaged ({e})", expected="a quantised network", hint=MISSING_HINT) from None
+        return network
+
+
+MISSING_HINT = "copy it from where the store was made, or extract into another store: --store OTHER.h5"
+
+
+def network_path(store: Path, trunk: Trunk) -> Path:
+    """The file beside the store that keeps its quantised network."""
+    streams = {name: info.fingerprint for name, info in trunk.streams.items()}
+    return store.with_name(f"{store.name}.int8-{json_digest([trunk.recipe.fingerprint, streams])[:12]}")
+
+
+def quantise(trunk: Trunk, frames: Image) -> QuantisedNetwork:
+    """Quantise a trunk; takes half a minute to some minutes.
+
+    Args:
+        frames: (n, height, width, 3) uint8 to calibrate it on, n ≥ 4.
+
+    Raises:
+        ConfigError: NNCF or OpenVINO is not installed.
+    """
+    check_installed()
+    core = openvino.openvino_core()
+    import nncf
+    import openvino as ov
+
+    nncf.set_log_level(logging.ERROR)
+    batch = openvino.BATCH
+    with tempfile.TemporaryDirectory() as folder:
+        path, outputs = openvino.write_graph(trunk.model, (batch, *trunk.model.input.shape[1:]), Path(folder))
+        model = core.read_model(path)
+        batches = [frames[i : i + batch] for i in range(0, len(frames) - batch + 1, batch)]
+        quantised = nncf.quantize(
+            model,
+            nncf.Dataset(batches),
+            preset=nncf.QuantizationPreset.MIXED,  # activations have a zero point: linear layers' are not symmetric
+            target_device=nncf.TargetDevice.CPU,
+            subset_size=len(batches),
+        )
+        ov.save_model(quantised, Path(folder, "trunk.xml"), compress_to_fp16=False)
+        graph, weights = (Path(folder, f"trunk.{suffix}").read_bytes() for suffix in ("xml", "bin"))
+    versions = {name: importlib.metadata.version(name) for name in ("nncf", "openvino")}
+    return QuantisedNetwork(
+        graph, weights, outputs, versions | {"frames": hashlib.sha256(frames.tobytes()).hexdigest()}
+    )
+
+
+def check_installed() -> None:
+    """Raise a ConfigError if NNCF or OpenVINO is not installed."""
+    missing = [name for name in ("openvino", "nncf") if find_spec(name) is None]
+    if missing:
+        hint = 'pip install "framebank[cpu,int8]"'
+        raise ConfigError(f"int8 needs {' and '.join(missing)} to quantise the network", got="not installed", hint=hint)
+
+
+def calibration_frames(clips: Sequence[Clip], frames: FramesConfig, count: int = CALIBRATION_FRAMES) -> Image:
+    """Read frames evenly spaced over the training clips, or over all clips if there are none: (n, height, width, 3).
+
+    Clips that cannot be decoded are left out.
+    """
+    chosen = [clip for clip in clips if clip.sequence.split == CALIBRATION_SPLIT] or list(clips)
+    first = np.cumsum([0, *(clip.sequence.length for clip in chosen)])
+    wanted = np.unique(np.linspace(0, first[-1] - 1, count).astype(int))
+    images: list[Any] = []
+    for clip, start, stop in zip(chosen, first[:-1], first[1:], strict=True):
+        for frame in (wanted[(wanted >= start) & (wanted < stop)] - start).tolist():
+            try:
+                image = next(iter(clip.source.read(frame, frame + 1, frames.min_size)))
+            except DataError:
+                break
+            images.append(resize_frame(image, frames, clip.sequence.region))
+    return np.stack(images)
