@@ -74,13 +74,15 @@ class TrunkInfo:
     @classmethod
     def from_trunk(cls, trunk: Trunk, config: Config, request: str) -> TrunkInfo:
         """Describe a trunk that is loaded."""
-        facts = {
+        facts: dict[str, Any] = {
             "parameters": trunk.model.count_params(),
             "cut": trunk.cut.description,
             "backbone_layers": len(trunk.backbone.model.layers),
             "request": request,
             "asked": config.backbone.model_dump(include={"unfreeze", "cut", "top"}),
         }
+        if trunk.quantisation_error:
+            facts["quantisation_error"] = dict(trunk.quantisation_error)
         return cls(trunk.recipe, trunk.streams, trunk.top(), facts)
 
     @classmethod

@@ -57,7 +57,8 @@ class Engine:
         self, trunk: Trunk, batch: int = 0, engine: str = "auto", network: QuantisedNetwork | None = None
     ) -> None:
         if network is not None:
-            trunk = replace(trunk, recipe=replace(trunk.recipe, quantised=network.digest))
+            recipe = replace(trunk.recipe, quantised=network.digest)
+            trunk = replace(trunk, recipe=recipe, quantisation_error=network.errors)
         self.trunk, self.passes, self._network = trunk, 0, network  # passes: number of batches so far
         gpus = len(tf.config.list_physical_devices("GPU"))
         self.name = choose_engine(engine, trunk.recipe.precision, gpus, openvino.openvino_installed())

@@ -43,6 +43,7 @@ class QuantisedNetwork:
     weights: bytes
     outputs: Mapping[str, str]  # stream → name of its maps' tensor
     origin: Mapping[str, str]  # how it was made: `frames`, and the versions of `nncf` and `openvino`
+    errors: Mapping[str, float]  # stream → largest error on these frames, relative to the largest value
 
     @property
     def digest(self) -> str:
@@ -52,7 +53,8 @@ class QuantisedNetwork:
 
     def save(self, path: Path) -> None:
         """Write it to a file, which appears once it is complete."""
-        about = canonical_json({"outputs": dict(self.outputs), "origin": dict(self.origin), "digest": self.digest})
+        facts = {name: dict(getattr(self, name)) for name in ("outputs", "origin", "errors")}
+        about = canonical_json({"digest": self.digest, **facts})
         contents = {"about.json": about.encode(), "trunk.xml": self.graph, "trunk.bin": self.weights}
         with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             for name, content in contents.items():
@@ -67,7 +69,7 @@ class QuantisedNetwork:
                     raise ValueError("compressed")  # it could take any amount of memory
                 about = parse_json(archive.read("about.json").decode())
                 graph, weights = archive.read("trunk.xml"), archive.read("trunk.bin")
-            network = cls(graph, weights, about["outputs"], about["origin"])
+            network = cls(graph, weights, about["outputs"], about["origin"], about["errors"])
             if network.digest != about["digest"]:
                 raise ValueError("its digest is another")
         except FileNotFoundError:
