@@ -42,7 +42,7 @@ class QuantisedNetwork:
     graph: bytes  # XML
     weights: bytes
     outputs: Mapping[str, str]  # stream → name of its maps' tensor
-    origin: Mapping[str, str]  # how it was made: `frames`, and the versions of `nncf` and `openvino`
+    origin: Mapping[str, str]  # how it was made: digest of the `frames`, and versions of `nncf` and `openvino`
     errors: Mapping[str, float]  # stream → largest error on these frames, relative to the largest value
 
     @property
@@ -92,7 +92,7 @@ def quantise(trunk: Trunk, frames: Image) -> QuantisedNetwork:
     """Quantise a trunk; takes half a minute to some minutes.
 
     Args:
-        frames: (n, height, width, 3) uint8 to calibrate it on, n ≥ 4.
+        frames: (n, height, width, 3) uint8 to calibrate it on.
 
     Raises:
         ConfigError: NNCF or OpenVINO is not installed.
@@ -107,6 +107,7 @@ def quantise(trunk: Trunk, frames: Image) -> QuantisedNetwork:
     with tempfile.TemporaryDirectory() as folder:
         path, outputs = openvino.write_graph(trunk.model, (batch, *trunk.model.input.shape[1:]), Path(folder))
         model = core.read_model(path)
+        frames = frames[np.arange(max(len(frames), batch)) % len(frames)]
         batches = [frames[i : i + batch] for i in range(0, len(frames) - batch + 1, batch)]
         quantised = nncf.quantize(
             model,
@@ -116,11 +117,28 @@ def quantise(trunk: Trunk, frames: Image) -> QuantisedNetwork:
             subset_size=len(batches),
         )
         ov.save_model(quantised, Path(folder, "trunk.xml"), compress_to_fp16=False)
+        errors = _largest_errors(model, quantised, batches, outputs)
         graph, weights = (Path(folder, f"trunk.{suffix}").read_bytes() for suffix in ("xml", "bin"))
     versions = {name: importlib.metadata.version(name) for name in ("nncf", "openvino")}
-    return QuantisedNetwork(
-        graph, weights, outputs, versions | {"frames": hashlib.sha256(frames.tobytes()).hexdigest()}
+    origin = versions | {"frames": hashlib.sha256(frames.tobytes()).hexdigest()}
+    return QuantisedNetwork(graph, weights, outputs, origin, errors)
+
+
+def _largest_errors(
+    model: Any, quantised: Any, batches: Sequence[Image], outputs: Mapping[str, str]
+) -> dict[str, float]:
+    """By stream, the largest error of the quantised model's maps, relative to the largest value."""
+    largest, errors = dict.fromkeys(outputs, 0.0), dict.fromkeys(outputs, 0.0)
+    exact, approximate = (
+        openvino.openvino_core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        for network in (model, quantised)
     )
+    for batch in batches:
+        expected, maps = exact([batch]), approximate([batch])
+        for stream, name in outputs.items():
+            largest[stream] = max(largest[stream], float(np.abs(expected[name]).max()))
+            errors[stream] = max(errors[stream], float(np.abs(maps[name] - expected[name]).max()))
+    return {stream: error / largest[stream] for stream, error in errors.items()}
 
 
 def check_installed() -> None:

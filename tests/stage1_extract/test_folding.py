@@ -109,7 +109,9 @@ def test_a_trunk_with_taps_keeps_its_maps() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", ["InceptionResNetV2", "Xception", "DenseNet121", "NASNetMobile", "ResNet50V2", "VGG16"])
+@pytest.mark.parametrize(
+    "name", ["InceptionResNetV2", "Xception", "DenseNet121", "NASNetMobile", "ResNet50V2", "VGG16"]
+)
 def test_backbones_keep_their_maps(name: str) -> None:
     config = Config(backbone=BackboneConfig(name=name, weights="random"), frames=FramesConfig(width=96, height=96))
     model = with_random_statistics(build_trunk(config).model)
