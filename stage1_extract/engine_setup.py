@@ -100,12 +100,14 @@ def _network(
 
 def _fastest(config: Config, store: Path, clips: Sequence[Clip]) -> str:
     """Measure the precisions that this machine has, and log the rates."""
-    from stage1_extract.engines import quantisation
+    with quiet_imports():
+        from stage1_extract.engines import quantisation
+        from stage1_extract.engines.gpu import capabilities, gpu_precisions
 
     networks = set(store.parent.glob(f"{store.name}.int8-*"))
     frames = quantisation.calibration_frames(clips, config.frames, TIMED_FRAMES)
     rates: dict[str, float] = {}
-    for precision in ("float32", "bfloat16", "int8"):
+    for precision in dict.fromkeys([*gpu_precisions(capabilities()), "bfloat16", "int8"]):
         trial = config.with_settings({"extract.precision": precision})
         try:
             engine = new_engine(trial, store, None, clips)

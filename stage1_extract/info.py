@@ -20,6 +20,7 @@ def describe_store(store: Store) -> str:
     form = "" if store.is_packed else f" in {len(store.files.paths):,} shards and an index"
     errors = sorted(store.header.trunk.get("relative_error", {}).items())
     engines = "".join(f", {name} (relative error {error:.1e})" for name, error in errors)
+    network = f", quantised network {r.quantised[:12]}" if r.quantised else ""
     lines = [
         f"{store.path}  {store.size / 1e6:,.1f} MB{form}  {'complete' if store.complete else 'INCOMPLETE'}",
         f"fingerprint  {store.fingerprint[:16]}",
@@ -27,7 +28,7 @@ def describe_store(store: Store) -> str:
         + (", UNTRAINED" if r.weights == "random" else ""),
         f"cut          {store.header.trunk.get('cut', '?')}, {r.top_layers} layers above",
         f"frames       {r.size[0]}x{r.size[1]} {r.colour}, {r.interpolation}, {r.decode}, preprocessing {r.preprocess}",
-        f"computed in  {r.precision}{engines}",
+        f"computed in  {r.precision}{network}{engines}",
         f"written by   {', '.join(f'{name} {v}' for name, v in sorted(store.versions.items()))}",
         "",
     ]

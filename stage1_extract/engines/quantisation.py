@@ -29,6 +29,7 @@ from features.recipe import canonical_json, json_digest
 from stage1_extract.backbone.trunk import Trunk
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.engines import openvino
+from stage1_extract.engines.weight_rounding import round_convolutions
 from stage1_extract.frame_loader import resize_frame
 
 CALIBRATION_FRAMES = 64  # 240 gave the same error
@@ -109,8 +110,10 @@ def quantise(trunk: Trunk, frames: Image) -> QuantisedNetwork:
         model = core.read_model(path)
         frames = frames[np.arange(max(len(frames), batch)) % len(frames)]
         batches = [frames[i : i + batch] for i in range(0, len(frames) - batch + 1, batch)]
+        rounded = core.read_model(path)
+        round_convolutions(rounded, batches, core)
         quantised = nncf.quantize(
-            model,
+            rounded,
             nncf.Dataset(batches),
             preset=nncf.QuantizationPreset.MIXED,  # activations have a zero point: linear layers' are not symmetric
             target_device=nncf.TargetDevice.CPU,
