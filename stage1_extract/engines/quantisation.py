@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import logging
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,14 +113,16 @@ def quantise(trunk: Trunk, frames: Image) -> QuantisedNetwork:
         frames = frames[np.arange(max(len(frames), batch)) % len(frames)]
         batches = [frames[i : i + batch] for i in range(0, len(frames) - batch + 1, batch)]
         rounded = core.read_model(path)
-        round_convolutions(rounded, batches, core)
-        quantised = nncf.quantize(
-            rounded,
-            nncf.Dataset(batches),
-            preset=nncf.QuantizationPreset.MIXED,  # activations have a zero point: linear layers' are not symmetric
-            target_device=nncf.TargetDevice.CPU,
-            subset_size=len(batches),
-        )
+        first = round_convolutions(rounded, batches, core)[0]
+        with redirect_stdout(io.StringIO()):  # where NNCF draws progress bars
+            quantised = nncf.quantize(
+                rounded,
+                nncf.Dataset(batches),
+                preset=nncf.QuantizationPreset.MIXED,  # activations have a zero point: those of linear layers need it
+                target_device=nncf.TargetDevice.CPU,
+                subset_size=len(batches),
+                ignored_scope=nncf.IgnoredScope(names=[first]),
+            )
         ov.save_model(quantised, Path(folder, "trunk.xml"), compress_to_fp16=False)
         errors = _largest_errors(model, quantised, batches, outputs)
         graph, weights = (Path(folder, f"trunk.{suffix}").read_bytes() for suffix in ("xml", "bin"))

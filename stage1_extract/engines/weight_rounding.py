@@ -120,12 +120,15 @@ def convolutions(model: Any) -> list[Convolution]:
     return found
 
 
-def round_convolutions(model: Any, batches: Sequence[Image], core: Any) -> None:
+def round_convolutions(model: Any, batches: Sequence[Image], core: Any) -> list[str]:
     """Round the weights of a float32 OpenVINO model's convolutions in place, and shift their biases.
 
     Args:
         batches: calibration frames, each (n, height, width, 3) as the model takes them.
         core: OpenVINO's `Core`.
+
+    Returns:
+        The names of the convolutions, in order. The first keeps its weights, since it is not quantised.
     """
     from openvino import Model
     from openvino import opset13 as operations
@@ -142,7 +145,7 @@ def round_convolutions(model: Any, batches: Sequence[Image], core: Any) -> None:
         maps = probe([batch])
         for i, node in enumerate(nodes):
             names[node.get_friendly_name()].sample(maps[i], random)
-    for convolution in found:
+    for convolution in found[1:]:
         weights, statistics = convolution.weights, convolution.statistics
         rounded = round_weights(weights, statistics.covariance)
         shift = ((weights - rounded) @ statistics.mean[..., None]).reshape(-1)
@@ -152,3 +155,4 @@ def round_convolutions(model: Any, batches: Sequence[Image], core: Any) -> None:
             (bias, bias.data + shift.reshape(bias.data.shape)),
         ):
             constant.output(0).replace(operations.constant(values.astype(np.float32)).output(0))
+    return [convolution.node.get_friendly_name() for convolution in found]

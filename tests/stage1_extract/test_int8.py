@@ -69,16 +69,17 @@ def test_recipe_names_the_network_and_the_store_its_error(store: Path, capsys: p
 
 
 @with_nncf
-def test_clips_added_later_elsewhere_have_the_same_maps_as_in_one_go(data: Path, store: Path) -> None:
+def test_clips_added_later_elsewhere_have_the_same_maps_as_in_one_go(
+    data: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     moved, one_go = data / "moved/s.h5", data / "one/s.h5"
     for path, names in ((moved, (store.name, network_of(store).name)), (one_go, (network_of(store).name,))):
         path.parent.mkdir()
         for name in names:
             shutil.copy(store.with_name(name), path.parent)
     assert run(extraction_config(data / "all", precision="int8", threads=1), moved) == 16
-    (data / "c.toml").write_text(CONFIG.format(data=data / "all") + 'precision = "int8"\n')
-    command = [sys.executable, "-m", "framebank", "extract", "--config", str(data / "c.toml"), "--store", str(one_go)]
-    subprocess.run(command, cwd=ROOT, env=os.environ | {"LOKY_MAX_CPU_COUNT": "1"}, check=True, capture_output=True)
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # another number of threads, and so of inference streams
+    assert run(extraction_config(data / "all", precision="int8", batch=3), one_go) == 32
     a, b = store_content(moved), store_content(one_go)
     for name in ("frames/appearance", "sequences/id"):
         assert a[name] == b[name]
@@ -107,15 +108,31 @@ def test_store_in_float32_is_not_continued_in_int8(data: Path, tmp_path: Path) -
     assert not list(tmp_path.glob("*.int8-*"))  # nothing was quantised in vain
 
 
-def test_fastest_precision_is_measured_once(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store, caplog.handler.level = tmp_path / "s.h5", 0
-    with caplog.at_level("INFO", "framebank"):
-        assert run(extraction_config(data / "half", precision="fastest"), store) == 16
-    line = next(m for m in caplog.messages if "the fastest precision is" in m)
-    with Store(store) as s:
-        assert s.recipe.precision in ("float32", "bfloat16", "int8")
-        assert f"is {s.recipe.precision} (frames per second: float32 " in line
-        assert len(list(tmp_path.glob("*.int8-*"))) == (s.recipe.precision == "int8")
-    caplog.clear()
-    assert run(extraction_config(data / "all", precision="fastest"), store) == 16
-    assert not caplog.messages
+@pytest.mark.soak
+@with_nncf
+def test_another_process_continues_with_the_same_maps(data: Path, store: Path, tmp_path: Path) -> None:
+    for name in (store.name, network_of(store).name):
+        shutil.copy(store.with_name(name), tmp_path)
+    (tmp_path / "c.toml").write_text(CONFIG.format(data=data / "all") + 'precision = "int8"\n')
+    command = ["extract", "--config", str(tmp_path / "c.toml"), "--store", str(tmp_path / "s.h5")]
+    environment = os.environ | {"LOKY_MAX_CPU_COUNT": "1"}
+    subprocess.run([sys.executable, "-m", "framebank", *command], cwd=ROOT, env=environment, check=True)
+    one_go = data / "again/s.h5"
+    one_go.parent.mkdir()
+    shutil.copy(network_of(store), one_go.parent)
+    run(extraction_config(data / "all", precision="int8"), one_go)
+    assert store_content(tmp_path / "s.h5")["frames/appearance"] == store_content(one_go)["frames/appearance"]
+
+
+def test_fastest_precision_is_measured_once(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "s.h5"
+    options = ["--store", str(store), "--extract.precision", "fastest"]
+    for name, measured in (("half", True), ("all", False)):
+        (tmp_path / "c.toml").write_text(CONFIG.format(data=data / name))
+        assert main(["extract", "--config", str(tmp_path / "c.toml"), *options]) == 0
+        with Store(store) as s:
+            precision = s.recipe.precision
+        line = f"s.h5: the fastest precision is {precision} (frames per second: float32 "
+        assert (line in capsys.readouterr().err) == measured
+    assert precision in ("float32", "bfloat16", "int8")
+    assert len(list(tmp_path.glob("*.int8-*"))) == (precision == "int8")
