@@ -104,6 +104,7 @@ def quantise(trunk: Trunk, frames: Image) -> QuantisedNetwork:
     core = openvino.openvino_core()
     import nncf
     import openvino as ov
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     nncf.set_log_level(logging.ERROR)
     batch = openvino.BATCH
@@ -113,7 +114,7 @@ def quantise(trunk: Trunk, frames: Image) -> QuantisedNetwork:
         frames = frames[np.arange(max(len(frames), batch)) % len(frames)]
         batches = [frames[i : i + batch] for i in range(0, len(frames) - batch + 1, batch)]
         rounded = core.read_model(path)
-        first = round_convolutions(rounded, batches, core)[0]
+        kept = round_convolutions(rounded, batches, core)
         with redirect_stdout(io.StringIO()):  # where NNCF draws progress bars
             quantised = nncf.quantize(
                 rounded,
@@ -121,7 +122,11 @@ def quantise(trunk: Trunk, frames: Image) -> QuantisedNetwork:
                 preset=nncf.QuantizationPreset.MIXED,  # activations have a zero point: those of linear layers need it
                 target_device=nncf.TargetDevice.CPU,
                 subset_size=len(batches),
-                ignored_scope=nncf.IgnoredScope(names=[first]),
+                ignored_scope=nncf.IgnoredScope(names=kept),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    # ranges for which the mean squared error is smallest
+                    activations_range_estimator_params=RangeEstimatorParametersSet.HISTOGRAM
+                ),
             )
         ov.save_model(quantised, Path(folder, "trunk.xml"), compress_to_fp16=False)
         errors = _largest_errors(model, quantised, batches, outputs)
