@@ -65,12 +65,12 @@ def estimate_extraction(
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     sequences = [clip.sequence for clip in catalogue.clips]
     existing = ExistingStore.read(store, damage)
-    stored = stored_recipe(store, existing.header)
-    config = decide_precision(config, store, stored, catalogue.clips)
+    recipe = stored_recipe(store, existing.header)
+    config = decide_precision(config, store, recipe, catalogue.clips)
     request = request_digest(config)
     trunk, engine = TrunkInfo.from_store(existing, config, request, sequences), None
     if trunk is None:
-        engine = new_engine(config, store, stored, catalogue.clips)
+        engine = new_engine(config, store, recipe, catalogue.clips)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
     streams = dict(trunk.streams) | {name: stream_info(name, sequences) for name in config.extract.pair_streams}
     shards = NewShards(shard_folder(store), trunk.recipe, used_shards(store))

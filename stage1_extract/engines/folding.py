@@ -95,7 +95,7 @@ def _foldable(model: keras.Model) -> Iterator[tuple[int, keras.Layer]]:
 
 def _affine(layer: keras.Layer) -> _Affine:
     if isinstance(layer, SCALED_ADDITION):
-        return _Affine(np.float64(layer.scale), np.float64(0))
+        return _Affine(np.array([layer.scale]), np.zeros(1))
     mean, variance = (np.asarray(w, np.float64) for w in (layer.moving_mean, layer.moving_variance))
     scale = 1 / np.sqrt(variance + layer.epsilon)
     if layer.scale:

@@ -91,7 +91,7 @@ class Convolution:
         """(groups, outputs, inputs · h · w)"""
         kernel = self.kernel.data.astype(np.float64)
         groups = kernel.shape[0] if kernel.ndim == 5 else 1
-        return kernel.reshape(groups, kernel.shape[-4], -1)
+        return np.asarray(kernel.reshape(groups, kernel.shape[-4], -1))
 
     def sample(self, maps: NDArray[np.float32], random: np.random.Generator) -> None:
         """Add the inputs at random positions of maps (n, channels, h, w) to the statistics."""
