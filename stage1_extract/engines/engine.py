@@ -124,7 +124,10 @@ class Engine:
     def _measure_error(self, frames: Image, maps: Maps) -> None:
         precision = self.trunk.recipe.precision
         expected = tensorflow.reference_maps(self.trunk.model, frames)
-        errors = [relative_error(maps[name][: len(frames)], values) for name, values in expected.items()]
+        errors = [  # without that of rounding to half precision, which TensorFlow does inside its graph
+            relative_error(maps[name][: len(frames)], values.astype(maps[name].dtype))
+            for name, values in expected.items()
+        ]
         error, limit = float(np.max(errors)), MAX_RELATIVE_ERROR[precision]
         if not error <= limit:  # NaN is an error too
             raise ConfigError(
