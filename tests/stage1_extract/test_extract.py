@@ -32,16 +32,6 @@ from tests.extraction_helpers import CONFIG, extraction_config, store_content
 from tests.helpers import ROOT, flip, picture, write_clips
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine(build_trunk(extraction_config()), 8)
-
-
-@pytest.fixture
-def clips(tmp_path: Path) -> Path:
-    return write_clips(tmp_path / "data")
-
-
 @pytest.fixture
 def run(clips: Path, tmp_path: Path, engine: Engine) -> Callable[..., ExtractionResult]:
     """Extract `clips` into a store under `tmp_path`."""
