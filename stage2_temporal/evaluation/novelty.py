@@ -22,7 +22,7 @@ MAX_COMPONENTS = 40
 EXAMPLES_PER_COMPONENT = 4
 MIN_EXAMPLES, MIN_SEQUENCES = 16, 5  # to learn from
 FOLDS = 5  # of sequences, each of which is compared with the others
-CONFIDENCE = 0.99  # of the limit: a window like the training's is within it with about this probability
+CONFIDENCE = 0.995  # of the limit: a window like the training's is within it with about this probability
 MAJORITY = 0.5
 
 
