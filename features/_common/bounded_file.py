@@ -17,7 +17,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
         OSError: it cannot be read.
     """
     # without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever
-    with open(path, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0))) as file:  # noqa: PTH123
+    with open(path, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         state = os.fstat(file.fileno())
         if not stat.S_ISREG(state.st_mode):
             raise DataError(f"{path}: not a regular file", expected="a file", got="a pipe or a device")

@@ -47,7 +47,9 @@ def disarm_cell(cell: object) -> object:
     >>> disarm_cell("=1+1"), disarm_cell("-1.5"), disarm_cell("Train/1")
     ("'=1+1", '-1.5', 'Train/1')
     """
-    return _FORMULA.sub(r"\1'", cell) if isinstance(cell, str) and not _is_number(cell) else cell
+    if not isinstance(cell, str) or _is_number(cell):
+        return cell
+    return _FORMULA.sub(r"\1'", cell.replace("\r", "\\r"))  # Python's csv does not quote it, but ends a row there
 
 
 def rearm_cell(cell: str) -> str:
