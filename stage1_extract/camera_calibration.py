@@ -12,6 +12,7 @@ import PIL.Image
 
 from features._common.atomic import atomic_write
 from features._common.console import logger
+from features._common.plain_text import one_line
 from features._common.types import Floats, Image, Size
 from features.config import DataConfig
 from features.errors import DataError
@@ -26,6 +27,7 @@ DETECTION_WIDTH = 1280  # px; the board is looked for in frames reduced to this 
 LARGE_ERROR = 1.0  # px
 STRONG_DISTORTION = 0.02  # of the distance from the principal point, at the frame's corners
 EXIF_TAGS, FOCAL_LENGTH_35MM = 0x8769, 0xA405
+LONGEST_FOCAL_LENGTH = 10_000.0  # mm, in 35 mm terms
 DIAGONAL_35MM = 43.267  # mm, of a frame of 36 mm x 24 mm
 
 
@@ -129,12 +131,14 @@ def camera_from_exif(photo: Path, height: float | None = None, size: Size | None
     try:
         with PIL.Image.open(photo) as image:
             tags, (width, rows) = image.getexif(), image.size
-    except (OSError, PIL.Image.DecompressionBombError) as e:
-        raise DataError(f"{photo}: not a photo that can be read", got=e, hint="--exif PHOTO.jpg") from None
-    if tags.get(0x0112, 1) > 4:  # orientation: shown on its side
+            on_its_side = tags.get(0x0112, 1) > 4  # orientation
+            focal = float(tags.get_ifd(EXIF_TAGS).get(FOCAL_LENGTH_35MM) or 0)
+    except Exception as e:  # Pillow raises a dozen types of exceptions on damaged files
+        got = one_line(str(e))[:200]
+        raise DataError(f"{photo}: not a photo that can be read", got=got, hint="--exif PHOTO.jpg") from None
+    if on_its_side:
         width, rows = rows, width
-    focal = float(tags.get_ifd(EXIF_TAGS).get(FOCAL_LENGTH_35MM) or 0)
-    if not focal > 0:
+    if not 0 < focal < LONGEST_FOCAL_LENGTH:
         raise DataError(
             f"{photo}: its EXIF tags do not state the focal length in 35 mm terms",
             hint="an unedited photo from the phone itself, or framebank camera FOLDER with photos of a checkerboard",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from features._common.console import log_to_stderr
+from features._common.plain_text import printable
 from features.errors import FramebankError
 
 
@@ -20,7 +21,7 @@ def run_command(command: Callable[[], None]) -> int:
     try:
         command()
     except FramebankError as e:
-        print(f"framebank: {e}", file=sys.stderr)
+        print(printable(f"framebank: {e}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("framebank: Interrupted. Finished work is saved; run the same command to resume.", file=sys.stderr)
@@ -32,7 +33,7 @@ def run_command(command: Callable[[], None]) -> int:
     except OSError as e:
         if not (line := describe_os_error(e)):
             raise
-        print(f"framebank: {line}", file=sys.stderr)
+        print(printable(f"framebank: {line}"), file=sys.stderr)
         return 2
     return 0
 
@@ -48,6 +49,9 @@ def describe_os_error(error: OSError) -> str | None:
         errno.EROFS: "The file system is read-only. Try: choose a path that can be written, e.g. with --store.",
         errno.ENOTDIR: folder,
         errno.EEXIST: folder,
+        errno.ENAMETOOLONG: "The name is too long. Try: choose a shorter one.",
+        errno.ELOOP: "Links lead to each other. Try: choose another path.",
+        errno.EISDIR: "A folder is where a file is needed. Try: choose another path.",
         errno.EACCES: "Permission denied. Try: choose another path, or change its permissions.",
     }
     return where + lines[error.errno] if error.errno in lines else None

@@ -10,11 +10,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from features._common.plain_text import is_plain_name
 from features.config import DataConfig
 from features.errors import ConfigError, DataError
 from features.plugins import DATASETS, load_plugin, plugin_error
 from stage1_extract.datasets.camera_file import with_camera
-from stage1_extract.datasets.clip import Catalogue
+from stage1_extract.datasets.clip import Catalogue, add_fault
 from stage1_extract.datasets.competition import competition_clips
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
 from stage1_extract.datasets.manifest import manifest_clips
@@ -55,6 +56,7 @@ def scan(
     except OSError as e:  # such as a folder without permission to read it
         what = f"{e.filename or data.path}: cannot be read"
         raise DataError(what, got=e.strerror or e, hint="check its permissions") from None
+    catalogue = _with_plain_names(catalogue)
     if not catalogue.clips and not catalogue.faults:
         expected = f"files in the layout {data.layout}"
         raise DataError(f"{data.path}: no clips", expected=expected, hint="check data.path and data.layout")
@@ -71,6 +73,18 @@ def scan(
         expected = "labels with a box on one of their clip's frames"
         raise DataError(f"{data.path}: no vehicle to crop", expected=expected, hint="leave data.crops unset")
     return crops
+
+
+def _with_plain_names(catalogue: Catalogue) -> Catalogue:
+    """Leave out clips whose name could not be shown as it is: with control characters, or not decodable."""
+    clips, faults = [], list(catalogue.faults)
+    for clip in catalogue.clips:
+        if is_plain_name(clip.sequence.id):
+            clips.append(clip)
+        else:
+            what = f"{clip.sequence.id!a}: not a name for a sequence"
+            add_fault(faults, what, "text without control characters", "a file, folder or cell with others")
+    return Catalogue(tuple(clips), tuple(faults))
 
 
 def _find_layout(name: str, threads: int, need_labels: bool, cache: ScanCache | None, by_packets: bool) -> Layout:

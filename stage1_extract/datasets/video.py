@@ -21,6 +21,7 @@ from features._common.csv_table import CsvRow, CsvTable, read_csv_table
 from features._common.types import Image, Size
 from features.config import DataConfig
 from features.errors import DataError
+from features.limits import IMAGE_PIXELS
 from features.sequences import FrameSequence, Label
 from stage1_extract.datasets.archive import ReadablePath, file_version, list_folder
 from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault, frame_timing
@@ -28,6 +29,11 @@ from stage1_extract.datasets.image_sequence import map_in_threads
 from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
 from stage1_extract.datasets.scan_cache import ScanCache
 
+# of containers and raw streams, as FFmpeg names them
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "asf",
+    "flv", "gif", "apng", "ogg", "ivf", "mxf", "dv", "mjpeg", "y4m", "yuv4mpegpipe", "nut", "av1", "obu",
+)  # fmt: skip
 SAME_TIME = 1e-6  # s
 RECENT_FRAMES = 8  # that are kept, because the stream `ground_flow` looks at frames again
 TRUNCATED_HINT = "copy the video again, or --data.allow_truncated true to use it as far as it goes"
@@ -94,7 +100,7 @@ class Video:
         picture), and codecs that pack several frames together.
         """
         try:
-            with av.open(f"file:{self.path}") as container:
+            with _open(self.path) as container:
                 stream = _video_streams(container)[0]
                 encoded = [p for p in container.demux(stream) if p.size and not p.is_discard]
                 if any(p.is_corrupt or p.pts is None for p in encoded) or not stream.time_base:
@@ -112,7 +118,7 @@ class Video:
     def _find_facts(self, timestamps: Sequence[float | None]) -> VideoFacts:
         if not timestamps:
             raise DataError(f"{self.path}: a video without frames", expected="at least one", got="0")
-        with av.open(f"file:{self.path}") as container:
+        with _open(self.path) as container:
             stream, *others = _video_streams(container)
             if others:
                 width, height = self._size
@@ -183,8 +189,7 @@ class Video:
         """Decode frame by frame; all must have the size of the first."""
         codec, index = "unknown format", 0
         try:
-            # `file:` because a name such as 12:30:05.mp4 would be taken for a protocol
-            with av.open(f"file:{self.path}") as container:
+            with _open(self.path) as container:
                 if not (streams := _video_streams(container)):
                     raise DataError(f"{self.path}: no video in it", expected="a video", got=container.format.long_name)
                 stream = streams[0]
@@ -227,6 +232,20 @@ class Video:
             what = f"{self.path}: its frame size changes at frame {index}"
             expected = f"{self._size[0]}x{self._size[1]} throughout"
             raise DataError(what, expected=expected, got=f"{width}x{height}")
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    """Open a video; an FFmpegError for a playlist or a session description, which would open other files or addresses.
+
+    The frames' size is bounded before any is decoded.
+    """
+    allowed = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
+    # `file:` because a name such as 12:30:05.mp4 would be taken for a protocol
+    container = av.open(f"file:{path}", options=allowed)
+    for stream in container.streams.video:
+        if stream.codec_context is not None:
+            stream.codec_context.options = {"max_pixels": str(IMAGE_PIXELS)}
+    return container
 
 
 def _video_streams(container: av.container.InputContainer) -> list[av.VideoStream]:

@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
 from features._common.csv_table import format_number
+from features._common.plain_text import one_line
+from features._common.strict_json import read_json_file
 from features._common.types import Floats
+from features._common.zip_limits import check_archive
 from features.errors import ConfigError, DataError
 from features.sequences import FrameSequence
 from stage2_temporal.evaluation.intervals import ConformalScores, ErrorScale
@@ -223,8 +226,9 @@ def read_uncertainty(run: Path) -> Uncertainty | None:
     """Read a run's uncertainty; None if it is of an older version, DataError if a file is damaged."""
     if not (run / INTERVALS_FILE).is_file():
         return None
+    hint = f"framebank evaluate --run {run}"
     try:
-        content = json.loads((run / INTERVALS_FILE).read_text(encoding="utf-8"))
+        content = read_json_file(run / INTERVALS_FILE, hint)
         columns = tuple(content["columns"])
         scale = np.array(content["scale"], np.float64).reshape(len(columns), -1)
         sizes = content.get("largest", [None] * len(columns))  # which runs of older versions lack
@@ -234,6 +238,7 @@ def read_uncertainty(run: Path) -> Uncertainty | None:
             np.array(content["scores"], np.float64).reshape(-1, len(columns)),
             np.array(content["weights"], np.float64),
         )
+        check_archive(run / NOVELTY_FILE)
         with np.load(run / NOVELTY_FILE, allow_pickle=False) as arrays:
             novelty = {
                 name: NoveltyModel(
@@ -245,7 +250,25 @@ def read_uncertainty(run: Path) -> Uncertainty | None:
             }
         limits = content.get("cameras")
         cameras = limits and KnownCameras(*(np.array(limits[key], np.float64) for key in ("low", "high")))
-        return Uncertainty(columns, float(content["level"]), conformal, novelty, cameras)
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        hint = f"framebank evaluate --run {run}"
-        raise DataError(f"{run / INTERVALS_FILE}: cannot be read", got=e, hint=hint) from None
+        result = Uncertainty(columns, float(content["level"]), conformal, novelty, cameras)
+        _check(result)
+        return result
+    except DataError:
+        raise
+    except Exception as e:  # NumPy and zipfile raise a dozen types of exceptions on damaged files
+        got = one_line(f"{type(e).__name__}: {e}")[:200]
+        raise DataError(f"{run / INTERVALS_FILE} or {NOVELTY_FILE}: cannot be read", got=got, hint=hint) from None
+
+
+def _check(uncertainty: Uncertainty) -> None:
+    """Raise a ValueError unless all numbers are in range and all arrays have the shapes that belong together."""
+    conformal, count = uncertainty.scores, len(uncertainty.columns)
+    if not (0 < uncertainty.level < 1 and all(isinstance(c, str) for c in uncertainty.columns)):
+        raise ValueError("level or columns out of range")
+    shapes = conformal.scale.largest.shape == (count,) and conformal.weights.shape == conformal.scores.shape[:1]
+    if not (count and shapes and (conformal.weights >= 0).all() and np.isfinite(conformal.scale.coefficients).all()):
+        raise ValueError("scores or their scale out of shape or range")
+    for name, model in uncertainty.novelty.items():
+        rows, columns = model.components.shape
+        if model.mean.shape != (columns,) or model.variances.shape != (rows,) or not (model.variances > 0).all():
+            raise ValueError(f"{name} out of shape or range")
