@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write, fsync_path
+from features._common.interrupts import uninterrupted
 from features.errors import DataError
 from features.frame_files import StoredRun, shard_folder, write_runs
 from features.frame_ranges import StoredRange, full_range, sequence_ranges, split_into_groups
@@ -144,8 +145,8 @@ def unpack_store(path: Path) -> None:
 @contextmanager
 def _new_file(path: Path, content: StoreContent) -> Iterator[tuple[Any, ErrorTolerantFile]]:
     """Write everything but frames into a new file, which replaces `path` once the block ends without an error."""
-    with atomic_write(path) as temporary:
-        disk = ErrorTolerantFile(temporary)
+    with atomic_write(path) as temporary, uninterrupted() as check:
+        disk = ErrorTolerantFile(temporary, check)
         try:
             with create_file(disk) as f:
                 write_header(f, content.header)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 import framebank
+from features._common.atomic import sweep
 from features._common.cli import run_command
 from features.config import Config
 from features.errors import ConfigError
@@ -47,7 +48,9 @@ def _run(name: str, arguments: list[str], commands: Mapping[str, type[Command]],
     elif name in commands:
         command = commands[name]
         arguments = list(command.with_defaults(arguments))
-        parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")()
+        options = parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")
+        sweep(*options.folders())
+        options()
     else:
         what, known = f"no such command: {name}{did_you_mean(name, commands)}", ", ".join(commands)
         raise ConfigError(what, expected=f"one of {known}", hint=f"{prog} --help")

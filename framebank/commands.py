@@ -6,7 +6,7 @@ Heavy libraries are imported when a command runs, so that help and early errors 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from features._common.atomic import exclusive_write_lock
+from features._common.atomic import exclusive_write_lock, sweep
 from features._common.console import logger, progress_bar, quiet_imports
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
+from features.frame_files import shard_folder
 from features.head_config import list_heads
 from features.store import Store
 from features.strict_model import read_toml
@@ -58,6 +59,12 @@ class StoreCommand(Command):
         if self.config is None:
             raise ConfigError("which store?", hint="--config FILE or --store FILE")
         return Path("stores") / f"{self.config.stem}.h5"
+
+    def folders(self) -> Iterable[Path]:
+        named = self.store is not None or self.config is not None
+        stores = (self.store_path.parent, shard_folder(self.store_path)) if named else ()
+        settings = getattr(self, "settings", None)  # the sample set is rendered beside its place
+        return (*stores, *([] if settings is None else [Path(settings.data.path).parent]))
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,6 @@ class Unpack(StoreCommand):
     """Make a store an index with a folder of shards, so that adding frames or streams copies none of the others."""
 
     def __call__(self) -> None:
-        from features.frame_files import shard_folder
         from features.store_writer import unpack_store
 
         with exclusive_write_lock(self.store_path):
@@ -300,8 +306,9 @@ class RunCommand(Command):
         from stage2_temporal.runs.results import read_metrics
 
         folder = workflows.run_folder(self.run)
-        path = Path(read_metrics(folder).store.path)
-        with Store(self.store or path) as store:
+        path = self.store or Path(read_metrics(folder).store.path)
+        sweep(path.parent, shard_folder(path))
+        with Store(path) as store:
             self.run_with(folder, store)
 
     def run_with(self, folder: Path, store: Store) -> None:
@@ -536,6 +543,9 @@ class Derive(Command):
     """The store, an HDF5 file."""
     stream: Annotated[Words, tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(required)")]
     """Names of the streams, such as pooled, grid3x4, change3x4, change3x4lag2, pca64 or motion.grid3x4."""
+
+    def folders(self) -> Iterable[Path]:
+        return self.store.parent, shard_folder(self.store)
 
     def __call__(self) -> None:
         names = list(chain(*self.stream))

@@ -36,6 +36,7 @@ from framebank.workflows import expand
 
 Settings = Annotated[Config, tyro.conf.arg(name="")]  # flags are --section.key, without a prefix for the field
 AnyCommand = TypeVar("AnyCommand", bound="Command")
+OUTPUTS = ("output", "overlay", "report")  # names of options that are files to write
 MARKERS = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)
 
 
@@ -48,6 +49,10 @@ class Command:
     def __call__(self) -> None:
         """Run the command."""
         raise NotImplementedError
+
+    def folders(self) -> Iterable[Path]:
+        """The folders that the options name, in which killed commands may have left something."""
+        return (path.parent for name in OUTPUTS if isinstance(path := getattr(self, name, None), Path))
 
     @classmethod
     def with_defaults(cls, arguments: Sequence[str]) -> Sequence[str]:
