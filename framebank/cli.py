@@ -10,7 +10,6 @@ from typing import Annotated, Any, Union
 import tyro
 
 import framebank
-from features._common.atomic import sweep
 from features._common.cli import run_command
 from features.config import Config
 from features.errors import ConfigError
@@ -49,7 +48,7 @@ def _run(name: str, arguments: list[str], commands: Mapping[str, type[Command]],
         command = commands[name]
         arguments = list(command.with_defaults(arguments))
         options = parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")
-        sweep(*options.folders())
+        options.sweep()
         options()
     else:
         what, known = f"no such command: {name}{did_you_mean(name, commands)}", ", ".join(commands)

@@ -6,7 +6,7 @@ Heavy libraries are imported when a command runs, so that help and early errors 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -19,8 +19,8 @@ from features._common.atomic import exclusive_write_lock, sweep
 from features._common.console import logger, progress_bar, quiet_imports
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
-from features.frame_files import shard_folder
 from features.head_config import list_heads
+from features.shard_folder import sweep_store
 from features.store import Store
 from features.strict_model import read_toml
 from features.verification import TOLERATED, Damage, find_damage
@@ -60,11 +60,11 @@ class StoreCommand(Command):
             raise ConfigError("which store?", hint="--config FILE or --store FILE")
         return Path("stores") / f"{self.config.stem}.h5"
 
-    def folders(self) -> Iterable[Path]:
-        named = self.store is not None or self.config is not None
-        stores = (self.store_path.parent, shard_folder(self.store_path)) if named else ()
-        settings = getattr(self, "settings", None)  # the sample set is rendered beside its place
-        return (*stores, *([] if settings is None else [Path(settings.data.path).parent]))
+    def sweep(self) -> None:
+        if self.store is not None or self.config is not None:
+            sweep_store(self.store_path)
+        if (settings := getattr(self, "settings", None)) is not None:
+            sweep(Path(settings.data.path).parent)  # where the sample set is rendered
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,7 @@ class Unpack(StoreCommand):
     """Make a store an index with a folder of shards, so that adding frames or streams copies none of the others."""
 
     def __call__(self) -> None:
+        from features.frame_files import shard_folder
         from features.store_writer import unpack_store
 
         with exclusive_write_lock(self.store_path):
@@ -307,7 +308,7 @@ class RunCommand(Command):
 
         folder = workflows.run_folder(self.run)
         path = self.store or Path(read_metrics(folder).store.path)
-        sweep(path.parent, shard_folder(path))
+        sweep_store(path)
         with Store(path) as store:
             self.run_with(folder, store)
 
@@ -544,8 +545,8 @@ class Derive(Command):
     stream: Annotated[Words, tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(required)")]
     """Names of the streams, such as pooled, grid3x4, change3x4, change3x4lag2, pca64 or motion.grid3x4."""
 
-    def folders(self) -> Iterable[Path]:
-        return self.store.parent, shard_folder(self.store)
+    def sweep(self) -> None:
+        sweep_store(self.store)
 
     def __call__(self) -> None:
         names = list(chain(*self.stream))

@@ -27,6 +27,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from features._common.atomic import sweep
 from features._common.console import logger
 from features.config import CONFIG_SECTIONS, Config, read_config
 from features.errors import ConfigError
@@ -50,9 +51,9 @@ class Command:
         """Run the command."""
         raise NotImplementedError
 
-    def folders(self) -> Iterable[Path]:
-        """The folders that the options name, in which killed commands may have left something."""
-        return (path.parent for name in OUTPUTS if isinstance(path := getattr(self, name, None), Path))
+    def sweep(self) -> None:
+        """Delete what killed commands have left in the folders that the options name."""
+        sweep(*(path.parent for name in OUTPUTS if isinstance(path := getattr(self, name, None), Path)))
 
     @classmethod
     def with_defaults(cls, arguments: Sequence[str]) -> Sequence[str]:

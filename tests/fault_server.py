@@ -92,6 +92,10 @@ def _run(arguments: list[str]) -> int:
     from framebank.cli import main
 
     sys.argv = ["framebank", *arguments]
+    if arguments[0] == "-c":
+        from features._common.cli import run_command
+
+        return run_command(lambda: exec(arguments[1], {}))
     return main()
 
 

@@ -94,6 +94,8 @@ def exclusive_write_lock(store: Path, timeout: float = SHORT) -> Iterator[None]:
             if e.errno not in NO_LOCKS:
                 raise
             logger.info(f"{store.parent}: no locks on this file system; a file is used instead.")
+            with contextlib.suppress(OSError):
+                file.unlink()  # it locks nothing
             file = store.with_name(f"{store.name}.lock.file")
             lock = SoftFileLock(file)
             lock.acquire(timeout=timeout)
@@ -157,4 +159,4 @@ def _command_line() -> str:
     program, *arguments = sys.argv or [""]
     path = Path(program)
     name = path.parent.name if path.name == "__main__.py" else path.name
-    return shlex.join([name, *arguments])[:500]
+    return " ".join(shlex.join([name, *arguments]).split())[:300]

@@ -19,7 +19,7 @@ from features._common.console import logger
 from features._common.leftovers import BEFORE, unfinished_folder
 
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
-FileState = tuple[int, int]  # time of modification in ns, size
+_State = tuple[int, int]  # time of modification in ns, size
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # from Linux' headers
 
 
@@ -112,9 +112,9 @@ def _place(folder: Path, path: Path) -> Path:
     raise AssertionError("unreachable")
 
 
-def _link_all(source: Path, target: Path) -> dict[Path, FileState]:
+def _link_all(source: Path, target: Path) -> dict[Path, _State]:
     """Link, or copy, all files of a folder, if there is one; return each one's state, and that of folders."""
-    copied: dict[Path, FileState] = {}
+    copied: dict[Path, _State] = {}
     target.mkdir()
     for root, folders, names in os.walk(source):
         here = Path(root).relative_to(source)
@@ -131,7 +131,7 @@ def _link_all(source: Path, target: Path) -> dict[Path, FileState]:
     return copied
 
 
-def _keep_new_files(replaced: Path, path: Path, copied: dict[Path, FileState]) -> None:
+def _keep_new_files(replaced: Path, path: Path, copied: dict[Path, _State]) -> None:
     """Move to a folder what other processes have written to the one that it replaced, since that was copied."""
     for root, folders, names in os.walk(replaced):
         here = Path(root).relative_to(replaced)
@@ -147,7 +147,7 @@ def _keep_new_files(replaced: Path, path: Path, copied: dict[Path, FileState]) -
                 theirs.replace(ours)
 
 
-def _state(file: Path) -> FileState:
+def _state(file: Path) -> _State:
     stat = file.lstat()
     return stat.st_mtime_ns, stat.st_size
 
