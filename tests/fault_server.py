@@ -85,10 +85,15 @@ def wait(process: int) -> tuple[int, int]:
 
 def _run(arguments: list[str]) -> int:
     if arguments[0] == "render":  # the sample set, but smaller
+        from features._common.atomic import sweep
         from features._common.cli import run_command
         from stage1_extract.sample.dataset import render_sample_set
 
-        return run_command(lambda: render_sample_set(Path(arguments[1]), train=2, validation=1, test=1, workers=2))
+        def render() -> None:
+            sweep(Path(arguments[1]).parent)
+            render_sample_set(Path(arguments[1]), train=2, validation=1, test=1, workers=2)
+
+        return run_command(render)
     from framebank.cli import main
 
     sys.argv = ["framebank", *arguments]

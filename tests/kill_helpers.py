@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from features.shard_folder import used_shards
-from tests.fault_helpers import AT_CALLS, Fault, Faults, left_behind, processes_of, results, store_values
+from tests.fault_helpers import AT_CALLS, Ended, Fault, Faults, left_behind, processes_of, results, store_values
 
 SECONDS_TO_END = 5  # for the workers of a driver that was killed
 STORE = "stores/task.h5"
@@ -67,16 +67,31 @@ class Undisturbed:
         self.scenario.prepare(folder)
         return folder
 
+    def count(self, fault: Fault) -> int:
+        """How many calls there are at which a fault could be."""
+        folder = self.new_folder("counted")
+        ended = self._faults.run(folder, self.scenario.arguments, fault)
+        assert ended.status == 0, ended.text
+        shutil.rmtree(folder)
+        return ended.calls
+
     def kill(self, fault: Fault | None, seconds: float = 0.0, *, other_first: bool = False) -> bool:
         """Kill the command, check what is left, and let it go on; return whether it was killed."""
-        folder, arguments = self.new_folder("killed"), self.scenario.arguments
-        process = self._faults.start(folder, arguments, fault)
-        if fault is None:
-            time.sleep(seconds)
+        ended = self.disturb(fault, seconds, other_first=other_first)
+        assert ended.status in (0, -9), ended.text
+        return ended.status == -9
+
+    def disturb(
+        self, fault: Fault | None, kill_after: float | None = None, *, other_first: bool = False, **request: Any
+    ) -> Ended:
+        """Run the command with a fault, or kill it after a time; check what is left, and let it go on."""
+        folder, arguments = self.new_folder("disturbed"), self.scenario.arguments
+        process = self._faults.start(folder, arguments, fault, **request)
+        if fault is None and kill_after is not None:
+            time.sleep(kill_after)
             self._faults.kill(process)
-        killed = self._faults.wait(process)
-        where = f"{arguments} {fault} {seconds:.3f}: {killed.text}"
-        assert killed.status in (0, -9), where
+        ended = self._faults.wait(process)
+        where = f"{arguments} {fault} {kill_after}: {ended.text}"
         for unit in self.scenario.units:
             assert content(folder, unit) in (self.before[unit], self.after[unit]), (unit, where)
         end = time.monotonic() + SECONDS_TO_END
@@ -84,12 +99,12 @@ class Undisturbed:
             assert time.monotonic() < end, (processes_of(process), where)
             time.sleep(0.05)
         if other_first:
-            ended = self._faults.run(folder, self.scenario.next)
-            assert ended.status == 0, (where, ended.text)
+            other = self._faults.run(folder, self.scenario.next)
+            assert other.status == 0, (where, other.text)
             assert not left_behind(folder), where
-        ended = self._faults.run(folder, arguments)
-        assert ended.status == 0, (where, ended.text)
+        again = self._faults.run(folder, arguments)
+        assert again.status == 0, (where, again.text)
         assert not left_behind(folder), where
         assert everything(folder) == self.all, where
         shutil.rmtree(folder)
-        return killed.status == -9
+        return ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -130,7 +131,9 @@ def read_file(path: ReadablePath) -> bytes:
     except (FileNotFoundError, KeyError):  # on disk, or in an archive
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError) as e:  # ValueError: a NUL byte in the name
-        raise DataError(f"{path}: cannot be read", got=getattr(e, "strerror", None) or e) from None
+        if getattr(e, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # no fault of the file
+            raise
+        raise DataError(f"{path}: cannot be read", got=getattr(e, "strerror", None) or e) from e
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as e:
         # a wrong checksum, a truncated or encrypted entry, an unknown compression
         raise DataError(f"{path}: damaged or unreadable zip entry", got=e) from None

@@ -6,7 +6,6 @@ import errno
 import shutil
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ from tests.fault_helpers import (
     WRITE,
     Fault,
     Faults,
-    fault_server,
     left_behind,
     store_values,
 )
@@ -61,13 +59,6 @@ import errno, fcntl
 def refuse(*_): raise OSError(errno.ENOLCK, "no locks")
 fcntl.flock = refuse
 """
-
-
-@pytest.fixture(scope="module")
-def light(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
-    """A server without TensorFlow."""
-    with fault_server(tmp_path_factory.mktemp("light")) as faults:
-        yield faults
 
 
 def small_store(path: Path, *, packed: bool = True) -> Path:
@@ -216,16 +207,24 @@ def test_what_the_system_refuses_is_said_in_a_line(code: int, light: Faults, tmp
     assert store_values(path) == before
 
 
-@pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.soak)])
-def test_ctrl_c_at_any_write_ends_in_a_line(step: int, light: Faults, tmp_path: Path) -> None:
+def test_ctrl_c_at_any_write_ends_in_a_line(light: Faults, tmp_path: Path) -> None:
     """HDF5 calls back into Python to write; an exception there would crash it."""
-    base = small_store(tmp_path / "base" / "s.h5", packed=False).parent
-    kinds = WRITE | READ | FSYNC | RENAME
-    calls = light.run(shutil.copytree(base, tmp_path / "0"), ["pack", "--store", "s.h5"], Fault(kinds)).calls
+    interrupt_at_calls(light, tmp_path, step=17)
+
+
+@pytest.mark.soak
+def test_ctrl_c_at_every_write_ends_in_a_line(light: Faults, tmp_path: Path) -> None:
+    interrupt_at_calls(light, tmp_path, step=1)
+
+
+def interrupt_at_calls(faults: Faults, tmp_path: Path, step: int) -> None:
+    """Send Ctrl-C to a command at every `step`-th call that reads or writes."""
+    base, kinds = small_store(tmp_path / "base" / "s.h5", packed=False).parent, WRITE | READ | FSYNC | RENAME
+    calls = faults.run(shutil.copytree(base, tmp_path / "0"), ["pack", "--store", "s.h5"], Fault(kinds)).calls
     assert calls > 30
     for at in range(1, calls + 1, step):
         folder = shutil.copytree(base, tmp_path / str(at))
-        ended = light.run(folder, ["pack", "--store", "s.h5"], Fault(kinds, at, INTERRUPT))
+        ended = faults.run(folder, ["pack", "--store", "s.h5"], Fault(kinds, at, INTERRUPT))
         assert ended.status in (0, 130), (at, ended.text)
         assert TRACEBACK not in ended.text and "Error" not in ended.text, (at, ended.text)
         assert ended.status == 0 or ended.last_line.startswith("framebank: Interrupted."), (at, ended.text)
