@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import cv2
 
-from features._common.atomic import abandoned_files, exclusive_write_lock
+from features._common.atomic import exclusive_write_lock
+from features._common.leftovers import abandoned_files
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
 from features.frame_files import shard_folder
