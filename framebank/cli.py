@@ -49,7 +49,7 @@ def _run(name: str, arguments: list[str], commands: Mapping[str, type[Command]],
         command = commands[name]
         arguments = list(command.with_defaults(arguments))
         options = parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")
-        options.sweep()
+        options.delete_leftovers()
         with printable_stdout():
             options()
     else:
