@@ -26,7 +26,7 @@ from stage1_extract.engines.engine import Engine, choose_engine, relative_error
 from stage1_extract.engines.tensorflow import TensorFlowRunner
 from stage1_extract.extract import extract
 from stage1_extract.frame_loader import resize_frame
-from tests.extraction_helpers import CONFIG, extraction_config
+from tests.extraction_helpers import CONFIG, extraction_config, store_content
 from tests.helpers import ROOT, write_clips
 
 BATCH = 4
@@ -253,6 +253,19 @@ def test_an_extraction_does_no_work_twice(name: str, tmp_path: Path, monkeypatch
     assert extract(config, tmp_path / "s.h5", catalogue, engine=engine).extracted == 80
     assert (len(opened) - 80, len(decoded), engine.passes, len(written)) == (80, 80, 10, 2 * 10)  # two streams
     assert name == "openvino" or traces(engine) == 1
+
+
+def test_batches_go_on_from_one_shard_to_the_next(tmp_path: Path) -> None:
+    config = extraction_config(write_clips(tmp_path / "data", {"Train": 5}), motion=False)
+    catalogue, engine, stores = scan(config.data), Engine(build_trunk(config), 6, "tensorflow"), []
+    for shard in (8, 40):
+        stores.append(tmp_path / f"{shard}.h5")
+        engine.passes = 0
+        extract(config.with_settings({"extract.shard": shard}), stores[-1], catalogue, engine=engine)
+        assert engine.passes == 7  # not 10, for 40 frames
+    contents = [store_content(store) for store in stores]
+    for name in ("frames/appearance", "thumbnails/data", "sequences/id"):
+        assert contents[0][name] == contents[1][name]
 
 
 def test_changed_labels_compile_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
