@@ -53,7 +53,7 @@ class Backend(Protocol):
 
         Args:
             request: digest of all that determines the recipe.
-            stored: the recipe of the frames that are stored.
+            stored: the recipe of the store; None: there is none yet.
         """
 
     def extract(

@@ -67,12 +67,11 @@ def estimate_extraction(
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     sequences = [clip.sequence for clip in catalogue.clips]
     existing = ExistingStore.read(store, damage)
-    recipe = stored_recipe(store, existing.header)
-    config = decide_precision(config, store, recipe, catalogue.clips)
+    config = decide_precision(config, store, stored_recipe(store, existing.header), catalogue.clips)
     request = request_digest(config)
     trunk, engine = TrunkInfo.from_store(existing, config, request, sequences), None
     if trunk is None:
-        engine = new_engine(config, store, recipe, catalogue.clips)
+        engine = new_engine(config, store, existing.header and existing.header.recipe, catalogue.clips)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
     streams = dict(trunk.streams) | {name: stream_info(name, sequences) for name in config.extract.pair_streams}
     shards = NewShards(shard_folder(store), trunk.recipe, used_shards(store))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # loading TensorFlow takes seconds, which an extraction with 
 FASTEST = "fastest"
 TIMED_FRAMES, TIMED_ROUNDS = 10, 3
 
+_told: set[str] = set()  # warnings that this process has given
+
 
 def stored_recipe(store: Path, header: Header | None) -> Recipe | None:
     """The recipe of a store with this header, or else of the shards that an interrupted extraction has left."""
@@ -62,7 +64,7 @@ def new_engine(config: Config, store: Path, stored: Recipe | None, clips: Sequen
     """Load the trunk and its engine; in int8, with the store's quantised network, which is made if it has none yet.
 
     Args:
-        stored: the recipe of the frames that are stored.
+        stored: the recipe of the store; None: there is none yet.
         clips: those to calibrate the network on; without any, it must be there.
 
     Raises:
@@ -73,7 +75,8 @@ def new_engine(config: Config, store: Path, stored: Recipe | None, clips: Sequen
         from stage1_extract.backbone.trunk import build_trunk
         from stage1_extract.engines.engine import Engine
         from stage1_extract.engines.gpu import unused_card
-    if config.extract.engine != "openvino" and (why := unused_card()) is not None:
+    if config.extract.engine != "openvino" and (why := unused_card()) is not None and why not in _told:
+        _told.add(why)
         logger.warning(why)
     trunk = build_trunk(config)
     network = _network(trunk, config, store, stored, clips) if config.extract.precision == "int8" else None

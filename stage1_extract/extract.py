@@ -100,11 +100,10 @@ def _extract(
     sequences = [clip.sequence for clip in catalogue.clips]
     _clean_up(store, keep_shards=damage is not None and damage.hides_frames)
     existing = ExistingStore.read(store, damage)
-    stored = stored_recipe(store, existing.header)
-    config = decide_precision(config, store, stored, catalogue.clips)
+    config = decide_precision(config, store, stored_recipe(store, existing.header), catalogue.clips)
     request = request_digest(config)
     trunk = TrunkInfo.from_store(existing, config, request, sequences)
-    trunk = trunk or backend.load_trunk(config, request, stored)
+    trunk = trunk or backend.load_trunk(config, request, existing.header and existing.header.recipe)
     if damage is not None and damage.hides_frames:
         existing = salvage(store, damage, sequences, trunk.recipe)
     _check_recipe(store, existing, trunk)

@@ -69,6 +69,8 @@ class Engine:
     def runner(self) -> Runner:
         """The compiled network. Built on first use, because compiling takes seconds."""
         recipe = self.trunk.recipe
+        if recipe.precision == "int8" and self._network is None:
+            raise RuntimeError("int8 without a quantised network would be float32")
         if self.name == "openvino":
             return openvino.OpenVinoRunner(self.trunk.model, self._batch, recipe.precision, self._network)
         return tensorflow.TensorFlowRunner(self.trunk.model, self._batch, recipe.precision, recipe.dtype)
@@ -158,7 +160,9 @@ def choose_engine(engine: str, precision: str, gpus: int, openvino: bool) -> str
             raise ConfigError("the tensorflow engine cannot compute in int8", hint="--extract.engine openvino")
         return engine
     if not openvino:
-        hint = 'pip install "framebank[cpu]", or --extract.engine tensorflow if there is no wheel for this platform'
+        hint = 'pip install "framebank[cpu]"'
+        if precision != "int8":
+            hint += ", or --extract.engine tensorflow if there is no wheel for this platform"
         raise ConfigError("OpenVINO is not installed", hint=hint)
     if precision not in OPENVINO_PRECISIONS:
         hint = "--extract.precision bfloat16" if precision == "float16" else "--extract.engine tensorflow"

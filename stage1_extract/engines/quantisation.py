@@ -164,7 +164,7 @@ def check_installed() -> None:
 def calibration_frames(clips: Sequence[Clip], frames: FramesConfig, count: int = CALIBRATION_FRAMES) -> Image:
     """Read frames evenly spaced over the training clips, or over all clips if there are none: (n, height, width, 3).
 
-    Clips that cannot be decoded are left out.
+    Clips that cannot be decoded are left out; a DataError if none can.
     """
     chosen = [clip for clip in clips if clip.sequence.split == CALIBRATION_SPLIT] or list(clips)
     first = np.cumsum([0, *(clip.sequence.length for clip in chosen)])
@@ -177,4 +177,8 @@ def calibration_frames(clips: Sequence[Clip], frames: FramesConfig, count: int =
             except DataError:
                 break
             images.append(resize_frame(image, frames, clip.sequence.region))
+    if not images:
+        raise DataError(
+            "none of the frames can be decoded", hint="replace their files, or use --extract.precision float32"
+        )
     return np.stack(images)
