@@ -197,7 +197,7 @@ def compare_models(
         top=_compare_tops(fused_stage_two, stage_two, stored, streams),
         head=compare(predict(fused_stage_two, stored), expected),
         output=compare(np.concatenate([predict_window(i) for i in range(len(frames))]), expected),
-        rounding=compare(predict(fused_stage_two, rounded), predict(fused_stage_two, computed)).relative,
+        rounding=compare(predict(fused_stage_two, rounded), predict(fused_stage_two, computed), expected).relative,
     )
 
 
