@@ -58,6 +58,7 @@ def _onnx_peers(model: keras.Model, frames: Image, folder: Path) -> Iterator[tup
     # OpenVINO's and ONNX Runtime's float32 then compute the same operations
     tensor = keras.Input(batch_shape=(ONNX_BATCH, *model.input.shape[1:]), dtype="uint8", name="frames")
     fixed = keras.Model(tensor, fold_scales(model)(tensor))
+    fixed.predict(frames[:ONNX_BATCH], verbose=0)  # Keras exports only models that have been called
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fixed.export(str(exact), format="onnx", verbose=False)

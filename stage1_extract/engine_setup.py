@@ -17,11 +17,11 @@ from features.hdf5 import damage_as_store_error, open_file
 from features.recipe import Recipe
 from features.store_tables import Header, read_header
 from stage1_extract.datasets.clip import Clip
+from stage1_extract.engines.quantised_network import QuantisedNetwork
 
 if TYPE_CHECKING:  # loading TensorFlow takes seconds, which an extraction with nothing to do need not wait for
     from stage1_extract.backbone.trunk import Trunk
     from stage1_extract.engines.engine import Engine
-    from stage1_extract.engines.quantisation import QuantisedNetwork
 
 FASTEST = "fastest"
 TIMED_FRAMES, TIMED_ROUNDS = 10, 3
@@ -92,7 +92,7 @@ def _network(
     if stored is not None and replace(stored, quantised="") != replace(trunk.recipe, weights=stored.weights):
         return None  # it is of another recipe, which the extraction refuses
     if path.exists() or stored is not None or not clips:
-        return quantisation.QuantisedNetwork.load(path)
+        return QuantisedNetwork.load(path)
     quantisation.check_installed()
     frames = quantisation.calibration_frames(clips, config.frames)
     logger.info(f"{path}: quantising the network, calibrated on {len(frames)} frames")

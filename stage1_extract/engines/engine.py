@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -15,9 +15,7 @@ from features._common.types import Image
 from features.errors import ConfigError, DataError
 from stage1_extract.backbone.trunk import Trunk
 from stage1_extract.engines import openvino, tensorflow
-
-if TYPE_CHECKING:
-    from stage1_extract.engines.quantisation import QuantisedNetwork
+from stage1_extract.engines.quantised_network import QuantisedNetwork
 
 MAX_COMPARED_FRAMES = 8  # frames that TensorFlow computes too, to measure the engine's relative error
 # float32 has a relative error of about 1e-6, float16 1e-3, bfloat16 1e-2; noise or an overflow 1

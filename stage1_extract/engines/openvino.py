@@ -8,7 +8,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,9 +20,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from features._common.types import Image
 from features.errors import ConfigError
 from stage1_extract.engines.folding import fold_scales
-
-if TYPE_CHECKING:
-    from stage1_extract.engines.quantisation import QuantisedNetwork
+from stage1_extract.engines.quantised_network import QuantisedNetwork
 
 # measured: 1 to 4 frames fit into the caches; larger batches are up to a third slower
 BATCH = 4

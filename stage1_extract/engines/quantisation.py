@@ -1,4 +1,4 @@
-"""8-bit quantisation of a trunk after training, by NNCF, and the file in which the quantised network is kept.
+"""8-bit quantisation of a trunk after training, by NNCF.
 
 Weights and activations of most layers become 8-bit integers, with a scale per output channel for weights and one per
 tensor for activations, whose ranges are those over calibration frames. The result depends on these frames and on NNCF's
@@ -12,77 +12,27 @@ import importlib.metadata
 import io
 import logging
 import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from features._common.atomic import atomic_write
-from features._common.strict_json import parse_json
 from features._common.types import Image
 from features.config import FramesConfig
-from features.errors import ConfigError, DataError, StoreError
-from features.recipe import canonical_json, json_digest
+from features.errors import ConfigError, DataError
+from features.recipe import json_digest
 from stage1_extract.backbone.trunk import Trunk
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.engines import openvino
+from stage1_extract.engines.quantised_network import QuantisedNetwork
 from stage1_extract.engines.weight_rounding import round_convolutions
 from stage1_extract.frame_loader import resize_frame
 
 CALIBRATION_FRAMES = 64  # 240 gave the same error
 CALIBRATION_SPLIT = "train"
-
-
-@dataclass(frozen=True)
-class QuantisedNetwork:
-    """A trunk in OpenVINO's format."""
-
-    graph: bytes  # XML
-    weights: bytes
-    outputs: Mapping[str, str]  # stream → name of its maps' tensor
-    origin: Mapping[str, str]  # how it was made: digest of the `frames`, and versions of `nncf` and `openvino`
-    errors: Mapping[str, float]  # stream → largest error on these frames, relative to the largest value
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (hex) of all that determines its maps."""
-        parts = (self.graph, self.weights, canonical_json(dict(self.outputs)).encode())
-        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-
-    def save(self, path: Path) -> None:
-        """Write it to a file, which appears once it is complete."""
-        facts = {name: dict(getattr(self, name)) for name in ("outputs", "origin", "errors")}
-        about = canonical_json({"digest": self.digest, **facts})
-        contents = {"about.json": about.encode(), "trunk.xml": self.graph, "trunk.bin": self.weights}
-        with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            for name, content in contents.items():
-                archive.writestr(zipfile.ZipInfo(name), content)
-
-    @classmethod
-    def load(cls, path: Path) -> QuantisedNetwork:
-        """Read what `save` wrote; a StoreError if the file is damaged or missing."""
-        try:
-            with zipfile.ZipFile(path) as archive:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise ValueError("compressed")  # it could take any amount of memory
-                about = parse_json(archive.read("about.json").decode())
-                graph, weights = archive.read("trunk.xml"), archive.read("trunk.bin")
-            network = cls(graph, weights, about["outputs"], about["origin"], about["errors"])
-            if network.digest != about["digest"]:
-                raise ValueError("its digest is another")
-        except FileNotFoundError:
-            raise StoreError(f"{path}: the store's quantised network is missing", hint=MISSING_HINT) from None
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
-            raise StoreError(f"{path}: damaged ({e})", expected="a quantised network", hint=MISSING_HINT) from None
-        return network
-
-
-MISSING_HINT = "copy it from where the store was made, or extract into another store: --store OTHER.h5"
 
 
 def network_path(store: Path, trunk: Trunk) -> Path:
