@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -181,6 +181,7 @@ def joined_groups(groups: Iterable[Group], size: Callable[[], int]) -> Iterator[
 def load_trunk(config: Config, request: str, store: Path, stored: Recipe | None, clips: Sequence[Clip]) -> TrunkInfo:
     """Load the trunk in a worker, which keeps it, and return what the store needs of it; see `new_engine`."""
     if config.extract.precision == "int8":  # made once, and read by all workers
+        _use_all_threads()
         new_engine(config, store, stored, clips)
     return TrunkInfo.from_trunk(_engine_of(config, request, store).trunk, config, request)
 
@@ -231,11 +232,17 @@ def _engine(settings: str, request: str, store: Path | None) -> Engine:
 
     In int8, the `store` has its quantised network.
     """
+    _use_all_threads()
+    return new_engine(Config.model_validate_json(settings), store or Path(), None, ())
+
+
+@cache
+def _use_all_threads() -> None:
+    """Let TensorFlow use this worker's threads; possible only before it computes anything."""
     with quiet_imports():
         import tensorflow as tf
     tf.config.threading.set_intra_op_parallelism_threads(cpu_count())
     tf.config.threading.set_inter_op_parallelism_threads(cpu_count())
-    return new_engine(Config.model_validate_json(settings), store or Path(), None, ())
 
 
 def _part(clips: Clips, group: Group, vehicles: Collection[str]) -> tuple[Clips, Group, list[str]]:
