@@ -71,7 +71,7 @@ def estimate_extraction(
     request = request_digest(config)
     trunk, engine = TrunkInfo.from_store(existing, config, request, sequences), None
     if trunk is None:
-        engine = new_engine(config, store, existing.header and existing.header.recipe, catalogue.clips)
+        engine = new_engine(config, store, existing.header.recipe if existing.header else None, catalogue.clips)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
     streams = dict(trunk.streams) | {name: stream_info(name, sequences) for name in config.extract.pair_streams}
     shards = NewShards(shard_folder(store), trunk.recipe, used_shards(store))

@@ -103,7 +103,7 @@ def _extract(
     config = decide_precision(config, store, stored_recipe(store, existing.header), catalogue.clips)
     request = request_digest(config)
     trunk = TrunkInfo.from_store(existing, config, request, sequences)
-    trunk = trunk or backend.load_trunk(config, request, existing.header and existing.header.recipe)
+    trunk = trunk or backend.load_trunk(config, request, existing.header.recipe if existing.header else None)
     if damage is not None and damage.hides_frames:
         existing = salvage(store, damage, sequences, trunk.recipe)
     _check_recipe(store, existing, trunk)
