@@ -62,7 +62,7 @@ def _onnx_peers(model: keras.Model, frames: Image, folder: Path) -> Iterator[tup
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fixed.export(str(exact), format="onnx", verbose=False)
-        quant_pre_process(str(exact), str(prepared))
+        quant_pre_process(str(exact), str(prepared), skip_symbolic_shape=True)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         parts = iter(batches(frames, ONNX_BATCH)[:16])
