@@ -33,6 +33,7 @@ from stage2_temporal.finetune.views import StoredView, compile_frozen, keep_wind
 from stage2_temporal.fused.fuse import TOLERANCE, ReadWindow, compare, map_inputs
 from stage2_temporal.heads.closed_form import standardise_targets
 from stage2_temporal.runs.results import read_predictions
+from stage2_temporal.training.fast_layers import with_fast_layers
 from stage2_temporal.training.keras_models import model_inputs
 from stage2_temporal.training.loop import fix_seeds, reading_errors
 from stage2_temporal.training.scaling import target_scale
@@ -92,6 +93,8 @@ class FinetuneJob:
             self._parts = divide_model(self.model, from_frames=not self._options.views)
             if not self._options.views:  # new views in each epoch: the model trains as the whole that it is
                 self._parts = self._parts._replace(learner=self._parts.predictor, ridge_vectors=None, members=1)
+            else:
+                self._parts = self._parts._replace(learner=with_fast_layers(self._parts.learner))
             windows = len(train) * self._options.views
             steps = -(-windows // self._batch) if windows else len(self._train_windows)
             schedule = learning_rate_schedule(self._options, steps * self._options.epochs)

@@ -56,7 +56,8 @@ def keep_windows(read: ReadWindow, path: Path, indices: NDArray[np.int64]) -> Re
     position = {int(index): i for i, index in enumerate(indices)}
     first = read(int(indices[0]))
     windows = np.lib.format.open_memmap(path, "w+", first.dtype, (len(indices), *first.shape))
-    kept = np.zeros(len(indices), bool)
+    windows[0] = first
+    kept = np.arange(len(indices)) == 0
 
     def read_once(index: int) -> Image:
         at = position[index]

@@ -18,7 +18,7 @@ from stage2_temporal.finetune.frozen_part import divide_model
 from stage2_temporal.finetune.loop import FinetuneJob, squared_error
 from stage2_temporal.finetune.normal_equations import NormalEquations
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
-from stage2_temporal.finetune.views import compile_frozen, view_batches
+from stage2_temporal.finetune.views import compile_frozen, keep_windows, view_batches
 from tests.finetune_runs import make_job, run_finetune
 from tests.helpers import picture
 from tests.image_runs import EARLY_CUT, read_rows, train_on_images
@@ -105,6 +105,22 @@ def test_an_epoch_takes_every_view_of_every_window(folder: Path, fused: keras.Mo
     assert len(shuffled) == 2 * len(targets)
     assert shuffled != in_order
     np.testing.assert_allclose(sorted(shuffled), sorted(in_order), rtol=1e-6)
+
+
+def test_windows_are_decoded_once(tmp_path: Path) -> None:
+    decoded = []
+
+    def read(index: int) -> np.ndarray:
+        decoded.append(index)
+        return np.full((2, 3, 4, 3), index, np.uint8)
+
+    read_once = keep_windows(read, tmp_path / "windows.npy", np.array([7, 3, 5]))
+    for _ in range(2):
+        for index in (5, 3, 7):
+            window = read_once(index)
+            np.testing.assert_array_equal(window, np.full((2, 3, 4, 3), index))
+            window[:] = 0  # what augmentation does to it is not kept
+    assert sorted(decoded) == [3, 5, 7]
 
 
 def test_openvino_computes_what_tensorflow_does(fused: keras.Model) -> None:
