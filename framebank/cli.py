@@ -48,7 +48,7 @@ def _run(name: str, arguments: list[str], commands: Mapping[str, type[Command]],
         command = commands[name]
         arguments = list(command.with_defaults(arguments))
         options = parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")
-        options.sweep()
+        options.delete_leftovers()
         options()
     else:
         what, known = f"no such command: {name}{did_you_mean(name, commands)}", ", ".join(commands)

@@ -60,7 +60,7 @@ class StoreCommand(Command):
             raise ConfigError("which store?", hint="--config FILE or --store FILE")
         return Path("stores") / f"{self.config.stem}.h5"
 
-    def sweep(self) -> None:
+    def delete_leftovers(self) -> None:
         if self.store is not None or self.config is not None:
             sweep_store(self.store_path)
         if (settings := getattr(self, "settings", None)) is not None:
@@ -545,7 +545,7 @@ class Derive(Command):
     stream: Annotated[Words, tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(required)")]
     """Names of the streams, such as pooled, grid3x4, change3x4, change3x4lag2, pca64 or motion.grid3x4."""
 
-    def sweep(self) -> None:
+    def delete_leftovers(self) -> None:
         sweep_store(self.store)
 
     def __call__(self) -> None:

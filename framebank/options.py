@@ -51,7 +51,7 @@ class Command:
         """Run the command."""
         raise NotImplementedError
 
-    def sweep(self) -> None:
+    def delete_leftovers(self) -> None:
         """Delete what killed commands have left in the folders that the options name."""
         sweep(*(path.parent for name in OUTPUTS if isinstance(path := getattr(self, name, None), Path)))
 

@@ -28,7 +28,7 @@ from features.frame_files import shard_folder
 from features.frame_ranges import StoredRange, sequence_ranges
 from features.recipe import json_digest
 from features.sequences import FrameSequence, same_sequences
-from features.shard_folder import delete_replaced_shards, delete_unused_shards, used_shards
+from features.shard_folder import announce_deletion, delete_replaced_shards, delete_unused_shards, used_shards
 from features.shards import shard_ranges
 from features.store_tables import Header, StreamInfo
 from features.store_writer import StoreContent, StreamContent, save_store
@@ -235,6 +235,7 @@ def _extract(
             or existing.is_packed != packed
             or not same_sequences(existing.sequences, complete)
         ):
+            announce_deletion(store)
             save_store(store, content, packed)
             delete_unused_shards(store)
     return ExtractionResult(
