@@ -4,12 +4,13 @@
     framebank evaluate --run sample-ego_speed-fusion
 
 `train` fits the config's head on the training examples, keeps the epoch that is best on the validation examples,
-predicts every example and writes a run: a folder with config, model, history, predictions, metrics and report.
+predicts every example and writes a run: a folder with config, model, history, predictions, metrics, card and report.
 `evaluate` predicts with a run's saved model and writes its predictions, metrics and report again.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,10 @@ from stage2_temporal.heads import find_head
 from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.uncertainty import learn_uncertainty
 from stage2_temporal.report import write_report
+from stage2_temporal.runs.card import write_card
 from stage2_temporal.runs.results import (
     VERDICT_SPLITS,
+    DataSource,
     DroppedExamples,
     Metrics,
     Parameters,
@@ -190,6 +193,9 @@ def _run_metrics(config: Config, store: Store, task: Task, head: Head, predictio
         labels=task.labels,
         interval=task.interval,
         frame_interval=task.frame_interval,
+        data=DataSource(name=Path(config.data.path).name, layout=config.data.layout),
+        recipe={**json.loads(store.recipe.to_json()), "cut": store.header.trunk.get("cut", "unknown")},
+        window=config.window.length,
         **_score(task, predictions),
     )
 
@@ -244,3 +250,4 @@ def _write_predictions_and_metrics(
         write_predictions(temporary, task.examples, task.splits, predictions, store.sequences)
     write_submission_files(run, config.data.layout, task.examples, predictions.values, store.sequences)
     write_metrics(run, metrics)
+    write_card(run)

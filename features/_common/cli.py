@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from features._common.console import log_to_stderr
+from features._common.plain_text import printable
 from features.errors import FramebankError
 
 INTERRUPTED = "Interrupted. Finished work is saved; run the same command to resume."
@@ -26,7 +27,7 @@ def run_command(command: Callable[[], None]) -> int:
     try:
         command()
     except FramebankError as e:
-        print(f"framebank: {e}", file=sys.stderr)
+        print(printable(f"framebank: {e}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"framebank: {INTERRUPTED}", file=sys.stderr)
@@ -38,7 +39,7 @@ def run_command(command: Callable[[], None]) -> int:
     except Exception as e:
         if not (line := describe_error(e)):
             raise
-        print(f"framebank: {line}", file=sys.stderr)
+        print(printable(f"framebank: {line}"), file=sys.stderr)
         return 2
     return 0
 
@@ -74,6 +75,9 @@ def describe_os_error(error: OSError) -> str | None:
         "choose a path on another one.",
         errno.ENOTDIR: folder,
         errno.EEXIST: folder,
+        errno.ENAMETOOLONG: "The name is too long. Try: choose a shorter one.",
+        errno.ELOOP: "Links lead to each other. Try: choose another path.",
+        errno.EISDIR: "A folder is where a file is needed. Try: choose another path.",
         errno.EACCES: denied,
         errno.EPERM: denied,
         errno.EMFILE: files,

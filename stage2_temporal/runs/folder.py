@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from features._common.plain_text import is_plain_name, one_line
 from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError
 from features.recipe import canonical_json
@@ -13,18 +15,26 @@ from stage2_temporal.runs.results import Metrics, read_metrics
 
 RUNS = Path("runs")
 REPORT = "report.html"
+SEPARATORS = str.maketrans("/\\:", "---")  # a column's name may have them, and must not lead out of the folder
+LONGEST_NAME = 100  # characters, so that it stays below what file systems allow
 FILES = ("config.toml", "metrics.json", "history.csv", "predictions.csv", "model.keras", REPORT)
 
 
 def run_path(name: str) -> Path:
-    """The folder of a run: `runs/NAME`, or the name itself if it is a path.
+    """The folder of a run: `runs/NAME`, or the name itself if it is a path on purpose.
 
-    A ConfigError for a path that may be meant as a name: not in runs/, not absolute, not `./…`, and nothing is there.
+    That is one which is absolute, begins with `runs/` or `./`, or is there. A ConfigError for any other, for `..`,
+    which leads out of the folder, and for characters that no name should have.
     """
     path = Path(name)
-    if path.name == name and name not in ("", ".."):
+    if not is_plain_name(name) or ("\\" in name and os.sep != "\\"):
+        raise ConfigError(f"--run {one_line(name)[:80]}: not a name", hint="--run NAME, of letters, digits, - and _")
+    if ".." in path.parts:
+        hint = f"--run {path.absolute().resolve()}, if this folder is meant"
+        raise ConfigError(f"--run {name}: .. leads out of {RUNS}/", hint=hint)
+    if path.name == name and name:
         return RUNS / name
-    if not (path.parts[:1] == RUNS.parts or name.startswith(("./", "../")) or path.is_absolute() or path.exists()):
+    if not (path.parts[:1] == RUNS.parts or name.startswith("./") or path.is_absolute() or path.exists()):
         raise ConfigError(f"--run {name}: neither a name nor a run's folder", hint=f"--run {path.name}, or ./{name}")
     return path
 
@@ -63,7 +73,7 @@ def choose_run_folder(name: str | None, stem: str, config: Config, origin: dict[
             raise ConfigError(f"{path} exists and is not a run, so it is not replaced", hint="--run ANOTHER_NAME")
         return path, is_finished(path, config, origin)
     target = config.data.target if isinstance(config.data.target, str) else "-".join(config.data.target)
-    first = f"{stem}-{target}-{config.head.name}"
+    first = one_line(f"{stem}-{target}-{config.head.name}").translate(SEPARATORS)[:LONGEST_NAME]
     for number in count(1):
         path = RUNS / (first if number == 1 else f"{first}-{number}")
         if is_finished(path, config, origin):

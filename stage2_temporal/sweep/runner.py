@@ -22,6 +22,7 @@ from features._common.atomic import exclusive_write_lock
 from features._common.cluster import appears, connect, describe_deaths
 from features._common.console import progress_bar
 from features._common.leftovers import sweep_leftovers
+from features._common.plain_text import one_line
 from features.config import ComputeConfig, Config
 from features.errors import BadInputs, FramebankError
 from features.store import Store
@@ -141,7 +142,7 @@ def _train_entries(
             else:
                 finished.add(name)
                 runs.append(read_run(folder / name))
-            progress.set_postfix_str(describe_best(runs), refresh=False)
+            progress.set_postfix_str(one_line(describe_best(runs)), refresh=False)
             progress.update()
     return [f"{folder / name}: {errors[name]}" for name in started if name in errors], len(started)
 
