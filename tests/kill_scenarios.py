@@ -57,7 +57,7 @@ SCENARIOS = {
         next=("info", *CONFIG),
     ),
     "export": Scenario(
-        ["export", "--run", "r", "--format", "onnx", "saved_model"], ("runs/r/export",), next=("report", "--run", "r")
+        ["export", "--run", "r", "--format", "saved_model"], ("runs/r/export",), next=("report", "--run", "r")
     ),
     "evaluate": Scenario(["evaluate", "--run", "r"], ("runs/r",), next=("leaderboard",)),
     "report": Scenario(["report", "--run", "r"], ("runs/r",), next=("leaderboard",)),
