@@ -22,6 +22,7 @@ import traceback
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -69,6 +70,7 @@ from tests.report_runs import MemoryStore, make_run
 SECONDS, EXTRA_MEMORY = 20, 2 << 30  # that one input may take
 Kind = Callable[[random.Random, Path], None]
 KINDS: dict[str, Kind] = {}
+OUTCOMES: Counter[str] = Counter()  # of the inputs so far
 
 
 def kind(function: Kind) -> Kind:
@@ -92,8 +94,11 @@ def check(name: str, number: int, folder: Path) -> str | None:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # Keras, as in pyproject
             KINDS[name](random.Random(f"{name} {number}"), folder)
+        OUTCOMES["read"] += 1
     except FramebankError as e:
+        OUTCOMES["refused"] += 1
         lines = e.faults if isinstance(e, BadInputs) else [str(e)]
         if any("\n" in line or len(line) > 4000 for line in lines):
             return f"not one line: {str(e)[:300]!r}"
@@ -674,7 +679,9 @@ def weights_h5(rng: random.Random, folder: Path) -> None:
     from stage1_extract.backbone.registry import _load_file
 
     model, _, files = keras_models()
-    path = folder / "m.weights.h5"
+    for other in folder.glob("*.weights.h5"):
+        other.unlink()
+    path = folder / f"{rng.randrange(1 << 60)}.weights.h5"  # a new one, since Keras may have left the last one open
     path.write_bytes(files["weights"])
     if rng.random() < 0.5:
         change_h5(path, rng)
@@ -725,7 +732,9 @@ def main() -> None:
             with bounded_memory():
                 if found := check(name, number, Path(folder)):
                     print(json.dumps({"number": number, "found": found}), flush=True)
-    print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "cpu": sum(os.times()[:2])}))
+    print(
+        json.dumps({**OUTCOMES, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "cpu": sum(os.times()[:2])})
+    )
 
 
 if __name__ == "__main__":

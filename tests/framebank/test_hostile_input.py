@@ -10,12 +10,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from features.errors import DataError, StoreError
 from tests.helpers import ROOT
-from tests.hostile_input import KINDS, bounded_memory, check
+from tests.hostile_input import KINDS, bounded_memory, check, keras_models
 
 COUNTS = dict.fromkeys(KINDS, 300) | {"archive": 60, "image": 150, "video": 25, "run_folder": 20, "toml": 150}
 SOAK_COUNT = 10_000
@@ -34,6 +39,80 @@ def test_hostile_input_is_read_or_refused(kind: str, tmp_path: Path) -> None:
     with bounded_memory():
         found = {number: text for number in range(COUNTS[kind]) if (text := check(kind, number, tmp_path))}
     assert found == {}
+
+
+def small_model(tmp_path: Path, **layer: Any) -> Path:
+    """A folder with a sound `model.keras`, in whose architecture the last layer is replaced."""
+    _, parts, _ = keras_models()
+    config = json.loads(parts["config.json"])
+    last = config["config"]["layers"][-1]
+    last |= {key: value for key, value in layer.items() if key != "config"}
+    last["config"] |= layer.get("config", {})
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
+        for name, data in (parts | {"config.json": json.dumps(config).encode()}).items():
+            file.writestr(name, data)
+    return tmp_path
+
+
+def test_a_sound_model_is_loaded(tmp_path: Path) -> None:
+    from stage2_temporal.training.keras_models import load_model
+
+    assert load_model(small_model(tmp_path)).count_params() > 100
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"class_name": "Lambda", "config": {"function": {"class_name": "__lambda__", "config": {"code": "4wEAAAA="}}}},
+        {"class_name": "system", "module": "os", "registered_name": "system"},
+        {"class_name": "Popen", "module": "subprocess", "registered_name": "Popen",
+        "config": {"args": "touch executed"}},
+        {"class_name": "get_file", "module": "keras.utils", "config": {"fname": "executed",
+        "origin": "file:///etc/passwd"}},
+        {"class_name": "function", "module": "builtins", "config": "eval", "registered_name": "eval"},
+        {"class_name": "NoSuchLayer"},
+    ],
+    ids=lambda layer: str(layer["class_name"]),
+)  # fmt: skip
+def test_a_model_with_a_gadget_is_refused_and_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: dict[str, Any]
+) -> None:
+    from stage2_temporal.training.keras_models import load_model
+
+    monkeypatch.chdir(tmp_path)
+    before = threading.active_count()
+    with pytest.raises(DataError, match=r"model\.keras: cannot be loaded .*Try: train again") as caught:
+        load_model(small_model(tmp_path, **layer))
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.keras"] and threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        ({"config": {"units": 2**31 - 1}}, "parameters, of which"),
+        ({"class_name": "RepeatVector", "config": {"n": 10**9}}, "puts out|expected"),
+        ({"class_name": "Dense", "config": {"units": -3}}, "units"),
+    ],
+)  # fmt: skip
+def test_an_architecture_larger_than_its_weights_is_refused(
+    tmp_path: Path, layer: dict[str, Any], reason: str
+) -> None:
+    from stage2_temporal.training.keras_models import load_model
+
+    folder = small_model(tmp_path, **layer)
+    with bounded_memory(), pytest.raises(DataError, match=reason):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("architecture", ["{}", "[]", "null", '"x"', "{", '{"class_name": "Dense",
+"config": {"units": 3}}'])
+def test_a_top_that_is_no_model_is_refused(architecture: str) -> None:
+    from features.store_tables import TopRecord
+    from stage2_temporal.training.keras_models import rebuild_top
+
+    with pytest.raises(StoreError, match=r"the store's top cannot be rebuilt \("):
+        rebuild_top(TopRecord(architecture, [np.ones(3, np.float32)]))
 
 
 @pytest.mark.soak
