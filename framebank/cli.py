@@ -48,9 +48,10 @@ def _run(name: str, arguments: list[str], commands: Mapping[str, type[Command]],
     elif name in commands:
         command = commands[name]
         arguments = list(command.with_defaults(arguments))
-        run_parsed = parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")
+        options = parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")
+        options.delete_leftovers()
         with printable_stdout():
-            run_parsed()
+            options()
     else:
         what, known = f"no such command: {name}{did_you_mean(name, commands)}", ", ".join(commands)
         raise ConfigError(what, expected=f"one of {known}", hint=f"{prog} --help")

@@ -18,7 +18,7 @@ from features.config import DataConfig
 from features.errors import DataError
 from stage1_extract.datasets.camera_file import CameraFile
 from stage1_extract.datasets.clip import Clip
-from stage1_extract.datasets.single_video import read_single_clip
+from stage1_extract.datasets.single_video import use_single_clip
 from stage1_extract.datasets.undistortion import corner_shift
 
 LEAST_VIEWS = 5
@@ -52,8 +52,12 @@ def camera_from_checkerboard(path: Path, board: tuple[int, int], height: float |
     Raises:
         FramebankError: it cannot be read, or fewer than `LEAST_VIEWS` frames show the whole board.
     """
-    clip = read_single_clip(path, DataConfig(), None)
-    corners = [c for frame in _spread_frames(clip) if (c := find_corners(frame, board)) is not None]
+
+    def read(clip: Clip) -> tuple[Size, list[Floats]]:
+        views = (find_corners(frame, board) for frame in _spread_frames(clip))
+        return clip.sequence.size, [corners for corners in views if corners is not None]
+
+    size, corners = use_single_clip(path, DataConfig(), None, read)
     if len(corners) < LEAST_VIEWS:
         raise DataError(
             f"{path}: too few views of the checkerboard",
@@ -61,7 +65,7 @@ def camera_from_checkerboard(path: Path, board: tuple[int, int], height: float |
             got=len(corners),
             hint="--board COLUMNS ROWS (squares less one), more light, or the board flat and larger in the frame",
         )
-    return calibrate_views(corners, board, clip.sequence.size, height)
+    return calibrate_views(corners, board, size, height)
 
 
 def find_corners(frame: Image, board: tuple[int, int]) -> Floats | None:

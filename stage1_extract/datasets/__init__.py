@@ -29,19 +29,27 @@ __all__ = ["scan"]
 Layout = Callable[[DataConfig], Catalogue | tuple[list[ClipSpec], list[str]]]
 
 
-def scan(data: DataConfig, *, threads: int = 0, need_labels: bool = True, cache: ScanCache | None = None) -> Catalogue:
+def scan(
+    data: DataConfig,
+    *,
+    threads: int = 0,
+    need_labels: bool = True,
+    cache: ScanCache | None = None,
+    by_packets: bool = False,
+) -> Catalogue:
     """Find every clip of a data set, and every fault that is visible without decoding images, in one pass.
 
     Args:
         threads: number of threads that read and hash files; 0: one per core.
         cache: what earlier scans found in files; only others are read.
         need_labels: whether a video to train or validate on that has no label file is a fault.
+        by_packets: count videos' frames without decoding them, see `video.Video`; without a cache.
 
     Raises:
         DataError: nothing at the path, or no such data set; or `data.calibration` is not a calibration file.
         ConfigError: the layout's plugin is broken.
     """
-    layout = _find_layout(data.layout, threads, need_labels, cache)
+    layout = _find_layout(data.layout, threads, need_labels, cache, by_packets)
     try:
         result = layout(data)
         catalogue = result if isinstance(result, Catalogue) else check_files(result[0], threads, result[1], cache)
@@ -79,13 +87,13 @@ def _with_plain_names(catalogue: Catalogue) -> Catalogue:
     return Catalogue(tuple(clips), tuple(faults))
 
 
-def _find_layout(name: str, threads: int, need_labels: bool, cache: ScanCache | None) -> Layout:
+def _find_layout(name: str, threads: int, need_labels: bool, cache: ScanCache | None, by_packets: bool) -> Layout:
     built_in: dict[str, Layout] = {
         "sample": competition_clips,
         "competition": competition_clips,
         "tusimple": tusimple_clips,
         "manifest": manifest_clips,
-        "video": partial(video_clips, threads=threads, need_labels=need_labels, cache=cache),
+        "video": partial(video_clips, threads=threads, need_labels=need_labels, cache=cache, by_packets=by_packets),
     }
     layout: Layout | None = built_in.get(name) or load_plugin(DATASETS, name)
     if layout is None:

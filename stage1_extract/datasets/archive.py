@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -144,10 +145,12 @@ def read_file(path: ReadablePath, limit: int = FILE_BYTES) -> bytes:
     except (FileNotFoundError, KeyError):  # on disk, or in an archive
         raise DataError(f"{path}: no such file") from None
     except ZIP_ERRORS as e:
+        if getattr(e, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # no fault of the file
+            raise
         if isinstance(path, ZipPath):  # a wrong checksum, a truncated or encrypted entry, an unknown compression
             raise DataError(f"{path}: damaged or unreadable zip entry", got=one_line(str(e))) from None
         got = getattr(e, "strerror", None) or e  # ValueError: a NUL byte in the name
-        raise DataError(f"{path}: cannot be read", got=got) from None
+        raise DataError(f"{path}: cannot be read", got=got) from e
 
 
 def list_folder(folder: ReadablePath) -> list[ReadablePath]:

@@ -294,8 +294,17 @@ def _open_video(path: Path, version: tuple[int, int], allow_truncated: bool, fac
     return Video(path, allow_truncated=allow_truncated, facts=facts)
 
 
-def video_clips(data: DataConfig, threads: int, need_labels: bool = True, cache: ScanCache | None = None) -> Catalogue:
-    """Scan a video file or a folder of them; a DataError if nothing is at `data.path`, or no video in the folder."""
+def video_clips(
+    data: DataConfig,
+    threads: int,
+    need_labels: bool = True,
+    cache: ScanCache | None = None,
+    by_packets: bool = False,
+) -> Catalogue:
+    """Scan a video file or a folder of them; a DataError if nothing is at `data.path`, or no video in the folder.
+
+    With `by_packets`, see `Video`, give no cache.
+    """
     path = Path(data.path)
     if not path.exists():
         raise DataError(f"{path}: no such video or folder", hint="set data.path to a video or a folder of videos")
@@ -306,14 +315,14 @@ def video_clips(data: DataConfig, threads: int, need_labels: bool = True, cache:
         raise DataError(f"{path}: no videos", expected=expected, hint="set data.path to a video")
     clips, faults = [], []
     file_by_stem: dict[str, Path] = {}
-    scan_file = partial(_scan_video, allow_truncated=data.allow_truncated)
+    scan_file = partial(_scan_video, allow_truncated=data.allow_truncated, by_packets=by_packets)
     results = (cache or ScanCache()).scan(
         files,
         f"video {data.allow_truncated}",
         lambda unknown: map_in_threads(scan_file, unknown, threads, unit="video"),
     )
     for file, result in zip(files, results, strict=True):
-        file_clips, file_faults = _clips(file, result, data, need_labels)
+        file_clips, file_faults = _clips(file, result, data, need_labels, by_packets)
         faults += file_faults
         first = file_by_stem.setdefault(file.stem, file)
         if first == file:
@@ -329,27 +338,28 @@ def split_of(stem: str) -> str:
     return "validation" if name.startswith("val") else "test" if name.startswith("test") else "train"
 
 
-def _scan_video(file: ReadablePath, allow_truncated: bool) -> str:
+def _scan_video(file: ReadablePath, allow_truncated: bool, by_packets: bool) -> str:
     """What decoding a video shows and its SHA-256, or its fault, as JSON."""
     assert isinstance(file, Path)
     try:
-        facts = Video(file, allow_truncated=allow_truncated).facts
+        facts = Video(file, allow_truncated=allow_truncated, by_packets=by_packets).facts
         with file.open("rb") as stream:
             return json.dumps([facts, hashlib.file_digest(stream, "sha256").hexdigest()])
     except DataError as e:
         return json.dumps(error_to_fault(e))
 
 
-def _clips(file: Path, scanned: str, data: DataConfig, need_labels: bool) -> tuple[list[Clip], list[str]]:
+def _clips(
+    file: Path, scanned: str, data: DataConfig, need_labels: bool, by_packets: bool
+) -> tuple[list[Clip], list[str]]:
     """The clips of a scanned video and no faults, or no clips and its faults."""
     result = json.loads(scanned)
     faults: list[str] = []
     if isinstance(result, str):
         return [], [result]
     (length, size, fps, times), digest = result
-    video = Video(
-        file, allow_truncated=data.allow_truncated, facts=VideoFacts(length, tuple(size), fps, times and tuple(times))
-    )
+    facts = VideoFacts(length, tuple(size), fps, times and tuple(times))
+    video = Video(file, allow_truncated=data.allow_truncated, facts=facts, by_packets=by_packets)
     try:
         labels = _labels(file, video.length, faults, need_labels)
     except DataError as e:

@@ -1,17 +1,12 @@
-"""The folder of a run: where it is, whether its work is already done, and how it appears only when complete."""
+"""The folder of a run: where it is, and whether its work is already done."""
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from features._common.atomic import writer_name
-from features._common.console import logger
 from features._common.plain_text import is_plain_name, one_line
 from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError
@@ -22,7 +17,6 @@ RUNS = Path("runs")
 REPORT = "report.html"
 SEPARATORS = str.maketrans("/\\:", "---")  # a column's name may have them, and must not lead out of the folder
 LONGEST_NAME = 100  # characters, so that it stays below what file systems allow
-UNFINISHED = ".unfinished."  # in front of the name of a folder that is being filled
 FILES = ("config.toml", "metrics.json", "history.csv", "predictions.csv", "model.keras", REPORT)
 
 
@@ -96,27 +90,3 @@ def _metrics_with_settings(path: Path, config: Config) -> Metrics | None:
         return read_metrics(path) if run_settings(read_run_config(path)) == run_settings(config) else None
     except (ConfigError, DataError):
         return None
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a temporary folder that replaces `path` when the block ends without an error.
-
-    If another process finished a run at `path` in the meantime, that run stays and this one takes the next free name.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = path.stat() if path.exists() else None
-    workspace = path.parent / f"{UNFINISHED}{writer_name()}"
-    folder = workspace / path.name
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-        final = path
-        if path.exists() and not (before and os.path.samestat(before, path.stat())):
-            final = next(p for n in count(2) if not (p := path.with_name(f"{path.name}-{n}")).exists())
-            logger.info(f"{path}: another run took this name in the meantime; this run is {final}")
-        elif path.exists():
-            path.rename(workspace / ".before")
-        folder.rename(final)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +82,13 @@ class DroppedExamples(Part):
     unknown: int = 0
 
 
+class DataSource(Part):
+    """The data set that a run was trained on."""
+
+    name: str = "unknown"  # of its file or folder
+    layout: str = "unknown"
+
+
 class Metrics(Part):
     """metrics.json."""
 
@@ -107,6 +114,10 @@ class Metrics(Part):
     interval: float | None = None  # between a window's frames
     frame_interval: float | None = None  # between neighbouring frames of a sequence
     interval_level: float | None = None  # the probability that a prediction's interval is to contain the truth
+    # for the card; older runs have none of these
+    data: DataSource = DataSource()
+    recipe: dict[str, Any] = {}  # the store's, and the `cut` in words
+    window: int | None = None  # frames in a window
 
     def unit_of(self, column: int) -> str | None:
         """The unit of one target column; `unit` is the one that all columns share."""

@@ -25,13 +25,8 @@ NamedTensors = dict[str, Any]  # tensors or arrays by input name
 
 def save_model(path: Path, model: keras.Model) -> None:
     """Save a model in Keras' own format; `path` appears only when the file is complete."""
-    with atomic_write(path) as temporary:
-        with_ending = temporary.with_suffix(".keras")  # Keras chooses the format by the file's ending
-        try:
-            model.save(with_ending)
-            with_ending.replace(temporary)
-        finally:
-            with_ending.unlink(missing_ok=True)
+    with atomic_write(path, ending=".keras") as temporary:  # by which Keras chooses the format
+        model.save(temporary)
 
 
 def load_model(run: Path, name: str = "model.keras") -> keras.Model:

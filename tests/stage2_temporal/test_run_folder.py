@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from features._common.folders import atomic_folder
 from features.config import Config
 from features.errors import ConfigError, FramebankError
 from features.store import Store
 from stage2_temporal.data.task import read_task, store_origin
-from stage2_temporal.runs.folder import atomic_folder, choose_run_folder, run_path
+from stage2_temporal.runs.folder import choose_run_folder, run_path
 from stage2_temporal.train import train
 from tests.helpers import write_store
 from tests.stage2_helpers import drifting_clips, train_config
