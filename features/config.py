@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tomlkit
 from pydantic import AfterValidator, Field
 
+from features.errors import ConfigError
 from features.head_config import AnyHeadConfig, PooledLSTMConfig
 from features.limits import NETWORK_PIXELS, VIDEO_FRAMES, WINDOW_FRAMES
 from features.plugins import DATASETS, plugin_names
@@ -288,6 +289,8 @@ class Config(StrictModel):
             ValidationError: an unknown setting or a wrong value.
         """
         name = settings.get("head.name", self.head.name)
+        if not isinstance(name, str):
+            raise ConfigError("head.name: wrong value", expected="a head's name", got=repr(name)[:80])
         head = self.head if name == self.head.name else self.head.renamed(name)
         sections = self.model_dump(exclude_unset=True) | {"head": head.model_dump(exclude_unset=True) | {"name": name}}
         for key, value in settings.items():

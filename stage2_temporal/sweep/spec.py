@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -16,20 +17,22 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 
 from features.config import Config
 from features.errors import BadInputs, ConfigError
+from features.limits import SWEEP_RUNS
 from features.strict_model import StrictModel, describe_validation_error
 from stage2_temporal.runs.folder import run_settings
 
 SWEPT_SECTIONS = ("window.", "head.", "train.")  # these may vary on one store, and so may data.target
 PLAN_KEYS = {"train.seed": "seeds", "train.folds": "folds", "train.fold": "folds"}  # set under [sweep]
+Bound = Annotated[float | int, Field(ge=-1e15, le=1e15)]
 Settings = dict[str, Any]  # full name → value
 
 
 class Distribution(StrictModel):
     """The distribution that a number is drawn from."""
 
-    low: float | int
+    low: Bound
     """The smallest value."""
-    high: float | int
+    high: Bound
     """The largest value."""
     log: bool = False
     """Make each order of magnitude equally likely, instead of each value."""
@@ -107,12 +110,18 @@ def sweep_entries(sweep: Sweep, base: Config) -> dict[str, Config]:
     if plan.limit or plan.minutes:
         order = np.random.default_rng(plan.seeds[0]).permutation(len(names))[: plan.limit or None]
         names = [names[i] for i in order]
+    _check_count(len(names) * len(plan.seeds) * max(plan.folds, 1))
     entries = {}
     for name, seed, fold in itertools.product(names, plan.seeds, range(plan.folds or 1)):
         repeat = {"train.seed": seed, "train.folds": plan.folds, "train.fold": fold}
         full_name = f"{name}-seed{seed}" + (f"-fold{fold}" if plan.folds else "")
         entries[full_name] = configs[name].with_settings(repeat)
     return entries
+
+
+def _check_count(runs: int) -> None:
+    if runs > SWEEP_RUNS:
+        raise ConfigError("too many runs", expected=f"at most {SWEEP_RUNS:,}", got=f"{runs:,}", hint="draws = N")
 
 
 def expand_entry(table: dict[str, Any], seed: int) -> Iterator[Settings]:
@@ -144,8 +153,10 @@ def expand_entry(table: dict[str, Any], seed: int) -> Iterator[Settings]:
                 raise ConfigError(f"{key}: the list is empty", expected="at least one value")
     if all(isinstance(value, list) for value in choices.values()):
         grid = ParameterGrid(choices)
+        _check_count(draws or math.prod(map(len, choices.values())))
         if not draws or draws >= len(grid):
             return iter(grid)
     elif not draws:
         raise ConfigError("an entry with a distribution needs a number of draws", expected="draws = N")
+    _check_count(draws)
     return iter(ParameterSampler(choices, draws, random_state=seed))
