@@ -42,6 +42,16 @@ def abandoned_files(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
+def writer_has_ended(name: str, age: float) -> bool:
+    """Whether the process that a `writer_name` is of has ended; that of another host if it began over a day ago.
+
+    Args:
+        age: seconds since it began.
+    """
+    writer = re.fullmatch(r"([^.]*)-(\d+)-[0-9a-f]{8}", name)
+    return writer is None or (writer[1] == _host() and _has_ended(int(writer[2]))) or age > SECONDS_PER_DAY
+
+
 def _host() -> str:
     return socket.gethostname().replace(".", "-")
 

@@ -81,6 +81,12 @@ class StoreSource:
             self.close()
         return replaced
 
+    def reopened(self) -> StoreSource:
+        """The same source with a file of its own, for a forked process; frames in memory are shared."""
+        source = StoreSource(self.path, self.rows, self.memory_gb, self.frame_interval, self.normalise_flow)
+        source._frames = dict(self._frames)
+        return source
+
     def windows(self, stream: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Read windows of a stream, rows (n, T) → (n, T, …) in the stored type; a StoreError if a frame is unreadable.
 

@@ -8,7 +8,6 @@ and their mean is averaged with a ridge regression on the window's mean vector, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -30,7 +29,7 @@ from stage2_temporal.heads.frame_pairs import FramePairsHead, fitting_lags
 from stage2_temporal.heads.fusion import PENALTIES
 from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.training.keras_models import NamedTensors, apply_operations, submodel_from
-from stage2_temporal.training.loop import fit_model, fix_seeds
+from stage2_temporal.training.loop import Callbacks, fit_model, fix_seeds
 from stage2_temporal.training.scaling import vector_scale
 
 SCALED_AT_ONCE = 1024  # examples
@@ -109,7 +108,7 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
         return int(rows * columns)
 
     def _train_model(
-        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
+        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, callbacks: Callbacks
     ) -> None:
         fix_seeds(self.train_.seed)
         graph, members = self._build_graph(), self.settings_.members
@@ -146,7 +145,7 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
             validation_batches,
             self.train_,
             deviation=np.tile(self._target.deviation, members) if self._target else None,
-            logs=logs,
+            callbacks=callbacks,
         )
         self.model_ = model
 
