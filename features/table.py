@@ -16,8 +16,8 @@ from features.windows import target_value
 BOX_COLUMNS = ("left", "top", "right", "bottom")  # px of the full frame
 CAMERA_COLUMNS = ("fx", "fy", "cx", "cy", "height", "horizon")
 KEY = ["sequence", "label"]
-WINDOW_COLUMNS = ("first", "stride", "length")  # of predictions.csv
-FORMATS = (".csv", ".parquet")
+WINDOW_PARTS = ("first", "stride", "length")  # of predictions.csv
+TABLE_FORMATS = (".csv", ".parquet")
 
 
 def label_table(sequences: Sequence[FrameSequence]) -> Any:
@@ -78,28 +78,32 @@ def join_predictions(table: Any, run: Path) -> Any:
 
     path = run / "predictions.csv"
     try:
-        predicted = pandas.read_csv(path, dtype={"sequence": str}, float_precision="round_trip")
+        predicted = pandas.read_csv(path, dtype={"sequence": str})
     except FileNotFoundError:
         raise DataError(f"{path}: no such file", hint="the folder of a finished run") from None
     except (ValueError, UnicodeDecodeError) as e:  # pandas' own errors are ValueErrors
         raise DataError(f"{path}: not a CSV file", got=e, hint="framebank evaluate, which writes it again") from None
-    if missing := [name for name in (*KEY, "split", "frame", *WINDOW_COLUMNS) if name not in predicted]:
+    if missing := [name for name in (*KEY, "split", "frame", *WINDOW_PARTS) if name not in predicted]:
         raise DataError(f"{path}: no column {', '.join(missing)}", hint="framebank evaluate, which writes it again")
     stored = table[[*KEY, "frame"]].dropna().astype({"label": "int64", "frame": "int64"})
-    if not len(predicted.merge(stored, on=[*KEY, "frame"])) == len(predicted):
+    if len(predicted.merge(stored)) != len(predicted):  # by all common columns
         raise StoreError(f"{run}: its predictions are for other labels than the store's", hint="--store of the run")
     known = [name for name in predicted if name.endswith("_true")]
     predicted = predicted.drop(columns=["frame", "distance", *known], errors="ignore").astype({"label": "Int64"})
-    renamed = {"split": "run_split"} | {name: f"window_{name}" for name in WINDOW_COLUMNS}
-    joined = table.merge(predicted.rename(columns=renamed), on=KEY, how="left", validate="one_to_one")
-    return joined.astype({f"window_{name}": "Int64" for name in WINDOW_COLUMNS})
+    renamed = {"split": "run_split"} | {name: f"window_{name}" for name in WINDOW_PARTS}
+    joined = table.merge(
+        predicted.rename(columns=renamed), left_on=KEY, right_on=KEY, how="left", validate="one_to_one"
+    )
+    return joined.astype({f"window_{name}": "Int64" for name in WINDOW_PARTS})
 
 
 def write_table(path: Path, table: Any) -> None:
     """Write a DataFrame as `.csv` or `.parquet`, whichever the path ends in; a ConfigError for other endings."""
     suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise ConfigError(f"{path}: unknown format", expected=f"one of {', '.join(FORMATS)}", got=suffix or "no ending")
+    if suffix not in TABLE_FORMATS:
+        raise ConfigError(
+            f"{path}: unknown format", expected=f"one of {', '.join(TABLE_FORMATS)}", got=suffix or "no ending"
+        )
     if suffix == ".parquet":
         require_package("pyarrow", "tables", "a Parquet file")
     with atomic_write(path) as temporary:

@@ -566,6 +566,24 @@ class Speed(Command):
 
 
 @dataclass(frozen=True)
+class Doctor(Command):
+    """Check this installation: versions, engines, cores, memory, GPU, folders that can be written, and the speed of ten
+    frames. Says what is missing and how to install it."""
+
+    frames: int = 10
+    """Frames to measure each engine's speed with; 0: do not measure."""
+
+    def __call__(self) -> None:
+        from framebank import doctor
+
+        packages, faults = doctor.find_packages(), doctor.folder_faults(Path())
+        if any(p.version is None and p.extra is None for p in packages):
+            raise ConfigError("\n".join(doctor.advice(packages, faults)))
+        rates = doctor.measure_engines(self.frames, Config()) if self.frames > 0 else {}
+        print(doctor.doctor_report(packages, doctor.describe_machine(), faults, rates))
+
+
+@dataclass(frozen=True)
 class Derive(Command):
     """Add derived streams to a store, so that pooled heads train faster."""
 
@@ -608,7 +626,7 @@ STAGE_ONE = _by_name(Sample, Extract, Info, Table, Verify, Repair, Pack, Unpack)
     "speed": Speed,
 }
 STAGE_TWO = _by_name(Train, Evaluate, Report, Sweep, Leaderboard, Predict, Finetune, Fuse, Export, Derive, Benchmark)
-COMMANDS = STAGE_ONE | STAGE_TWO
+COMMANDS = STAGE_ONE | STAGE_TWO | _by_name(Doctor)
 
 
 def _print_run(folder: Path) -> None:

@@ -21,7 +21,7 @@ from features._common.extras import require_package
 from features._common.types import Floats
 from features.config import Config
 from features.errors import ConfigError
-from stage2_temporal.data.examples import StoreExamples, load_examples
+from stage2_temporal.data.examples import StoreExamples, load_examples, read_windows
 from stage2_temporal.data.read_ahead import ReadAhead, shuffled_order
 
 Batch = dict[str, Any]  # windows, targets and groups
@@ -112,12 +112,6 @@ def input_streams(X: StoreExamples, config: Config, streams: Sequence[str] = ())
     return names
 
 
-def read_windows(X: StoreExamples, names: Sequence[str]) -> Any:
-    """The windows of a stream, or of several in a dictionary."""
-    windows = {name: X.stream(name) for name in names}
-    return windows if len(names) > 1 else windows[names[0]]
-
-
 def epoch_batches(
     X: StoreExamples, y: Floats, names: Sequence[str], batch: int, seed: int | None, epoch: int
 ) -> Iterator[Batch]:
@@ -125,12 +119,12 @@ def epoch_batches(
     order: NDArray[np.int64] = np.arange(len(X)) if seed is None else shuffled_order(len(X), seed, epoch)
     targets, groups = y.astype(np.float32), X.groups
     read_windows(X[order[:1]], names)  # whether frames fit into memory
-    ahead = None if X.source.fits_into_memory else ReadAhead(X, order, batch)
+    reader = None if X.source.fits_into_memory else ReadAhead(X, order, batch)
     try:
         for i in range(-(-len(X) // batch)):
             chosen = order[i * batch : (i + 1) * batch]
-            examples = X[chosen] if ahead is None else ahead.batch(i)
+            examples = X[chosen] if reader is None else reader.batch(i)
             yield {"windows": read_windows(examples, names), "targets": targets[chosen], "groups": groups[chosen]}
     finally:
-        if ahead is not None:
-            ahead.close()
+        if reader is not None:
+            reader.close()

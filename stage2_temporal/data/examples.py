@@ -306,6 +306,12 @@ def as_head_inputs(X: Any) -> HeadInputs:
     return X if isinstance(X, HeadInputs) else ArrayExamples(np.asarray(X))
 
 
+def read_windows(X: StoreExamples, names: Sequence[str]) -> Any:
+    """Read the windows (n, T, …) of a stream, or those of several in a dictionary."""
+    windows = {name: X.stream(name) for name in names}
+    return windows if len(names) > 1 else windows[names[0]]
+
+
 def load_examples(
     store: Path | str, config: Config | None = None, splits: Sequence[str] = ("train",)
 ) -> tuple[StoreExamples, Floats, NDArray[np.int64]]:

@@ -11,8 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from features._common.types import Floats
-from stage2_temporal.data.datasets import read_windows
-from stage2_temporal.data.examples import StoreExamples
+from stage2_temporal.data.examples import StoreExamples, read_windows
 
 
 class TorchWindows(Dataset):  # type: ignore[misc]

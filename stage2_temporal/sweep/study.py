@@ -95,8 +95,7 @@ class SweepStudy:
     def trials(self) -> float:
         """How many different settings to try; infinite if only time limits them."""
         counts = [space.trials for space in self.spaces]
-        asked = math.inf if None in counts else sum(filter(None, counts))
-        return self.plan.limit or asked
+        return self.plan.limit or (math.inf if None in counts else sum(filter(None, counts)))
 
     @cached_property
     def study(self) -> Any:
@@ -170,12 +169,13 @@ class SweepStudy:
                 if len(names.keys() | self.failed) >= self.trials or len(trials) >= self.trials + MAX_REPEATED:
                     return None
                 study.sampler = self._sampler(optuna, len(trials))
-                trial = self._begin(asked := study.ask())
-                if (twin := names.get(trial.name)) is None:
+                trial = self._begin(study.ask())
+                if (equal := names.get(trial.name)) is None:
                     return trial
                 # the same settings need no second training
-                state = failed if twin.state == running else twin.state
-                study.tell(asked, twin.value if state == optuna.trial.TrialState.COMPLETE else None, state)
+                state = failed if equal.state == running else equal.state
+                value = equal.value if state == optuna.trial.TrialState.COMPLETE else None
+                study.tell(trial.number, value, state)
 
     def _begin(self, trial: Any) -> SearchTrial:
         """Choose a trial's settings, unless they are chosen, and make it this process's."""

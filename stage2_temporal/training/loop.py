@@ -19,7 +19,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from features._common.console import logger
+from features._common.console import is_quiet, logger
 from features._common.types import Floats
 from features.config import TrainConfig
 from features.errors import FramebankError
@@ -196,8 +196,14 @@ class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         self.history: list[Epoch] = []
         self.weights: list[NDArray[np.float32]] | None = None
         self.best_epoch, self._lowest, self._lowest_epoch = 0, math.inf, 0
-        # `None` disables the bar where standard error is no terminal
-        self.bar = tqdm(total=config.epochs, desc="train", unit="epoch", file=sys.stderr, disable=None)
+        self.bar = tqdm(
+            total=config.epochs,
+            desc="train",
+            unit="epoch",
+            file=sys.stderr,
+            disable=is_quiet() or None,  # `None` disables the bar where standard error is no terminal
+            dynamic_ncols=True,
+        )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._started = time.monotonic()

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("optuna")
-
 from features._common.atomic import writer_name
 from features.config import Config, read_config
 from features.errors import BadInputs, ConfigError
+from features.store import Store
+from features.strict_model import read_toml
 from framebank.cli import main
 from stage2_temporal.runs.leaderboard import find_pruned
 from stage2_temporal.sweep.search import run_search
@@ -26,6 +26,8 @@ from stage2_temporal.sweep.spec import Sweep, search_spaces
 from stage2_temporal.sweep.study import SweepStudy, TrialRecord
 from tests.helpers import ROOT, write_store
 from tests.stage2_helpers import CLIP_LENGTH, drifting_clips
+
+pytest.importorskip("optuna")
 
 TASK = f"""
 [frames]
@@ -91,10 +93,7 @@ def study(*entries: dict[str, Any], **more: Any) -> SweepStudy:
 
 def records(folder: Path) -> list[TrialRecord]:
     """The trials of the folder's sweep."""
-    sweep = Sweep.model_validate(__import__("tomllib").loads((folder / "sweep.toml").read_text()))
-    base = read_config(folder / "task.toml")
-    from features.store import Store
-
+    sweep, base = read_toml(Sweep, folder / "sweep.toml"), read_config(folder / "task.toml")
     with Store(folder / "stores" / "task.h5") as opened:
         return SweepStudy(
             folder / "runs" / "s", sweep.sweep, search_spaces(sweep, base), base, opened.fingerprint
