@@ -9,6 +9,7 @@ from typing import Any
 
 from features._common.atomic import atomic_write
 from features._common.extras import require_package
+from features._common.plain_text import disarm_cell, rearm_cell
 from features.errors import ConfigError, DataError, StoreError
 from features.sequences import Camera, FrameSequence, Label
 from features.windows import target_value
@@ -85,6 +86,7 @@ def join_predictions(table: Any, run: Path) -> Any:
         raise DataError(f"{path}: not a CSV file", got=e, hint="framebank evaluate, which writes it again") from None
     if missing := [name for name in (*KEY, "split", "frame", *WINDOW_PARTS) if name not in predicted]:
         raise DataError(f"{path}: no column {', '.join(missing)}", hint="framebank evaluate, which writes it again")
+    predicted["sequence"] = predicted["sequence"].map(rearm_cell)
     stored = table[[*KEY, "frame"]].dropna().astype({"label": "int64", "frame": "int64"})
     if len(predicted.merge(stored)) != len(predicted):  # by all common columns
         raise StoreError(f"{run}: its predictions are for other labels than the store's", hint="--store of the run")
@@ -110,4 +112,6 @@ def write_table(path: Path, table: Any) -> None:
         if suffix == ".parquet":
             table.to_parquet(temporary, index=False)
         else:
-            table.to_csv(temporary, index=False)
+            table.rename(columns=disarm_cell).assign(sequence=table["sequence"].map(disarm_cell)).to_csv(
+                temporary, index=False
+            )

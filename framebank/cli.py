@@ -15,6 +15,7 @@ import tyro
 import framebank
 from features._common.cli import run_command
 from features._common.console import logger, set_verbosity
+from features._common.plain_text import printable_stdout
 from features.config import Config
 from features.errors import ConfigError
 from features.strict_model import did_you_mean
@@ -56,7 +57,10 @@ def _run(name: str, arguments: list[str], commands: Mapping[str, type[Command]],
         arguments = list(command.with_defaults(arguments))
         started = time.perf_counter()
         logger.debug(f"framebank {framebank.__version__} in {Path.cwd()}: {' '.join([name, *arguments])}")
-        parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")()
+        options = parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")
+        options.delete_leftovers()
+        with printable_stdout():
+            options()
         logger.debug(f"{name}: done after {time.perf_counter() - started:.1f} s")
     else:
         what, known = f"no such command: {name}{did_you_mean(name, commands)}", ", ".join(commands)

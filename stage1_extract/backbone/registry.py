@@ -16,6 +16,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from features._common.model_file import check_weights, read_model_config
+from features._common.plain_text import one_line
 from features.config import BackboneConfig, FramesConfig
 from features.errors import ConfigError, DataError
 from features.plugins import BACKBONES, load_plugin, plugin_error, plugin_names
@@ -92,10 +94,13 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
         raise DataError(f"{path}: no such weights file", hint=hint)
     try:
         if path.suffix == ".keras":
-            model.set_weights(keras.models.load_model(path, compile=False, safe_mode=True).get_weights())
+            read_model_config(path)
         else:
-            model.load_weights(path)
-    except (ValueError, OSError, KeyError, TypeError) as e:
+            check_weights(path, path.stat().st_size)
+        model.load_weights(path)  # of a .keras file, too, only the weights are read; nothing is built
+    except MemoryError:
+        raise
+    except Exception as e:  # Keras and h5py raise what they happen to on a file that is none
         raise DataError(f"{path}: not the weights of {name} ({_one_line(e)})", hint=hint) from None
 
 
@@ -109,4 +114,4 @@ def weights_digest(model: keras.Model) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    return one_line(" ".join(str(error).split())[:300])

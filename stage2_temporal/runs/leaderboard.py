@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 
+from features._common.atomic import sweep
 from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError
 from stage2_temporal.data.splits import STORED_VALIDATION
@@ -116,6 +117,7 @@ def find_pruned(root: Path) -> tuple[list[PrunedRun], list[str]]:
 
 
 def _read_all(root: Path, file_name: str, read: Callable[[Path], Found]) -> tuple[list[Found], list[str]]:
+    sweep(root, *(path for path in root.glob("[!.]*") if path.is_dir()))
     runs, errors = [], []
     for path in sorted(file.parent for pattern in ("*", "*/*") for file in root.glob(f"{pattern}/{file_name}")):
         if any(part.startswith(".") for part in path.relative_to(root).parts):

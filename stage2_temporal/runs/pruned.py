@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from features._common.folders import atomic_folder
 from features.config import Config, read_run_config
 from features.errors import DataError
 from stage2_temporal.evaluation.tusimple import first_fault
-from stage2_temporal.runs.folder import atomic_folder
 
 PRUNED_FILE = "pruned.json"
 

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from features._common.console import progress_bar
+from features._common.leftovers import sweep_leftovers
 from features.config import Config
 from features.errors import BadInputs
 from features.store import Store
+from stage2_temporal.data.derived_streams import try_derive_streams
 from stage2_temporal.data.task import check_recipe, read_task
 from stage2_temporal.runs.folder import RUNS
 from stage2_temporal.runs.leaderboard import describe_best, read_run
@@ -20,7 +22,6 @@ from stage2_temporal.sweep.runner import (
     Call,
     SweepResult,
     check_entries,
-    prepare_folder,
     report_best,
     train_here,
     train_on_cluster,
@@ -53,7 +54,9 @@ def run_search(
             raise BadInputs("a search needs validation examples", [], hint="folds = 3 under [sweep]")
         study = SweepStudy(folder, plan, spaces, base, opened.fingerprint)
         _ = study.study  # refuses one of other settings
-        prepare_folder(folder, store, streams)
+        sweep_leftovers(folder)
+        if streams:
+            try_derive_streams(store, streams)  # all in one pass, before the workers need them one by one
         try:
             failed = _train_trials(study, store)
         finally:

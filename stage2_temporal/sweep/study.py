@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from features._common.atomic import exclusive_write_lock, writer_has_ended, writer_name
+from features._common.atomic import exclusive_write_lock
 from features._common.extras import require_package
+from features._common.leftovers import writer_has_ended, writer_name
 from features.config import Config
 from features.errors import ConfigError
 from stage2_temporal.report.search_plots import SearchedSetting

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from features._common.atomic import writer_name
+from features._common.leftovers import writer_name
 from features.config import Config, read_config
 from features.errors import BadInputs, ConfigError
 from features.store import Store
