@@ -10,7 +10,7 @@ Both give dictionaries with the same three entries:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +54,33 @@ def tf_dataset(
 
     config = config or Config()
     X, y, _ = load_examples(store, config, splits)
-    names, seed, epoch = input_streams(X, config, streams), config.train.seed if shuffle else None, -1
-    types = {name: X.stream(name, X.examples.rows[:1]).dtype for name in names}
-    windows = {name: tf.TensorSpec((None, *X.window(name)), types[name]) for name in names}
-    signature = {
-        "windows": windows if len(names) > 1 else windows[names[0]],
+    names, batch, epoch = input_streams(X, config, streams), config.train.batch, -1
+    types = {name: X.stream(name, X.examples.rows[:1]).dtype for name in names}  # into memory, if all fit
+    specs = {
+        "windows": _single({name: tf.TensorSpec((None, *X.window(name)), types[name]) for name in names}),
         "targets": tf.TensorSpec((None, y.shape[1]), tf.float32),
         "groups": tf.TensorSpec((None,), tf.int64),
     }
+    in_memory, source_rows = X.source.fits_into_memory, X.source.rows
 
-    def batches() -> Iterator[Batch]:
+    def read(examples: StoreExamples) -> Any:
+        return np.searchsorted(source_rows, examples.examples.rows) if in_memory else read_windows(examples, names)
+
+    def next_epoch() -> Iterator[Batch]:
         nonlocal epoch
         epoch += 1
-        yield from epoch_batches(X, y, names, config.train.batch, seed, epoch)
+        yield from epoch_batches(X, y, read, batch, config.train.seed if shuffle else None, epoch)
 
-    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
-    return dataset.apply(tf.data.experimental.assert_cardinality(-(-len(X) // config.train.batch))).prefetch(2)
+    if not in_memory:
+        dataset = tf.data.Dataset.from_generator(next_epoch, output_signature=specs)
+    else:  # TensorFlow gathers the windows itself, which saves two copies of each
+        frames = {name: tf.constant(X.source.windows(name, source_rows)) for name in names}
+        X.source.release_frames()
+        indices = specs | {"windows": tf.TensorSpec((None, X.examples.rows.shape[1]), tf.int64)}
+        dataset = tf.data.Dataset.from_generator(next_epoch, output_signature=indices).map(
+            lambda part: part | {"windows": _single({n: tf.gather(v, part["windows"]) for n, v in frames.items()})}
+        )
+    return dataset.apply(tf.data.experimental.assert_cardinality(-(-len(X) // batch))).prefetch(2)
 
 
 def torch_dataset(
@@ -112,19 +123,26 @@ def input_streams(X: StoreExamples, config: Config, streams: Sequence[str] = ())
     return names
 
 
+def _single(streams: dict[str, Any]) -> Any:
+    """The only one of some streams, or all of them."""
+    return streams if len(streams) > 1 else next(iter(streams.values()))
+
+
 def epoch_batches(
-    X: StoreExamples, y: Floats, names: Sequence[str], batch: int, seed: int | None, epoch: int
+    X: StoreExamples, y: Floats, read: Callable[[StoreExamples], Any], batch: int, seed: int | None, epoch: int
 ) -> Iterator[Batch]:
-    """Yield an epoch's batches, shuffled unless `seed` is None; reads ahead where frames do not fit into memory."""
+    """Yield an epoch's batches, shuffled unless `seed` is None; reads ahead where frames do not fit into memory.
+
+    `read` makes the windows of a batch's examples.
+    """
     order: NDArray[np.int64] = np.arange(len(X)) if seed is None else shuffled_order(len(X), seed, epoch)
     targets, groups = y.astype(np.float32), X.groups
-    read_windows(X[order[:1]], names)  # whether frames fit into memory
     reader = None if X.source.fits_into_memory else ReadAhead(X, order, batch)
     try:
         for i in range(-(-len(X) // batch)):
             chosen = order[i * batch : (i + 1) * batch]
             examples = X[chosen] if reader is None else reader.batch(i)
-            yield {"windows": read_windows(examples, names), "targets": targets[chosen], "groups": groups[chosen]}
+            yield {"windows": read(examples), "targets": targets[chosen], "groups": groups[chosen]}
     finally:
         if reader is not None:
             reader.close()

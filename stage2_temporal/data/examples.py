@@ -87,6 +87,10 @@ class StoreSource:
         source._frames = dict(self._frames)
         return source
 
+    def release_frames(self) -> None:
+        """Forget the frames in memory; the next read fetches them again."""
+        self._frames = {}
+
     def windows(self, stream: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Read windows of a stream, rows (n, T) → (n, T, …) in the stored type; a StoreError if a frame is unreadable.
 

@@ -97,6 +97,8 @@ def _reporter(study: SweepStudy, trial: SearchTrial, task: Task) -> keras.callba
 
     def report(epoch: int, logs: dict[str, Any]) -> None:
         nonlocal best
+        if constant == 0:  # there is no skill to report
+            return
         best = max(best, 1 - logs["val_rmse"] ** 2 / constant)
         if epoch + 1 not in reported:
             handle.report(best, epoch + 1)
