@@ -113,7 +113,8 @@ docs: $(READY)  ## build the documentation into site/
 
 lock: $(READY)  ## pin the newest version of everything that pyproject.toml admits
 	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --extra cpu --extra cluster --extra dev --extra docs --extra export --upgrade \
+	  --extra cpu --extra cluster --extra dev --extra docs --extra export --extra search --extra tables --extra track \
+	  --upgrade \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.lock
 
 clean:  ## remove .venv, site/ and caches; data/, stores/ and runs/ stay

@@ -222,8 +222,18 @@ class TrainConfig(StrictModel):
     """Precision of large matrix products; bfloat16 is for processors with avx512_bf16 or amx."""
     memory_gb: float = Field(4.0, gt=0)
     """Gigabytes for features in memory; if they need more, they are read part by part, with the same results."""
+
+
+class TrackConfig(StrictModel):
     tensorboard: bool = False
-    """Whether to write TensorBoard logs into the run's folder."""
+    """Whether to write TensorBoard's logs into the run's folder: settings, epochs, and the final table."""
+    mlflow: bool = False
+    """Whether to record each finished run in MLflow: settings, epochs, final scores, report and model."""
+    address: str | None = None
+    """Address of an MLflow tracking server, such as http://HOST:5000. Unset: the folder `mlruns` in the current
+    one, and nothing is sent anywhere."""
+    experiment: str = "framebank"
+    """Name of the MLflow experiment."""
 
 
 class FinetuneConfig(StrictModel):
@@ -267,6 +277,7 @@ class Config(StrictModel):
     window: WindowConfig = WindowConfig()
     head: AnyHeadConfig = PooledLSTMConfig()
     train: TrainConfig = TrainConfig()
+    track: TrackConfig = TrackConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     # runs that `train` makes and compares: a `label`, and settings by their full names that differ from this config's
     compare: tuple[dict[str, Any], ...] = Field((), exclude=True)

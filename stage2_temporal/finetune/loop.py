@@ -16,7 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from features._common.console import logger
+from features._common.console import is_quiet, logger
 from features._common.types import Floats
 from features.config import Config, FinetuneConfig
 from features.errors import FramebankError, StoreError
@@ -199,7 +199,7 @@ class FinetuneJob:
         started, batches = time.monotonic(), self._train_batches(epoch)
         seed_dropout(self.model, self._config.train.seed, epoch)
         with (
-            tqdm(total=len(batches), desc=f"epoch {epoch}", leave=False, disable=None) as bar,
+            tqdm(total=len(batches), desc=f"epoch {epoch}", leave=False, disable=is_quiet() or None) as bar,
             reading_errors(batches),
         ):
             callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
