@@ -21,6 +21,7 @@ from features.verification import Damage
 from stage1_extract.plan import complete_sequences
 
 if TYPE_CHECKING:
+    from stage1_extract.backbone.onnx_trunk import OnnxTrunk
     from stage1_extract.backbone.trunk import Trunk
 
 
@@ -72,12 +73,10 @@ class TrunkInfo:
     facts: Mapping[str, Any]
 
     @classmethod
-    def from_trunk(cls, trunk: Trunk, config: Config, request: str) -> TrunkInfo:
+    def from_trunk(cls, trunk: Trunk | OnnxTrunk, config: Config, request: str) -> TrunkInfo:
         """Describe a trunk that is loaded."""
         facts = {
-            "parameters": trunk.model.count_params(),
-            "cut": trunk.cut.description,
-            "backbone_layers": len(trunk.backbone.model.layers),
+            **trunk.facts,
             "request": request,
             "asked": config.backbone.model_dump(include={"unfreeze", "cut", "top"}),
         }

@@ -21,6 +21,7 @@ from joblib import cpu_count
 from features._common.atomic import abandoned_files, exclusive_write_lock
 from features._common.cluster import Cluster, connect
 from features._common.console import logger, progress_bar, quiet_imports
+from features.backbone_names import ONNX, is_onnx
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
 from features.frame_files import shard_folder
@@ -139,9 +140,9 @@ def _extract(
         trunk = cluster.call("load trunk", load_trunk, config, request)
     elif trunk is None:
         with quiet_imports():
-            from stage1_extract.backbone.trunk import build_trunk
+            from stage1_extract.backbone.onnx_trunk import any_trunk
             from stage1_extract.engines.engine import Engine
-        engine = engine or Engine(build_trunk(config), config.extract.batch, config.extract.engine)
+        engine = engine or Engine(any_trunk(config), config.extract.batch, config.extract.engine)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
     if hides_frames and damage is not None:
         existing = salvage(store, damage, sequences, trunk.recipe)
@@ -348,8 +349,13 @@ def request_digest(config: Config) -> str:
     weights = Path(config.backbone.weights)
     settings = config.model_dump(mode="json", include={"frames", "backbone"})
     del settings["backbone"]["taps"], settings["backbone"]["tap_pooling"]  # each tap's stream has its own origin
+    for name in ("mean", "deviation", "layout"):  # older stores do not state their absence
+        if settings["backbone"][name] is None:
+            del settings["backbone"][name]
     if weights.is_file():
         settings["backbone"]["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if is_onnx(config.backbone.name) and (file := Path(config.backbone.name.removeprefix(ONNX)).expanduser()).is_file():
+        settings["backbone"]["name"] = hashlib.sha256(file.read_bytes()).hexdigest()
     extract: list[str] = [config.extract.precision, config.extract.dtype]
     if (grid := config.extract.grid(APPEARANCE)) is not None:  # older stores do not state its absence
         extract.append(f"grid {grid}")

@@ -16,11 +16,15 @@ from typing import Any
 import keras
 import numpy as np
 
+from features.backbone_names import HUB
 from features.config import BackboneConfig, FramesConfig
 from features.errors import ConfigError, DataError
 from features.plugins import BACKBONES, load_plugin, plugin_error, plugin_names
 from features.strict_model import did_you_mean
-from stage1_extract.backbone.efficientnet_lite import EfficientNetLite0
+from stage1_extract.backbone import efficientnet_lite
+from stage1_extract.backbone.efficientnet_lite import VARIANTS
+from stage1_extract.backbone.hub import hub_backbone
+from stage1_extract.backbone.safetensors_file import load_safetensors
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ def load_backbone(backbone: BackboneConfig, frames: FramesConfig) -> LoadedBackb
 
 def find_backbone(name: str) -> tuple[Callable[..., keras.Model], Callable[[Any], Any]]:
     """Find the function that builds a backbone, and its preprocess_input; a ConfigError lists all if it is unknown."""
-    functions = {**vars(keras.applications), "EfficientNetLite0": EfficientNetLite0}
+    if name.startswith(HUB):
+        return hub_backbone(name.removeprefix(HUB))
+    functions = {**vars(keras.applications), **{name: getattr(efficientnet_lite, name) for name in VARIANTS}}
     built_in = {n: f for n, f in functions.items() if n[:1].isupper() and inspect.isfunction(f)}
     build = built_in.get(name) or load_plugin(BACKBONES, name)
     if build is None:
@@ -93,6 +99,8 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
     try:
         if path.suffix == ".keras":
             model.set_weights(keras.models.load_model(path, compile=False, safe_mode=True).get_weights())
+        elif path.suffix == ".safetensors":
+            load_safetensors(model, path)
         else:
             model.load_weights(path)
     except (ValueError, OSError, KeyError, TypeError) as e:

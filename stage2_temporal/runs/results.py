@@ -28,6 +28,7 @@ from stage2_temporal.evaluation.uncertainty import UNLIKE_TRAINING, UncertainPre
 
 VERDICT_SPLITS = ("test", "validation", STORED_VALIDATION, "train")  # the verdict is about the first that has labels
 WINDOW_COLUMNS = ("label", "frame", "first", "stride", "length")  # columns of predictions.csv
+OCCLUSION = "occlusion.json"
 RETRAIN = "train again with framebank train"
 JsonModel = TypeVar("JsonModel", bound=BaseModel)
 
@@ -138,6 +139,19 @@ class FinetuneMetrics(Part):
     splits: dict[str, FinetunedSplit]
 
 
+class Occlusion(Part):
+    """occlusion.json: how much each cell of the maps counts, see `heads.occlusion`."""
+
+    examples: int  # how many the mean is over
+    mean: list[list[float]]  # rows of cells, from the top
+    clips: dict[str, list[list[float]]]  # the same for single examples, by `occlusion_key`
+
+
+def occlusion_key(example: PredictedExample) -> str:
+    """What identifies an example in occlusion.json."""
+    return f"{example.sequence}/{example.label}"
+
+
 @dataclass(frozen=True)
 class PredictedExample:
     """A row of predictions.csv; NaN is unknown."""
@@ -183,6 +197,7 @@ class Results:
     examples: tuple[PredictedExample, ...]
     finetune_metrics: FinetuneMetrics | None = None
     finetune_history: tuple[Epoch, ...] = ()
+    occlusion: Occlusion | None = None
 
     @property
     def splits(self) -> list[str]:
@@ -232,6 +247,7 @@ def read_results(run: Path) -> Results:
         examples=read_predictions(run / "predictions.csv", metrics.target),
         finetune_metrics=_read_json(run / "finetune.json", FinetuneMetrics) if finetuned else None,
         finetune_history=read_history(run / "finetune.csv", RETRAIN) if finetuned else (),
+        occlusion=_read_json(run / OCCLUSION, Occlusion) if (run / OCCLUSION).is_file() else None,
     )
 
 
