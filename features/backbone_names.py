@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePath
+from pathlib import Path
 
 ONNX, HUB, IMPORTED = "onnx:", "hub:", "import:"
 
@@ -22,6 +22,11 @@ def is_onnx(backbone: str) -> bool:
     return backbone.startswith(ONNX)
 
 
+def onnx_file(backbone: str) -> Path | None:
+    """The file of a backbone that is an ONNX file."""
+    return Path(backbone.removeprefix(ONNX)).expanduser() if is_onnx(backbone) else None
+
+
 def recipe_name(backbone: str) -> str:
     """A backbone's name in recipes: of a file or folder without the folders that it lies in, which decide nothing.
 
@@ -30,7 +35,7 @@ def recipe_name(backbone: str) -> str:
     """
     for prefix in (ONNX, HUB):
         if backbone.startswith(prefix):
-            return prefix + PurePath(backbone.removeprefix(prefix)).name
+            return prefix + Path(backbone.removeprefix(prefix)).name
     return backbone
 
 

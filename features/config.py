@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, PositiveFloat
 
 from features.backbone_names import stream_of_tap
 from features.head_config import AnyHeadConfig, PooledLSTMConfig
+from features.limits import NETWORK_PIXELS, VIDEO_FRAMES, WINDOW_FRAMES
 from features.plugins import DATASETS, plugin_names
 from features.streams import APPEARANCE, NAMED_TARGETS, PAIR_STREAMS
 from features.strict_model import DROP_UNKNOWN_KEYS, StrictModel, did_you_mean, read_toml
@@ -42,9 +43,9 @@ class DataConfig(StrictModel):
     `ego_speed`, or names of label columns."""
     also: tuple[str, ...] = ()
     """More targets: `train` makes a run for each, unless a run's name or a target is given on the command line."""
-    fps: float = Field(20.0, gt=0)
+    fps: float = Field(20.0, ge=1e-6, le=1e6)
     """Frames per second, for data sets whose files do not state it (videos do)."""
-    frames: int | None = Field(None, gt=0)
+    frames: int | None = Field(None, gt=0, le=VIDEO_FRAMES)
     """Number of frames that every clip must have (001.jpg … N.jpg); unset: any number, without gaps."""
     label_frame: int | None = Field(None, gt=0)
     """Number, counted from 1, of the frame that a clip's label describes; unset: the last frame."""
@@ -72,9 +73,9 @@ class DataConfig(StrictModel):
 
 
 class FramesConfig(StrictModel):
-    width: int = Field(320, gt=0)
+    width: int = Field(320, gt=0, le=NETWORK_PIXELS)
     """Width of the network's input in pixels."""
-    height: int = Field(180, gt=0)
+    height: int = Field(180, gt=0, le=NETWORK_PIXELS)
     """Height of the network's input in pixels."""
     interpolation: Literal["cubic", "area"] = "area"
     """OpenCV's interpolation for resizing: `area` avoids aliasing, `cubic` reproduces the published model."""
@@ -181,7 +182,7 @@ class ComputeConfig(StrictModel):
 
 
 class WindowConfig(StrictModel):
-    length: int = Field(8, gt=0)
+    length: int = Field(8, gt=0, le=WINDOW_FRAMES)
     """Frames per window."""
     stride: int = Field(1, gt=0)
     """Step between a window's frames; 2 takes every second frame."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import io
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.atomic import NO_LOCKS, SECONDS_PER_DAY
+from features._common.atomic import NO_LOCKS
+from features._common.leftovers import SECONDS_PER_DAY
 from features._common.strict_json import parse_json
 from features.bit_errors import corrected_chunk
 from features.errors import DamagedStoreError, DataError, StoreError
@@ -34,6 +36,10 @@ DAMAGE = (  # what h5py, numpy and json raise for it
     *(OSError, LookupError, ValueError, TypeError, RuntimeError),
     *(ArithmeticError, AttributeError, MemoryError),
 )
+NOT_DAMAGE = (  # the machine refuses to read
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+)
 FOREIGN = "use another copy, or move it away and run framebank extract again"
 
 
@@ -43,20 +49,25 @@ class ErrorTolerantFile(io.FileIO):
     HDF5 itself must not see the error: it crashes the process if its last flush fails, e.g. on a full disk.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check_interrupt: Callable[[], None] = lambda: None) -> None:
+        """Create the file; `check` also calls `check_interrupt`, since Ctrl-C must not be raised in a callback."""
         super().__init__(path, "x+")
-        self._path = path
+        self._path, self._check_interrupt = path, check_interrupt
         self._error: OSError | None = None
 
     def check(self) -> None:
         """Raise the first error that occurred, if any."""
+        self._check_interrupt()
         if self._error is not None:
             raise OSError(self._error.errno, self._error.strerror, str(self._path))
 
     def readinto(self, buffer: Any) -> int:
         """Fill the whole buffer; bytes that were never written are zeros."""
         view = memoryview(buffer).cast("B")
-        count = super().readinto(view)
+        try:
+            count = super().readinto(view)
+        except OSError as e:
+            self._error, count = self._error or e, 0
         view[count:] = bytes(len(view) - count)
         return len(view)
 
@@ -343,10 +354,20 @@ def damage_as_store_error(path: Path) -> Iterator[None]:
     """Turn what is raised for damaged bytes into a StoreError that says how to repair them."""
     try:
         yield
-    except PermissionError:
-        raise
     except DAMAGE as e:
+        _raise_refusal(e, path)
         hint = f"framebank verify --store {path}, then repair; or move it away and run framebank extract again"
-        if not h5py.is_hdf5(path):
+        try:
+            is_hdf5 = h5py.is_hdf5(path)
+        except OSError as error:
+            _raise_refusal(error, path)
+            is_hdf5 = False
+        if not is_hdf5:
             hint = "--store FILE.h5; or, if this was a store, move it away and run framebank extract again"
         raise DamagedStoreError(f"{path}: damaged, or not a store ({e})", hint=hint) from None
+
+
+def _raise_refusal(error: Exception, path: Path) -> None:
+    """Raise an error that tells nothing of the bytes, since the machine has not read them."""
+    if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None

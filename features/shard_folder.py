@@ -6,11 +6,13 @@ read its shards to the end. HDF5 locks the files that it reads, which shows whet
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from features._common.atomic import exclusive_write_lock, sweep
 from features.errors import DamagedStoreError, StoreError
 from features.frame_files import shard_folder, shard_names
 from features.hdf5 import damage_as_store_error, is_open_elsewhere, open_file
@@ -34,14 +36,30 @@ def keep_replaced_index(store: Path) -> None:
         shutil.copyfile(store, kept)
 
 
+def sweep_store(store: Path) -> None:
+    """Delete what killed commands have left beside a store and among its shards; a reader may call it."""
+    folder = shard_folder(store)
+    sweep(store.parent, folder)
+    with contextlib.suppress(OSError, StoreError):
+        if any(index.samefile(store) for index in folder.glob(f"{REPLACED}*.h5")):
+            with exclusive_write_lock(store):
+                forget_kept_index(store)
+
+
+def forget_kept_index(store: Path) -> None:
+    """Delete the copy of an index that has not been replaced after all. The caller holds the store's lock."""
+    for index in shard_folder(store).glob(f"{REPLACED}*.h5"):
+        if store.exists() and index.samefile(store):
+            index.unlink()
+
+
 def delete_replaced_shards(store: Path) -> None:
     """Delete the shards that only replaced indexes without readers refer to. The caller holds the store's lock."""
     folder = shard_folder(store)
     unused: set[str] = set()
+    forget_kept_index(store)
     for index in folder.glob(f"{REPLACED}*.h5"):
-        if store.exists() and index.samefile(store):  # killed before it was replaced
-            index.unlink()
-        elif not is_open_elsewhere(index):
+        if not is_open_elsewhere(index):
             unused |= _shards_of(index)
             index.unlink()
     _delete(folder, unused - used_shards(store))

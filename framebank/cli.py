@@ -11,6 +11,7 @@ import tyro
 
 import framebank
 from features._common.cli import run_command
+from features._common.plain_text import printable_stdout
 from features.config import Config
 from features.errors import ConfigError
 from features.strict_model import did_you_mean
@@ -47,7 +48,10 @@ def _run(name: str, arguments: list[str], commands: Mapping[str, type[Command]],
     elif name in commands:
         command = commands[name]
         arguments = list(command.with_defaults(arguments))
-        parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")()
+        options = parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")
+        options.delete_leftovers()
+        with printable_stdout():
+            options()
     else:
         what, known = f"no such command: {name}{did_you_mean(name, commands)}", ", ".join(commands)
         raise ConfigError(what, expected=f"one of {known}", hint=f"{prog} --help")

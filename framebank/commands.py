@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from features._common.atomic import exclusive_write_lock
+from features._common.atomic import exclusive_write_lock, sweep
 from features._common.console import logger, progress_bar, quiet_imports
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.head_config import list_heads
+from features.shard_folder import sweep_store
 from features.store import Store
 from features.strict_model import read_toml
 from features.verification import TOLERATED, Damage, find_damage
@@ -59,6 +60,12 @@ class StoreCommand(Command):
         if self.config is None:
             raise ConfigError("which store?", hint="--config FILE or --store FILE")
         return Path("stores") / f"{self.config.stem}.h5"
+
+    def delete_leftovers(self) -> None:
+        if self.store is not None or self.config is not None:
+            sweep_store(self.store_path)
+        if (settings := getattr(self, "settings", None)) is not None:
+            sweep(Path(settings.data.path).parent)  # where the sample set is rendered
 
 
 @dataclass(frozen=True)
@@ -337,8 +344,9 @@ class RunCommand(Command):
         from stage2_temporal.runs.results import read_metrics
 
         folder = workflows.run_folder(self.run)
-        path = Path(read_metrics(folder).store.path)
-        with Store(self.store or path) as store:
+        path = self.store or Path(read_metrics(folder).store.path)
+        sweep_store(path)
+        with Store(path) as store:
             self.run_with(folder, store)
 
     def run_with(self, folder: Path, store: Store) -> None:
@@ -582,6 +590,9 @@ class Derive(Command):
     """The store, an HDF5 file."""
     stream: Annotated[Words, tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(required)")]
     """Names of the streams, such as pooled, grid3x4, change3x4, change3x4lag2, pca64 or motion.grid3x4."""
+
+    def delete_leftovers(self) -> None:
+        sweep_store(self.store)
 
     def __call__(self) -> None:
         names = list(chain(*self.stream))

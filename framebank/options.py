@@ -27,6 +27,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from features._common.atomic import sweep
 from features._common.console import logger
 from features.config import CONFIG_SECTIONS, Config, read_config
 from features.errors import ConfigError
@@ -36,6 +37,7 @@ from framebank.workflows import expand
 
 Settings = Annotated[Config, tyro.conf.arg(name="")]  # flags are --section.key, without a prefix for the field
 AnyCommand = TypeVar("AnyCommand", bound="Command")
+OUTPUTS = ("output", "overlay", "report")  # names of options that are files to write
 MARKERS = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)
 
 
@@ -48,6 +50,10 @@ class Command:
     def __call__(self) -> None:
         """Run the command."""
         raise NotImplementedError
+
+    def delete_leftovers(self) -> None:
+        """Delete what killed commands have left in the folders that the options name."""
+        sweep(*(path.parent for name in OUTPUTS if isinstance(path := getattr(self, name, None), Path)))
 
     @classmethod
     def with_defaults(cls, arguments: Sequence[str]) -> Sequence[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from features._common.atomic import sweep
 from features._common.console import logger, quiet_imports
 from features.config import Config
 from features.errors import BadInputs, ConfigError, DataError
@@ -117,8 +118,9 @@ def train(config: Config, store: Path | str, run: str | None = None) -> list[Pat
 def train_runs(config: Config, store: Path, run: str | None, *, stem: str) -> Iterator[tuple[Path, bool]]:
     """Like `train`, but yield each run's folder, named after `stem`, and whether it existed."""
     from stage2_temporal.data.task import check_recipe, read_task, store_origin
-    from stage2_temporal.runs.folder import choose_run_folder
+    from stage2_temporal.runs.folder import RUNS, choose_run_folder, run_path
 
+    sweep(RUNS if run is None else run_path(run).parent)
     with Store(store) as opened:
         check_recipe(config, opened)
         for task_config in compared_configs(config, single=run is not None):
@@ -249,6 +251,7 @@ def run_folder(run: Path | str) -> Path:
     from stage2_temporal.runs.results import read_metrics
 
     folder = run_path(expand(run))
+    sweep(folder.parent, folder, folder / "export", folder / "predicted")
     read_metrics(folder)
     return folder
 

@@ -21,14 +21,16 @@ from features.shard_folder import used_shards
 from features.shards import shard_ranges
 from features.store_tables import StreamInfo
 from features.verification import Damage
+from stage1_extract.backends import FRAMES_PER_SHARD
 from stage1_extract.cluster_tasks import SECONDS_PER_TASK, SMALLEST_TASK
 from stage1_extract.datasets.clip import Catalogue
-from stage1_extract.existing_store import ExistingStore, TrunkInfo
-from stage1_extract.extract import FRAMES_PER_SHARD, request_digest, required_bytes
+from stage1_extract.existing_store import ExistingStore, TrunkInfo, request_digest
+from stage1_extract.extract import required_bytes
 from stage1_extract.frame_pairs import stream_info
 from stage1_extract.group_extraction import measured_rate
 from stage1_extract.new_shards import NewShards
-from stage1_extract.plan import missing_frames, plan_extraction
+from stage1_extract.plan import missing_frames
+from stage1_extract.store_update import plan_update
 
 if TYPE_CHECKING:
     from stage1_extract.engines.engine import Engine
@@ -76,22 +78,17 @@ def estimate_extraction(
     streams = dict(trunk.streams) | {name: stream_info(name, sequences) for name in config.extract.pair_streams}
     shards = NewShards(shard_folder(store), trunk.recipe, used_shards(store))
     finished = list(_readable_ranges(shards))
-    stored = {
-        name: [r for r in [*finished, *existing.ranges.get(name, ())] if r.streams.get(name) == info.fingerprint]
-        for name, info in streams.items()
-    }
-    frames, on_cluster = sum(s.length for s in sequences), config.compute.backend == "dask"
-    packed = (
-        existing.is_packed and frames * sum(i.frame_bytes for i in streams.values()) <= config.extract.packed_gb * 1e9
-    )
-    groups = plan_extraction(sequences, stored, config.extract.shard or FRAMES_PER_SHARD)
+    plan = plan_update(config, sequences, streams, existing, finished, (), FRAMES_PER_SHARD)
+    frames = sum(s.length for s in sequences)
+    groups, on_cluster = plan.groups, config.compute.backend == "dask"
     rate = 0.0
     if groups:
         cv2.setNumThreads(1)
         vehicles = set(clips) if config.extract.tracks else ()
         rate = measured_rate(config, clips, groups[0], engine, vehicles)
     if on_cluster and rate and not config.extract.shard:
-        groups = plan_extraction(sequences, stored, max(SMALLEST_TASK, ceil(rate * SECONDS_PER_TASK)))
+        task = max(SMALLEST_TASK, ceil(rate * SECONDS_PER_TASK))
+        groups = plan_update(config, sequences, streams, existing, finished, (), task).groups
     existing_folder = next(p for p in store.absolute().parents if p.exists())
     return ExtractionEstimate(
         frames=frames,
@@ -99,8 +96,8 @@ def estimate_extraction(
         missing={name: missing_frames(groups, name) for name in streams},
         streams=streams,
         shards=sum(len(group.streams) for group in groups),
-        packed=packed,
-        required=required_bytes(groups, frames, streams, packed) if groups else 0,
+        packed=plan.packed,
+        required=required_bytes(groups, frames, streams, plan.packed) if groups else 0,
         free=shutil.disk_usage(existing_folder).free,
         rate=rate,
         workers=max(1, config.compute.workers) if on_cluster else 1,

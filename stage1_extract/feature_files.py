@@ -21,7 +21,7 @@ from features.errors import ConfigError, DataError
 from features.hdf5 import open_arrays
 
 NPY, HDF5, PARQUET = (".npy",), (".h5", ".hdf5", ".hdf"), (".parquet", ".pq")
-FORMATS = (*NPY, *HDF5, *PARQUET)
+FEATURE_FORMATS = (*NPY, *HDF5, *PARQUET)
 MAX_FRAME_BYTES = 1 << 28  # of one frame's features
 MAX_ROW_GROUP = 1 << 31  # bytes of a part of a parquet file that is read at once
 INDEX_COLUMNS = ("sequence", "frame")  # of a parquet file; all other columns of numbers are features
@@ -49,7 +49,9 @@ def open_features(path: Path) -> Iterator[Mapping[str, Rows]]:
     elif path.suffix in PARQUET:
         yield _parquet_rows(path)
     else:
-        raise DataError(f"{path}: not a file of features", expected=f"one of {', '.join(FORMATS)}", got=path.suffix)
+        raise DataError(
+            f"{path}: not a file of features", expected=f"one of {', '.join(FEATURE_FORMATS)}", got=path.suffix
+        )
 
 
 def _memory_map(path: Path) -> Rows:

@@ -40,10 +40,10 @@ from features.streams import APPEARANCE
 from features.strict_model import did_you_mean
 from stage1_extract.datasets.clip import add_fault
 from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
-from stage1_extract.feature_files import FORMATS, Rows, open_features
+from stage1_extract.feature_files import FEATURE_FORMATS, Rows, open_features
 
-SHARD_BYTES = 1 << 28
-FRAMES_PER_READ = 256
+BYTES_PER_SHARD = 1 << 28
+ROWS_PER_READ = 256
 UNKNOWN_SIZE = (16, 9)  # of frames that nobody has: their shape in the report
 RESERVED = ("sequence", "split", "frame", "fps", "first", "length")
 
@@ -116,10 +116,12 @@ class _FeatureFiles:
         self._arrays: dict[Path, Mapping[str, Rows]] = {}
         self.by_sequence: dict[str, Path] = {}
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix in FORMATS and p.is_file())
-            self.by_sequence = {p.relative_to(path).with_suffix("").as_posix(): p for p in found}
-            if not found:
-                raise DataError(f"{path}: no file of features in this folder", expected=f"e.g. NAME{FORMATS[0]}")
+            listed = sorted(p for p in path.rglob("*") if p.suffix in FEATURE_FORMATS and p.is_file())
+            self.by_sequence = {p.relative_to(path).with_suffix("").as_posix(): p for p in listed}
+            if not listed:
+                raise DataError(
+                    f"{path}: no file of features in this folder", expected=f"e.g. NAME{FEATURE_FORMATS[0]}"
+                )
 
     def locate(self, sequence: str) -> tuple[Path, str, Rows]:
         """The file, the array's name and the array of a sequence; a DataError if there is none."""
@@ -257,7 +259,7 @@ def _write(
     source_of = {s.id: source for s, source in zip(sequences, sources, strict=True)}
     stored = []
     with progress_bar(sum(s.length for s in sequences), "import", "frames") as progress:
-        for group in split_into_groups(map(full_range, sequences), max(1, SHARD_BYTES // info.frame_bytes)):
+        for group in split_into_groups(map(full_range, sequences), max(1, BYTES_PER_SHARD // info.frame_bytes)):
             with new_shard(folder, header.recipe, group, {APPEARANCE: info}) as (writer, path):
                 for part in group:
                     for values in _batches(source_of[part.sequence], part.start, part.stop, files, info):
@@ -274,8 +276,8 @@ def _write(
 def _batches(source: _Source, start: int, stop: int, files: _FeatureFiles, info: StreamInfo) -> Iterator[NDArray[Any]]:
     """Read rows of a sequence in the stored type and shape; a DataError if one is no finite number in that type."""
     rows = files.arrays(source.path)[source.array]
-    for row in range(source.first + start, source.first + stop, FRAMES_PER_READ):
-        end = min(row + FRAMES_PER_READ, source.first + stop)
+    for row in range(source.first + start, source.first + stop, ROWS_PER_READ):
+        end = min(row + ROWS_PER_READ, source.first + stop)
         try:
             values = np.asarray(rows[row:end])
         except (OSError, RuntimeError, ValueError) as e:

@@ -19,6 +19,7 @@ import numpy as np
 
 from features._common.atomic import atomic_write
 from features._common.console import logger
+from features._common.folders import atomic_folder, updated_folder
 from features._common.types import Floats
 from features.backbone_names import is_imported
 from features.config import Config, read_run_config
@@ -41,7 +42,6 @@ from stage2_temporal.report import write_report
 from stage2_temporal.report.clips import pick_clips, spread_evenly
 from stage2_temporal.report.page import WORST_CLIPS
 from stage2_temporal.runs.card import write_card
-from stage2_temporal.runs.folder import atomic_folder
 from stage2_temporal.runs.results import (
     OCCLUSION,
     VERDICT_SPLITS,
@@ -59,7 +59,7 @@ from stage2_temporal.runs.results import (
     write_predictions,
 )
 from stage2_temporal.runs.submission import write_submission_files
-from stage2_temporal.training.keras_models import count_parameters, load_model
+from stage2_temporal.training.keras_models import count_parameters, load_model, save_model
 
 OCCLUSION_SECONDS = 60.0  # at most, roughly
 MAX_OCCLUDED = 56  # examples besides the worst clips
@@ -82,7 +82,7 @@ def train(config: Config, store: Store, task: Task, path: Path, *, report: bool 
         no_folds = {"interval_folds": 0} if head.outcome_.interrupted else {}
         uncertainty, predictions = learn_uncertainty(head, X, task, config.train.model_copy(update=no_folds))
         _say_if_without_intervals(uncertainty)
-        head.model_.save(folder / "model.keras")
+        save_model(folder / "model.keras", head.model_)
         head.save_extras(folder)
         (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         write_history(folder / "history.csv", head.outcome_.history)
@@ -107,11 +107,12 @@ def evaluate(run: Path, store: Store) -> Metrics:
     X = _read_examples(config, store, task, metrics.frame_interval)
     head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
     uncertainty, predictions = learn_uncertainty(head, X, task, config.train)
-    write_uncertainty(run, uncertainty)
     origin = StoreOrigin(**store_origin(store, task, config))
     metrics = metrics.model_copy(update={"store": origin, **_score(task, predictions)})
-    _write_predictions_and_metrics(run, config, store, task, predictions, metrics)
-    write_report(run, store)
+    with updated_folder(run) as folder:
+        write_uncertainty(folder, uncertainty)
+        _write_predictions_and_metrics(folder, config, store, task, predictions, metrics)
+        write_report(folder, store)
     return metrics
 
 

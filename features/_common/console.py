@@ -11,14 +11,24 @@ from typing import Any
 
 from tqdm import tqdm
 
+from features._common.plain_text import printable
+
 logger = logging.getLogger("framebank")  # library code logs by it; the command line shows its messages
 SECONDS_PER_LINE = 15.0  # of progress in a log file
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Messages with names from elsewhere do not control the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def log_to_stderr() -> None:
     """Show messages of level INFO and above on stderr. Further calls have no effect."""
     if handler := logging.lastResort:  # which writes to the current `sys.stderr`, since tests replace it
         handler.setLevel(logging.INFO)
+        handler.setFormatter(_PrintableFormatter())
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
 

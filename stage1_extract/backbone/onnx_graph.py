@@ -23,7 +23,7 @@ from features.grids import averaging_matrix
 from features.streams import APPEARANCE, FRAMES
 from features.strict_model import did_you_mean, similar_names
 
-CHANNELS = 3
+IMAGE_CHANNELS = 3
 # operators that ONNX defines on (batch, channels, rows, columns) only
 CHANNELS_FIRST = frozenset(
     [
@@ -108,23 +108,23 @@ def read_network(
     names |= {stream_of_tap(tap): tap for tap in backbone.taps}
     if len(names) <= len(backbone.taps):
         raise ConfigError("backbone.taps: two taps have the same stream", got=", ".join(backbone.taps))
-    wanted = {stream: name for stream, name in names.items() if stream in (streams or names)}
+    tensors = {stream: name for stream, name in names.items() if stream in (streams or names)}
     producers = {output: node for node in model.graph.node for output in node.output if output}
-    for stream, name in wanted.items():
+    for stream, name in tensors.items():
         _check_tensor(name, "cut" if stream == APPEARANCE else "taps", producers)
     mean, deviation = _normalisation(model, image, path, backbone, frames)
-    kept = _needed_nodes(onnx, model, producers, [*wanted.values()])
+    kept = _needed_nodes(onnx, model, producers, [*tensors.values()])
     builder = _Builder(onnx, model, kept, image)
     builder.add_input(frames, batch, mean, deviation, layout)
-    ranks = builder.shapes([*wanted.values()], path)
-    for stream, name in wanted.items():
+    ranks = builder.shapes([*tensors.values()], path)
+    for stream, name in tensors.items():
         tensor_layout = _layout_of(name, producers, image.name, layout) if len(ranks[name]) == 4 else None
         pooling = 1 if stream == APPEARANCE else backbone.tap_pooling
         builder.add_output(stream, name, ranks[name], tensor_layout, pooling, grids.get(stream))
-    shapes = builder.shapes([PREFIX + stream for stream in wanted], path)
+    shapes = builder.shapes([PREFIX + stream for stream in tensors], path)
     network = OnnxNetwork(
-        graph=builder.finished([PREFIX + stream for stream in wanted]),
-        shapes={stream: shapes[PREFIX + stream][1:] for stream in wanted},
+        graph=builder.finished([PREFIX + stream for stream in tensors]),
+        shapes={stream: shapes[PREFIX + stream][1:] for stream in tensors},
         size=(frames.width, frames.height),
         batch=batch,
         preprocess=_describe(mean, deviation),
@@ -184,22 +184,24 @@ def _check_input(image: Any, path: Path, backbone: BackboneConfig, frames: Frame
     if not tensor.HasField("shape") or len(dims) != 4 or any(d is not None and d < 1 for d in dims):
         raise DataError(
             f"{path}: the input {image.name!r} has no readable shape",
-            expected=f"batch, {CHANNELS} channels, rows and columns, as NCHW or NHWC",
+            expected=f"batch, {IMAGE_CHANNELS} channels, rows and columns, as NCHW or NHWC",
             got=got,
             hint="export the network with the shape of its input",
         )
-    layouts = [name for name, axis in (("NCHW", 1), ("NHWC", 3)) if dims[axis] == CHANNELS]
-    layout = backbone.layout or (layouts[0] if len(layouts) == 1 else None)
+    possible = [name for name, axis in (("NCHW", 1), ("NHWC", 3)) if dims[axis] == IMAGE_CHANNELS]
+    layout = backbone.layout or (possible[0] if len(possible) == 1 else None)
     if layout is None:
         raise DataError(
             f"{path}: the layout of the input {image.name!r} cannot be told from its shape",
-            expected=f"{CHANNELS} channels in axis 1 (NCHW) or 3 (NHWC)",
+            expected=f"{IMAGE_CHANNELS} channels in axis 1 (NCHW) or 3 (NHWC)",
             got=got,
             hint="--backbone.layout NCHW or NHWC",
         )
     channels, height, width = dims[1:] if layout == "NCHW" else (dims[3], dims[1], dims[2])
-    if channels not in (None, CHANNELS):
-        raise DataError(f"{path}: the network does not take colour images", expected=f"{CHANNELS} channels", got=got)
+    if channels not in (None, IMAGE_CHANNELS):
+        raise DataError(
+            f"{path}: the network does not take colour images", expected=f"{IMAGE_CHANNELS} channels", got=got
+        )
     fits = height in (None, frames.height) and width in (None, frames.width)
     if not fits:
         raise ConfigError(
@@ -234,9 +236,9 @@ def _normalisation(
             hint=f"--frames.colour {order}",
         )
     if not backbone.preprocess or image.type.tensor_type.elem_type == 2:  # uint8: it does that itself
-        return (0.0,) * CHANNELS, (1.0,) * CHANNELS
+        return (0.0,) * IMAGE_CHANNELS, (1.0,) * IMAGE_CHANNELS
     if backbone.mean is not None or backbone.deviation is not None:
-        return backbone.mean or (0.0,) * CHANNELS, backbone.deviation or (1.0,) * CHANNELS
+        return backbone.mean or (0.0,) * IMAGE_CHANNELS, backbone.deviation or (1.0,) * IMAGE_CHANNELS
     if "image_mean" in metadata and "image_std" in metadata:  # as in Hugging Face's preprocessor_config.json
         scale = _numbers(metadata.get("rescale_factor", repr(1 / 255)), "rescale_factor", path, above=0.0)[0]
         mean = _numbers(metadata["image_mean"], "image_mean", path)
@@ -245,7 +247,7 @@ def _normalisation(
     known = metadata.get("Image.NominalPixelRange", "")
     if known in PIXEL_RANGES:
         mean, deviation = PIXEL_RANGES[known]
-        return (mean,) * CHANNELS, (deviation,) * CHANNELS
+        return (mean,) * IMAGE_CHANNELS, (deviation,) * IMAGE_CHANNELS
     raise ConfigError(
         f"{path}: the file does not say how pixels are scaled",
         expected="the metadata image_mean and image_std, or Image.NominalPixelRange",
@@ -256,9 +258,9 @@ def _normalisation(
 
 def _numbers(text: str, key: str, path: Path, above: float = -math.inf) -> tuple[float, ...]:
     values = tuple(float(n) for n in re.findall(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?", text[:200]))
-    values *= CHANNELS if len(values) == 1 else 1
-    if len(values) != CHANNELS or not all(math.isfinite(v) and v > above for v in values):
-        expected = f"{CHANNELS} numbers" + (" above 0" if above == 0 else "")
+    values *= IMAGE_CHANNELS if len(values) == 1 else 1
+    if len(values) != IMAGE_CHANNELS or not all(math.isfinite(v) and v > above for v in values):
+        expected = f"{IMAGE_CHANNELS} numbers" + (" above 0" if above == 0 else "")
         raise DataError(f"{path}: wrong metadata {key}", expected=expected, got=text[:80], hint="--backbone.mean …")
     return values
 
@@ -331,7 +333,7 @@ class _Builder:
     ) -> None:
         """From uint8 frames NHWC to what the network takes."""
         onnx, helper = self._onnx, self._onnx.helper
-        shape = (batch or "batch", frames.height, frames.width, CHANNELS)
+        shape = (batch or "batch", frames.height, frames.width, IMAGE_CHANNELS)
         self._frames = helper.make_tensor_value_info(FRAMES, onnx.TensorProto.UINT8, shape)
         name = self._node("Cast", FRAMES, to=onnx.TensorProto.FLOAT)
         if any(mean):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from features.backbone_names import ONNX, is_onnx, recipe_name
+from features.backbone_names import onnx_file, recipe_name
 from features.config import Config
 from features.errors import ConfigError
 from features.recipe import Recipe, stream_origin
@@ -54,7 +53,8 @@ class OnnxTrunk:
 def any_trunk(config: Config, streams: Collection[str] = ()) -> Trunk | OnnxTrunk:
     """Build the trunk that a config names, of Keras or of an ONNX file; see `build_trunk` and `read_network`."""
     backbone = config.backbone
-    if not is_onnx(backbone.name):
+    path = onnx_file(backbone.name)
+    if path is None:
         return build_trunk(config, streams)
     if backbone.arguments or backbone.weights != "imagenet":
         raise ConfigError(
@@ -62,7 +62,6 @@ def any_trunk(config: Config, streams: Collection[str] = ()) -> Trunk | OnnxTrun
             hint="remove them",
         )
     grids = stored_grids(config)
-    path = Path(backbone.name.removeprefix(ONNX)).expanduser()
     network, digest = read_network(path, backbone, config.frames, grids, streams)
     recipe = Recipe(
         decode=DECODERS[config.frames.decode],

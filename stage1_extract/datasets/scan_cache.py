@@ -18,6 +18,7 @@ from stage1_extract.datasets.archive import ReadablePath, ZipPath
 
 SUFFIX = ".scan"  # of the cache's file, after the store's name
 SETTLED_NS = 2 * 10**9  # a file modified more recently may change again without a new time of modification
+NOT_REMEMBERED = " "  # what a result begins with that does not depend on the file alone
 FILES_PER_BLOCK = 10_000
 FILES_PER_QUERY = 500
 SCHEMA = """CREATE TABLE IF NOT EXISTS files
@@ -73,6 +74,8 @@ class ScanCache:
         for (i, path, state), text in zip(unknown, read([files[i] for i, *_ in unknown]), strict=True):
             results[i] = text
             # a file that changes while it is read has another state afterwards
+            if text.startswith(NOT_REMEMBERED):
+                continue
             if state is not None and now - state[1] > SETTLED_NS and _state(files[i]) == state:
                 rows.append((path, kind, *state, text))
         self._remember(rows)

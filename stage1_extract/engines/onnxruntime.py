@@ -13,7 +13,7 @@ from features._common.types import Image
 from features.errors import ConfigError
 from stage1_extract.backbone.onnx_graph import OnnxNetwork
 
-BATCH = 4
+FRAMES_PER_CALL = 4
 
 
 def onnxruntime_installed() -> bool:
@@ -40,7 +40,7 @@ class OnnxRuntimeRunner:
             raise ConfigError("nothing that runs ONNX files is installed", hint=hint)
         import onnxruntime
 
-        self.batch, self._outputs = network.batch or batch or BATCH, network.outputs
+        self.batch, self._outputs = network.batch or batch or FRAMES_PER_CALL, network.outputs
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = cpu_count()
         options.log_severity_level = 3

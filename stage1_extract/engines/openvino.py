@@ -81,6 +81,8 @@ class OpenVinoRunner:
                 "PERFORMANCE_HINT": "THROUGHPUT",
                 "INFERENCE_PRECISION_HINT": PRECISION_NAMES[precision],  # default: bfloat16 if the processor has it
                 "INFERENCE_NUM_THREADS": cpu_count(),
+                # otherwise several processes of one machine, as on a cluster, all use its first cores
+                "ENABLE_CPU_PINNING": False,
             },
         )
         streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))

@@ -72,7 +72,8 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         standardises_vectors: whether vectors are standardised over the training examples.
         allows_nan: whether plain arrays may contain NaN.
         needs_timestamps: whether the result depends on the time between frames.
-        fits_quickly: whether it may be fitted several times more to learn its intervals (`heads.cross_fitting`).
+        refit_examples: the most examples to which it is fitted several times more, unasked, to learn its intervals
+            (`heads.cross_fitting`); with more, that takes minutes.
         settings_ (HeadConfig): the validated [head] settings, an instance of `settings`; set by `fit` and `restore`.
         train_ (TrainConfig): the validated [train] settings; set by `fit` and `restore`.
         model_ (keras.Model): from the streams (one input `features`, or several by stream) to (batch, K) in the
@@ -87,7 +88,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     standardises_vectors: ClassVar[bool] = True
     allows_nan: ClassVar[bool] = False
     needs_timestamps: ClassVar[bool] = False
-    fits_quickly: ClassVar[bool] = False
+    refit_examples: ClassVar[int] = 0
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)

@@ -25,7 +25,7 @@ Vectors = NDArray[np.float32]
 class ClosedFormHead(Head):
     """A head that ends in a regressor of scikit-learn; its vectors are (batch, F)."""
 
-    fits_quickly = True
+    refit_examples = 20_000
 
     @abstractmethod
     def solve(self, vectors: Vectors, targets: Floats) -> Any:

@@ -39,6 +39,7 @@ class Fusion(VehicleHead, GradientHead):
 
     settings: ClassVar[type[HeadConfig]] = FusionConfig
     recurrent: ClassVar[type[keras.layers.Layer]] = keras.layers.GRU
+    refit_examples = 1000
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         self.camera_geometry_ = None

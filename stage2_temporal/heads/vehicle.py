@@ -163,7 +163,7 @@ class BoxMLP(VehicleHead, GradientHead):
 
     settings = BoxMLPConfig
     standardises_vectors = False
-    fits_quickly = True
+    refit_examples = 20_000
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         super().prepare(examples, targets)

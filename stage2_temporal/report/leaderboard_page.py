@@ -10,7 +10,7 @@ from urllib.parse import quote
 from features._common.atomic import atomic_write
 from features._common.console import text_table
 from features._common.csv_table import write_csv_table
-from stage2_temporal.report.page import duration, environment, number
+from stage2_temporal.report.page import duration, environment, number, read_script
 from stage2_temporal.runs.folder import REPORT
 from stage2_temporal.runs.leaderboard import METRICS_WITH_UNIT, Board, LeaderboardRow, format_setting
 
@@ -56,7 +56,9 @@ def leaderboard_html(boards: Sequence[Board], root: Path) -> str:
             folder, report = _link(row, root)
             rows.append((row, [*_cells(board, row), TableCell(folder, folder, link=report, kind="name run")]))
         pages.append({"board": board, "titles": [*_titles(board), "report"], "rows": rows})
-    return environment().get_template("leaderboard.html.jinja").render(boards=pages)
+    return (
+        environment().get_template("leaderboard.html.jinja").render(boards=pages, script=read_script("leaderboard.js"))
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import itertools
 import math
 from dataclasses import asdict
@@ -94,7 +96,7 @@ def render_page(results: Results, store: Store) -> str:
         looks=_looks(results, worst, pictures),
         farthest=max((e.distance for e in examples if math.isfinite(e.distance)), default=None),
         data=viewer_data,
-        script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),  # noqa: S704  # our own file
+        script=read_script("report.js"),
     )
 
 
@@ -133,7 +135,23 @@ def environment() -> Environment:
     loader = FileSystemLoader(TEMPLATES)
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters |= {"number": number, "signed": signed, "duration": duration, "drawing": plot_drawing}
+    jinja.globals["content_policy"] = content_policy
     return jinja
+
+
+def read_script(name: str) -> Markup:
+    """One of our scripts, to stand in a page."""
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704  # our own file
+
+
+def content_policy(style: str, script: str) -> str:
+    """A page's Content-Security-Policy: its own style and script, by their hashes, and embedded pictures alone."""
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
+    styles, scripts = (f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; img-src data:; style-src {styles}; script-src {scripts}; base-uri 'none'; "
+        "form-action 'none'"
+    )
 
 
 def _clip(c: ReportClip) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from features._common.atomic import sweep
 from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError
 from stage2_temporal.data.splits import STORED_VALIDATION
@@ -96,6 +97,7 @@ class Board:
 
 def find_runs(root: Path) -> tuple[list[Run], list[str]]:
     """Find the finished runs in a folder and its sweeps; return them, and one line for each that cannot be read."""
+    sweep(root, *(path for path in root.glob("[!.]*") if path.is_dir()))
     runs, errors = [], []
     for path in sorted(file.parent for pattern in ("*", "*/*") for file in root.glob(f"{pattern}/metrics.json")):
         if any(part.startswith(".") for part in path.relative_to(root).parts):

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from features._common.atomic import atomic_write
+from features._common.bounded_file import read_bounded
 from features._common.csv_table import format_number, parse_number, read_csv_table, write_csv_table
+from features._common.strict_json import read_json_file
 from features.errors import DataError
+from features.limits import TEXT_BYTES, VIDEO_FRAMES, WINDOW_FRAMES
 from features.sequences import FrameSequence
 from features.strict_model import did_you_mean
 from features.windows import Examples
@@ -27,7 +30,11 @@ from stage2_temporal.evaluation.tusimple import first_fault
 from stage2_temporal.evaluation.uncertainty import UNLIKE_TRAINING, UncertainPredictions
 
 VERDICT_SPLITS = ("test", "validation", STORED_VALIDATION, "train")  # the verdict is about the first that has labels
-WINDOW_COLUMNS = ("label", "frame", "first", "stride", "length")  # columns of predictions.csv
+# columns of predictions.csv, with their least and largest values; a label's frame may lie outside its sequence
+WINDOW_COLUMNS = {
+    "label": (0, VIDEO_FRAMES), "frame": (-(1 << 31), 1 << 31), "first": (0, VIDEO_FRAMES), "stride": (1, VIDEO_FRAMES),
+    "length": (1, WINDOW_FRAMES),
+}  # fmt: skip
 OCCLUSION = "occlusion.json"
 RETRAIN = "train again with framebank train"
 JsonModel = TypeVar("JsonModel", bound=BaseModel)
@@ -241,7 +248,7 @@ def read_results(run: Path) -> Results:
     finetuned = (run / "finetune.json").is_file() and (run / "finetune.csv").is_file()
     return Results(
         name=run.resolve().name,
-        config=config.read_text(encoding="utf-8"),
+        config=read_bounded(config, TEXT_BYTES).decode("utf-8", errors="replace"),
         metrics=metrics,
         history=read_history(run / "history.csv", RETRAIN),
         examples=read_predictions(run / "predictions.csv", metrics.target),
@@ -285,7 +292,7 @@ def read_predictions(path: Path, target: tuple[str, ...]) -> tuple[PredictedExam
     for row in read_csv_table(path, required=_prediction_columns(target), hint=RETRAIN).rows:
         cells = row.cells
         try:
-            numbers = {name: int(cells[name]) for name in WINDOW_COLUMNS}
+            numbers = {name: _whole_number(cells, name) for name in WINDOW_COLUMNS}
             true, predicted = (
                 tuple(parse_number(cells[f"{column}_{kind}"]) for column in target) for kind in ("true", "pred")
             )
@@ -310,6 +317,15 @@ def read_predictions(path: Path, target: tuple[str, ...]) -> tuple[PredictedExam
     return tuple(examples)
 
 
+def _whole_number(cells: dict[str, str], name: str) -> int:
+    """The number in one of the `WINDOW_COLUMNS`; a ValueError if it is out of range."""
+    low, high = WINDOW_COLUMNS[name]
+    number = int(cells[name])
+    if not low <= number <= high:
+        raise ValueError(f"{name} is {number}, expected {low} to {high}")
+    return number
+
+
 def _prediction_columns(target: tuple[str, ...]) -> list[str]:
     values = [f"{column}_{kind}" for column in target for kind in ("true", "pred")]
     return ["split", "sequence", *WINDOW_COLUMNS, *values]
@@ -317,6 +333,6 @@ def _prediction_columns(target: tuple[str, ...]) -> list[str]:
 
 def _read_json(path: Path, model: type[JsonModel]) -> JsonModel:
     try:
-        return model.model_validate_json(path.read_bytes())
+        return model.model_validate(read_json_file(path, RETRAIN))
     except ValidationError as e:
         raise DataError(f"{path}: {first_fault(e)}", hint=RETRAIN) from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -19,9 +18,11 @@ from typing import Any
 
 from joblib import Parallel, cpu_count, delayed
 
-from features._common.atomic import abandoned_files, exclusive_write_lock
+from features._common.atomic import exclusive_write_lock
 from features._common.cluster import appears, connect, describe_deaths
 from features._common.console import progress_bar
+from features._common.leftovers import sweep_leftovers
+from features._common.plain_text import one_line
 from features.config import ComputeConfig, Config
 from features.errors import BadInputs, FramebankError
 from features.store import Store
@@ -31,7 +32,7 @@ from stage2_temporal.data.task import Task, check_recipe, read_task, store_origi
 from stage2_temporal.heads import find_head
 from stage2_temporal.heads.default_head import resolve_default_head
 from stage2_temporal.report import write_report
-from stage2_temporal.runs.folder import REPORT, RUNS, UNFINISHED, is_finished
+from stage2_temporal.runs.folder import REPORT, RUNS, is_finished
 from stage2_temporal.runs.leaderboard import boards, describe_best, read_run
 from stage2_temporal.sweep.spec import SweepPlan
 from stage2_temporal.sweep.worker import prepare_worker, store_digest, train_entry, train_entry_in_worker
@@ -62,9 +63,8 @@ def run_sweep(plan: SweepPlan, entries: Mapping[str, Config], store: Path, runs:
     folder = runs / plan.name
     with exclusive_write_lock(folder / "sweep"), Store(store) as opened:
         check_recipe(next(iter(entries.values())), opened)  # entries cannot differ in the settings that it checks
+        sweep_leftovers(folder)  # of a sweep that was killed
         entries, finished, streams = _check_entries(entries, opened, folder)
-        for leftover in abandoned_files(folder.glob(f"{UNFINISHED[:-1]}*")):  # from a sweep that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
         if streams:
             try_derive_streams(store, streams)  # all in one pass, before the workers need them one by one
         todo = {name: config for name, config in entries.items() if name not in finished}
@@ -142,7 +142,7 @@ def _train_entries(
             else:
                 finished.add(name)
                 runs.append(read_run(folder / name))
-            progress.set_postfix_str(describe_best(runs), refresh=False)
+            progress.set_postfix_str(one_line(describe_best(runs)), refresh=False)
             progress.update()
     return [f"{folder / name}: {errors[name]}" for name in started if name in errors], len(started)
 

@@ -10,9 +10,6 @@ import hashlib
 import io
 import json
 import os
-import signal
-import threading
-import time
 import traceback
 from pathlib import Path
 
@@ -20,21 +17,20 @@ from joblib import cpu_count
 
 from features._common.cli import describe_os_error
 from features._common.console import quiet_imports
+from features._common.folders import atomic_folder
+from features._common.processes import become_worker
 from features.config import Config
 from features.errors import FramebankError
 from features.store import Store
 from stage2_temporal.data.task import read_task
-from stage2_temporal.runs.folder import atomic_folder
 
 ERROR_FILE = "error.json"
-PARENT_CHECK_INTERVAL = 0.2  # seconds
 
 
 def prepare_worker(parent: int, threads: int, folder: Path) -> None:
     """Make this process a worker: load TensorFlow with some threads, ignore Ctrl-C, end with the parent process."""
     os.chdir(folder)  # the parent's, which the sweep's paths are relative to
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep handles it and ends its workers
-    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    become_worker(parent)
     with quiet_imports():
         import tensorflow as tf
 
@@ -87,10 +83,3 @@ def train_entry(name: str, config: Config, store: Path, sweep_folder: Path) -> t
     if metrics.interrupted:
         raise KeyboardInterrupt
     return name, None
-
-
-def _exit_with(parent: int) -> None:
-    """End this process when its parent has ended, even if it was killed."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_INTERVAL)
-    os._exit(1)

