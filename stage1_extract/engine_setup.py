@@ -72,14 +72,16 @@ def new_engine(config: Config, store: Path, stored: Recipe | None, clips: Sequen
         StoreError: the store's quantised network is missing or damaged.
     """
     with quiet_imports():
-        from stage1_extract.backbone.trunk import build_trunk
+        from stage1_extract.backbone.onnx_trunk import any_trunk
+        from stage1_extract.backbone.trunk import Trunk
         from stage1_extract.engines.engine import Engine
         from stage1_extract.engines.gpu import unused_card
     if config.extract.engine != "openvino" and (why := unused_card()) is not None and why not in _told:
         _told.add(why)
         logger.warning(why)
-    trunk = build_trunk(config)
-    network = _network(trunk, config, store, stored, clips) if config.extract.precision == "int8" else None
+    trunk, network = any_trunk(config), None
+    if config.extract.precision == "int8" and isinstance(trunk, Trunk):
+        network = _network(trunk, config, store, stored, clips)
     return Engine(trunk, config.extract.batch, config.extract.engine, network)
 
 

@@ -1,4 +1,4 @@
-"""The engine: runs the trunk over batches of uint8 frames, with TensorFlow or OpenVINO."""
+"""The engine: runs the trunk over batches of uint8 frames, with TensorFlow, OpenVINO or ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from features._common.types import Image
 from features.errors import ConfigError, DataError
+from stage1_extract.backbone.onnx_trunk import OnnxTrunk
 from stage1_extract.backbone.trunk import Trunk
-from stage1_extract.engines import openvino, tensorflow
+from stage1_extract.engines import onnxruntime, openvino, tensorflow
 from stage1_extract.engines.quantised_network import QuantisedNetwork
 
 MAX_COMPARED_FRAMES = 8  # frames that TensorFlow computes too, to measure the engine's relative error
@@ -52,14 +53,21 @@ class Engine:
     """
 
     def __init__(
-        self, trunk: Trunk, batch: int = 0, engine: str = "auto", network: QuantisedNetwork | None = None
+        self,
+        trunk: Trunk | OnnxTrunk,
+        batch: int = 0,
+        engine: str = "auto",
+        network: QuantisedNetwork | None = None,
     ) -> None:
-        if network is not None:
+        if network is not None and isinstance(trunk, Trunk):
             recipe = replace(trunk.recipe, quantised=network.digest)
             trunk = replace(trunk, recipe=recipe, quantisation_error=network.errors)
         self.trunk, self.passes, self._network = trunk, 0, network  # passes: number of batches so far
-        gpus = len(tf.config.list_physical_devices("GPU"))
-        self.name = choose_engine(engine, trunk.recipe.precision, gpus, openvino.openvino_installed())
+        gpus, has_openvino = len(tf.config.list_physical_devices("GPU")), openvino.openvino_installed()
+        if isinstance(trunk, OnnxTrunk):
+            self.name = choose_onnx_engine(engine, trunk.recipe.precision, has_openvino)
+        else:
+            self.name = choose_engine(engine, trunk.recipe.precision, gpus, has_openvino)
         self.relative_error: float | None = None  # of the first frames, compared with TensorFlow in float32
         self._batch = batch
 
@@ -67,6 +75,10 @@ class Engine:
     def runner(self) -> Runner:
         """The compiled network. Built on first use, because compiling takes seconds."""
         recipe = self.trunk.recipe
+        if isinstance(self.trunk, OnnxTrunk):
+            if self.name == "openvino":
+                return openvino.OpenVinoRunner(self.trunk.network, self._batch, recipe.precision)
+            return onnxruntime.OnnxRuntimeRunner(self.trunk.network, self._batch)
         if recipe.precision == "int8" and self._network is None:
             raise RuntimeError("int8 without a quantised network would be float32")
         if self.name == "openvino":
@@ -123,7 +135,15 @@ class Engine:
 
     def _measure_error(self, frames: Image, maps: Maps) -> None:
         precision = self.trunk.recipe.precision
-        expected = tensorflow.reference_maps(self.trunk.model, frames)
+        if self.name == "onnxruntime":
+            self.relative_error = 0.0  # it is the reference
+            return
+        if isinstance(self.trunk, OnnxTrunk):
+            reference, expected = "ONNX Runtime", onnxruntime.onnxruntime_maps(self.trunk.network, frames)
+            if expected is None:
+                return
+        else:
+            reference, expected = "TensorFlow", tensorflow.reference_maps(self.trunk.model, frames)
         errors = [  # without that of rounding to half precision, which TensorFlow does inside its graph
             relative_error(maps[name][: len(frames)], values.astype(maps[name].dtype))
             for name, values in expected.items()
@@ -131,10 +151,12 @@ class Engine:
         error, limit = float(np.max(errors)), MAX_RELATIVE_ERROR[precision]
         if not error <= limit:  # NaN is an error too
             raise ConfigError(
-                f"{self.name} in {precision}: maps differ too much from those of TensorFlow in float32",
+                f"{self.name} in {precision}: maps differ too much from those of {reference} in float32",
                 expected=f"a relative error of at most {limit:g}",
                 got=f"{error:.2g}",
-                hint="--extract.engine tensorflow" if precision == "float32" else "--extract.precision float32",
+                hint=f"--extract.engine {reference.replace(' ', '').lower()}"
+                if precision == "float32"
+                else "--extract.precision float32",
             )
         # TensorFlow in float32 is the reference itself, but for the folding, which was checked here
         self.relative_error = 0.0 if self.name == "tensorflow" and precision == "float32" else error
@@ -152,6 +174,8 @@ def choose_engine(engine: str, precision: str, gpus: int, openvino: bool) -> str
 
     Only OpenVINO computes in int8. A ConfigError if the engine lacks the precision, or OpenVINO is not installed.
     """
+    if engine == "onnxruntime":
+        raise ConfigError("ONNX Runtime runs ONNX files only", hint="--extract.engine auto")
     if engine == "auto" and precision != "int8":
         return "openvino" if openvino and not gpus and precision in OPENVINO_PRECISIONS else "tensorflow"
     if engine == "tensorflow":
@@ -167,3 +191,19 @@ def choose_engine(engine: str, precision: str, gpus: int, openvino: bool) -> str
         hint = "--extract.precision bfloat16" if precision == "float16" else "--extract.engine tensorflow"
         raise ConfigError(f"the openvino engine cannot compute in {precision}", hint=hint)
     return "openvino"
+
+
+def choose_onnx_engine(engine: str, precision: str, openvino: bool) -> str:
+    """For an ONNX file and `auto`, choose `openvino` if it is installed, else `onnxruntime`.
+
+    A ConfigError for an engine that does not run ONNX files, or not in this precision.
+    """
+    if precision == "int8":
+        raise ConfigError("ONNX files are not quantised here", hint="--extract.precision float32, or a quantised file")
+    if engine == "tensorflow":
+        raise ConfigError("TensorFlow does not run ONNX files", hint="--extract.engine auto")
+    if engine == "onnxruntime" or (engine == "auto" and not openvino):
+        if precision != "float32":
+            raise ConfigError(f"ONNX Runtime does not compute in {precision} here", hint="--extract.precision float32")
+        return "onnxruntime"
+    return choose_engine("openvino", precision, 0, openvino)

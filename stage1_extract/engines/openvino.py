@@ -19,6 +19,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from features._common.types import Image
 from features.errors import ConfigError
+from stage1_extract.backbone.onnx_graph import OnnxNetwork
 from stage1_extract.engines.folding import fold_scales
 from stage1_extract.engines.quantised_network import QuantisedNetwork
 
@@ -55,8 +56,8 @@ class OpenVinoRunner:
     """A `Runner` with one inference stream per core, so that no core waits for another within a layer.
 
     Args:
-        model: the trunk, uint8 frames → float32 map.
-        batch: frames per call; 0: 4.
+        model: the trunk, uint8 frames → float32 map, of Keras or of an ONNX file.
+        batch: frames per call; 0: 4. An ONNX file may have its own.
         precision: float32, bfloat16 or int8.
         network: the quantised trunk, for int8.
 
@@ -64,7 +65,13 @@ class OpenVinoRunner:
         ConfigError: the processor does not compute in this precision.
     """
 
-    def __init__(self, model: keras.Model, batch: int, precision: str, network: QuantisedNetwork | None = None) -> None:
+    def __init__(
+        self,
+        model: keras.Model | OnnxNetwork,
+        batch: int,
+        precision: str,
+        network: QuantisedNetwork | None = None,
+    ) -> None:
         capabilities = cpu_capabilities()
         if precision == "bfloat16" and "BF16" not in capabilities:  # OpenVINO would silently use float32
             raise ConfigError(
@@ -73,15 +80,21 @@ class OpenVinoRunner:
                 got=", ".join(sorted(capabilities)),
                 hint="--extract.precision float32",
             )
-        self.batch = batch or BATCH
-        shape = (self.batch, *model.input.shape[1:])
-        if network is None:
-            with TemporaryDirectory() as folder:
-                path, self._outputs = write_graph(model, shape, Path(folder))
-                graph = openvino_core().read_model(path)
+        if isinstance(model, OnnxNetwork):
+            self.batch, self._outputs = model.batch or batch or BATCH, model.outputs
+            shape = (self.batch, *model.size[::-1], 3)
+            graph = openvino_core().read_model(model.for_batch(self.batch))
         else:
-            graph, self._outputs = openvino_core().read_model(network.graph, network.weights), dict(network.outputs)
-            graph.reshape(shape)
+            self.batch = batch or BATCH
+            shape = (self.batch, *model.input.shape[1:])
+            if network is None:
+                with TemporaryDirectory() as folder:
+                    path, self._outputs = write_graph(model, shape, Path(folder))
+                    graph = openvino_core().read_model(path)
+            else:
+                self._outputs = dict(network.outputs)
+                graph = openvino_core().read_model(network.graph, network.weights)
+                graph.reshape(shape)
         compiled = openvino_core().compile_model(
             graph,
             "CPU",
