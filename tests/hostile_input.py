@@ -57,6 +57,7 @@ from stage2_temporal.evaluation.tusimple import tusimple_table
 from stage2_temporal.evaluation.uncertainty import IntervalOptions, Uncertainty, read_uncertainty, write_uncertainty
 from stage2_temporal.report.leaderboard_page import leaderboard_html, leaderboard_text
 from stage2_temporal.report.page import render_page
+from stage2_temporal.runs.card import run_card
 from stage2_temporal.runs.leaderboard import boards, find_runs
 from stage2_temporal.runs.results import read_predictions, read_results
 from stage2_temporal.runs.tables import metrics_table
@@ -594,13 +595,14 @@ def run_folder(rng: random.Random, folder: Path) -> None:
     elif name in ("uncertainty.json", "novelty.npz"):
         uncertainty = read_uncertainty(path)
         assert uncertainty is not None
-        uncertainty.predictions(np.ones((3, 4)), None, IntervalOptions(0.8, 1.0))
+        uncertainty.predictions(np.ones((3, 4)), options=IntervalOptions(0.8, 1.0))
     else:
         found, _ = find_runs(folder)
         tables = boards(found)
         assert leaderboard_text(tables, folder) is not None and leaderboard_html(tables, folder)
         results = read_results(path)
         metrics_table(results.metrics)
+        assert run_card(path.name, results.metrics)
         render_page(results, store)  # type: ignore[arg-type]
 
 

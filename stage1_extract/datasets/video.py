@@ -30,7 +30,7 @@ from stage1_extract.datasets.label_csv import read_label, read_number, target_co
 from stage1_extract.datasets.scan_cache import ScanCache
 
 # of containers and raw streams, as FFmpeg names them
-FORMATS = (
+CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "asf",
     "flv", "gif", "apng", "ogg", "ivf", "mxf", "dv", "mjpeg", "y4m", "yuv4mpegpipe", "nut", "av1", "obu",
 )  # fmt: skip
@@ -241,7 +241,7 @@ def _open(path: Path) -> av.container.InputContainer:
 
     The frames' size is bounded before any is decoded.
     """
-    allowed = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
+    allowed = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
     # `file:` because a name such as 12:30:05.mp4 would be taken for a protocol
     container = av.open(f"file:{path}", options=allowed)
     for stream in container.streams.video:
