@@ -18,7 +18,8 @@ LARGEST_INTEGER = (1 << 63) - 1
 def parse_json(text: str | bytes, *, any_number: bool = False) -> Any:
     """Parse JSON; a ValueError for what is none, is too large, or is nested too deeply, see `features.limits`.
 
-    With `any_number`, NaN and numbers beyond `LARGEST_NUMBER` are let through, as floats, so that the caller can name their place.
+    With `any_number`, NaN and numbers beyond `LARGEST_NUMBER` are let through, as floats, so that the caller can name
+    their place.
 
     >>> parse_json('{"size": [320, 180]}')
     {'size': [320, 180]}
