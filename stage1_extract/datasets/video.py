@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
+from features._common.bounded_file import read_bounded
 from features._common.console import logger
 from features._common.csv_table import CsvRow, CsvTable, read_csv_table
 from features._common.types import Image, Size
 from features.config import DataConfig
 from features.errors import DataError
-from features.limits import IMAGE_PIXELS, VIDEO_FRAMES
+from features.limits import CSV_BYTES, CSV_CELLS, IMAGE_PIXELS, VIDEO_FRAMES
 from features.sequences import FrameSequence, Label
 from stage1_extract.datasets.archive import ReadablePath, file_version, list_folder
 from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault, frame_timing
@@ -410,7 +411,9 @@ def _labels(video: Path, length: int, faults: list[str], needed: bool) -> list[L
 def _read_speeds(path: Path) -> CsvTable:
     """Read one number per line, the car's own speed in m/s at each frame, as a table."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        lines = read_bounded(path, CSV_BYTES).decode("utf-8-sig").rstrip().splitlines()
+        if len(lines) > CSV_CELLS:
+            raise DataError(f"{path}: too large", expected=f"at most {CSV_CELLS:,} lines", got=f"{len(lines):,}")
     except UnicodeDecodeError as e:
         raise DataError(f"{path}: not text", expected="one number per line, in UTF-8", got=e) from None
     rows = (CsvRow(f"{path}, line {i}", {"ego_speed": line.strip()}) for i, line in enumerate(lines, 1))
