@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -22,6 +22,7 @@ from features._common.leftovers import SECONDS_PER_DAY
 from features._common.strict_json import parse_json
 from features.bit_errors import corrected_chunk
 from features.errors import DamagedStoreError, DataError, StoreError
+from features.limits import MB
 from features.recipe import canonical_json
 
 FORMAT_NAME, FORMAT_VERSION = "framebank", 2
@@ -371,3 +372,23 @@ def _raise_refusal(error: Exception, path: Path) -> None:
     """Raise an error that tells nothing of the bytes, since the machine has not read them."""
     if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+
+
+def check_weights(file: Path | BinaryIO, size: int) -> None:
+    """Raise a ValueError if an HDF5 file of `size` bytes links elsewhere, or declares far more than it holds."""
+    limit, declared = 2 * size + 64 * MB, 0
+    with h5py.File(file, "r") as f:
+
+        def find_fault(name: str, link: Any) -> str | None:
+            nonlocal declared
+            if not isinstance(link, h5py.HardLink):
+                return f"{name[:80]} links to somewhere else"
+            item = f[name]
+            if isinstance(item, h5py.Dataset):
+                if item.external or item.is_virtual:
+                    return f"{name[:80]} is in another file"
+                declared += item.nbytes
+            return f"weights of more than {limit:,} bytes in a file of {size:,}" if declared > limit else None
+
+        if fault := f.visititems_links(find_fault):
+            raise ValueError(fault)

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from features._common.strict_json import parse_json
 from features.errors import DamagedStoreError
 from features.hdf5 import damage_as_store_error, read_attribute, read_json, read_text
+from features.limits import LARGEST_NUMBER
 from features.sequences import SPLITS
 from features.store_tables import Header, read_header
 
 MAX_STORED_FRAMES = 1 << 27  # of a store: 50 days at 30 frames per second
 MAX_PIXELS = 1 << 20  # width or height of a frame
-LARGEST_NUMBER = 1e38  # of any number in a table, which float32 can still hold
 STREAM_TYPES = ("float16", "float32", "float64")
 
 
