@@ -36,10 +36,6 @@ DAMAGE = (  # what h5py, numpy and json raise for it
     *(OSError, LookupError, ValueError, TypeError, RuntimeError),
     *(ArithmeticError, AttributeError, MemoryError),
 )
-NOT_DAMAGE = (  # the machine refuses to read
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
-)
 FOREIGN = "use another copy, or move it away and run framebank extract again"
 
 
@@ -355,19 +351,13 @@ def damage_as_store_error(path: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGE as e:
-        _raise_refusal(e, path)
+        raise_refusal(e, path)
         hint = f"framebank verify --store {path}, then repair; or move it away and run framebank extract again"
         try:
             is_hdf5 = h5py.is_hdf5(path)
         except OSError as error:
-            _raise_refusal(error, path)
+            raise_refusal(error, path)
             is_hdf5 = False
         if not is_hdf5:
             hint = "--store FILE.h5; or, if this was a store, move it away and run framebank extract again"
         raise DamagedStoreError(f"{path}: damaged, or not a store ({e})", hint=hint) from None
-
-
-def _raise_refusal(error: Exception, path: Path) -> None:
-    """Raise an error that tells nothing of the bytes, since the machine has not read them."""
-    if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
