@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import io
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -36,10 +35,6 @@ MAX_TEXT = 1 << 28  # bytes of text of variable length read at once
 DAMAGE = (  # what h5py, numpy and json raise for it
     *(OSError, LookupError, ValueError, TypeError, RuntimeError),
     *(ArithmeticError, AttributeError, MemoryError),
-)
-NOT_DAMAGE = (  # the machine refuses to read
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
 )
 FOREIGN = "use another copy, or move it away and run framebank extract again"
 
@@ -356,22 +351,16 @@ def damage_as_store_error(path: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGE as e:
-        _raise_refusal(e, path)
+        raise_refusal(e, path)
         hint = f"framebank verify --store {path}, then repair; or move it away and run framebank extract again"
         try:
             is_hdf5 = h5py.is_hdf5(path)
         except OSError as error:
-            _raise_refusal(error, path)
+            raise_refusal(error, path)
             is_hdf5 = False
         if not is_hdf5:
             hint = "--store FILE.h5; or, if this was a store, move it away and run framebank extract again"
         raise DamagedStoreError(f"{path}: damaged, or not a store ({e})", hint=hint) from None
-
-
-def _raise_refusal(error: Exception, path: Path) -> None:
-    """Raise an error that tells nothing of the bytes, since the machine has not read them."""
-    if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
 
 
 def check_weights(file: Path | BinaryIO, size: int) -> None:

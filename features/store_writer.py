@@ -172,6 +172,9 @@ def _new_file(path: Path, content: StoreContent) -> Iterator[tuple[Any, ErrorTol
                     what, hint = f"{path}: the {part} cannot be stored", "correct the data set"
                     raise DataError(what, expected=fault.expected or fault.what, got=fault.got, hint=hint)
             disk.check()
+        except Exception:
+            disk.check()  # the cause, if the system has refused something
+            raise
         finally:
             disk.close()
 

@@ -78,7 +78,10 @@ def unfinished_folder(parent: Path) -> Iterator[Path]:
     sweep_leftovers(parent)
     workspace = parent / f"{UNFINISHED}{writer_name()}"
     try:
-        workspace.mkdir(parents=True)
+        try:
+            workspace.mkdir(parents=True)
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, str(parent)) from None
         yield workspace
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
