@@ -22,7 +22,7 @@ TASK       = $(WITH_STORE) $(WITH_DATA) $(ARGS)
 NEEDS_RUN = @test -n "$$RUN" || { echo "Which run? Try: make $@ RUN=NAME, one of:" $$(cd runs 2>/dev/null && ls -d */ | tr -d /); exit 2; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sample features train sweep leaderboard finetune predict export report info verify test soak check bench cluster-demo docs lock clean
+.PHONY: help setup sample features train sweep leaderboard finetune predict export report info verify test soak check bench cluster-demo docs lock sbom clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -83,10 +83,14 @@ test: $(READY)  ## all tests but the slow ones
 soak: $(READY)  ## the slow tests
 	@$(PY) -m pytest -m soak
 
-check: $(READY)  ## lint, with the rules of bandit, format, types
+check: $(READY)  ## lint, with the rules of bandit, format, types, known weaknesses of packages
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@$(PY) .ci/audit.py
+
+sbom: $(READY)  ## list all packages, with hashes, in sbom.json (CycloneDX)
+	@$(PY) -m cyclonedx_py requirements requirements.lock --output-reproducible --output-file sbom.json
 
 bench: $(READY)  ## measure; prints ratios taken within one run
 	@$(PY) -m benchmarks

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomlkit
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, PositiveFloat
 
+from features.backbone_names import stream_of_tap
+from features.errors import ConfigError
 from features.head_config import AnyHeadConfig, PooledLSTMConfig
 from features.limits import NETWORK_PIXELS, VIDEO_FRAMES, WINDOW_FRAMES
 from features.plugins import DATASETS, plugin_names
@@ -92,33 +94,44 @@ class FramesConfig(StrictModel):
 
 class BackboneConfig(StrictModel):
     name: str = "EfficientNetLite0"
-    """`EfficientNetLite0` (works offline: its weights are installed), any model of keras.applications, or a plugin."""
+    """`EfficientNetLite0` (works offline: its weights are installed), any model of keras.applications, a plugin,
+    `onnx:FILE` for a network in an ONNX file, `hub:NAME` for one of KerasHub, `import:NAME` for imported features."""
     weights: UserPath = "imagenet"
-    """`imagenet`, the path of a .h5, .weights.h5 or .keras file, or `random` (for tests only)."""
+    """`imagenet`, the path of a .h5, .weights.h5, .keras or .safetensors file, or `random` (for tests only)."""
     unfreeze: int = Field(4, ge=0)
     """Number of last layers that stay trainable in stage two (the top); the rest is the frozen trunk."""
     cut: str | None = None
-    """Name of the trunk's last layer, instead of `unfreeze`; all layers after it are the top."""
+    """Name of the trunk's last layer, instead of `unfreeze`; all layers after it are the top. Of an ONNX file: name of
+    a tensor; unset, its first output."""
     taps: tuple[str, ...] = ()
-    """Names of inner layers whose maps are stored too, from the same pass, as streams of these names."""
+    """Names of inner layers whose maps are stored too, from the same pass, as streams of these names; of an ONNX file,
+    names of tensors."""
     tap_pooling: int = Field(1, gt=0)
     """Average the maps of taps over squares of this many rows and columns; 1: store them as they are."""
     top: bool = True
     """Whether to keep the layers after the cut; without them, heads read the map at the cut."""
     preprocess: bool = True
     """Whether to apply the backbone's own preprocess_input, inside the graph; if not, it gets raw values 0 to 255."""
+    mean: tuple[float, float, float] | None = None
+    """For an ONNX file: what to subtract from each channel's pixels of 0 to 255. Unset: as the file's metadata say."""
+    deviation: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """For an ONNX file: what to divide each channel by after that. Unset: as the file's metadata say."""
+    layout: Literal["NCHW", "NHWC"] | None = None
+    """For an ONNX file: order of its input's axes, channels before or after rows and columns. Unset: as its shape
+    says."""
     arguments: dict[str, float | int | str | bool] = Field(default_factory=dict)
     """Additional keyword arguments for the backbone, such as alpha = 0.25 for MobileNet."""
 
     @property
     def streams(self) -> tuple[str, ...]:
         """The streams of maps that the backbone fills: at the cut and at each tap."""
-        return (APPEARANCE, *self.taps)
+        return (APPEARANCE, *map(stream_of_tap, self.taps))
 
 
 class ExtractConfig(StrictModel):
-    engine: Literal["auto", "tensorflow", "openvino"] = "auto"
-    """What runs the trunk; `auto` is OpenVINO if it is installed and there is no GPU, else TensorFlow."""
+    engine: Literal["auto", "tensorflow", "openvino", "onnxruntime"] = "auto"
+    """What runs the trunk; `auto` is OpenVINO if it is installed and there is no GPU, else TensorFlow, or ONNX Runtime
+    for ONNX files, which only it and OpenVINO run."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the trunk's arithmetic: bfloat16 is faster on some CPUs and GPUs with errors of 1e-2, float16 is for
     older GPUs."""
@@ -299,6 +312,8 @@ class Config(StrictModel):
             ValidationError: an unknown setting or a wrong value.
         """
         name = settings.get("head.name", self.head.name)
+        if not isinstance(name, str):
+            raise ConfigError("head.name: wrong value", expected="a head's name", got=repr(name)[:80])
         head = self.head if name == self.head.name else self.head.renamed(name)
         sections = self.model_dump(exclude_unset=True) | {"head": head.model_dump(exclude_unset=True) | {"name": name}}
         for key, value in settings.items():

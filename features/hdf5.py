@@ -21,7 +21,7 @@ from features._common.atomic import NO_LOCKS
 from features._common.leftovers import SECONDS_PER_DAY
 from features._common.strict_json import parse_json
 from features.bit_errors import corrected_chunk
-from features.errors import DamagedStoreError, StoreError
+from features.errors import DamagedStoreError, DataError, StoreError
 from features.recipe import canonical_json
 
 FORMAT_NAME, FORMAT_VERSION = "framebank", 2
@@ -30,6 +30,7 @@ LIBVER = ("v110", "v110")
 MAX_LINKS = 65535  # in a group's header, the most that HDF5 admits
 MAX_CHUNK = 1 << 24  # bytes in a chunk of a table
 MAX_OBJECTS = 10_000  # groups and datasets in a file; a store has a few dozen, and one for each weight of the top
+MAX_ARRAYS = 1_000_000  # groups and datasets in a file of another tool, which may have one for each sequence
 MAX_TEXT = 1 << 28  # bytes of text of variable length read at once
 DAMAGE = (  # what h5py, numpy and json raise for it
     *(OSError, LookupError, ValueError, TypeError, RuntimeError),
@@ -137,6 +138,36 @@ def is_open_elsewhere(path: Path) -> bool:
             return time.time() - path.stat().st_mtime < SECONDS_PER_DAY
         return e.errno == errno.EAGAIN or "already open" in str(e) or "unable to lock" in str(e)
     return False
+
+
+@contextmanager
+def open_arrays(path: Path) -> Iterator[dict[str, Any]]:
+    """Open any HDF5 file and yield its datasets of numbers by name; a DataError for one that is none, or is unsafe.
+
+    No link to another file or object is followed, so that a file from elsewhere cannot read the user's others.
+    """
+    hint = "write the features again, into a plain HDF5 file"
+    try:
+        with h5py.File(path, "r") as f:
+            arrays, groups, seen = dict[str, Any](), [f], 0
+            while groups:
+                group = groups.pop()
+                seen += len(group)
+                if seen > MAX_ARRAYS:
+                    raise DataError(f"{path}: too many datasets", expected=f"at most {MAX_ARRAYS:,}", hint=hint)
+                for name in group:
+                    if group.get(name, getlink=True).__class__ is not h5py.HardLink:
+                        raise DataError(f"{path}: {group.name}/{name} is a link, which is not followed", hint=hint)
+                    child = group[name]
+                    if isinstance(child, h5py.Group):
+                        groups.append(child)
+                    elif isinstance(child, h5py.Dataset) and child.dtype.kind in "fiu" and child.ndim:
+                        if child.external or child.is_virtual:
+                            raise DataError(f"{path}: {child.name} points outside the file", hint=hint)
+                        arrays[child.name.lstrip("/")] = child
+            yield arrays
+    except DAMAGE as e:
+        raise DataError(f"{path}: not an HDF5 file, or damaged ({e})", hint=hint) from None
 
 
 def _check_objects(f: Any, path: Path) -> None:

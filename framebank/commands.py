@@ -6,12 +6,13 @@ Heavy libraries are imported when a command runs, so that help and early errors 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -128,6 +129,33 @@ class Extract(StoreCommand):
         if self.card:
             print(_write_store_card(path))
         return result
+
+
+@dataclass(frozen=True)
+class Import(Command):
+    """Make a store of per-frame features that another tool computed, from .npy, HDF5 or parquet files and a table."""
+
+    features: tyro.conf.Positional[File]
+    """File with the features of all sequences, or folder with a file for each, named after the sequence."""
+    table: File = dataclasses.field(kw_only=True)
+    """CSV file with the columns sequence and split, optionally frame, fps, first and length, and the targets."""
+    store: File = dataclasses.field(kw_only=True)
+    """The store to write."""
+    name: Annotated[str, hint("NAME", "the features' file name")] = ""
+    """What computed the features, such as dinov2; the store's backbone is then import:NAME."""
+    fps: float = 20.0
+    """Frames per second of sequences for which the table does not state it."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Type in which the features are stored."""
+
+    def __call__(self) -> None:
+        from stage1_extract.feature_import import ImportOptions, import_features
+
+        name = self.name or self.features.stem
+        if not 0 < self.fps < math.inf:
+            raise ConfigError("--fps must be positive", got=self.fps, hint="--fps 20")
+        print(import_features(self.features, self.table, self.store, ImportOptions(name, self.fps, self.dtype)))
+        print(f"framebank train --store {self.store} --backbone.name import:{name} --data.target TARGET")
 
 
 @dataclass(frozen=True)
@@ -397,7 +425,14 @@ class Evaluate(RunCommand):
 class Report(RunCommand):
     """Regenerate the report and the card of a run."""
 
+    occlusion: bool = False
+    """Also measure how much each cell of the CNN's maps counts, and show it in the report; takes up to a minute."""
+
     def run_with(self, folder: Path, store: Store) -> None:
+        if self.occlusion:
+            with quiet_imports():
+                from stage2_temporal.train import explain
+            explain(folder, store)
         from stage2_temporal.report import write_report
         from stage2_temporal.runs.card import write_card
 
@@ -643,7 +678,7 @@ def _by_name(*commands: type[Command]) -> dict[str, type[Command]]:
     return {command.__name__.lower(): command for command in commands}
 
 
-STAGE_ONE = _by_name(Sample, Extract, Info, Table, Verify, Repair, Pack, Unpack) | {
+STAGE_ONE = _by_name(Sample, Extract, Import, Info, Table, Verify, Repair, Pack, Unpack) | {
     "camera": MeasureCamera,
     "speed": Speed,
 }

@@ -83,10 +83,10 @@ class LocalBackend:
 
     def load_trunk(self, request: str) -> TrunkInfo:
         with quiet_imports():
-            from stage1_extract.backbone.trunk import build_trunk
+            from stage1_extract.backbone.onnx_trunk import any_trunk
             from stage1_extract.engines.engine import Engine
         settings = self._config.extract
-        self._engine = self._engine or Engine(build_trunk(self._config), settings.batch, settings.engine)
+        self._engine = self._engine or Engine(any_trunk(self._config), settings.batch, settings.engine)
         return TrunkInfo.from_trunk(self._engine.trunk, self._config, request)
 
     def extract(

@@ -226,12 +226,12 @@ def _engine(settings: str, request: str) -> Engine:
     with quiet_imports():
         import tensorflow as tf
 
-        from stage1_extract.backbone.trunk import build_trunk
+        from stage1_extract.backbone.onnx_trunk import any_trunk
         from stage1_extract.engines.engine import Engine
     tf.config.threading.set_intra_op_parallelism_threads(cpu_count())
     tf.config.threading.set_inter_op_parallelism_threads(cpu_count())
     config = Config.model_validate_json(settings)
-    return Engine(build_trunk(config), config.extract.batch, config.extract.engine)
+    return Engine(any_trunk(config), config.extract.batch, config.extract.engine)
 
 
 def _part(clips: Clips, group: Group, vehicles: Collection[str]) -> tuple[Clips, Group, list[str]]:

@@ -127,9 +127,9 @@ def estimate_table(estimate: ExtractionEstimate) -> str:
 
 def _load_engine(config: Config) -> Engine:
     with quiet_imports():
-        from stage1_extract.backbone.trunk import build_trunk
+        from stage1_extract.backbone.onnx_trunk import any_trunk
         from stage1_extract.engines.engine import Engine
-    return Engine(build_trunk(config), config.extract.batch, config.extract.engine)
+    return Engine(any_trunk(config), config.extract.batch, config.extract.engine)
 
 
 def _readable_ranges(shards: NewShards) -> Iterator[StoredRange]:

@@ -101,10 +101,12 @@ class Undisturbed:
         if other_first:
             other = self._faults.run(folder, self.scenario.next)
             assert other.status == 0, (where, other.text)
-            assert not left_behind(folder), where
+            assert not (left := left_behind(folder)), (left, where)
         again = self._faults.run(folder, arguments)
         assert again.status == 0, (where, again.text)
-        assert not left_behind(folder), where
-        assert everything(folder) == self.all, where
+        assert not (left := left_behind(folder)), (left, where)
+        found = everything(folder)
+        different = [name for name in self.all.keys() | found.keys() if found.get(name) != self.all.get(name)]
+        assert not different, (different, where)
         shutil.rmtree(folder)
         return ended

@@ -70,19 +70,19 @@ def check_weights(file: Path | BinaryIO, size: int) -> None:
     limit, declared = 2 * size + 64 * MB, 0
     with h5py.File(file, "r") as f:
 
-        def look(name: str, link: Any) -> None:
+        def find_fault(name: str, link: Any) -> str | None:
             nonlocal declared
             if not isinstance(link, h5py.HardLink):
-                raise ValueError(f"{name[:80]} links to somewhere else")
+                return f"{name[:80]} links to somewhere else"
             item = f[name]
             if isinstance(item, h5py.Dataset):
                 if item.external or item.is_virtual:
-                    raise ValueError(f"{name[:80]} is in another file")
+                    return f"{name[:80]} is in another file"
                 declared += item.nbytes
-                if declared > limit:
-                    raise ValueError(f"weights of more than {limit:,} bytes in a file of {size:,}")
+            return f"weights of more than {limit:,} bytes in a file of {size:,}" if declared > limit else None
 
-        f.visititems_links(look)
+        if fault := f.visititems_links(find_fault):
+            raise ValueError(fault)
 
 
 def _dictionaries(value: Any) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from features._common.csv_table import CsvRow, CsvTable, read_csv_table
 from features._common.types import Image, Size
 from features.config import DataConfig
 from features.errors import DataError
-from features.limits import IMAGE_PIXELS
+from features.limits import IMAGE_PIXELS, VIDEO_FRAMES
 from features.sequences import FrameSequence, Label
 from stage1_extract.datasets.archive import ReadablePath, file_version, list_folder
 from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault, frame_timing
@@ -200,6 +200,8 @@ class Video:
                     truncated = packet.is_corrupt if packet.size else truncated  # the last one is empty
                     for frame in packet.decode():
                         self._check_size(frame, index)
+                        if index >= VIDEO_FRAMES:
+                            raise DataError(f"{self.path}: too long", expected=f"at most {VIDEO_FRAMES:,} frames")
                         yield frame
                         index, end = index + 1, max(end, frame.time or 0.0)
                 seconds, missing = _duration(container, stream), _missing_seconds(container, stream, index, end)

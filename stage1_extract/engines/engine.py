@@ -1,4 +1,4 @@
-"""The engine: runs the trunk over batches of uint8 frames, with TensorFlow or OpenVINO."""
+"""The engine: runs the trunk over batches of uint8 frames, with TensorFlow, OpenVINO or ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from features._common.types import Image
 from features.errors import ConfigError, DataError
+from stage1_extract.backbone.onnx_trunk import OnnxTrunk
 from stage1_extract.backbone.trunk import Trunk
-from stage1_extract.engines import openvino, tensorflow
+from stage1_extract.engines import onnxruntime, openvino, tensorflow
 
 MAX_COMPARED_FRAMES = 8  # frames that TensorFlow computes too, to measure the engine's relative error
 # float32 has a relative error of about 1e-6, float16 1e-3, bfloat16 1e-2; noise or an overflow 1
@@ -48,10 +49,13 @@ class Engine:
         ConfigError: this machine lacks the engine or the precision; some are known only with the first batch.
     """
 
-    def __init__(self, trunk: Trunk, batch: int = 0, engine: str = "auto") -> None:
+    def __init__(self, trunk: Trunk | OnnxTrunk, batch: int = 0, engine: str = "auto") -> None:
         self.trunk, self.passes = trunk, 0  # number of batches so far
-        gpus = len(tf.config.list_physical_devices("GPU"))
-        self.name = choose_engine(engine, trunk.recipe.precision, gpus, openvino.openvino_installed())
+        gpus, has_openvino = len(tf.config.list_physical_devices("GPU")), openvino.openvino_installed()
+        if isinstance(trunk, OnnxTrunk):
+            self.name = choose_onnx_engine(engine, trunk.recipe.precision, has_openvino)
+        else:
+            self.name = choose_engine(engine, trunk.recipe.precision, gpus, has_openvino)
         self.relative_error: float | None = None  # of the first frames, compared with TensorFlow in float32
         self._batch = batch
 
@@ -59,6 +63,10 @@ class Engine:
     def runner(self) -> Runner:
         """The compiled network. Built on first use, because compiling takes seconds."""
         recipe = self.trunk.recipe
+        if isinstance(self.trunk, OnnxTrunk):
+            if self.name == "openvino":
+                return openvino.OpenVinoRunner(self.trunk.network, self._batch, recipe.precision)
+            return onnxruntime.OnnxRuntimeRunner(self.trunk.network, self._batch)
         if self.name == "openvino":
             return openvino.OpenVinoRunner(self.trunk.model, self._batch, recipe.precision)
         return tensorflow.TensorFlowRunner(self.trunk.model, self._batch, recipe.precision, recipe.dtype)
@@ -113,18 +121,25 @@ class Engine:
 
     def _measure_error(self, frames: Image, maps: Maps) -> None:
         precision = self.trunk.recipe.precision
-        if self.name == "tensorflow" and precision == "float32":
+        if self.name in ("tensorflow", "onnxruntime") and precision == "float32":
             self.relative_error = 0.0  # it is the reference
             return
-        expected = tensorflow.reference_maps(self.trunk.model, frames)
+        if isinstance(self.trunk, OnnxTrunk):
+            reference, expected = "ONNX Runtime", onnxruntime.onnxruntime_maps(self.trunk.network, frames)
+            if expected is None:
+                return
+        else:
+            reference, expected = "TensorFlow", tensorflow.reference_maps(self.trunk.model, frames)
         errors = [relative_error(maps[name][: len(frames)], values) for name, values in expected.items()]
         error, limit = float(np.max(errors)), MAX_RELATIVE_ERROR[precision]
         if not error <= limit:  # NaN is an error too
             raise ConfigError(
-                f"{self.name} in {precision}: maps differ too much from those of TensorFlow in float32",
+                f"{self.name} in {precision}: maps differ too much from those of {reference} in float32",
                 expected=f"a relative error of at most {limit:g}",
                 got=f"{error:.2g}",
-                hint="--extract.engine tensorflow" if precision == "float32" else "--extract.precision float32",
+                hint=f"--extract.engine {reference.replace(' ', '').lower()}"
+                if precision == "float32"
+                else "--extract.precision float32",
             )
         self.relative_error = error
 
@@ -141,6 +156,8 @@ def choose_engine(engine: str, precision: str, gpus: int, openvino: bool) -> str
 
     A ConfigError if the user wants OpenVINO, but it is not installed, or the precision is float16.
     """
+    if engine == "onnxruntime":
+        raise ConfigError("ONNX Runtime runs ONNX files only", hint="--extract.engine auto")
     if engine == "auto":
         return "openvino" if openvino and not gpus and precision != "float16" else "tensorflow"
     if engine == "openvino" and not openvino:
@@ -149,3 +166,17 @@ def choose_engine(engine: str, precision: str, gpus: int, openvino: bool) -> str
     if engine == "openvino" and precision == "float16":
         raise ConfigError("the openvino engine cannot compute in float16", hint="--extract.precision bfloat16")
     return engine
+
+
+def choose_onnx_engine(engine: str, precision: str, openvino: bool) -> str:
+    """For an ONNX file and `auto`, choose `openvino` if it is installed, else `onnxruntime`.
+
+    A ConfigError for an engine that does not run ONNX files, or not in this precision.
+    """
+    if engine == "tensorflow":
+        raise ConfigError("TensorFlow does not run ONNX files", hint="--extract.engine auto")
+    if engine == "onnxruntime" or (engine == "auto" and not openvino):
+        if precision != "float32":
+            raise ConfigError(f"ONNX Runtime does not compute in {precision} here", hint="--extract.precision float32")
+        return "onnxruntime"
+    return choose_engine("openvino", precision, 0, openvino)

@@ -19,6 +19,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from features._common.types import Image
 from features.errors import ConfigError
+from stage1_extract.backbone.onnx_graph import OnnxNetwork
 
 # measured: 1 to 4 frames fit into the caches; larger batches are up to a third slower
 BATCH = 4
@@ -47,14 +48,14 @@ class OpenVinoRunner:
     """A `Runner` with one inference stream per core, so that no core waits for another within a layer.
 
     Args:
-        model: the trunk, uint8 frames → float32 map.
-        batch: frames per call; 0: 4.
+        model: the trunk, uint8 frames → float32 map, of Keras or of an ONNX file.
+        batch: frames per call; 0: 4. An ONNX file may have its own.
 
     Raises:
         ConfigError: the processor does not compute in this precision.
     """
 
-    def __init__(self, model: keras.Model, batch: int, precision: str) -> None:
+    def __init__(self, model: keras.Model | OnnxNetwork, batch: int, precision: str) -> None:
         capabilities = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bfloat16" and "BF16" not in capabilities:  # OpenVINO would silently use float32
             raise ConfigError(
@@ -63,11 +64,16 @@ class OpenVinoRunner:
                 got=", ".join(sorted(capabilities)),
                 hint="--extract.precision float32",
             )
-        self.batch = batch or BATCH
-        with TemporaryDirectory() as folder:
-            shape = (self.batch, *model.input.shape[1:])
-            path, self._outputs = _write_graph(model, shape, Path(folder))
-            network = openvino_core().read_model(path)
+        if isinstance(model, OnnxNetwork):
+            self.batch, self._outputs = model.batch or batch or BATCH, model.outputs
+            shape = (self.batch, *model.size[::-1], 3)
+            network = openvino_core().read_model(model.for_batch(self.batch))
+        else:
+            self.batch = batch or BATCH
+            with TemporaryDirectory() as folder:
+                shape = (self.batch, *model.input.shape[1:])
+                path, self._outputs = _write_graph(model, shape, Path(folder))
+                network = openvino_core().read_model(path)
         compiled = openvino_core().compile_model(
             network,
             "CPU",

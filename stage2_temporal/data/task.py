@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.types import Floats
+from features.backbone_names import is_imported, recipe_name
 from features.config import Config
 from features.errors import StoreError
 from features.recipe import json_digest
@@ -99,7 +100,10 @@ def check_recipe(config: Config, store: Store) -> None:
         "backbone": {"name": recipe.backbone, "preprocess": recipe.preprocess != "none", **cut},
         "extract": {"dtype": recipe.dtype},
     }
+    if is_imported(recipe.backbone):  # all else is the other tool's business
+        stored = {"backbone": {"name": recipe.backbone}}
     settings = config.model_dump()
+    settings["backbone"]["name"] = recipe_name(config.backbone.name)
     differences = [
         f"{section}.{key} {value!r} in the store, {settings[section][key]!r} in the config"
         for section, values in stored.items()

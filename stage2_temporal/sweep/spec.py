@@ -18,20 +18,22 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 
 from features.config import Config
 from features.errors import BadInputs, ConfigError
+from features.limits import SWEEP_RUNS
 from features.strict_model import StrictModel, describe_validation_error
 from stage2_temporal.runs.folder import run_settings
 
 SWEPT_SECTIONS = ("window.", "head.", "train.")  # these may vary on one store, and so may data.target
 PLAN_KEYS = {"train.seed": "seeds", "train.folds": "folds", "train.fold": "folds"}  # set under [sweep]
+Bound = Annotated[float | int, Field(ge=-1e15, le=1e15)]
 Settings = dict[str, Any]  # full name → value
 
 
 class Distribution(StrictModel):
     """The distribution that a number is drawn from."""
 
-    low: float | int
+    low: Bound
     """The smallest value."""
-    high: float | int
+    high: Bound
     """The largest value."""
     log: bool = False
     """Make each order of magnitude equally likely, instead of each value."""
@@ -132,6 +134,7 @@ def sweep_entries(sweep: Sweep, base: Config) -> dict[str, Config]:
     if plan.limit or plan.minutes:
         order = np.random.default_rng(plan.seeds[0]).permutation(len(names))[: plan.limit or None]
         names = [names[i] for i in order]
+    _check_count(len(names) * len(plan.seeds) * max(plan.folds, 1))
     return {run: config for name in names for run, config in repeats(plan, name, configs[name]).items()}
 
 
@@ -186,12 +189,18 @@ def repeats(plan: SweepPlan, name: str, config: Config) -> dict[str, Config]:
     return entries
 
 
+def _check_count(runs: int) -> None:
+    if runs > SWEEP_RUNS:
+        raise ConfigError("too many runs", expected=f"at most {SWEEP_RUNS:,}", got=f"{runs:,}", hint="draws = N")
+
+
 def expand_entry(table: dict[str, Any], seed: int) -> Iterator[Settings]:
     """Expand an entry into settings: every combination of its lists, or `draws` random draws; errors as `read_entry`.
 
     Also a ConfigError if a distribution has no `draws`.
     """
     space = read_entry(table)
+    _check_count(space.draws or space.size or 0)
     if space.size is None and not space.draws:
         raise ConfigError("an entry with a distribution needs a number of draws", expected="draws = N")
     if space.size is not None and (not space.draws or space.draws >= space.size):

@@ -96,6 +96,7 @@ def _require_model(value: object) -> None:
 
 def _reason(error: Exception) -> str:
     text = error.what if isinstance(error, FramebankError) else str(error) or type(error).__name__
+    text = text.rpartition("Exception encountered: ")[2]  # after which Keras says what it was
     return one_line(" ".join(text.split())[:300])
 
 
