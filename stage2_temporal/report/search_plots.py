@@ -38,7 +38,7 @@ class SearchedSetting:
         log = not self.options and min(self.values) > 0 and max(self.values) / min(self.values) > LOG_AXIS_RATIO
         series = [
             Series(name, "points", role, *_of(self.values, skills, [p == stopped for p in self.pruned]))
-            for name, role, stopped in (("finished", "model", False), ("stopped early", "guide", True))
+            for name, role, stopped in (("finished", "model", False), ("stopped early", "train", True))
         ]
         finished = series[0]
         if finished.y:
