@@ -187,7 +187,7 @@ def hostile_files(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir()}
 
 
-def test_hostile_files_are_refused(tmp_path: Path) -> None:
+def test_hostile_feature_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     files = hostile_files(tmp_path / "files")
     table = tmp_path / "t.csv"
