@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,20 +13,24 @@ from joblib import cpu_count
 from features._common.cluster import Cluster, connect
 from features._common.console import progress_bar, quiet_imports
 from features.config import Config
+from features.principal_components import load_bases
 from features.tracks import Track
 from stage1_extract.cluster_tasks import (
     SMALLEST_TASK,
     ExtractionJob,
     first_frame_digest,
     load_trunk,
+    remember_group,
     run_groups,
     run_tracking,
 )
 from stage1_extract.datasets.clip import Catalogue, Clip
-from stage1_extract.existing_store import TrunkInfo
+from stage1_extract.datasets.image_sequence import ClipSpec
+from stage1_extract.existing_store import TrunkInfo, stored_ids
 from stage1_extract.group_extraction import extract_groups
+from stage1_extract.kept_components import fit_bases, sampled_clips
 from stage1_extract.new_shards import NewShards
-from stage1_extract.plan import vehicles_without_tracks
+from stage1_extract.plan import Group, vehicles_without_tracks
 from stage1_extract.store_update import ExtractionPlan
 from stage1_extract.tracking.sequence_tracks import track_clips
 
@@ -45,8 +50,13 @@ class Backend(Protocol):
     def engine_description(self) -> str:
         """What ran the trunk, with its precision; empty if nothing did."""
 
-    def load_trunk(self, request: str) -> TrunkInfo:
-        """Load the trunk; `request` is a digest of all that determines the recipe."""
+    def load_trunk(self, request: str, bases: Path | None) -> TrunkInfo:
+        """Load the trunk.
+
+        Args:
+            request: a digest of all that determines the recipe.
+            bases: the file with the principal components that maps are projected on, or where it is to be.
+        """
 
     def extract(
         self,
@@ -55,8 +65,14 @@ class Backend(Protocol):
         clips: Mapping[str, Clip],
         plan: ExtractionPlan,
         faults: dict[str, str],
+        digests: dict[str, str],
     ) -> None:
-        """Write shards with all groups and tracks of a plan; add sequences that fail to `faults`, with the reason."""
+        """Write shards with all groups and tracks of a plan.
+
+        Args:
+            faults: gets the sequences that fail, by id, and why.
+            digests: gets the digests of sequences that the scan had left unread, by id.
+        """
 
     def close(self) -> None:
         """Free what it holds, such as a connection."""
@@ -65,8 +81,8 @@ class Backend(Protocol):
 def open_backend(config: Config, catalogue: Catalogue, folder: Path, engine: Engine | None) -> Backend:
     """The backend that a config names; `folder` is that of the shards, and `engine` maybe one that is loaded."""
     if config.compute.backend == "dask":
-        return DaskBackend(config, catalogue.clips[:PROBED_CLIPS], folder)
-    return LocalBackend(config, engine)
+        return DaskBackend(config, catalogue, folder)
+    return LocalBackend(config, catalogue, engine)
 
 
 class LocalBackend:
@@ -74,19 +90,22 @@ class LocalBackend:
 
     group_size = FRAMES_PER_SHARD
 
-    def __init__(self, config: Config, engine: Engine | None) -> None:
-        self._config, self._engine = config, engine
+    def __init__(self, config: Config, catalogue: Catalogue, engine: Engine | None) -> None:
+        self._config, self._catalogue, self._engine = config, catalogue, engine
 
     @property
     def engine_description(self) -> str:
         return "" if self._engine is None else str(self._engine)
 
-    def load_trunk(self, request: str) -> TrunkInfo:
+    def load_trunk(self, request: str, bases: Path | None) -> TrunkInfo:
         with quiet_imports():
             from stage1_extract.backbone.trunk import build_trunk
             from stage1_extract.engines.engine import Engine
         settings = self._config.extract
         self._engine = self._engine or Engine(build_trunk(self._config), settings.batch, settings.engine)
+        if bases is not None:
+            known = load_bases(bases) or fit_bases(self._config, self._catalogue.clips, self._engine, bases)
+            self._engine = Engine(self._engine.trunk.projected(known), settings.batch, settings.engine)
         return TrunkInfo.from_trunk(self._engine.trunk, self._config, request)
 
     def extract(
@@ -96,18 +115,22 @@ class LocalBackend:
         clips: Mapping[str, Clip],
         plan: ExtractionPlan,
         faults: dict[str, str],
+        digests: dict[str, str],
     ) -> None:
+        def finished(group: Group) -> None:
+            remember_group(group, clips, self._catalogue.cache)
+
         if plan.groups:
             total, remaining = sum(clip.sequence.length for clip in clips.values()), sum(map(len, plan.groups))
-            done = extract_groups(
-                job.config, shards, clips, plan.groups, job.streams, self._engine, plan.vehicles, faults
-            )
+            arguments = job.config, shards, clips, plan.groups, job.streams, self._engine, plan.vehicles
+            done = extract_groups(*arguments, faults, digests, finished)
             with progress_bar(total, "features", "frames", initial=max(0, total - remaining)) as progress:
                 for count in done:
                     progress.update(count)
-        remaining_vehicles = _untracked(clips, plan.vehicles, shards, faults)
+        known = with_digests(clips, digests)
+        remaining_vehicles = _untracked(known, plan.vehicles, shards, faults)
         if remaining_vehicles:
-            _track(job.config, shards, clips, remaining_vehicles, faults)
+            _track(job.config, shards, known, remaining_vehicles, faults)
 
     def close(self) -> None:
         pass
@@ -118,8 +141,8 @@ class DaskBackend:
 
     group_size = SMALLEST_TASK  # groups are joined to tasks
 
-    def __init__(self, config: Config, probed: Sequence[Clip], folder: Path) -> None:
-        self._config, self._probed, self._folder = config, tuple(probed), folder
+    def __init__(self, config: Config, catalogue: Catalogue, folder: Path) -> None:
+        self._config, self._catalogue, self._folder = config, catalogue, folder
         self._connections, self._engines = ExitStack(), set[str]()
         self._cluster: Cluster | None = None
 
@@ -127,8 +150,10 @@ class DaskBackend:
     def engine_description(self) -> str:
         return ", ".join(sorted(self._engines))
 
-    def load_trunk(self, request: str) -> TrunkInfo:
-        return self._connected().call("load trunk", load_trunk, self._config, request)
+    def load_trunk(self, request: str, bases: Path | None) -> TrunkInfo:
+        cluster = self._connected()
+        clips = sampled_clips(self._config, self._catalogue.clips) if bases is not None else []
+        return cluster.call("load trunk", load_trunk, self._config, request, bases, clips)
 
     def extract(
         self,
@@ -137,19 +162,40 @@ class DaskBackend:
         clips: Mapping[str, Clip],
         plan: ExtractionPlan,
         faults: dict[str, str],
+        digests: dict[str, str],
     ) -> None:
-        cluster = self._connected()
-        self._engines = run_groups(cluster, job, shards, clips, plan.groups, plan.vehicles, faults)
-        run_tracking(cluster, job, shards, clips, _untracked(clips, plan.vehicles, shards, faults), faults)
+        cluster, cache = self._connected(), self._catalogue.cache
+        self._engines = run_groups(cluster, job, shards, clips, plan.groups, plan.vehicles, faults, digests, cache)
+        known = with_digests(clips, digests)
+        run_tracking(cluster, job, shards, known, _untracked(known, plan.vehicles, shards, faults), faults)
 
     def close(self) -> None:
         self._connections.close()
 
     def _connected(self) -> Cluster:
         if self._cluster is None:
-            probe = first_frame_digest, (self._probed,)
+            probe = first_frame_digest, (self._catalogue.clips[:PROBED_CLIPS],)
             self._cluster = self._connections.enter_context(connect(self._config.compute, self._folder, probe))
         return self._cluster
+
+
+def reads_later(config: Config, store: Path) -> Callable[[ClipSpec], bool]:
+    """Which clips an extraction will decode as a whole, in one group, so that the scan may leave them unread.
+
+    These are clips that are neither in the store nor in shards of an interrupted extraction.
+    """
+    known = stored_ids(store)
+    if known is None or config.data.crops is not None:
+        return lambda spec: False
+    backend = DaskBackend if config.compute.backend == "dask" else LocalBackend
+    size = config.extract.shard or backend.group_size
+    return lambda spec: len(spec.files) <= size and spec.id not in known
+
+
+def with_digests(clips: Mapping[str, Clip], digests: Mapping[str, str]) -> Mapping[str, Clip]:
+    """The clips with the digests that have become known, by id."""
+    known = {name: replace(clips[name].sequence, digest=digest) for name, digest in digests.items()}
+    return {**clips, **{name: replace(clips[name], sequence=sequence) for name, sequence in known.items()}}
 
 
 def _untracked(

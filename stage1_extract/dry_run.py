@@ -28,6 +28,7 @@ from stage1_extract.existing_store import ExistingStore, TrunkInfo, request_dige
 from stage1_extract.extract import required_bytes
 from stage1_extract.frame_pairs import stream_info
 from stage1_extract.group_extraction import measured_rate
+from stage1_extract.kept_components import known_bases, placeholder_bases
 from stage1_extract.new_shards import NewShards
 from stage1_extract.plan import missing_frames
 from stage1_extract.store_update import plan_update
@@ -73,7 +74,7 @@ def estimate_extraction(
     existing, request = ExistingStore.read(store, damage), request_digest(config)
     trunk, engine = TrunkInfo.from_store(existing, config, request, sequences), None
     if trunk is None:
-        engine = _load_engine(config)
+        engine = _load_engine(config, store, request)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
     streams = dict(trunk.streams) | {name: stream_info(name, sequences) for name in config.extract.pair_streams}
     shards = NewShards(shard_folder(store), trunk.recipe, used_shards(store))
@@ -125,11 +126,13 @@ def estimate_table(estimate: ExtractionEstimate) -> str:
     return "\n".join(lines)
 
 
-def _load_engine(config: Config) -> Engine:
+def _load_engine(config: Config, store: Path, request: str) -> Engine:
     with quiet_imports():
         from stage1_extract.backbone.trunk import build_trunk
         from stage1_extract.engines.engine import Engine
-    return Engine(build_trunk(config), config.extract.batch, config.extract.engine)
+    trunk = build_trunk(config)
+    bases = known_bases(config, store, request) or placeholder_bases(config, trunk)
+    return Engine(trunk.projected(bases), config.extract.batch, config.extract.engine)
 
 
 def _readable_ranges(shards: NewShards) -> Iterator[StoredRange]:

@@ -28,6 +28,7 @@ from stage2_temporal.evaluation.history import write_history
 from stage2_temporal.evaluation.metrics import Scores, scores
 from stage2_temporal.finetune.checkpoint import FinetuneState
 from stage2_temporal.finetune.loop import STATE_FOLDER, FinetuneJob
+from stage2_temporal.finetune.workers import join_workers
 from stage2_temporal.fused.fuse import fuse_run, window_reader
 from stage2_temporal.heads import check_uses_maps
 from stage2_temporal.report import write_report
@@ -85,6 +86,7 @@ def finetune(run: Path, store: Store, config: Config) -> FinetuneResult:
         FramebankError: what the user can correct.
     """
     _check_same_settings(config, read_run_config(run))
+    workers = join_workers()
     check_uses_maps(run, config, alone=True)
     metrics, task = read_metrics(run), read_task(config, store)
     if metrics.store.fingerprint != store.fingerprint or metrics.store.examples != task.digest:
@@ -99,8 +101,11 @@ def finetune(run: Path, store: Store, config: Config) -> FinetuneResult:
         return earlier
     read = window_reader(store, task.examples, task.examples.known.nonzero()[0], config)
     fused, check = fuse_run(run, store, config)
-    job = FinetuneJob(run, store.recipe.dtype, task, config, fused, read, key)
+    job = FinetuneJob(run, store.recipe.dtype, task, config, fused, read, key, workers)
     state = job.train()
+    if workers is not None and not workers.writes:
+        workers.wait()
+        return FinetuneResult.model_validate_json((run / RESULT_FILE).read_bytes())
     fused.set_weights(job.model.get_weights())
     helped, verdict = _verdict(state, config.finetune.epochs)
     counted = next(split for split in VERDICT_SPLITS if len(task.known(split)))
@@ -131,6 +136,8 @@ def finetune(run: Path, store: Store, config: Config) -> FinetuneResult:
         temporary.write_text(result.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
     write_report(run, store)
     shutil.rmtree(run / STATE_FOLDER, ignore_errors=True)
+    if workers is not None:
+        workers.wait()
     return result
 
 

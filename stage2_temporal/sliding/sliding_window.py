@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from features._common.console import logger
 from features.config import Config, read_run_config
 from features.errors import DataError, StoreError
+from features.principal_components import RUN_FILE, load_bases
 from features.sequences import FrameSequence
 from features.streams import APPEARANCE, FEATURES, FRAMES, GEOMETRY, PAIR_STREAMS, TOP
 from features.windows import MISPLACED, other_rate_error, window_frames
@@ -84,7 +85,8 @@ def load_run_models(run: Path) -> RunModels:
     models = RunModels(None, stage_two, config, camera_geometry, uncertainty, metrics.frame_interval)
     if not config.map_streams:
         return models
-    trunk, trained = build_trunk(config, config.map_streams), metrics.store.fingerprint
+    trunk = build_trunk(config, config.map_streams, load_bases(run / RUN_FILE))
+    trained = metrics.store.fingerprint
     if trunk.recipe.fingerprint != trained:
         raise StoreError(
             f"{run}: its config now builds a different backbone than the run was trained on",
