@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 from joblib import cpu_count
 
 from features._common.cluster import Cluster, connect
-from features._common.console import progress_bar, quiet_imports
+from features._common.console import progress_bar
 from features.config import Config
+from features.frame_files import shard_folder
 from features.principal_components import load_bases
+from features.recipe import Recipe
 from features.tracks import Track
 from stage1_extract.cluster_tasks import (
     SMALLEST_TASK,
@@ -26,6 +28,7 @@ from stage1_extract.cluster_tasks import (
 )
 from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.datasets.image_sequence import ClipSpec
+from stage1_extract.engine_setup import new_engine, projected_engine
 from stage1_extract.existing_store import TrunkInfo, stored_ids
 from stage1_extract.group_extraction import extract_groups
 from stage1_extract.kept_components import fit_bases, sampled_clips
@@ -50,11 +53,12 @@ class Backend(Protocol):
     def engine_description(self) -> str:
         """What ran the trunk, with its precision; empty if nothing did."""
 
-    def load_trunk(self, request: str, bases: Path | None) -> TrunkInfo:
+    def load_trunk(self, config: Config, request: str, stored: Recipe | None, bases: Path | None) -> TrunkInfo:
         """Load the trunk.
 
         Args:
-            request: a digest of all that determines the recipe.
+            request: digest of all that determines the recipe.
+            stored: the recipe of the store; None: there is none yet.
             bases: the file with the principal components that maps are projected on, or where it is to be.
         """
 
@@ -78,11 +82,11 @@ class Backend(Protocol):
         """Free what it holds, such as a connection."""
 
 
-def open_backend(config: Config, catalogue: Catalogue, folder: Path, engine: Engine | None) -> Backend:
-    """The backend that a config names; `folder` is that of the shards, and `engine` maybe one that is loaded."""
+def open_backend(config: Config, catalogue: Catalogue, store: Path, engine: Engine | None) -> Backend:
+    """The backend that a config names, for extracting into `store`; `engine` is maybe one that is loaded."""
     if config.compute.backend == "dask":
-        return DaskBackend(config, catalogue, folder)
-    return LocalBackend(config, catalogue, engine)
+        return DaskBackend(config, catalogue, store)
+    return LocalBackend(catalogue, store, engine)
 
 
 class LocalBackend:
@@ -90,23 +94,20 @@ class LocalBackend:
 
     group_size = FRAMES_PER_SHARD
 
-    def __init__(self, config: Config, catalogue: Catalogue, engine: Engine | None) -> None:
-        self._config, self._catalogue, self._engine = config, catalogue, engine
+    def __init__(self, catalogue: Catalogue, store: Path, engine: Engine | None) -> None:
+        self._catalogue, self._store, self._engine = catalogue, store, engine
 
     @property
     def engine_description(self) -> str:
         return "" if self._engine is None else str(self._engine)
 
-    def load_trunk(self, request: str, bases: Path | None) -> TrunkInfo:
-        with quiet_imports():
-            from stage1_extract.backbone.trunk import build_trunk
-            from stage1_extract.engines.engine import Engine
-        settings = self._config.extract
-        self._engine = self._engine or Engine(build_trunk(self._config), settings.batch, settings.engine)
+    def load_trunk(self, config: Config, request: str, stored: Recipe | None, bases: Path | None) -> TrunkInfo:
+        clips = self._catalogue.clips
+        self._engine = self._engine or new_engine(config, self._store, stored, clips)
         if bases is not None:
-            known = load_bases(bases) or fit_bases(self._config, self._catalogue.clips, self._engine, bases)
-            self._engine = Engine(self._engine.trunk.projected(known), settings.batch, settings.engine)
-        return TrunkInfo.from_trunk(self._engine.trunk, self._config, request)
+            known = load_bases(bases) or fit_bases(config, clips, self._engine, bases)
+            self._engine = projected_engine(config, self._engine, known)
+        return TrunkInfo.from_trunk(self._engine.trunk, config, request)
 
     def extract(
         self,
@@ -141,8 +142,8 @@ class DaskBackend:
 
     group_size = SMALLEST_TASK  # groups are joined to tasks
 
-    def __init__(self, config: Config, catalogue: Catalogue, folder: Path) -> None:
-        self._config, self._catalogue, self._folder = config, catalogue, folder
+    def __init__(self, config: Config, catalogue: Catalogue, store: Path) -> None:
+        self._compute, self._catalogue, self._store = config.compute, catalogue, store
         self._connections, self._engines = ExitStack(), set[str]()
         self._cluster: Cluster | None = None
 
@@ -150,10 +151,11 @@ class DaskBackend:
     def engine_description(self) -> str:
         return ", ".join(sorted(self._engines))
 
-    def load_trunk(self, request: str, bases: Path | None) -> TrunkInfo:
-        cluster = self._connected()
-        clips = sampled_clips(self._config, self._catalogue.clips) if bases is not None else []
-        return cluster.call("load trunk", load_trunk, self._config, request, bases, clips)
+    def load_trunk(self, config: Config, request: str, stored: Recipe | None, bases: Path | None) -> TrunkInfo:
+        clips: Sequence[Clip] = self._catalogue.clips if config.extract.precision == "int8" else ()
+        if bases is not None:
+            clips = sampled_clips(self._catalogue.clips)
+        return self._connected().call("load trunk", load_trunk, config, request, self._store, stored, bases, clips)
 
     def extract(
         self,
@@ -175,7 +177,8 @@ class DaskBackend:
     def _connected(self) -> Cluster:
         if self._cluster is None:
             probe = first_frame_digest, (self._catalogue.clips[:PROBED_CLIPS],)
-            self._cluster = self._connections.enter_context(connect(self._config.compute, self._folder, probe))
+            folder = shard_folder(self._store)
+            self._cluster = self._connections.enter_context(connect(self._compute, folder, probe))
         return self._cluster
 
 

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
@@ -33,6 +33,7 @@ from stage1_extract.datasets.archive import file_version
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.datasets.image_sequence import ImageFiles, is_unread, remember_files
 from stage1_extract.datasets.scan_cache import ScanCache
+from stage1_extract.engine_setup import new_engine, projected_engine
 from stage1_extract.existing_store import TrunkInfo
 from stage1_extract.group_extraction import extract_groups
 from stage1_extract.kept_components import fit_bases
@@ -62,6 +63,7 @@ class ExtractionJob:
     recipe: Recipe
     streams: Mapping[str, StreamInfo]
     folder: Path  # of the shards
+    store: Path
     bases: Path | None = None  # the file with the principal components that maps are projected on
 
 
@@ -190,15 +192,20 @@ def joined_groups(groups: Iterable[Group], size: Callable[[], int]) -> Iterator[
         yield Group(first.streams, tuple(ranges))
 
 
-def load_trunk(config: Config, request: str, bases: Path | None, clips: Sequence[Clip]) -> TrunkInfo:
-    """Load the trunk in a worker, which keeps it, and return what the store needs of it.
+def load_trunk(
+    config: Config, request: str, store: Path, stored: Recipe | None, bases: Path | None, clips: Sequence[Clip]
+) -> TrunkInfo:
+    """Load the trunk in a worker, which keeps it, and return what the store needs of it; see `new_engine`.
 
     `bases` is the file with the principal components to project on; if there is none yet, they are fitted to maps of
     the clips, and saved.
     """
-    if bases is not None and not appears(bases):
-        fit_bases(config, clips, _engine_of(config, request, None), bases)
-    return TrunkInfo.from_trunk(_engine_of(config, request, bases).trunk, config, request)
+    if config.extract.precision == "int8":  # made once, and read by all workers
+        _use_all_threads()
+        new_engine(config, store, stored, clips)
+    if bases is not None and not bases.exists():
+        fit_bases(config, clips, _engine_of(config, request, store, None), bases)
+    return TrunkInfo.from_trunk(_engine_of(config, request, store, bases).trunk, config, request)
 
 
 def extract_group(job: ExtractionJob, clips: Clips, group: Group, vehicles: Collection[str], again: bool) -> TaskResult:
@@ -212,7 +219,8 @@ def extract_group(job: ExtractionJob, clips: Clips, group: Group, vehicles: Coll
         known = {r.sequence: r.digest for r, planned in zip(stored, group.ranges, strict=True) if is_unread(planned)}
         return TaskResult({path.name for path in paths}, digests=known)
     cv2.setNumThreads(1)  # frames are decoded in parallel, each by one thread
-    engine = None if set(group.streams) <= set(PAIR_STREAMS) else _engine_of(job.config, job.request, job.bases)
+    reads_maps = not set(group.streams) <= set(PAIR_STREAMS)
+    engine = _engine_of(job.config, job.request, job.store, job.bases) if reads_maps else None
     if engine is not None and engine.trunk.recipe.fingerprint != job.recipe.fingerprint:
         differences = "; ".join(engine.trunk.recipe.differences(job.recipe))
         raise ConfigError(f"worker {worker_address()} makes other features than the first one", got=differences)
@@ -239,25 +247,34 @@ def track_group(job: ExtractionJob, clips: Clips, ids: Sequence[str]) -> TaskRes
     return TaskResult(shards.written, faults=faults)
 
 
-def _engine_of(config: Config, request: str, bases: Path | None) -> Engine:
-    version = file_version(bases) if bases is not None else None
+def _engine_of(config: Config, request: str, store: Path, bases: Path | None) -> Engine:
+    settings = config.model_dump_json(include={"frames", "backbone", "extract"})
+    version = file_version(bases) if bases is not None and appears(bases) else None
     with _engine_lock:
-        return _engine(config.model_dump_json(include={"frames", "backbone", "extract"}), request, bases, version)
+        return _engine(settings, request, store if config.extract.precision == "int8" else None, bases, version)
 
 
 @lru_cache(maxsize=1)
-def _engine(settings: str, request: str, bases: Path | None, version: tuple[int, int] | None) -> Engine:
-    """The engine, which a worker keeps for its next task; `request` and `version` are a part of the key."""
+def _engine(
+    settings: str, request: str, store: Path | None, bases: Path | None, version: tuple[int, int] | None
+) -> Engine:
+    """The engine, which a worker keeps for its next task; `request` and the `version` of bases are a part of the key.
+
+    In int8, the `store` has its quantised network.
+    """
+    _use_all_threads()
+    config = Config.model_validate_json(settings)
+    engine = new_engine(config, store or Path(), None, ())
+    return projected_engine(config, engine, load_bases(bases)) if bases is not None else engine
+
+
+@cache
+def _use_all_threads() -> None:
+    """Let TensorFlow use this worker's threads; possible only before it computes anything."""
     with quiet_imports():
         import tensorflow as tf
-
-        from stage1_extract.backbone.trunk import build_trunk
-        from stage1_extract.engines.engine import Engine
     tf.config.threading.set_intra_op_parallelism_threads(cpu_count())
     tf.config.threading.set_inter_op_parallelism_threads(cpu_count())
-    config = Config.model_validate_json(settings)
-    trunk = build_trunk(config, bases=load_bases(bases) if bases is not None else None)
-    return Engine(trunk, config.extract.batch, config.extract.engine)
 
 
 def _part(clips: Clips, group: Group, vehicles: Collection[str]) -> tuple[Clips, Group, list[str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from features.backbone_names import onnx_file
 from features.config import Config
 from features.errors import StoreError
 from features.frame_files import shard_folder
@@ -28,6 +29,7 @@ from features.verification import Damage
 from stage1_extract.plan import complete_sequences
 
 if TYPE_CHECKING:
+    from stage1_extract.backbone.onnx_trunk import OnnxTrunk
     from stage1_extract.backbone.trunk import Trunk
 
 
@@ -97,16 +99,14 @@ class TrunkInfo:
     bases: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)  # by stream, see `Store.basis`
 
     @classmethod
-    def from_trunk(cls, trunk: Trunk, config: Config, request: str) -> TrunkInfo:
+    def from_trunk(cls, trunk: Trunk | OnnxTrunk, config: Config, request: str) -> TrunkInfo:
         """Describe a trunk that is loaded."""
         facts = {
-            "parameters": trunk.model.count_params(),
-            "cut": trunk.cut.description,
-            "backbone_layers": len(trunk.backbone.model.layers),
+            **trunk.facts,
             "request": request,
             "asked": config.backbone.model_dump(include={"unfreeze", "cut", "top"}),
         }
-        bases = {name: vars(basis) for name, basis in trunk.bases.items()}
+        bases = {name: vars(basis) for name, basis in getattr(trunk, "bases", {}).items()}
         return cls(trunk.recipe, trunk.streams, trunk.top(), facts, bases)
 
     @classmethod
@@ -143,6 +143,11 @@ def request_digest(config: Config) -> str:
     weights = Path(config.backbone.weights)
     settings = config.model_dump(mode="json", include={"frames", "backbone"})
     del settings["backbone"]["taps"], settings["backbone"]["tap_pooling"]  # each tap's stream has its own origin
+    for name in ("mean", "deviation", "layout"):  # older stores do not state their absence
+        if settings["backbone"][name] is None:
+            del settings["backbone"][name]
+    if (file := onnx_file(config.backbone.name)) is not None and file.is_file():
+        settings["backbone"]["name"] = hashlib.sha256(file.read_bytes()).hexdigest()
     if weights.is_file():
         settings["backbone"]["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     extract: list[str] = [config.extract.precision, config.extract.dtype]

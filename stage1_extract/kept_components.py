@@ -30,6 +30,7 @@ from stage1_extract.datasets.clip import Clip
 from stage1_extract.frame_loader import load_frames
 
 if TYPE_CHECKING:
+    from stage1_extract.backbone.onnx_trunk import OnnxTrunk
     from stage1_extract.backbone.trunk import Trunk
     from stage1_extract.engines.engine import Engine
 
@@ -72,7 +73,7 @@ def fit_bases(config: Config, clips: Sequence[Clip], engine: Engine, path: Path)
     return bases
 
 
-def sampled_clips(config: Config, clips: Sequence[Clip]) -> list[Clip]:
+def sampled_clips(clips: Sequence[Clip]) -> list[Clip]:
     """The clips of the training split, which `fit_bases` needs."""
     return [clip for clip in clips if clip.sequence.split == "train"]
 
@@ -81,7 +82,7 @@ class _TrainingFrames:
     """The frames of the training split, numbered by `rows`."""
 
     def __init__(self, config: Config, clips: Sequence[Clip]) -> None:
-        self._config, self._clips = config, sampled_clips(config, clips)
+        self._config, self._clips = config, sampled_clips(clips)
         self._first = [0, *accumulate(clip.sequence.length for clip in self._clips)]
         self.rows = np.arange(self._first[-1])
 
@@ -134,7 +135,7 @@ def _stored_bases(config: Config, store: Path) -> dict[str, PCABasis]:
     return bases if complete and all(len(bases[n].components) == k for n, k in config.components.items()) else {}
 
 
-def placeholder_bases(config: Config, trunk: Trunk) -> dict[str, PCABasis]:
+def placeholder_bases(config: Config, trunk: Trunk | OnnxTrunk) -> dict[str, PCABasis]:
     """Bases of the right size, to measure with before there are others."""
     sizes = {name: int(np.prod(info.shape)) for name, info in trunk.streams.items()}
     return {

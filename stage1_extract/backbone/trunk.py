@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import keras
 
 from features._common.types import Tensor
-from features.config import Config
+from features.backbone_names import check_computable, is_onnx, recipe_name
+from features.config import BackboneConfig, Config
 from features.errors import ConfigError
 from features.principal_components import PCABasis
 from features.recipe import Recipe, stream_origin
@@ -17,6 +19,8 @@ from features.store_tables import StreamInfo, TopRecord
 from features.streams import APPEARANCE, COMPONENTS, TRUNK
 from stage1_extract.backbone.cut import Cut, find_cut, top_model, trunk_model
 from stage1_extract.backbone.registry import LoadedBackbone, load_backbone
+
+DECODERS = {"full": "cv2", "fast": "cv2-reduced"}  # by `frames.decode`, as recipes name them
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Trunk:
     tap_pooling: int = 1
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # stream → what its maps are averaged over
     bases: Mapping[str, PCABasis] = field(default_factory=dict)  # stream → what its maps are projected on
+    # stream → largest error of the quantised network's maps, relative to their largest value; for int8
+    quantisation_error: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def streams(self) -> dict[str, StreamInfo]:
@@ -75,6 +81,16 @@ class Trunk:
         digest = bases[APPEARANCE].digest if APPEARANCE in bases else ""
         return replace(self, model=model, frozen=frozen, recipe=replace(self.recipe, basis=digest), bases=bases)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a store's header says of it."""
+        return {
+            "parameters": self.model.count_params(),
+            "cut": self.cut.description,
+            "backbone_layers": len(self.backbone.model.layers),
+            **({"quantisation_error": dict(self.quantisation_error)} if self.quantisation_error else {}),
+        }
+
     def top(self) -> TopRecord | None:
         """Return the unfrozen layers in the form the store keeps; None if there are none."""
         top = top_model(self.backbone.model, self.cut)
@@ -95,6 +111,7 @@ def build_trunk(config: Config, streams: Collection[str] = (), bases: Mapping[st
     Raises:
         ConfigError, DataError: see `load_backbone`, `find_cut` and `trunk_model`; or BGR is to be preprocessed.
     """
+    check_keras_backbone(config.backbone)
     if config.backbone.preprocess and config.frames.colour == "bgr":
         raise ConfigError(
             "preprocess_input takes RGB",
@@ -104,14 +121,7 @@ def build_trunk(config: Config, streams: Collection[str] = (), bases: Mapping[st
         )
     backbone = load_backbone(config.backbone, config.frames)
     cut = find_cut(backbone.model, config.backbone)
-    grids = {name: grid for name in config.backbone.streams if (grid := config.extract.grid(name)) is not None}
-    if isinstance(config.extract.keep, dict) and (unknown := config.extract.keep.keys() - {*config.backbone.streams}):
-        raise ConfigError(
-            "extract.keep: no such stream of maps",
-            expected=f"one of {', '.join(config.backbone.streams)}",
-            got=", ".join(sorted(unknown)),
-            hint="name it in backbone.taps too",
-        )
+    grids = stored_grids(config)
     frozen = trunk_model(backbone.model, cut, config.backbone.taps, config.backbone.tap_pooling, grids, streams)
     pixels = keras.Input((config.frames.height, config.frames.width, 3), dtype="uint8", name="frames")
     x = keras.ops.cast(pixels, "float32")
@@ -119,12 +129,12 @@ def build_trunk(config: Config, streams: Collection[str] = (), bases: Mapping[st
         x = backbone.preprocess(x)
     model = keras.Model(pixels, frozen(x, training=False), name=TRUNK)
     recipe = Recipe(
-        decode={"full": "cv2", "fast": "cv2-reduced"}[config.frames.decode],
+        decode=DECODERS[config.frames.decode],
         size=(config.frames.width, config.frames.height),
         interpolation=config.frames.interpolation,
         colour=config.frames.colour,
-        preprocess=config.backbone.name if backbone.preprocess is not None else "none",
-        backbone=config.backbone.name,
+        preprocess=recipe_name(config.backbone.name) if backbone.preprocess is not None else "none",
+        backbone=recipe_name(config.backbone.name),
         arguments=dict(config.backbone.arguments),
         weights=config.backbone.weights,
         weights_digest=backbone.digest,
@@ -136,3 +146,30 @@ def build_trunk(config: Config, streams: Collection[str] = (), bases: Mapping[st
     with_top = config.backbone.top and APPEARANCE not in {*grids, *config.components}  # it takes the whole map
     trunk = Trunk(model, frozen, x, backbone, cut, recipe, with_top, config.backbone.tap_pooling, grids)
     return trunk.projected(bases or {})
+
+
+def stored_grids(config: Config) -> dict[str, tuple[int, int]]:
+    """By stream of maps, the grid that it is averaged over; a ConfigError if `extract.keep` names another stream."""
+    if isinstance(config.extract.keep, dict) and (unknown := config.extract.keep.keys() - {*config.backbone.streams}):
+        raise ConfigError(
+            "extract.keep: no such stream of maps",
+            expected=f"one of {', '.join(config.backbone.streams)}",
+            got=", ".join(sorted(unknown)),
+            hint="name it in backbone.taps too",
+        )
+    return {name: grid for name in config.backbone.streams if (grid := config.extract.grid(name)) is not None}
+
+
+def check_keras_backbone(backbone: BackboneConfig) -> None:
+    """Raise a ConfigError for a backbone that is no Keras model, or has settings that are for ONNX files only."""
+    check_computable(backbone.name)
+    if is_onnx(backbone.name):
+        raise ConfigError(
+            f"{backbone.name}: an ONNX file can be run, but it is no Keras model", hint="a backbone of Keras"
+        )
+    onnx_only = [name for name in ("mean", "deviation", "layout") if getattr(backbone, name) is not None]
+    if onnx_only:
+        raise ConfigError(
+            f"backbone.{onnx_only[0]} is for ONNX files; {backbone.name} has its own preprocessing",
+            hint=f"remove backbone.{onnx_only[0]}",
+        )

@@ -14,8 +14,10 @@ import PIL.ExifTags
 import PIL.Image
 from numpy.typing import NDArray
 
+from features._common.plain_text import one_line
 from features._common.types import Image, Size
 from features.errors import DataError
+from features.limits import IMAGE_PIXELS
 
 _NAMES = (
     "avif bmp dib gif hdr jp2 jpe jpeg jpg pbm pfm pgm pic png pnm ppm pxm ras sr tif tiff webp"  # OpenCV's formats
@@ -23,6 +25,7 @@ _NAMES = (
 IMAGE_SUFFIXES = tuple(f".{name}" for name in _NAMES.split())
 FORMATS = ("JPEG", "PNG", "AVIF", "BMP", "DIB", "GIF", "JPEG2000", "PPM", "SUN", "TIFF", "WEBP")  # as Pillow names them
 _JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8", b"\xff\xd9", b"\x89PNG"
+MAX_SHOWN_REASON = 200  # characters of what Pillow says
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _PNG_DEPTH = 24  # where a PNG has its bits per channel
 _READ_FLAGS = {
@@ -54,6 +57,8 @@ def read_info(data: bytes, name: str) -> ImageInfo:
     size: Size | None = None
     try:
         with PIL.Image.open(stream, formats=FORMATS) as image:
+            if image.width * image.height > IMAGE_PIXELS:
+                raise _too_large(name, f"{image.width}x{image.height}")
             # Pillow has read up to the first scan: an end marker before it belongs to a thumbnail
             if jpeg and data.rfind(_JPEG_END, stream.tell()) < 0:
                 raise EOFError("no end-of-image marker")
@@ -62,10 +67,15 @@ def read_info(data: bytes, name: str) -> ImageInfo:
                 orientation = _orientation(image)
             if png:
                 image.verify()
+    except DataError:
+        raise
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):  # Pillow's own, higher limits
+        raise _too_large(name, "far more") from None
     except PIL.UnidentifiedImageError:
         pass  # OpenCV may know it
     except Exception as e:  # Pillow raises a dozen types of exceptions on damaged files
-        raise DataError(f"{name}: damaged image", expected="a complete image", got=e) from None
+        got = one_line(str(e))[:MAX_SHOWN_REASON]
+        raise DataError(f"{name}: damaged image", expected="a complete image", got=got) from None
     if size is None or not (jpeg or (png and data[_PNG_DEPTH] <= 8)):
         pixels = None if size is None and (jpeg or png) else _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         if pixels is None:
@@ -95,7 +105,8 @@ def read_start(file: Path) -> ImageInfo | None:
                 return None
             f.seek(0)
             with PIL.Image.open(f, formats=("JPEG", "PNG")) as image:
-                if f.tell() > os.fstat(f.fileno()).st_size - len(_JPEG_END):
+                has_no_pixels = f.tell() > os.fstat(f.fileno()).st_size - len(_JPEG_END)
+                if has_no_pixels or image.width * image.height > IMAGE_PIXELS:
                     return None
                 return _upright(image.size, _orientation(image))
     except Exception:  # Pillow raises a dozen types of exceptions on damaged files, and `read_info` names them
@@ -110,6 +121,10 @@ def check_complete(data: bytes, name: str) -> None:
                 image.verify()
     except Exception as e:
         raise DataError(f"{name}: damaged image", expected="a complete image", got=e) from None
+
+
+def _too_large(name: str, got: str) -> DataError:
+    return DataError(f"{name}: too large an image", expected=f"at most {IMAGE_PIXELS:,} pixels", got=got)
 
 
 def decode_image(data: bytes, name: str, info: ImageInfo, min_size: Size | None = None, depth: int = 16) -> Image:

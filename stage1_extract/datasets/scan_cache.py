@@ -18,6 +18,7 @@ from stage1_extract.datasets.archive import ReadablePath, ZipPath
 
 SUFFIX = ".scan"  # of the cache's file, after the store's name
 SETTLED_NS = 2 * 10**9  # a file modified more recently may change again without a new time of modification
+NOT_REMEMBERED = " "  # what a result begins with that does not depend on the file alone
 FILES_PER_BLOCK = 10_000
 FILES_PER_QUERY = 500
 SCHEMA = """CREATE TABLE IF NOT EXISTS files
@@ -86,7 +87,7 @@ class ScanCache:
             if state is not None and self._started - state[1] > SETTLED_NS and file_state(file) == state
         ]
         if rows and self._file is not None and not self._read_only:
-            with self._connected() as connection:
+            with self._reported_failures(), self._connect() as connection, connection:
                 # a journal on the disk doubles what is written, to save what can be read again
                 connection.execute("PRAGMA journal_mode = MEMORY")
                 connection.execute(SCHEMA)
@@ -96,7 +97,7 @@ class ScanCache:
         known: dict[str, tuple[FileState, str]] = {}
         if self._file is None or not self._file.exists():
             return known
-        with self._connected() as connection:
+        with self._reported_failures(), self._connect() as connection:
             for start in range(0, len(paths), FILES_PER_QUERY):
                 some = paths[start : start + FILES_PER_QUERY]
                 places = ",".join("?" * len(some))
@@ -105,15 +106,16 @@ class ScanCache:
                     known[path] = (tuple(state), result)
         return known
 
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        """A connection whose changes are committed at the end; a failure is logged, and only costs time."""
+    def _connect(self) -> closing[sqlite3.Connection]:
         assert self._file is not None
+        mode = "?mode=ro" if self._read_only else ""
+        return closing(sqlite3.connect(f"{self._file.absolute().as_uri()}{mode}", uri=True))
+
+    @contextmanager
+    def _reported_failures(self) -> Iterator[None]:
+        """Log a failure, which only costs time."""
         try:
-            mode = "?mode=ro" if self._read_only else ""
-            address = f"{self._file.absolute().as_uri()}{mode}"
-            with closing(sqlite3.connect(address, uri=True)) as connection, connection:
-                yield connection
+            yield
         except sqlite3.Error as e:
             logger.warning(f"{self._file}: cannot be used ({e}), so files are read again. Try: delete it")
 

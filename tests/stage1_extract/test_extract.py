@@ -285,6 +285,7 @@ def kill_at_random(clips: Path, tmp_path: Path, kills: int) -> None:
     assert not list(tmp_path.glob(".s.h5.*")) and not (tmp_path / "s.h5.shards").exists()
 
 
+@pytest.mark.soak
 def test_an_extraction_killed_at_a_random_moment_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     kill_at_random(write_clips(tmp_path / "data", {"Train": 40}), tmp_path, 1)
 

@@ -133,6 +133,7 @@ def test_a_derived_stream_is_computed_for_new_clips_alone(
     assert_equal(store, tmp_path / "fresh.h5")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", ["flipped", "missing", "truncated", "not HDF5"])
 def test_repair_mends_a_damaged_shard(
     kind: str, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
