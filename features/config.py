@@ -15,6 +15,7 @@ import tomlkit
 from pydantic import AfterValidator, Field, PositiveFloat
 
 from features.backbone_names import stream_of_tap
+from features.errors import ConfigError
 from features.head_config import AnyHeadConfig, PooledLSTMConfig
 from features.limits import NETWORK_PIXELS, VIDEO_FRAMES, WINDOW_FRAMES
 from features.plugins import DATASETS, plugin_names
@@ -131,9 +132,10 @@ class ExtractConfig(StrictModel):
     engine: Literal["auto", "tensorflow", "openvino", "onnxruntime"] = "auto"
     """What runs the trunk; `auto` is OpenVINO if it is installed and there is no GPU, else TensorFlow, or ONNX Runtime
     for ONNX files, which only it and OpenVINO run."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the trunk's arithmetic: bfloat16 is faster on some CPUs and GPUs with errors of 1e-2, float16 is for
-    older GPUs."""
+    precision: Literal["float32", "bfloat16", "int8", "tf32", "float16", "fastest"] = "float32"
+    """Precision of the trunk's arithmetic: bfloat16 is faster on some CPUs and GPUs with errors of 1e-2, int8 is faster
+    still on most CPUs with errors of several hundredths, tf32 and float16 are for GPUs, and `fastest` is whichever of
+    float32, bfloat16 and int8 computes ten frames fastest on this machine."""
     batch: int = Field(0, ge=0)
     """Frames per pass of the trunk; 0: chosen by the engine, on a GPU by its memory."""
     threads: int = Field(0, ge=0)
@@ -233,8 +235,18 @@ class TrainConfig(StrictModel):
     """Precision of large matrix products; bfloat16 is for processors with avx512_bf16 or amx."""
     memory_gb: float = Field(4.0, gt=0)
     """Gigabytes for features in memory; if they need more, they are read part by part, with the same results."""
+
+
+class TrackConfig(StrictModel):
     tensorboard: bool = False
-    """Whether to write TensorBoard logs into the run's folder."""
+    """Whether to write TensorBoard's logs into the run's folder: settings, epochs, and the final table."""
+    mlflow: bool = False
+    """Whether to record each finished run in MLflow: settings, epochs, final scores, report and model."""
+    address: str | None = None
+    """Address of an MLflow tracking server, such as http://HOST:5000. Unset: the folder `mlruns` in the current
+    one, and nothing is sent anywhere."""
+    experiment: str = "framebank"
+    """Name of the MLflow experiment."""
 
 
 class FinetuneConfig(StrictModel):
@@ -278,6 +290,7 @@ class Config(StrictModel):
     window: WindowConfig = WindowConfig()
     head: AnyHeadConfig = PooledLSTMConfig()
     train: TrainConfig = TrainConfig()
+    track: TrackConfig = TrackConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     # runs that `train` makes and compares: a `label`, and settings by their full names that differ from this config's
     compare: tuple[dict[str, Any], ...] = Field((), exclude=True)
@@ -300,6 +313,8 @@ class Config(StrictModel):
             ValidationError: an unknown setting or a wrong value.
         """
         name = settings.get("head.name", self.head.name)
+        if not isinstance(name, str):
+            raise ConfigError("head.name: wrong value", expected="a head's name", got=repr(name)[:80])
         head = self.head if name == self.head.name else self.head.renamed(name)
         sections = self.model_dump(exclude_unset=True) | {"head": head.model_dump(exclude_unset=True) | {"name": name}}
         for key, value in settings.items():

@@ -5,13 +5,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import io
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -21,7 +20,8 @@ from features._common.atomic import NO_LOCKS
 from features._common.leftovers import SECONDS_PER_DAY
 from features._common.strict_json import parse_json
 from features.bit_errors import corrected_chunk
-from features.errors import DamagedStoreError, DataError, StoreError
+from features.errors import DamagedStoreError, DataError, StoreError, raise_refusal
+from features.limits import MB
 from features.recipe import canonical_json
 
 FORMAT_NAME, FORMAT_VERSION = "framebank", 2
@@ -35,10 +35,6 @@ MAX_TEXT = 1 << 28  # bytes of text of variable length read at once
 DAMAGE = (  # what h5py, numpy and json raise for it
     *(OSError, LookupError, ValueError, TypeError, RuntimeError),
     *(ArithmeticError, AttributeError, MemoryError),
-)
-NOT_DAMAGE = (  # the machine refuses to read
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
 )
 FOREIGN = "use another copy, or move it away and run framebank extract again"
 
@@ -355,19 +351,33 @@ def damage_as_store_error(path: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGE as e:
-        _raise_refusal(e, path)
+        raise_refusal(e, path)
         hint = f"framebank verify --store {path}, then repair; or move it away and run framebank extract again"
         try:
             is_hdf5 = h5py.is_hdf5(path)
         except OSError as error:
-            _raise_refusal(error, path)
+            raise_refusal(error, path)
             is_hdf5 = False
         if not is_hdf5:
             hint = "--store FILE.h5; or, if this was a store, move it away and run framebank extract again"
         raise DamagedStoreError(f"{path}: damaged, or not a store ({e})", hint=hint) from None
 
 
-def _raise_refusal(error: Exception, path: Path) -> None:
-    """Raise an error that tells nothing of the bytes, since the machine has not read them."""
-    if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+def check_weights(file: Path | BinaryIO, size: int) -> None:
+    """Raise a ValueError if an HDF5 file of `size` bytes links elsewhere, or declares far more than it holds."""
+    limit, declared = 2 * size + 64 * MB, 0
+    with h5py.File(file, "r") as f:
+
+        def find_fault(name: str, link: Any) -> str | None:
+            nonlocal declared
+            if not isinstance(link, h5py.HardLink):
+                return f"{name[:80]} links to somewhere else"
+            item = f[name]
+            if isinstance(item, h5py.Dataset):
+                if item.external or item.is_virtual:
+                    return f"{name[:80]} is in another file"
+                declared += item.nbytes
+            return f"weights of more than {limit:,} bytes in a file of {size:,}" if declared > limit else None
+
+        if fault := f.visititems_links(find_fault):
+            raise ValueError(fault)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from features.errors import MAX_SHOWN, ConfigError, DataError
 from features.limits import NESTING, TEXT_BYTES
 
 LONGEST_SHOWN, LONGEST_MESSAGE = 80, 500  # characters of a wrong value or unknown key, and of what is wrong with it
+_DEEP_KEY = re.compile(rf"""(?:(?:(?<![\w-])[\w-]++|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{NESTING}}}""")
 DROP_UNKNOWN_KEYS = "drop unknown keys"  # a context for validation
 AnyModel = TypeVar("AnyModel", bound="StrictModel")
 
@@ -45,7 +47,10 @@ class StrictModel(BaseModel):
 def read_toml(model: type[AnyModel], path: Path, context: str | None = None) -> AnyModel:
     """Read a TOML file as a `model`, or raise a ConfigError; the context `DROP_UNKNOWN_KEYS` drops unknown keys."""
     try:
-        value = tomllib.loads(read_bounded(path, TEXT_BYTES).decode("utf-8"))
+        text = read_bounded(path, TEXT_BYTES).decode("utf-8")
+        if _DEEP_KEY.search(text):  # for which tomllib takes memory with the square of its length
+            raise ValueError(f"a key of more than {NESTING} parts")
+        value = tomllib.loads(text)
         check_nesting(value)
         return model.model_validate(value, context=context)
     except (FileNotFoundError, IsADirectoryError):

@@ -18,6 +18,7 @@ from features._common.console import logger, quiet_imports
 from features.backbone_names import check_computable
 from features.config import Config
 from features.errors import BadInputs, ConfigError, DataError
+from features.limits import IMAGE_PIXELS
 from features.store import Store
 from features.strict_model import describe_validation_error
 
@@ -282,6 +283,10 @@ def expand(path: Path | str) -> str:
 
 
 def quiet_opencv() -> None:
-    """Silence OpenCV and FFmpeg, whose faults framebank reports itself; has an effect before cv2 is imported."""
+    """Silence OpenCV and FFmpeg, whose faults framebank reports itself, and bound the size of images.
+
+    This has an effect before cv2 is imported.
+    """
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(IMAGE_PIXELS))  # for formats that Pillow does not know

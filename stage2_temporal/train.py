@@ -59,26 +59,32 @@ from stage2_temporal.runs.results import (
     write_predictions,
 )
 from stage2_temporal.runs.submission import write_submission_files
+from stage2_temporal.runs.tracking import check_trackers, tensorboard_callbacks, track_run
 from stage2_temporal.training.keras_models import count_parameters, load_model, save_model
+from stage2_temporal.training.loop import Callbacks
 
 OCCLUSION_SECONDS = 60.0  # at most, roughly
 MAX_OCCLUDED = 56  # examples besides the worst clips
 FEW_SEQUENCES = 10  # a verdict on fewer comes with a warning
 
 
-def train(config: Config, store: Store, task: Task, path: Path, *, report: bool = True) -> Metrics:
+def train(
+    config: Config, store: Store, task: Task, path: Path, *, report: bool = True, callbacks: Callbacks = ()
+) -> Metrics:
     """Train a head on the task's examples; the run's folder appears at `path` when it is complete.
 
     Args:
         report: also write the report, which is larger than all the other files together.
+        callbacks: of Keras, for heads that gradient descent trains.
 
     Raises:
         FramebankError: something that the user can correct, such as a setting that does not fit the store.
     """
+    check_trackers(config.track)
     with atomic_folder(path) as folder:
         _warn_of_mixed_rates(config, store, task)
         X = _read_examples(config, store, task, task.frame_interval)
-        head = _fit_head(config, task, X, folder)
+        head = _fit_head(config, task, X, [*tensorboard_callbacks(config.track, folder), *callbacks])
         no_folds = {"interval_folds": 0} if head.outcome_.interrupted else {}
         uncertainty, predictions = learn_uncertainty(head, X, task, config.train.model_copy(update=no_folds))
         _say_if_without_intervals(uncertainty)
@@ -91,6 +97,7 @@ def train(config: Config, store: Store, task: Task, path: Path, *, report: bool 
         _write_predictions_and_metrics(folder, config, store, task, predictions, metrics)
         if report:
             write_report(folder, store)
+        track_run(folder)
     if not metrics.trained_backbone:
         logger.warning("The backbone's weights are random (UNTRAINED): this run is only for tests.")
     return metrics
@@ -196,15 +203,14 @@ def _say_if_without_intervals(uncertainty: Uncertainty) -> None:
         logger.info(f"no {level} intervals: they need {needed} validation sequences, there are {got}")
 
 
-def _fit_head(config: Config, task: Task, X: StoreExamples, folder: Path) -> Head:
+def _fit_head(config: Config, task: Task, X: StoreExamples, callbacks: Callbacks) -> Head:
     """Fit the config's head on the training examples; the validation examples, if any, choose the epoch."""
     targets, train_indices, validation_indices = task.examples.targets, task.known("train"), task.known("validation")
     if len(validation_indices) == 0:
         logger.info("no validation examples: the last epoch is kept")
     head: Head = find_head(config.head.name).from_config(config).set_params(validation_split=0.0)  # the task is split
     validation = (X[validation_indices], targets[validation_indices]) if len(validation_indices) else None
-    logs = folder / "tensorboard" if config.train.tensorboard else None
-    head.fit(X[train_indices], targets[train_indices], validation=validation, logs=logs)
+    head.fit(X[train_indices], targets[train_indices], validation=validation, callbacks=callbacks)
     result = head.outcome_
     if result.interrupted:
         logger.info(

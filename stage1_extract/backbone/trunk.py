@@ -31,6 +31,8 @@ class Trunk:
     with_top: bool  # whether the store gets the layers above the cut
     tap_pooling: int = 1
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # stream → what its maps are averaged over
+    # stream → largest error of the quantised network's maps, relative to their largest value; for int8
+    quantisation_error: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def streams(self) -> dict[str, StreamInfo]:
@@ -51,6 +53,7 @@ class Trunk:
             "parameters": self.model.count_params(),
             "cut": self.cut.description,
             "backbone_layers": len(self.backbone.model.layers),
+            **({"quantisation_error": dict(self.quantisation_error)} if self.quantisation_error else {}),
         }
 
     def top(self) -> TopRecord | None:

@@ -23,6 +23,7 @@ from features.limits import FILE_BYTES, NESTING
 # bytes to decompress at a time: a bound for what they become, which bzip2 can make 45,000 times as much
 PIECE, PIECE_OF_OTHERS = 1 << 20, 1 << 12
 LONG_NUMBER = 100  # digits
+LONGEST_PATH = 1024  # characters in an archive
 
 
 class ZipPath:
@@ -98,9 +99,10 @@ class _Archive:
         # orig_filename, because zipfile replaces the system's separator by / and cuts names at a NUL byte
         name = info.orig_filename.replace("\\", "/")
         parts = [part for part in name.split("/") if part not in ("", ".")]
-        if len(parts) > NESTING:
-            got = f"{len(parts)} folders"
-            raise DataError(f"{self.path}: nested too deeply", expected=f"at most {NESTING}", got=got, hint=HINT)
+        if len(parts) > NESTING or len(name) > LONGEST_PATH:
+            expected = f"at most {NESTING} folders and {LONGEST_PATH:,} characters"
+            what = f"{self.path}: too long a path {name[:60]!a}…"
+            raise DataError(what, expected=expected, got=f"{len(parts)} and {len(name):,}", hint=HINT)
         if "\0" in name or name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", parts[0] if parts else ""):
             raise DataError(
                 f"{self.path}: unsafe entry {info.orig_filename!r}",

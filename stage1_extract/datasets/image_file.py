@@ -55,8 +55,7 @@ def read_info(data: bytes, name: str) -> ImageInfo:
     try:
         with PIL.Image.open(stream, formats=FORMATS) as image:
             if image.width * image.height > IMAGE_PIXELS:
-                got = f"{image.width}x{image.height}"
-                raise DataError(f"{name}: too large an image", expected=f"at most {IMAGE_PIXELS:,} pixels", got=got)
+                raise _too_large(name, f"{image.width}x{image.height}")
             # Pillow has read up to the first scan: an end marker before it belongs to a thumbnail
             if jpeg and data.rfind(_JPEG_END, stream.tell()) < 0:
                 raise EOFError("no end-of-image marker")
@@ -68,6 +67,8 @@ def read_info(data: bytes, name: str) -> ImageInfo:
                 image.verify()
     except DataError:
         raise
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):  # Pillow's own, higher limits
+        raise _too_large(name, "far more") from None
     except PIL.UnidentifiedImageError:
         pass  # OpenCV may know it
     except Exception as e:  # Pillow raises a dozen types of exceptions on damaged files
@@ -86,6 +87,10 @@ def read_info(data: bytes, name: str) -> ImageInfo:
     if orientation not in range(1, 9):
         orientation = 1
     return ImageInfo(size[::-1] if orientation >= 5 else size, orientation, maximum)
+
+
+def _too_large(name: str, got: str) -> DataError:
+    return DataError(f"{name}: too large an image", expected=f"at most {IMAGE_PIXELS:,} pixels", got=got)
 
 
 def decode_image(data: bytes, name: str, info: ImageInfo, min_size: Size | None = None, depth: int = 16) -> Image:

@@ -12,11 +12,11 @@ import keras
 import numpy as np
 
 from features._common.atomic import atomic_write
-from features._common.model_file import check_architecture, read_model_config
 from features._common.plain_text import one_line
 from features._common.types import Tensor
-from features.errors import DataError, FramebankError, StoreError
+from features.errors import DataError, FramebankError, StoreError, raise_refusal
 from features.limits import MODEL_TENSOR, SPARE_PARAMETERS
+from features.model_file import check_architecture, read_model_config
 from features.store_tables import TopRecord
 
 WEIGHT_BYTES = 4  # of a float32
@@ -46,6 +46,7 @@ def load_model(run: Path, name: str = "model.keras") -> keras.Model:
     except MemoryError:
         raise
     except Exception as e:  # Keras raises what it happens to on a file that is no model
+        raise_refusal(e, path)
         raise DataError(f"{path}: cannot be loaded ({_reason(e)})", hint="train again") from None
 
 
@@ -69,20 +70,20 @@ def rebuild_top(record: TopRecord) -> keras.Model:
     return top
 
 
-def _check_size(config: dict[str, Any], held: int) -> None:
+def _check_size(config: dict[str, Any], known: int) -> None:
     """Raise a ValueError unless a model's weights, and what its layers put out, are of a size to be expected.
 
     The model is built without allocating its weights.
 
     Args:
-        held: the number of parameters whose values are at hand.
+        known: the number of parameters whose values are at hand.
     """
     with keras.StatelessScope(initialize_variables=False):
         model = keras.saving.deserialize_keras_object(config | {"compile_config": None}, safe_mode=True)
         _require_model(model)
         count = sum(math.prod(weight.shape) for weight in model.weights)
-    if count > held + SPARE_PARAMETERS:
-        raise ValueError(f"an architecture with {count:,} parameters, of which {held:,} are in the file")
+    if count > known + SPARE_PARAMETERS:
+        raise ValueError(f"an architecture with {count:,} parameters, of which {known:,} are in the file")
     for operation in getattr(model, "operations", ()):
         for tensor in keras.tree.flatten([node.outputs for node in operation._inbound_nodes]):
             if math.prod(size or 1 for size in tensor.shape) > MODEL_TENSOR:
@@ -96,6 +97,7 @@ def _require_model(value: object) -> None:
 
 def _reason(error: Exception) -> str:
     text = error.what if isinstance(error, FramebankError) else str(error) or type(error).__name__
+    text = text.rpartition("Exception encountered: ")[2]  # after which Keras says what it was
     return one_line(" ".join(text.split())[:300])
 
 

@@ -33,7 +33,7 @@ from stage2_temporal.vehicle.geometry import (
 )
 from stage2_temporal.vehicle.ground import Ground, fit_camera, fit_ground, fit_ground_from_motion
 
-Side = Annotated[int, Field(gt=0, le=1 << 20)]
+FrameSide = Annotated[int, Field(gt=0, le=1 << 20)]
 Positive = Annotated[float, Field(gt=0, le=LARGEST_COORDINATE)]
 CAMERA_GEOMETRY_FILE = "ground.json"
 MIN_VIEW_LABELS = 20  # labels with box and position from which a further camera has a fitted ground
@@ -133,7 +133,7 @@ def read_camera_geometry(folder: Path) -> CameraGeometry:
 
 def _from_json(value: Mapping[str, Any]) -> CameraGeometry:
     read_camera, read_ground, read_size, read_number = (
-        TypeAdapter(kind).validate_python for kind in (Camera | None, Ground, tuple[Side, Side], Positive)
+        TypeAdapter(kind).validate_python for kind in (Camera | None, Ground, tuple[FrameSide, FrameSide], Positive)
     )
     others = [
         (View(read_camera(view["camera"]), read_size(tuple(view["size"]))), read_ground(ground))

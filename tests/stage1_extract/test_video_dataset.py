@@ -69,9 +69,9 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     openings: list[str] = []
     open_container = av.open
 
-    def recorded(name: str) -> av.container.InputContainer:
+    def recorded(name: str, **options: Any) -> av.container.InputContainer:
         openings.append(name)
-        return open_container(name)
+        return open_container(name, **options)
 
     monkeypatch.setattr(av, "open", recorded)
     return openings
