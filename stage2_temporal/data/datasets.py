@@ -10,7 +10,8 @@ Both give dictionaries with the same three entries:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,33 +55,43 @@ def tf_dataset(
 
     config = config or Config()
     X, y, _ = load_examples(store, config, splits)
-    names, batch, epoch = input_streams(X, config, streams), config.train.batch, -1
+    names, batch = input_streams(X, config, streams), config.train.batch
     types = {name: X.stream(name, X.examples.rows[:1]).dtype for name in names}  # into memory, if all fit
-    specs = {
-        "windows": _single({name: tf.TensorSpec((None, *X.window(name)), types[name]) for name in names}),
-        "targets": tf.TensorSpec((None, y.shape[1]), tf.float32),
-        "groups": tf.TensorSpec((None,), tf.int64),
-    }
-    in_memory, source_rows = X.source.fits_into_memory, X.source.rows
-
-    def read(examples: StoreExamples) -> Any:
-        return np.searchsorted(source_rows, examples.examples.rows) if in_memory else read_windows(examples, names)
-
-    def next_epoch() -> Iterator[Batch]:
-        nonlocal epoch
-        epoch += 1
-        yield from epoch_batches(X, y, read, batch, config.train.seed if shuffle else None, epoch)
-
-    if not in_memory:
-        dataset = tf.data.Dataset.from_generator(next_epoch, output_signature=specs)
-    else:  # TensorFlow gathers the windows itself, which saves two copies of each
-        frames = {name: tf.constant(X.source.windows(name, source_rows)) for name in names}
-        X.source.release_frames()
-        indices = specs | {"windows": tf.TensorSpec((None, X.examples.rows.shape[1]), tf.int64)}
-        dataset = tf.data.Dataset.from_generator(next_epoch, output_signature=indices).map(
-            lambda part: part | {"windows": _single({n: tf.gather(v, part["windows"]) for n, v in frames.items()})}
+    seed = config.train.seed if shuffle else None
+    if X.source.fits_into_memory:
+        dataset = _gathering_dataset(X, y, names, batch, seed)
+    else:
+        signature = {
+            "windows": _single({name: tf.TensorSpec((None, *X.window(name)), types[name]) for name in names}),
+            "targets": tf.TensorSpec((None, y.shape[1]), tf.float32),
+            "groups": tf.TensorSpec((None,), tf.int64),
+        }
+        epochs = itertools.count()
+        dataset = tf.data.Dataset.from_generator(
+            lambda: epoch_batches(X, y, names, batch, seed, next(epochs)), output_signature=signature
         )
-    return dataset.apply(tf.data.experimental.assert_cardinality(-(-len(X) // batch))).prefetch(2)
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-len(X) // batch)))
+    return dataset.prefetch(2)
+
+
+def _gathering_dataset(X: StoreExamples, y: Floats, names: Sequence[str], batch: int, seed: int | None) -> Any:
+    """Batches of windows whose frames are in memory, where TensorFlow gathers them without Python."""
+    import tensorflow as tf
+
+    rows = tf.constant(np.searchsorted(X.source.rows, X.examples.rows))
+    frames = {name: tf.constant(X.source.windows(name, X.source.rows)) for name in names}
+    X.source.release_frames()
+    rest = {"targets": tf.constant(y.astype(np.float32)), "groups": tf.constant(X.groups)}
+    indices = tf.data.Dataset.range(len(X))
+    if seed is not None:
+        indices = indices.shuffle(max(1, len(X)), seed=seed, reshuffle_each_iteration=True)
+
+    def gather(chosen: Any) -> Batch:
+        of = tf.gather(rows, chosen)
+        windows = {name: tf.gather(values, of) for name, values in frames.items()}
+        return {"windows": _single(windows)} | {name: tf.gather(values, chosen) for name, values in rest.items()}
+
+    return indices.batch(batch).map(gather)
 
 
 def torch_dataset(
@@ -129,20 +140,15 @@ def _single(streams: dict[str, Any]) -> Any:
 
 
 def epoch_batches(
-    X: StoreExamples, y: Floats, read: Callable[[StoreExamples], Any], batch: int, seed: int | None, epoch: int
+    X: StoreExamples, y: Floats, names: Sequence[str], batch: int, seed: int | None, epoch: int
 ) -> Iterator[Batch]:
-    """Yield an epoch's batches, shuffled unless `seed` is None; reads ahead where frames do not fit into memory.
-
-    `read` makes the windows of a batch's examples.
-    """
+    """Yield an epoch's batches of frames that do not fit into memory, a part ahead; shuffled unless `seed` is None."""
     order: NDArray[np.int64] = np.arange(len(X)) if seed is None else shuffled_order(len(X), seed, epoch)
-    targets, groups = y.astype(np.float32), X.groups
-    reader = None if X.source.fits_into_memory else ReadAhead(X, order, batch)
+    targets, groups, reader = y.astype(np.float32), X.groups, ReadAhead(X, order, batch)
     try:
         for i in range(-(-len(X) // batch)):
             chosen = order[i * batch : (i + 1) * batch]
-            examples = X[chosen] if reader is None else reader.batch(i)
-            yield {"windows": read(examples), "targets": targets[chosen], "groups": groups[chosen]}
+            windows = read_windows(reader.batch(i), names)
+            yield {"windows": windows, "targets": targets[chosen], "groups": groups[chosen]}
     finally:
-        if reader is not None:
-            reader.close()
+        reader.close()
