@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomlkit
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, PositiveFloat
 
+from features.backbone_names import stream_of_tap
 from features.errors import ConfigError
 from features.head_config import AnyHeadConfig, PooledLSTMConfig
 from features.limits import NETWORK_PIXELS, VIDEO_FRAMES, WINDOW_FRAMES
@@ -93,36 +94,48 @@ class FramesConfig(StrictModel):
 
 class BackboneConfig(StrictModel):
     name: str = "EfficientNetLite0"
-    """`EfficientNetLite0` (works offline: its weights are installed), any model of keras.applications, or a plugin."""
+    """`EfficientNetLite0` (works offline: its weights are installed), any model of keras.applications, a plugin,
+    `onnx:FILE` for a network in an ONNX file, `hub:NAME` for one of KerasHub, `import:NAME` for imported features."""
     weights: UserPath = "imagenet"
-    """`imagenet`, the path of a .h5, .weights.h5 or .keras file, or `random` (for tests only)."""
+    """`imagenet`, the path of a .h5, .weights.h5, .keras or .safetensors file, or `random` (for tests only)."""
     unfreeze: int = Field(4, ge=0)
     """Number of last layers that stay trainable in stage two (the top); the rest is the frozen trunk."""
     cut: str | None = None
-    """Name of the trunk's last layer, instead of `unfreeze`; all layers after it are the top."""
+    """Name of the trunk's last layer, instead of `unfreeze`; all layers after it are the top. Of an ONNX file: name of
+    a tensor; unset, its first output."""
     taps: tuple[str, ...] = ()
-    """Names of inner layers whose maps are stored too, from the same pass, as streams of these names."""
+    """Names of inner layers whose maps are stored too, from the same pass, as streams of these names; of an ONNX file,
+    names of tensors."""
     tap_pooling: int = Field(1, gt=0)
     """Average the maps of taps over squares of this many rows and columns; 1: store them as they are."""
     top: bool = True
     """Whether to keep the layers after the cut; without them, heads read the map at the cut."""
     preprocess: bool = True
     """Whether to apply the backbone's own preprocess_input, inside the graph; if not, it gets raw values 0 to 255."""
+    mean: tuple[float, float, float] | None = None
+    """For an ONNX file: what to subtract from each channel's pixels of 0 to 255. Unset: as the file's metadata say."""
+    deviation: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """For an ONNX file: what to divide each channel by after that. Unset: as the file's metadata say."""
+    layout: Literal["NCHW", "NHWC"] | None = None
+    """For an ONNX file: order of its input's axes, channels before or after rows and columns. Unset: as its shape
+    says."""
     arguments: dict[str, float | int | str | bool] = Field(default_factory=dict)
     """Additional keyword arguments for the backbone, such as alpha = 0.25 for MobileNet."""
 
     @property
     def streams(self) -> tuple[str, ...]:
         """The streams of maps that the backbone fills: at the cut and at each tap."""
-        return (APPEARANCE, *self.taps)
+        return (APPEARANCE, *map(stream_of_tap, self.taps))
 
 
 class ExtractConfig(StrictModel):
-    engine: Literal["auto", "tensorflow", "openvino"] = "auto"
-    """What runs the trunk; `auto` is OpenVINO if it is installed and there is no GPU, else TensorFlow."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the trunk's arithmetic: bfloat16 is faster on some CPUs and GPUs with errors of 1e-2, float16 is for
-    older GPUs."""
+    engine: Literal["auto", "tensorflow", "openvino", "onnxruntime"] = "auto"
+    """What runs the trunk; `auto` is OpenVINO if it is installed and there is no GPU, else TensorFlow, or ONNX Runtime
+    for ONNX files, which only it and OpenVINO run."""
+    precision: Literal["float32", "bfloat16", "int8", "tf32", "float16", "fastest"] = "float32"
+    """Precision of the trunk's arithmetic: bfloat16 is faster on some CPUs and GPUs with errors of 1e-2, int8 is faster
+    still on most CPUs with errors of several hundredths, tf32 and float16 are for GPUs, and `fastest` is whichever of
+    float32, bfloat16 and int8 computes ten frames fastest on this machine."""
     batch: int = Field(0, ge=0)
     """Frames per pass of the trunk; 0: chosen by the engine, on a GPU by its memory."""
     threads: int = Field(0, ge=0)
@@ -222,8 +235,18 @@ class TrainConfig(StrictModel):
     """Precision of large matrix products; bfloat16 is for processors with avx512_bf16 or amx."""
     memory_gb: float = Field(4.0, gt=0)
     """Gigabytes for features in memory; if they need more, they are read part by part, with the same results."""
+
+
+class TrackConfig(StrictModel):
     tensorboard: bool = False
-    """Whether to write TensorBoard logs into the run's folder."""
+    """Whether to write TensorBoard's logs into the run's folder: settings, epochs, and the final table."""
+    mlflow: bool = False
+    """Whether to record each finished run in MLflow: settings, epochs, final scores, report and model."""
+    address: str | None = None
+    """Address of an MLflow tracking server, such as http://HOST:5000. Unset: the folder `mlruns` in the current
+    one, and nothing is sent anywhere."""
+    experiment: str = "framebank"
+    """Name of the MLflow experiment."""
 
 
 class FinetuneConfig(StrictModel):
@@ -267,6 +290,7 @@ class Config(StrictModel):
     window: WindowConfig = WindowConfig()
     head: AnyHeadConfig = PooledLSTMConfig()
     train: TrainConfig = TrainConfig()
+    track: TrackConfig = TrackConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     # runs that `train` makes and compares: a `label`, and settings by their full names that differ from this config's
     compare: tuple[dict[str, Any], ...] = Field((), exclude=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import io
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,7 +20,7 @@ from features._common.atomic import NO_LOCKS
 from features._common.leftovers import SECONDS_PER_DAY
 from features._common.strict_json import parse_json
 from features.bit_errors import corrected_chunk
-from features.errors import DamagedStoreError, StoreError
+from features.errors import DamagedStoreError, DataError, StoreError, raise_refusal
 from features.limits import MB
 from features.recipe import canonical_json
 
@@ -31,14 +30,11 @@ LIBVER = ("v110", "v110")
 MAX_LINKS = 65535  # in a group's header, the most that HDF5 admits
 MAX_CHUNK = 1 << 24  # bytes in a chunk of a table
 MAX_OBJECTS = 10_000  # groups and datasets in a file; a store has a few dozen, and one for each weight of the top
+MAX_ARRAYS = 1_000_000  # groups and datasets in a file of another tool, which may have one for each sequence
 MAX_TEXT = 1 << 28  # bytes of text of variable length read at once
 DAMAGE = (  # what h5py, numpy and json raise for it
     *(OSError, LookupError, ValueError, TypeError, RuntimeError),
     *(ArithmeticError, AttributeError, MemoryError),
-)
-NOT_DAMAGE = (  # the machine refuses to read
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
 )
 FOREIGN = "use another copy, or move it away and run framebank extract again"
 
@@ -138,6 +134,36 @@ def is_open_elsewhere(path: Path) -> bool:
             return time.time() - path.stat().st_mtime < SECONDS_PER_DAY
         return e.errno == errno.EAGAIN or "already open" in str(e) or "unable to lock" in str(e)
     return False
+
+
+@contextmanager
+def open_arrays(path: Path) -> Iterator[dict[str, Any]]:
+    """Open any HDF5 file and yield its datasets of numbers by name; a DataError for one that is none, or is unsafe.
+
+    No link to another file or object is followed, so that a file from elsewhere cannot read the user's others.
+    """
+    hint = "write the features again, into a plain HDF5 file"
+    try:
+        with h5py.File(path, "r") as f:
+            arrays, groups, seen = dict[str, Any](), [f], 0
+            while groups:
+                group = groups.pop()
+                seen += len(group)
+                if seen > MAX_ARRAYS:
+                    raise DataError(f"{path}: too many datasets", expected=f"at most {MAX_ARRAYS:,}", hint=hint)
+                for name in group:
+                    if group.get(name, getlink=True).__class__ is not h5py.HardLink:
+                        raise DataError(f"{path}: {group.name}/{name} is a link, which is not followed", hint=hint)
+                    child = group[name]
+                    if isinstance(child, h5py.Group):
+                        groups.append(child)
+                    elif isinstance(child, h5py.Dataset) and child.dtype.kind in "fiu" and child.ndim:
+                        if child.external or child.is_virtual:
+                            raise DataError(f"{path}: {child.name} points outside the file", hint=hint)
+                        arrays[child.name.lstrip("/")] = child
+            yield arrays
+    except DAMAGE as e:
+        raise DataError(f"{path}: not an HDF5 file, or damaged ({e})", hint=hint) from None
 
 
 def _check_objects(f: Any, path: Path) -> None:
@@ -325,22 +351,16 @@ def damage_as_store_error(path: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGE as e:
-        _raise_refusal(e, path)
+        raise_refusal(e, path)
         hint = f"framebank verify --store {path}, then repair; or move it away and run framebank extract again"
         try:
             is_hdf5 = h5py.is_hdf5(path)
         except OSError as error:
-            _raise_refusal(error, path)
+            raise_refusal(error, path)
             is_hdf5 = False
         if not is_hdf5:
             hint = "--store FILE.h5; or, if this was a store, move it away and run framebank extract again"
         raise DamagedStoreError(f"{path}: damaged, or not a store ({e})", hint=hint) from None
-
-
-def _raise_refusal(error: Exception, path: Path) -> None:
-    """Raise an error that tells nothing of the bytes, since the machine has not read them."""
-    if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
 
 
 def check_weights(file: Path | BinaryIO, size: int) -> None:

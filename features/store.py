@@ -164,6 +164,29 @@ class Store:
                 check_finite(values, f"bases/{stream}/{name}")
             return arrays
 
+    def table(self, run: Path | str | None = None) -> Any:
+        """List the labels as a pandas DataFrame, which the extra `tables` installs: a row per label in the store's
+        order, and one for each sequence without labels.
+
+        Columns: `sequence`, `label` (index in its sequence), `frame`, `time` (s in the sequence); the sequence's
+        `split`, `frames`, `fps`, `width`, `height` (px); each target in its unit; if any are known, the box `left`,
+        `top`, `right`, `bottom` (px), the position `x`, `y` (m), and `camera_fx`, … (px; `camera_height` in m).
+
+        Args:
+            run: the folder of a run on this store, whose predictions are added: `run_split`, the window's frames as
+                `window_first`, `window_stride` and `window_length`, and for each of the run's targets `NAME_pred`,
+                `NAME_low` and `NAME_high`. NaN where the run predicts nothing.
+
+        Raises:
+            ConfigError: pandas is not installed.
+            DataError: the folder has no predictions.
+            StoreError: the run predicts labels that the store does not have.
+        """
+        from features.table import join_predictions, label_table  # here, since they need pandas
+
+        table = label_table(self.sequences)
+        return table if run is None else join_predictions(table, Path(run))
+
     def thumbnail(self, row: int) -> bytes:
         """Read a frame's small JPEG."""
         return self.files.thumbnails(self.thumbnail_stream, row, 1)[0]

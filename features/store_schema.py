@@ -159,8 +159,9 @@ def check_header(f: Any) -> Header:
     _require(_is_dict(trunk, object), where, "names in trunk", trunk)
     for name, kind in kinds.items():
         _require(name not in trunk or type(trunk[name]) is kind, where, f"{kind.__name__} in {name}", trunk.get(name))
-    errors = trunk.get("relative_error", {})
-    _require(_is_dict(errors, (int, float)), where, "numbers in relative_error", errors)
+    for name in ("relative_error", "quantisation_error"):
+        errors = trunk.get(name, {})
+        _require(_is_dict(errors, (int, float)), where, f"numbers in {name}", errors)
     if "header" not in f and "fingerprint" in f.attrs:
         stored, computed = read_attribute(f, "fingerprint"), header.recipe.fingerprint
         _require(stored == computed, f, f"the recipe's fingerprint {computed}", stored)

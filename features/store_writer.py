@@ -22,7 +22,13 @@ from features.frame_ranges import StoredRange, full_range, sequence_ranges, spli
 from features.hdf5 import ErrorTolerantFile, copy_chunks, create_file, open_file, write_array
 from features.recipe import Recipe, json_digest
 from features.sequences import FrameSequence
-from features.shard_folder import delete_replaced_shards, delete_unused_shards, forget_kept_index, keep_replaced_index
+from features.shard_folder import (
+    announce_deletion,
+    delete_replaced_shards,
+    delete_unused_shards,
+    forget_kept_index,
+    keep_replaced_index,
+)
 from features.shards import Thumbnails, create_stream, new_shard, shard_ranges, write_thumbnails
 from features.store import Store
 from features.store_schema import table_faults
@@ -127,6 +133,7 @@ def pack_store(path: Path) -> None:
     """Copy a store's shards into its own file. The caller holds the store's lock."""
     with Store(path) as store:
         if not store.is_packed:
+            announce_deletion(path)
             save_store(path, StoreContent.of(store), packed=True)
     delete_unused_shards(path)
 
@@ -165,6 +172,9 @@ def _new_file(path: Path, content: StoreContent) -> Iterator[tuple[Any, ErrorTol
                     what, hint = f"{path}: the {part} cannot be stored", "correct the data set"
                     raise DataError(what, expected=fault.expected or fault.what, got=fault.got, hint=hint)
             disk.check()
+        except Exception:
+            disk.check()  # the cause, if the system has refused something
+            raise
         finally:
             disk.close()
 

@@ -46,6 +46,10 @@ class Command:
     """A subcommand. Its fields are its options; `settings`, if it has such a field, holds the config."""
 
     sections: ClassVar[Collection[str]] = CONFIG_SECTIONS  # sections of the config that the help shows
+    quiet: bool = dataclasses.field(default=False, kw_only=True)
+    """Show only results, warnings and errors: no progress, no messages."""
+    verbose: bool = dataclasses.field(default=False, kw_only=True)
+    """Show times, details, what libraries print, and the traceback of every error."""
 
     def __call__(self) -> None:
         """Run the command."""
@@ -149,6 +153,17 @@ def registry(config: Config, sections: Collection[str] = Command.sections) -> Co
         )
 
     return rules
+
+
+def is_switched_on(arguments: Sequence[str], option: str) -> bool:
+    """Whether a command line turns a switch on: given alone or with `true`; the last one counts."""
+    state = False
+    for i, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        if name == option:
+            following = arguments[i + 1] if i + 1 < len(arguments) else ""
+            state = (value if equals else following).lower() != "false"
+    return state
 
 
 def option_names(command: type, config: Config) -> list[str]:

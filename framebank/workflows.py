@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from features._common.atomic import sweep
 from features._common.console import logger, quiet_imports
+from features.backbone_names import check_computable
 from features.config import Config
 from features.errors import BadInputs, ConfigError, DataError
 from features.limits import IMAGE_PIXELS
@@ -53,6 +54,7 @@ def extract_data_set(
 
     With `rehash`, files are read even if their size and time of modification are those of the last scan.
     """
+    check_computable(config.backbone.name)  # before the sample set is rendered
     quiet_opencv()
     from stage1_extract.datasets import scan
     from stage1_extract.datasets.scan_cache import scan_cache_of
@@ -76,6 +78,7 @@ def extract_data_set(
 
 def estimate_data_set(config: Config, store: Path, damage: Damage | None = None, *, rehash: bool = False) -> str:
     """What `extract_data_set` would do, and how long it would take, as a table; nothing is written."""
+    check_computable(config.backbone.name)  # before the sample set is rendered
     quiet_opencv()
     from stage1_extract.datasets import scan
     from stage1_extract.datasets.scan_cache import scan_cache_of

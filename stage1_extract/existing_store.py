@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from features.backbone_names import onnx_file
 from features.config import Config
 from features.frame_ranges import StoredRange
 from features.recipe import Recipe, json_digest, stream_origin
@@ -23,6 +24,7 @@ from features.verification import Damage
 from stage1_extract.plan import complete_sequences
 
 if TYPE_CHECKING:
+    from stage1_extract.backbone.onnx_trunk import OnnxTrunk
     from stage1_extract.backbone.trunk import Trunk
 
 
@@ -74,12 +76,10 @@ class TrunkInfo:
     facts: Mapping[str, Any]
 
     @classmethod
-    def from_trunk(cls, trunk: Trunk, config: Config, request: str) -> TrunkInfo:
+    def from_trunk(cls, trunk: Trunk | OnnxTrunk, config: Config, request: str) -> TrunkInfo:
         """Describe a trunk that is loaded."""
         facts = {
-            "parameters": trunk.model.count_params(),
-            "cut": trunk.cut.description,
-            "backbone_layers": len(trunk.backbone.model.layers),
+            **trunk.facts,
             "request": request,
             "asked": config.backbone.model_dump(include={"unfreeze", "cut", "top"}),
         }
@@ -112,6 +112,11 @@ def request_digest(config: Config) -> str:
     weights = Path(config.backbone.weights)
     settings = config.model_dump(mode="json", include={"frames", "backbone"})
     del settings["backbone"]["taps"], settings["backbone"]["tap_pooling"]  # each tap's stream has its own origin
+    for name in ("mean", "deviation", "layout"):  # older stores do not state their absence
+        if settings["backbone"][name] is None:
+            del settings["backbone"][name]
+    if (file := onnx_file(config.backbone.name)) is not None and file.is_file():
+        settings["backbone"]["name"] = hashlib.sha256(file.read_bytes()).hexdigest()
     if weights.is_file():
         settings["backbone"]["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     extract: list[str] = [config.extract.precision, config.extract.dtype]

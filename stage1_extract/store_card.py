@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from features._common.atomic import atomic_write
-from features.imported import is_imported
+from features.backbone_names import is_imported
 from features.store import Store
 from stage1_extract.info import describe_store
 

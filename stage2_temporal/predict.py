@@ -26,6 +26,7 @@ from features._common.atomic import atomic_write
 from features._common.console import logger
 from features._common.csv_table import write_csv_table
 from features._common.types import Image
+from features.backbone_names import is_imported
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence, Label
@@ -154,6 +155,11 @@ def _prediction_config(run: Path, settings: Mapping[str, Any]) -> Config:
     """A run's config with the settings that are not None, to predict at the interval that it was trained at."""
     cv2.setNumThreads(1)  # frames are decoded in parallel; and optical flow depends on the number of threads
     metrics, config = read_metrics(run), read_run_config(run)
+    if is_imported(config.backbone.name) and config.map_streams:
+        raise ConfigError(
+            f"{run}: another tool computed its features ({config.backbone.name}), so it cannot predict from images",
+            hint="import features of the new clips with the others, and train again",
+        )
     trained = config
     try:
         given = {name: value for name, value in settings.items() if value is not None}

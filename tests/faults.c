@@ -35,7 +35,7 @@ void fault_arm(int kinds_, long at_, int action_, int code_, const char *part_) 
 long fault_calls(void) { kinds = 0; return atomic_load(&calls); }
 
 static int fails(int kind, int fd, const char *path) {
-    char name[4096], link[64];
+    char name[8192], link[64];
     if (!(kinds & kind) || getpid() != process) return 0;
     if (part[0]) {
         if (path == NULL) {
@@ -43,6 +43,10 @@ static int fails(int kind, int fd, const char *path) {
             ssize_t n = readlink(link, name, sizeof name - 1);
             if (n < 0) return 0;
             name[n] = 0;
+            path = name;
+        } else if (path[0] != '/' && getcwd(name, 4096)) {
+            size_t n = strlen(name);
+            snprintf(name + n, sizeof name - n, "/%s", path);
             path = name;
         }
         if (!strstr(path, part)) return 0;

@@ -15,7 +15,7 @@ jobs = {jobs}
 reports = 1
 [[entries]]
 "head.name" = "ridge"
-"head.penalties" = [[1.0], [10.0]]
+"head.alpha" = [1.0, 10.0]
 """
 BASE = (
     ["extract", "--config", "task.toml"],
@@ -36,15 +36,16 @@ def damaged(folder: Path) -> None:
 
 
 CONFIG = ["--config", "task.toml"]
+SWEEP_COMMAND = ["sweep", *CONFIG, "--sweep", "sweep.toml"]
 SCENARIOS = {
     "render": Scenario(["render", "sample"], ("sample",), next=("extract", *CONFIG, "--data.path", "./clips")),
-    "extract": Scenario(["extract", *CONFIG], (STORE,), nothing_extracted, ("leaderboard",)),
+    "extract": Scenario(["extract", *CONFIG], (STORE,), nothing_extracted, ("extract", *CONFIG, "--dry_run", "true")),
     "extract more": Scenario(["extract", *CONFIG, "--extract.motion", "true"], (STORE,)),
     "repair": Scenario(["repair", *CONFIG], (), damaged),
     "derive": Scenario(["derive", "--store", STORE, "--stream", "grid1x2"], (STORE,)),
     "unpack": Scenario(["unpack", "--store", STORE], (STORE,)),
     "train": Scenario(["train", *CONFIG, "--run", "r", "--train.seed", "3"], ("runs/r",), next=("leaderboard",)),
-    "sweep": Scenario(["sweep", *CONFIG, "--sweep", "sweep.toml"], (), next=("leaderboard",)),
+    "sweep": Scenario(SWEEP_COMMAND, (), next=tuple(SWEEP_COMMAND)),  # others do not use its folder
     "finetune": Scenario(
         ["finetune", "--run", "r", "--finetune.epochs", "2", "--finetune.unfreeze", "4"],
         ("runs/r",),
@@ -56,7 +57,7 @@ SCENARIOS = {
         next=("info", *CONFIG),
     ),
     "export": Scenario(
-        ["export", "--run", "r", "--format", "onnx", "saved_model"], ("runs/r/export",), next=("report", "--run", "r")
+        ["export", "--run", "r", "--format", "saved_model"], ("runs/r/export",), next=("report", "--run", "r")
     ),
     "evaluate": Scenario(["evaluate", "--run", "r"], ("runs/r",), next=("leaderboard",)),
     "report": Scenario(["report", "--run", "r"], ("runs/r",), next=("leaderboard",)),

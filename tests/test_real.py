@@ -143,18 +143,19 @@ def halves_manifest(scene: Path, path: Path, steps: tuple[int, ...], train_on: s
 
 @pytest.mark.soak  # half a minute each
 @pytest.mark.parametrize(
-    ("steps", "least_skill"),
+    ("steps", "train_on", "least_skill"),
     [
-        # 11.5 to 11.6 m/s throughout: the constant errs by 0.085 m/s, and the LSTM by about 0.09
-        ((1,), -1.0),
-        ((1, 2, 3), 0.6),
+        # 11.5 to 11.6 m/s throughout: nothing to learn, so that the constant, which errs by 0.08 m/s, is hard to beat
+        ((1,), "first", -1e-3),
+        ((1,), "second", -1e-3),
+        ((1, 2, 3), "first", 0.6),
     ],
 )
 def test_speed_on_the_other_half_of_a_kitti_drive(
-    steps: tuple[int, ...], least_skill: float, real: Path, tmp_path: Path
+    steps: tuple[int, ...], train_on: str, least_skill: float, real: Path, tmp_path: Path
 ) -> None:
     """By `correlation_lstm`, beside optical flow. One road and 51 frames say nothing about other drives."""
-    manifest = halves_manifest(real / "kitti_odometry", tmp_path / "m.csv", steps)
+    manifest = halves_manifest(real / "kitti_odometry", tmp_path / "m.csv", steps, train_on)
     options = ["--config", str(CONFIGS / "sample.toml"), "--store", str(tmp_path / "s.h5")]
     options += ["--data.layout", "manifest", "--data.path", str(manifest)]
     assert main(["extract", *options]) == 0
@@ -166,8 +167,8 @@ def test_speed_on_the_other_half_of_a_kitti_drive(
         test = json.loads((tmp_path / name / "metrics.json").read_text())["splits"]["test"]
         scores[name], constant = test["model"], test["constant"]["rmse"]
         skill, error = scores[name]["skill"], scores[name]["rmse"]
-        print(f"steps {steps}, {name}: skill {skill:.3f}, RMSE {error:.3f} m/s, constant {constant:.3f} m/s")
-    assert scores["correlation_lstm"]["skill"] > least_skill
+        print(f"{steps}, {train_on} half, {name}: skill {skill:.3f}, RMSE {error:.3f} m/s, constant {constant:.3f} m/s")
+    assert scores["correlation_lstm"]["skill"] >= least_skill
 
 
 def make_semi_real(out: Path, train: int, validation: int, test: int) -> Path:

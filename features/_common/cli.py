@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from features._common.console import log_to_stderr
+from features._common.console import log_to_stderr, logger
 from features._common.plain_text import printable
 from features.errors import FramebankError
 
@@ -27,6 +27,7 @@ def run_command(command: Callable[[], None]) -> int:
     try:
         command()
     except FramebankError as e:
+        logger.debug("The error was raised here:", exc_info=True)
         print(printable(f"framebank: {e}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -43,6 +43,16 @@ def abandoned_files(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
+def writer_has_ended(name: str, age: float) -> bool:
+    """Whether the process that a `writer_name` is of has ended; that of another host if it began over a day ago.
+
+    Args:
+        age: seconds since it began.
+    """
+    writer = _WRITER.fullmatch(f".{name}")
+    return writer is None or (writer[1] == _host() and has_ended(int(writer[2]))) or age > SECONDS_PER_DAY
+
+
 def sweep_leftovers(folder: Path) -> None:
     """Delete what killed commands have left in a folder, and bring back what they were about to replace.
 
@@ -68,7 +78,10 @@ def unfinished_folder(parent: Path) -> Iterator[Path]:
     sweep_leftovers(parent)
     workspace = parent / f"{UNFINISHED}{writer_name()}"
     try:
-        workspace.mkdir(parents=True)
+        try:
+            workspace.mkdir(parents=True)
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, str(parent)) from None
         yield workspace
     finally:
         shutil.rmtree(workspace, ignore_errors=True)

@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 from features._common.plain_text import one_line
-from features.errors import DataError
+from features.errors import DataError, raise_refusal
 from features.limits import FILE_BYTES, ZIP_ENTRIES, ZIP_RATIO
 
 # what `zipfile` and the libraries that it calls raise for damaged archives and entries
@@ -26,15 +26,14 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     Raises:
         DataError: it is no zip, has more than `ZIP_ENTRIES` entries, unpacks to more than `ZIP_RATIO` times its size,
             or has entries that share their bytes.
-        PermissionError: it may not be read.
+        OSError: the system refuses to read it.
     """
     try:
         size = path.stat().st_size
         if (entries := _entry_count(path)) <= ZIP_ENTRIES:
             archive = zipfile.ZipFile(path)
-    except PermissionError:
-        raise
     except ZIP_ERRORS as e:
+        raise_refusal(e, path)
         what, got = f"{path}: not a zip archive, or truncated", one_line(str(e))
         raise DataError(what, expected="a complete .zip", got=got, hint="download it again") from None
     if entries > ZIP_ENTRIES:

@@ -14,7 +14,7 @@ import PIL.Image
 from joblib import cpu_count
 from tqdm.contrib.concurrent import thread_map
 
-from features._common.console import logger
+from features._common.console import is_quiet, logger
 from features._common.types import Image, Size
 from features.errors import DataError
 from features.sequences import Camera, FrameSequence, Label
@@ -129,7 +129,8 @@ def map_in_threads(function: Callable[[T], R], items: Sequence[T], threads: int,
     On a terminal a progress bar that counts `unit`s appears if it takes longer than 2 s.
     """
     workers = threads or cpu_count()
-    return thread_map(function, items, max_workers=workers, desc="scanning", unit=unit, delay=2, disable=None)
+    shown = {"desc": "scanning", "unit": unit, "delay": 2, "disable": is_quiet() or None}
+    return thread_map(function, items, max_workers=workers, **shown)
 
 
 def _check_file(file: ReadablePath) -> str:

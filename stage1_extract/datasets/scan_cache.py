@@ -85,7 +85,7 @@ class ScanCache:
         known: dict[str, tuple[FileState, str]] = {}
         if self._file is None or not self._file.exists():
             return known
-        with self._connected() as connection:
+        with self._reported_failures(), self._connect() as connection:
             for start in range(0, len(paths), FILES_PER_QUERY):
                 some = paths[start : start + FILES_PER_QUERY]
                 places = ",".join("?" * len(some))
@@ -96,19 +96,20 @@ class ScanCache:
 
     def _remember(self, rows: Sequence[tuple[str | int, ...]]) -> None:
         if rows and not self._read_only:
-            with self._connected() as connection:
+            with self._reported_failures(), self._connect() as connection, connection:
                 connection.execute(SCHEMA)
                 connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        """A connection whose changes are committed at the end; a failure is logged, and only costs time."""
+    def _connect(self) -> closing[sqlite3.Connection]:
         assert self._file is not None
+        mode = "?mode=ro" if self._read_only else ""
+        return closing(sqlite3.connect(f"{self._file.absolute().as_uri()}{mode}", uri=True))
+
+    @contextmanager
+    def _reported_failures(self) -> Iterator[None]:
+        """Log a failure, which only costs time."""
         try:
-            mode = "?mode=ro" if self._read_only else ""
-            address = f"{self._file.absolute().as_uri()}{mode}"
-            with closing(sqlite3.connect(address, uri=True)) as connection, connection:
-                yield connection
+            yield
         except sqlite3.Error as e:
             logger.warning(f"{self._file}: cannot be used ({e}), so files are read again. Try: delete it")
 

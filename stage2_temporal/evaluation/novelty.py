@@ -20,7 +20,7 @@ from features._common.types import Floats
 
 MAX_COMPONENTS = 40
 EXAMPLES_PER_COMPONENT = 4
-MIN_EXAMPLES, MIN_SEQUENCES = 16, 5  # to learn from
+MIN_EXAMPLES, MIN_SEQUENCES = 16, 20  # to learn from; a limit from fewer sequences would be a guess
 FOLDS = 5  # of sequences, each of which is compared with the others
 CONFIDENCE = 0.995  # of the limit: a window like the training's is within it with about this probability
 MAJORITY = 0.5

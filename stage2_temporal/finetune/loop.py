@@ -16,7 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from features._common.console import logger
+from features._common.console import is_quiet, logger
 from features._common.types import Floats
 from features.config import Config, FinetuneConfig
 from features.errors import FramebankError, StoreError
@@ -29,10 +29,11 @@ from stage2_temporal.finetune.checkpoint import FinetuneState, load_weights, rea
 from stage2_temporal.finetune.frozen_part import divide_model
 from stage2_temporal.finetune.normal_equations import NormalEquations
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
-from stage2_temporal.finetune.views import StoredView, compile_frozen, store_view, view_batches
+from stage2_temporal.finetune.views import StoredView, compile_frozen, keep_windows, store_view, view_batches
 from stage2_temporal.fused.fuse import TOLERANCE, ReadWindow, compare, map_inputs
 from stage2_temporal.heads.closed_form import standardise_targets
 from stage2_temporal.runs.results import read_predictions
+from stage2_temporal.training.fast_layers import with_fast_layers
 from stage2_temporal.training.keras_models import model_inputs
 from stage2_temporal.training.loop import fix_seeds, reading_errors
 from stage2_temporal.training.scaling import target_scale
@@ -92,6 +93,8 @@ class FinetuneJob:
             self._parts = divide_model(self.model, from_frames=not self._options.views)
             if not self._options.views:  # new views in each epoch: the model trains as the whole that it is
                 self._parts = self._parts._replace(learner=self._parts.predictor, ridge_vectors=None, members=1)
+            else:
+                self._parts = self._parts._replace(learner=with_fast_layers(self._parts.learner))
             windows = len(train) * self._options.views
             steps = -(-windows // self._batch) if windows else len(self._train_windows)
             schedule = learning_rate_schedule(self._options, steps * self._options.epochs)
@@ -142,11 +145,13 @@ class FinetuneJob:
             predicted: Floats = np.asarray(model.predict(windows, verbose=0), np.float64)
         return predicted
 
-    def _windows(self, indices: NDArray[np.int64], **options: Any) -> ImageWindowBatches:
+    def _windows(
+        self, indices: NDArray[np.int64], read: ReadWindow | None = None, **options: Any
+    ) -> ImageWindowBatches:
         threads, targets = self._config.extract.threads, self._task.examples.targets
         # steps on stored views may be larger than memory allows for images
         batch = min(self._batch, MAX_IMAGE_WINDOWS) if self._options.views else self._batch
-        return ImageWindowBatches(self._read, indices, targets, batch, threads=threads, **options)
+        return ImageWindowBatches(read or self._read, indices, targets, batch, threads=threads, **options)
 
     def _epoch0(self) -> FinetuneState:
         """Check that the fused model predicts what the two stages did."""
@@ -165,17 +170,21 @@ class FinetuneJob:
         if not self._options.views:
             return
         started, folder = time.monotonic(), self._folder / "views"
+        folder.mkdir(parents=True, exist_ok=True)
         compute = compile_frozen(self._parts.frozen, self._config.extract.engine)
         train = self._task.known("train")
+        decoded = self._folder / "windows.npy"
+        read = keep_windows(self._read, decoded, np.concatenate([train, self._validation]))
         plain = {"train0": train, "validation": self._validation}
         augmented = {f"train{k}": train for k in range(1, self._options.views)}
         for k, (name, indices) in enumerate((plain | augmented).items()):
             if len(indices):
                 augment = self._augment if name in augmented else None
-                windows = self._windows(indices, seed=self._config.train.seed, augment=augment)
+                windows = self._windows(indices, read, seed=self._config.train.seed, augment=augment)
                 windows.begin(k, shuffle=False)
                 with reading_errors(windows):
                     self._views[name] = store_view(folder / name, compute, windows, self._dtype)
+        decoded.unlink()
         logger.info(f"finetune: {self._options.views} views [{time.monotonic() - started:.1f} s]")
 
     def _train_batches(self, epoch: int) -> Batches:
@@ -190,7 +199,7 @@ class FinetuneJob:
         started, batches = time.monotonic(), self._train_batches(epoch)
         seed_dropout(self.model, self._config.train.seed, epoch)
         with (
-            tqdm(total=len(batches), desc=f"epoch {epoch}", leave=False, disable=None) as bar,
+            tqdm(total=len(batches), desc=f"epoch {epoch}", leave=False, disable=is_quiet() or None) as bar,
             reading_errors(batches),
         ):
             callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,7 +15,7 @@ from features._common.types import Floats, Tensor
 from stage2_temporal.data.examples import HeadInputs
 from stage2_temporal.evaluation.history import Epoch
 from stage2_temporal.heads.base import Graph, Head, ValidationSet
-from stage2_temporal.training.loop import TrainingResult
+from stage2_temporal.training.loop import Callbacks, TrainingResult
 from stage2_temporal.training.scaling import Scale, vector_scale
 
 Vectors = NDArray[np.float32]
@@ -32,7 +31,7 @@ class ClosedFormHead(Head):
         """Fit the regressor to vectors (n, F) and targets (n, K), and return what `output` reads as `solution_`."""
 
     def _train_model(
-        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
+        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, callbacks: Callbacks
     ) -> None:
         started = time.monotonic()
         graph = self._build_graph()

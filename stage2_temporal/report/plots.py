@@ -48,6 +48,7 @@ class Plot:
     y_range: Range
     log: bool = False
     component: int | None = None
+    x_log: bool = False
 
 
 def curves(results: Results, *, finetuning: bool = False) -> list[Plot]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from features._common.atomic import atomic_write
 from features._common.console import text_table
-from features.imported import is_imported
+from features.backbone_names import is_imported
 from stage2_temporal.evaluation.metrics import ComponentScores
 from stage2_temporal.runs.results import VERDICT_SPLITS, Metrics, read_metrics
 from stage2_temporal.runs.tables import format_scores

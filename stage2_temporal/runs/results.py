@@ -35,6 +35,7 @@ WINDOW_COLUMNS = {
     "label": (0, VIDEO_FRAMES), "frame": (-(1 << 31), 1 << 31), "first": (0, VIDEO_FRAMES), "stride": (1, VIDEO_FRAMES),
     "length": (1, WINDOW_FRAMES),
 }  # fmt: skip
+OCCLUSION = "occlusion.json"
 RETRAIN = "train again with framebank train"
 JsonModel = TypeVar("JsonModel", bound=BaseModel)
 
@@ -72,6 +73,8 @@ class StoreOrigin(Part):
     frames: int
     sequences: int
     examples: str = ""  # see `Task.digest`
+    precision: str = ""  # that the maps were computed in, if the config leaves it open
+    quantised: str = ""  # digest of the quantised network, see `Recipe`
     streams: dict[str, str] = {}  # fingerprint of each that the head reads, and `tracks` for a vehicle's target
 
 
@@ -145,6 +148,19 @@ class FinetuneMetrics(Part):
     splits: dict[str, FinetunedSplit]
 
 
+class Occlusion(Part):
+    """occlusion.json: how much each cell of the maps counts, see `heads.occlusion`."""
+
+    examples: int  # how many the mean is over
+    mean: list[list[float]]  # rows of cells, from the top
+    clips: dict[str, list[list[float]]]  # the same for single examples, by `occlusion_key`
+
+
+def occlusion_key(example: PredictedExample) -> str:
+    """What identifies an example in occlusion.json."""
+    return f"{example.sequence}/{example.label}"
+
+
 @dataclass(frozen=True)
 class PredictedExample:
     """A row of predictions.csv; NaN is unknown."""
@@ -190,6 +206,7 @@ class Results:
     examples: tuple[PredictedExample, ...]
     finetune_metrics: FinetuneMetrics | None = None
     finetune_history: tuple[Epoch, ...] = ()
+    occlusion: Occlusion | None = None
 
     @property
     def splits(self) -> list[str]:
@@ -239,6 +256,7 @@ def read_results(run: Path) -> Results:
         examples=read_predictions(run / "predictions.csv", metrics.target),
         finetune_metrics=_read_json(run / "finetune.json", FinetuneMetrics) if finetuned else None,
         finetune_history=read_history(run / "finetune.csv", RETRAIN) if finetuned else (),
+        occlusion=_read_json(run / OCCLUSION, Occlusion) if (run / OCCLUSION).is_file() else None,
     )
 
 

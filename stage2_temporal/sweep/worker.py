@@ -12,6 +12,7 @@ import json
 import os
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from joblib import cpu_count
 
@@ -23,6 +24,9 @@ from features.config import Config
 from features.errors import FramebankError
 from features.store import Store
 from stage2_temporal.data.task import read_task
+
+if TYPE_CHECKING:
+    from stage2_temporal.training.loop import Callbacks
 
 ERROR_FILE = "error.json"
 
@@ -40,12 +44,17 @@ def prepare_worker(parent: int, threads: int, folder: Path) -> None:
 
 
 def train_entry_in_worker(name: str, config: Config, store: Path, sweep_folder: Path) -> tuple[str, str | None]:
-    """Like `train_entry`, in a worker of a cluster, whose TensorFlow gets as many threads as joblib counts cores."""
+    """Like `train_entry`, in a worker of a cluster."""
+    use_all_threads()
+    return train_entry(name, config, store, sweep_folder)
+
+
+def use_all_threads() -> None:
+    """Give TensorFlow as many threads as joblib counts cores."""
     with quiet_imports():
         import tensorflow as tf
     tf.config.threading.set_intra_op_parallelism_threads(cpu_count())
     tf.config.threading.set_inter_op_parallelism_threads(cpu_count())
-    return train_entry(name, config, store, sweep_folder)
 
 
 def store_digest(store: Path) -> str:
@@ -54,10 +63,26 @@ def store_digest(store: Path) -> str:
         return hashlib.sha256(f.read(1 << 20)).hexdigest()[:16]
 
 
-def train_entry(name: str, config: Config, store: Path, sweep_folder: Path) -> tuple[str, str | None]:
+class PrunedError(Exception):
+    """A run that a search ends early; raised by a callback.
+
+    Args:
+        epoch: the last one that was trained, from 1.
+        skill: the best so far on the validation split.
+    """
+
+    def __init__(self, epoch: int, skill: float) -> None:
+        super().__init__(f"pruned after epoch {epoch}")
+        self.epoch, self.skill = epoch, skill
+
+
+def train_entry(
+    name: str, config: Config, store: Path, sweep_folder: Path, callbacks: Callbacks = ()
+) -> tuple[str, str | None]:
     """Train one entry into its folder; return its name and, if it failed, the error, which its folder records.
 
-    KeyboardInterrupt if Ctrl-C stopped it; OSError if the disk is full or similar, so that all others would fail too.
+    KeyboardInterrupt if Ctrl-C stopped it; OSError if the disk is full or similar, so that all others would fail too;
+    PrunedError if a callback raises it.
     """
     with quiet_imports():
         import keras
@@ -69,7 +94,9 @@ def train_entry(name: str, config: Config, store: Path, sweep_folder: Path) -> t
     path = sweep_folder / name
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), Store(store) as opened:
-            metrics = train(config, opened, read_task(config, opened), path, report=False)
+            metrics = train(config, opened, read_task(config, opened), path, report=False, callbacks=callbacks)
+    except PrunedError:
+        raise
     except Exception as e:
         if isinstance(e, OSError) and describe_os_error(e):
             raise

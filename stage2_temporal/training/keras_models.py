@@ -14,7 +14,7 @@ import numpy as np
 from features._common.atomic import atomic_write
 from features._common.plain_text import one_line
 from features._common.types import Tensor
-from features.errors import DataError, FramebankError, StoreError
+from features.errors import DataError, FramebankError, StoreError, raise_refusal
 from features.limits import MODEL_TENSOR, SPARE_PARAMETERS
 from features.model_file import check_architecture, read_model_config
 from features.store_tables import TopRecord
@@ -46,6 +46,7 @@ def load_model(run: Path, name: str = "model.keras") -> keras.Model:
     except MemoryError:
         raise
     except Exception as e:  # Keras raises what it happens to on a file that is no model
+        raise_refusal(e, path)
         raise DataError(f"{path}: cannot be loaded ({_reason(e)})", hint="train again") from None
 
 

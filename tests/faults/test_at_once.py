@@ -19,7 +19,7 @@ from tests.kill_scenarios import CONFIG, SCENARIOS, SWEEP
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 RENDER = ["render", "sample"]
 RUN_SWEEP = ["sweep", *CONFIG, "--sweep", "sweep.toml"]
-ENTRIES = '"head.name" = "ridge"\n"head.penalties" = [[1.0], [3.0], [10.0], [30.0], [100.0], [300.0]]\n'
+ENTRIES = '"head.name" = "ridge"\n"head.alpha" = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0]\n'
 
 
 def copy(base: Path, tmp_path: Path) -> Path:

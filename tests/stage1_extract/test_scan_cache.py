@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from framebank.workflows import extract_data_set
-from stage1_extract.datasets import image_sequence, scan, video
+from stage1_extract.datasets import archive, image_sequence, scan, video
 from stage1_extract.datasets.archive import ReadablePath, read_file
 from stage1_extract.datasets.clip import Catalogue
 from stage1_extract.datasets.scan_cache import ScanCache, scan_cache_of
@@ -184,11 +184,11 @@ def test_what_the_system_refused_is_not_remembered(
 ) -> None:
     """A disk that failed, or a permission, may be there again although the file has not changed."""
 
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, _limit: int) -> bytes:
         raise OSError(errno.EIO, "Input/output error", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", refuse)
+        patched.setattr(archive, "read_bounded", refuse)
         faults = scan_with(folder, tmp_path / "s.h5").faults
     assert faults and all("Input/output error" in fault for fault in faults)
     assert scan_with(folder, tmp_path / "s.h5").faults == ()

@@ -18,19 +18,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from features.config import Config, FinetuneConfig, read_run_config
+from features.config import FinetuneConfig
 from features.errors import BadInputs, ConfigError, DataError, FramebankError, StoreError
 from features.store import Store
 from stage1_extract.backbone.trunk import build_trunk
 from stage2_temporal.__main__ import main
-from stage2_temporal.data.task import read_task
 from stage2_temporal.evaluation.history import Epoch
 from stage2_temporal.finetune.augmentation import QUEUED_BATCHES, ImageWindowBatches, make_augmentation
 from stage2_temporal.finetune.checkpoint import FinetuneState, read_state, save_state
-from stage2_temporal.finetune.finetune import FinetuneResult, finetune
-from stage2_temporal.finetune.loop import FinetuneJob, choose_policy, learning_rate_schedule, seed_dropout
+from stage2_temporal.finetune.finetune import finetune
+from stage2_temporal.finetune.loop import choose_policy, learning_rate_schedule, seed_dropout
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
-from stage2_temporal.fused.fuse import build_fused_model, fuse_run, window_reader
+from stage2_temporal.fused.fuse import build_fused_model
+from tests.finetune_runs import make_job, run_config, run_finetune
 from tests.helpers import picture
 from tests.image_runs import EARLY_CUT, WITH_TOP, image_config, read_rows, train_on_images
 from tests.stage2_helpers import build_model
@@ -45,33 +45,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trained")
     train_on_images(root, CLIPS, extract={"dtype": "float16"})
     return root
-
-
-@pytest.fixture
-def folder(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it to work in."""
-    shutil.copytree(trained, tmp_path / "w")
-    return tmp_path / "w"
-
-
-@pytest.fixture(scope="module")
-def fused(trained: Path) -> keras.Model:
-    """The run's fused model; not to be changed."""
-    with Store(trained / "s.h5") as store:
-        return fuse_run(trained / "runs" / "r", store, run_config(trained))[0]
-
-
-def run_config(folder: Path, run: str = "r", **options: Any) -> Config:
-    """The config of a run, with settings of fine-tuning."""
-    config = read_run_config(folder / "runs" / run)
-    data = config.data.model_copy(update={"path": str(folder / "clips")})
-    options = {"learning_rate": 0.01, "unfreeze": 9} | options
-    return config.model_copy(update={"data": data, "finetune": FinetuneConfig(**options)})
-
-
-def run_finetune(folder: Path, run: str = "r", **options: Any) -> FinetuneResult:
-    with Store(folder / "s.h5") as store:
-        return finetune(folder / "runs" / run, store, run_config(folder, run, **options))
 
 
 def equal(some: list[Any], others: list[Any]) -> bool:
@@ -180,22 +153,13 @@ def test_mixed_precision_copy_keeps_float32_weights_and_head(fused: keras.Model)
     np.testing.assert_allclose(mixed, exact, atol=0.02 * float(np.abs(exact).max()))
 
 
-def make_job(folder: Path, run: str, fused: keras.Model, **options: Any) -> FinetuneJob:
-    """The job that `finetune` runs."""
-    config = run_config(folder, **options)
-    with Store(folder / "s.h5") as store:
-        task = read_task(config, store)
-        read = window_reader(store, task.examples, task.known("train"), config)
-        return FinetuneJob(folder / "runs" / run, store.recipe.dtype, task, config, fused, read, "key")
-
-
 def test_resumed_equals_uninterrupted(
     folder: Path, fused: keras.Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Although one epoch was worse than the one before, so that two epochs' weights are saved."""
     shutil.copytree(folder / "runs" / "r", folder / "runs" / "uninterrupted")
     options = {"epochs": 3, "unfreeze": "conv_pw_2"}
-    expected = make_job(folder, "uninterrupted", fused, **options)
+    expected = make_job(folder, fused, "uninterrupted", **options)
     history = expected.train().history
     weights = expected.model.get_weights()
 
@@ -208,14 +172,14 @@ def test_resumed_equals_uninterrupted(
 
     monkeypatch.setattr(ImageWindowBatches, "begin", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        make_job(folder, "r", fused, **options).train()
+        make_job(folder, fused, **options).train()
     state = read_state(folder / "runs" / "r" / "finetune.parts", "key")
     assert state is not None and len(state.history) == 3
     files = {p.name for p in (folder / "runs" / "r" / "finetune.parts").iterdir()}
     assert files == {"state.json", "epoch2.weights.h5"} | ({f"epoch{state.best}.weights.h5"} if state.best else set())
     monkeypatch.setattr(ImageWindowBatches, "begin", begin)
     capsys.readouterr()
-    resumed = make_job(folder, "r", fused, **options)
+    resumed = make_job(folder, fused, **options)
     resumed_history = resumed.train().history
     err = capsys.readouterr().err
     assert "resuming after epoch 2" in err and "epoch 3/3" in err and "epoch 2/3" not in err
@@ -244,7 +208,7 @@ def test_damaged_state_is_refused(folder: Path, fused: keras.Model) -> None:
     save_state(parts, FinetuneState(key="key", facts={}, history=[row, replace(row, epoch=1)]), fused)
     (parts / "epoch1.weights.h5").write_bytes(b"no weights")
     with pytest.raises(DataError, match=r"Try: rm -r"):
-        make_job(folder, "r", fused).train()
+        make_job(folder, fused).train()
     (parts / "state.json").write_bytes(b"no state")
     with pytest.raises(DataError, match=r"Try: rm -r"):
         read_state(parts, "key")
@@ -286,7 +250,7 @@ def test_missing_and_damaged_images_are_all_named(folder: Path) -> None:
 
 def test_image_that_vanishes_is_named(folder: Path, fused: keras.Model) -> None:
     """The error of a decoding thread is raised, not TensorFlow's."""
-    job = make_job(folder, "r", fused)
+    job = make_job(folder, fused)
     (folder / "clips" / "Train" / "Train" / "2" / "imgs" / "008.jpg").write_bytes(b"\xff\xd8 cut")
     with pytest.raises(FramebankError, match=r"008\.jpg"):
         job.predict(job.fused, np.arange(6))

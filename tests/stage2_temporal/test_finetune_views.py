@@ -12,18 +12,14 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from features.config import Config, FinetuneConfig, read_run_config
-from features.store import Store
 from features.streams import MEMBER_PREDICTIONS, RIDGE, STAGE_TWO
 from stage2_temporal.data.batches import Batches
-from stage2_temporal.data.task import read_task
-from stage2_temporal.finetune.finetune import FinetuneResult, finetune
 from stage2_temporal.finetune.frozen_part import divide_model
 from stage2_temporal.finetune.loop import FinetuneJob, squared_error
 from stage2_temporal.finetune.normal_equations import NormalEquations
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
-from stage2_temporal.finetune.views import compile_frozen, view_batches
-from stage2_temporal.fused.fuse import fuse_run, window_reader
+from stage2_temporal.finetune.views import compile_frozen, keep_windows, view_batches
+from tests.finetune_runs import make_job, run_finetune
 from tests.helpers import picture
 from tests.image_runs import EARLY_CUT, read_rows, train_on_images
 
@@ -31,6 +27,7 @@ HEAD = {
     "name": "correlation_lstm", "streams": ["appearance", "conv_pw_1_relu"], "grid": [2, 3], "search": [2, 1],
     "lags": [1, 2], "units": 4, "dense": 4, "members": 2,
 }  # fmt: skip
+OPTIONS: dict[str, Any] = {"unfreeze": "conv_dw_2", "epochs": 2, "batch": 4}
 FRAMES = np.stack([[picture(10 * i + k) for k in range(4)] for i in range(2)])
 
 
@@ -41,42 +38,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = EARLY_CUT | {"taps": ["conv_pw_1_relu"], "tap_pooling": 2}
     train_on_images(root, {"Train": 6, "Validation": 3, "Test": 2}, backbone=backbone, head=HEAD)
     return root
-
-
-@pytest.fixture
-def folder(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it to work in."""
-    shutil.copytree(trained, tmp_path / "w")
-    return tmp_path / "w"
-
-
-@pytest.fixture(scope="module")
-def fused(trained: Path) -> keras.Model:
-    """The run's fused model; not to be changed."""
-    with Store(trained / "s.h5") as store:
-        return fuse_run(trained / "runs" / "r", store, run_config(trained))[0]
-
-
-def run_config(folder: Path, **options: Any) -> Config:
-    """The run's config, with settings of fine-tuning."""
-    config = read_run_config(folder / "runs" / "r")
-    data = config.data.model_copy(update={"path": str(folder / "clips")})
-    options = {"learning_rate": 0.01, "unfreeze": "conv_dw_2", "epochs": 2, "batch": 4} | options
-    return config.model_copy(update={"data": data, "finetune": FinetuneConfig(**options)})
-
-
-def make_job(folder: Path, fused: keras.Model, **options: Any) -> FinetuneJob:
-    """The job that `finetune` runs."""
-    config = run_config(folder, **options)
-    with Store(folder / "s.h5") as store:
-        task = read_task(config, store)
-        read = window_reader(store, task.examples, task.examples.known.nonzero()[0], config)
-        return FinetuneJob(folder / "runs" / "r", store.recipe.dtype, task, config, fused, read, "key")
-
-
-def run_finetune(folder: Path, **options: Any) -> FinetuneResult:
-    with Store(folder / "s.h5") as store:
-        return finetune(folder / "runs" / "r", store, run_config(folder, **options))
 
 
 def max_difference(some: Any, others: Any) -> float:
@@ -113,7 +74,7 @@ def test_each_member_is_trained_on_its_own_error() -> None:
 
 
 def test_stored_views_train_and_the_ridge_is_solved_again(folder: Path) -> None:
-    result = run_finetune(folder, views=2, zoom=1.1, backbone_rate=0.1)
+    result = run_finetune(folder, **OPTIONS, views=2, zoom=1.1, backbone_rate=0.1)
     run = folder / "runs" / "r"
     history = read_rows(run / "finetune.csv")
     assert [row["epoch"] for row in history] == ["0", "1", "2", "3"]
@@ -125,7 +86,7 @@ def test_stored_views_train_and_the_ridge_is_solved_again(folder: Path) -> None:
 
 def test_an_epoch_takes_every_view_of_every_window(folder: Path, fused: keras.Model) -> None:
     """The first view is not augmented; every window has its targets."""
-    job = make_job(folder, fused, views=2, epochs=1, zoom=1.3)
+    job = make_job(folder, fused, **OPTIONS | {"views": 2, "epochs": 1, "zoom": 1.3})
     job.train()
     views = [job._views[f"train{k}"] for k in range(2)]
     targets = job._task.examples.targets[job._task.known("train")]
@@ -144,6 +105,22 @@ def test_an_epoch_takes_every_view_of_every_window(folder: Path, fused: keras.Mo
     assert len(shuffled) == 2 * len(targets)
     assert shuffled != in_order
     np.testing.assert_allclose(sorted(shuffled), sorted(in_order), rtol=1e-6)
+
+
+def test_windows_are_decoded_once(tmp_path: Path) -> None:
+    decoded = []
+
+    def read(index: int) -> np.ndarray:
+        decoded.append(index)
+        return np.full((2, 3, 4, 3), index, np.uint8)
+
+    read_once = keep_windows(read, tmp_path / "windows.npy", np.array([7, 3, 5]))
+    for _ in range(2):
+        for index in (5, 3, 7):
+            window = read_once(index)
+            np.testing.assert_array_equal(window, np.full((2, 3, 4, 3), index))
+            window[:] = 0  # what augmentation does to it is not kept
+    assert sorted(decoded) == [3, 5, 7]
 
 
 def test_openvino_computes_what_tensorflow_does(fused: keras.Model) -> None:
@@ -170,7 +147,7 @@ def test_normal_equations_give_the_ridge_regression_of_all_batches() -> None:
 
 def test_interrupted_while_views_are_stored(folder: Path, fused: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resumed fine-tuning equals an uninterrupted one, and does not compute complete views again."""
-    options = {"views": 2, "epochs": 3}
+    options = OPTIONS | {"views": 2, "epochs": 3}
     shutil.copytree(folder, folder.with_name("other"))
     expected = make_job(folder.with_name("other"), fused, **options)
     expected.train()
@@ -198,7 +175,7 @@ def test_interrupted_while_views_are_stored(folder: Path, fused: keras.Model, mo
 
 def test_backbone_learns_more_slowly_than_the_head(folder: Path, fused: keras.Model) -> None:
     def moved(rate: float) -> tuple[float, float]:
-        job = make_job(folder, fused, views=1, epochs=1, backbone_rate=rate)
+        job = make_job(folder, fused, **OPTIONS | {"views": 1, "epochs": 1, "backbone_rate": rate})
         shutil.rmtree(folder / "runs" / "r" / "finetune.parts", ignore_errors=True)
         before = [layer.get_weights() for layer in backbone_layers(job.model)]
         cell = job.model.get_layer(STAGE_TWO).get_layer("cell0")

@@ -210,8 +210,9 @@ def test_patience_stops_training(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(find_spec("tensorboard") is not None, reason="tensorboard is installed")
 def test_missing_tensorboard_is_named(path: Path, tmp_path: Path) -> None:
+    config = train_config().with_settings({"track.tensorboard": True})
     with pytest.raises(FramebankError, match="needs the package tensorboard"):
-        run(path, tmp_path / "r", train_config(tensorboard=True))
+        run(path, tmp_path / "r", config)
 
 
 def test_validation_split_holds_out_the_last_training_examples(path: Path, tmp_path: Path) -> None:
