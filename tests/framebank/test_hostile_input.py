@@ -22,7 +22,14 @@ from features.errors import DataError, StoreError
 from tests.helpers import ROOT
 from tests.hostile_input import KINDS, bounded_memory, check, keras_models
 
-COUNTS = dict.fromkeys(KINDS, 300) | {"archive": 60, "image": 150, "video": 25, "run_folder": 20, "toml": 150}
+COUNTS = dict.fromkeys(KINDS, 300) | {
+    "benchmark_json": 100,
+    "archive": 60,
+    "image": 150,
+    "video": 25,
+    "run_folder": 20,
+    "toml": 100,
+}
 SOAK_COUNT = 10_000
 MEMORY = 3 << 30  # bytes of a process that has TensorFlow in it, and an input's 2 GB
 NEED_KERAS = {"pth": 300, "keras_file": 12, "weights_h5": 12}
