@@ -69,7 +69,9 @@ def small_model(tmp_path: Path, **layer: Any) -> Path:
 def test_a_sound_model_is_loaded(tmp_path: Path) -> None:
     from stage2_temporal.training.keras_models import load_model
 
-    assert load_model(small_model(tmp_path)).count_params() > 100
+    assert load_model(small_model(tmp_path), targets=2).count_params() > 100
+    with pytest.raises(DataError, match=r"it puts out \(None, 2\), and the run has 1 targets"):
+        load_model(tmp_path, targets=1)
 
 
 @pytest.mark.parametrize(
