@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomlkit
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, PositiveFloat
 
+from features.backbone_names import stream_of_tap
+from features.errors import ConfigError
 from features.head_config import AnyHeadConfig, PooledLSTMConfig
+from features.limits import NETWORK_PIXELS, VIDEO_FRAMES, WINDOW_FRAMES
 from features.plugins import DATASETS, plugin_names
 from features.streams import APPEARANCE, NAMED_TARGETS, PAIR_STREAMS
 from features.strict_model import DROP_UNKNOWN_KEYS, StrictModel, did_you_mean, read_toml
@@ -41,9 +44,9 @@ class DataConfig(StrictModel):
     `ego_speed`, or names of label columns."""
     also: tuple[str, ...] = ()
     """More targets: `train` makes a run for each, unless a run's name or a target is given on the command line."""
-    fps: float = Field(20.0, gt=0)
+    fps: float = Field(20.0, ge=1e-6, le=1e6)
     """Frames per second, for data sets whose files do not state it (videos do)."""
-    frames: int | None = Field(None, gt=0)
+    frames: int | None = Field(None, gt=0, le=VIDEO_FRAMES)
     """Number of frames that every clip must have (001.jpg … N.jpg); unset: any number, without gaps."""
     label_frame: int | None = Field(None, gt=0)
     """Number, counted from 1, of the frame that a clip's label describes; unset: the last frame."""
@@ -71,9 +74,9 @@ class DataConfig(StrictModel):
 
 
 class FramesConfig(StrictModel):
-    width: int = Field(320, gt=0)
+    width: int = Field(320, gt=0, le=NETWORK_PIXELS)
     """Width of the network's input in pixels."""
-    height: int = Field(180, gt=0)
+    height: int = Field(180, gt=0, le=NETWORK_PIXELS)
     """Height of the network's input in pixels."""
     interpolation: Literal["cubic", "area"] = "area"
     """OpenCV's interpolation for resizing: `area` avoids aliasing, `cubic` reproduces the published model."""
@@ -91,36 +94,48 @@ class FramesConfig(StrictModel):
 
 class BackboneConfig(StrictModel):
     name: str = "EfficientNetLite0"
-    """`EfficientNetLite0` (works offline: its weights are installed), any model of keras.applications, or a plugin."""
+    """`EfficientNetLite0` (works offline: its weights are installed), any model of keras.applications, a plugin,
+    `onnx:FILE` for a network in an ONNX file, `hub:NAME` for one of KerasHub, `import:NAME` for imported features."""
     weights: UserPath = "imagenet"
-    """`imagenet`, the path of a .h5, .weights.h5 or .keras file, or `random` (for tests only)."""
+    """`imagenet`, the path of a .h5, .weights.h5, .keras or .safetensors file, or `random` (for tests only)."""
     unfreeze: int = Field(4, ge=0)
     """Number of last layers that stay trainable in stage two (the top); the rest is the frozen trunk."""
     cut: str | None = None
-    """Name of the trunk's last layer, instead of `unfreeze`; all layers after it are the top."""
+    """Name of the trunk's last layer, instead of `unfreeze`; all layers after it are the top. Of an ONNX file: name of
+    a tensor; unset, its first output."""
     taps: tuple[str, ...] = ()
-    """Names of inner layers whose maps are stored too, from the same pass, as streams of these names."""
+    """Names of inner layers whose maps are stored too, from the same pass, as streams of these names; of an ONNX file,
+    names of tensors."""
     tap_pooling: int = Field(1, gt=0)
     """Average the maps of taps over squares of this many rows and columns; 1: store them as they are."""
     top: bool = True
     """Whether to keep the layers after the cut; without them, heads read the map at the cut."""
     preprocess: bool = True
     """Whether to apply the backbone's own preprocess_input, inside the graph; if not, it gets raw values 0 to 255."""
+    mean: tuple[float, float, float] | None = None
+    """For an ONNX file: what to subtract from each channel's pixels of 0 to 255. Unset: as the file's metadata say."""
+    deviation: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """For an ONNX file: what to divide each channel by after that. Unset: as the file's metadata say."""
+    layout: Literal["NCHW", "NHWC"] | None = None
+    """For an ONNX file: order of its input's axes, channels before or after rows and columns. Unset: as its shape
+    says."""
     arguments: dict[str, float | int | str | bool] = Field(default_factory=dict)
     """Additional keyword arguments for the backbone, such as alpha = 0.25 for MobileNet."""
 
     @property
     def streams(self) -> tuple[str, ...]:
         """The streams of maps that the backbone fills: at the cut and at each tap."""
-        return (APPEARANCE, *self.taps)
+        return (APPEARANCE, *map(stream_of_tap, self.taps))
 
 
 class ExtractConfig(StrictModel):
-    engine: Literal["auto", "tensorflow", "openvino"] = "auto"
-    """What runs the trunk; `auto` is OpenVINO if it is installed and there is no GPU, else TensorFlow."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the trunk's arithmetic: bfloat16 is faster on some CPUs and GPUs with errors of 1e-2, float16 is for
-    older GPUs."""
+    engine: Literal["auto", "tensorflow", "openvino", "onnxruntime"] = "auto"
+    """What runs the trunk; `auto` is OpenVINO if it is installed and there is no GPU, else TensorFlow, or ONNX Runtime
+    for ONNX files, which only it and OpenVINO run."""
+    precision: Literal["float32", "bfloat16", "int8", "tf32", "float16", "fastest"] = "float32"
+    """Precision of the trunk's arithmetic: bfloat16 is faster on some CPUs and GPUs with errors of 1e-2, int8 is faster
+    still on most CPUs with errors of several hundredths, tf32 and float16 are for GPUs, and `fastest` is whichever of
+    float32, bfloat16 and int8 computes ten frames fastest on this machine."""
     batch: int = Field(0, ge=0)
     """Frames per pass of the trunk; 0: chosen by the engine, on a GPU by its memory."""
     threads: int = Field(0, ge=0)
@@ -169,7 +184,7 @@ class ComputeConfig(StrictModel):
 
 
 class WindowConfig(StrictModel):
-    length: int = Field(8, gt=0)
+    length: int = Field(8, gt=0, le=WINDOW_FRAMES)
     """Frames per window."""
     stride: int = Field(1, gt=0)
     """Step between a window's frames; 2 takes every second frame."""
@@ -220,8 +235,18 @@ class TrainConfig(StrictModel):
     """Precision of large matrix products; bfloat16 is for processors with avx512_bf16 or amx."""
     memory_gb: float = Field(4.0, gt=0)
     """Gigabytes for features in memory; if they need more, they are read part by part, with the same results."""
+
+
+class TrackConfig(StrictModel):
     tensorboard: bool = False
-    """Whether to write TensorBoard logs into the run's folder."""
+    """Whether to write TensorBoard's logs into the run's folder: settings, epochs, and the final table."""
+    mlflow: bool = False
+    """Whether to record each finished run in MLflow: settings, epochs, final scores, report and model."""
+    address: str | None = None
+    """Address of an MLflow tracking server, such as http://HOST:5000. Unset: the folder `mlruns` in the current
+    one, and nothing is sent anywhere."""
+    experiment: str = "framebank"
+    """Name of the MLflow experiment."""
 
 
 class FinetuneConfig(StrictModel):
@@ -265,6 +290,7 @@ class Config(StrictModel):
     window: WindowConfig = WindowConfig()
     head: AnyHeadConfig = PooledLSTMConfig()
     train: TrainConfig = TrainConfig()
+    track: TrackConfig = TrackConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     # runs that `train` makes and compares: a `label`, and settings by their full names that differ from this config's
     compare: tuple[dict[str, Any], ...] = Field((), exclude=True)
@@ -287,6 +313,8 @@ class Config(StrictModel):
             ValidationError: an unknown setting or a wrong value.
         """
         name = settings.get("head.name", self.head.name)
+        if not isinstance(name, str):
+            raise ConfigError("head.name: wrong value", expected="a head's name", got=repr(name)[:80])
         head = self.head if name == self.head.name else self.head.renamed(name)
         sections = self.model_dump(exclude_unset=True) | {"head": head.model_dump(exclude_unset=True) | {"name": name}}
         for key, value in settings.items():

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
 from typing import Any
 
+REFUSALS = (  # errors that tell nothing of a file's bytes, since the machine has not read them
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+)
+REFUSALS = (  # errors that tell nothing of a file's bytes, since the machine has not read them
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+)
 MAX_SHOWN = 20  # errors printed at most, so that the hint stays visible
 
 
@@ -65,3 +76,9 @@ def _copy(kind: type[FramebankError], arguments: tuple[Any, ...], attributes: di
     error = kind.__new__(kind, *arguments)
     error.__dict__.update(attributes)
     return error
+
+
+def raise_refusal(error: BaseException, path: Path) -> None:
+    """Raise an OSError that names the file, if the machine refused to read it, which is not to be called damage."""
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -34,6 +34,7 @@ from features.store_schema import check_stream, check_thumbnails
 from features.store_tables import StreamInfo, first_not_finite
 
 MAX_OPEN_SHARDS = 64  # per store
+ROWS_PER_CHECK = 32  # read at once to find those that cannot be read
 
 StoredRun = tuple[Path, int, int, int]  # file, its first row, the store's first row, count
 
@@ -156,13 +157,12 @@ class FrameFiles:
 
     def damaged_rows(self, stream: str) -> set[int]:
         """The rows of a stream that cannot be read."""
-        blocks = (np.arange(row, min(row + 32, self._frames)) for row in range(0, self._frames, 32))
-        bad = (rows for rows in blocks if not self.is_readable(stream, rows))
-        return {row for rows in bad for row in rows.tolist() if not self.is_readable(stream, np.array([row]))}
+        return set(unreadable_rows(np.arange(self._frames), lambda rows: self.is_readable(stream, rows)))
 
     def damaged_thumbnails(self, stream: str) -> set[int]:
         """The rows whose thumbnails cannot be read."""
-        return {row for row in range(self._frames) if not self.has_thumbnails(stream, row, 1)}
+        rows = np.arange(self._frames)
+        return set(unreadable_rows(rows, lambda rows: self.has_thumbnails(stream, int(rows[0]), len(rows))))
 
     @property
     def infos(self) -> dict[str, StreamInfo]:
@@ -250,6 +250,14 @@ def consecutive_runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
     starts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 2) != 1)
     counts = np.diff(starts, append=len(rows))
     return [(int(a), int(rows[a]), int(n)) for a, n in zip(starts, counts, strict=True)]
+
+
+def unreadable_rows(rows: NDArray[np.int64], is_readable: Callable[[NDArray[np.int64]], bool]) -> Iterator[int]:
+    """Yield the rows that cannot be read; `is_readable` gets blocks of them, and each row of a block that is not."""
+    for start in range(0, len(rows), ROWS_PER_CHECK):
+        block = rows[start : start + ROWS_PER_CHECK]
+        if not is_readable(block):
+            yield from (int(row) for row in block if not is_readable(np.array([row])))
 
 
 def stream_infos(f: Any) -> dict[str, StreamInfo]:

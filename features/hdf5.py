@@ -6,20 +6,22 @@ import ctypes
 import errno
 import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.atomic import NO_LOCKS, SECONDS_PER_DAY
+from features._common.atomic import NO_LOCKS
+from features._common.leftovers import SECONDS_PER_DAY
 from features._common.strict_json import parse_json
 from features.bit_errors import corrected_chunk
-from features.errors import DamagedStoreError, StoreError
+from features.errors import DamagedStoreError, DataError, StoreError, raise_refusal
+from features.limits import MB
 from features.recipe import canonical_json
 
 FORMAT_NAME, FORMAT_VERSION = "framebank", 2
@@ -28,6 +30,7 @@ LIBVER = ("v110", "v110")
 MAX_LINKS = 65535  # in a group's header, the most that HDF5 admits
 MAX_CHUNK = 1 << 24  # bytes in a chunk of a table
 MAX_OBJECTS = 10_000  # groups and datasets in a file; a store has a few dozen, and one for each weight of the top
+MAX_ARRAYS = 1_000_000  # groups and datasets in a file of another tool, which may have one for each sequence
 MAX_TEXT = 1 << 28  # bytes of text of variable length read at once
 DAMAGE = (  # what h5py, numpy and json raise for it
     *(OSError, LookupError, ValueError, TypeError, RuntimeError),
@@ -42,20 +45,25 @@ class ErrorTolerantFile(io.FileIO):
     HDF5 itself must not see the error: it crashes the process if its last flush fails, e.g. on a full disk.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check_interrupt: Callable[[], None] = lambda: None) -> None:
+        """Create the file; `check` also calls `check_interrupt`, since Ctrl-C must not be raised in a callback."""
         super().__init__(path, "x+")
-        self._path = path
+        self._path, self._check_interrupt = path, check_interrupt
         self._error: OSError | None = None
 
     def check(self) -> None:
         """Raise the first error that occurred, if any."""
+        self._check_interrupt()
         if self._error is not None:
             raise OSError(self._error.errno, self._error.strerror, str(self._path))
 
     def readinto(self, buffer: Any) -> int:
         """Fill the whole buffer; bytes that were never written are zeros."""
         view = memoryview(buffer).cast("B")
-        count = super().readinto(view)
+        try:
+            count = super().readinto(view)
+        except OSError as e:
+            self._error, count = self._error or e, 0
         view[count:] = bytes(len(view) - count)
         return len(view)
 
@@ -126,6 +134,36 @@ def is_open_elsewhere(path: Path) -> bool:
             return time.time() - path.stat().st_mtime < SECONDS_PER_DAY
         return e.errno == errno.EAGAIN or "already open" in str(e) or "unable to lock" in str(e)
     return False
+
+
+@contextmanager
+def open_arrays(path: Path) -> Iterator[dict[str, Any]]:
+    """Open any HDF5 file and yield its datasets of numbers by name; a DataError for one that is none, or is unsafe.
+
+    No link to another file or object is followed, so that a file from elsewhere cannot read the user's others.
+    """
+    hint = "write the features again, into a plain HDF5 file"
+    try:
+        with h5py.File(path, "r") as f:
+            arrays, groups, seen = dict[str, Any](), [f], 0
+            while groups:
+                group = groups.pop()
+                seen += len(group)
+                if seen > MAX_ARRAYS:
+                    raise DataError(f"{path}: too many datasets", expected=f"at most {MAX_ARRAYS:,}", hint=hint)
+                for name in group:
+                    if group.get(name, getlink=True).__class__ is not h5py.HardLink:
+                        raise DataError(f"{path}: {group.name}/{name} is a link, which is not followed", hint=hint)
+                    child = group[name]
+                    if isinstance(child, h5py.Group):
+                        groups.append(child)
+                    elif isinstance(child, h5py.Dataset) and child.dtype.kind in "fiu" and child.ndim:
+                        if child.external or child.is_virtual:
+                            raise DataError(f"{path}: {child.name} points outside the file", hint=hint)
+                        arrays[child.name.lstrip("/")] = child
+            yield arrays
+    except DAMAGE as e:
+        raise DataError(f"{path}: not an HDF5 file, or damaged ({e})", hint=hint) from None
 
 
 def _check_objects(f: Any, path: Path) -> None:
@@ -312,10 +350,34 @@ def damage_as_store_error(path: Path) -> Iterator[None]:
     """Turn what is raised for damaged bytes into a StoreError that says how to repair them."""
     try:
         yield
-    except PermissionError:
-        raise
     except DAMAGE as e:
+        raise_refusal(e, path)
         hint = f"framebank verify --store {path}, then repair; or move it away and run framebank extract again"
-        if not h5py.is_hdf5(path):
+        try:
+            is_hdf5 = h5py.is_hdf5(path)
+        except OSError as error:
+            raise_refusal(error, path)
+            is_hdf5 = False
+        if not is_hdf5:
             hint = "--store FILE.h5; or, if this was a store, move it away and run framebank extract again"
         raise DamagedStoreError(f"{path}: damaged, or not a store ({e})", hint=hint) from None
+
+
+def check_weights(file: Path | IO[bytes], size: int) -> None:
+    """Raise a ValueError if an HDF5 file of `size` bytes links elsewhere, or declares far more than it holds."""
+    limit, declared = 2 * size + 64 * MB, 0
+    with h5py.File(file, "r") as f:
+
+        def find_fault(name: str, link: Any) -> str | None:
+            nonlocal declared
+            if not isinstance(link, h5py.HardLink):
+                return f"{name[:80]} links to somewhere else"
+            item = f[name]
+            if isinstance(item, h5py.Dataset):
+                if item.external or item.is_virtual:
+                    return f"{name[:80]} is in another file"
+                declared += item.nbytes
+            return f"weights of more than {limit:,} bytes in a file of {size:,}" if declared > limit else None
+
+        if fault := f.visititems_links(find_fault):
+            raise ValueError(fault)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo
 
 from features.errors import ConfigError
+from features.limits import LARGEST_LAYER
 from features.plugins import HEADS, load_plugin, plugin_error, plugin_names
 from features.streams import APPEARANCE
 from features.strict_model import StrictModel, did_you_mean
@@ -75,7 +76,7 @@ class PooledConfig(StreamsConfig):
 
     grid: tuple[int, int] = (1, 1)
     """Rows and columns of the grid that each map is averaged over."""
-    components: int = Field(0, ge=0)
+    components: int = Field(0, ge=0, le=LARGEST_LAYER)
     """Number of principal components to project each map on, instead of averaging it over the grid; 0: average."""
     difference: bool = False
     """Also use how much each cell or component changes from frame to frame. Helps with ego speed."""
@@ -92,7 +93,7 @@ class StatisticsConfig(PooledConfig):
 class DenseConfig(HeadConfig):
     """A head that ends in a dense layer, dropout and a linear output."""
 
-    dense: int = Field(64, ge=0)
+    dense: int = Field(64, ge=0, le=LARGEST_LAYER)
     """Units of the dense layer before the output; 0: no such layer."""
     dropout: float = Field(0.2, ge=0, lt=1)
     """Share of activations dropped in training."""
@@ -101,14 +102,14 @@ class DenseConfig(HeadConfig):
 class UnitsConfig(HeadConfig):
     """A head whose layers have a width."""
 
-    units: int = Field(64, gt=0)
+    units: int = Field(64, gt=0, le=LARGEST_LAYER)
     """Width of the head's layers: units of recurrent and hidden layers, filters of convolutions, size of embeddings."""
 
 
 class LayersConfig(UnitsConfig):
     """A head with several layers of one width."""
 
-    layers: int = Field(2, gt=0)
+    layers: int = Field(2, gt=0, le=100)
     """Number of blocks of `tcn` and `attention`, of convolutions of `delta`, or of hidden layers of `box_mlp`."""
 
 
@@ -153,7 +154,7 @@ class AutoConfig(HeadConfig):
 class FlattenLSTMConfig(RecurrentConfig):
     when = "To reproduce the published model; needs thousands of clips, since its LSTM has h·w·c inputs per frame."
     name: Literal["flatten_lstm"] = "flatten_lstm"
-    units: int = Field(256, gt=0)
+    units: int = Field(256, gt=0, le=LARGEST_LAYER)
     """Units of the LSTM."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Share of activations dropped in training."""
@@ -177,13 +178,13 @@ class CorrelationLSTMConfig(UnitsConfig, DenseConfig):
     """How many rows and columns away, in each direction, content is searched for in the earlier map."""
     skip_top: float = Field(1 / 3, ge=0, lt=1)
     """Share of the map's rows, at its top, that is left out because it shows sky."""
-    members: int = Field(4, gt=0)
+    members: int = Field(4, gt=0, le=100)
     """Number of networks that are trained at once from different initial weights, and averaged."""
     mirror: bool = True
     """Also train on mirrored windows, if the sign of the target in a mirrored scene is known."""
-    units: int = Field(16, gt=0)
+    units: int = Field(16, gt=0, le=LARGEST_LAYER)
     """Units of each LSTM."""
-    dense: int = Field(32, gt=0)
+    dense: int = Field(32, gt=0, le=LARGEST_LAYER)
     """Units of the dense layer that looks at each cell."""
 
 
@@ -232,9 +233,9 @@ class SVRConfig(KernelConfig):
 class BoostingConfig(StatisticsConfig):
     when = "For thresholds and interactions between features; slower than svr and needs more examples."
     name: Literal["boosting"] = "boosting"
-    units: int = Field(256, gt=0)
+    units: int = Field(256, gt=0, le=LARGEST_LAYER)
     """Number of trees."""
-    layers: int = Field(2, gt=0)
+    layers: int = Field(2, gt=0, le=100)
     """Depth of each tree."""
 
 
@@ -264,9 +265,9 @@ class CropLSTMConfig(VehicleConfig, StreamsConfig, UnitsConfig, DenseConfig):
     name: Literal["crop_lstm"] = "crop_lstm"
     box: bool = False
     """Also use how the tracked box moves and grows; otherwise only the vehicle's distance, which the box tells."""
-    units: int = Field(16, gt=0)
+    units: int = Field(16, gt=0, le=LARGEST_LAYER)
     """Units of the recurrent layer."""
-    dense: int = Field(0, ge=0)
+    dense: int = Field(0, ge=0, le=LARGEST_LAYER)
     """Units of the dense layer before the output; 0: no such layer."""
 
 

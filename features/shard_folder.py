@@ -6,16 +6,20 @@ read its shards to the end. HDF5 locks the files that it reads, which shows whet
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from features._common.atomic import atomic_write, exclusive_write_lock, sweep
 from features.errors import DamagedStoreError, StoreError
 from features.frame_files import shard_folder, shard_names
 from features.hdf5 import damage_as_store_error, is_open_elsewhere, open_file
 
 REPLACED = ".replaced-"
+OBSOLETE = ".obsolete.json"  # names the shards that are to be deleted
 
 
 def keep_replaced_index(store: Path) -> None:
@@ -34,26 +38,74 @@ def keep_replaced_index(store: Path) -> None:
         shutil.copyfile(store, kept)
 
 
+def sweep_store(store: Path) -> None:
+    """Delete what killed commands have left beside a store and among its shards; a reader may call it."""
+    folder = shard_folder(store)
+    sweep(store.parent, folder)
+    with contextlib.suppress(OSError, StoreError):
+        if (folder / OBSOLETE).exists() or any(index.samefile(store) for index in folder.glob(f"{REPLACED}*.h5")):
+            with exclusive_write_lock(store):
+                forget_kept_index(store)
+                _finish_deletion(store)
+
+
+def forget_kept_index(store: Path) -> None:
+    """Delete the copy of an index that has not been replaced after all. The caller holds the store's lock."""
+    for index in shard_folder(store).glob(f"{REPLACED}*.h5"):
+        if store.exists() and index.samefile(store):
+            index.unlink()
+
+
 def delete_replaced_shards(store: Path) -> None:
     """Delete the shards that only replaced indexes without readers refer to. The caller holds the store's lock."""
     folder = shard_folder(store)
     unused: set[str] = set()
+    forget_kept_index(store)
     for index in folder.glob(f"{REPLACED}*.h5"):
-        if store.exists() and index.samefile(store):  # killed before it was replaced
-            index.unlink()
-        elif not is_open_elsewhere(index):
+        if not is_open_elsewhere(index):
             unused |= _shards_of(index)
             index.unlink()
     _delete(folder, unused - used_shards(store))
+
+
+def announce_deletion(store: Path) -> None:
+    """Record that `delete_unused_shards` is to follow once the store is replaced, lest a kill in between prevent it."""
+    if (folder := shard_folder(store)).exists():
+        with atomic_write(folder / OBSOLETE) as temporary:
+            temporary.write_text(json.dumps([_identity(store), sorted(_shards_in(folder))]), encoding="utf-8")
 
 
 def delete_unused_shards(store: Path) -> None:
     """Delete all shards but those of the store and of replaced indexes with readers, and the folder if it is empty."""
     folder = shard_folder(store)
     delete_replaced_shards(store)
-    _delete(folder, {path.name for path in folder.glob("*.h5") if not path.name.startswith(".")} - used_shards(store))
+    _delete(folder, _shards_in(folder) - used_shards(store))
+    (folder / OBSOLETE).unlink(missing_ok=True)
     if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _finish_deletion(store: Path) -> None:
+    """Delete the shards that a killed command was to delete, if it had replaced the store; an extraction may go on."""
+    folder = shard_folder(store)
+    try:
+        identity, names = json.loads((folder / OBSOLETE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    if _identity(store) != identity:
+        _delete(folder, {name for name in names if Path(name).name == name} - used_shards(store))
+    (folder / OBSOLETE).unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _identity(store: Path) -> list[int]:
+    """What tells a store from the one that replaces it; empty if there is none."""
+    return [store.stat().st_ino, store.stat().st_mtime_ns] if store.exists() else []
+
+
+def _shards_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.h5") if not path.name.startswith(".")}
 
 
 def used_shards(store: Path) -> set[str]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
+from features._common.interrupts import uninterrupted
 from features.frame_files import stream_infos
 from features.frame_ranges import FrameRange, StoredRange
 from features.hdf5 import (
@@ -43,17 +44,19 @@ class ShardWriter:
         self._path, self._ranges = path, ranges
         self._frames = sum(map(len, ranges))
         self._thumbnails: list[bytes] = []  # those of the frames written so far
-        self._disk = ErrorTolerantFile(path)
-        self._file = create_file(self._disk)
         self._recipe = recipe
-        create_group(self._file, "frames")  # also in a shard with tracks only
-        self._streams = {name: create_stream(self._file, name, self._frames, info) for name, info in streams.items()}
+        self._disk = ErrorTolerantFile(path)
+        with uninterrupted():
+            self._file = create_file(self._disk)
+            create_group(self._file, "frames")  # also in a shard with tracks only
+            self._streams = {n: create_stream(self._file, n, self._frames, info) for n, info in streams.items()}
 
     def write(self, maps: Mapping[str, NDArray[Any]], thumbnails: Sequence[bytes]) -> None:
         """Append n frames: stream → (n, …), and n JPEGs, or empty bytes."""
         row = len(self._thumbnails)
-        for name, values in maps.items():
-            self._streams[name][row : row + len(values)] = values
+        with uninterrupted():
+            for name, values in maps.items():
+                self._streams[name][row : row + len(values)] = values
         self._thumbnails.extend(thumbnails)
         self._disk.check()
 
@@ -76,8 +79,6 @@ class ShardWriter:
         valid = range(len(self._ranges)) if valid is None else valid
         ranges = [self._ranges[i] for i in valid]
         jpegs = np.frombuffer(b"".join(self._thumbnails), np.uint8)
-        if len(jpegs):
-            write_thumbnails(self._file, self._frames, [(0, list(map(len, self._thumbnails)), jpegs)])
         columns = {
             "sequence": [r.sequence for r in ranges],
             "digest": [r.digest for r in ranges],
@@ -85,18 +86,21 @@ class ShardWriter:
             "stop": np.array([r.stop for r in ranges], np.int64),
             "row": np.array([rows[i] for i in valid], np.int64),
         }
-        write_columns(create_group(self._file, "pieces"), columns)
-        write_tracks(self._file, tracks or {})
-        write_header(
-            self._file, Header(self._recipe, {"relative_error": dict(relative_error)} if relative_error else {})
-        )
-        self.close()
+        header = Header(self._recipe, {"relative_error": dict(relative_error)} if relative_error else {})
+        with uninterrupted():
+            if len(jpegs):
+                write_thumbnails(self._file, self._frames, [(0, list(map(len, self._thumbnails)), jpegs)])
+            write_columns(create_group(self._file, "pieces"), columns)
+            write_tracks(self._file, tracks or {})
+            write_header(self._file, header)
+            self.close()
         self._disk.check()
 
     def close(self) -> None:
         """Close the file, finished or not."""
-        self._file.close()
-        self._disk.close()
+        with uninterrupted():
+            self._file.close()
+            self._disk.close()
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from features._common.types import Floats
 from features.errors import DamagedStoreError, StoreError
-from features.frame_files import FrameFiles
+from features.frame_files import ROWS_PER_CHECK, FrameFiles, unreadable_rows
 from features.frame_ranges import StoredRange, full_range, parts_without
 from features.hdf5 import damage_as_store_error, open_file
 from features.store_schema import table_faults
@@ -55,8 +55,6 @@ from features.store_tables import (
 )
 from features.streams import APPEARANCE, THUMBNAILS
 from features.tracks import Track, track_key_by_label
-
-FRAMES_PER_CHECK = 32  # read at once by `Store.check_frames`
 
 
 class Store:
@@ -166,6 +164,29 @@ class Store:
                 check_finite(values, f"bases/{stream}/{name}")
             return arrays
 
+    def table(self, run: Path | str | None = None) -> Any:
+        """List the labels as a pandas DataFrame, which the extra `tables` installs: a row per label in the store's
+        order, and one for each sequence without labels.
+
+        Columns: `sequence`, `label` (index in its sequence), `frame`, `time` (s in the sequence); the sequence's
+        `split`, `frames`, `fps`, `width`, `height` (px); each target in its unit; if any are known, the box `left`,
+        `top`, `right`, `bottom` (px), the position `x`, `y` (m), and `camera_fx`, … (px; `camera_height` in m).
+
+        Args:
+            run: the folder of a run on this store, whose predictions are added: `run_split`, the window's frames as
+                `window_first`, `window_stride` and `window_length`, and for each of the run's targets `NAME_pred`,
+                `NAME_low` and `NAME_high`. NaN where the run predicts nothing.
+
+        Raises:
+            ConfigError: pandas is not installed.
+            DataError: the folder has no predictions.
+            StoreError: the run predicts labels that the store does not have.
+        """
+        from features.table import join_predictions, label_table  # here, since they need pandas
+
+        table = label_table(self.sequences)
+        return table if run is None else join_predictions(table, Path(run))
+
     def thumbnail(self, row: int) -> bytes:
         """Read a frame's small JPEG."""
         return self.files.thumbnails(self.thumbnail_stream, row, 1)[0]
@@ -221,16 +242,14 @@ class Store:
 
     def check_frames(self) -> Iterator[tuple[int, list[str]]]:
         """Read every chunk; yield each frame's row and its damaged streams (`thumbnails` among them), often none."""
-        partial = {name: self.files.is_stored(name) for name in self.partial_streams}
-        for start in range(0, self.frames, FRAMES_PER_CHECK):
-            rows = np.arange(start, min(start + FRAMES_PER_CHECK, self.frames))
+        is_stored = {name: self.files.is_stored(name) for name in self.partial_streams}
+        for start in range(0, self.frames, ROWS_PER_CHECK):
+            rows = np.arange(start, min(start + ROWS_PER_CHECK, self.frames))
             damaged: list[list[str]] = [[] for _ in rows]
-            for name in [*self.streams, *partial, THUMBNAILS]:
-                stored = rows[partial[name][rows]] if name in partial else rows
-                if not self._is_readable(name, stored):
-                    for row in stored:
-                        if not self._is_readable(name, np.array([row])):
-                            damaged[row - start].append(name)
+            for name in [*self.streams, *is_stored, THUMBNAILS]:
+                stored = rows[is_stored[name][rows]] if name in is_stored else rows
+                for row in unreadable_rows(stored, partial(self._is_readable, name)):
+                    damaged[row - start].append(name)
             yield from zip(rows.tolist(), damaged, strict=True)
 
     def _is_readable(self, stream: str, rows: NDArray[np.int64]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -15,13 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write, fsync_path
+from features._common.interrupts import uninterrupted
 from features.errors import DataError
 from features.frame_files import StoredRun, shard_folder, write_runs
 from features.frame_ranges import StoredRange, full_range, sequence_ranges, split_into_groups
 from features.hdf5 import ErrorTolerantFile, copy_chunks, create_file, open_file, write_array
 from features.recipe import Recipe, json_digest
 from features.sequences import FrameSequence
-from features.shard_folder import delete_replaced_shards, delete_unused_shards, keep_replaced_index
+from features.shard_folder import (
+    announce_deletion,
+    delete_replaced_shards,
+    delete_unused_shards,
+    forget_kept_index,
+    keep_replaced_index,
+)
 from features.shards import Thumbnails, create_stream, new_shard, shard_ranges, write_thumbnails
 from features.store import Store
 from features.store_schema import table_faults
@@ -103,7 +110,6 @@ def save_store(path: Path, content: StoreContent, packed: bool) -> None:
     if packed:
         streams = {n: s for n, s in content.streams.items() if s.batches is not None or all(s.ranges)}
         content = replace(content, streams=streams)  # without partial ones
-        keep_replaced_index(path)
         with _new_file(path, content) as (f, disk):
             _write_frames(f, content, disk)
     else:
@@ -127,6 +133,7 @@ def pack_store(path: Path) -> None:
     """Copy a store's shards into its own file. The caller holds the store's lock."""
     with Store(path) as store:
         if not store.is_packed:
+            announce_deletion(path)
             save_store(path, StoreContent.of(store), packed=True)
     delete_unused_shards(path)
 
@@ -144,8 +151,10 @@ def unpack_store(path: Path) -> None:
 @contextmanager
 def _new_file(path: Path, content: StoreContent) -> Iterator[tuple[Any, ErrorTolerantFile]]:
     """Write everything but frames into a new file, which replaces `path` once the block ends without an error."""
-    with atomic_write(path) as temporary:
-        disk = ErrorTolerantFile(temporary)
+    keep_replaced_index(path)
+    with ExitStack() as on_error, atomic_write(path) as temporary, uninterrupted() as check:
+        on_error.callback(forget_kept_index, path)  # unless it was replaced
+        disk = ErrorTolerantFile(temporary, check)
         try:
             with create_file(disk) as f:
                 write_header(f, content.header)
@@ -163,6 +172,9 @@ def _new_file(path: Path, content: StoreContent) -> Iterator[tuple[Any, ErrorTol
                     what, hint = f"{path}: the {part} cannot be stored", "correct the data set"
                     raise DataError(what, expected=fault.expected or fault.what, got=fault.got, hint=hint)
             disk.check()
+        except Exception:
+            disk.check()  # the cause, if the system has refused something
+            raise
         finally:
             disk.close()
 
@@ -198,7 +210,6 @@ def _write_index(path: Path, content: StoreContent) -> None:
             for name, (info, places) in streams.items()
         }
     sizes = {p: p.stat().st_size for p in dict.fromkeys(place[0] for _, places in streams.values() for place in places)}
-    keep_replaced_index(path)
     with _new_file(path, content) as (f, _):
         write_runs(f, sizes, content.frames, streams)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from framebank.workflows import predict as predict
     from framebank.workflows import train as train
     from stage2_temporal import heads as heads
+    from stage2_temporal.data.datasets import tf_dataset as tf_dataset
+    from stage2_temporal.data.datasets import torch_dataset as torch_dataset
     from stage2_temporal.data.examples import load_examples as load_examples
 
     __version__: str
@@ -38,6 +40,8 @@ _MODULES = {
     "load_examples": "stage2_temporal.data.examples",
     "predict": "framebank.workflows",
     "read_config": "features.config",
+    "tf_dataset": "stage2_temporal.data.datasets",
+    "torch_dataset": "stage2_temporal.data.datasets",
     "train": "framebank.workflows",
 }
 __all__ = ["__version__", *_MODULES]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
 
 import framebank
 from features._common.cli import run_command
+from features._common.console import logger, set_verbosity
+from features._common.plain_text import printable_stdout
 from features.config import Config
 from features.errors import ConfigError
 from features.strict_model import did_you_mean
 from framebank.commands import COMMANDS, STAGE_ONE, STAGE_TWO
-from framebank.options import MARKERS, Command, parse, registry, wrap
+from framebank.options import MARKERS, Command, is_switched_on, parse, registry, wrap
 from framebank.workflows import quiet_opencv
 
 DESCRIPTION = """Dash-cam clips in, velocity predictions out. A frozen CNN runs once over every frame, its features are
@@ -32,6 +37,8 @@ def run(argv: Sequence[str] | None, commands: Mapping[str, type[Command]], *, pr
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # "?" for a character that the terminal's encoding lacks
+    if os.environ.get("NO_COLOR"):  # https://no-color.org
+        tyro._experimental_options["ansi_codes"] = False
     quiet_opencv()
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     return run_command(lambda: _run(name, arguments, commands, prog))
@@ -46,8 +53,15 @@ def _run(name: str, arguments: list[str], commands: Mapping[str, type[Command]],
         _complete([name, *arguments], commands, prog)
     elif name in commands:
         command = commands[name]
+        set_verbosity(quiet=is_switched_on(arguments, "--quiet"), verbose=is_switched_on(arguments, "--verbose"))
         arguments = list(command.with_defaults(arguments))
-        parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")()
+        started = time.perf_counter()
+        logger.debug(f"framebank {framebank.__version__} in {Path.cwd()}: {' '.join([name, *arguments])}")
+        options = parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")
+        options.delete_leftovers()
+        with printable_stdout():
+            options()
+        logger.debug(f"{name}: done after {time.perf_counter() - started:.1f} s")
     else:
         what, known = f"no such command: {name}{did_you_mean(name, commands)}", ", ".join(commands)
         raise ConfigError(what, expected=f"one of {known}", hint=f"{prog} --help")
@@ -59,10 +73,9 @@ def _help(commands: Mapping[str, type[Command]], prog: str) -> str:
     for title, group in (
         ("Stage one, frames in, store out:", STAGE_ONE),
         ("Stage two, store in, models out:", STAGE_TWO),
+        ("Installation:", COMMANDS.keys() - STAGE_ONE.keys() - STAGE_TWO.keys()),
     ):
-        sentences = [
-            wrap(command.summary(), f"  {name:<13}", 15 * " ") for name, command in group.items() if name in commands
-        ]
+        sentences = [wrap(commands[name].summary(), f"  {name:<13}", 15 * " ") for name in group if name in commands]
         lines += ["", title, *sentences] if sentences else []
     return "\n".join([*lines, "", f"{prog} COMMAND --help lists the options of a command."])
 

@@ -6,20 +6,22 @@ Heavy libraries are imported when a command runs, so that help and early errors 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from features._common.atomic import exclusive_write_lock
+from features._common.atomic import exclusive_write_lock, sweep
 from features._common.console import logger, progress_bar, quiet_imports
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.head_config import list_heads
+from features.shard_folder import sweep_store
 from features.store import Store
 from features.strict_model import read_toml
 from features.verification import TOLERATED, Damage, find_damage
@@ -28,7 +30,9 @@ from framebank.options import Command, Settings, given_options, last_value, wrap
 
 if TYPE_CHECKING:
     from stage1_extract.extract import ExtractionResult
+    from stage2_temporal.report.search_plots import SearchedSetting
     from stage2_temporal.runs.leaderboard import Run
+    from stage2_temporal.runs.pruned import PrunedRun
 
 
 def hint(metavar: str, default: str) -> Any:
@@ -59,6 +63,12 @@ class StoreCommand(Command):
             raise ConfigError("which store?", hint="--config FILE or --store FILE")
         return Path("stores") / f"{self.config.stem}.h5"
 
+    def delete_leftovers(self) -> None:
+        if self.store is not None or self.config is not None:
+            sweep_store(self.store_path)
+        if (settings := getattr(self, "settings", None)) is not None:
+            sweep(Path(settings.data.path).parent)  # where the sample set is rendered
+
 
 @dataclass(frozen=True)
 class Sample(StoreCommand):
@@ -83,6 +93,8 @@ class Extract(StoreCommand):
     """Read every file again, even if its size and time of modification are those of the last scan."""
     dry_run: bool = False
     """Only print how many frames, bytes and hours it would take, at this machine's rate, and write nothing."""
+    card: bool = False
+    """Also write the store's card, STORE.md beside STORE.h5, for publishing the store."""
     settings: Settings = Config()
 
     def __call__(self) -> None:
@@ -114,18 +126,78 @@ class Extract(StoreCommand):
             logger.warning(f"{path}: skipped {items} with errors; run `framebank info --store {path}` to list them")
         if self.settings.backbone.weights == "random":
             logger.warning(f"{path}: the backbone's weights are random (UNTRAINED): this store is only for tests")
+        if self.card:
+            print(_write_store_card(path))
         return result
+
+
+@dataclass(frozen=True)
+class Import(Command):
+    """Make a store of per-frame features that another tool computed, from .npy, HDF5 or parquet files and a table."""
+
+    features: tyro.conf.Positional[File]
+    """File with the features of all sequences, or folder with a file for each, named after the sequence."""
+    table: File = dataclasses.field(kw_only=True)
+    """CSV file with the columns sequence and split, optionally frame, fps, first and length, and the targets."""
+    store: File = dataclasses.field(kw_only=True)
+    """The store to write."""
+    name: Annotated[str, hint("NAME", "the features' file name")] = ""
+    """What computed the features, such as dinov2; the store's backbone is then import:NAME."""
+    fps: float = 20.0
+    """Frames per second of sequences for which the table does not state it."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Type in which the features are stored."""
+
+    def __call__(self) -> None:
+        from stage1_extract.feature_import import ImportOptions, import_features
+
+        name = self.name or self.features.stem
+        if not 0 < self.fps < math.inf:
+            raise ConfigError("--fps must be positive", got=self.fps, hint="--fps 20")
+        print(import_features(self.features, self.table, self.store, ImportOptions(name, self.fps, self.dtype)))
+        print(f"framebank train --store {self.store} --backbone.name import:{name} --data.target TARGET")
 
 
 @dataclass(frozen=True)
 class Info(StoreCommand):
     """Print what a store holds: backbone, streams, sequences, labels, and what is missing."""
 
+    card: bool = False
+    """Also write it into a card, STORE.md beside STORE.h5, for publishing the store."""
+
     def __call__(self) -> None:
         from stage1_extract.info import describe_store
 
         with Store(self.store_path) as store:
             print(describe_store(store))
+        if self.card:
+            print(f"\n{_write_store_card(self.store_path)}")
+
+
+@dataclass(frozen=True)
+class Table(StoreCommand):
+    """Write a store's labels and sequences, and a run's predictions for them, as a CSV or Parquet file."""
+
+    output: File = dataclasses.field(kw_only=True)
+    """File to write, .csv or .parquet."""
+    run: Annotated[str | None, hint("NAME", "none")] = None
+    """Also write the predictions of this run, a folder in runs/ or its path; its store is the default store."""
+
+    def __call__(self) -> None:
+        from features.table import write_table
+
+        folder = None if self.run is None else workflows.run_folder(self.run)
+        with Store(self._path(folder)) as store:
+            table = store.table(folder)
+        write_table(self.output, table)
+        print(f"{self.output}: {len(table):,} rows, {len(table.columns)} columns")
+
+    def _path(self, run: Path | None) -> Path:
+        if run is None or self.store is not None or self.config is not None:
+            return self.store_path
+        from stage2_temporal.runs.results import read_metrics
+
+        return Path(read_metrics(run).store.path)
 
 
 @dataclass(frozen=True)
@@ -250,18 +322,27 @@ class Sweep(StoreCommand):
         from stage2_temporal.sweep import spec
 
         sweep = read_toml(spec.Sweep, self.sweep)
-        entries = spec.sweep_entries(sweep, self.settings)
-        path = self.store_path
+        searching, path = sweep.sweep.search == "optuna", self.store_path
+        spaces = spec.search_spaces(sweep, self.settings) if searching else []
+        entries = {} if searching else spec.sweep_entries(sweep, self.settings)
         with quiet_imports():
             from stage2_temporal.runs.leaderboard import read_run
+            from stage2_temporal.runs.pruned import read_pruned
             from stage2_temporal.sweep.runner import run_sweep
-        result = run_sweep(sweep.sweep, entries, path)
-        _print_leaderboard([read_run(result.folder / name) for name in result.names], result.folder)
+            from stage2_temporal.sweep.search import run_search
+        if searching:
+            result = run_search(sweep.sweep, spaces, self.settings, path)
+        else:
+            result = run_sweep(sweep.sweep, entries, path)
+        finished = [read_run(result.folder / name) for name in result.names]
+        pruned = [read_pruned(result.folder / name) for name in result.pruned]
+        _print_leaderboard(finished, result.folder, pruned=pruned, settings=result.settings)
         if result.remaining:
             logger.warning(f"Time is up; {result.remaining} runs were not started. Run the same command to continue.")
         if result.failed:
+            count = len(entries) or len(result.names) + len(result.pruned) + len(result.failed)
             raise BadInputs(
-                f"{len(result.failed)} of {len(entries)} runs failed; for details, see error.json in each run's folder",
+                f"{len(result.failed)} of {count} runs failed; for details, see error.json in each run's folder",
                 list(result.failed),
                 hint="edit the sweep or correct the cause, and run the same command again",
             )
@@ -277,14 +358,14 @@ class Leaderboard(Command):
     """Only runs with this target."""
 
     def __call__(self) -> None:
-        from stage2_temporal.runs.leaderboard import find_runs
+        from stage2_temporal.runs.leaderboard import find_pruned, find_runs
 
-        runs, faults = find_runs(self.runs)
-        for fault in faults:
+        (runs, faults), (pruned, more_faults) = find_runs(self.runs), find_pruned(self.runs)
+        for fault in [*faults, *more_faults]:
             logger.warning(f"skipped: {fault}")
         if not runs:
             raise DataError(f"{self.runs}: no finished run in this folder", hint="framebank train, or framebank sweep")
-        _print_leaderboard(runs, self.runs, self.target)
+        _print_leaderboard(runs, self.runs, self.target, pruned)
 
 
 @dataclass(frozen=True)
@@ -300,8 +381,9 @@ class RunCommand(Command):
         from stage2_temporal.runs.results import read_metrics
 
         folder = workflows.run_folder(self.run)
-        path = Path(read_metrics(folder).store.path)
-        with Store(self.store or path) as store:
+        path = self.store or Path(read_metrics(folder).store.path)
+        sweep_store(path)
+        with Store(path) as store:
             self.run_with(folder, store)
 
     def run_with(self, folder: Path, store: Store) -> None:
@@ -341,11 +423,20 @@ class Evaluate(RunCommand):
 
 @dataclass(frozen=True)
 class Report(RunCommand):
-    """Regenerate the report of a run."""
+    """Regenerate the report and the card of a run."""
+
+    occlusion: bool = False
+    """Also measure how much each cell of the CNN's maps counts, and show it in the report; takes up to a minute."""
 
     def run_with(self, folder: Path, store: Store) -> None:
+        if self.occlusion:
+            with quiet_imports():
+                from stage2_temporal.train import explain
+            explain(folder, store)
         from stage2_temporal.report import write_report
+        from stage2_temporal.runs.card import write_card
 
+        write_card(folder)
         print(write_report(folder, store))
 
 
@@ -357,10 +448,12 @@ class Fuse(RunCommand):
         with quiet_imports():
             from stage2_temporal.fused.fuse import fuse_run, save_fused_model
         fused, equality = fuse_run(folder, store)
+        precision = store.recipe.precision
+        causes = "storing the maps accounts" if precision == "float32" else f"{precision} and storing the maps account"
         print(
             f"{save_fused_model(folder, fused, equality)}: largest difference from the two stages "
             f"{equality.output.absolute:.2g} ({equality.output.relative:.2g} of the largest value) over "
-            f"{equality.windows} windows; storing the maps accounts for {equality.rounding:.2g}"
+            f"{equality.windows} windows; {causes} for {equality.rounding:.2g}"
         )
 
 
@@ -529,6 +622,24 @@ class Speed(Command):
 
 
 @dataclass(frozen=True)
+class Doctor(Command):
+    """Check this installation: versions, engines, cores, memory, GPU, folders that can be written, and the speed of ten
+    frames. Says what is missing and how to install it."""
+
+    frames: int = 10
+    """Frames to measure each engine's speed with; 0: do not measure."""
+
+    def __call__(self) -> None:
+        from framebank import doctor
+
+        packages, faults = doctor.find_packages(), doctor.folder_faults(Path())
+        if any(p.version is None and p.extra is None for p in packages):
+            raise ConfigError("\n".join(doctor.advice(packages, faults)))
+        rates = doctor.measure_engines(self.frames, Config()) if self.frames > 0 else {}
+        print(doctor.doctor_report(packages, doctor.describe_machine(), faults, rates))
+
+
+@dataclass(frozen=True)
 class Derive(Command):
     """Add derived streams to a store, so that pooled heads train faster."""
 
@@ -536,6 +647,9 @@ class Derive(Command):
     """The store, an HDF5 file."""
     stream: Annotated[Words, tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(required)")]
     """Names of the streams, such as pooled, grid3x4, change3x4, change3x4lag2, pca64 or motion.grid3x4."""
+
+    def delete_leftovers(self) -> None:
+        sweep_store(self.store)
 
     def __call__(self) -> None:
         names = list(chain(*self.stream))
@@ -566,9 +680,19 @@ def _by_name(*commands: type[Command]) -> dict[str, type[Command]]:
     return {command.__name__.lower(): command for command in commands}
 
 
-STAGE_ONE = _by_name(Sample, Extract, Info, Verify, Repair, Pack, Unpack) | {"camera": MeasureCamera, "speed": Speed}
+STAGE_ONE = _by_name(Sample, Extract, Import, Info, Table, Verify, Repair, Pack, Unpack) | {
+    "camera": MeasureCamera,
+    "speed": Speed,
+}
 STAGE_TWO = _by_name(Train, Evaluate, Report, Sweep, Leaderboard, Predict, Finetune, Fuse, Export, Derive, Benchmark)
-COMMANDS = STAGE_ONE | STAGE_TWO
+COMMANDS = STAGE_ONE | STAGE_TWO | _by_name(Doctor)
+
+
+def _write_store_card(path: Path) -> Path:
+    from stage1_extract.store_card import write_store_card
+
+    with Store(path) as store:
+        return write_store_card(store)
 
 
 def _print_run(folder: Path) -> None:
@@ -592,16 +716,22 @@ make predict RUN=NAME DATA=PATH     predicts a video, a folder of frames or a da
 make leaderboard                    ranks all runs; each has a report in runs/NAME/report.html""")
 
 
-def _print_leaderboard(runs: list[Run], folder: Path, target: str | None = None) -> None:
+def _print_leaderboard(
+    runs: list[Run],
+    folder: Path,
+    target: str | None = None,
+    pruned: Sequence[PrunedRun] = (),
+    settings: Sequence[SearchedSetting] = (),
+) -> None:
     """Print the leaderboard and write its page."""
     from stage2_temporal.report.leaderboard_page import leaderboard_text, write_leaderboard
     from stage2_temporal.runs.leaderboard import boards
 
-    tables = boards(runs, target)
+    tables = boards(runs, target, pruned)
     if not tables and target is not None:
         targets = sorted({", ".join(run.metrics.target) for run in runs})
         raise ConfigError(f"no run has the target {target}", expected=f"one of {'; '.join(targets)}", hint="--target T")
-    print(f"{leaderboard_text(tables, folder)}\n{write_leaderboard(tables, folder)}")
+    print(f"{leaderboard_text(tables, folder)}\n{write_leaderboard(tables, folder, settings)}")
 
 
 def _find_damage(path: Path) -> Damage:

@@ -27,6 +27,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from features._common.atomic import sweep
 from features._common.console import logger
 from features.config import CONFIG_SECTIONS, Config, read_config
 from features.errors import ConfigError
@@ -36,6 +37,7 @@ from framebank.workflows import expand
 
 Settings = Annotated[Config, tyro.conf.arg(name="")]  # flags are --section.key, without a prefix for the field
 AnyCommand = TypeVar("AnyCommand", bound="Command")
+OUTPUTS = ("output", "overlay", "report")  # names of options that are files to write
 MARKERS = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)
 
 
@@ -44,10 +46,18 @@ class Command:
     """A subcommand. Its fields are its options; `settings`, if it has such a field, holds the config."""
 
     sections: ClassVar[Collection[str]] = CONFIG_SECTIONS  # sections of the config that the help shows
+    quiet: bool = dataclasses.field(default=False, kw_only=True)
+    """Show only results, warnings and errors: no progress, no messages."""
+    verbose: bool = dataclasses.field(default=False, kw_only=True)
+    """Show times, details, what libraries print, and the traceback of every error."""
 
     def __call__(self) -> None:
         """Run the command."""
         raise NotImplementedError
+
+    def delete_leftovers(self) -> None:
+        """Delete what killed commands have left in the folders that the options name."""
+        sweep(*(path.parent for name in OUTPUTS if isinstance(path := getattr(self, name, None), Path)))
 
     @classmethod
     def with_defaults(cls, arguments: Sequence[str]) -> Sequence[str]:
@@ -143,6 +153,17 @@ def registry(config: Config, sections: Collection[str] = Command.sections) -> Co
         )
 
     return rules
+
+
+def is_switched_on(arguments: Sequence[str], option: str) -> bool:
+    """Whether a command line turns a switch on: given alone or with `true`; the last one counts."""
+    state = False
+    for i, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        if name == option:
+            following = arguments[i + 1] if i + 1 < len(arguments) else ""
+            state = (value if equals else following).lower() != "false"
+    return state
 
 
 def option_names(command: type, config: Config) -> list[str]:

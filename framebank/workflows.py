@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from features._common.atomic import sweep
 from features._common.console import logger, quiet_imports
+from features.backbone_names import check_computable
 from features.config import Config
 from features.errors import BadInputs, ConfigError, DataError
+from features.limits import IMAGE_PIXELS
 from features.store import Store
 from features.strict_model import describe_validation_error
 
@@ -51,6 +54,7 @@ def extract_data_set(
 
     With `rehash`, files are read even if their size and time of modification are those of the last scan.
     """
+    check_computable(config.backbone.name)  # before the sample set is rendered
     quiet_opencv()
     from stage1_extract.datasets import scan
     from stage1_extract.datasets.scan_cache import scan_cache_of
@@ -74,6 +78,7 @@ def extract_data_set(
 
 def estimate_data_set(config: Config, store: Path, damage: Damage | None = None, *, rehash: bool = False) -> str:
     """What `extract_data_set` would do, and how long it would take, as a table; nothing is written."""
+    check_computable(config.backbone.name)  # before the sample set is rendered
     quiet_opencv()
     from stage1_extract.datasets import scan
     from stage1_extract.datasets.scan_cache import scan_cache_of
@@ -117,8 +122,9 @@ def train(config: Config, store: Path | str, run: str | None = None) -> list[Pat
 def train_runs(config: Config, store: Path, run: str | None, *, stem: str) -> Iterator[tuple[Path, bool]]:
     """Like `train`, but yield each run's folder, named after `stem`, and whether it existed."""
     from stage2_temporal.data.task import check_recipe, read_task, store_origin
-    from stage2_temporal.runs.folder import choose_run_folder
+    from stage2_temporal.runs.folder import RUNS, choose_run_folder, run_path
 
+    sweep(RUNS if run is None else run_path(run).parent)
     with Store(store) as opened:
         check_recipe(config, opened)
         for task_config in compared_configs(config, single=run is not None):
@@ -249,6 +255,7 @@ def run_folder(run: Path | str) -> Path:
     from stage2_temporal.runs.results import read_metrics
 
     folder = run_path(expand(run))
+    sweep(folder.parent, folder, folder / "export", folder / "predicted")
     read_metrics(folder)
     return folder
 
@@ -276,6 +283,10 @@ def expand(path: Path | str) -> str:
 
 
 def quiet_opencv() -> None:
-    """Silence OpenCV and FFmpeg, whose faults framebank reports itself; has an effect before cv2 is imported."""
+    """Silence OpenCV and FFmpeg, whose faults framebank reports itself, and bound the size of images.
+
+    This has an effect before cv2 is imported.
+    """
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(IMAGE_PIXELS))  # for formats that Pillow does not know

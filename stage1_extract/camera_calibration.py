@@ -12,12 +12,13 @@ import PIL.Image
 
 from features._common.atomic import atomic_write
 from features._common.console import logger
+from features._common.plain_text import one_line
 from features._common.types import Floats, Image, Size
 from features.config import DataConfig
 from features.errors import DataError
 from stage1_extract.datasets.camera_file import CameraFile
 from stage1_extract.datasets.clip import Clip
-from stage1_extract.datasets.single_video import read_single_clip
+from stage1_extract.datasets.single_video import use_single_clip
 from stage1_extract.datasets.undistortion import corner_shift
 
 LEAST_VIEWS = 5
@@ -26,6 +27,7 @@ DETECTION_WIDTH = 1280  # px; the board is looked for in frames reduced to this 
 LARGE_ERROR = 1.0  # px
 STRONG_DISTORTION = 0.02  # of the distance from the principal point, at the frame's corners
 EXIF_TAGS, FOCAL_LENGTH_35MM = 0x8769, 0xA405
+LONGEST_FOCAL_LENGTH = 10_000.0  # mm, in 35 mm terms
 DIAGONAL_35MM = 43.267  # mm, of a frame of 36 mm x 24 mm
 
 
@@ -50,8 +52,12 @@ def camera_from_checkerboard(path: Path, board: tuple[int, int], height: float |
     Raises:
         FramebankError: it cannot be read, or fewer than `LEAST_VIEWS` frames show the whole board.
     """
-    clip = read_single_clip(path, DataConfig(), None)
-    corners = [c for frame in _spread_frames(clip) if (c := find_corners(frame, board)) is not None]
+
+    def read(clip: Clip) -> tuple[Size, list[Floats]]:
+        views = (find_corners(frame, board) for frame in _spread_frames(clip))
+        return clip.sequence.size, [corners for corners in views if corners is not None]
+
+    size, corners = use_single_clip(path, DataConfig(), None, read)
     if len(corners) < LEAST_VIEWS:
         raise DataError(
             f"{path}: too few views of the checkerboard",
@@ -59,7 +65,7 @@ def camera_from_checkerboard(path: Path, board: tuple[int, int], height: float |
             got=len(corners),
             hint="--board COLUMNS ROWS (squares less one), more light, or the board flat and larger in the frame",
         )
-    return calibrate_views(corners, board, clip.sequence.size, height)
+    return calibrate_views(corners, board, size, height)
 
 
 def find_corners(frame: Image, board: tuple[int, int]) -> Floats | None:
@@ -125,12 +131,14 @@ def camera_from_exif(photo: Path, height: float | None = None, size: Size | None
     try:
         with PIL.Image.open(photo) as image:
             tags, (width, rows) = image.getexif(), image.size
-    except (OSError, PIL.Image.DecompressionBombError) as e:
-        raise DataError(f"{photo}: not a photo that can be read", got=e, hint="--exif PHOTO.jpg") from None
-    if tags.get(0x0112, 1) > 4:  # orientation: shown on its side
+            on_its_side = tags.get(0x0112, 1) > 4  # orientation
+            focal = float(tags.get_ifd(EXIF_TAGS).get(FOCAL_LENGTH_35MM) or 0)
+    except Exception as e:  # Pillow raises a dozen types of exceptions on damaged files
+        got = one_line(str(e))[:200]
+        raise DataError(f"{photo}: not a photo that can be read", got=got, hint="--exif PHOTO.jpg") from None
+    if on_its_side:
         width, rows = rows, width
-    focal = float(tags.get_ifd(EXIF_TAGS).get(FOCAL_LENGTH_35MM) or 0)
-    if not focal > 0:
+    if not 0 < focal < LONGEST_FOCAL_LENGTH:
         raise DataError(
             f"{photo}: its EXIF tags do not state the focal length in 35 mm terms",
             hint="an unedited photo from the phone itself, or framebank camera FOLDER with photos of a checkerboard",

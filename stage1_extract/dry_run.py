@@ -8,11 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 
-from features._common.console import quiet_imports
 from features.config import Config
 from features.errors import StoreError
 from features.frame_files import shard_folder
@@ -21,17 +19,17 @@ from features.shard_folder import used_shards
 from features.shards import shard_ranges
 from features.store_tables import StreamInfo
 from features.verification import Damage
+from stage1_extract.backends import FRAMES_PER_SHARD
 from stage1_extract.cluster_tasks import SECONDS_PER_TASK, SMALLEST_TASK
 from stage1_extract.datasets.clip import Catalogue
-from stage1_extract.existing_store import ExistingStore, TrunkInfo
-from stage1_extract.extract import FRAMES_PER_SHARD, request_digest, required_bytes
+from stage1_extract.engine_setup import decide_precision, new_engine, stored_recipe
+from stage1_extract.existing_store import ExistingStore, TrunkInfo, request_digest
+from stage1_extract.extract import required_bytes
 from stage1_extract.frame_pairs import stream_info
 from stage1_extract.group_extraction import measured_rate
 from stage1_extract.new_shards import NewShards
-from stage1_extract.plan import missing_frames, plan_extraction
-
-if TYPE_CHECKING:
-    from stage1_extract.engines.engine import Engine
+from stage1_extract.plan import missing_frames
+from stage1_extract.store_update import plan_update
 
 
 @dataclass(frozen=True)
@@ -68,30 +66,27 @@ def estimate_extraction(
     """
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     sequences = [clip.sequence for clip in catalogue.clips]
-    existing, request = ExistingStore.read(store, damage), request_digest(config)
+    existing = ExistingStore.read(store, damage)
+    config = decide_precision(config, store, stored_recipe(store, existing.header), catalogue.clips)
+    request = request_digest(config)
     trunk, engine = TrunkInfo.from_store(existing, config, request, sequences), None
     if trunk is None:
-        engine = _load_engine(config)
+        engine = new_engine(config, store, existing.header.recipe if existing.header else None, catalogue.clips)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
     streams = dict(trunk.streams) | {name: stream_info(name, sequences) for name in config.extract.pair_streams}
     shards = NewShards(shard_folder(store), trunk.recipe, used_shards(store))
     finished = list(_readable_ranges(shards))
-    stored = {
-        name: [r for r in [*finished, *existing.ranges.get(name, ())] if r.streams.get(name) == info.fingerprint]
-        for name, info in streams.items()
-    }
-    frames, on_cluster = sum(s.length for s in sequences), config.compute.backend == "dask"
-    packed = (
-        existing.is_packed and frames * sum(i.frame_bytes for i in streams.values()) <= config.extract.packed_gb * 1e9
-    )
-    groups = plan_extraction(sequences, stored, config.extract.shard or FRAMES_PER_SHARD)
+    plan = plan_update(config, sequences, streams, existing, finished, (), FRAMES_PER_SHARD)
+    frames = sum(s.length for s in sequences)
+    groups, on_cluster = plan.groups, config.compute.backend == "dask"
     rate = 0.0
     if groups:
         cv2.setNumThreads(1)
         vehicles = set(clips) if config.extract.tracks else ()
         rate = measured_rate(config, clips, groups[0], engine, vehicles)
     if on_cluster and rate and not config.extract.shard:
-        groups = plan_extraction(sequences, stored, max(SMALLEST_TASK, ceil(rate * SECONDS_PER_TASK)))
+        task = max(SMALLEST_TASK, ceil(rate * SECONDS_PER_TASK))
+        groups = plan_update(config, sequences, streams, existing, finished, (), task).groups
     existing_folder = next(p for p in store.absolute().parents if p.exists())
     return ExtractionEstimate(
         frames=frames,
@@ -99,8 +94,8 @@ def estimate_extraction(
         missing={name: missing_frames(groups, name) for name in streams},
         streams=streams,
         shards=sum(len(group.streams) for group in groups),
-        packed=packed,
-        required=required_bytes(groups, frames, streams, packed) if groups else 0,
+        packed=plan.packed,
+        required=required_bytes(groups, frames, streams, plan.packed) if groups else 0,
         free=shutil.disk_usage(existing_folder).free,
         rate=rate,
         workers=max(1, config.compute.workers) if on_cluster else 1,
@@ -126,13 +121,6 @@ def estimate_table(estimate: ExtractionEstimate) -> str:
         workers = f"; {estimate.workers} workers of this rate" if estimate.workers > 1 else ""
         lines.append(f"time      {_hours(estimate.seconds)} at {estimate.rate:,.1f} frames/s on this machine{workers}")
     return "\n".join(lines)
-
-
-def _load_engine(config: Config) -> Engine:
-    with quiet_imports():
-        from stage1_extract.backbone.trunk import build_trunk
-        from stage1_extract.engines.engine import Engine
-    return Engine(build_trunk(config), config.extract.batch, config.extract.engine)
 
 
 def _readable_ranges(shards: NewShards) -> Iterator[StoredRange]:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from features.backbone_names import onnx_file
 from features.config import Config
 from features.frame_ranges import StoredRange
-from features.recipe import Recipe, stream_origin
+from features.recipe import Recipe, json_digest, stream_origin
 from features.sequences import FrameSequence
 from features.store import Store
 from features.store_tables import Header, StreamInfo, TopRecord
-from features.streams import THUMBNAILS
+from features.streams import APPEARANCE, THUMBNAILS
 from features.tracks import Track
 from features.verification import Damage
 from stage1_extract.plan import complete_sequences
 
 if TYPE_CHECKING:
+    from stage1_extract.backbone.onnx_trunk import OnnxTrunk
     from stage1_extract.backbone.trunk import Trunk
 
 
@@ -72,12 +76,10 @@ class TrunkInfo:
     facts: Mapping[str, Any]
 
     @classmethod
-    def from_trunk(cls, trunk: Trunk, config: Config, request: str) -> TrunkInfo:
+    def from_trunk(cls, trunk: Trunk | OnnxTrunk, config: Config, request: str) -> TrunkInfo:
         """Describe a trunk that is loaded."""
         facts = {
-            "parameters": trunk.model.count_params(),
-            "cut": trunk.cut.description,
-            "backbone_layers": len(trunk.backbone.model.layers),
+            **trunk.facts,
             "request": request,
             "asked": config.backbone.model_dump(include={"unfreeze", "cut", "top"}),
         }
@@ -103,3 +105,21 @@ class TrunkInfo:
         if len(complete) < len(sequences):
             return None
         return cls(recipe, streams, store.top, store.header.trunk)
+
+
+def request_digest(config: Config) -> str:
+    """Digest of all settings that determine the recipe, to see without loading a network whether it has changed."""
+    weights = Path(config.backbone.weights)
+    settings = config.model_dump(mode="json", include={"frames", "backbone"})
+    del settings["backbone"]["taps"], settings["backbone"]["tap_pooling"]  # each tap's stream has its own origin
+    for name in ("mean", "deviation", "layout"):  # older stores do not state their absence
+        if settings["backbone"][name] is None:
+            del settings["backbone"][name]
+    if (file := onnx_file(config.backbone.name)) is not None and file.is_file():
+        settings["backbone"]["name"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    if weights.is_file():
+        settings["backbone"]["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    extract: list[str] = [config.extract.precision, config.extract.dtype]
+    if (grid := config.extract.grid(APPEARANCE)) is not None:  # older stores do not state its absence
+        extract.append(f"grid {grid}")
+    return json_digest([settings, *extract, version("keras")])

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 
+from features.backbone_names import is_imported
 from features.sequences import SPLITS
 from features.store import Store
 from features.store_tables import StreamInfo
@@ -18,16 +19,12 @@ def describe_store(store: Store) -> str:
     """Describe a store in several lines: how it was made, what it holds, what is missing."""
     r = store.recipe
     form = "" if store.is_packed else f" in {len(store.files.paths):,} shards and an index"
-    errors = sorted(store.header.trunk.get("relative_error", {}).items())
-    engines = "".join(f", {name} (relative error {error:.1e})" for name, error in errors)
     lines = [
         f"{store.path}  {store.size / 1e6:,.1f} MB{form}  {'complete' if store.complete else 'INCOMPLETE'}",
         f"fingerprint  {store.fingerprint[:16]}",
         f"backbone     {r.backbone}, weights {r.weights} ({r.weights_digest[:12]})"
         + (", UNTRAINED" if r.weights == "random" else ""),
-        f"cut          {store.header.trunk.get('cut', '?')}, {r.top_layers} layers above",
-        f"frames       {r.size[0]}x{r.size[1]} {r.colour}, {r.interpolation}, {r.decode}, preprocessing {r.preprocess}",
-        f"computed in  {r.precision}{engines}",
+        *([] if is_imported(r.backbone) else _computing(store)),
         f"written by   {', '.join(f'{name} {v}' for name, v in sorted(store.versions.items()))}",
         "",
     ]
@@ -55,6 +52,18 @@ def describe_store(store: Store) -> str:
     lines.append("frame rate   " + ", ".join(f"{rate} ({n} sequences)" for rate, n in rates.most_common(4)))
     lines += [f"missing      {why}" for why in store.missing.values()]
     return "\n".join(lines)
+
+
+def _computing(store: Store) -> list[str]:
+    """How the maps were computed from the frames."""
+    r, errors = store.recipe, sorted(store.header.trunk.get("relative_error", {}).items())
+    engines = "".join(f", {name} (relative error {error:.1e})" for name, error in errors)
+    network = f", quantised network {r.quantised[:12]}" if r.quantised else ""
+    return [
+        f"cut          {store.header.trunk.get('cut', '?')}, {r.top_layers} layers above",
+        f"frames       {r.size[0]}x{r.size[1]} {r.colour}, {r.interpolation}, {r.decode}, preprocessing {r.preprocess}",
+        f"computed in  {r.precision}{network}{engines}",
+    ]
 
 
 def _kind(info: StreamInfo) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from features._common.console import logger
+from features.errors import StoreError
 from features.frame_ranges import FrameRange, StoredRange
 from features.recipe import Recipe
 from features.shards import ShardContent, ShardWriter, new_shard, read_shard, shard_path
@@ -36,6 +38,15 @@ class NewShards:
     def tracks(self) -> dict[str, Track]:
         """All tracks in the shards, by their keys, which identify the frames whatever the recipe."""
         return {key: track for path in self.files() for key, track in self._content(path).tracks.items()}
+
+    def delete_damaged(self) -> None:
+        """Delete those that cannot be read, so that their frames are extracted again."""
+        for path in self.files():
+            try:
+                self._content(path)
+            except StoreError as e:
+                logger.warning(f"{path}: damaged shard, will be extracted again ({e.what})")
+                path.unlink()
 
     def relative_errors(self, stored_too: bool) -> dict[str, float]:
         """The largest relative error in the shards, by engine; on request, also in those to which the store refers."""

@@ -26,6 +26,7 @@ from features._common.atomic import atomic_write
 from features._common.console import logger
 from features._common.csv_table import write_csv_table
 from features._common.types import Image
+from features.backbone_names import is_imported
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence, Label
@@ -34,13 +35,16 @@ from features.strict_model import describe_validation_error
 from features.windows import Examples, labels_with_targets, make_examples, slowest_interval
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.camera_file import with_camera
-from stage1_extract.datasets.clip import Clip, every_nth
+from stage1_extract.datasets.clip import Catalogue, Clip, every_nth
 from stage1_extract.datasets.single_video import holds_videos, is_single_clip, use_single_clip
+from stage1_extract.datasets.video import UnexpectedFramesError
 from stage1_extract.frame_loader import encode_thumbnail, resize_frame
 from stage2_temporal.evaluation.uncertainty import (
     IntervalOptions,
     UncertainPredictions,
+    WindowSources,
     check_options,
+    one_sequence,
     read_outputs,
     read_uncertainty,
 )
@@ -151,6 +155,11 @@ def _prediction_config(run: Path, settings: Mapping[str, Any]) -> Config:
     """A run's config with the settings that are not None, to predict at the interval that it was trained at."""
     cv2.setNumThreads(1)  # frames are decoded in parallel; and optical flow depends on the number of threads
     metrics, config = read_metrics(run), read_run_config(run)
+    if is_imported(config.backbone.name) and config.map_streams:
+        raise ConfigError(
+            f"{run}: another tool computed its features ({config.backbone.name}), so it cannot predict from images",
+            hint="import features of the new clips with the others, and train again",
+        )
     trained = config
     try:
         given = {name: value for name, value in settings.items() if value is not None}
@@ -226,7 +235,8 @@ def _predict_clip(
     window = SlidingWindow(models, rows)
     stream = FrameStream([used], np.arange(used.sequence.length), config, models)
     outputs = np.concatenate(list(window.run(stream.batches(window.step))))
-    predictions = read_outputs(models.uncertainty, outputs, stream.frame_log.profiles(rows[:, [0, -1]]), options)
+    profiles, sources = stream.frame_log.profiles(rows[:, [0, -1]]), one_sequence(clip.sequence, len(rows))
+    predictions = read_outputs(models.uncertainty, outputs, profiles, sources, options)
     frames, times = rows[:, -1] * step, clip.sequence.frame_times
     with atomic_write(output) as temporary:
         lines = zip(
@@ -265,7 +275,8 @@ def _predict_vehicles(
 
     def read(some: list[VehiclePrediction]) -> UncertainPredictions:
         profiles = frame_log.profiles(np.array([row_of[p.frame][[0, -1]] for p in some]))
-        return read_outputs(models.uncertainty, np.array([p.values for p in some]), profiles, options)
+        sources = one_sequence(clip.sequence, len(some))
+        return read_outputs(models.uncertainty, np.array([p.values for p in some]), profiles, sources, options)
 
     with nullcontext() if overlay is None else open_overlay(overlay, clip.sequence) as write_frame:
         for image, predictions in predict_vehicles(models, clip, boxes, rows, config):
@@ -330,8 +341,15 @@ def _predict_data_set(run: Path, config: Config, output: Path, options: Interval
 
 
 def _predict_examples(run: Path, config: Config, options: IntervalOptions) -> DataSetPredictions:
+    """Predict all examples; the frames of videos are counted by decoding only where their packets do not tell."""
+    try:
+        return _predict_catalogue(run, config, options, scan(config.data, need_labels=False, by_packets=True))
+    except UnexpectedFramesError:
+        return _predict_catalogue(run, config, options, scan(config.data, need_labels=False))
+
+
+def _predict_catalogue(run: Path, config: Config, options: IntervalOptions, catalogue: Catalogue) -> DataSetPredictions:
     window = config.window
-    catalogue = scan(config.data, need_labels=False)
     if catalogue.faults and not config.extract.skip_damaged:
         what = f"{config.data.path}: {len(catalogue.faults)} errors, nothing was predicted"
         raise BadInputs(what, list(catalogue.faults), hint="correct these files and run the same command")
@@ -359,7 +377,8 @@ def _predict_examples(run: Path, config: Config, options: IntervalOptions) -> Da
         for _ in stream.batches(sliding.step):
             pass
     profiles = stream.frame_log.profiles(np.searchsorted(needed, ends))
-    predictions = read_outputs(models.uncertainty, values, profiles, options, examples.split)
+    sources = WindowSources(sequences, examples.sequence, examples.split)
+    predictions = read_outputs(models.uncertainty, values, profiles, sources, options)
     decoded = np.array([sequences[i].id not in stream.faults for i in examples.sequence])
     faults = tuple(stream.faults.values())
     if not decoded.any():

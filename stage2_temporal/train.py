@@ -4,12 +4,13 @@
     framebank evaluate --run sample-ego_speed-fusion
 
 `train` fits the config's head on the training examples, keeps the epoch that is best on the validation examples,
-predicts every example and writes a run: a folder with config, model, history, predictions, metrics and report.
+predicts every example and writes a run: a folder with config, model, history, predictions, metrics, card and report.
 `evaluate` predicts with a run's saved model and writes its predictions, metrics and report again.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ import numpy as np
 
 from features._common.atomic import atomic_write
 from features._common.console import logger
+from features._common.folders import atomic_folder, updated_folder
 from features._common.types import Floats
+from features.backbone_names import is_imported
 from features.config import Config, read_run_config
 from features.errors import DataError, StoreError
 from features.normalised_flow import unknown_horizons
@@ -33,44 +36,59 @@ from stage2_temporal.evaluation.metrics import scores, skill_interval, verdict
 from stage2_temporal.evaluation.uncertainty import UncertainPredictions, Uncertainty, write_uncertainty
 from stage2_temporal.heads import find_head
 from stage2_temporal.heads.base import Head
+from stage2_temporal.heads.occlusion import occlusion_maps
 from stage2_temporal.heads.uncertainty import learn_uncertainty
 from stage2_temporal.report import write_report
-from stage2_temporal.runs.folder import atomic_folder
+from stage2_temporal.report.clips import pick_clips, spread_evenly
+from stage2_temporal.report.page import WORST_CLIPS
+from stage2_temporal.runs.card import write_card
 from stage2_temporal.runs.results import (
+    OCCLUSION,
     VERDICT_SPLITS,
+    DataSource,
     DroppedExamples,
     Metrics,
+    Occlusion,
     Parameters,
     SplitMetrics,
     StoreOrigin,
+    occlusion_key,
     read_metrics,
     read_results,
     write_metrics,
     write_predictions,
 )
 from stage2_temporal.runs.submission import write_submission_files
-from stage2_temporal.training.keras_models import count_parameters, load_model
+from stage2_temporal.runs.tracking import check_trackers, tensorboard_callbacks, track_run
+from stage2_temporal.training.keras_models import count_parameters, load_model, save_model
+from stage2_temporal.training.loop import Callbacks
 
+OCCLUSION_SECONDS = 60.0  # at most, roughly
+MAX_OCCLUDED = 56  # examples besides the worst clips
 FEW_SEQUENCES = 10  # a verdict on fewer comes with a warning
 
 
-def train(config: Config, store: Store, task: Task, path: Path, *, report: bool = True) -> Metrics:
+def train(
+    config: Config, store: Store, task: Task, path: Path, *, report: bool = True, callbacks: Callbacks = ()
+) -> Metrics:
     """Train a head on the task's examples; the run's folder appears at `path` when it is complete.
 
     Args:
         report: also write the report, which is larger than all the other files together.
+        callbacks: of Keras, for heads that gradient descent trains.
 
     Raises:
         FramebankError: something that the user can correct, such as a setting that does not fit the store.
     """
+    check_trackers(config.track)
     with atomic_folder(path) as folder:
         _warn_of_mixed_rates(config, store, task)
         X = _read_examples(config, store, task, task.frame_interval)
-        head = _fit_head(config, task, X, folder)
+        head = _fit_head(config, task, X, [*tensorboard_callbacks(config.track, folder), *callbacks])
         no_folds = {"interval_folds": 0} if head.outcome_.interrupted else {}
         uncertainty, predictions = learn_uncertainty(head, X, task, config.train.model_copy(update=no_folds))
         _say_if_without_intervals(uncertainty)
-        head.model_.save(folder / "model.keras")
+        save_model(folder / "model.keras", head.model_)
         head.save_extras(folder)
         (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         write_history(folder / "history.csv", head.outcome_.history)
@@ -79,6 +97,7 @@ def train(config: Config, store: Store, task: Task, path: Path, *, report: bool 
         _write_predictions_and_metrics(folder, config, store, task, predictions, metrics)
         if report:
             write_report(folder, store)
+        track_run(folder)
     if not metrics.trained_backbone:
         logger.warning("The backbone's weights are random (UNTRAINED): this run is only for tests.")
     return metrics
@@ -91,6 +110,48 @@ def evaluate(run: Path, store: Store) -> Metrics:
         DataError: the folder is not a run, or its model cannot be loaded.
         StoreError: the store or its examples differ from those the run was trained on.
     """
+    metrics, config, task = _task_of(run, store)
+    X = _read_examples(config, store, task, metrics.frame_interval)
+    head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
+    uncertainty, predictions = learn_uncertainty(head, X, task, config.train)
+    origin = StoreOrigin(**store_origin(store, task, config))
+    metrics = metrics.model_copy(update={"store": origin, **_score(task, predictions)})
+    with updated_folder(run) as folder:
+        write_uncertainty(folder, uncertainty)
+        _write_predictions_and_metrics(folder, config, store, task, predictions, metrics)
+        write_report(folder, store)
+    return metrics
+
+
+def explain(run: Path, store: Store, seconds: float = OCCLUSION_SECONDS) -> Path:
+    """Measure how much each cell of the maps counts for a run's predictions, and write occlusion.json for its report.
+
+    The report's worst clips come first, then others of the same split, until `seconds` are over.
+
+    Raises:
+        ConfigError: the head reads no maps.
+        DataError, StoreError: see `evaluate`.
+    """
+    metrics, config, task = _task_of(run, store)
+    head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
+    X, results = _read_examples(config, store, task, metrics.frame_interval), read_results(run)
+    worst = pick_clips(results.verdict_examples, WORST_CLIPS, worst=True)
+    others = [e for e in results.verdict_examples if e not in worst]
+    chosen = [*worst, *(others[i] for i in spread_evenly(len(others), MAX_OCCLUDED))]
+    indices = np.array([results.examples.index(e) for e in chosen], np.int64)
+    training = task.known("train")
+    deviation = task.examples.targets[training].std(axis=0)
+    scale = np.where(deviation > 0, deviation, 1.0)
+    maps = occlusion_maps(head, X[indices], X[training], config, scale, seconds)
+    clips = {occlusion_key(e): maps[i].tolist() for i, e in enumerate(worst[: len(maps)])}
+    result = Occlusion(examples=len(maps), mean=maps.mean(axis=0).tolist(), clips=clips)
+    with atomic_write(run / OCCLUSION) as temporary:
+        temporary.write_text(result.model_dump_json(), encoding="utf-8")
+    return run / OCCLUSION
+
+
+def _task_of(run: Path, store: Store) -> tuple[Metrics, Config, Task]:
+    """A run's metrics, config and task; a StoreError if it was trained on another store or other examples."""
     metrics, config = read_metrics(run), read_run_config(run)
     hint = f"--store {metrics.store.path}, or train again on this store"
     if metrics.store.fingerprint != store.fingerprint:
@@ -98,15 +159,7 @@ def evaluate(run: Path, store: Store) -> Metrics:
     task = read_task(config, store)
     if metrics.store.examples != task.digest:
         raise StoreError(f"{store.path}: its examples differ from those {run} was trained on", hint=hint)
-    X = _read_examples(config, store, task, metrics.frame_interval)
-    head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
-    uncertainty, predictions = learn_uncertainty(head, X, task, config.train)
-    write_uncertainty(run, uncertainty)
-    origin = StoreOrigin(**store_origin(store, task, config))
-    metrics = metrics.model_copy(update={"store": origin, **_score(task, predictions)})
-    _write_predictions_and_metrics(run, config, store, task, predictions, metrics)
-    write_report(run, store)
-    return metrics
+    return metrics, config, task
 
 
 def _read_examples(config: Config, store: Store, task: Task, frame_interval: float | None) -> StoreExamples:
@@ -150,15 +203,14 @@ def _say_if_without_intervals(uncertainty: Uncertainty) -> None:
         logger.info(f"no {level} intervals: they need {needed} validation sequences, there are {got}")
 
 
-def _fit_head(config: Config, task: Task, X: StoreExamples, folder: Path) -> Head:
+def _fit_head(config: Config, task: Task, X: StoreExamples, callbacks: Callbacks) -> Head:
     """Fit the config's head on the training examples; the validation examples, if any, choose the epoch."""
     targets, train_indices, validation_indices = task.examples.targets, task.known("train"), task.known("validation")
     if len(validation_indices) == 0:
         logger.info("no validation examples: the last epoch is kept")
     head: Head = find_head(config.head.name).from_config(config).set_params(validation_split=0.0)  # the task is split
     validation = (X[validation_indices], targets[validation_indices]) if len(validation_indices) else None
-    logs = folder / "tensorboard" if config.train.tensorboard else None
-    head.fit(X[train_indices], targets[train_indices], validation=validation, logs=logs)
+    head.fit(X[train_indices], targets[train_indices], validation=validation, callbacks=callbacks)
     result = head.outcome_
     if result.interrupted:
         logger.info(
@@ -189,8 +241,17 @@ def _run_metrics(config: Config, store: Store, task: Task, head: Head, predictio
         labels=task.labels,
         interval=task.interval,
         frame_interval=task.frame_interval,
+        data=_data_source(config, store),
+        recipe={**json.loads(store.recipe.to_json()), "cut": store.header.trunk.get("cut", "unknown")},
+        window=config.window.length,
         **_score(task, predictions),
     )
+
+
+def _data_source(config: Config, store: Store) -> DataSource:
+    if is_imported(store.recipe.backbone):
+        return DataSource(name=store.path.stem, layout="imported")
+    return DataSource(name=Path(config.data.path).name, layout=config.data.layout)
 
 
 def _score(task: Task, predictions: UncertainPredictions) -> dict[str, Any]:
@@ -243,3 +304,4 @@ def _write_predictions_and_metrics(
         write_predictions(temporary, task.examples, task.splits, predictions, store.sequences)
     write_submission_files(run, config.data.layout, task.examples, predictions.values, store.sequences)
     write_metrics(run, metrics)
+    write_card(run)

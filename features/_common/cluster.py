@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import uuid4
 
-from features._common.atomic import writer_name
 from features._common.console import logger
+from features._common.leftovers import writer_name
 from features.config import ComputeConfig
 from features.errors import BadInputs, ConfigError, FramebankError
 

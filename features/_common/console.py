@@ -11,16 +11,40 @@ from typing import Any
 
 from tqdm import tqdm
 
+from features._common.plain_text import printable
+
 logger = logging.getLogger("framebank")  # library code logs by it; the command line shows its messages
 SECONDS_PER_LINE = 15.0  # of progress in a log file
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Messages with names from elsewhere do not control the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def log_to_stderr() -> None:
     """Show messages of level INFO and above on stderr. Further calls have no effect."""
     if handler := logging.lastResort:  # which writes to the current `sys.stderr`, since tests replace it
         handler.setLevel(logging.INFO)
+        handler.setFormatter(_PrintableFormatter())
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+
+
+def set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """Show messages of level WARNING and above if `quiet`, all with their times if `verbose`, else INFO and above."""
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    logger.setLevel(level)
+    for handler in logger.handlers:
+        handler.setLevel(level)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S") if verbose else None)
+
+
+def is_quiet() -> bool:
+    """Whether the user wants no progress and no messages."""
+    return logger.level >= logging.WARNING
 
 
 def text_table(
@@ -59,6 +83,8 @@ def progress_bar(total: int, description: str, unit: str, *, initial: int = 0) -
     terminal = sys.stderr.isatty()
     bar = tqdm if terminal else _ProgressLines
     return bar(
+        disable=is_quiet(),
+        dynamic_ncols=terminal,
         total=total,
         initial=initial,
         desc=description,
@@ -75,7 +101,13 @@ def progress_bar(total: int, description: str, unit: str, *, initial: int = 0) -
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Import heavy libraries inside this block; later imports of them are silent anyway. Errors are raised as usual."""
+    """Import heavy libraries inside this block; later imports of them are silent anyway. Errors are raised as usual.
+
+    With --verbose, what they print is shown.
+    """
+    if logger.level == logging.DEBUG:
+        yield
+        return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import math
+import os
+import stat
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from features._common.bounded_file import check_size
+from features._common.plain_text import disarm_cell, one_line, rearm_cell
 from features.errors import DataError
+from features.limits import CSV_BYTES, CSV_CELLS, LARGEST_NUMBER
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ def read_csv_table(
 ) -> CsvTable:
     """Read a CSV file in UTF-8, with or without a byte order mark; empty lines are skipped.
 
-    Cells are separated by commas, or by semicolons or tabs if the header has no comma.
+    Cells are separated by commas, or by semicolons or tabs if the header has no comma. For the largest file and number
+    of cells, see `features.limits`.
 
     Args:
         required: columns that the header must have.
@@ -45,17 +52,30 @@ def read_csv_table(
     hint = hint or f"edit {path}"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
+            state = os.fstat(file.fileno())
+            check_size(path, state.st_size, CSV_BYTES)
+            if not stat.S_ISREG(state.st_mode):
+                raise DataError(f"{path}: not a regular file", hint=hint)
             header = next((line for line in file if line.strip()), "")
             file.seek(0)
             separator = next((c for c in ",;\t" if c in header), ",")
             reader = csv.reader(file, strict=True, delimiter=separator)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
+            lines, count = [], 0
+            for cells in reader:
+                count += len(cells)
+                if count > CSV_CELLS:
+                    expected = f"at most {CSV_CELLS:,} cells"
+                    raise DataError(f"{path}, line {reader.line_num}: too large", expected=expected, hint=hint)
+                if cells:
+                    lines.append((reader.line_num, [rearm_cell(cell.strip()) for cell in cells]))
     except OSError as e:
         raise DataError(f"{path}: {(e.strerror or str(e)).lower()}", hint=hint) from None
     except (UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"{path}: not a CSV file", expected="comma-separated text in UTF-8", got=e, hint=hint) from None
+        raise DataError(
+            f"{path}: not a CSV file", expected="comma-separated text in UTF-8", got=one_line(str(e)), hint=hint
+        ) from None
     columns = tuple(lines.pop(0)[1]) if lines else ()
-    header = ", ".join(columns) or "nothing"
+    header = textwrap.shorten(one_line(", ".join(columns)), 200, placeholder=" …") or "nothing"
     if not columns or "" in columns or len(set(columns)) < len(columns):
         raise DataError(f"{path}: bad header", expected="a different name for each column", got=header, hint=hint)
     if missing := [column for column in required if column not in columns]:
@@ -74,11 +94,14 @@ def read_csv_table(
 
 
 def write_csv_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a header and rows as comma-separated text in UTF-8."""
+    """Write a header and rows as comma-separated text in UTF-8.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe, which `read_csv_table` takes away.
+    """
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+        writer.writerow(map(disarm_cell, columns))
+        writer.writerows(map(disarm_cell, row) for row in rows)
 
 
 def format_number(value: float) -> str:
@@ -89,5 +112,8 @@ def format_number(value: float) -> str:
 
 
 def parse_number(text: str) -> float:
-    """Read what `format_number` wrote; NaN for an empty text."""
-    return float(text) if text else math.nan
+    """Read what `format_number` wrote; NaN for an empty text, a ValueError for what it does not write."""
+    value = float(text) if text else math.nan
+    if text and not abs(value) <= LARGEST_NUMBER:
+        raise ValueError(f"a number up to {LARGEST_NUMBER:g} was expected, not {text[:40]!r}")
+    return value

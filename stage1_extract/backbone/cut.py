@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from features._common.types import Tensor
+from features.backbone_names import stream_of_tap
 from features.config import BackboneConfig
 from features.errors import ConfigError
 from features.grids import averaging_matrix
@@ -87,7 +88,9 @@ def trunk_model(
                 got=tensor.shape,
                 hint="--backbone.tap_pooling 1, or another layer",
             )
-        outputs[name] = tensor if pooling == 1 else keras.layers.AveragePooling2D(pooling, padding="same")(tensor)
+        outputs[stream_of_tap(name)] = (
+            tensor if pooling == 1 else keras.layers.AveragePooling2D(pooling, padding="same")(tensor)
+        )
     for name, grid in (grids or {}).items():
         outputs[name] = _average_over_grid(name, outputs[name], grid)
     outputs = {name: tensor for name, tensor in outputs.items() if name in (streams or outputs)}

@@ -16,11 +16,18 @@ from typing import Any
 import keras
 import numpy as np
 
+from features._common.plain_text import one_line
+from features.backbone_names import HUB
 from features.config import BackboneConfig, FramesConfig
 from features.errors import ConfigError, DataError
+from features.hdf5 import check_weights
+from features.model_file import read_model_config
 from features.plugins import BACKBONES, load_plugin, plugin_error, plugin_names
 from features.strict_model import did_you_mean
-from stage1_extract.backbone.efficientnet_lite import EfficientNetLite0
+from stage1_extract.backbone import efficientnet_lite
+from stage1_extract.backbone.efficientnet_lite import LITE_VARIANTS
+from stage1_extract.backbone.hub import hub_backbone
+from stage1_extract.backbone.safetensors_file import load_safetensors
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,9 @@ def load_backbone(backbone: BackboneConfig, frames: FramesConfig) -> LoadedBackb
 
 def find_backbone(name: str) -> tuple[Callable[..., keras.Model], Callable[[Any], Any]]:
     """Find the function that builds a backbone, and its preprocess_input; a ConfigError lists all if it is unknown."""
-    functions = {**vars(keras.applications), "EfficientNetLite0": EfficientNetLite0}
+    if name.startswith(HUB):
+        return hub_backbone(name.removeprefix(HUB))
+    functions = {**vars(keras.applications), **{name: getattr(efficientnet_lite, name) for name in LITE_VARIANTS}}
     built_in = {n: f for n, f in functions.items() if n[:1].isupper() and inspect.isfunction(f)}
     build = built_in.get(name) or load_plugin(BACKBONES, name)
     if build is None:
@@ -90,12 +99,18 @@ def _load_file(model: keras.Model, path: Path, name: str) -> None:
     hint = f"give a file with the weights of {name} without its classifier: --backbone.weights FILE"
     if not path.is_file():
         raise DataError(f"{path}: no such weights file", hint=hint)
+    if path.suffix == ".safetensors":
+        load_safetensors(model, path)
+        return
     try:
         if path.suffix == ".keras":
-            model.set_weights(keras.models.load_model(path, compile=False, safe_mode=True).get_weights())
+            read_model_config(path)
         else:
-            model.load_weights(path)
-    except (ValueError, OSError, KeyError, TypeError) as e:
+            check_weights(path, path.stat().st_size)
+        model.load_weights(path)  # of a .keras file, too, only the weights are read; nothing is built
+    except MemoryError:
+        raise
+    except Exception as e:  # Keras and h5py raise what they happen to on a file that is none
         raise DataError(f"{path}: not the weights of {name} ({_one_line(e)})", hint=hint) from None
 
 
@@ -109,4 +124,4 @@ def weights_digest(model: keras.Model) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    return one_line(" ".join(str(error).split())[:300])

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 
-from features.config import Config
+from features.backbone_names import check_computable, is_onnx, recipe_name
+from features.config import BackboneConfig, Config
 from features.errors import ConfigError
 from features.recipe import Recipe, stream_origin
 from features.store_tables import StreamInfo, TopRecord
 from features.streams import APPEARANCE, TRUNK
 from stage1_extract.backbone.cut import Cut, find_cut, top_model, trunk_model
 from stage1_extract.backbone.registry import LoadedBackbone, load_backbone
+
+DECODERS = {"full": "cv2", "fast": "cv2-reduced"}  # by `frames.decode`, as recipes name them
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Trunk:
     with_top: bool  # whether the store gets the layers above the cut
     tap_pooling: int = 1
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # stream → what its maps are averaged over
+    # stream → largest error of the quantised network's maps, relative to their largest value; for int8
+    quantisation_error: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def streams(self) -> dict[str, StreamInfo]:
@@ -38,6 +44,16 @@ class Trunk:
                 stream_origin(name, self.tap_pooling, self.grids.get(name), self.recipe),
             )
             for name, tensor in self.model.output.items()
+        }
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a store's header says of it."""
+        return {
+            "parameters": self.model.count_params(),
+            "cut": self.cut.description,
+            "backbone_layers": len(self.backbone.model.layers),
+            **({"quantisation_error": dict(self.quantisation_error)} if self.quantisation_error else {}),
         }
 
     def top(self) -> TopRecord | None:
@@ -59,6 +75,7 @@ def build_trunk(config: Config, streams: Collection[str] = ()) -> Trunk:
     Raises:
         ConfigError, DataError: see `load_backbone`, `find_cut` and `trunk_model`; or BGR is to be preprocessed.
     """
+    check_keras_backbone(config.backbone)
     if config.backbone.preprocess and config.frames.colour == "bgr":
         raise ConfigError(
             "preprocess_input takes RGB",
@@ -68,14 +85,7 @@ def build_trunk(config: Config, streams: Collection[str] = ()) -> Trunk:
         )
     backbone = load_backbone(config.backbone, config.frames)
     cut = find_cut(backbone.model, config.backbone)
-    grids = {name: grid for name in config.backbone.streams if (grid := config.extract.grid(name)) is not None}
-    if isinstance(config.extract.keep, dict) and (unknown := config.extract.keep.keys() - {*config.backbone.streams}):
-        raise ConfigError(
-            "extract.keep: no such stream of maps",
-            expected=f"one of {', '.join(config.backbone.streams)}",
-            got=", ".join(sorted(unknown)),
-            hint="name it in backbone.taps too",
-        )
+    grids = stored_grids(config)
     frozen = trunk_model(backbone.model, cut, config.backbone.taps, config.backbone.tap_pooling, grids, streams)
     pixels = keras.Input((config.frames.height, config.frames.width, 3), dtype="uint8", name="frames")
     x = keras.ops.cast(pixels, "float32")
@@ -83,12 +93,12 @@ def build_trunk(config: Config, streams: Collection[str] = ()) -> Trunk:
         x = backbone.preprocess(x)
     model = keras.Model(pixels, frozen(x, training=False), name=TRUNK)
     recipe = Recipe(
-        decode={"full": "cv2", "fast": "cv2-reduced"}[config.frames.decode],
+        decode=DECODERS[config.frames.decode],
         size=(config.frames.width, config.frames.height),
         interpolation=config.frames.interpolation,
         colour=config.frames.colour,
-        preprocess=config.backbone.name if backbone.preprocess is not None else "none",
-        backbone=config.backbone.name,
+        preprocess=recipe_name(config.backbone.name) if backbone.preprocess is not None else "none",
+        backbone=recipe_name(config.backbone.name),
         arguments=dict(config.backbone.arguments),
         weights=config.backbone.weights,
         weights_digest=backbone.digest,
@@ -99,3 +109,30 @@ def build_trunk(config: Config, streams: Collection[str] = ()) -> Trunk:
     )
     with_top = config.backbone.top and APPEARANCE not in grids  # which takes the whole map
     return Trunk(model, backbone, cut, recipe, with_top, config.backbone.tap_pooling, grids)
+
+
+def stored_grids(config: Config) -> dict[str, tuple[int, int]]:
+    """By stream of maps, the grid that it is averaged over; a ConfigError if `extract.keep` names another stream."""
+    if isinstance(config.extract.keep, dict) and (unknown := config.extract.keep.keys() - {*config.backbone.streams}):
+        raise ConfigError(
+            "extract.keep: no such stream of maps",
+            expected=f"one of {', '.join(config.backbone.streams)}",
+            got=", ".join(sorted(unknown)),
+            hint="name it in backbone.taps too",
+        )
+    return {name: grid for name in config.backbone.streams if (grid := config.extract.grid(name)) is not None}
+
+
+def check_keras_backbone(backbone: BackboneConfig) -> None:
+    """Raise a ConfigError for a backbone that is no Keras model, or has settings that are for ONNX files only."""
+    check_computable(backbone.name)
+    if is_onnx(backbone.name):
+        raise ConfigError(
+            f"{backbone.name}: an ONNX file can be run, but it is no Keras model", hint="a backbone of Keras"
+        )
+    onnx_only = [name for name in ("mean", "deviation", "layout") if getattr(backbone, name) is not None]
+    if onnx_only:
+        raise ConfigError(
+            f"backbone.{onnx_only[0]} is for ONNX files; {backbone.name} has its own preprocessing",
+            hint=f"remove backbone.{onnx_only[0]}",
+        )

@@ -10,11 +10,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from features._common.plain_text import is_plain_name
 from features.config import DataConfig
 from features.errors import ConfigError, DataError
 from features.plugins import DATASETS, load_plugin, plugin_error
 from stage1_extract.datasets.camera_file import with_camera
-from stage1_extract.datasets.clip import Catalogue
+from stage1_extract.datasets.clip import Catalogue, add_fault
 from stage1_extract.datasets.competition import competition_clips
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
 from stage1_extract.datasets.manifest import manifest_clips
@@ -28,25 +29,34 @@ __all__ = ["scan"]
 Layout = Callable[[DataConfig], Catalogue | tuple[list[ClipSpec], list[str]]]
 
 
-def scan(data: DataConfig, *, threads: int = 0, need_labels: bool = True, cache: ScanCache | None = None) -> Catalogue:
+def scan(
+    data: DataConfig,
+    *,
+    threads: int = 0,
+    need_labels: bool = True,
+    cache: ScanCache | None = None,
+    by_packets: bool = False,
+) -> Catalogue:
     """Find every clip of a data set, and every fault that is visible without decoding images, in one pass.
 
     Args:
         threads: number of threads that read and hash files; 0: one per core.
         cache: what earlier scans found in files; only others are read.
         need_labels: whether a video to train or validate on that has no label file is a fault.
+        by_packets: count videos' frames without decoding them, see `video.Video`; without a cache.
 
     Raises:
         DataError: nothing at the path, or no such data set; or `data.calibration` is not a calibration file.
         ConfigError: the layout's plugin is broken.
     """
-    layout = _find_layout(data.layout, threads, need_labels, cache)
+    layout = _find_layout(data.layout, threads, need_labels, cache, by_packets)
     try:
         result = layout(data)
         catalogue = result if isinstance(result, Catalogue) else check_files(result[0], threads, result[1], cache)
     except OSError as e:  # such as a folder without permission to read it
         what = f"{e.filename or data.path}: cannot be read"
         raise DataError(what, got=e.strerror or e, hint="check its permissions") from None
+    catalogue = _with_plain_names(catalogue)
     if not catalogue.clips and not catalogue.faults:
         expected = f"files in the layout {data.layout}"
         raise DataError(f"{data.path}: no clips", expected=expected, hint="check data.path and data.layout")
@@ -65,13 +75,25 @@ def scan(data: DataConfig, *, threads: int = 0, need_labels: bool = True, cache:
     return crops
 
 
-def _find_layout(name: str, threads: int, need_labels: bool, cache: ScanCache | None) -> Layout:
+def _with_plain_names(catalogue: Catalogue) -> Catalogue:
+    """Leave out clips whose name could not be shown as it is: with control characters, or not decodable."""
+    clips, faults = [], list(catalogue.faults)
+    for clip in catalogue.clips:
+        if is_plain_name(clip.sequence.id):
+            clips.append(clip)
+        else:
+            what = f"{clip.sequence.id!a}: not a name for a sequence"
+            add_fault(faults, what, "text without control characters", "a file, folder or cell with others")
+    return Catalogue(tuple(clips), tuple(faults))
+
+
+def _find_layout(name: str, threads: int, need_labels: bool, cache: ScanCache | None, by_packets: bool) -> Layout:
     built_in: dict[str, Layout] = {
         "sample": competition_clips,
         "competition": competition_clips,
         "tusimple": tusimple_clips,
         "manifest": manifest_clips,
-        "video": partial(video_clips, threads=threads, need_labels=need_labels, cache=cache),
+        "video": partial(video_clips, threads=threads, need_labels=need_labels, cache=cache, by_packets=by_packets),
     }
     layout: Layout | None = built_in.get(name) or load_plugin(DATASETS, name)
     if layout is None:

@@ -8,7 +8,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from features._common.strict_json import parse_json
 from features.errors import DataError
+from features.limits import JSON_BYTES, LARGEST_NUMBER, VEHICLES
 from features.sequences import Label
 from stage1_extract.datasets.archive import ReadablePath, read_file
 from stage1_extract.datasets.clip import add_fault, error_to_fault
@@ -18,7 +20,9 @@ Model = TypeVar("Model", bound=BaseModel)
 UNKNOWN_VELOCITY = {"vx": math.nan, "vy": math.nan}
 VEHICLE_FORMAT = '{"velocity": [vx, vy], "bbox": {"left": …, "top": …, "right": …, "bottom": …}, "position": [x, y]}'
 
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # strict: neither "1" nor true is a number
+Number = Annotated[
+    float, Field(strict=True, allow_inf_nan=False, ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)
+]  # strict: neither "1" nor true is a number
 Pair = tuple[Number, Number]
 
 
@@ -71,6 +75,9 @@ def vehicle_labels(
     if not isinstance(value, list) or not value:
         add_fault(faults, f"{where}: no annotated vehicle", "a list of vehicles", _json(value))
         return ()
+    if len(value) > VEHICLES:
+        add_fault(faults, f"{where}: too many vehicles", f"at most {VEHICLES:,}", f"{len(value):,}")
+        return ()
     vehicles: list[Vehicle] = []
     model = VehicleWithVelocity if velocity_required else Vehicle
     for index, entry in enumerate(value if all_vehicles else value[:1]):
@@ -97,8 +104,8 @@ def ego_labels(value: object, where: str, frame: int, faults: list[str]) -> tupl
 def load_json(path: ReadablePath, faults: list[str]) -> list[Any]:
     """The JSON value in a file, or, as a fault, nothing if it cannot be read or is not JSON."""
     try:
-        return [json.loads(read_file(path).decode("utf-8-sig"))]
-    except (ValueError, RecursionError) as e:  # not JSON, not UTF-8, or nested too deeply
+        return [parse_json(read_file(path, JSON_BYTES).decode("utf-8-sig"), any_number=True)]
+    except ValueError as e:  # not JSON, not UTF-8, or nested too deeply
         add_fault(faults, f"{path}: not JSON", "JSON in UTF-8", e)
     except DataError as e:
         faults.append(error_to_fault(e))

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import threading
 import zipfile
-import zlib
 from collections.abc import Iterator
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from features._common.bounded_file import check_size, read_bounded
+from features._common.plain_text import one_line
+from features._common.zip_limits import HINT, ZIP_ERRORS, open_zip
 from features.errors import DataError
+from features.limits import FILE_BYTES, NESTING
+
+# bytes to decompress at a time: a bound for what they become, which bzip2 can make 45,000 times as much
+PIECE, PIECE_OF_OTHERS = 1 << 20, 1 << 12
+LONG_NUMBER = 100  # digits
+LONGEST_PATH = 1024  # characters in an archive
 
 
 class ZipPath:
@@ -45,8 +55,8 @@ class ZipPath:
         """The state of the archive that the file is in."""
         return self._archive.path.stat()
 
-    def read_bytes(self) -> bytes:
-        return self._archive.read(self._inner_path)
+    def read_bytes(self, limit: int = FILE_BYTES) -> bytes:
+        return self._archive.read(self._inner_path, limit)
 
 
 ReadablePath = Path | ZipPath  # a file or folder, on disk or in an archive; `str()` gives the path to show in errors
@@ -60,12 +70,7 @@ class _Archive:
         self.folders: dict[str, dict[str, None]] = {"": {}}
         self.files: dict[str, zipfile.ZipInfo] = {}
         self._lock = threading.Lock()
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as e:
-            raise DataError(
-                f"{path}: not a zip archive, or truncated", expected="a complete .zip", got=e, hint="download it again"
-            ) from None
+        self._zip = open_zip(path)
         for info in self._zip.infolist():
             inner_path, is_folder = self._safe_path(info)
             if is_folder:
@@ -79,21 +84,31 @@ class _Archive:
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_archive, (self.path, file_version(self.path))
 
-    def read(self, inner_path: str) -> bytes:
-        with self._lock:  # ZipFile counts its open entries without one
-            return self._zip.read(self.files[inner_path])
+    def read(self, inner_path: str, limit: int = FILE_BYTES) -> bytes:
+        """Read an entry of at most `limit` bytes; a DataError if it is larger, or a link."""
+        info, where = self.files[inner_path], f"{self.path}/{inner_path}"
+        check_size(where, info.file_size, limit)
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise DataError(f"{where}: a link, which is not followed", expected="a file")
+        piece = PIECE if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else PIECE_OF_OTHERS
+        with self._lock, self._zip.open(info) as file:  # ZipFile counts its open entries without a lock
+            return b"".join(iter(lambda: file.read(piece), b""))
 
     def _safe_path(self, info: zipfile.ZipInfo) -> tuple[str, bool]:
         """An entry's path without what some programs add (`./a`, `a\\b`), and whether it is a folder."""
         # orig_filename, because zipfile replaces the system's separator by / and cuts names at a NUL byte
         name = info.orig_filename.replace("\\", "/")
         parts = [part for part in name.split("/") if part not in ("", ".")]
+        if len(parts) > NESTING or len(name) > LONGEST_PATH:
+            expected = f"at most {NESTING} folders and {LONGEST_PATH:,} characters"
+            what = f"{self.path}: too long a path {name[:60]!a}…"
+            raise DataError(what, expected=expected, got=f"{len(parts)} and {len(name):,}", hint=HINT)
         if "\0" in name or name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", parts[0] if parts else ""):
             raise DataError(
                 f"{self.path}: unsafe entry {info.orig_filename!r}",
                 expected="relative paths that stay inside the archive",
                 got="a path that could point outside it",
-                hint="do not unpack it; download it again from its source, or zip the folder again",
+                hint=HINT,
             )
         return "/".join(parts), not parts or name.endswith(("/", "/."))
 
@@ -123,17 +138,19 @@ def open_folder_or_zip(path: Path | str, *, hint: str) -> ReadablePath:
     return ZipPath(_Archive(path), "")
 
 
-def read_file(path: ReadablePath) -> bytes:
-    """Read a file; a DataError if it is missing or unreadable, or damaged in its archive."""
+def read_file(path: ReadablePath, limit: int = FILE_BYTES) -> bytes:
+    """Read a file of at most `limit` bytes; a DataError if it is larger, missing, or unreadable."""
     try:
-        return path.read_bytes()
+        return path.read_bytes(limit) if isinstance(path, ZipPath) else read_bounded(path, limit)
     except (FileNotFoundError, KeyError):  # on disk, or in an archive
         raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError) as e:  # ValueError: a NUL byte in the name
-        raise DataError(f"{path}: cannot be read", got=getattr(e, "strerror", None) or e) from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as e:
-        # a wrong checksum, a truncated or encrypted entry, an unknown compression
-        raise DataError(f"{path}: damaged or unreadable zip entry", got=e) from None
+    except ZIP_ERRORS as e:
+        if getattr(e, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # no fault of the file
+            raise
+        if isinstance(path, ZipPath):  # a wrong checksum, a truncated or encrypted entry, an unknown compression
+            raise DataError(f"{path}: damaged or unreadable zip entry", got=one_line(str(e))) from None
+        got = getattr(e, "strerror", None) or e  # ValueError: a NUL byte in the name
+        raise DataError(f"{path}: cannot be read", got=got) from e
 
 
 def list_folder(folder: ReadablePath) -> list[ReadablePath]:
@@ -165,11 +182,11 @@ def find_folder(parent: ReadablePath, *names: str) -> ReadablePath | None:
 def natural_sort_key(name: str, *, decimals: bool = True) -> list[tuple[int, Decimal | int, str]]:
     """A sorting key that puts 2 before 10, and with `decimals` also 0.25 before 0.3."""
     if name.isdecimal():
-        return [(0, int(name), name)]
+        return [(0, _number(name), name)]
     parts = re.split(r"((?:^-)?[0-9]+(?:\.[0-9]+)?)" if decimals else "([0-9]+)", name)  # every second one is a number
-    return [
-        # whole numbers are much faster than decimals
-        (1 - i % 2, (int(part) if part.isdecimal() else Decimal(part)) if i % 2 else 0, part)
-        for i, part in enumerate(parts)
-        if part
-    ]
+    return [(1 - i % 2, _number(part) if i % 2 else 0, part) for i, part in enumerate(parts) if part]
+
+
+def _number(digits: str) -> Decimal | int:
+    # whole numbers are much faster than decimals, but Python refuses those of thousands of digits
+    return int(digits) if digits.isdecimal() and len(digits) < LONG_NUMBER else Decimal(digits)

@@ -11,6 +11,7 @@ import textwrap
 
 from features.config import DataConfig
 from features.errors import DataError
+from features.limits import LARGEST_COORDINATE, TEXT_BYTES
 from features.sequences import Camera
 from stage1_extract.datasets.archive import ReadablePath, read_file
 from stage1_extract.datasets.clip import error_to_fault
@@ -31,7 +32,7 @@ def find_calibration(folder: ReadablePath, data: DataConfig, faults: list[str]) 
 
 def read_camera(path: ReadablePath) -> Camera:
     """Read the camera that a calibration file describes; a DataError if it cannot be read, or is malformed."""
-    text = read_file(path).decode("utf-8-sig", errors="replace")
+    text = read_file(path, TEXT_BYTES).decode("utf-8-sig", errors="replace")
     shown = repr(textwrap.shorten(text, 60, placeholder="…"))
     _, *parts = _HEADING.split(text)
     sections = {heading.split()[0].lower(): body for heading, body in zip(parts[::2], parts[1::2], strict=True)}
@@ -41,15 +42,16 @@ def read_camera(path: ReadablePath) -> Camera:
         expected = 'a line "Intrinsic matrix:" and three rows of three numbers'
         raise DataError(f"{path}: no camera matrix", expected=expected, got=shown)
     (fx, skew, cx), (zero, fy, cy), last = rows
-    if not (fx > 0 and fy > 0 and skew == zero == 0 and last == [0, 0, 1]):
+    plausible = max(abs(v) for v in (fx, fy, cx, cy)) <= LARGEST_COORDINATE
+    if not (fx > 0 and fy > 0 and plausible and skew == zero == 0 and last == [0, 0, 1]):
         expected = "fx 0 cx, 0 fy cy, 0 0 1 with fx and fy above 0"
         raise DataError(f"{path}: not the matrix of a pinhole camera", expected=expected, got=shown)
     height_text = sections.get("camera")
     height = None if height_text is None else finite_number(height_text.rstrip("mM \r\n"))
-    if height is not None and not height > 0:
+    if height is not None and not 0 < height <= LARGEST_COORDINATE:
         raise DataError(f"{path}: no camera height", expected="metres, such as 1.80m", got=shown)
     horizon_text = sections.get("horizon")
     horizon = None if horizon_text is None else finite_number(horizon_text.strip())
-    if horizon is not None and math.isnan(horizon):
+    if horizon is not None and not abs(horizon) <= LARGEST_COORDINATE:
         raise DataError(f"{path}: no row of the horizon", expected="a row in px, such as 340.5", got=shown)
     return Camera(fx, fy, cx, cy, height, horizon)

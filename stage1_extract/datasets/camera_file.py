@@ -15,38 +15,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from features._common.console import logger
 from features.errors import DataError
+from features.limits import LARGEST_COORDINATE
 from features.sequences import Camera, same_aspect
 from features.strict_model import StrictModel, read_toml
 from stage1_extract.datasets.calibration import read_camera
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.datasets.undistortion import UndistortedFrames, corner_shift
 
+LARGEST_TERM = 1e3  # of the distortion
+Side = Annotated[int, Field(gt=0, le=1 << 20)]
 SMALL_SHIFT = 0.005  # of the corners by the lens, which is less than a calibration is off
 
 
 class CameraFile(StrictModel):
     """The content of a camera file."""
 
-    fx: float = Field(gt=0)
+    fx: float = Field(gt=0, le=LARGEST_COORDINATE)
     """Horizontal focal length in px."""
-    fy: float = Field(gt=0)
+    fy: float = Field(gt=0, le=LARGEST_COORDINATE)
     """Vertical focal length in px."""
-    cx: float
+    cx: float = Field(ge=-LARGEST_COORDINATE, le=LARGEST_COORDINATE)
     """Column of the principal point in px."""
-    cy: float
+    cy: float = Field(ge=-LARGEST_COORDINATE, le=LARGEST_COORDINATE)
     """Row of the principal point in px."""
-    size: tuple[int, int]
+    size: tuple[Side, Side]
     """Width and height in px of the frames that these numbers hold for."""
-    height: float | None = Field(None, gt=0)
+    height: float | None = Field(None, gt=0, le=LARGEST_COORDINATE)
     """Height above the road in m."""
-    horizon: float | None = None
+    horizon: float | None = Field(None, ge=-LARGEST_COORDINATE, le=LARGEST_COORDINATE)
     """Row at which a flat road would end, in px; without distortion."""
-    distortion: tuple[float, ...] = ()
+    distortion: tuple[Annotated[float, Field(ge=-LARGEST_TERM, le=LARGEST_TERM)], ...] = ()
     """OpenCV's distortion coefficients k1, k2[, p1, p2[, k3]]; none: the lens keeps straight lines straight."""
 
     @field_validator("distortion")

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from features._common.plain_text import one_line
 from features._common.types import Floats, Image
 from features.errors import DataError
 from features.sequences import FrameSequence
@@ -98,4 +99,4 @@ def add_fault(faults: list[str], what: str, expected: object, got: object) -> No
 
 def error_to_fault(error: DataError) -> str:
     """Turn an error into the line of a fault, without its hint."""
-    return " ".join(str(DataError(error.what, expected=error.expected, got=error.got)).split())
+    return one_line(" ".join(str(DataError(error.what, expected=error.expected, got=error.got)).split()))

@@ -6,6 +6,7 @@ precedence over the one of the data set.
 from __future__ import annotations
 
 import re
+from itertools import islice
 
 from features.config import DataConfig
 from features.errors import DataError
@@ -17,7 +18,7 @@ from stage1_extract.datasets.clip import add_fault
 from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
 from stage1_extract.datasets.image_sequence import ClipSpec
 
-_FRAME_NAME = re.compile(rf"(.*[^0-9])?([0-9]+)({'|'.join(map(re.escape, IMAGE_SUFFIXES))})", re.IGNORECASE)
+_FRAME_NAME = re.compile(rf"(.*[^0-9])?([0-9]{{1,18}})({'|'.join(map(re.escape, IMAGE_SUFFIXES))})", re.IGNORECASE)
 COMPETITION_FOLDERS = {"Train": "train", "Validation": "validation", "Test": "test"}
 
 
@@ -101,7 +102,8 @@ def _numbered_frames(clip: ReadablePath, count: int | None, faults: list[str]) -
     if zero := files.pop(0, None):
         add_fault(faults, f"{zero}: frame number 0", "frames numbered from 001", zero.name)
     last = count or max(files, default=1)
-    if missing := [number for number in range(1, last + 1) if number not in files]:
+    # only the first few, since a single file may have a very large number
+    if missing := list(islice((number for number in range(1, last + 1) if number not in files), 6)):
         numbers = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
         expected = f"{count or 'all'} frames from 001.jpg on"
         add_fault(faults, f"{imgs}: no frame {numbers}", expected, f"{len(files)} frames")

@@ -12,8 +12,10 @@ import PIL.ExifTags
 import PIL.Image
 from numpy.typing import NDArray
 
+from features._common.plain_text import one_line
 from features._common.types import Image, Size
 from features.errors import DataError
+from features.limits import IMAGE_PIXELS
 
 _NAMES = (
     "avif bmp dib gif hdr jp2 jpe jpeg jpg pbm pfm pgm pic png pnm ppm pxm ras sr tif tiff webp"  # OpenCV's formats
@@ -21,6 +23,7 @@ _NAMES = (
 IMAGE_SUFFIXES = tuple(f".{name}" for name in _NAMES.split())
 FORMATS = ("JPEG", "PNG", "AVIF", "BMP", "DIB", "GIF", "JPEG2000", "PPM", "SUN", "TIFF", "WEBP")  # as Pillow names them
 _JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8", b"\xff\xd9", b"\x89PNG"
+MAX_SHOWN_REASON = 200  # characters of what Pillow says
 _PNG_DEPTH = 24  # where a PNG has its bits per channel
 _READ_FLAGS = {
     1: cv2.IMREAD_COLOR,
@@ -51,6 +54,8 @@ def read_info(data: bytes, name: str) -> ImageInfo:
     size: Size | None = None
     try:
         with PIL.Image.open(stream, formats=FORMATS) as image:
+            if image.width * image.height > IMAGE_PIXELS:
+                raise _too_large(name, f"{image.width}x{image.height}")
             # Pillow has read up to the first scan: an end marker before it belongs to a thumbnail
             if jpeg and data.rfind(_JPEG_END, stream.tell()) < 0:
                 raise EOFError("no end-of-image marker")
@@ -60,10 +65,15 @@ def read_info(data: bytes, name: str) -> ImageInfo:
                     orientation = PIL.Image.Image.getexif(image).get(PIL.ExifTags.Base.Orientation, 1)
             if png:
                 image.verify()
+    except DataError:
+        raise
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):  # Pillow's own, higher limits
+        raise _too_large(name, "far more") from None
     except PIL.UnidentifiedImageError:
         pass  # OpenCV may know it
     except Exception as e:  # Pillow raises a dozen types of exceptions on damaged files
-        raise DataError(f"{name}: damaged image", expected="a complete image", got=e) from None
+        got = one_line(str(e))[:MAX_SHOWN_REASON]
+        raise DataError(f"{name}: damaged image", expected="a complete image", got=got) from None
     if size is None or not (jpeg or (png and data[_PNG_DEPTH] <= 8)):
         pixels = None if size is None and (jpeg or png) else _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         if pixels is None:
@@ -77,6 +87,10 @@ def read_info(data: bytes, name: str) -> ImageInfo:
     if orientation not in range(1, 9):
         orientation = 1
     return ImageInfo(size[::-1] if orientation >= 5 else size, orientation, maximum)
+
+
+def _too_large(name: str, got: str) -> DataError:
+    return DataError(f"{name}: too large an image", expected=f"at most {IMAGE_PIXELS:,} pixels", got=got)
 
 
 def decode_image(data: bytes, name: str, info: ImageInfo, min_size: Size | None = None, depth: int = 16) -> Image:

@@ -14,14 +14,14 @@ import PIL.Image
 from joblib import cpu_count
 from tqdm.contrib.concurrent import thread_map
 
-from features._common.console import logger
+from features._common.console import is_quiet, logger
 from features._common.types import Image, Size
 from features.errors import DataError
 from features.sequences import Camera, FrameSequence, Label
 from stage1_extract.datasets.archive import ReadablePath, read_file
 from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault
 from stage1_extract.datasets.image_file import ImageInfo, decode_image, read_info
-from stage1_extract.datasets.scan_cache import ScanCache
+from stage1_extract.datasets.scan_cache import NOT_REMEMBERED, ScanCache
 
 CHECKS_PER_PARSE = 1000  # JSON texts: a call for each takes four times as long, one for all takes a lot of memory
 DEPTHS = (8, 10, 12, 14, 16)  # bits per channel that cameras have
@@ -129,7 +129,8 @@ def map_in_threads(function: Callable[[T], R], items: Sequence[T], threads: int,
     On a terminal a progress bar that counts `unit`s appears if it takes longer than 2 s.
     """
     workers = threads or cpu_count()
-    return thread_map(function, items, max_workers=workers, desc="scanning", unit=unit, delay=2, disable=None)
+    shown: dict[str, Any] = {"desc": "scanning", "unit": unit, "delay": 2, "disable": is_quiet() or None}
+    return thread_map(function, items, max_workers=workers, **shown)
 
 
 def _check_file(file: ReadablePath) -> str:
@@ -138,7 +139,8 @@ def _check_file(file: ReadablePath) -> str:
         data = read_file(file)
         return json.dumps([read_info(data, str(file)), hashlib.sha256(data).hexdigest()])
     except DataError as e:
-        return json.dumps(error_to_fault(e))
+        # what the system refuses today it may not refuse tomorrow
+        return (NOT_REMEMBERED if isinstance(e.__cause__, OSError) else "") + json.dumps(error_to_fault(e))
 
 
 def _parse_checks(texts: Sequence[str]) -> Iterator[tuple[ImageInfo, bytes] | str]:

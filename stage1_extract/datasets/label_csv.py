@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from features._common.csv_table import CsvRow
+from features.limits import LARGEST_NUMBER
 from features.sequences import Label
 from stage1_extract.datasets.clip import add_fault
 
@@ -19,12 +20,12 @@ def target_columns(columns: Sequence[str], *reserved: str) -> tuple[str, ...]:
 
 
 def finite_number(text: str) -> float:
-    """The number in a text; NaN if it is not a finite number."""
+    """The number in a text; NaN if it is not a number up to `LARGEST_NUMBER`."""
     try:
         value = float(text)
     except ValueError:
         return math.nan
-    return value if math.isfinite(value) else math.nan
+    return value if abs(value) <= LARGEST_NUMBER else math.nan
 
 
 def read_number(row: CsvRow, column: str, faults: list[str]) -> float:
@@ -33,7 +34,7 @@ def read_number(row: CsvRow, column: str, faults: list[str]) -> float:
     value = finite_number(text)
     if text and math.isnan(value):
         expected = "a finite number, or an empty cell for unknown"
-        add_fault(faults, f"{row.where}: {column} is not a number", expected, repr(text))
+        add_fault(faults, f"{row.where}: {column} is not a number", expected, repr(text[:40]))
     return value
 
 

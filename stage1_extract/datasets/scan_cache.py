@@ -18,6 +18,7 @@ from stage1_extract.datasets.archive import ReadablePath, ZipPath
 
 SUFFIX = ".scan"  # of the cache's file, after the store's name
 SETTLED_NS = 2 * 10**9  # a file modified more recently may change again without a new time of modification
+NOT_REMEMBERED = " "  # what a result begins with that does not depend on the file alone
 FILES_PER_BLOCK = 10_000
 FILES_PER_QUERY = 500
 SCHEMA = """CREATE TABLE IF NOT EXISTS files
@@ -73,6 +74,8 @@ class ScanCache:
         for (i, path, state), text in zip(unknown, read([files[i] for i, *_ in unknown]), strict=True):
             results[i] = text
             # a file that changes while it is read has another state afterwards
+            if text.startswith(NOT_REMEMBERED):
+                continue
             if state is not None and now - state[1] > SETTLED_NS and _state(files[i]) == state:
                 rows.append((path, kind, *state, text))
         self._remember(rows)
@@ -82,7 +85,7 @@ class ScanCache:
         known: dict[str, tuple[FileState, str]] = {}
         if self._file is None or not self._file.exists():
             return known
-        with self._connected() as connection:
+        with self._reported_failures(), self._connect() as connection:
             for start in range(0, len(paths), FILES_PER_QUERY):
                 some = paths[start : start + FILES_PER_QUERY]
                 places = ",".join("?" * len(some))
@@ -93,19 +96,20 @@ class ScanCache:
 
     def _remember(self, rows: Sequence[tuple[str | int, ...]]) -> None:
         if rows and not self._read_only:
-            with self._connected() as connection:
+            with self._reported_failures(), self._connect() as connection, connection:
                 connection.execute(SCHEMA)
                 connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        """A connection whose changes are committed at the end; a failure is logged, and only costs time."""
+    def _connect(self) -> closing[sqlite3.Connection]:
         assert self._file is not None
+        mode = "?mode=ro" if self._read_only else ""
+        return closing(sqlite3.connect(f"{self._file.absolute().as_uri()}{mode}", uri=True))
+
+    @contextmanager
+    def _reported_failures(self) -> Iterator[None]:
+        """Log a failure, which only costs time."""
         try:
-            mode = "?mode=ro" if self._read_only else ""
-            address = f"{self._file.absolute().as_uri()}{mode}"
-            with closing(sqlite3.connect(address, uri=True)) as connection, connection:
-                yield connection
+            yield
         except sqlite3.Error as e:
             logger.warning(f"{self._file}: cannot be used ({e}), so files are read again. Try: delete it")
 

@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
+from features._common.bounded_file import read_bounded
 from features._common.console import logger
 from features._common.csv_table import CsvRow, CsvTable, read_csv_table
 from features._common.types import Image, Size
 from features.config import DataConfig
 from features.errors import DataError
+from features.limits import CSV_BYTES, CSV_CELLS, IMAGE_PIXELS, VIDEO_FRAMES
 from features.sequences import FrameSequence, Label
 from stage1_extract.datasets.archive import ReadablePath, file_version, list_folder
 from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault, frame_timing
@@ -28,6 +30,11 @@ from stage1_extract.datasets.image_sequence import map_in_threads
 from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
 from stage1_extract.datasets.scan_cache import ScanCache
 
+# of containers and raw streams, as FFmpeg names them
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "asf",
+    "flv", "gif", "apng", "ogg", "ivf", "mxf", "dv", "mjpeg", "y4m", "yuv4mpegpipe", "nut", "av1", "obu",
+)  # fmt: skip
 SAME_TIME = 1e-6  # s
 RECENT_FRAMES = 8  # that are kept, because the stream `ground_flow` looks at frames again
 TRUNCATED_HINT = "copy the video again, or --data.allow_truncated true to use it as far as it goes"
@@ -94,7 +101,7 @@ class Video:
         picture), and codecs that pack several frames together.
         """
         try:
-            with av.open(f"file:{self.path}") as container:
+            with _open(self.path) as container:
                 stream = _video_streams(container)[0]
                 encoded = [p for p in container.demux(stream) if p.size and not p.is_discard]
                 if any(p.is_corrupt or p.pts is None for p in encoded) or not stream.time_base:
@@ -112,7 +119,7 @@ class Video:
     def _find_facts(self, timestamps: Sequence[float | None]) -> VideoFacts:
         if not timestamps:
             raise DataError(f"{self.path}: a video without frames", expected="at least one", got="0")
-        with av.open(f"file:{self.path}") as container:
+        with _open(self.path) as container:
             stream, *others = _video_streams(container)
             if others:
                 width, height = self._size
@@ -183,8 +190,7 @@ class Video:
         """Decode frame by frame; all must have the size of the first."""
         codec, index = "unknown format", 0
         try:
-            # `file:` because a name such as 12:30:05.mp4 would be taken for a protocol
-            with av.open(f"file:{self.path}") as container:
+            with _open(self.path) as container:
                 if not (streams := _video_streams(container)):
                     raise DataError(f"{self.path}: no video in it", expected="a video", got=container.format.long_name)
                 stream = streams[0]
@@ -195,6 +201,8 @@ class Video:
                     truncated = packet.is_corrupt if packet.size else truncated  # the last one is empty
                     for frame in packet.decode():
                         self._check_size(frame, index)
+                        if index >= VIDEO_FRAMES:
+                            raise DataError(f"{self.path}: too long", expected=f"at most {VIDEO_FRAMES:,} frames")
                         yield frame
                         index, end = index + 1, max(end, frame.time or 0.0)
                 seconds, missing = _duration(container, stream), _missing_seconds(container, stream, index, end)
@@ -227,6 +235,20 @@ class Video:
             what = f"{self.path}: its frame size changes at frame {index}"
             expected = f"{self._size[0]}x{self._size[1]} throughout"
             raise DataError(what, expected=expected, got=f"{width}x{height}")
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    """Open a video; an FFmpegError for a playlist or a session description, which would open other files or addresses.
+
+    The frames' size is bounded before any is decoded.
+    """
+    allowed = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+    # `file:` because a name such as 12:30:05.mp4 would be taken for a protocol
+    container = av.open(f"file:{path}", options=allowed)
+    for stream in container.streams.video:
+        if stream.codec_context is not None:
+            stream.codec_context.options = {"max_pixels": str(IMAGE_PIXELS)}
+    return container
 
 
 def _video_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
@@ -273,8 +295,17 @@ def _open_video(path: Path, version: tuple[int, int], allow_truncated: bool, fac
     return Video(path, allow_truncated=allow_truncated, facts=facts)
 
 
-def video_clips(data: DataConfig, threads: int, need_labels: bool = True, cache: ScanCache | None = None) -> Catalogue:
-    """Scan a video file or a folder of them; a DataError if nothing is at `data.path`, or no video in the folder."""
+def video_clips(
+    data: DataConfig,
+    threads: int,
+    need_labels: bool = True,
+    cache: ScanCache | None = None,
+    by_packets: bool = False,
+) -> Catalogue:
+    """Scan a video file or a folder of them; a DataError if nothing is at `data.path`, or no video in the folder.
+
+    With `by_packets`, see `Video`, give no cache.
+    """
     path = Path(data.path)
     if not path.exists():
         raise DataError(f"{path}: no such video or folder", hint="set data.path to a video or a folder of videos")
@@ -285,14 +316,14 @@ def video_clips(data: DataConfig, threads: int, need_labels: bool = True, cache:
         raise DataError(f"{path}: no videos", expected=expected, hint="set data.path to a video")
     clips, faults = [], []
     file_by_stem: dict[str, Path] = {}
-    scan_file = partial(_scan_video, allow_truncated=data.allow_truncated)
+    scan_file = partial(_scan_video, allow_truncated=data.allow_truncated, by_packets=by_packets)
     results = (cache or ScanCache()).scan(
         files,
         f"video {data.allow_truncated}",
         lambda unknown: map_in_threads(scan_file, unknown, threads, unit="video"),
     )
     for file, result in zip(files, results, strict=True):
-        file_clips, file_faults = _clips(file, result, data, need_labels)
+        file_clips, file_faults = _clips(file, result, data, need_labels, by_packets)
         faults += file_faults
         first = file_by_stem.setdefault(file.stem, file)
         if first == file:
@@ -308,27 +339,28 @@ def split_of(stem: str) -> str:
     return "validation" if name.startswith("val") else "test" if name.startswith("test") else "train"
 
 
-def _scan_video(file: ReadablePath, allow_truncated: bool) -> str:
+def _scan_video(file: ReadablePath, allow_truncated: bool, by_packets: bool) -> str:
     """What decoding a video shows and its SHA-256, or its fault, as JSON."""
     assert isinstance(file, Path)
     try:
-        facts = Video(file, allow_truncated=allow_truncated).facts
+        facts = Video(file, allow_truncated=allow_truncated, by_packets=by_packets).facts
         with file.open("rb") as stream:
             return json.dumps([facts, hashlib.file_digest(stream, "sha256").hexdigest()])
     except DataError as e:
         return json.dumps(error_to_fault(e))
 
 
-def _clips(file: Path, scanned: str, data: DataConfig, need_labels: bool) -> tuple[list[Clip], list[str]]:
+def _clips(
+    file: Path, scanned: str, data: DataConfig, need_labels: bool, by_packets: bool
+) -> tuple[list[Clip], list[str]]:
     """The clips of a scanned video and no faults, or no clips and its faults."""
     result = json.loads(scanned)
     faults: list[str] = []
     if isinstance(result, str):
         return [], [result]
     (length, size, fps, times), digest = result
-    video = Video(
-        file, allow_truncated=data.allow_truncated, facts=VideoFacts(length, tuple(size), fps, times and tuple(times))
-    )
+    facts = VideoFacts(length, tuple(size), fps, times and tuple(times))
+    video = Video(file, allow_truncated=data.allow_truncated, facts=facts, by_packets=by_packets)
     try:
         labels = _labels(file, video.length, faults, need_labels)
     except DataError as e:
@@ -379,7 +411,9 @@ def _labels(video: Path, length: int, faults: list[str], needed: bool) -> list[L
 def _read_speeds(path: Path) -> CsvTable:
     """Read one number per line, the car's own speed in m/s at each frame, as a table."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        lines = read_bounded(path, CSV_BYTES).decode("utf-8-sig").rstrip().splitlines()
+        if len(lines) > CSV_CELLS:
+            raise DataError(f"{path}: too large", expected=f"at most {CSV_CELLS:,} lines", got=f"{len(lines):,}")
     except UnicodeDecodeError as e:
         raise DataError(f"{path}: not text", expected="one number per line, in UTF-8", got=e) from None
     rows = (CsvRow(f"{path}, line {i}", {"ego_speed": line.strip()}) for i, line in enumerate(lines, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,13 @@ import numpy as np
 from joblib import Parallel, cpu_count, delayed
 
 from features._common.atomic import exclusive_write_lock, fsync_path
+from features._common.bounded_file import read_bounded
 from features._common.console import progress_bar
+from features._common.leftovers import writer_name
+from features._common.processes import become_worker
+from features._common.strict_json import parse_json
 from features.errors import DataError
+from features.limits import TEXT_BYTES
 from stage1_extract.sample.render import render_frames
 from stage1_extract.sample.scene import (
     LAST_FRAME,
@@ -93,6 +99,11 @@ def render_sample_set(
             f"{out}: the sample set cannot be written: {e.strerror or e}",
             hint="free some space (the set takes 0.3 GB), or choose another folder with --data.path",
         ) from e
+    except BrokenProcessPool:
+        raise DataError(
+            f"{out}: a process that renders clips was killed, most likely because memory ran out",
+            hint="close other programs, and run the same command again",
+        ) from None
 
 
 def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
@@ -100,7 +111,7 @@ def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        got: object = json.loads((out / MARKER_FILE).read_text(encoding="utf-8"))
+        got: object = parse_json(read_bounded(out / MARKER_FILE, TEXT_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         got = f"other files (no {MARKER_FILE})"
     except ValueError:
@@ -119,7 +130,7 @@ def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
 def _write_set(out: Path, settings: dict[str, Any], workers: int | None) -> None:
     for stale in out.parent.glob(f".{out.name}.*.partial"):  # from killed processes: the lock excludes running ones
         shutil.rmtree(stale, ignore_errors=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    temporary = out.with_name(f".{out.name}.{writer_name()}.partial")
     counts = (settings["train"], settings["validation"], settings["test"])
     clips = [(split, number) for split, count in enumerate(counts) for number in range(1, count + 1)]
     try:
@@ -129,7 +140,9 @@ def _write_set(out: Path, settings: dict[str, Any], workers: int | None) -> None
             (temporary / "calibration.txt").write_text(CALIBRATION, encoding="utf-8")
         for split in SPLIT_FOLDERS:
             (temporary / split / split).mkdir(parents=True)
-        parallel = Parallel(n_jobs=workers or cpu_count(), return_as="generator_unordered")
+        jobs = workers or cpu_count()
+        processes = {"backend": "loky", "initializer": become_worker, "initargs": (os.getpid(),)} if jobs > 1 else {}
+        parallel = Parallel(jobs, return_as="generator_unordered", **processes)
         tasks = (delayed(_write_clip)(temporary, settings["seed"], split, number, wide) for split, number in clips)
         with progress_bar(len(clips), "sample", "clips") as progress:
             for _ in parallel(tasks):

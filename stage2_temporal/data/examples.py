@@ -81,6 +81,16 @@ class StoreSource:
             self.close()
         return replaced
 
+    def reopened(self) -> StoreSource:
+        """The same source with a file of its own, for a forked process; frames in memory are shared."""
+        source = StoreSource(self.path, self.rows, self.memory_gb, self.frame_interval, self.normalise_flow)
+        source._frames = dict(self._frames)
+        return source
+
+    def release_frames(self) -> None:
+        """Forget the frames in memory; the next read fetches them again."""
+        self._frames = {}
+
     def windows(self, stream: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Read windows of a stream, rows (n, T) → (n, T, …) in the stored type; a StoreError if a frame is unreadable.
 
@@ -298,6 +308,12 @@ HeadInputs = StoreExamples | ArrayExamples  # what heads take as X
 def as_head_inputs(X: Any) -> HeadInputs:
     """Wrap X in `ArrayExamples` if it is an array."""
     return X if isinstance(X, HeadInputs) else ArrayExamples(np.asarray(X))
+
+
+def read_windows(X: StoreExamples, names: Sequence[str]) -> Any:
+    """Read the windows (n, T, …) of a stream, or those of several in a dictionary."""
+    windows = {name: X.stream(name) for name in names}
+    return windows if len(names) > 1 else windows[names[0]]
 
 
 def load_examples(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.types import Floats
+from features.backbone_names import is_imported, recipe_name
 from features.config import Config
 from features.errors import StoreError
 from features.recipe import json_digest
@@ -99,7 +100,10 @@ def check_recipe(config: Config, store: Store) -> None:
         "backbone": {"name": recipe.backbone, "preprocess": recipe.preprocess != "none", **cut},
         "extract": {"dtype": recipe.dtype},
     }
+    if is_imported(recipe.backbone):  # all else is the other tool's business
+        stored = {"backbone": {"name": recipe.backbone}}
     settings = config.model_dump()
+    settings["backbone"]["name"] = recipe_name(config.backbone.name)
     differences = [
         f"{section}.{key} {value!r} in the store, {settings[section][key]!r} in the config"
         for section, values in stored.items()
@@ -122,6 +126,8 @@ def store_origin(store: Store, task: Task, config: Config) -> dict[str, Any]:
     versions = {name: info.fingerprint for name, info in store.streams.items() if name in config.head.input_streams}
     if VEHICLE_COLUMNS.intersection(config.data.columns):
         versions["tracks"] = json_digest(sorted(store.track_keys))
+    recipe = store.recipe
+    decided = {"precision": recipe.precision, "quantised": recipe.quantised}
     return {
         "path": str(store.path),
         "fingerprint": store.fingerprint,
@@ -129,4 +135,5 @@ def store_origin(store: Store, task: Task, config: Config) -> dict[str, Any]:
         "sequences": len(store.sequences),
         "examples": task.digest,
         "streams": versions,
+        **(decided if recipe.quantised or config.extract.precision == "fastest" else {}),
     }

@@ -2,14 +2,14 @@
 
 The distance is Mahalanobis' in the covariance of probabilistic principal component analysis (M. Tipping, C. Bishop,
 1999): the leading components with their own variances, all other directions with one variance. A covariance of all
-directions could not be estimated from a few hundred examples. What counts as far is read from the validation examples,
-which the components do not know.
+directions could not be estimated from a few hundred examples. What counts as far is read from examples whose sequences
+were left out of a fit, fold by fold, since the components fit those that they know.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,9 @@ from features._common.types import Floats
 
 MAX_COMPONENTS = 40
 EXAMPLES_PER_COMPONENT = 4
-MIN_TRAINING, MIN_SEQUENCES = 16, 5  # examples to learn from, and validation sequences
-CONFIDENCE = 0.99  # of the limit: a window like the training's is within it with about this probability
+MIN_EXAMPLES, MIN_SEQUENCES = 16, 20  # to learn from; a limit from fewer sequences would be a guess
+COMPARED_FOLDS = 5  # of sequences, each of which is compared with the others
+CONFIDENCE = 0.995  # of the limit: a window like the training's is within it with about this probability
 MAJORITY = 0.5
 
 
@@ -43,27 +44,46 @@ class NoveltyModel:
         return np.asarray(np.sqrt((projected**2 / self.variances).sum(axis=1) + self.residual_precision * residual))
 
 
-def fit_novelty(training: Floats, validation: Floats, groups: NDArray[np.int64]) -> NoveltyModel | None:
-    """Fit training vectors (n, F), and the limit to validation vectors (m, F) of sequences `groups` (m,).
+def fit_novelty(vectors: Floats, groups: NDArray[np.int64]) -> NoveltyModel | None:
+    """Fit vectors (n, F) of training and validation sequences `groups` (n,), and the limit to those left out of a fit.
 
     Logarithms of distances are taken as normal: the limit is the one-sided prediction limit of another one for as many
     observations as there are sequences, each of the same weight. None if there are too few examples or sequences.
     """
     _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    count = min(MAX_COMPONENTS, len(training) // EXAMPLES_PER_COMPONENT, training.shape[1])
-    spread = training.var(axis=0).sum()
-    if len(training) < MIN_TRAINING or len(counts) < MIN_SEQUENCES or not (np.isfinite(spread) and spread > 0):
+    spread = vectors.var(axis=0).sum()
+    if len(vectors) < MIN_EXAMPLES or len(counts) < MIN_SEQUENCES or not (np.isfinite(spread) and spread > 0):
         return None
-    pca = PCA(count, random_state=0).fit(training.astype(np.float64))
-    variances = np.maximum(pca.explained_variance_, 1e-9 * spread)
-    precision = 0.0 if count == training.shape[1] else 1 / max(float(pca.noise_variance_), 1e-9 * spread)
-    model = NoveltyModel(pca.mean_, pca.components_, variances, precision, math.inf)
-    logs = np.log(np.maximum(model.distances(validation), 1e-12))
+    fold = np.random.default_rng(0).permutation(len(counts))[group] % COMPARED_FOLDS
+    smallest = len(vectors) - int(np.bincount(fold).max())
+    count = min(MAX_COMPONENTS, smallest // EXAMPLES_PER_COMPONENT, vectors.shape[1])
+    logs, rotated = np.empty(len(vectors)), _rotated(vectors)
+    for k in range(COMPARED_FOLDS):
+        model = _fit(rotated[fold != k], count)
+        logs[fold == k] = np.log(np.maximum(model.distances(rotated[fold == k]), 1e-12))
     weights = 1 / counts[group]
     mean = float(np.average(logs, weights=weights))
     deviation = math.sqrt(float(np.average((logs - mean) ** 2, weights=weights)))
     limit = mean + float(student.ppf(CONFIDENCE, len(counts) - 1)) * deviation * math.sqrt(1 + 1 / len(counts))
-    return NoveltyModel(pca.mean_, pca.components_, variances, precision, math.exp(limit))
+    # the first fold's model again: others would be nearer to one that was fitted to more examples
+    return replace(_fit(vectors[fold != 0], count), limit=math.exp(limit))
+
+
+def _fit(vectors: Floats, count: int) -> NoveltyModel:
+    """The distribution of vectors (n, F) with `count` components, without a limit."""
+    spread = vectors.var(axis=0).sum()
+    pca = PCA(count, random_state=0).fit(vectors.astype(np.float64))
+    variances = np.maximum(pca.explained_variance_, 1e-9 * spread)
+    precision = 0.0 if count == vectors.shape[1] else 1 / max(float(pca.noise_variance_), 1e-9 * spread)
+    return NoveltyModel(pca.mean_, pca.components_, variances, precision, math.inf)
+
+
+def _rotated(vectors: Floats) -> Floats:
+    """The same vectors (n, F), up to a rotation, in at most n dimensions, so that many components cost little."""
+    if vectors.shape[1] <= len(vectors):
+        return vectors
+    values, directions = np.linalg.eigh(vectors @ vectors.T)
+    return np.asarray(directions * np.sqrt(np.maximum(values, 0)))
 
 
 def flag_majority(unlike: NDArray[np.bool_]) -> NDArray[np.bool_]:

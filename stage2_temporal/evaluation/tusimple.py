@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from features._common.console import text_table
+from features._common.plain_text import one_line
+from features._common.strict_json import read_json_file
 from features._common.types import Floats
 from features.errors import DataError
+from features.limits import LARGEST_NUMBER
 
 DISTANCE_EDGES = (20.0, 45.0)  # metres between near, medium and far
 MAX_BOX_OFFSET = 10.0  # px, summed over the four sides, between a vehicle's annotated and predicted box
 
+BoundedNumber = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 # NaN is unknown; JSON has null instead
 Metric = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
@@ -30,10 +34,10 @@ Metric = Annotated[float, BeforeValidator(lambda value: math.nan if value is Non
 class BoxSides(BaseModel):
     """A vehicle's box in px."""
 
-    top: float
-    left: float
-    bottom: float
-    right: float
+    top: BoundedNumber
+    left: BoundedNumber
+    bottom: BoundedNumber
+    right: BoundedNumber
 
     def offset(self, other: BoxSides) -> float:
         """The sum of the four sides' absolute differences."""
@@ -44,14 +48,14 @@ class PredictedVehicle(BaseModel):
     """A vehicle as a file of predictions has it: velocity (x forward, y right) in m/s, position in m."""
 
     bbox: BoxSides
-    velocity: tuple[float, float]
-    position: tuple[float, float] | None = None
+    velocity: tuple[BoundedNumber, BoundedNumber]
+    position: tuple[BoundedNumber, BoundedNumber] | None = None
 
 
 class TrueVehicle(PredictedVehicle):
     """A vehicle as the ground truth has it."""
 
-    position: tuple[float, float]
+    position: tuple[BoundedNumber, BoundedNumber]
 
 
 VehicleType = TypeVar("VehicleType", bound=PredictedVehicle)
@@ -129,14 +133,13 @@ def tusimple_table(predictions: Path, truth: Path) -> str:
 def first_fault(error: ValidationError) -> str:
     """The first key of a JSON file that is wrong, and what is wrong with it."""
     fault = error.errors()[0]
-    return ": ".join([".".join(map(str, fault["loc"])), fault["msg"]]).removeprefix(": ")
+    return one_line(": ".join([".".join(map(str, fault["loc"]))[:200], fault["msg"]]).removeprefix(": "))
 
 
 def _read_clips(path: Path, vehicle: type[VehicleType]) -> list[list[VehicleType]]:
     try:
-        return TypeAdapter(list[list[vehicle]]).validate_json(path.read_bytes())  # type: ignore[valid-type]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file", hint="give the path of a submission.json or gt.json") from None
+        value = read_json_file(path, "give the path of a submission.json or gt.json")
+        return TypeAdapter(list[list[vehicle]]).validate_python(value)  # type: ignore[valid-type]
     except ValidationError as e:
         raise DataError(
             f"{path} is not in the benchmark's format: {first_fault(e)}",

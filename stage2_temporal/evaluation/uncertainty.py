@@ -19,9 +19,14 @@ from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
 from features._common.csv_table import format_number
+from features._common.plain_text import one_line
+from features._common.strict_json import read_json_file
 from features._common.types import Floats
+from features._common.zip_limits import check_archive
 from features.errors import ConfigError, DataError
+from features.sequences import FrameSequence
 from stage2_temporal.evaluation.intervals import ConformalScores, ErrorScale
+from stage2_temporal.evaluation.known_cameras import CAMERA_TOLERANCES, KnownCameras
 from stage2_temporal.evaluation.novelty import NoveltyModel, flag_majority
 
 INTERVALS_FILE, NOVELTY_FILE = "uncertainty.json", "novelty.npz"
@@ -104,6 +109,20 @@ class IntervalOptions:
 
 
 @dataclass(frozen=True)
+class WindowSources:
+    """Which sequences m windows are of."""
+
+    sequences: Sequence[FrameSequence]
+    of: NDArray[np.int64]  # (m,) index of each window's sequence
+    parts: NDArray[np.generic] | None = None  # (m,) what one camera filmed, such as a split; None: all of it
+
+
+def one_sequence(sequence: FrameSequence, windows: int) -> WindowSources:
+    """The footage of windows that are all of one sequence."""
+    return WindowSources([sequence], np.zeros(windows, np.int64))
+
+
+@dataclass(frozen=True)
 class Uncertainty:
     """What a run knows about its own errors and its training footage."""
 
@@ -111,51 +130,56 @@ class Uncertainty:
     level: float  # of intervals, unless another one is asked for
     scores: ConformalScores
     novelty: dict[str, NoveltyModel]  # of the head's `inputs` and of the frames' `profile`, as far as known
+    cameras: KnownCameras | None = None  # None for runs of older versions
 
     def predictions(
-        self,
-        outputs: Floats,
-        profiles: Floats | None = None,
-        options: IntervalOptions | None = None,
-        parts: NDArray[np.generic] | None = None,
+        self, outputs: Floats, profiles: Floats | None, sources: WindowSources, options: IntervalOptions | None = None
     ) -> UncertainPredictions:
         """Read the outputs (m, K + S + 1) of `heads.uncertainty.uncertain_model`.
 
         Args:
             profiles: (m, F) the windows' mean profiles, if known.
+            sources: which each window is of.
             options: another level, and a threshold.
-            parts: (m,) which footage each window is of; default: the same. Where most windows are flagged, all are.
         """
         count, threshold = len(self.columns), options.threshold if options else None
         level = options.level if options and options.level is not None else self.level
         values, inputs, distance = outputs[:, :count], outputs[:, count:-1], outputs[:, -1]
         half = self.scores.half_widths(inputs, level)
         half[~np.isfinite(half)] = math.nan
-        unlike = None
-        if self.novelty:
-            unlike = np.zeros(len(outputs), bool)
-            if INPUTS in self.novelty:
-                unlike |= ~(distance <= self.novelty[INPUTS].limit)
-            if PROFILE in self.novelty and profiles is not None:
-                unlike |= self.novelty[PROFILE].distances(profiles) > self.novelty[PROFILE].limit
-            for part in [None] if parts is None else np.unique(parts):
-                rows = slice(None) if parts is None else parts == part
-                unlike[rows] = flag_majority(unlike[rows])
+        unlike = self._unlike(distance, profiles, sources)
         above = None if threshold is None else self.scores.probability_above(values, inputs, threshold)
         return UncertainPredictions(values, values - half, values + half, level, unlike, above, threshold)
+
+    def _unlike(self, distance: Floats, profiles: Floats | None, sources: WindowSources) -> NDArray[np.bool_] | None:
+        """Which windows (m,) are unlike the training's: by themselves, by most of their footage, or by its camera."""
+        if not self.novelty and self.cameras is None:
+            return None
+        unlike = np.zeros(len(distance), bool)
+        if INPUTS in self.novelty:
+            unlike |= ~(distance <= self.novelty[INPUTS].limit)
+        if PROFILE in self.novelty and profiles is not None:
+            unlike |= self.novelty[PROFILE].distances(profiles) > self.novelty[PROFILE].limit
+        for part in [None] if sources.parts is None else np.unique(sources.parts):
+            rows = slice(None) if sources.parts is None else sources.parts == part
+            unlike[rows] = flag_majority(unlike[rows])
+        if self.cameras is not None:
+            other = np.array([self.cameras.excludes(sequence) for sequence in sources.sequences], bool)
+            unlike |= other[sources.of]
+        return unlike
 
 
 def read_outputs(
     uncertainty: Uncertainty | None,
     outputs: NDArray[Any],
     profiles: Floats | None,
+    sources: WindowSources,
     options: IntervalOptions,
-    parts: NDArray[np.generic] | None = None,
 ) -> UncertainPredictions:
     """Like `Uncertainty.predictions`, also for runs without uncertainty, whose outputs are values alone."""
     values = np.asarray(outputs, np.float64)
     if uncertainty is not None:
-        return uncertainty.predictions(values, profiles, options, parts)
+        return uncertainty.predictions(values, profiles, sources, options)
     unknown = np.full(values.shape, math.nan)
     return UncertainPredictions(values, unknown, unknown, math.nan)
 
@@ -177,9 +201,10 @@ def write_uncertainty(run: Path, uncertainty: Uncertainty) -> None:
         "level": uncertainty.level,
         "columns": uncertainty.columns,
         "scale": conformal.scale.coefficients.tolist(),
-        "largest": [size if math.isfinite(size) else None for size in conformal.scale.largest.tolist()],
+        "largest": _json(conformal.scale.largest),
         "weights": conformal.weights.tolist(),
         "scores": conformal.scores.tolist(),
+        "cameras": None if uncertainty.cameras is None else {k: _json(v) for k, v in vars(uncertainty.cameras).items()},
     }
     arrays: dict[str, Any] = {
         f"{name}_{key}": np.asarray(value, np.float32)
@@ -192,12 +217,18 @@ def write_uncertainty(run: Path, uncertainty: Uncertainty) -> None:
         temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
+def _json(values: Floats) -> list[float | None]:
+    """Numbers for JSON, which has no NaN."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
 def read_uncertainty(run: Path) -> Uncertainty | None:
     """Read a run's uncertainty; None if it is of an older version, DataError if a file is damaged."""
     if not (run / INTERVALS_FILE).is_file():
         return None
+    hint = f"framebank evaluate --run {run}"
     try:
-        content = json.loads((run / INTERVALS_FILE).read_text(encoding="utf-8"))
+        content = read_json_file(run / INTERVALS_FILE, hint)
         columns = tuple(content["columns"])
         scale = np.array(content["scale"], np.float64).reshape(len(columns), -1)
         sizes = content.get("largest", [None] * len(columns))  # which runs of older versions lack
@@ -207,6 +238,7 @@ def read_uncertainty(run: Path) -> Uncertainty | None:
             np.array(content["scores"], np.float64).reshape(-1, len(columns)),
             np.array(content["weights"], np.float64),
         )
+        check_archive(run / NOVELTY_FILE)
         with np.load(run / NOVELTY_FILE, allow_pickle=False) as arrays:
             novelty = {
                 name: NoveltyModel(
@@ -216,7 +248,30 @@ def read_uncertainty(run: Path) -> Uncertainty | None:
                 for name in (INPUTS, PROFILE)
                 if f"{name}_mean" in arrays
             }
-        return Uncertainty(columns, float(content["level"]), conformal, novelty)
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        hint = f"framebank evaluate --run {run}"
-        raise DataError(f"{run / INTERVALS_FILE}: cannot be read", got=e, hint=hint) from None
+        limits = content.get("cameras")
+        cameras = limits and KnownCameras(*(np.array(limits[key], np.float64) for key in ("low", "high")))
+        result = Uncertainty(columns, float(content["level"]), conformal, novelty, cameras)
+        _check(result)
+        return result
+    except DataError:
+        raise
+    except Exception as e:  # NumPy and zipfile raise a dozen types of exceptions on damaged files
+        got = one_line(f"{type(e).__name__}: {e}")[:200]
+        raise DataError(f"{run / INTERVALS_FILE} or {NOVELTY_FILE}: cannot be read", got=got, hint=hint) from None
+
+
+def _check(uncertainty: Uncertainty) -> None:
+    """Raise a ValueError unless all numbers are in range and all arrays have the shapes that belong together."""
+    conformal, count = uncertainty.scores, len(uncertainty.columns)
+    if not (0 < uncertainty.level < 1 and all(isinstance(c, str) for c in uncertainty.columns)):
+        raise ValueError("level or columns out of range")
+    shapes = conformal.scale.largest.shape == (count,) and conformal.weights.shape == conformal.scores.shape[:1]
+    if not (count and shapes and (conformal.weights >= 0).all() and np.isfinite(conformal.scale.coefficients).all()):
+        raise ValueError("scores or their scale out of shape or range")
+    cameras = uncertainty.cameras
+    if cameras is not None and not cameras.low.shape == cameras.high.shape == (len(CAMERA_TOLERANCES),):
+        raise ValueError("cameras out of shape")
+    for name, model in uncertainty.novelty.items():
+        rows, columns = model.components.shape
+        if model.mean.shape != (columns,) or model.variances.shape != (rows,) or not (model.variances > 0).all():
+            raise ValueError(f"{name} out of shape or range")

@@ -17,10 +17,14 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from features._common.atomic import atomic_write
+from features._common.atomic import atomic_write, exclusive_write_lock
+from features._common.bounded_file import read_bounded
 from features._common.console import logger, text_table
+from features._common.folders import updated_folder
+from features._common.plain_text import one_line
 from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError, StoreError
+from features.limits import JSON_BYTES
 from features.recipe import json_digest
 from features.store import Store
 from stage2_temporal.data.task import Task, read_task
@@ -97,6 +101,12 @@ def finetune(run: Path, store: Store, config: Config) -> FinetuneResult:
     if earlier is not None and earlier.key == key:
         logger.info(f"{run}: already fine-tuned with these settings")
         return earlier
+    with exclusive_write_lock(run / "finetune"):
+        return _finetune(run, store, config, task, metrics, key)
+
+
+def _finetune(run: Path, store: Store, config: Config, task: Task, metrics: Metrics, key: str) -> FinetuneResult:
+    """Fine-tune a run, and write the result; `key` is the digest of what determines it."""
     read = window_reader(store, task.examples, task.examples.known.nonzero()[0], config)
     fused, check = fuse_run(run, store, config)
     job = FinetuneJob(run, store.recipe.dtype, task, config, fused, read, key)
@@ -123,14 +133,16 @@ def finetune(run: Path, store: Store, config: Config) -> FinetuneResult:
         counted=counted,
         splits={split: _compare(split, job, task, metrics) for split in splits},
     )
-    (run / RESULT_FILE).unlink(missing_ok=True)  # it exists only beside the other files
-    save_model(run / MODEL_FILE, fused)
-    with atomic_write(run / HISTORY_FILE) as temporary:
-        write_history(temporary, state.history)
-    with atomic_write(run / RESULT_FILE) as temporary:
-        temporary.write_text(result.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
-    write_report(run, store)
-    shutil.rmtree(run / STATE_FOLDER, ignore_errors=True)
+    if _result_key(run, store, task, config) != key:
+        raise DataError(f"{run}: another run has taken its place in the meantime", hint="the same command again")
+    with updated_folder(run) as folder:  # all in one step, lest an earlier result be lost
+        save_model(folder / MODEL_FILE, fused)
+        with atomic_write(folder / HISTORY_FILE) as temporary:
+            write_history(temporary, state.history)
+        with atomic_write(folder / RESULT_FILE) as temporary:
+            temporary.write_text(result.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
+        write_report(folder, store)
+        shutil.rmtree(folder / STATE_FOLDER)
     return result
 
 
@@ -177,9 +189,9 @@ def _read_result(run: Path) -> FinetuneResult | None:
         return None
     path = run / RESULT_FILE
     try:
-        return FinetuneResult.model_validate_json(path.read_text(encoding="utf-8"))
+        return FinetuneResult.model_validate_json(read_bounded(path, JSON_BYTES))
     except ValidationError as e:
-        raise DataError(f"{path}: damaged", got=e.errors()[0]["msg"], hint=f"rm {path}") from None
+        raise DataError(f"{path}: damaged", got=one_line(e.errors()[0]["msg"]), hint=f"rm {path}") from None
 
 
 def _verdict(state: FinetuneState, epochs: int) -> tuple[bool | None, str]:

@@ -14,13 +14,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.folders import updated_folder
+from features._common.leftovers import unfinished_folder
 from features.config import Config
 from features.errors import ConfigError, FramebankError
 from features.store import Store
@@ -70,11 +71,11 @@ def export_model(model: keras.Model, folder: Path, name: str, inputs: NamedInput
     missing = [package for package in export_format.packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ConfigError(f"{name} needs {', '.join(missing)}", hint=f"pip install {' '.join(missing)}")
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"model{export_format.ending}"
     expected = model.predict(model_inputs(dict(inputs)), verbose=0)  # Keras exports only models that have been called
-    with TemporaryDirectory(prefix=".", dir=folder) as temporary:
-        unfinished = Path(temporary, path.name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with updated_folder(folder) as updated, unfinished_folder(updated) as temporary:
+        unfinished = temporary / path.name
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # from Keras' own converter (3.15)
             model.export(str(unfinished), format=export_format.keras_name, verbose=False)
@@ -87,10 +88,10 @@ def export_model(model: keras.Model, folder: Path, name: str, inputs: NamedInput
                 got=f"{difference:.2g}",
                 hint="another --format, and please report this",
             )
-        if path.is_dir():
-            shutil.rmtree(path)
-        for file in Path(temporary).iterdir():  # OpenVINO keeps its weights in a second one
-            file.replace(folder / file.name)
+        if (updated / path.name).is_dir():
+            shutil.rmtree(updated / path.name)
+        for file in temporary.iterdir():  # OpenVINO keeps its weights in a second one
+            file.replace(updated / file.name)
     return path, difference
 
 

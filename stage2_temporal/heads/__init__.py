@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from features import plugins
+from features.backbone_names import is_imported, is_onnx
 from features.config import Config
 from features.errors import ConfigError
 from features.head_config import unknown_head
@@ -75,7 +76,12 @@ def check_streams(run: Path, config: Config) -> None:
 def check_uses_maps(run: Path, config: Config, *, alone: bool = False) -> None:
     """Raise a ConfigError if a head does not read the trunk's maps or, with `alone`, also reads something else."""
     check_streams(run, config)
-    name = config.head.name
+    name, backbone = config.head.name, config.backbone.name
+    if config.map_streams and (is_onnx(backbone) or is_imported(backbone)):
+        kind = "is an ONNX file, which is run but has no layers of Keras" if is_onnx(backbone) else "was run elsewhere"
+        doing = "fine-tune" if alone else "fuse the head with"
+        hint = "use evaluate" if is_imported(backbone) else "use predict, which runs the file"
+        raise ConfigError(f"{run}: its backbone {backbone} {kind}: there is nothing to {doing}", hint=hint)
     names = {MOTION: "optical flow", GROUND_FLOW: "the road's speed curve"}
     others = [names[stream] for stream in config.head.input_streams if stream not in config.map_streams]
     others += ["a vehicle's track"] if uses_track(run, config) else []

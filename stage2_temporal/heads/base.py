@@ -49,7 +49,7 @@ from stage2_temporal.training.keras_models import (
     rebuild_top,
     submodel_from,
 )
-from stage2_temporal.training.loop import predict_batches
+from stage2_temporal.training.loop import Callbacks, predict_batches
 from stage2_temporal.training.scaling import Scale, target_scale
 
 ValidationSet = tuple[HeadInputs, Floats]
@@ -72,7 +72,8 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         standardises_vectors: whether vectors are standardised over the training examples.
         allows_nan: whether plain arrays may contain NaN.
         needs_timestamps: whether the result depends on the time between frames.
-        fits_quickly: whether it may be fitted several times more to learn its intervals (`heads.cross_fitting`).
+        refit_examples: the most examples to which it is fitted several times more, unasked, to learn its intervals
+            (`heads.cross_fitting`); with more, that takes minutes.
         settings_ (HeadConfig): the validated [head] settings, an instance of `settings`; set by `fit` and `restore`.
         train_ (TrainConfig): the validated [train] settings; set by `fit` and `restore`.
         model_ (keras.Model): from the streams (one input `features`, or several by stream) to (batch, K) in the
@@ -87,7 +88,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     standardises_vectors: ClassVar[bool] = True
     allows_nan: ClassVar[bool] = False
     needs_timestamps: ClassVar[bool] = False
-    fits_quickly: ClassVar[bool] = False
+    refit_examples: ClassVar[int] = 0
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -99,14 +100,14 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         names = inspect.signature(cls).parameters
         return cls(**{n: v for section in (config.head, config.train) for n, v in section if n in names})
 
-    def fit(self, X: Any, y: Any, validation: tuple[Any, Any] | None = None, *, logs: Path | None = None) -> Self:
+    def fit(self, X: Any, y: Any, validation: tuple[Any, Any] | None = None, *, callbacks: Callbacks = ()) -> Self:
         """Train the head.
 
         Args:
             X: `StoreExamples`, or an array (n, F), (n, T, F) or (n, T, h, w, c).
             y: (n, K) or (n,) targets without NaN.
             validation: X and y that choose the epoch; else the last part of X if `validation_split`, or no choice.
-            logs: folder for TensorBoard logs.
+            callbacks: Keras callbacks, for heads that gradient descent trains.
 
         Raises:
             ConfigError: a setting is out of range or does not fit X.
@@ -137,7 +138,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self._top = examples.top() if APPEARANCE in self.settings_.input_streams else None
         self._target = target_scale(targets) if self.train_.standardise else None
         self._scale: Scale | None = None
-        self._train_model(examples, targets, validation_set, logs)
+        self._train_model(examples, targets, validation_set, callbacks)
         return self
 
     def predict(self, X: Any) -> Floats:
@@ -216,7 +217,7 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     @abstractmethod
     def _train_model(
-        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
+        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, callbacks: Callbacks
     ) -> None:
         """Set `model_` and `outcome_`."""
 

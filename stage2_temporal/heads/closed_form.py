@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,7 +15,7 @@ from features._common.types import Floats, Tensor
 from stage2_temporal.data.examples import HeadInputs
 from stage2_temporal.evaluation.history import Epoch
 from stage2_temporal.heads.base import Graph, Head, ValidationSet
-from stage2_temporal.training.loop import TrainingResult
+from stage2_temporal.training.loop import Callbacks, TrainingResult
 from stage2_temporal.training.scaling import Scale, vector_scale
 
 Vectors = NDArray[np.float32]
@@ -25,14 +24,14 @@ Vectors = NDArray[np.float32]
 class ClosedFormHead(Head):
     """A head that ends in a regressor of scikit-learn; its vectors are (batch, F)."""
 
-    fits_quickly = True
+    refit_examples = 20_000
 
     @abstractmethod
     def solve(self, vectors: Vectors, targets: Floats) -> Any:
         """Fit the regressor to vectors (n, F) and targets (n, K), and return what `output` reads as `solution_`."""
 
     def _train_model(
-        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
+        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, callbacks: Callbacks
     ) -> None:
         started = time.monotonic()
         graph = self._build_graph()

@@ -12,7 +12,6 @@ the head predicts the constant. Without validation examples, each member leaves 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
@@ -33,7 +32,7 @@ from stage2_temporal.heads.frame_pairs import FramePairsHead, fitting_lags
 from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.heads.held_out import Folds, cross_validated_ridge, stack
 from stage2_temporal.training.keras_models import NamedTensors, apply_operations, submodel_from
-from stage2_temporal.training.loop import TrainingResult, fit_model, fix_seeds, predict_batches
+from stage2_temporal.training.loop import Callbacks, TrainingResult, fit_model, fix_seeds, predict_batches
 from stage2_temporal.training.scaling import vector_scale
 
 SCALED_AT_ONCE = 1024  # examples
@@ -122,7 +121,7 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
         return int(rows * columns)
 
     def _train_model(
-        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
+        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, callbacks: Callbacks
     ) -> None:
         fix_seeds(self.train_.seed)
         graph, members = self._build_graph(), self.settings_.members
@@ -144,7 +143,8 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
         self._scale = vector_scale(read(rows[part]) for part in gen_batches(len(rows), SCALED_AT_ONCE))
         scaled_means = standardise_vectors(means, self._scale).astype(np.float64)
         scaled_targets = standardise_targets(targets, self._target)
-        *self._ridge, ridge_left_out = cross_validated_ridge(scaled_means, scaled_targets, ridge_folds)
+        weights, bias, ridge_left_out = cross_validated_ridge(scaled_means, scaled_targets, ridge_folds)
+        self._ridge = weights, bias
         model = self._build_model(graph)
 
         learning, held_out = _MemberExamples(read, targets, np.ones((members, len(rows)))), None
@@ -155,7 +155,7 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
         elif members > 1 and member_folds.fitted.any(axis=1).all():
             learning = _MemberExamples(read, targets, member_folds.fitted)
             held_out = _MemberExamples(read, targets, member_folds.left_out)
-        self.outcome_ = self._fit_members(graph, model, learning, held_out, logs)
+        self.outcome_ = self._fit_members(graph, model, learning, held_out, callbacks)
         if held_out is not None:
             constant = np.zeros(targets.shape[1]) if self._target else targets.mean(axis=0)
             each = self._predict_members(graph, model, held_out) - constant
@@ -172,7 +172,7 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
         model: keras.Model,
         learning: _MemberExamples,
         held_out: _MemberExamples | None,
-        logs: Path | None,
+        callbacks: Callbacks,
     ) -> TrainingResult:
         """Train each member on its own error, over the examples that count for it."""
         members, count = self.settings_.members, learning.targets.shape[1]
@@ -196,7 +196,7 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
             None if held_out is None else batches(held_out),
             self.train_,
             deviation=np.tile(self._target.deviation, members) if self._target else None,
-            logs=logs,
+            callbacks=callbacks,
         )
 
     def _predict_members(self, graph: Graph, model: keras.Model, examples: _MemberExamples) -> Floats:

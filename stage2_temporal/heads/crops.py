@@ -39,6 +39,7 @@ class CropLSTM(Fusion):
 
     settings = CropLSTMConfig
     recurrent = keras.layers.LSTM
+    refit_examples = 0  # its correlations take longer
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         if not isinstance(examples, StoreExamples):

@@ -29,7 +29,6 @@ from stage2_temporal.heads.base import Head
 FOLDS = 5  # a fold's head is fitted to 80 % of the sequences, about as many as the run's own
 ENOUGH_SEQUENCES = 200  # validation sequences, whose errors alone tell as much
 FEW_VALIDATION_SEQUENCES = 40  # with fewer, coverage varies by 5 % and more
-MAX_REFIT_EXAMPLES = 20_000  # with more, fitting a head again takes minutes, whichever it is
 
 
 def interval_folds(head: Head, task: Task, settings: TrainConfig) -> int:
@@ -40,7 +39,7 @@ def interval_folds(head: Head, task: Task, settings: TrainConfig) -> int:
         return min(settings.interval_folds, pool) if settings.interval_folds > 1 else 0
     if pool < sequences_needed(settings.interval_level) or validation >= ENOUGH_SEQUENCES:
         return 0
-    if head.fits_quickly and len(pooled_rows(task)) <= MAX_REFIT_EXAMPLES:
+    if len(pooled_rows(task)) <= head.refit_examples:
         return FOLDS
     if sequences_needed(settings.interval_level) <= validation < FEW_VALIDATION_SEQUENCES:
         logger.info(

@@ -26,7 +26,7 @@ from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.heads.pooled import repeat_first
 from stage2_temporal.heads.vehicle import VehicleHead, about_vehicles
 from stage2_temporal.training.keras_models import NamedTensors, concatenate, submodel_from
-from stage2_temporal.training.loop import fit_model, fix_seeds
+from stage2_temporal.training.loop import Callbacks, fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, vector_scale
 from stage2_temporal.vehicle.camera_geometry import CAMERA_GEOMETRY_FILE
 
@@ -39,6 +39,7 @@ class Fusion(VehicleHead, GradientHead):
 
     settings: ClassVar[type[HeadConfig]] = FusionConfig
     recurrent: ClassVar[type[keras.layers.Layer]] = keras.layers.GRU
+    refit_examples = 1000
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         self.camera_geometry_ = None
@@ -85,7 +86,7 @@ class Fusion(VehicleHead, GradientHead):
         return keras.ops.mean(vectors, axis=1)
 
     def _train_model(
-        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
+        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, callbacks: Callbacks
     ) -> None:
         fix_seeds(self.train_.seed)
         graph = self._build_graph()
@@ -104,7 +105,7 @@ class Fusion(VehicleHead, GradientHead):
             None if validation is None else batches(self._all_vectors(graph, validation[0]), validation[1]),
             self.train_,
             deviation=self._target.deviation if self._target else None,
-            logs=logs,
+            callbacks=callbacks,
         )
         self.model_ = model
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import keras
 import numpy as np
 
@@ -11,7 +9,7 @@ from features._common.types import Floats, Tensor
 from stage2_temporal.data.examples import HeadInputs
 from stage2_temporal.heads.base import Graph, Head, ValidationSet
 from stage2_temporal.heads.closed_form import Vectors
-from stage2_temporal.training.loop import fit_model, fix_seeds
+from stage2_temporal.training.loop import Callbacks, fit_model, fix_seeds
 from stage2_temporal.training.scaling import vector_scale
 
 # fields of [train] that `fit_model` reads
@@ -42,7 +40,7 @@ class GradientHead(Head):
         return np.concatenate([*self._compute_vectors(graph, examples, stored=self.has_stored_features(examples))])
 
     def _train_model(
-        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
+        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, callbacks: Callbacks
     ) -> None:
         fix_seeds(self.train_.seed)
         graph = self._build_graph()
@@ -56,7 +54,7 @@ class GradientHead(Head):
             self._batches(*validation, stored=stored) if validation is not None else None,
             self.train_,
             deviation=self._target.deviation if self._target else None,
-            logs=logs,
+            callbacks=callbacks,
         )
         # without the optimiser and our loss, so that it loads and pickles anywhere
         self.model_ = keras.Model(model.input, model.output, name=model.name)

@@ -15,10 +15,11 @@ from stage2_temporal.data.examples import StoreExamples
 from stage2_temporal.data.row_profile import row_profile, window_profiles
 from stage2_temporal.data.task import Task
 from stage2_temporal.evaluation.intervals import calibrate
+from stage2_temporal.evaluation.known_cameras import known_cameras
 from stage2_temporal.evaluation.novelty import NoveltyModel, fit_novelty
-from stage2_temporal.evaluation.uncertainty import INPUTS, PROFILE, UncertainPredictions, Uncertainty
+from stage2_temporal.evaluation.uncertainty import INPUTS, PROFILE, UncertainPredictions, Uncertainty, WindowSources
 from stage2_temporal.heads.base import Head
-from stage2_temporal.heads.cross_fitting import interval_folds, predict_left_out
+from stage2_temporal.heads.cross_fitting import interval_folds, pooled_rows, predict_left_out
 from stage2_temporal.training.keras_models import apply_operations
 
 MAX_EXAMPLES = 1000  # training or validation examples that are compared
@@ -46,12 +47,11 @@ def learn_uncertainty(
     """Learn a fitted head's uncertainty, and predict all examples of a task.
 
     Intervals come from errors on sequences that were left out of a fit: all training and validation sequences, fold by
-    fold, where `interval_folds` says so, else the validation sequences. Limits of novelty come from the latter.
+    fold, where `interval_folds` says so, else the validation sequences.
     """
-    novelty = {}
-    if len(task.known("validation")):
-        fitted = {INPUTS: _fit_inputs(head, X, task), PROFILE: _fit_profile(X, task)}
-        novelty = {name: model for name, model in fitted.items() if model is not None}
+    rows = pooled_rows(task)
+    fitted = {INPUTS: _fit_inputs(head, X, rows), PROFILE: _fit_profile(X, rows)}
+    novelty = {name: model for name, model in fitted.items() if model is not None}
     outputs = predict_outputs(head, uncertain_model(head, head.model_, novelty.get(INPUTS)), X)
     targets, train, validation = task.examples.targets, task.known("train"), task.known("validation")
     folds = interval_folds(head, task, settings)
@@ -61,9 +61,11 @@ def learn_uncertainty(
     constant_error = np.abs(targets[train] - task.constant).mean(axis=0)
     largest = np.where(constant_error > 0, constant_error, np.inf)  # 0 where all targets are equal
     calibration = calibrate(predicted - targets[rows], inputs, X.groups[rows], largest)
-    uncertainty = Uncertainty(task.examples.columns, settings.interval_level, calibration, novelty)
+    sequences = X.source.store.sequences
+    cameras = known_cameras(sequences[i] for i in np.unique(X.groups[pooled_rows(task)]).tolist())
+    uncertainty = Uncertainty(task.examples.columns, settings.interval_level, calibration, novelty, cameras)
     profiles = example_profiles(X) if PROFILE in novelty else None
-    return uncertainty, uncertainty.predictions(outputs, profiles, parts=task.splits)
+    return uncertainty, uncertainty.predictions(outputs, profiles, WindowSources(sequences, X.groups, task.splits))
 
 
 def _predictions_and_inputs(head: Head, X: StoreExamples) -> Floats:
@@ -89,21 +91,19 @@ def example_profiles(X: StoreExamples) -> Floats:
     return window_profiles(profiles, inverse.reshape(ends.shape))
 
 
-def _fit_inputs(head: Head, X: StoreExamples, task: Task) -> NoveltyModel | None:
+def _fit_inputs(head: Head, X: StoreExamples, rows: NDArray[np.int64]) -> NoveltyModel | None:
     """The distribution of what the head computes its output from; None if its model cannot tell."""
     scene = head.scene(head.model_)
     if scene is None:
         return None
-    size, model = int(scene.shape[-1]), keras.Model(head.model_.input, scene)
-    train, validation = (_spread(task.known(split), size) for split in ("train", "validation"))
-    vectors = [predict_outputs(head, model, X[rows]) for rows in (train, validation)]
-    return fit_novelty(vectors[0], vectors[1], X.groups[validation])
+    some = X[_spread(rows, int(scene.shape[-1]))]
+    return fit_novelty(predict_outputs(head, keras.Model(head.model_.input, scene), some), some.groups)
 
 
-def _fit_profile(X: StoreExamples, task: Task) -> NoveltyModel | None:
+def _fit_profile(X: StoreExamples, rows: NDArray[np.int64]) -> NoveltyModel | None:
     """The distribution of the frames' profiles."""
-    train, validation = (_spread(task.known(split)) for split in ("train", "validation"))
-    return fit_novelty(example_profiles(X[train]), example_profiles(X[validation]), X.groups[validation])
+    some = X[_spread(rows)]
+    return fit_novelty(example_profiles(some), some.groups)
 
 
 def _spread(rows: NDArray[np.int64], size: int = 1) -> NDArray[np.int64]:

@@ -30,7 +30,7 @@ from stage2_temporal.heads.base import Head, ValidationSet
 from stage2_temporal.heads.closed_form import ClosedFormHead, Vectors, linear_layer
 from stage2_temporal.heads.gradient import GradientHead
 from stage2_temporal.training.keras_models import NamedTensors, apply_operations, concatenate, model_inputs
-from stage2_temporal.training.loop import fit_model, fix_seeds
+from stage2_temporal.training.loop import Callbacks, fit_model, fix_seeds
 from stage2_temporal.training.scaling import Scale, target_scale, vector_scale
 from stage2_temporal.vehicle import camera_geometry
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, WindowTracks, box_noise, view_of
@@ -163,7 +163,7 @@ class BoxMLP(VehicleHead, GradientHead):
 
     settings = BoxMLPConfig
     standardises_vectors = False
-    fits_quickly = True
+    refit_examples = 20_000
 
     def prepare(self, examples: HeadInputs, targets: Floats) -> None:
         super().prepare(examples, targets)
@@ -212,7 +212,7 @@ class BoxMLP(VehicleHead, GradientHead):
         return keras.layers.EinsumDense("bnf,nfu->bnu", shape, bias_axes="nu", name=name, **arguments)
 
     def _train_model(
-        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, logs: Path | None
+        self, examples: HeadInputs, targets: Floats, validation: ValidationSet | None, callbacks: Callbacks
     ) -> None:
         """Train each member on its own error: trained on the error of their mean, they would depend on one another."""
         fix_seeds(self.train_.seed)
@@ -229,7 +229,7 @@ class BoxMLP(VehicleHead, GradientHead):
             None if validation is None else batches(*validation),
             self.train_,
             deviation=np.tile(self._target.deviation, MEMBERS) if self._target else None,
-            logs=logs,
+            callbacks=callbacks,
         )
         self.model_ = keras.Model(model_inputs(graph.inputs), keras.ops.mean(outputs, axis=1), name=STAGE_TWO)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from features._common.plain_text import one_line
+from features.errors import DataError
 from features.store import Store
 from stage2_temporal.runs.results import PredictedExample
 
@@ -43,8 +45,10 @@ def pick_clips(examples: Iterable[PredictedExample], count: int, *, worst: bool)
     picked: list[PredictedExample] = []
     used_frames: set[tuple[str, int]] = set()
     for example in sorted(examples, key=lambda e: e.error, reverse=worst):
+        if len(picked) == count:
+            break
         frames = {(example.sequence, frame) for frame in example.frames}
-        if len(picked) < count and not frames & used_frames:
+        if not frames & used_frames:
             picked.append(example)
             used_frames |= frames
     return picked
@@ -57,9 +61,19 @@ def spread_evenly(length: int, count: int) -> list[int]:
 
 
 def report_clip(example: PredictedExample, store: Store) -> ReportClip:
-    """Look up an example's frames and boxes in the store; StoreError if it lacks the sequence."""
+    """Look up an example's frames and boxes in the store.
+
+    Raises:
+        StoreError: the store lacks the sequence.
+        DataError: the sequence has no such label or frames.
+    """
     index = store.index(example.sequence)
     first, sequence = int(store.first[index]), store.sequences[index]
+    if example.label >= len(sequence.labels) or example.frames[-1] >= sequence.length:
+        name, last = one_line(example.sequence), example.frames[-1]
+        what = f"predictions.csv: {name} has no label {example.label} or frame {last}"
+        got = f"{len(sequence.labels)} labels, {sequence.length} frames"
+        raise DataError(what, got=got, hint="train again with framebank train")
     left, top, right, bottom = sequence.visible_region
     return ReportClip(
         example=example,

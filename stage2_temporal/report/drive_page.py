@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
@@ -21,7 +20,7 @@ from features._common.types import Floats
 from features.streams import UNITS
 from stage2_temporal.evaluation.uncertainty import UncertainPredictions
 from stage2_temporal.report.clips import spread_evenly
-from stage2_temporal.report.page import TEMPLATES, environment, number
+from stage2_temporal.report.page import environment, number, read_script
 from stage2_temporal.report.plots import MAX_POINTS, Plot, Series, padded_range, with_unit
 
 MAX_PICTURES = 240  # frames that the page embeds
@@ -85,7 +84,7 @@ def drive_html(drive: Drive, pictures: dict[int, bytes]) -> str:
                 "moments": moments,
                 "pictures": {i: uris[f].partition(",")[2] for i, f in enumerate(shown) if f in uris and i not in strip},
             },
-            script=Markup((TEMPLATES / "drive.js").read_text(encoding="utf-8")),  # noqa: S704  # our own file
+            script=read_script("drive.js"),
         )
     )
 

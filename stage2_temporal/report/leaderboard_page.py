@@ -10,7 +10,8 @@ from urllib.parse import quote
 from features._common.atomic import atomic_write
 from features._common.console import text_table
 from features._common.csv_table import write_csv_table
-from stage2_temporal.report.page import duration, environment, number
+from stage2_temporal.report.page import duration, environment, number, read_script
+from stage2_temporal.report.search_plots import SearchedSetting
 from stage2_temporal.runs.folder import REPORT
 from stage2_temporal.runs.leaderboard import METRICS_WITH_UNIT, Board, LeaderboardRow, format_setting
 
@@ -33,21 +34,24 @@ def leaderboard_text(boards: Iterable[Board], root: Path) -> str:
     return "\n\n".join(tables)
 
 
-def write_leaderboard(boards: Sequence[Board], root: Path) -> Path:
-    """Write `leaderboard.csv` and `leaderboard.html` into the folder of the runs; return the page's path."""
+def write_leaderboard(boards: Sequence[Board], root: Path, settings: Sequence[SearchedSetting] = ()) -> Path:
+    """Write `leaderboard.csv` and `leaderboard.html` into the folder of the runs; return the page's path.
+
+    The page also shows the settings that a search varied.
+    """
     metrics = [name for metric in METRIC_TITLES for name in (metric, f"{metric}_deviation")]
     lead = ["rank", "head", "settings", "target", "split", "folds", "examples", "runs"]
-    columns = [*lead, *metrics, "parameters", "seconds", "run", "report"]
+    columns = [*lead, *metrics, "parameters", "seconds", "pruned_epoch", "run", "report"]
     rows = [_csv_row(board, row, root) for board in boards for row in board.rows]
     with atomic_write(root / "leaderboard.csv") as temporary:
         write_csv_table(temporary, columns, rows)
     path = root / "leaderboard.html"
     with atomic_write(path) as temporary:
-        temporary.write_text(leaderboard_html(boards, root), encoding="utf-8")
+        temporary.write_text(leaderboard_html(boards, root, settings), encoding="utf-8")
     return path
 
 
-def leaderboard_html(boards: Sequence[Board], root: Path) -> str:
+def leaderboard_html(boards: Sequence[Board], root: Path, settings: Sequence[SearchedSetting] = ()) -> str:
     """The page: complete without JavaScript, sortable with it; it loads nothing."""
     pages = []
     for board in boards:
@@ -56,7 +60,8 @@ def leaderboard_html(boards: Sequence[Board], root: Path) -> str:
             folder, report = _link(row, root)
             rows.append((row, [*_cells(board, row), TableCell(folder, folder, link=report, kind="name run")]))
         pages.append({"board": board, "titles": [*_titles(board), "report"], "rows": rows})
-    return environment().get_template("leaderboard.html.jinja").render(boards=pages)
+    template, script = environment().get_template("leaderboard.html.jinja"), read_script("leaderboard.js")
+    return template.render(boards=pages, script=script, searched=settings)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def _titles(board: Board) -> list[str]:
 def _cells(board: Board, row: LeaderboardRow) -> list[TableCell]:
     settings = _settings(row)
     return [
-        TableCell(str(row.rank or "–"), row.rank),
+        TableCell("pruned" if row.pruned else str(row.rank or "–"), row.rank),
         TableCell(row.head, row.head, kind="name"),
         TableCell(settings, settings or None, kind="name settings"),
         TableCell(str(len(row.runs) or ""), len(row.runs) or None),
@@ -99,7 +104,8 @@ def _shown_metrics(board: Board) -> list[str]:
 
 
 def _settings(row: LeaderboardRow) -> str:
-    return ", ".join(f"{name} {format_setting(value)}" for name, value in row.settings.items())
+    settings = [f"{name} {format_setting(value)}" for name, value in row.settings.items()]
+    return ", ".join([*settings, *([f"stopped after epoch {row.pruned}"] if row.pruned else [])])
 
 
 def _link(row: LeaderboardRow, root: Path) -> tuple[str, str | None]:
@@ -121,5 +127,5 @@ def _csv_row(board: Board, row: LeaderboardRow, root: Path) -> list[object]:
         *(row.rank, row.head, _settings(row), " ".join(board.target)),
         *(board.split, board.folds, board.examples, len(row.runs)),
         *(value for pair in metrics for value in pair),
-        *(row.parameters, row.seconds, *_link(row, root)),
+        *(row.parameters, row.seconds, row.pruned, *_link(row, root)),
     ]

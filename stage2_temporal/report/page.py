@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import itertools
 import math
 from dataclasses import asdict
@@ -26,7 +28,7 @@ from stage2_temporal.report.coverage import coverage_rows
 from stage2_temporal.report.plots import MAX_POINTS, curves, scatters, timeline
 from stage2_temporal.report.svg import arrows, bars, plot_drawing
 from stage2_temporal.runs.folder import REPORT
-from stage2_temporal.runs.results import Results, read_results
+from stage2_temporal.runs.results import Results, occlusion_key, read_results
 
 WORST_CLIPS, BEST_CLIPS = 8, 3
 UNKNOWN = "–"
@@ -90,10 +92,42 @@ def render_page(results: Results, store: Store) -> str:
         width=FRAME_WIDTH,
         arrows=arrow_scale,
         bars=[bars([c.example for c in clips], k) for k in range(len(target))],
+        occlusion=results.occlusion,
+        looks=_looks(results, worst, pictures),
         farthest=max((e.distance for e in examples if math.isfinite(e.distance)), default=None),
         data=viewer_data,
-        script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),  # noqa: S704  # our own file
+        script=read_script("report.js"),
     )
+
+
+def _looks(results: Results, worst: list[ReportClip], pictures: dict[int, str]) -> list[dict[str, Any]]:
+    """Where the model looks, over a frame each: on average, and for each worst clip; none if that was not measured."""
+    if results.occlusion is None:
+        return []
+    clips = [(c, next((c.rows[p] for p in reversed(c.strip) if c.rows[p] in pictures), None)) for c in worst]
+    shown = [(c, row, results.occlusion.clips.get(occlusion_key(c.example))) for c, row in clips if row is not None]
+    maps = [(c.example.sequence, c, row, cells) for c, row, cells in shown if cells is not None]
+    if maps:
+        title = f"on average over {results.occlusion.examples} examples"
+        maps.insert(0, (title, maps[0][1], maps[0][2], results.occlusion.mean))
+    return [_look(title, c, pictures[row], cells) for title, c, row, cells in maps]
+
+
+def _look(title: str, c: ReportClip, picture: str, cells: list[list[float]]) -> dict[str, Any]:
+    largest = max(max(row) for row in cells)
+    places = [(value, i, k) for i, row in enumerate(cells) for k, value in enumerate(row)]
+    _, row, column = max(places)
+    return {
+        "title": title,
+        "picture": picture,
+        "height": c.height,
+        "rows": len(cells),
+        "columns": len(cells[0]),
+        "cells": [(k, i, round(0.75 * value / largest, 2) if largest > 0 else 0.0) for value, i, k in places],
+        "largest": largest,
+        "row": row + 1,
+        "column": column + 1,
+    }
 
 
 def environment() -> Environment:
@@ -101,7 +135,23 @@ def environment() -> Environment:
     loader = FileSystemLoader(TEMPLATES)
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters |= {"number": number, "signed": signed, "duration": duration, "drawing": plot_drawing}
+    jinja.globals["content_policy"] = content_policy
     return jinja
+
+
+def read_script(name: str) -> Markup:
+    """One of our scripts, to stand in a page."""
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704  # our own file
+
+
+def content_policy(style: str, script: str) -> str:
+    """A page's Content-Security-Policy: its own style and script, by their hashes, and embedded pictures alone."""
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
+    styles, scripts = (f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; img-src data:; style-src {styles}; script-src {scripts}; base-uri 'none'; "
+        "form-action 'none'"
+    )
 
 
 def _clip(c: ReportClip) -> dict[str, Any]:

@@ -30,14 +30,14 @@ def plot_drawing(plot: Plot, plots_per_row: int) -> dict[str, Any]:
     width = PAGE_WIDTH // plots_per_row
     y_ticks = ticks(plot.y_range, 6, log=plot.log)
     left = max(MIN_LEFT, TITLE_WIDTH + DIGIT_WIDTH * max((len(_format(v)) for v in y_ticks), default=0))
-    to_x = _scale(plot.x_range, left, width - RIGHT)
+    to_x = _scale(plot.x_range, left, width - RIGHT, log=plot.x_log)
     to_y = _scale(plot.y_range, HEIGHT - BOTTOM, TOP, log=plot.log)
     edges = {"left": left, "right": width - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}
     return {
         **edges,
         "size": (width, HEIGHT),
         "scales": (to_x, to_y),
-        "x_ticks": [(to_x(value), _format(value)) for value in ticks(plot.x_range, width // 60)],
+        "x_ticks": [(to_x(value), _format(value)) for value in ticks(plot.x_range, width // 60, log=plot.x_log)],
         "y_ticks": [(to_y(value), _format(value)) for value in y_ticks],
         "marks": [(series, _path(series, to_x, to_y)) for series in plot.series],
         "columns": [(to_x(start), to_x(stop), text) for start, stop, text in _columns(plot)],

@@ -1,17 +1,13 @@
-"""The folder of a run: where it is, whether its work is already done, and how it appears only when complete."""
+"""The folder of a run: where it is, and whether its work is already done."""
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from features._common.atomic import writer_name
-from features._common.console import logger
+from features._common.plain_text import is_plain_name, one_line
 from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError
 from features.recipe import canonical_json
@@ -19,19 +15,26 @@ from stage2_temporal.runs.results import Metrics, read_metrics
 
 RUNS = Path("runs")
 REPORT = "report.html"
-UNFINISHED = ".unfinished."  # in front of the name of a folder that is being filled
+SEPARATORS = str.maketrans("/\\:", "---")  # a column's name may have them, and must not lead out of the folder
+LONGEST_NAME = 100  # characters, so that it stays below what file systems allow
 FILES = ("config.toml", "metrics.json", "history.csv", "predictions.csv", "model.keras", REPORT)
 
 
 def run_path(name: str) -> Path:
-    """The folder of a run: `runs/NAME`, or the name itself if it is a path.
+    """The folder of a run: `runs/NAME`, or the name itself if it is a path on purpose.
 
-    A ConfigError for a path that may be meant as a name: not in runs/, not absolute, not `./…`, and nothing is there.
+    That is one which is absolute, begins with `runs/` or `./`, or is there. A ConfigError for any other, for `..`,
+    which leads out of the folder, and for characters that no name should have.
     """
     path = Path(name)
-    if path.name == name and name not in ("", ".."):
+    if not is_plain_name(name) or ("\\" in name and os.sep != "\\"):
+        raise ConfigError(f"--run {one_line(name)[:80]}: not a name", hint="--run NAME, of letters, digits, - and _")
+    if ".." in path.parts:
+        hint = f"--run {path.absolute().resolve()}, if this folder is meant"
+        raise ConfigError(f"--run {name}: .. leads out of {RUNS}/", hint=hint)
+    if path.name == name and name:
         return RUNS / name
-    if not (path.parts[:1] == RUNS.parts or name.startswith(("./", "../")) or path.is_absolute() or path.exists()):
+    if not (path.parts[:1] == RUNS.parts or name.startswith("./") or path.is_absolute() or path.exists()):
         raise ConfigError(f"--run {name}: neither a name nor a run's folder", hint=f"--run {path.name}, or ./{name}")
     return path
 
@@ -70,7 +73,7 @@ def choose_run_folder(name: str | None, stem: str, config: Config, origin: dict[
             raise ConfigError(f"{path} exists and is not a run, so it is not replaced", hint="--run ANOTHER_NAME")
         return path, is_finished(path, config, origin)
     target = config.data.target if isinstance(config.data.target, str) else "-".join(config.data.target)
-    first = f"{stem}-{target}-{config.head.name}"
+    first = one_line(f"{stem}-{target}-{config.head.name}").translate(SEPARATORS)[:LONGEST_NAME]
     for number in count(1):
         path = RUNS / (first if number == 1 else f"{first}-{number}")
         if is_finished(path, config, origin):
@@ -87,27 +90,3 @@ def _metrics_with_settings(path: Path, config: Config) -> Metrics | None:
         return read_metrics(path) if run_settings(read_run_config(path)) == run_settings(config) else None
     except (ConfigError, DataError):
         return None
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a temporary folder that replaces `path` when the block ends without an error.
-
-    If another process finished a run at `path` in the meantime, that run stays and this one takes the next free name.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = path.stat() if path.exists() else None
-    workspace = path.parent / f"{UNFINISHED}{writer_name()}"
-    folder = workspace / path.name
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-        final = path
-        if path.exists() and not (before and os.path.samestat(before, path.stat())):
-            final = next(p for n in count(2) if not (p := path.with_name(f"{path.name}-{n}")).exists())
-            logger.info(f"{path}: another run took this name in the meantime; this run is {final}")
-        elif path.exists():
-            path.rename(workspace / ".before")
-        folder.rename(final)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)

@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, TypeVar
 
+from features._common.atomic import sweep
 from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError
 from stage2_temporal.data.splits import STORED_VALIDATION
 from stage2_temporal.evaluation.intervals import IntervalScores
 from stage2_temporal.evaluation.metrics import Scores
+from stage2_temporal.runs.pruned import PRUNED_FILE, PrunedRun, read_pruned
 from stage2_temporal.runs.results import Metrics, read_metrics
 
 SPLIT_ORDER = ("validation", "test", STORED_VALIDATION, "train")  # models are selected on the first
@@ -32,9 +34,10 @@ SECTIONS = ("frames", "backbone", "window", "head", "train")  # the config's sec
 REPEATS = {"train.seed", "train.folds", "train.fold"}  # what the runs of one row may differ in
 # these tell no rows apart
 HIDDEN_SETTINGS = REPEATS | {
-    "train.memory_gb", "train.interval_level", "train.interval_folds", "train.tensorboard", "head.name",
+    "train.memory_gb", "train.interval_level", "train.interval_folds", "head.name",
 }  # fmt: skip
 MeanAndDeviation = tuple[float, float | None]  # the deviation is None for a single run
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that decide the run except seed and fold, by full name."""
-        sections = self.config.model_dump(mode="json", include=set(SECTIONS))
-        settings = {f"{name}.{key}": value for name in SECTIONS for key, value in sections[name].items()}
-        return {name: value for name, value in settings.items() if name not in REPEATS}
+        return decisive_settings(self.config)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class LeaderboardRow:
     parameters: int | None = None  # trainable weights
     seconds: float | None = None  # duration of training, mean over the runs
     runs: tuple[Path, ...] = ()
+    pruned: int | None = None  # the epoch after which a search stopped the run; its skill is that of this epoch
 
     @property
     def skill(self) -> float:
@@ -73,7 +75,10 @@ class LeaderboardRow:
 
 @dataclass(frozen=True)
 class Board:
-    """The rows that were scored on the same examples, best first, the constant predictor among them."""
+    """The rows that were scored on the same examples, best first, the constant predictor among them.
+
+    Runs that a search stopped early come last.
+    """
 
     target: tuple[str, ...]
     unit: str | None
@@ -94,14 +99,31 @@ class Board:
         return f"{', '.join(self.target)} on the {self.split} split ({folds}{self.examples:,} examples)"
 
 
+def decisive_settings(config: Config) -> dict[str, Any]:
+    """The settings that decide a run except seed and fold, by full name."""
+    sections = config.model_dump(mode="json", include=set(SECTIONS))
+    settings = {f"{name}.{key}": value for name in SECTIONS for key, value in sections[name].items()}
+    return {name: value for name, value in settings.items() if name not in REPEATS}
+
+
 def find_runs(root: Path) -> tuple[list[Run], list[str]]:
     """Find the finished runs in a folder and its sweeps; return them, and one line for each that cannot be read."""
+    return _read_all(root, "metrics.json", read_run)
+
+
+def find_pruned(root: Path) -> tuple[list[PrunedRun], list[str]]:
+    """Find the runs in a folder and its sweeps that were stopped early, like `find_runs`."""
+    return _read_all(root, PRUNED_FILE, read_pruned)
+
+
+def _read_all(root: Path, file_name: str, read: Callable[[Path], Found]) -> tuple[list[Found], list[str]]:
+    sweep(root, *(path for path in root.glob("[!.]*") if path.is_dir()))
     runs, errors = [], []
-    for path in sorted(file.parent for pattern in ("*", "*/*") for file in root.glob(f"{pattern}/metrics.json")):
+    for path in sorted(file.parent for pattern in ("*", "*/*") for file in root.glob(f"{pattern}/{file_name}")):
         if any(part.startswith(".") for part in path.relative_to(root).parts):
             continue  # still being written
         try:
-            runs.append(read_run(path))
+            runs.append(read(path))
         except (ConfigError, DataError) as e:
             errors.append(str(e))
     return runs, errors
@@ -113,8 +135,11 @@ def read_run(path: Path) -> Run:
     return Run(path, read_run_config(path), metrics)
 
 
-def boards(runs: Iterable[Run], target: str | None = None) -> list[Board]:
-    """Sort runs (only those of `target`, such as `vx,vy`, if given) into boards, those to select models on first."""
+def boards(runs: Iterable[Run], target: str | None = None, pruned: Sequence[PrunedRun] = ()) -> list[Board]:
+    """Sort runs (only those of `target`, such as `vx,vy`, if given) into boards, those to select models on first.
+
+    Runs that were stopped early are on the first board of their target, which is the one that they were stopped by.
+    """
     if target is not None:
         columns = Config().with_target(tuple(target.split(",")) if "," in target else target).data.columns
         runs = [run for run in runs if run.metrics.target == columns]
@@ -123,7 +148,11 @@ def boards(runs: Iterable[Run], target: str | None = None) -> list[Board]:
         splits = [split for split in SPLIT_ORDER if split in run.metrics.splits]
         for split in splits if splits == ["train"] else [split for split in splits if split != "train"]:
             comparable.setdefault((run.metrics.target, split, *_examples_key(run, split)), []).append(run)
-    all_boards = (_board(split, group) for (_, split, *_), group in comparable.items())
+    waiting: dict[tuple[str, ...], list[PrunedRun]] = {}
+    for stopped in pruned:
+        waiting.setdefault(stopped.config.data.columns, []).append(stopped)
+    sorted_keys = sorted(comparable, key=lambda key: (key[0], SPLIT_ORDER.index(key[1])))
+    all_boards = (_board(key[1], comparable[key], waiting.pop(key[0], [])) for key in sorted_keys)
     return sorted(all_boards, key=lambda b: (b.target, SPLIT_ORDER.index(b.split), -len(b.rows), b.folds, b.examples))
 
 
@@ -165,11 +194,13 @@ def _examples_key(run: Run, split: str) -> tuple[Any, ...]:
     return 0, run.metrics.labels, scored.examples, round(scored.constant.rmse, 9)
 
 
-def _board(split: str, runs: list[Run]) -> Board:
+def _board(split: str, runs: list[Run], pruned: list[PrunedRun]) -> Board:
     groups = _group_repeats(runs)
     settings_by_head: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
         settings_by_head.setdefault(group[0].metrics.head, []).append(group[0].settings)
+    for run in pruned:
+        settings_by_head.setdefault(run.config.head.name, []).append(decisive_settings(run.config))
     shown = {head: _distinguishing_names(settings) for head, settings in settings_by_head.items()}
     by_fold = {run.config.train.fold: run.metrics.splits[split] for run in runs}  # the constant differs by fold alone
     first, folds = runs[0].metrics, runs[0].config.train.folds
@@ -186,9 +217,23 @@ def _board(split: str, runs: list[Run]) -> Board:
     rows.sort(key=lambda row: (-row.skill, row.head, row_label(row)))
     ranks = count(1)
     ranked = tuple(row if row.head == CONSTANT else replace(row, rank=next(ranks)) for row in rows)
+    ranked += tuple(_pruned_row(run, shown[run.config.head.name]) for run in _by_skill(pruned))
     counts = [scored.examples for scored in by_fold.values()]
     examples = sum(counts) if folds and split == "validation" else counts[0]  # each fold validates on other examples
     return Board(first.target, first.unit, split, folds, examples, ranked)
+
+
+def _by_skill(pruned: list[PrunedRun]) -> list[PrunedRun]:
+    return sorted(pruned, key=lambda run: (-run.metrics.skill, run.path))
+
+
+def _pruned_row(run: PrunedRun, shown: dict[str, str]) -> LeaderboardRow:
+    values, settings = run.metrics, decisive_settings(run.config)
+    row_settings = {short: settings.get(name) for name, short in shown.items()}
+    skill: dict[str, MeanAndDeviation] = {"skill": (values.skill, None)}
+    return LeaderboardRow(
+        None, run.config.head.name, row_settings, skill, None, values.seconds, (run.path,), pruned=values.epoch
+    )
 
 
 def _group_repeats(runs: list[Run]) -> list[list[Run]]:

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from features._common.atomic import atomic_write
+from features._common.bounded_file import read_bounded
 from features._common.csv_table import format_number, parse_number, read_csv_table, write_csv_table
+from features._common.strict_json import read_json_file
 from features.errors import DataError
+from features.limits import TEXT_BYTES, VIDEO_FRAMES, WINDOW_FRAMES
 from features.sequences import FrameSequence
 from features.strict_model import did_you_mean
 from features.windows import Examples
@@ -27,7 +30,12 @@ from stage2_temporal.evaluation.tusimple import first_fault
 from stage2_temporal.evaluation.uncertainty import UNLIKE_TRAINING, UncertainPredictions
 
 VERDICT_SPLITS = ("test", "validation", STORED_VALIDATION, "train")  # the verdict is about the first that has labels
-WINDOW_COLUMNS = ("label", "frame", "first", "stride", "length")  # columns of predictions.csv
+# columns of predictions.csv, with their least and largest values; a label's frame may lie outside its sequence
+WINDOW_COLUMNS = {
+    "label": (0, VIDEO_FRAMES), "frame": (-(1 << 31), 1 << 31), "first": (0, VIDEO_FRAMES), "stride": (1, VIDEO_FRAMES),
+    "length": (1, WINDOW_FRAMES),
+}  # fmt: skip
+OCCLUSION = "occlusion.json"
 RETRAIN = "train again with framebank train"
 JsonModel = TypeVar("JsonModel", bound=BaseModel)
 
@@ -65,6 +73,8 @@ class StoreOrigin(Part):
     frames: int
     sequences: int
     examples: str = ""  # see `Task.digest`
+    precision: str = ""  # that the maps were computed in, if the config leaves it open
+    quantised: str = ""  # digest of the quantised network, see `Recipe`
     streams: dict[str, str] = {}  # fingerprint of each that the head reads, and `tracks` for a vehicle's target
 
 
@@ -73,6 +83,13 @@ class DroppedExamples(Part):
 
     window: int = 0
     unknown: int = 0
+
+
+class DataSource(Part):
+    """The data set that a run was trained on."""
+
+    name: str = "unknown"  # of its file or folder
+    layout: str = "unknown"
 
 
 class Metrics(Part):
@@ -100,6 +117,10 @@ class Metrics(Part):
     interval: float | None = None  # between a window's frames
     frame_interval: float | None = None  # between neighbouring frames of a sequence
     interval_level: float | None = None  # the probability that a prediction's interval is to contain the truth
+    # for the card; older runs have none of these
+    data: DataSource = DataSource()
+    recipe: dict[str, Any] = {}  # the store's, and the `cut` in words
+    window: int | None = None  # frames in a window
 
     def unit_of(self, column: int) -> str | None:
         """The unit of one target column; `unit` is the one that all columns share."""
@@ -125,6 +146,19 @@ class FinetuneMetrics(Part):
     unfrozen: tuple[str, ...]
     verdict: str
     splits: dict[str, FinetunedSplit]
+
+
+class Occlusion(Part):
+    """occlusion.json: how much each cell of the maps counts, see `heads.occlusion`."""
+
+    examples: int  # how many the mean is over
+    mean: list[list[float]]  # rows of cells, from the top
+    clips: dict[str, list[list[float]]]  # the same for single examples, by `occlusion_key`
+
+
+def occlusion_key(example: PredictedExample) -> str:
+    """What identifies an example in occlusion.json."""
+    return f"{example.sequence}/{example.label}"
 
 
 @dataclass(frozen=True)
@@ -172,6 +206,7 @@ class Results:
     examples: tuple[PredictedExample, ...]
     finetune_metrics: FinetuneMetrics | None = None
     finetune_history: tuple[Epoch, ...] = ()
+    occlusion: Occlusion | None = None
 
     @property
     def splits(self) -> list[str]:
@@ -215,12 +250,13 @@ def read_results(run: Path) -> Results:
     finetuned = (run / "finetune.json").is_file() and (run / "finetune.csv").is_file()
     return Results(
         name=run.resolve().name,
-        config=config.read_text(encoding="utf-8"),
+        config=read_bounded(config, TEXT_BYTES).decode("utf-8", errors="replace"),
         metrics=metrics,
         history=read_history(run / "history.csv", RETRAIN),
         examples=read_predictions(run / "predictions.csv", metrics.target),
         finetune_metrics=_read_json(run / "finetune.json", FinetuneMetrics) if finetuned else None,
         finetune_history=read_history(run / "finetune.csv", RETRAIN) if finetuned else (),
+        occlusion=_read_json(run / OCCLUSION, Occlusion) if (run / OCCLUSION).is_file() else None,
     )
 
 
@@ -258,7 +294,7 @@ def read_predictions(path: Path, target: tuple[str, ...]) -> tuple[PredictedExam
     for row in read_csv_table(path, required=_prediction_columns(target), hint=RETRAIN).rows:
         cells = row.cells
         try:
-            numbers = {name: int(cells[name]) for name in WINDOW_COLUMNS}
+            numbers = {name: _whole_number(cells, name) for name in WINDOW_COLUMNS}
             true, predicted = (
                 tuple(parse_number(cells[f"{column}_{kind}"]) for column in target) for kind in ("true", "pred")
             )
@@ -283,6 +319,15 @@ def read_predictions(path: Path, target: tuple[str, ...]) -> tuple[PredictedExam
     return tuple(examples)
 
 
+def _whole_number(cells: dict[str, str], name: str) -> int:
+    """The number in one of the `WINDOW_COLUMNS`; a ValueError if it is out of range."""
+    low, high = WINDOW_COLUMNS[name]
+    number = int(cells[name])
+    if not low <= number <= high:
+        raise ValueError(f"{name} is {number}, expected {low} to {high}")
+    return number
+
+
 def _prediction_columns(target: tuple[str, ...]) -> list[str]:
     values = [f"{column}_{kind}" for column in target for kind in ("true", "pred")]
     return ["split", "sequence", *WINDOW_COLUMNS, *values]
@@ -290,6 +335,6 @@ def _prediction_columns(target: tuple[str, ...]) -> list[str]:
 
 def _read_json(path: Path, model: type[JsonModel]) -> JsonModel:
     try:
-        return model.model_validate_json(path.read_bytes())
+        return model.model_validate(read_json_file(path, RETRAIN))
     except ValidationError as e:
         raise DataError(f"{path}: {first_fault(e)}", hint=RETRAIN) from None

@@ -21,7 +21,8 @@ from features.errors import DataError, StoreError
 from features.sequences import FrameSequence
 from features.streams import APPEARANCE, FEATURES, FRAMES, GEOMETRY, PAIR_STREAMS, TOP
 from features.windows import MISPLACED, other_rate_error, window_frames
-from stage1_extract.backbone.trunk import Trunk, build_trunk
+from stage1_extract.backbone.onnx_trunk import OnnxTrunk, any_trunk
+from stage1_extract.backbone.trunk import Trunk
 from stage1_extract.engines.engine import Engine
 from stage2_temporal.evaluation.uncertainty import INPUTS, Uncertainty, read_uncertainty
 from stage2_temporal.heads import check_streams, find_head
@@ -43,7 +44,9 @@ CLIP_LAYOUTS = ("sample", "competition", "tusimple")  # all their sequences have
 class RunModels:
     """The models of a run, and its config."""
 
-    trunk: Trunk | None  # to maps in single precision, whatever precision the store had; None if the head takes no maps
+    trunk: (
+        Trunk | OnnxTrunk | None
+    )  # to maps in single precision, whatever precision the store had; None if the head takes no maps
     stage_two: keras.Model  # maps, flow or geometry vectors to targets and, with `uncertainty`, what it reads
     config: Config
     camera_geometry: CameraGeometry | None = None  # None if the head takes no vehicle tracks
@@ -84,15 +87,18 @@ def load_run_models(run: Path) -> RunModels:
     models = RunModels(None, stage_two, config, camera_geometry, uncertainty, metrics.frame_interval)
     if not config.map_streams:
         return models
-    trunk, trained = build_trunk(config, config.map_streams), metrics.store.fingerprint
-    if trunk.recipe.fingerprint != trained:
+    trunk, trained = any_trunk(config, config.map_streams), metrics.store.fingerprint
+    recipe = trunk.recipe.computed_like(metrics.store.precision or trunk.recipe.precision, metrics.store.quantised)
+    if recipe.fingerprint != trained:
         raise StoreError(
             f"{run}: its config now builds a different backbone than the run was trained on",
             expected=f"recipe {trained[:12]}",
-            got=trunk.recipe.fingerprint[:12],
+            got=recipe.fingerprint[:12],
             hint="restore the weights file that backbone.weights names, or train again",
         )
-    return replace(models, trunk=replace(trunk, recipe=replace(trunk.recipe, dtype="float32")))
+    # the quantised network stays with the store; float32 is what it approximates
+    precision = "float32" if recipe.precision == "int8" else recipe.precision
+    return replace(models, trunk=replace(trunk, recipe=replace(recipe, dtype="float32", precision=precision)))
 
 
 def trained_interval(run: Metrics, config: Config) -> float | None:

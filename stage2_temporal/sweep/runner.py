@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,11 @@ from typing import Any
 
 from joblib import Parallel, cpu_count, delayed
 
-from features._common.atomic import abandoned_files, exclusive_write_lock
+from features._common.atomic import exclusive_write_lock
 from features._common.cluster import appears, connect, describe_deaths
 from features._common.console import progress_bar
+from features._common.leftovers import sweep_leftovers
+from features._common.plain_text import one_line
 from features.config import ComputeConfig, Config
 from features.errors import BadInputs, FramebankError
 from features.store import Store
@@ -31,12 +32,14 @@ from stage2_temporal.data.task import Task, check_recipe, read_task, store_origi
 from stage2_temporal.heads import find_head
 from stage2_temporal.heads.default_head import resolve_default_head
 from stage2_temporal.report import write_report
-from stage2_temporal.runs.folder import REPORT, RUNS, UNFINISHED, is_finished
+from stage2_temporal.report.search_plots import SearchedSetting
+from stage2_temporal.runs.folder import REPORT, RUNS, is_finished
 from stage2_temporal.runs.leaderboard import boards, describe_best, read_run
 from stage2_temporal.sweep.spec import SweepPlan
 from stage2_temporal.sweep.worker import prepare_worker, store_digest, train_entry, train_entry_in_worker
 
 Entry = tuple[str, Config, Path, Path]  # the arguments of `train_entry`
+Call = tuple[Callable[..., tuple[str, str | None]], tuple[Any, ...]]  # of a worker, and its arguments
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class SweepResult:
     names: tuple[str, ...]  # the finished runs, in the sweep's order
     failed: tuple[str, ...]  # one line per run
     remaining: int  # number of runs that were not started because the time was up
+    # of a search
+    pruned: tuple[str, ...] = ()  # the runs that it stopped early
+    settings: tuple[SearchedSetting, ...] = ()  # what each setting that it varied did
 
 
 def run_sweep(plan: SweepPlan, entries: Mapping[str, Config], store: Path, runs: Path = RUNS) -> SweepResult:
@@ -62,22 +68,26 @@ def run_sweep(plan: SweepPlan, entries: Mapping[str, Config], store: Path, runs:
     folder = runs / plan.name
     with exclusive_write_lock(folder / "sweep"), Store(store) as opened:
         check_recipe(next(iter(entries.values())), opened)  # entries cannot differ in the settings that it checks
-        entries, finished, streams = _check_entries(entries, opened, folder)
-        for leftover in abandoned_files(folder.glob(f"{UNFINISHED[:-1]}*")):  # from a sweep that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+        sweep_leftovers(folder)  # of a sweep that was killed
+        entries, finished, streams = check_entries(entries, opened, folder)
         if streams:
             try_derive_streams(store, streams)  # all in one pass, before the workers need them one by one
         todo = {name: config for name, config in entries.items() if name not in finished}
         failed, started = _train_entries(plan, todo, store, folder, finished)
         names = tuple(name for name in entries if name in finished)
-        for board in boards([read_run(folder / name) for name in names])[:1]:
-            for row in [row for row in board.rows if row.runs][: plan.reports]:
-                if not (row.runs[0] / REPORT).is_file():
-                    write_report(row.runs[0], opened)
+        report_best(plan, folder, names, opened)
     return SweepResult(folder, names, tuple(failed), len(todo) - started)
 
 
-def _check_entries(
+def report_best(plan: SweepPlan, folder: Path, names: Sequence[str], store: Store) -> None:
+    """Write the reports of the best settings' first runs, unless they are there."""
+    for board in boards([read_run(folder / name) for name in names])[:1]:
+        for row in [row for row in board.rows if row.rank][: plan.reports]:
+            if not (row.runs[0] / REPORT).is_file():
+                write_report(row.runs[0], store)
+
+
+def check_entries(
     entries: Mapping[str, Config], store: Store, folder: Path
 ) -> tuple[dict[str, Config], set[str], list[DerivedStream]]:
     """All entries, with a real head instead of `auto`; the names of the trained ones; derived streams of the others."""
@@ -133,29 +143,35 @@ def _train_entries(
             yield name, config, store, folder
 
     compute = next(iter(todo.values())).compute
-    results = _train_on_cluster(compute, entries(), started, store, folder) if compute.backend == "dask" else None
+    if compute.backend == "dask":
+        calls = ((train_entry_in_worker, entry) for entry in entries())
+        results = train_on_cluster(compute, calls, started, store, folder)
+    else:
+        results = train_here(plan.jobs, ((train_entry, entry) for entry in entries()), folder)
     with progress_bar(len(todo) + len(finished), "sweep", "run", initial=len(finished)) as progress:
         runs = [read_run(folder / name) for name in sorted(finished)]
-        for name, error in results or _train_here(plan.jobs, entries(), folder):
+        for name, error in results:
+            if error is None and compute.backend == "dask":
+                appears(folder / name / "metrics.json")
             if error:
                 errors[name] = error
             else:
                 finished.add(name)
                 runs.append(read_run(folder / name))
-            progress.set_postfix_str(describe_best(runs), refresh=False)
+            progress.set_postfix_str(one_line(describe_best(runs)), refresh=False)
             progress.update()
     return [f"{folder / name}: {errors[name]}" for name in started if name in errors], len(started)
 
 
-def _train_here(jobs: int, entries: Iterable[Entry], folder: Path) -> Iterator[tuple[str, str | None]]:
-    """Train entries in processes of this machine; yield each one's name, and its error if it failed."""
+def train_here(jobs: int, calls: Iterable[Call], folder: Path) -> Iterator[tuple[str, str | None]]:
+    """Call functions that train in processes of this machine; yield each result: a name, and an error if it failed."""
     cores = cpu_count()
     jobs = jobs or cores
     worker_settings = os.getpid(), max(1, cores // jobs), Path.cwd()  # loky keeps workers only if these are the same
     processes = {"backend": "loky", "initializer": prepare_worker, "initargs": worker_settings} if jobs > 1 else {}
     workers = Parallel(jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1, **processes)
     try:
-        yield from workers(delayed(train_entry)(*entry) for entry in entries)
+        yield from workers(delayed(function)(*arguments) for function, arguments in calls)
     except BrokenProcessPool:
         raise FramebankError(
             f"{folder}: a worker was killed, most likely because memory ran out; finished runs are kept",
@@ -163,16 +179,13 @@ def _train_here(jobs: int, entries: Iterable[Entry], folder: Path) -> Iterator[t
         ) from None
 
 
-def _train_on_cluster(
-    compute: ComputeConfig, entries: Iterable[Entry], started: Sequence[str], store: Path, folder: Path
+def train_on_cluster(
+    compute: ComputeConfig, calls: Iterable[Call], started: Sequence[str], store: Path, folder: Path
 ) -> Iterator[tuple[str, str | None]]:
-    """Train entries in the workers of a cluster, of which `started` are the names; yield like `_train_here`."""
+    """Call functions that train in a cluster's workers; yield like `train_here`. `started` are the calls' names."""
     with connect(compute, folder, (store_digest, (store,))) as cluster:
-        for i, result in cluster.run("sweep", ((train_entry_in_worker, entry) for entry in entries)):
+        for i, result in cluster.run("sweep", calls):
             if isinstance(result, Exception):
                 yield started[i], f"{describe_deaths(result)} died while training it"
             else:
-                name, error = result
-                if error is None:
-                    appears(folder / name / "metrics.json")
-                yield name, error
+                yield result

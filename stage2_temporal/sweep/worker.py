@@ -10,31 +10,31 @@ import hashlib
 import io
 import json
 import os
-import signal
-import threading
-import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from joblib import cpu_count
 
 from features._common.cli import describe_os_error
 from features._common.console import quiet_imports
+from features._common.folders import atomic_folder
+from features._common.processes import become_worker
 from features.config import Config
 from features.errors import FramebankError
 from features.store import Store
 from stage2_temporal.data.task import read_task
-from stage2_temporal.runs.folder import atomic_folder
+
+if TYPE_CHECKING:
+    from stage2_temporal.training.loop import Callbacks
 
 ERROR_FILE = "error.json"
-PARENT_CHECK_INTERVAL = 0.2  # seconds
 
 
 def prepare_worker(parent: int, threads: int, folder: Path) -> None:
     """Make this process a worker: load TensorFlow with some threads, ignore Ctrl-C, end with the parent process."""
     os.chdir(folder)  # the parent's, which the sweep's paths are relative to
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep handles it and ends its workers
-    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    become_worker(parent)
     with quiet_imports():
         import tensorflow as tf
 
@@ -44,12 +44,17 @@ def prepare_worker(parent: int, threads: int, folder: Path) -> None:
 
 
 def train_entry_in_worker(name: str, config: Config, store: Path, sweep_folder: Path) -> tuple[str, str | None]:
-    """Like `train_entry`, in a worker of a cluster, whose TensorFlow gets as many threads as joblib counts cores."""
+    """Like `train_entry`, in a worker of a cluster."""
+    use_all_threads()
+    return train_entry(name, config, store, sweep_folder)
+
+
+def use_all_threads() -> None:
+    """Give TensorFlow as many threads as joblib counts cores."""
     with quiet_imports():
         import tensorflow as tf
     tf.config.threading.set_intra_op_parallelism_threads(cpu_count())
     tf.config.threading.set_inter_op_parallelism_threads(cpu_count())
-    return train_entry(name, config, store, sweep_folder)
 
 
 def store_digest(store: Path) -> str:
@@ -58,10 +63,26 @@ def store_digest(store: Path) -> str:
         return hashlib.sha256(f.read(1 << 20)).hexdigest()[:16]
 
 
-def train_entry(name: str, config: Config, store: Path, sweep_folder: Path) -> tuple[str, str | None]:
+class PrunedError(Exception):
+    """A run that a search ends early; raised by a callback.
+
+    Args:
+        epoch: the last one that was trained, from 1.
+        skill: the best so far on the validation split.
+    """
+
+    def __init__(self, epoch: int, skill: float) -> None:
+        super().__init__(f"pruned after epoch {epoch}")
+        self.epoch, self.skill = epoch, skill
+
+
+def train_entry(
+    name: str, config: Config, store: Path, sweep_folder: Path, callbacks: Callbacks = ()
+) -> tuple[str, str | None]:
     """Train one entry into its folder; return its name and, if it failed, the error, which its folder records.
 
-    KeyboardInterrupt if Ctrl-C stopped it; OSError if the disk is full or similar, so that all others would fail too.
+    KeyboardInterrupt if Ctrl-C stopped it; OSError if the disk is full or similar, so that all others would fail too;
+    PrunedError if a callback raises it.
     """
     with quiet_imports():
         import keras
@@ -73,7 +94,9 @@ def train_entry(name: str, config: Config, store: Path, sweep_folder: Path) -> t
     path = sweep_folder / name
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), Store(store) as opened:
-            metrics = train(config, opened, read_task(config, opened), path, report=False)
+            metrics = train(config, opened, read_task(config, opened), path, report=False, callbacks=callbacks)
+    except PrunedError:
+        raise
     except Exception as e:
         if isinstance(e, OSError) and describe_os_error(e):
             raise
@@ -87,10 +110,3 @@ def train_entry(name: str, config: Config, store: Path, sweep_folder: Path) -> t
     if metrics.interrupted:
         raise KeyboardInterrupt
     return name, None
-
-
-def _exit_with(parent: int) -> None:
-    """End this process when its parent has ended, even if it was killed."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_INTERVAL)
-    os._exit(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,47 +12,93 @@ import keras
 import numpy as np
 
 from features._common.atomic import atomic_write
+from features._common.plain_text import one_line
 from features._common.types import Tensor
-from features.errors import DataError, StoreError
+from features.errors import DataError, FramebankError, StoreError, raise_refusal
+from features.limits import MODEL_TENSOR, SPARE_PARAMETERS
+from features.model_file import check_architecture, read_model_config
 from features.store_tables import TopRecord
 
+WEIGHT_BYTES = 4  # of a float32
 NamedTensors = dict[str, Any]  # tensors or arrays by input name
 
 
 def save_model(path: Path, model: keras.Model) -> None:
     """Save a model in Keras' own format; `path` appears only when the file is complete."""
-    with atomic_write(path) as temporary:
-        with_ending = temporary.with_suffix(".keras")  # Keras chooses the format by the file's ending
-        try:
-            model.save(with_ending)
-            with_ending.replace(temporary)
-        finally:
-            with_ending.unlink(missing_ok=True)
+    with atomic_write(path, ending=".keras") as temporary:  # by which Keras chooses the format
+        model.save(temporary)
 
 
 def load_model(run: Path, name: str = "model.keras") -> keras.Model:
-    """Load a model from a run's folder; a DataError if the file is missing or cannot be loaded safely."""
+    """Load a model from a run's folder.
+
+    Raises:
+        DataError: the file is missing, damaged, or cannot be loaded safely; or the architecture is far larger than the
+            weights beside it.
+    """
     path = run / name
     try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, OSError, TypeError, KeyError) as e:
-        reason = " ".join(str(e).split())[:300]
-        raise DataError(f"{path}: cannot be loaded ({reason})", hint="train again") from None
+        config, size = read_model_config(path)
+        _check_size(config, size // WEIGHT_BYTES)
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        _require_model(model)
+        return model
+    except MemoryError:
+        raise
+    except Exception as e:  # Keras raises what it happens to on a file that is no model
+        raise_refusal(e, path)
+        raise DataError(f"{path}: cannot be loaded ({_reason(e)})", hint="train again") from None
 
 
 def rebuild_top(record: TopRecord) -> keras.Model:
     """Rebuild the backbone's unfrozen layers, with their weights and trainable; a StoreError if Keras cannot."""
     try:
+        config = json.loads(record.architecture)
+        check_architecture(config)
+        _check_size(config, sum(weight.size for weight in record.weights))
         top = keras.models.model_from_json(record.architecture)
+        _require_model(top)
         top.set_weights(record.weights)
-    except (ValueError, TypeError, KeyError) as e:
-        reason = " ".join(str(e).split())[:300]
+    except MemoryError:
+        raise
+    except Exception as e:  # Keras raises what it happens to on JSON that is no model
         raise StoreError(
-            f"the store's top cannot be rebuilt ({reason})",
+            f"the store's top cannot be rebuilt ({_reason(e)})",
             hint="framebank extract into a new store, with this version",
         ) from e
     top.trainable = True  # and so are its layers
     return top
+
+
+def _check_size(config: dict[str, Any], known: int) -> None:
+    """Raise a ValueError unless a model's weights, and what its layers put out, are of a size to be expected.
+
+    The model is built without allocating its weights.
+
+    Args:
+        known: the number of parameters whose values are at hand.
+    """
+    with keras.StatelessScope(initialize_variables=False):
+        model = keras.saving.deserialize_keras_object(config | {"compile_config": None}, safe_mode=True)
+        _require_model(model)
+        count = sum(math.prod(weight.shape) for weight in model.weights)
+    if count > known + SPARE_PARAMETERS:
+        raise ValueError(f"an architecture with {count:,} parameters, of which {known:,} are in the file")
+    for operation in getattr(model, "operations", ()):
+        for tensor in keras.tree.flatten([node.outputs for node in operation._inbound_nodes]):
+            if math.prod(size or 1 for size in tensor.shape) > MODEL_TENSOR:
+                raise ValueError(f"{operation.name} puts out {tensor.shape}, more than {MODEL_TENSOR:,} numbers")
+
+
+def _require_model(value: object) -> None:
+    if not isinstance(value, keras.Model):
+        raise ValueError(f"a Keras model was expected, not {type(value).__name__}")
+
+
+def _reason(error: Exception) -> str:
+    text = error.what if isinstance(error, FramebankError) else str(error) or type(error).__name__
+    text = text.rpartition("Exception encountered: ")[2]  # after which Keras says what it was
+    return one_line(" ".join(text.split())[:300])
 
 
 def count_parameters(model: keras.Model, trunk: int = 0) -> dict[str, int]:

@@ -7,11 +7,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,13 +19,15 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from features._common.console import logger
+from features._common.console import is_quiet, logger
 from features._common.types import Floats
 from features.config import TrainConfig
 from features.errors import FramebankError
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.evaluation.history import Epoch
 from stage2_temporal.training.fast_layers import with_fast_layers
+
+Callbacks = Sequence[keras.callbacks.Callback]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def fit_model(
     config: TrainConfig,
     *,
     deviation: Floats | None = None,
-    logs: Path | None = None,
+    callbacks: Callbacks = (),
 ) -> TrainingResult:
     """Train a model, which then has the weights of the epoch that was kept.
 
@@ -64,7 +64,7 @@ def fit_model(
         train, validation: shuffled batches, and those that select the epoch, if any; closed at the end.
         config: the section [train].
         deviation: (K,) units in which the targets' errors are counted in the loss; None: as they are.
-        logs: folder for TensorBoard.
+        callbacks: called after those of this loop; what they raise ends the training.
 
     Raises:
         FramebankError: the loss became NaN or infinite, or a frame cannot be read.
@@ -76,18 +76,20 @@ def fit_model(
     rmse = keras.metrics.RootMeanSquaredError(name="rmse")
     fast_model.compile(optimiser, loss=loss_function(deviation), metrics=[rmse])
     keeper = _Keeper(config, validation is not None)
-    if logs and find_spec("tensorboard") is None:
-        raise FramebankError("train.tensorboard needs the package tensorboard", hint="pip install tensorboard")
-    tensorboard = [keras.callbacks.TensorBoard(log_dir=str(logs))] if logs else []
     started, interrupted = time.monotonic(), False
     try:
         with deferred_interrupt() as interrupt, reading_errors(train, validation):
-            callbacks = [keeper, interrupt, *tensorboard]
+            all_callbacks = [keeper, interrupt, *callbacks]
             if config.schedule == "cosine":
                 decay = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs)
-                callbacks.append(keras.callbacks.LearningRateScheduler(lambda epoch: float(decay(epoch))))
+                all_callbacks.append(keras.callbacks.LearningRateScheduler(lambda epoch: float(decay(epoch))))
             fast_model.fit(
-                train, validation_data=validation, epochs=config.epochs, shuffle=False, verbose=0, callbacks=callbacks
+                train,
+                validation_data=validation,
+                epochs=config.epochs,
+                shuffle=False,
+                verbose=0,
+                callbacks=all_callbacks,
             )
     except KeyboardInterrupt:
         if keeper.weights is None:
@@ -194,8 +196,14 @@ class _Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         self.history: list[Epoch] = []
         self.weights: list[NDArray[np.float32]] | None = None
         self.best_epoch, self._lowest, self._lowest_epoch = 0, math.inf, 0
-        # `None` disables the bar where standard error is no terminal
-        self.bar = tqdm(total=config.epochs, desc="train", unit="epoch", file=sys.stderr, disable=None)
+        self.bar = tqdm(
+            total=config.epochs,
+            desc="train",
+            unit="epoch",
+            file=sys.stderr,
+            disable=is_quiet() or None,  # `None` disables the bar where standard error is no terminal
+            dynamic_ncols=True,
+        )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._started = time.monotonic()

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
 
+from features._common.plain_text import one_line
+from features._common.strict_json import read_json_file
 from features._common.types import Floats, Size
 from features.errors import DataError
+from features.limits import LARGEST_COORDINATE
 from features.sequences import Camera, FrameSequence
 from stage2_temporal.vehicle.geometry import (
     GEOMETRY_NAMES,
@@ -29,6 +33,8 @@ from stage2_temporal.vehicle.geometry import (
 )
 from stage2_temporal.vehicle.ground import Ground, fit_camera, fit_ground, fit_ground_from_motion
 
+FrameSide = Annotated[int, Field(gt=0, le=1 << 20)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST_COORDINATE)]
 CAMERA_GEOMETRY_FILE = "ground.json"
 MIN_VIEW_LABELS = 20  # labels with box and position from which a further camera has a fitted ground
 USUAL_NOISE_COUNT = 100  # second differences that the usual noise of boxes counts for
@@ -117,27 +123,36 @@ class CameraGeometry:
 def read_camera_geometry(folder: Path) -> CameraGeometry:
     """Read the camera geometry of a run; DataError if the file is missing or incomplete."""
     file = folder / CAMERA_GEOMETRY_FILE
+    value = read_json_file(file, "train again")
     try:
-        return _from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{file}: cannot be read as camera geometry", got=e, hint="train again") from None
+        return _from_json(value)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        got = one_line(" ".join(str(e).split())[:200])
+        raise DataError(f"{file}: cannot be read as camera geometry", got=got, hint="train again") from None
 
 
 def _from_json(value: Mapping[str, Any]) -> CameraGeometry:
-    width, height = value["size"]
+    read_camera: Callable[[Any], Camera | None] = TypeAdapter(Camera | None).validate_python
+    read_ground = TypeAdapter(Ground).validate_python
+    read_size = TypeAdapter(tuple[FrameSide, FrameSide]).validate_python
+    read_number = TypeAdapter(Positive).validate_python
     others = [
-        (View(view["camera"] and Camera(**view["camera"]), tuple(view["size"])), Ground(**ground))
+        (View(read_camera(view["camera"]), read_size(tuple(view["size"]))), read_ground(ground))
         for view, ground in value.get("others", ())
     ]
+    camera = read_camera(value["camera"])
+    names = value.get("names", TRACK_NAMES)  # older versions did not write them
+    if camera is None or not (camera.fx > 0 and camera.fy > 0) or list(names) != list(GEOMETRY_NAMES[: len(names)]):
+        raise ValueError("camera or names out of range")
     return CameraGeometry(
-        Ground(**value["ground"]),
-        Camera(**value["camera"]),
-        (width, height),
-        value.get("calibrated", False),
-        value.get("noise", SIZE_NOISE),
+        read_ground(value["ground"]),
+        camera,
+        read_size(tuple(value["size"])),
+        value.get("calibrated", False) is True,
+        read_number(value.get("noise", SIZE_NOISE)),
         tuple(others),
-        value.get("noise_given", False),
-        tuple(value.get("names", TRACK_NAMES)),  # older versions did not write them
+        value.get("noise_given", False) is True,
+        tuple(names),
     )
 
 

@@ -75,6 +75,20 @@ def test_python_page_runs_from_top_to_bottom(project: Path, capsys: pytest.Captu
     assert "configs/none.toml" in capsys.readouterr().out
 
 
+def test_tables_page_runs_from_top_to_bottom(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pandas")
+    for command in ("extract", "train"):
+        assert main([command, "--config", "configs/sample.toml"]) == 0
+    names: dict[str, Any] = {}
+    capsys.readouterr()
+    for block in code_blocks(ROOT / "docs" / "tables.md"):
+        if block.language == "python" and block.heading != "PyTorch":
+            exec(compile(block.text, f"tables.md: {block.heading}", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "validation" in printed and "(8, 8, 6, 8, 40) (8, 1) (8,)" in printed  # errors by split, then shapes
+    assert names["table"].ego_speed_pred.notna().any()
+
+
 def test_head_has_under_30_lines_and_appears_in_the_leaderboard(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

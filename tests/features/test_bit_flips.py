@@ -22,7 +22,7 @@ from features.verification import find_damage
 from tests.crafted import make_store
 
 PARTS = ("header", "sequences", "labels", "tracks", "top", "bases", "frames", "thumbnails")
-FLIPS = 40  # of each part, in each form
+FLIPS = 15  # of each part, in each form; `make soak` makes more
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from features._common.atomic import abandoned_files, atomic_write, writer_name
+from features._common.atomic import atomic_write
+from features._common.leftovers import abandoned_files, writer_name
 
 WRITE = """
 import sys

@@ -186,9 +186,9 @@ def test_flags_override_the_config_file(tmp_path: Path) -> None:
 
 
 def test_flags_are_written_as_in_toml_or_with_dashes() -> None:
-    flags = ["--train.tensorboard", "true", "--train.restore_best", "FALSE", "--train.learning-rate", "0.5"]
+    flags = ["--track.tensorboard", "true", "--train.restore_best", "FALSE", "--train.learning-rate", "0.5"]
     config = settings(*flags)
-    assert config.train.tensorboard and not config.train.restore_best
+    assert config.track.tensorboard and not config.train.restore_best
     assert config.train.learning_rate == 0.5
     assert settings("--data.target", "distance", "rate").data.columns == ("distance", "rate")
 

@@ -24,11 +24,13 @@ SMALL = FramesConfig(width=64, height=48)
     ("name", "description", "layers"),
     [
         ("VGG16", "after block4_pool (11x20x512)", 4),
-        ("Xception", "after block14_sepconv1_act (6x10x1536)", 3),
+        pytest.param("Xception", "after block14_sepconv1_act (6x10x1536)", 3, marks=pytest.mark.soak),
         ("MobileNetV2", "after block_16_project (6x10x320)", 4),
         ("EfficientNetLite0", "after block7a_project_conv (6x10x320)", 4),
-        ("InceptionV3", "the output, mixed10 (4x8x2048)", 0),
-        ("NASNetMobile", "the output, activation_", 0),  # a layer with an automatic name
+        pytest.param("InceptionV3", "the output, mixed10 (4x8x2048)", 0, marks=pytest.mark.soak),
+        pytest.param(
+            "NASNetMobile", "the output, activation_", 0, marks=pytest.mark.soak
+        ),  # a layer with an automatic name
     ],
 )
 def test_unfreeze_4_at_320x180(name: str, description: str, layers: int) -> None:
@@ -58,7 +60,7 @@ def test_the_published_cut() -> None:
     ("name", "entering"),
     [
         ("ResNet50", "conv5_block3_2_relu, conv5_block2_out"),
-        ("DenseNet121", "conv5_block16_1_relu, conv5_block15_concat"),
+        pytest.param("DenseNet121", "conv5_block16_1_relu, conv5_block15_concat", marks=pytest.mark.soak),
     ],
 )
 def test_a_cut_through_a_branch_is_refused_with_the_nearest_valid_ones(name: str, entering: str) -> None:
@@ -106,7 +108,7 @@ def pixels(count: int = 6) -> np.ndarray:
     ("name", "layer"),
     [
         ("EfficientNetLite0", "block5c_add"),
-        ("MobileNet", "conv_pw_3_relu"),
+        pytest.param("MobileNet", "conv_pw_3_relu", marks=pytest.mark.soak),
         pytest.param("VGG16", "block4_pool", marks=pytest.mark.soak),
         pytest.param("ResNet50V2", "conv4_block6_out", marks=pytest.mark.soak),
     ],

@@ -9,6 +9,8 @@ import pickle
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,18 @@ import skimage.data
 import tensorflow as tf
 
 from features.errors import DataError
-from stage1_extract.backbone import efficientnet_lite
 from stage1_extract.backbone.efficientnet_lite import (
+    LITE_VARIANTS,
     EfficientNetLite0,
+    EfficientNetLite1,
+    EfficientNetLite2,
     packaged_weights,
     preprocess_input,
     read_tensors,
 )
 from stage1_extract.backbone.registry import weights_digest
 
+LITE0 = LITE_VARIANTS["EfficientNetLite0"]
 ESPRESSO, CATS, MISSILE, TRIPOD = {967}, set(range(281, 286)), {657}, {872}
 DIGEST = "f158e7ce63c8c26821376087ea2c6550f13f9ee3fd2b778bd25f467a39bd9eac"  # part of the recipe of existing stores
 
@@ -75,6 +80,30 @@ def test_photographs_are_classified_correctly(classifier: keras.Model, name: str
     assert probabilities.shape == (1000,)
     assert probabilities.sum() == pytest.approx(1, abs=1e-5)
     assert int(probabilities.argmax()) in classes
+
+
+@pytest.mark.parametrize(("build", "parameters"), [(EfficientNetLite1, 5_416_680), (EfficientNetLite2, 6_092_072)])
+def test_larger_variants_have_the_published_size_and_classify_photographs(
+    build: Callable[..., keras.Model], parameters: int
+) -> None:
+    """5.42 and 6.09 million weights, as published."""
+    variant = LITE_VARIANTS[build.__name__]
+    if find_spec(variant.package) is None:
+        pytest.skip("needs the extra lite")
+    classifier = build(include_top=True)
+    assert sum(math.prod(w.shape) for w in classifier.trainable_weights) == parameters
+    height, width = classifier.input_shape[1:3]
+    for name, classes in (("coffee.png", ESPRESSO), ("chelsea.png", CATS)):
+        image = cv2.resize(centre(photograph(name)), (width, height), interpolation=cv2.INTER_CUBIC)
+        probabilities = classifier(preprocess_input(image[None]), training=False).numpy()[0]
+        assert int(probabilities.argmax()) in classes
+
+
+def test_variant_whose_weights_are_not_installed_is_refused_by_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = replace(LITE_VARIANTS["EfficientNetLite1"], package="efficientnet_lite1_not_installed")
+    monkeypatch.setitem(LITE_VARIANTS, "EfficientNetLite1", variant)
+    with pytest.raises(DataError, match=r"Try: pip install .*efficientnet-lite1-not-installed"):
+        EfficientNetLite1(input_shape=(32, 32, 3))
 
 
 def test_rgb_is_classified_with_more_confidence_than_bgr(classifier: keras.Model) -> None:
@@ -150,7 +179,7 @@ def test_maps_equal_those_of_an_independent_implementation(frames: np.ndarray, s
     """Maps of odd sizes (45 rows, 23 rows, …) are padded before a stride as in TensorFlow."""
     x = preprocess_input(frames[:, : size[0], : size[1]])
     ours = EfficientNetLite0(input_shape=(*size, 3))(x, training=False).numpy()
-    theirs = reference(read_tensors(packaged_weights()), x).numpy()
+    theirs = reference(read_tensors(packaged_weights(LITE0)), x).numpy()
     assert ours.shape == theirs.shape and theirs.std() > 0.1
     assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(theirs)
 
@@ -223,7 +252,7 @@ def test_a_weights_file_that_calls_a_function_is_refused_unexecuted(function: Ca
 
 
 def test_weights_are_read_without_torch() -> None:
-    tensors = read_tensors(packaged_weights())
+    tensors = read_tensors(packaged_weights(LITE0))
     assert len(tensors) == 296
     assert tensors["_blocks.0._depthwise_conv.weight"].shape == (32, 1, 3, 3)
     assert tensors["_bn0.num_batches_tracked"].dtype == np.int64
@@ -231,19 +260,19 @@ def test_weights_are_read_without_torch() -> None:
 
 
 def test_a_changed_or_missing_weights_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = bytearray(packaged_weights())
+    data = bytearray(packaged_weights(LITE0))
     data[-1] ^= 1
     folder = tmp_path / "changed_weights" / "models"
     folder.mkdir(parents=True)
     (folder.parent / "__init__.py").touch()
-    (folder / efficientnet_lite.FILE).write_bytes(data)
+    (folder / LITE0.file).write_bytes(data)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(efficientnet_lite, "PACKAGE", "changed_weights")
-    with pytest.raises(DataError, match=rf"expected SHA-256 {efficientnet_lite.SHA256}; got [0-9a-f]{{64}}.*Try: "):
+    monkeypatch.setitem(LITE_VARIANTS, "EfficientNetLite0", replace(LITE0, package="changed_weights"))
+    with pytest.raises(DataError, match=rf"expected SHA-256 {LITE0.sha256}; got [0-9a-f]{{64}}.*Try: "):
         EfficientNetLite0()
-    (folder / efficientnet_lite.FILE).unlink()
+    (folder / LITE0.file).unlink()
     with pytest.raises(DataError, match=r"cannot be read.*Try: "):
         EfficientNetLite0()
-    monkeypatch.setattr(efficientnet_lite, "PACKAGE", "no_such_package")
+    monkeypatch.setitem(LITE_VARIANTS, "EfficientNetLite0", replace(LITE0, package="no_such_package"))
     with pytest.raises(DataError, match=r"no_such_package.*Try: "):
         EfficientNetLite0()

@@ -32,16 +32,6 @@ from tests.extraction_helpers import CONFIG, extraction_config, store_content
 from tests.helpers import ROOT, flip, picture, write_clips
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine(build_trunk(extraction_config()), 8)
-
-
-@pytest.fixture
-def clips(tmp_path: Path) -> Path:
-    return write_clips(tmp_path / "data")
-
-
 @pytest.fixture
 def run(clips: Path, tmp_path: Path, engine: Engine) -> Callable[..., ExtractionResult]:
     """Extract `clips` into a store under `tmp_path`."""
@@ -295,6 +285,7 @@ def kill_at_random(clips: Path, tmp_path: Path, kills: int) -> None:
     assert not list(tmp_path.glob(".s.h5.*")) and not (tmp_path / "s.h5.shards").exists()
 
 
+@pytest.mark.soak
 def test_an_extraction_killed_at_a_random_moment_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     kill_at_random(write_clips(tmp_path / "data", {"Train": 40}), tmp_path, 1)
 

@@ -23,7 +23,6 @@ from features.store_tables import StreamInfo
 from features.store_writer import StreamContent, extend_store
 from features.verification import find_damage
 from stage1_extract import optical_flow
-from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.engines.engine import Engine
@@ -37,11 +36,6 @@ from tests.extraction_helpers import extraction_config, store_content
 from tests.helpers import flip, picture
 
 SIZE = 96, 64
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine(build_trunk(extraction_config()), 8)
 
 
 class MemorySource:

@@ -14,23 +14,12 @@ from features.frame_files import shard_folder
 from features.sequences import same_sequences
 from features.store import Store
 from framebank.cli import main
-from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
 from stage1_extract.engines.engine import Engine
 from stage1_extract.extract import ExtractionResult, extract
 from stage2_temporal.data.derived_streams import derive_streams, parse_stream_name
 from tests.extraction_helpers import CONFIG, extraction_config
 from tests.helpers import flip, write_clips
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine(build_trunk(extraction_config()), 8)
-
-
-@pytest.fixture
-def clips(tmp_path: Path) -> Path:
-    return write_clips(tmp_path / "data")
 
 
 @pytest.fixture
@@ -144,6 +133,7 @@ def test_a_derived_stream_is_computed_for_new_clips_alone(
     assert_equal(store, tmp_path / "fresh.h5")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", ["flipped", "missing", "truncated", "not HDF5"])
 def test_repair_mends_a_damaged_shard(
     kind: str, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -128,13 +128,14 @@ def assert_restored(path: Path, sound: Path) -> None:
         assert store_content(path) == store_content(sound)
 
 
-TABLES = [
-    "labels/targets", "labels/sequence", "labels/box", "tracks/box", "tracks/key", "top/weights/1", "top/architecture",
-    "sequences/fps", "sequences/id", "sequences/digest", "sequences/length", "sequences/first", "header",
+TABLES = ["labels/targets", "tracks/box", "top/weights/1", "sequences/fps", "header"]
+MORE_TABLES = [
+    "labels/sequence", "labels/box", "tracks/key", "top/architecture",
+    "sequences/id", "sequences/digest", "sequences/length", "sequences/first",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", [*TABLES, *(pytest.param(name, marks=pytest.mark.soak) for name in MORE_TABLES)])
 def test_a_damaged_table_is_restored(
     table: str, store: Path, sound: dict[str, Path], repair: Callable[..., list[ExtractionResult]]
 ) -> None:
@@ -148,7 +149,7 @@ def test_a_damaged_table_is_restored(
 
 
 @pytest.mark.parametrize("part", ["appearance", "motion", "grid2x2"])
-@pytest.mark.parametrize("row", [0, 11, 79])
+@pytest.mark.parametrize("row", [pytest.param(0, marks=pytest.mark.soak), 11, pytest.param(79, marks=pytest.mark.soak)])
 def test_damaged_frames_are_restored(
     part: str, row: int, store: Path, sound: dict[str, Path], repair: Callable[..., list[ExtractionResult]]
 ) -> None:
@@ -162,7 +163,7 @@ def test_damaged_frames_are_restored(
 
 
 @pytest.mark.parametrize("streams", [("appearance", "motion"), ("motion", "appearance")])
-@pytest.mark.parametrize("row", [7, 10, 15])
+@pytest.mark.parametrize("row", [pytest.param(7, marks=pytest.mark.soak), 10, pytest.param(15, marks=pytest.mark.soak)])
 def test_streams_damaged_in_neighbouring_frames_are_both_restored(
     streams: tuple[str, str],
     row: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from framebank.workflows import extract_data_set
-from stage1_extract.datasets import image_sequence, scan, video
+from stage1_extract.datasets import archive, image_sequence, scan, video
 from stage1_extract.datasets.archive import ReadablePath, read_file
 from stage1_extract.datasets.clip import Catalogue
 from stage1_extract.datasets.scan_cache import ScanCache, scan_cache_of
@@ -176,3 +177,18 @@ def test_video_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert first.clips[0].sequence == second.clips[0].sequence
     images = list(second.clips[0].source.read(0, 12))
     assert len(images) == 12 and int(images[11].mean()) > int(images[1].mean())
+
+
+def test_what_the_system_refused_is_not_remembered(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that failed, or a permission, may be there again although the file has not changed."""
+
+    def refuse(path: Path, _limit: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(archive, "read_bounded", refuse)
+        faults = scan_with(folder, tmp_path / "s.h5").faults
+    assert faults and all("Input/output error" in fault for fault in faults)
+    assert scan_with(folder, tmp_path / "s.h5").faults == ()

@@ -23,7 +23,7 @@ from features.errors import DataError
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Catalogue, Clip
 from stage1_extract.datasets.single_video import read_single_clip, use_single_clip
-from stage1_extract.datasets.video import Video, split_of
+from stage1_extract.datasets.video import UnexpectedFramesError, Video, split_of
 from tests.dataset_helpers import assert_only_fault, data_config
 
 
@@ -69,9 +69,9 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     openings: list[str] = []
     open_container = av.open
 
-    def recorded(name: str) -> av.container.InputContainer:
+    def recorded(name: str, **options: Any) -> av.container.InputContainer:
         openings.append(name)
-        return open_container(name)
+        return open_container(name, **options)
 
     monkeypatch.setattr(av, "open", recorded)
     return openings
@@ -317,6 +317,26 @@ def test_packet_without_a_frame_is_noticed_while_decoding(tmp_path: Path) -> Non
 
     assert use_single_clip(path, DataConfig(), None, use) == 14
     assert lengths == [15, 14]
+    whole.unlink()
+    (announced,) = scan(folder_of_videos(tmp_path), need_labels=False, by_packets=True).clips
+    with pytest.raises(UnexpectedFramesError):
+        all_frames(announced)
+
+
+def folder_of_videos(path: Path) -> DataConfig:
+    return DataConfig(layout="video", path=str(path))
+
+
+def test_videos_of_a_folder_are_decoded_once(tmp_path: Path, decodings: list[Path]) -> None:
+    files = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    for file in files:
+        write_timed(file, np.arange(12) / 20, "mpeg4")
+    scanned = scan(folder_of_videos(tmp_path), need_labels=False).clips
+    decodings.clear()
+    announced = scan(folder_of_videos(tmp_path), need_labels=False, by_packets=True).clips
+    assert [c.sequence for c in announced] == [c.sequence for c in scanned]
+    assert [len(list(c.source.read(0, c.sequence.length))) for c in announced] == [12, 12]
+    assert sorted(decodings) == files
 
 
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])

@@ -81,6 +81,7 @@ def test_store_has_each_vehicle_with_its_taps(home: Path) -> None:
     assert shapes == expected | {"block1a_project_bn": (SIZE // 2, SIZE // 2, 16)}
 
 
+@pytest.mark.soak
 def test_fused_model_equals_the_two_stages(home: Path, run: Path) -> None:
     with Store(home / "s.h5") as store:
         model, check = fuse_run(run, store)
@@ -137,6 +138,7 @@ def test_boxes_in_the_report_are_inside_the_pictures_of_the_crops(home: Path, ru
             assert share == pytest.approx((0.125,) * 4, abs=0.08), (example.sequence, label)
 
 
+@pytest.mark.soak
 def test_tracked_box_can_be_added(home: Path, tmp_path: Path) -> None:
     run = train_run(crops_config(home / "data", box=True), home / "s.h5", tmp_path / "both")
     alone, both = (read_metrics(folder).splits["test"].model for folder in (home / "runs/crops", run))

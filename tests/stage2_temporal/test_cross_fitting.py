@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,9 +66,9 @@ def test_each_example_is_predicted_by_a_head_that_does_not_know_its_sequence(sto
     known: list[set[int]] = []
 
     class Recording(Ridge):
-        def fit(self, X: Any, y: Any, validation: Any = None, *, logs: Path | None = None) -> Recording:
+        def fit(self, X: Any, y: Any, validation: Any = None, *, callbacks: Any = ()) -> Recording:
             known.append(set(X.groups.tolist()))
-            super().fit(X, y, validation, logs=logs)
+            super().fit(X, y, validation, callbacks=callbacks)
             return self
 
     X, task = examples(store, train_config(head=RIDGE))
@@ -120,6 +119,7 @@ def test_network_with_few_validation_sequences_says_how_to_be_surer(
     assert "6 validation sequences" in caplog.text and "--train.interval_folds 5" in caplog.text
 
 
+@pytest.mark.soak
 def test_network_is_trained_again_where_that_is_asked_for(store: Store) -> None:
     config = train_config(interval_folds=3, epochs=2)
     X, task = examples(store, config)

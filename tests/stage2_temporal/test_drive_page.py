@@ -168,8 +168,7 @@ class TestInBrowser:
         assert "10 of 60 windows" in page.locator(".banner").inner_text()
         context.close()
 
-    @pytest.mark.parametrize("scheme", ["light", "dark"])
-    @pytest.mark.parametrize("width", [1240, 390])
+    @pytest.mark.parametrize(("scheme", "width"), [("light", 1240), ("dark", 390)])
     def test_page_of_vehicles_shows_those_in_the_frame(
         self, browser: sync_api.Browser, tmp_path: Path, scheme: str, width: int
     ) -> None:

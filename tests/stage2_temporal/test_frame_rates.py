@@ -59,6 +59,9 @@ def write_timed_video(path: Path, frames: list[Image], times: np.ndarray) -> Pat
     return path
 
 
+MORE_RATES = [("flow", 25), ("flow", 40), ("maps", 60)]
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of each head, trained at 20 frames per second."""
@@ -101,7 +104,9 @@ def test_run_records_its_intervals(home: Path) -> None:
         assert (metrics.interval, metrics.frame_interval) == (pytest.approx(0.05), pytest.approx(0.05))
 
 
-@pytest.mark.parametrize(("head", "fps"), [("flow", 30), ("flow", 40), ("flow", 25), ("maps", 40), ("maps", 60)])
+@pytest.mark.parametrize(
+    ("head", "fps"), [("flow", 30), ("maps", 40), *(pytest.param(*case, marks=pytest.mark.soak) for case in MORE_RATES)]
+)
 def test_higher_rates_give_the_same_speed(home: Path, head: str, fps: int, tmp_path: Path) -> None:
     expected, _ = mean_speed(home, head, np.arange(60) / FPS, tmp_path)
     speed, rows = mean_speed(home, head, np.arange(3 * fps) / fps, tmp_path)

@@ -88,6 +88,7 @@ def test_every_backbone_fused_equals_two_stages(name: str, head: str) -> None:
     assert check.first_fault("float32") is None
 
 
+@pytest.mark.soak
 def test_half_precision_differs_only_by_rounding(parts: Parts) -> None:
     fused, reference, frames, _ = parts
     # an engine's batches may round a value between two halves the other way, so the maps are of the very same passes
@@ -139,6 +140,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_on_images(tmp_path_factory.mktemp("fuse"), {"Train": 8, "Validation": 2})
 
 
+@pytest.mark.soak
 def test_command_writes_a_model_that_loads_without_framebank(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fuse", "--run", str(run)]) == 0
     out = capsys.readouterr().out

@@ -92,7 +92,7 @@ def test_values_from_data_are_escaped(tmp_path: Path) -> None:
 def test_page_loads_no_other_files(tmp_path: Path) -> None:
     page = write_report(*make_run(tmp_path)).read_text()
     assert set(re.findall(r"https?://[^\s\"']+", page)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
-    assert "default-src 'none'" in page
+    assert "default-src &#39;none&#39;" in page
     assert set(re.findall(r'src="([a-z]+:)', page)) == {"data:"}
 
 
@@ -151,7 +151,7 @@ def test_verdict_prefers_the_validation_split_that_chose_the_epoch(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("metrics.json", "{", "Invalid JSON"),
+        ("metrics.json", "{", "not JSON"),
         ("metrics.json", '{"target": "x"}', "target"),
         ("predictions.csv", "split,sequence\n", "no column label"),
         ("history.csv", "epoch,loss,rmse,val_loss,val_rmse,seconds\n1,fast,2,3,4,5\n", "line 2: could not convert"),

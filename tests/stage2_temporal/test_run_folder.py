@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from features._common.folders import atomic_folder
+from features.config import Config
 from features.errors import ConfigError, FramebankError
 from features.store import Store
 from stage2_temporal.data.task import read_task, store_origin
-from stage2_temporal.runs.folder import atomic_folder, choose_run_folder, run_path
+from stage2_temporal.runs.folder import choose_run_folder, run_path
 from stage2_temporal.train import train
 from tests.helpers import write_store
 from tests.stage2_helpers import drifting_clips, train_config
@@ -71,7 +73,7 @@ def test_run_finished_in_the_meantime_keeps_its_name(tmp_path: Path, capsys: pyt
     assert "r-2" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["mine", "runs/heads/mine", "/elsewhere/mine", "./mine", "../mine", "old/mine"])
+@pytest.mark.parametrize("name", ["mine", "runs/heads/mine", "/elsewhere/mine", "./mine", "old/mine"])
 def test_run_may_lie_elsewhere_on_purpose(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("old/mine").mkdir(parents=True)
@@ -82,5 +84,25 @@ def test_path_that_may_be_meant_as_a_name_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"--run a/b: neither a name nor a run's folder\. Try: --run b, or \./a/b"):
         run_path("a/b")
-    for name in ("..", "."):
-        assert run_path(name) == Path(name)  # which exists, is not a run, and is not replaced
+    assert run_path(".") == Path()  # which exists, is not a run, and is not replaced
+
+
+@pytest.mark.parametrize("name", ["..", "../../x", "runs/../x", "./../x", "/home/../x"])
+def test_run_does_not_lead_out_of_its_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"\.\. leads out of runs/\. Try: --run /"):
+        run_path(name)
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a\0b", "a\nb", "\x1b[2J", "a\u202eb"])
+def test_run_with_a_control_character_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="not a name") as caught:
+        run_path(name)
+    assert str(caught.value).isprintable()
+
+
+def test_column_that_looks_like_a_path_stays_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Config().with_target(("../../x", "C:\\y", "z" * 300))
+    path, _ = choose_run_folder(None, "sample", config, {})
+    assert path.parent == Path("runs") and path.resolve().parent == tmp_path / "runs" and len(path.name) <= 100

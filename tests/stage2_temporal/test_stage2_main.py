@@ -158,7 +158,7 @@ def test_named_run_is_replaced(folder: Path, run: Run) -> None:
         ("train --config task.toml --head.grid 9 9", "head.grid does not fit the map"),
         ("train --config task.toml --run stores", "is not a run"),
         ("train --config task.toml --run task/mine", "--run task/mine: neither a name nor a run's folder"),
-        ("train --config task.toml --run ..", ".. exists and is not a run"),
+        ("train --config task.toml --run ..", "--run ..: .. leads out of runs/"),
         ("train --config task.toml --data.target velocty", "velocty (did you mean velocity?); got velocty"),
         ("evaluate --run nothing", "no metrics.json"),
         ("evaluate", "--run NAME is required"),

@@ -26,6 +26,7 @@ from features.errors import FramebankError
 from features.store import Store
 from stage2_temporal.data.task import read_task
 from stage2_temporal.evaluation.uncertainty import INTERVALS_FILE, NOVELTY_FILE
+from stage2_temporal.runs.card import CARD
 from stage2_temporal.runs.folder import FILES
 from stage2_temporal.runs.results import read_metrics
 from stage2_temporal.runs.tables import metrics_table
@@ -83,7 +84,7 @@ def losses(folder: Path) -> list[tuple[str, str]]:
 
 def test_run_learns_and_writes_all_files(trained: Path) -> None:
     metrics = metrics_of(trained)
-    assert sorted(p.name for p in trained.iterdir()) == sorted([*FILES, INTERVALS_FILE, NOVELTY_FILE])
+    assert sorted(p.name for p in trained.iterdir()) == sorted([*FILES, CARD, INTERVALS_FILE, NOVELTY_FILE])
     assert [p.name for p in trained.parent.iterdir()] == ["trained"]  # no temporary folder is left
     assert metrics["splits"]["test"]["model"]["skill"] > 0.8
     assert metrics["splits"]["test"]["constant"]["spread_ratio"] == 0
@@ -209,8 +210,9 @@ def test_patience_stops_training(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(find_spec("tensorboard") is not None, reason="tensorboard is installed")
 def test_missing_tensorboard_is_named(path: Path, tmp_path: Path) -> None:
+    config = train_config().with_settings({"track.tensorboard": True})
     with pytest.raises(FramebankError, match="needs the package tensorboard"):
-        run(path, tmp_path / "r", train_config(tensorboard=True))
+        run(path, tmp_path / "r", config)
 
 
 def test_validation_split_holds_out_the_last_training_examples(path: Path, tmp_path: Path) -> None:

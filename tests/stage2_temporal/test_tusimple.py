@@ -128,4 +128,4 @@ def test_benchmark_command_prints_ev_and_ep(tmp_path: Path, capsys: pytest.Captu
     assert main(["benchmark", *files]) == 2
     error = capsys.readouterr().err
     assert "no such file" in error
-    assert "Invalid JSON" in error
+    assert "not JSON" in error

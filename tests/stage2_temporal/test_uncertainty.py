@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,13 +13,19 @@ import pytest
 
 from features.errors import ConfigError
 from features.store import Store
+from stage1_extract.datasets import scan
+from stage1_extract.extract import extract
+from stage1_extract.sample.dataset import calibration_text
+from stage1_extract.sample.scene import TUSIMPLE_CAMERA
+from stage2_temporal.data.task import read_task
 from stage2_temporal.evaluation.uncertainty import INTERVALS_FILE, IntervalOptions, read_uncertainty
 from stage2_temporal.predict import predict
 from stage2_temporal.runs.leaderboard import boards, read_run
 from stage2_temporal.runs.results import read_metrics, read_predictions
 from stage2_temporal.runs.tables import metrics_table
-from stage2_temporal.train import evaluate
-from tests.image_runs import read_rows, train_on_images
+from stage2_temporal.train import evaluate, train
+from tests.helpers import write_clips
+from tests.image_runs import image_config, read_rows, train_on_images
 
 COUNTS = {"Train": 24, "Validation": 12, "Test": 6}
 
@@ -105,6 +112,24 @@ def test_page_overlay_and_table_are_written_together(run: Path, tmp_path: Path) 
     result = predict(run, source, tmp_path / "p.csv", overlay, report=page)
     assert result.files == (tmp_path / "p.csv", overlay, page)
     assert page.read_text().count("<tr>") + page.read_text().count('<tr class="unlike">') == 1 + result.windows
+
+
+def test_longer_lens_is_flagged_by_its_calibration_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The frames are those of the training, so that nothing else tells."""
+    clips = write_clips(tmp_path / "clips", {"Train": 24, "Validation": 4})
+    (clips / "calibration.txt").write_text(calibration_text(TUSIMPLE_CAMERA))
+    config = image_config(clips)
+    extract(config, tmp_path / "s.h5", scan(config.data))
+    run = tmp_path / "runs" / "r"
+    with Store(tmp_path / "s.h5") as store:
+        train(config, store, read_task(config, store), run, report=False)
+    source = clips / "Train" / "Train" / "1" / "imgs"
+    longer = replace(TUSIMPLE_CAMERA, fx=1.4 * TUSIMPLE_CAMERA.fx, fy=1.4 * TUSIMPLE_CAMERA.fy)
+    for camera, flag in ((TUSIMPLE_CAMERA, "0"), (longer, "1")):
+        (tmp_path / "camera.txt").write_text(calibration_text(camera))
+        predict(run, source, tmp_path / "p.csv", camera=tmp_path / "camera.txt")
+        assert {row["unlike_training"] for row in read_rows(tmp_path / "p.csv")} == {flag}
+    assert "another camera" in caplog.text
 
 
 def test_older_run_predicts_with_blank_cells_and_is_renewed_by_evaluate(

@@ -219,7 +219,7 @@ def test_scikit_learn_tools_work_on_vehicle_heads(store: Path) -> None:
         BoxRidge().fit(np.ones((9, 5)), np.ones(9))
 
 
-@pytest.mark.parametrize("name", ["box_ridge", "box_mlp"])
+@pytest.mark.parametrize("name", ["box_ridge", pytest.param("box_mlp", marks=pytest.mark.soak)])
 def test_run_keeps_its_camera_geometry_and_predictions(name: str, store: Path, tmp_path: Path) -> None:
     chosen = config(name)
     with Store(store) as opened:
