@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-import errno
-import os
-from pathlib import Path
 from typing import Any
 
 REFUSALS = (  # errors that tell nothing of a file's bytes, since the machine has not read them

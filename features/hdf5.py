@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import io
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
