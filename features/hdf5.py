@@ -20,7 +20,7 @@ from features._common.atomic import NO_LOCKS
 from features._common.leftovers import SECONDS_PER_DAY
 from features._common.strict_json import parse_json
 from features.bit_errors import corrected_chunk
-from features.errors import DamagedStoreError, DataError, StoreError
+from features.errors import DamagedStoreError, DataError, StoreError, raise_refusal
 from features.recipe import canonical_json
 
 FORMAT_NAME, FORMAT_VERSION = "framebank", 2
