@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from features._common.atomic import atomic_write
+from features._common.interrupts import uninterrupted
 from features._common.model_file import check_architecture, read_model_config
 from features._common.plain_text import one_line
 from features._common.types import Tensor
@@ -40,7 +41,8 @@ def load_model(run: Path, name: str = "model.keras") -> keras.Model:
     try:
         config, size = read_model_config(path)
         _check_size(config, size // WEIGHT_BYTES)
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        with uninterrupted():  # h5py may turn Ctrl-C into another error
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
         _require_model(model)
         return model
     except MemoryError:
