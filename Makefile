@@ -6,12 +6,14 @@ DATA   ?=
 RUN    ?=
 SWEEP  ?= configs/sweep.toml
 ARGS   ?=
+GPU    ?=
 PYTHON ?= python3
 export CONFIG STORE DATA RUN SWEEP ARGS  # recipes read them as "$$DATA", so that any character may occur in a path
 
 PY    := .venv/bin/python
 FB    := .venv/bin/framebank
-READY := .venv/.ready
+READY := .venv/.ready$(if $(GPU),-gpu)
+LOCK  := requirements$(if $(GPU),-gpu).lock
 
 # $${DATA:+…} is nothing if DATA is empty; the shell splits ARGS
 WITH_DATA  = $${DATA:+--data.path "$$DATA"}
@@ -30,16 +32,16 @@ help:  ## this list
 	@echo "  CONFIG=$$CONFIG  DATA=folder, .zip or .csv  STORE=$${STORE:-stores/NAME.h5}  RUN=name  SWEEP=$$SWEEP"
 	@echo '  ARGS="--train.epochs 3" overrides any setting; $(FB) train --help lists them'
 
-setup: $(READY)  ## build .venv from requirements.lock
+setup: $(READY)  ## build .venv from requirements.lock; with GPU=1, from requirements-gpu.lock, for NVIDIA cards
 
-$(READY): requirements.lock pyproject.toml
+$(READY): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "framebank needs Python 3.11, 3.12 or 3.13, this is $$($(PYTHON) --version). Try: make PYTHON=python3.11 …"; exit 2; }
 	@test -x $(PY) || $(PYTHON) -m venv .venv
-	@echo "setting up .venv (about 3.4 GB, a minute or two) …"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@echo "setting up .venv (about $(if $(GPU),8,3.4) GB, a minute or two) …"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --requirement $(LOCK)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@touch $@
+	@touch .venv/.ready $@  # the larger environment serves every target
 
 sample: $(READY)  ## render the sample data set (320 clips)
 	@$(FB) sample --config "$$CONFIG" $(WITH_DATA) $(ARGS)
@@ -111,11 +113,14 @@ cluster-demo: $(READY)  ## extract and sweep the sample set on a Dask cluster of
 docs: $(READY)  ## build the documentation into site/
 	@$(PY) -m mkdocs build --quiet --strict
 
+COMPILE = .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	  --extra cpu --extra int8 --extra cluster --extra dev --extra docs --extra export --extra lite --extra search \
+	  --extra tables --extra track --extra weights \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links
+
 lock: $(READY)  ## pin the newest version of everything that pyproject.toml admits
-	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --extra cpu --extra cluster --extra dev --extra docs --extra export --extra search --extra tables --extra track \
-	  --upgrade \
-	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.lock
+	@$(COMPILE) --upgrade --output-file requirements.lock
+	@$(COMPILE) --extra gpu --constraint requirements.lock --output-file requirements-gpu.lock
 
 clean:  ## remove .venv, site/ and caches; data/, stores/ and runs/ stay
 	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Extraction compared with its parts (the trunk alone plus decoding alone), and the trunk with Keras' `predict`.
+"""The trunk and whole extractions compared with Keras' batched `predict`, and other ways to run the trunk.
 
 Seconds are per frame: 1280x720 JPEGs, resized to 320x180, with random weights.
 """
@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from joblib import cpu_count
 
+from benchmarks.arithmetic import operations, peak
+from benchmarks.peers import PREDICT, PREDICT_ONE, peers
 from benchmarks.timing import Row, Timer, compare, timer
 from features._common.types import Image
 from features.config import BackboneConfig, Config, DataConfig, FramesConfig
@@ -22,17 +24,19 @@ from features.errors import ConfigError
 from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Clip
+from stage1_extract.engine_setup import new_engine
 from stage1_extract.engines.engine import Engine
 from stage1_extract.extract import extract
 from stage1_extract.frame_loader import resize_frame
 from stage1_extract.sample import render_sample_set
 
 BACKBONES = {  # each with a number of clips of 8 frames
-    "EfficientNetLite0": (BackboneConfig(weights="random"), 128),
-    "EfficientNetLite0 at block3b_add": (BackboneConfig(weights="random", cut="block3b_add", top=False), 128),
+    "EfficientNetLite0": (BackboneConfig(), 128),
+    "EfficientNetLite0 at block3b_add": (BackboneConfig(cut="block3b_add", top=False), 128),
     "InceptionResNetV2": (BackboneConfig(name="InceptionResNetV2", weights="random"), 24),
 }
-PREDICT = "Keras predict, batches of 32"
+PEAKS = ("float32", "bfloat16", "int8")
+ONE_BY_ONE = 16  # frames
 DECODING = {
     "full decoding": FramesConfig(interpolation="cubic"),
     "fast decoding": FramesConfig(interpolation="cubic", decode="fast"),
@@ -40,8 +44,13 @@ DECODING = {
 
 
 def measure(rounds: int = 5) -> list[Row]:
-    """One row per backbone and function."""
-    return [row for name, case in BACKBONES.items() for row in _measure_backbone(name, *case, rounds)]
+    """One row per backbone and function, and this machine's peak arithmetic per precision."""
+    peaks: list[Row] = [
+        {"function": f"peak of a matrix product, {precision}", "Gflop/s": rate / 1e9}
+        for precision in PEAKS
+        if (rate := peak(precision)) is not None
+    ]
+    return [row for name, case in BACKBONES.items() for row in _measure_backbone(name, *case, rounds)] + peaks
 
 
 def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, rounds: int) -> list[Row]:
@@ -56,18 +65,20 @@ def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, roun
         clips = scan(config.data).clips
         frames = np.concatenate(_decode(clips, config.frames))
         model = build_trunk(config).model
-        timers: dict[str, Timer] = {
-            "Keras predict, one frame": timer(lambda: model.predict(frames[:1], verbose=0)),
-            PREDICT: timer(lambda: model.predict(frames, batch_size=32, verbose=0), len(frames)),
-            **{name: timer(partial(_decode, clips, settings), len(frames)) for name, settings in DECODING.items()},
-        }
+        timers: dict[str, Timer] = {}
+        for decoding, settings in DECODING.items():
+            timers[decoding] = timer(partial(_decode, clips, settings), len(frames))
+        for peer, function in peers(model, name, frames, Path(folder)):
+            part = frames[:ONE_BY_ONE] if peer == PREDICT_ONE else frames
+            timers[peer] = timer(partial(function, part), len(part))
         references: dict[str, tuple[str, ...]] = {}
-        for engine_name, precision in (("tensorflow", "float32"), ("openvino", "float32"), ("openvino", "bfloat16")):
+        precisions = [("tensorflow", "float32"), *(("openvino", precision) for precision in PEAKS)]
+        for engine_name, precision in precisions:
             options = {"engine": engine_name, "precision": precision, "tracks": False}
             config = config.with_settings({f"extract.{name}": value for name, value in options.items()})
             label = f"{engine_name} {precision}"
             try:
-                engine = Engine(build_trunk(config), 0, engine_name)
+                engine = new_engine(config, store, None, clips)
                 assert engine.batch  # compiles, which fails on a processor without the precision
             except ConfigError as e:
                 print(f"skipped {label}: {e}", file=sys.stderr)
@@ -76,7 +87,7 @@ def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, roun
             timers[trunk], references[trunk] = timer(partial(engine, frames), len(frames)), (PREDICT,)
             fully_decoded = (f"{extraction}, full decoding",)
             variants: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
-                *((name, {"frames.decode": settings.decode}, (trunk, name)) for name, settings in DECODING.items()),
+                *((name, {"frames.decode": f.decode}, (PREDICT,)) for name, f in DECODING.items()),
                 ("with tracks", {"extract.tracks": True}, fully_decoded),
                 ("with tracks and flow", {"extract.tracks": True, "extract.motion": True}, fully_decoded),
             ]
@@ -84,7 +95,12 @@ def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, roun
                 call = partial(_extract, config.with_settings(update), store, engine)
                 timers[f"{extraction}, {variant}"] = timer(call, len(frames))
                 references[f"{extraction}, {variant}"] = reference
-        return [{"backbone": name} | row for row in compare(timers, references, rounds)]
+        rows = compare(timers, references, rounds)
+        needed = operations(model)
+        for row in rows:
+            if not str(row["function"]).endswith("decoding"):
+                row["Gflop/s"] = needed * float(row["per second"]) / 1e9
+        return [{"backbone": name} | row for row in rows]
 
 
 def _extract(config: Config, store: Path, engine: Engine) -> None:

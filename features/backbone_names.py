@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from features.errors import ConfigError
+
 ONNX, HUB, IMPORTED = "onnx:", "hub:", "import:"
 
 
@@ -15,6 +17,15 @@ def is_imported(backbone: str) -> bool:
     (True, False)
     """
     return backbone.startswith(IMPORTED)
+
+
+def check_computable(backbone: str) -> None:
+    """Raise a ConfigError for features that framebank cannot compute."""
+    if is_imported(backbone):
+        raise ConfigError(
+            f"{backbone}: another tool computed these features, so framebank cannot compute them from images",
+            hint="compute them there and use framebank import, or choose another --backbone.name",
+        )
 
 
 def is_onnx(backbone: str) -> bool:

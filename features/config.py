@@ -132,9 +132,10 @@ class ExtractConfig(StrictModel):
     engine: Literal["auto", "tensorflow", "openvino", "onnxruntime"] = "auto"
     """What runs the trunk; `auto` is OpenVINO if it is installed and there is no GPU, else TensorFlow, or ONNX Runtime
     for ONNX files, which only it and OpenVINO run."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the trunk's arithmetic: bfloat16 is faster on some CPUs and GPUs with errors of 1e-2, float16 is for
-    older GPUs."""
+    precision: Literal["float32", "bfloat16", "int8", "tf32", "float16", "fastest"] = "float32"
+    """Precision of the trunk's arithmetic: bfloat16 is faster on some CPUs and GPUs with errors of 1e-2, int8 is faster
+    still on most CPUs with errors of several hundredths, tf32 and float16 are for GPUs, and `fastest` is whichever of
+    float32, bfloat16 and int8 computes ten frames fastest on this machine."""
     batch: int = Field(0, ge=0)
     """Frames per pass of the trunk; 0: chosen by the engine, on a GPU by its memory."""
     threads: int = Field(0, ge=0)

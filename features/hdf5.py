@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -21,6 +21,10 @@ from features._common.leftovers import SECONDS_PER_DAY
 from features._common.strict_json import parse_json
 from features.bit_errors import corrected_chunk
 from features.errors import DamagedStoreError, DataError, StoreError, raise_refusal
+<<<<<<< HEAD
+=======
+from features.limits import MB
+>>>>>>> main
 from features.recipe import canonical_json
 
 FORMAT_NAME, FORMAT_VERSION = "framebank", 2
@@ -360,3 +364,23 @@ def damage_as_store_error(path: Path) -> Iterator[None]:
         if not is_hdf5:
             hint = "--store FILE.h5; or, if this was a store, move it away and run framebank extract again"
         raise DamagedStoreError(f"{path}: damaged, or not a store ({e})", hint=hint) from None
+
+
+def check_weights(file: Path | IO[bytes], size: int) -> None:
+    """Raise a ValueError if an HDF5 file of `size` bytes links elsewhere, or declares far more than it holds."""
+    limit, declared = 2 * size + 64 * MB, 0
+    with h5py.File(file, "r") as f:
+
+        def find_fault(name: str, link: Any) -> str | None:
+            nonlocal declared
+            if not isinstance(link, h5py.HardLink):
+                return f"{name[:80]} links to somewhere else"
+            item = f[name]
+            if isinstance(item, h5py.Dataset):
+                if item.external or item.is_virtual:
+                    return f"{name[:80]} is in another file"
+                declared += item.nbytes
+            return f"weights of more than {limit:,} bytes in a file of {size:,}" if declared > limit else None
+
+        if fault := f.visititems_links(find_fault):
+            raise ValueError(fault)

@@ -34,13 +34,14 @@ class Recipe:
     weights: str = "imagenet"  # or a file name, or `random`, as the user specified
     weights_digest: str = ""  # SHA-256 over all of the backbone's weights as loaded, in the model's order
     top_layers: int = 0  # layers above the cut; a count, because Keras' automatic layer names differ between processes
-    precision: str = "float32"  # number format the engine computed in, `float32`, `bfloat16` or `float16`
+    precision: str = "float32"  # number format the engine computed in, such as `float32`, `bfloat16` or `int8`
     dtype: str = "float16"  # stored type, `float32` or `float16`
     grid: tuple[int, int] | None = None  # rows and columns the map at the cut is averaged over; None: it is not
+    quantised: str = ""  # SHA-256 of the calibrated network, of a recipe in int8
 
     def to_json(self) -> str:
         """The recipe as canonical JSON."""
-        return canonical_json(asdict(self))
+        return canonical_json({k: v for k, v in asdict(self).items() if k != "quantised" or v})
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
@@ -62,6 +63,14 @@ class Recipe:
         """SHA-256 of the canonical JSON, hex."""
         return json_digest(self._decisive())
 
+    def computed_like(self, precision: str, quantised: str) -> Recipe:
+        """This recipe in the precision, and with the calibrated network, of a store.
+
+        A config may leave these open: `fastest` is decided when frames are extracted, and so is the network of `int8`.
+        """
+        open_until_extraction = self.precision in ("fastest", "int8")
+        return replace(self, precision=precision, quantised=quantised) if open_until_extraction else self
+
     def differences(self, other: Recipe) -> list[str]:
         """The fields that determine numbers and differ, as `name: value in other, not value here`.
 
@@ -76,8 +85,9 @@ class Recipe:
 
     def _decisive(self) -> dict[str, Any]:
         # without `weights`, which is only the name the user gave (the digest determines the numbers), and without
-        # the absence of a grid, which older stores do not state
-        return {k: v for k, v in asdict(self).items() if k != "weights" and not (k == "grid" and v is None)}
+        # the absence of a grid and of a calibrated network, which older stores do not state
+        absent = {name for name in ("grid", "quantised") if not getattr(self, name)}
+        return {k: v for k, v in asdict(self).items() if k != "weights" and k not in absent}
 
 
 def _shorten(value: object) -> str:

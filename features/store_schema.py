@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from features._common.strict_json import parse_json
 from features.errors import DamagedStoreError
 from features.hdf5 import damage_as_store_error, read_attribute, read_json, read_text
+from features.limits import LARGEST_NUMBER
 from features.sequences import SPLITS
 from features.store_tables import Header, read_header
 
 MAX_STORED_FRAMES = 1 << 27  # of a store: 50 days at 30 frames per second
 MAX_PIXELS = 1 << 20  # width or height of a frame
-LARGEST_NUMBER = 1e38  # of any number in a table, which float32 can still hold
 STREAM_TYPES = ("float16", "float32", "float64")
 
 
@@ -158,8 +158,9 @@ def check_header(f: Any) -> Header:
     _require(_is_dict(trunk, object), where, "names in trunk", trunk)
     for name, kind in kinds.items():
         _require(name not in trunk or type(trunk[name]) is kind, where, f"{kind.__name__} in {name}", trunk.get(name))
-    errors = trunk.get("relative_error", {})
-    _require(_is_dict(errors, (int, float)), where, "numbers in relative_error", errors)
+    for name in ("relative_error", "quantisation_error"):
+        errors = trunk.get(name, {})
+        _require(_is_dict(errors, (int, float)), where, f"numbers in {name}", errors)
     if "header" not in f and "fingerprint" in f.attrs:
         stored, computed = read_attribute(f, "fingerprint"), header.recipe.fingerprint
         _require(stored == computed, f, f"the recipe's fingerprint {computed}", stored)

@@ -448,10 +448,12 @@ class Fuse(RunCommand):
         with quiet_imports():
             from stage2_temporal.fused.fuse import fuse_run, save_fused_model
         fused, equality = fuse_run(folder, store)
+        precision = store.recipe.precision
+        causes = "storing the maps accounts" if precision == "float32" else f"{precision} and storing the maps account"
         print(
             f"{save_fused_model(folder, fused, equality)}: largest difference from the two stages "
             f"{equality.output.absolute:.2g} ({equality.output.relative:.2g} of the largest value) over "
-            f"{equality.windows} windows; storing the maps accounts for {equality.rounding:.2g}"
+            f"{equality.windows} windows; {causes} for {equality.rounding:.2g}"
         )
 
 

@@ -15,8 +15,10 @@ from pydantic import ValidationError
 
 from features._common.atomic import sweep
 from features._common.console import logger, quiet_imports
+from features.backbone_names import check_computable
 from features.config import Config
 from features.errors import BadInputs, ConfigError, DataError
+from features.limits import IMAGE_PIXELS
 from features.store import Store
 from features.strict_model import describe_validation_error
 
@@ -52,6 +54,7 @@ def extract_data_set(
 
     With `rehash`, files are read even if their size and time of modification are those of the last scan.
     """
+    check_computable(config.backbone.name)  # before the sample set is rendered
     quiet_opencv()
     from stage1_extract.datasets import scan
     from stage1_extract.datasets.scan_cache import scan_cache_of
@@ -75,6 +78,7 @@ def extract_data_set(
 
 def estimate_data_set(config: Config, store: Path, damage: Damage | None = None, *, rehash: bool = False) -> str:
     """What `extract_data_set` would do, and how long it would take, as a table; nothing is written."""
+    check_computable(config.backbone.name)  # before the sample set is rendered
     quiet_opencv()
     from stage1_extract.datasets import scan
     from stage1_extract.datasets.scan_cache import scan_cache_of
@@ -279,6 +283,10 @@ def expand(path: Path | str) -> str:
 
 
 def quiet_opencv() -> None:
-    """Silence OpenCV and FFmpeg, whose faults framebank reports itself; has an effect before cv2 is imported."""
+    """Silence OpenCV and FFmpeg, whose faults framebank reports itself, and bound the size of images.
+
+    This has an effect before cv2 is imported.
+    """
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(IMAGE_PIXELS))  # for formats that Pillow does not know

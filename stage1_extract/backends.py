@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 from joblib import cpu_count
 
 from features._common.cluster import Cluster, connect
-from features._common.console import progress_bar, quiet_imports
+from features._common.console import progress_bar
 from features.config import Config
+from features.frame_files import shard_folder
+from features.recipe import Recipe
 from features.tracks import Track
 from stage1_extract.cluster_tasks import (
     SMALLEST_TASK,
@@ -22,6 +24,7 @@ from stage1_extract.cluster_tasks import (
     run_tracking,
 )
 from stage1_extract.datasets.clip import Catalogue, Clip
+from stage1_extract.engine_setup import new_engine
 from stage1_extract.existing_store import TrunkInfo
 from stage1_extract.group_extraction import extract_groups
 from stage1_extract.new_shards import NewShards
@@ -45,8 +48,13 @@ class Backend(Protocol):
     def engine_description(self) -> str:
         """What ran the trunk, with its precision; empty if nothing did."""
 
-    def load_trunk(self, request: str) -> TrunkInfo:
-        """Load the trunk; `request` is a digest of all that determines the recipe."""
+    def load_trunk(self, config: Config, request: str, stored: Recipe | None) -> TrunkInfo:
+        """Load the trunk.
+
+        Args:
+            request: digest of all that determines the recipe.
+            stored: the recipe of the store; None: there is none yet.
+        """
 
     def extract(
         self,
@@ -62,11 +70,11 @@ class Backend(Protocol):
         """Free what it holds, such as a connection."""
 
 
-def open_backend(config: Config, catalogue: Catalogue, folder: Path, engine: Engine | None) -> Backend:
-    """The backend that a config names; `folder` is that of the shards, and `engine` maybe one that is loaded."""
+def open_backend(config: Config, catalogue: Catalogue, store: Path, engine: Engine | None) -> Backend:
+    """The backend that a config names, for extracting into `store`; `engine` is maybe one that is loaded."""
     if config.compute.backend == "dask":
-        return DaskBackend(config, catalogue.clips[:PROBED_CLIPS], folder)
-    return LocalBackend(config, engine)
+        return DaskBackend(config, catalogue.clips, store)
+    return LocalBackend(catalogue.clips, store, engine)
 
 
 class LocalBackend:
@@ -74,20 +82,16 @@ class LocalBackend:
 
     group_size = FRAMES_PER_SHARD
 
-    def __init__(self, config: Config, engine: Engine | None) -> None:
-        self._config, self._engine = config, engine
+    def __init__(self, clips: Sequence[Clip], store: Path, engine: Engine | None) -> None:
+        self._clips, self._store, self._engine = clips, store, engine
 
     @property
     def engine_description(self) -> str:
         return "" if self._engine is None else str(self._engine)
 
-    def load_trunk(self, request: str) -> TrunkInfo:
-        with quiet_imports():
-            from stage1_extract.backbone.onnx_trunk import any_trunk
-            from stage1_extract.engines.engine import Engine
-        settings = self._config.extract
-        self._engine = self._engine or Engine(any_trunk(self._config), settings.batch, settings.engine)
-        return TrunkInfo.from_trunk(self._engine.trunk, self._config, request)
+    def load_trunk(self, config: Config, request: str, stored: Recipe | None) -> TrunkInfo:
+        self._engine = self._engine or new_engine(config, self._store, stored, self._clips)
+        return TrunkInfo.from_trunk(self._engine.trunk, config, request)
 
     def extract(
         self,
@@ -118,8 +122,8 @@ class DaskBackend:
 
     group_size = SMALLEST_TASK  # groups are joined to tasks
 
-    def __init__(self, config: Config, probed: Sequence[Clip], folder: Path) -> None:
-        self._config, self._probed, self._folder = config, tuple(probed), folder
+    def __init__(self, config: Config, clips: Sequence[Clip], store: Path) -> None:
+        self._compute, self._clips, self._store = config.compute, tuple(clips), store
         self._connections, self._engines = ExitStack(), set[str]()
         self._cluster: Cluster | None = None
 
@@ -127,8 +131,9 @@ class DaskBackend:
     def engine_description(self) -> str:
         return ", ".join(sorted(self._engines))
 
-    def load_trunk(self, request: str) -> TrunkInfo:
-        return self._connected().call("load trunk", load_trunk, self._config, request)
+    def load_trunk(self, config: Config, request: str, stored: Recipe | None) -> TrunkInfo:
+        calibration = self._clips if config.extract.precision == "int8" else ()
+        return self._connected().call("load trunk", load_trunk, config, request, self._store, stored, calibration)
 
     def extract(
         self,
@@ -147,8 +152,9 @@ class DaskBackend:
 
     def _connected(self) -> Cluster:
         if self._cluster is None:
-            probe = first_frame_digest, (self._probed,)
-            self._cluster = self._connections.enter_context(connect(self._config.compute, self._folder, probe))
+            probe = first_frame_digest, (self._clips[:PROBED_CLIPS],)
+            folder = shard_folder(self._store)
+            self._cluster = self._connections.enter_context(connect(self._compute, folder, probe))
         return self._cluster
 
 

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from features.store_tables import StreamInfo
 from features.streams import PAIR_STREAMS
 from features.tracks import Track
 from stage1_extract.datasets.clip import Clip
+from stage1_extract.engine_setup import new_engine
 from stage1_extract.existing_store import TrunkInfo
 from stage1_extract.group_extraction import extract_groups
 from stage1_extract.new_shards import NewShards
@@ -57,6 +58,7 @@ class ExtractionJob:
     recipe: Recipe
     streams: Mapping[str, StreamInfo]
     folder: Path  # of the shards
+    store: Path
 
 
 @dataclass
@@ -176,9 +178,12 @@ def joined_groups(groups: Iterable[Group], size: Callable[[], int]) -> Iterator[
         yield Group(first.streams, tuple(ranges))
 
 
-def load_trunk(config: Config, request: str) -> TrunkInfo:
-    """Load the trunk in a worker, which keeps it, and return what the store needs of it."""
-    return TrunkInfo.from_trunk(_engine_of(config, request).trunk, config, request)
+def load_trunk(config: Config, request: str, store: Path, stored: Recipe | None, clips: Sequence[Clip]) -> TrunkInfo:
+    """Load the trunk in a worker, which keeps it, and return what the store needs of it; see `new_engine`."""
+    if config.extract.precision == "int8":  # made once, and read by all workers
+        _use_all_threads()
+        new_engine(config, store, stored, clips)
+    return TrunkInfo.from_trunk(_engine_of(config, request, store).trunk, config, request)
 
 
 def extract_group(job: ExtractionJob, clips: Clips, group: Group, vehicles: Collection[str], again: bool) -> TaskResult:
@@ -189,7 +194,7 @@ def extract_group(job: ExtractionJob, clips: Clips, group: Group, vehicles: Coll
     if not again and all(_is_complete(path, job.recipe, group.ranges) for path in paths):
         return TaskResult({path.name for path in paths})  # by a worker that died before it could tell
     cv2.setNumThreads(1)  # frames are decoded in parallel, each by one thread
-    engine = None if set(group.streams) <= set(PAIR_STREAMS) else _engine_of(job.config, job.request)
+    engine = None if set(group.streams) <= set(PAIR_STREAMS) else _engine_of(job.config, job.request, job.store)
     if engine is not None and engine.trunk.recipe.fingerprint != job.recipe.fingerprint:
         differences = "; ".join(engine.trunk.recipe.differences(job.recipe))
         raise ConfigError(f"worker {worker_address()} makes other features than the first one", got=differences)
@@ -215,23 +220,29 @@ def track_group(job: ExtractionJob, clips: Clips, ids: Sequence[str]) -> TaskRes
     return TaskResult(shards.written, faults=faults)
 
 
-def _engine_of(config: Config, request: str) -> Engine:
+def _engine_of(config: Config, request: str, store: Path) -> Engine:
+    settings = config.model_dump_json(include={"frames", "backbone", "extract"})
     with _engine_lock:
-        return _engine(config.model_dump_json(include={"frames", "backbone", "extract"}), request)
+        return _engine(settings, request, store if config.extract.precision == "int8" else None)
 
 
 @lru_cache(maxsize=1)
-def _engine(settings: str, request: str) -> Engine:
-    """The engine, which a worker keeps for its next task; `request` is a part of the key."""
+def _engine(settings: str, request: str, store: Path | None) -> Engine:
+    """The engine, which a worker keeps for its next task; `request` is a part of the key.
+
+    In int8, the `store` has its quantised network.
+    """
+    _use_all_threads()
+    return new_engine(Config.model_validate_json(settings), store or Path(), None, ())
+
+
+@cache
+def _use_all_threads() -> None:
+    """Let TensorFlow use this worker's threads; possible only before it computes anything."""
     with quiet_imports():
         import tensorflow as tf
-
-        from stage1_extract.backbone.onnx_trunk import any_trunk
-        from stage1_extract.engines.engine import Engine
     tf.config.threading.set_intra_op_parallelism_threads(cpu_count())
     tf.config.threading.set_inter_op_parallelism_threads(cpu_count())
-    config = Config.model_validate_json(settings)
-    return Engine(any_trunk(config), config.extract.batch, config.extract.engine)
 
 
 def _part(clips: Clips, group: Group, vehicles: Collection[str]) -> tuple[Clips, Group, list[str]]:

@@ -8,11 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 
-from features._common.console import quiet_imports
 from features.config import Config
 from features.errors import StoreError
 from features.frame_files import shard_folder
@@ -24,6 +22,7 @@ from features.verification import Damage
 from stage1_extract.backends import FRAMES_PER_SHARD
 from stage1_extract.cluster_tasks import SECONDS_PER_TASK, SMALLEST_TASK
 from stage1_extract.datasets.clip import Catalogue
+from stage1_extract.engine_setup import decide_precision, new_engine, stored_recipe
 from stage1_extract.existing_store import ExistingStore, TrunkInfo, request_digest
 from stage1_extract.extract import required_bytes
 from stage1_extract.frame_pairs import stream_info
@@ -31,9 +30,6 @@ from stage1_extract.group_extraction import measured_rate
 from stage1_extract.new_shards import NewShards
 from stage1_extract.plan import missing_frames
 from stage1_extract.store_update import plan_update
-
-if TYPE_CHECKING:
-    from stage1_extract.engines.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -70,10 +66,12 @@ def estimate_extraction(
     """
     clips = {clip.sequence.id: clip for clip in catalogue.clips}
     sequences = [clip.sequence for clip in catalogue.clips]
-    existing, request = ExistingStore.read(store, damage), request_digest(config)
+    existing = ExistingStore.read(store, damage)
+    config = decide_precision(config, store, stored_recipe(store, existing.header), catalogue.clips)
+    request = request_digest(config)
     trunk, engine = TrunkInfo.from_store(existing, config, request, sequences), None
     if trunk is None:
-        engine = _load_engine(config)
+        engine = new_engine(config, store, existing.header.recipe if existing.header else None, catalogue.clips)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
     streams = dict(trunk.streams) | {name: stream_info(name, sequences) for name in config.extract.pair_streams}
     shards = NewShards(shard_folder(store), trunk.recipe, used_shards(store))
@@ -123,13 +121,6 @@ def estimate_table(estimate: ExtractionEstimate) -> str:
         workers = f"; {estimate.workers} workers of this rate" if estimate.workers > 1 else ""
         lines.append(f"time      {_hours(estimate.seconds)} at {estimate.rate:,.1f} frames/s on this machine{workers}")
     return "\n".join(lines)
-
-
-def _load_engine(config: Config) -> Engine:
-    with quiet_imports():
-        from stage1_extract.backbone.onnx_trunk import any_trunk
-        from stage1_extract.engines.engine import Engine
-    return Engine(any_trunk(config), config.extract.batch, config.extract.engine)
 
 
 def _readable_ranges(shards: NewShards) -> Iterator[StoredRange]:

@@ -28,6 +28,7 @@ from features.verification import Damage
 from stage1_extract.backends import Backend, open_backend
 from stage1_extract.cluster_tasks import ExtractionJob
 from stage1_extract.datasets.clip import Catalogue
+from stage1_extract.engine_setup import decide_precision, stored_recipe
 from stage1_extract.existing_store import ExistingStore, TrunkInfo, request_digest
 from stage1_extract.frame_pairs import stream_info
 from stage1_extract.new_shards import NewShards
@@ -81,7 +82,7 @@ def extract(
         )
     if not catalogue.clips:
         raise BadInputs(f"{config.data.path}: every clip has errors", list(catalogue.faults))
-    with exclusive_write_lock(store), closing(open_backend(config, catalogue, shard_folder(store), engine)) as backend:
+    with exclusive_write_lock(store), closing(open_backend(config, catalogue, store, engine)) as backend:
         result = _extract(config, store, catalogue, damage, backend)
     if result.missing and not skip_damaged:
         raise BadInputs(
@@ -99,8 +100,10 @@ def _extract(
     sequences = [clip.sequence for clip in catalogue.clips]
     _clean_up(store, keep_shards=damage is not None and damage.hides_frames)
     existing = ExistingStore.read(store, damage)
+    config = decide_precision(config, store, stored_recipe(store, existing.header), catalogue.clips)
     request = request_digest(config)
-    trunk = TrunkInfo.from_store(existing, config, request, sequences) or backend.load_trunk(request)
+    trunk = TrunkInfo.from_store(existing, config, request, sequences)
+    trunk = trunk or backend.load_trunk(config, request, existing.header.recipe if existing.header else None)
     if damage is not None and damage.hides_frames:
         existing = salvage(store, damage, sequences, trunk.recipe)
     _check_recipe(store, existing, trunk)
@@ -112,7 +115,7 @@ def _extract(
         _check_disk_space(store, plan.groups, sum(s.length for s in sequences), streams, plan.packed)
         shards.folder.mkdir(parents=True, exist_ok=True)
         cv2.setNumThreads(1)  # frames are decoded, and vehicles tracked, in parallel, each by one thread
-        job = ExtractionJob(config, request, trunk.recipe, streams, shards.folder)
+        job = ExtractionJob(config, request, trunk.recipe, streams, shards.folder, store)
         backend.extract(job, shards, clips, plan, faults)
         backend.close()
     extraction = Extraction(

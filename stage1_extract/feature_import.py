@@ -25,6 +25,7 @@ from PIL import Image as PillowImage
 from features._common.atomic import exclusive_write_lock
 from features._common.console import progress_bar
 from features._common.csv_table import CsvRow, read_csv_table
+from features._common.leftovers import abandoned_files
 from features.backbone_names import IMPORTED
 from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.frame_files import shard_folder
@@ -255,6 +256,8 @@ def _write(
     options: ImportOptions,
 ) -> None:
     folder, picture = shard_folder(store), _blank_picture()
+    for left in abandoned_files([*store.parent.glob(f".{store.name}.*.tmp"), *folder.glob(".*.tmp")]):
+        left.unlink(missing_ok=True)  # of an import that was killed
     folder.mkdir(parents=True, exist_ok=True)
     source_of = {s.id: source for s, source in zip(sequences, sources, strict=True)}
     stored = []

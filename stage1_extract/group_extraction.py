@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import groupby, islice
@@ -49,15 +49,15 @@ def extract_groups(
     Sequences that cannot be decoded are added to `faults`. The `vehicles` are ids of sequences to track.
     """
     tracks: dict[str, Track] = {}  # not written yet
-    computed = computed_batches(config, clips, groups, engine, vehicles, faults, tracks)
+    computed = _parts(computed_batches(config, clips, groups, engine, vehicles, faults, tracks), map(len, groups))
     for group in groups:
         with shards.new_group(group.ranges, {name: streams[name] for name in group.streams}) as writer:
             written = 0
             while written < len(group):
-                maps, thumbnails, pairs = next(computed)
+                maps, part, thumbnails, pairs = next(computed)
                 entries = {name: np.stack([frame[name] for frame in pairs]) for name in pairs[0]}
                 if maps is not None:
-                    entries |= {name: values for name, values in maps.result().items() if name in group.streams}
+                    entries |= {name: values[part] for name, values in maps.result().items() if name in group.streams}
                 writer.write(entries, thumbnails)
                 written += len(thumbnails)
                 yield len(thumbnails)
@@ -65,6 +65,22 @@ def extract_groups(
             error = None if engine is None else engine.relative_error
             writer.finish(valid, tracks, {} if engine is None or error is None else {engine.name: error})
         tracks.clear()
+
+
+def _parts(
+    batches: Iterator[ComputedBatch], sizes: Iterable[int]
+) -> Iterator[tuple[Future[Maps] | None, slice, Sequence[bytes], Sequence[Mapping[str, Any]]]]:
+    """Split batches where groups of these sizes end: maps of a batch, which of them, thumbnails and pairs."""
+    start = length = 0
+    for size in sizes:
+        written = 0
+        while written < size:
+            if start == length:
+                maps, thumbnails, pairs = next(batches)
+                start, length = 0, len(thumbnails)
+            part = slice(start, min(length, start + size - written))
+            yield maps, part, thumbnails[part], pairs[part]
+            written, start = written + part.stop - part.start, part.stop
 
 
 def computed_batches(
@@ -77,6 +93,8 @@ def computed_batches(
     tracks: dict[str, Track],
 ) -> Generator[ComputedBatch, None, None]:
     """Yield maps, thumbnails and pairs of one batch while those of the next ones are computed.
+
+    A batch may go on from one group to the next of the same streams, so that few are padded.
 
     Sequences that cannot be decoded are added to `faults`, and the tracks of `vehicles` to `tracks`.
     """
@@ -100,15 +118,13 @@ def computed_batches(
         same_streams = list(groups_with_names)
         pair_streams = [name for name in names if name in PAIR_STREAMS]
         loaded = frames([r for group in same_streams for r in group.ranges], pair_streams)
-        for group in same_streams:
-            group_frames = islice(loaded, len(group))
-            while batch := list(islice(group_frames, size)):
-                images, thumbnails, pairs = zip(*batch, strict=True)
-                reads_maps = len(pair_streams) < len(names)
-                maps = engine.submit(np.stack(images)) if engine is not None and reads_maps else None
-                pending.append((maps, thumbnails, pairs))
-                if len(pending) > lanes + max(2, PENDING_FRAMES // size):
-                    yield pending.popleft()
+        while batch := list(islice(loaded, size)):
+            images, thumbnails, pairs = zip(*batch, strict=True)
+            reads_maps = len(pair_streams) < len(names)
+            maps = engine.submit(np.stack(images)) if engine is not None and reads_maps else None
+            pending.append((maps, thumbnails, pairs))
+            if len(pending) > lanes + max(2, PENDING_FRAMES // size):
+                yield pending.popleft()
     yield from pending
 
 

@@ -58,10 +58,11 @@ def _computing(store: Store) -> list[str]:
     """How the maps were computed from the frames."""
     r, errors = store.recipe, sorted(store.header.trunk.get("relative_error", {}).items())
     engines = "".join(f", {name} (relative error {error:.1e})" for name, error in errors)
+    network = f", quantised network {r.quantised[:12]}" if r.quantised else ""
     return [
         f"cut          {store.header.trunk.get('cut', '?')}, {r.top_layers} layers above",
         f"frames       {r.size[0]}x{r.size[1]} {r.colour}, {r.interpolation}, {r.decode}, preprocessing {r.preprocess}",
-        f"computed in  {r.precision}{engines}",
+        f"computed in  {r.precision}{network}{engines}",
     ]
 
 

@@ -52,11 +52,19 @@ from stage1_extract.datasets.video import Video, _labels
 from stage1_extract.ground_flow.drive_speed import _known_speeds
 from stage2_temporal.evaluation.history import read_history
 from stage2_temporal.evaluation.intervals import ConformalScores, ErrorScale
+from stage2_temporal.evaluation.known_cameras import known_cameras
 from stage2_temporal.evaluation.novelty import NoveltyModel
 from stage2_temporal.evaluation.tusimple import tusimple_table
-from stage2_temporal.evaluation.uncertainty import IntervalOptions, Uncertainty, read_uncertainty, write_uncertainty
+from stage2_temporal.evaluation.uncertainty import (
+    IntervalOptions,
+    Uncertainty,
+    one_sequence,
+    read_uncertainty,
+    write_uncertainty,
+)
 from stage2_temporal.report.leaderboard_page import leaderboard_html, leaderboard_text
 from stage2_temporal.report.page import render_page
+from stage2_temporal.runs.card import run_card
 from stage2_temporal.runs.leaderboard import boards, find_runs
 from stage2_temporal.runs.results import read_predictions, read_results
 from stage2_temporal.runs.tables import metrics_table
@@ -551,8 +559,9 @@ def run_template() -> tuple[dict[str, bytes], MemoryStore]:
         path, store = make_run(Path(name) / "run", ("vx", "vy"), clips=4)
         rng = np.random.default_rng(0)
         scores = ConformalScores(ErrorScale(np.ones((2, 2)), np.ones(2)), rng.random((9, 2)), np.ones(9))
+        cameras = known_cameras(store.sequences)
         novelty = {"inputs": NoveltyModel(np.zeros(3), np.eye(3)[:2], np.ones(2), 1.0, 3.0)}
-        write_uncertainty(path, Uncertainty(("vx", "vy"), 0.9, scores, novelty))
+        write_uncertainty(path, Uncertainty(("vx", "vy"), 0.9, scores, novelty, cameras))
         ground = {"horizon": 340.0, "scale": 1200.0, "span": 1300.0}
         camera = {"fx": 700.0, "fy": 700.0, "cx": 640.0, "cy": 360.0, "height": None, "horizon": None}
         others = [[{"camera": camera, "size": [1280, 720], "sequence": None}, ground]]
@@ -594,13 +603,15 @@ def run_folder(rng: random.Random, folder: Path) -> None:
     elif name in ("uncertainty.json", "novelty.npz"):
         uncertainty = read_uncertainty(path)
         assert uncertainty is not None
-        uncertainty.predictions(np.ones((3, 4)), None, IntervalOptions(0.8, 1.0))
+        footage = one_sequence(store.sequences[0], 3)
+        uncertainty.predictions(np.ones((3, 4)), None, footage, IntervalOptions(0.8, 1.0))
     else:
         found, _ = find_runs(folder)
         tables = boards(found)
         assert leaderboard_text(tables, folder) is not None and leaderboard_html(tables, folder)
         results = read_results(path)
         metrics_table(results.metrics)
+        assert run_card(path.name, results.metrics)
         render_page(results, store)  # type: ignore[arg-type]
 
 

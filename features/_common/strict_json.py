@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from features._common.bounded_file import read_bounded
 from features._common.plain_text import one_line
 from features.errors import DataError
-from features.limits import JSON_BYTES, NESTING
+from features.limits import JSON_BYTES, LARGEST_NUMBER, NESTING
 
 LONG_INTEGER = 19  # characters, which may be more than int64 holds
 LARGEST_INTEGER = (1 << 63) - 1
@@ -19,7 +18,8 @@ LARGEST_INTEGER = (1 << 63) - 1
 def parse_json(text: str | bytes, *, any_number: bool = False) -> Any:
     """Parse JSON; a ValueError for what is none, is too large, or is nested too deeply, see `features.limits`.
 
-    With `any_number`, NaN and numbers of any size are let through, as floats, so that the caller can name their place.
+    With `any_number`, NaN and numbers beyond `LARGEST_NUMBER` are let through, as floats, so that the caller can name
+    their place.
 
     >>> parse_json('{"size": [320, 180]}')
     {'size': [320, 180]}
@@ -77,6 +77,6 @@ def _any_integer(text: str) -> int | float:
 
 def _finite(text: str) -> float:
     value = float(text)
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST_NUMBER:
         raise ValueError(f"JSON with the number {text[:40]}")
     return value

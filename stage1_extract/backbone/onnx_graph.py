@@ -239,23 +239,28 @@ def _normalisation(
         )
     if not backbone.preprocess or image.type.tensor_type.elem_type == 2:  # uint8: it does that itself
         return (0.0,) * IMAGE_CHANNELS, (1.0,) * IMAGE_CHANNELS
-    if backbone.mean is not None or backbone.deviation is not None:
-        return backbone.mean or (0.0,) * IMAGE_CHANNELS, backbone.deviation or (1.0,) * IMAGE_CHANNELS
-    if "image_mean" in metadata and "image_std" in metadata:  # as in Hugging Face's preprocessor_config.json
-        scale = _numbers(metadata.get("rescale_factor", repr(1 / 255)), "rescale_factor", path, above=0.0)[0]
-        mean = _numbers(metadata["image_mean"], "image_mean", path)
-        deviation = _numbers(metadata["image_std"], "image_std", path, above=0.0)
-        return tuple(m / scale for m in mean), tuple(d / scale for d in deviation)
-    known = metadata.get("Image.NominalPixelRange", "")
-    if known in PIXEL_RANGES:
-        mean, deviation = PIXEL_RANGES[known]
-        return (mean,) * IMAGE_CHANNELS, (deviation,) * IMAGE_CHANNELS
+    if backbone.mean is not None and backbone.deviation is not None:
+        return backbone.mean, backbone.deviation
+    from_file = _file_normalisation(metadata, path)
+    if from_file is not None:
+        return backbone.mean or from_file[0], backbone.deviation or from_file[1]
     raise ConfigError(
         f"{path}: the file does not say how pixels are scaled",
         expected="the metadata image_mean and image_std, or Image.NominalPixelRange",
         hint="--backbone.mean 123.675 116.28 103.53 --backbone.deviation 58.395 57.12 57.375, which are ImageNet's, or "
         "--backbone.preprocess false for raw pixels",
     )
+
+
+def _file_normalisation(metadata: Mapping[str, str], path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The same from a file's metadata; None if it says nothing."""
+    if "image_mean" in metadata and "image_std" in metadata:  # as in Hugging Face's preprocessor_config.json
+        scale = _numbers(metadata.get("rescale_factor", repr(1 / 255)), "rescale_factor", path, above=0.0)[0]
+        means = _numbers(metadata["image_mean"], "image_mean", path)
+        deviations = _numbers(metadata["image_std"], "image_std", path, above=0.0)
+        return tuple(m / scale for m in means), tuple(d / scale for d in deviations)
+    known = PIXEL_RANGES.get(metadata.get("Image.NominalPixelRange", ""))
+    return known and ((known[0],) * IMAGE_CHANNELS, (known[1],) * IMAGE_CHANNELS)
 
 
 def _numbers(text: str, key: str, path: Path, above: float = -math.inf) -> tuple[float, ...]:
@@ -366,7 +371,7 @@ class _Builder:
             if pooling > min(shape[2:]):
                 what = f"backbone.taps: {stream} has no map that can be averaged over {pooling}x{pooling} cells"
                 raise ConfigError(what, got="x".join(map(str, shape[2:])), hint="--backbone.tap_pooling 1")
-            window = {"kernel_shape": [pooling] * 2, "strides": [pooling] * 2, "auto_pad": "SAME_UPPER"}
+            window: dict[str, Any] = {"kernel_shape": [pooling] * 2, "strides": [pooling] * 2, "auto_pad": "SAME_UPPER"}
             name = self._node("AveragePool", name, **window)
             shape = (*shape[:2], *(math.ceil(n / pooling) for n in shape[2:]))
         if grid is not None:

@@ -16,11 +16,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from features._common.model_file import check_weights, read_model_config
 from features._common.plain_text import one_line
 from features.backbone_names import HUB
 from features.config import BackboneConfig, FramesConfig
 from features.errors import ConfigError, DataError
+from features.hdf5 import check_weights
+from features.model_file import read_model_config
 from features.plugins import BACKBONES, load_plugin, plugin_error, plugin_names
 from features.strict_model import did_you_mean
 from stage1_extract.backbone import efficientnet_lite

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from features.backbone_names import is_imported, is_onnx, recipe_name
+from features.backbone_names import check_computable, is_onnx, recipe_name
 from features.config import BackboneConfig, Config
 from features.errors import ConfigError
 from features.recipe import Recipe, stream_origin
@@ -31,6 +31,8 @@ class Trunk:
     with_top: bool  # whether the store gets the layers above the cut
     tap_pooling: int = 1
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # stream → what its maps are averaged over
+    # stream → largest error of the quantised network's maps, relative to their largest value; for int8
+    quantisation_error: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def streams(self) -> dict[str, StreamInfo]:
@@ -51,6 +53,7 @@ class Trunk:
             "parameters": self.model.count_params(),
             "cut": self.cut.description,
             "backbone_layers": len(self.backbone.model.layers),
+            **({"quantisation_error": dict(self.quantisation_error)} if self.quantisation_error else {}),
         }
 
     def top(self) -> TopRecord | None:
@@ -122,11 +125,7 @@ def stored_grids(config: Config) -> dict[str, tuple[int, int]]:
 
 def check_keras_backbone(backbone: BackboneConfig) -> None:
     """Raise a ConfigError for a backbone that is no Keras model, or has settings that are for ONNX files only."""
-    if is_imported(backbone.name):
-        raise ConfigError(
-            f"{backbone.name}: another tool computed these features, so framebank cannot compute them from images",
-            hint="compute them there and use framebank import, or choose another --backbone.name",
-        )
+    check_computable(backbone.name)
     if is_onnx(backbone.name):
         raise ConfigError(
             f"{backbone.name}: an ONNX file can be run, but it is no Keras model", hint="a backbone of Keras"

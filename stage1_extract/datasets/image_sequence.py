@@ -129,7 +129,7 @@ def map_in_threads(function: Callable[[T], R], items: Sequence[T], threads: int,
     On a terminal a progress bar that counts `unit`s appears if it takes longer than 2 s.
     """
     workers = threads or cpu_count()
-    shown = {"desc": "scanning", "unit": unit, "delay": 2, "disable": is_quiet() or None}
+    shown: dict[str, Any] = {"desc": "scanning", "unit": unit, "delay": 2, "disable": is_quiet() or None}
     return thread_map(function, items, max_workers=workers, **shown)
 
 

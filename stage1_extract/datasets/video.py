@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
+from features._common.bounded_file import read_bounded
 from features._common.console import logger
 from features._common.csv_table import CsvRow, CsvTable, read_csv_table
 from features._common.types import Image, Size
 from features.config import DataConfig
 from features.errors import DataError
-from features.limits import IMAGE_PIXELS, VIDEO_FRAMES
+from features.limits import CSV_BYTES, CSV_CELLS, IMAGE_PIXELS, VIDEO_FRAMES
 from features.sequences import FrameSequence, Label
 from stage1_extract.datasets.archive import ReadablePath, file_version, list_folder
 from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault, frame_timing
@@ -30,7 +31,7 @@ from stage1_extract.datasets.label_csv import read_label, read_number, target_co
 from stage1_extract.datasets.scan_cache import ScanCache
 
 # of containers and raw streams, as FFmpeg names them
-FORMATS = (
+CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "asf",
     "flv", "gif", "apng", "ogg", "ivf", "mxf", "dv", "mjpeg", "y4m", "yuv4mpegpipe", "nut", "av1", "obu",
 )  # fmt: skip
@@ -241,7 +242,7 @@ def _open(path: Path) -> av.container.InputContainer:
 
     The frames' size is bounded before any is decoded.
     """
-    allowed = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
+    allowed = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
     # `file:` because a name such as 12:30:05.mp4 would be taken for a protocol
     container = av.open(f"file:{path}", options=allowed)
     for stream in container.streams.video:
@@ -410,7 +411,9 @@ def _labels(video: Path, length: int, faults: list[str], needed: bool) -> list[L
 def _read_speeds(path: Path) -> CsvTable:
     """Read one number per line, the car's own speed in m/s at each frame, as a table."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        lines = read_bounded(path, CSV_BYTES).decode("utf-8-sig").rstrip().splitlines()
+        if len(lines) > CSV_CELLS:
+            raise DataError(f"{path}: too large", expected=f"at most {CSV_CELLS:,} lines", got=f"{len(lines):,}")
     except UnicodeDecodeError as e:
         raise DataError(f"{path}: not text", expected="one number per line, in UTF-8", got=e) from None
     rows = (CsvRow(f"{path}, line {i}", {"ego_speed": line.strip()}) for i, line in enumerate(lines, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -15,11 +16,12 @@ from features.errors import ConfigError, DataError
 from stage1_extract.backbone.onnx_trunk import OnnxTrunk
 from stage1_extract.backbone.trunk import Trunk
 from stage1_extract.engines import onnxruntime, openvino, tensorflow
+from stage1_extract.engines.quantised_network import QuantisedNetwork
 
 MAX_COMPARED_FRAMES = 8  # frames that TensorFlow computes too, to measure the engine's relative error
 # float32 has a relative error of about 1e-6, float16 1e-3, bfloat16 1e-2; noise or an overflow 1
-MAX_RELATIVE_ERROR = {"float32": 1e-4, "float16": 0.1, "bfloat16": 0.1}
-
+MAX_RELATIVE_ERROR = {"float32": 1e-4, "tf32": 1e-2, "float16": 0.1, "bfloat16": 0.1, "int8": 0.2}
+OPENVINO_PRECISIONS = ("float32", "bfloat16", "int8")
 
 Maps = dict[str, NDArray[Any]]  # maps of the same frames, by stream
 
@@ -44,13 +46,23 @@ class Engine:
         trunk: the network; its recipe has the precision.
         batch: frames per batch; 0: the engine's default.
         engine: `auto`, or what `choose_engine` returns.
+        network: the quantised trunk, for int8, whose digest the recipe then states.
 
     Raises:
         ConfigError: this machine lacks the engine or the precision; some are known only with the first batch.
     """
 
-    def __init__(self, trunk: Trunk | OnnxTrunk, batch: int = 0, engine: str = "auto") -> None:
-        self.trunk, self.passes = trunk, 0  # number of batches so far
+    def __init__(
+        self,
+        trunk: Trunk | OnnxTrunk,
+        batch: int = 0,
+        engine: str = "auto",
+        network: QuantisedNetwork | None = None,
+    ) -> None:
+        if network is not None and isinstance(trunk, Trunk):
+            recipe = replace(trunk.recipe, quantised=network.digest)
+            trunk = replace(trunk, recipe=recipe, quantisation_error=network.errors)
+        self.trunk, self.passes, self._network = trunk, 0, network  # passes: number of batches so far
         gpus, has_openvino = len(tf.config.list_physical_devices("GPU")), openvino.openvino_installed()
         if isinstance(trunk, OnnxTrunk):
             self.name = choose_onnx_engine(engine, trunk.recipe.precision, has_openvino)
@@ -67,8 +79,10 @@ class Engine:
             if self.name == "openvino":
                 return openvino.OpenVinoRunner(self.trunk.network, self._batch, recipe.precision)
             return onnxruntime.OnnxRuntimeRunner(self.trunk.network, self._batch)
+        if recipe.precision == "int8" and self._network is None:
+            raise RuntimeError("int8 without a quantised network would be float32")
         if self.name == "openvino":
-            return openvino.OpenVinoRunner(self.trunk.model, self._batch, recipe.precision)
+            return openvino.OpenVinoRunner(self.trunk.model, self._batch, recipe.precision, self._network)
         return tensorflow.TensorFlowRunner(self.trunk.model, self._batch, recipe.precision, recipe.dtype)
 
     @property
@@ -121,7 +135,7 @@ class Engine:
 
     def _measure_error(self, frames: Image, maps: Maps) -> None:
         precision = self.trunk.recipe.precision
-        if self.name in ("tensorflow", "onnxruntime") and precision == "float32":
+        if self.name == "onnxruntime":
             self.relative_error = 0.0  # it is the reference
             return
         if isinstance(self.trunk, OnnxTrunk):
@@ -130,7 +144,10 @@ class Engine:
                 return
         else:
             reference, expected = "TensorFlow", tensorflow.reference_maps(self.trunk.model, frames)
-        errors = [relative_error(maps[name][: len(frames)], values) for name, values in expected.items()]
+        errors = [  # without that of rounding to half precision, which TensorFlow does inside its graph
+            relative_error(maps[name][: len(frames)], values.astype(maps[name].dtype))
+            for name, values in expected.items()
+        ]
         error, limit = float(np.max(errors)), MAX_RELATIVE_ERROR[precision]
         if not error <= limit:  # NaN is an error too
             raise ConfigError(
@@ -141,7 +158,8 @@ class Engine:
                 if precision == "float32"
                 else "--extract.precision float32",
             )
-        self.relative_error = error
+        # TensorFlow in float32 is the reference itself, but for the folding, which was checked here
+        self.relative_error = 0.0 if self.name == "tensorflow" and precision == "float32" else error
 
 
 def relative_error(maps: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -152,20 +170,27 @@ def relative_error(maps: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def choose_engine(engine: str, precision: str, gpus: int, openvino: bool) -> str:
-    """For `auto`, choose `openvino` if it is installed and there is no GPU, else `tensorflow`.
+    """For `auto`, choose `openvino` if it is installed, has the precision, and there is no GPU, else `tensorflow`.
 
-    A ConfigError if the user wants OpenVINO, but it is not installed, or the precision is float16.
+    Only OpenVINO computes in int8. A ConfigError if the engine lacks the precision, or OpenVINO is not installed.
     """
     if engine == "onnxruntime":
         raise ConfigError("ONNX Runtime runs ONNX files only", hint="--extract.engine auto")
-    if engine == "auto":
-        return "openvino" if openvino and not gpus and precision != "float16" else "tensorflow"
-    if engine == "openvino" and not openvino:
-        hint = 'pip install "framebank[cpu]", or --extract.engine tensorflow if there is no wheel for this platform'
+    if engine == "auto" and precision != "int8":
+        return "openvino" if openvino and not gpus and precision in OPENVINO_PRECISIONS else "tensorflow"
+    if engine == "tensorflow":
+        if precision == "int8":
+            raise ConfigError("the tensorflow engine cannot compute in int8", hint="--extract.engine openvino")
+        return engine
+    if not openvino:
+        hint = 'pip install "framebank[cpu]"'
+        if precision != "int8":
+            hint += ", or --extract.engine tensorflow if there is no wheel for this platform"
         raise ConfigError("OpenVINO is not installed", hint=hint)
-    if engine == "openvino" and precision == "float16":
-        raise ConfigError("the openvino engine cannot compute in float16", hint="--extract.precision bfloat16")
-    return engine
+    if precision not in OPENVINO_PRECISIONS:
+        hint = "--extract.precision bfloat16" if precision == "float16" else "--extract.engine tensorflow"
+        raise ConfigError(f"the openvino engine cannot compute in {precision}", hint=hint)
+    return "openvino"
 
 
 def choose_onnx_engine(engine: str, precision: str, openvino: bool) -> str:
@@ -173,6 +198,8 @@ def choose_onnx_engine(engine: str, precision: str, openvino: bool) -> str:
 
     A ConfigError for an engine that does not run ONNX files, or not in this precision.
     """
+    if precision == "int8":
+        raise ConfigError("ONNX files are not quantised here", hint="--extract.precision float32, or a quantised file")
     if engine == "tensorflow":
         raise ConfigError("TensorFlow does not run ONNX files", hint="--extract.engine auto")
     if engine == "onnxruntime" or (engine == "auto" and not openvino):

@@ -20,10 +20,13 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from features._common.types import Image
 from features.errors import ConfigError
 from stage1_extract.backbone.onnx_graph import OnnxNetwork
+from stage1_extract.engines.folding import fold_scales
+from stage1_extract.engines.quantised_network import QuantisedNetwork
 
 # measured: 1 to 4 frames fit into the caches; larger batches are up to a third slower
 BATCH = 4
-PRECISION_NAMES = {"float32": "f32", "bfloat16": "bf16"}
+# the layers that are not quantised compute in float32, so that every processor gives the same maps
+PRECISION_NAMES = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
 
 def openvino_installed() -> bool:
@@ -44,19 +47,32 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
+def cpu_capabilities() -> list[str]:
+    """What the processor computes in, such as BF16 and INT8."""
+    return list(openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
 class OpenVinoRunner:
     """A `Runner` with one inference stream per core, so that no core waits for another within a layer.
 
     Args:
         model: the trunk, uint8 frames → float32 map, of Keras or of an ONNX file.
         batch: frames per call; 0: 4. An ONNX file may have its own.
+        precision: float32, bfloat16 or int8.
+        network: the quantised trunk, for int8.
 
     Raises:
         ConfigError: the processor does not compute in this precision.
     """
 
-    def __init__(self, model: keras.Model | OnnxNetwork, batch: int, precision: str) -> None:
-        capabilities = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    def __init__(
+        self,
+        model: keras.Model | OnnxNetwork,
+        batch: int,
+        precision: str,
+        network: QuantisedNetwork | None = None,
+    ) -> None:
+        capabilities = cpu_capabilities()
         if precision == "bfloat16" and "BF16" not in capabilities:  # OpenVINO would silently use float32
             raise ConfigError(
                 "this processor cannot compute in bfloat16",
@@ -67,15 +83,20 @@ class OpenVinoRunner:
         if isinstance(model, OnnxNetwork):
             self.batch, self._outputs = model.batch or batch or BATCH, model.outputs
             shape = (self.batch, *model.size[::-1], 3)
-            network = openvino_core().read_model(model.for_batch(self.batch))
+            graph = openvino_core().read_model(model.for_batch(self.batch))
         else:
             self.batch = batch or BATCH
-            with TemporaryDirectory() as folder:
-                shape = (self.batch, *model.input.shape[1:])
-                path, self._outputs = _write_graph(model, shape, Path(folder))
-                network = openvino_core().read_model(path)
+            shape = (self.batch, *model.input.shape[1:])
+            if network is None:
+                with TemporaryDirectory() as folder:
+                    path, self._outputs = write_graph(model, shape, Path(folder))
+                    graph = openvino_core().read_model(path)
+            else:
+                self._outputs = dict(network.outputs)
+                graph = openvino_core().read_model(network.graph, network.weights)
+                graph.reshape(shape)
         compiled = openvino_core().compile_model(
-            network,
+            graph,
             "CPU",
             {
                 "PERFORMANCE_HINT": "THROUGHPUT",
@@ -104,11 +125,11 @@ class OpenVinoRunner:
             self._free.put(request)
 
 
-def _write_graph(model: keras.Model, shape: tuple[int, ...], folder: Path) -> tuple[Path, dict[str, str]]:
+def write_graph(model: keras.Model, shape: tuple[int, ...], folder: Path) -> tuple[Path, dict[str, str]]:
     """Write the model as a graph with its weights; returns the file, and by stream the name of its maps' tensor."""
     # OpenVINO reads the file within a second; converting the same graph in memory takes up to half a minute
-    spec = tf.TensorSpec(shape, tf.uint8)
-    graph = tf.function(lambda x: model(x, training=False), input_signature=[spec], autograph=False)
+    spec, folded = tf.TensorSpec(shape, tf.uint8), fold_scales(model)
+    graph = tf.function(lambda x: folded(x, training=False), input_signature=[spec], autograph=False)
     frozen = convert_variables_to_constants_v2(graph.get_concrete_function())
     outputs = {name: tensor.name for name, tensor in zip(sorted(model.output), frozen.outputs, strict=True)}
     return Path(tf.io.write_graph(frozen.graph, str(folder), "trunk.pb", as_text=False)), outputs

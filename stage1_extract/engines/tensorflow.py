@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -12,10 +10,11 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from features._common.types import Image
-from features.errors import ConfigError
+from stage1_extract.engines import gpu
+from stage1_extract.engines.folding import fold_scales
 
 CPU_BATCH = 32
-KERAS_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+KERAS_POLICIES = {"float32": "float32", "tf32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
 class TensorFlowRunner:
@@ -24,32 +23,36 @@ class TensorFlowRunner:
     Args:
         model: the trunk, uint8 frames → float32 map.
         batch: frames per call; 0: 32 on a CPU, on a GPU as many as its memory holds.
-        precision: what it computes in. With half precision, weights and batch norm stay in float32.
+        precision: what it computes in. With half precision, weights stay in float32.
         dtype: type of the maps it returns.
         devices: TensorFlow's device names; default: all GPUs, else the CPU.
+
+    Raises:
+        ConfigError: a card does not compute in this precision, or its memory is too small.
     """
 
     def __init__(
         self, model: keras.Model, batch: int, precision: str, dtype: str, devices: list[str] | None = None
     ) -> None:
+        gpu.check_gpu_precision(precision, gpu.capabilities())
         gpus = [d.name for d in tf.config.list_logical_devices("GPU")]
         devices = devices or gpus or ["/CPU:0"]
-        if gpus and precision == "float32":
-            # TF32 has 10 bits of mantissa, which is not the recipe's float32
-            tf.config.experimental.enable_tensor_float_32_execution(False)
-        self.replicas = [_replica(model, precision, dtype, device) for device in devices]
+        # TF32 has 10 bits of mantissa, which is not the recipe's float32
+        tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
+        models = [_folded_on(device, model, precision) for device in devices]
         calls_per_device = 2 if gpus else 1
         self.lanes = calls_per_device * len(devices)
+        self.batch = batch or CPU_BATCH
+        if gpus and not batch:
+            self.batch = _batch_on_gpu(models[0], dtype, devices[0], calls_per_device)
+        self.replicas = [_compiled(m, self.batch, dtype, d) for m, d in zip(models, devices, strict=True)]
+        if gpus:
+            frames = tf.zeros((self.batch, *model.input.shape[1:]), tf.uint8)
+            compiled = [_compiled(m, self.batch, dtype, d, jit=True) for m, d in zip(models, devices, strict=True)]
+            self.replicas = [gpu.faster(*pair, frames) for pair in zip(self.replicas, compiled, strict=True)]
         self._free: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         for pair in list(zip(devices, self.replicas, strict=True)) * calls_per_device:
             self._free.put(pair)
-
-        def run_all_lanes(size: int) -> None:
-            frames = tf.zeros((size, *model.input.shape[1:]), tf.uint8).numpy()
-            with ThreadPoolExecutor(self.lanes) as pool:
-                list(pool.map(self, [frames] * self.lanes))
-
-        self.batch = batch or (largest_batch(run_all_lanes) if gpus else CPU_BATCH)
 
     def __call__(self, frames: Image) -> dict[str, NDArray[Any]]:
         """Compute maps: (n, height, width, 3) uint8 → (n, …) by stream."""
@@ -62,22 +65,6 @@ class TensorFlowRunner:
         return maps
 
 
-def largest_batch(run: Callable[[int], object]) -> int:
-    """The largest power of two, up to 512, for which `run` does not exhaust the memory; a ConfigError if 1 does."""
-    largest = 0
-    try:
-        for exponent in range(10):
-            run(2**exponent)
-            largest = 2**exponent
-    except tf.errors.ResourceExhaustedError:
-        if largest == 0:
-            raise ConfigError(
-                "the GPU's memory is too small for even one frame",
-                hint="smaller --frames.width and --frames.height, or CUDA_VISIBLE_DEVICES= to run on the CPU",
-            ) from None
-    return largest
-
-
 def reference_maps(model: keras.Model, frames: Image) -> dict[str, NDArray[Any]]:
     """Compute the trunk's maps in float32 on the CPU, the reference for every engine."""
     with tf.device("/CPU:0"):
@@ -85,29 +72,33 @@ def reference_maps(model: keras.Model, frames: Image) -> dict[str, NDArray[Any]]
     return {name: values.numpy() for name, values in maps.items()}
 
 
-def _replica(model: keras.Model, precision: str, dtype: str, device: str) -> Any:
-    policy = KERAS_POLICIES[precision]
+def _folded_on(device: str, model: keras.Model, precision: str) -> keras.Model:
     with tf.device(device):
-        replica = model if policy == "float32" and device == "/CPU:0" else _clone_with_policy(model, policy)
+        return fold_scales(model, KERAS_POLICIES[precision])
+
+
+def _compiled(model: keras.Model, batch: int | None, dtype: str, device: str, jit: bool = False) -> Any:
+    """A `tf.function` of uint8 frames; with a fixed batch, all shapes are known when its graph is optimised."""
 
     def run(frames: Any) -> Any:
         with tf.device(device):
-            return {name: tf.cast(maps, dtype) for name, maps in replica(frames, training=False).items()}
+            return {name: tf.cast(maps, dtype) for name, maps in model(frames, training=False).items()}
 
-    # one trace for all batch sizes, several of which are tried on a GPU
-    spec = tf.TensorSpec((None, *model.input.shape[1:]), tf.uint8)
-    return tf.function(run, input_signature=[spec], autograph=False)
+    spec = tf.TensorSpec((batch, *model.input.shape[1:]), tf.uint8)
+    return tf.function(run, input_signature=[spec], autograph=False, jit_compile=jit or None)
 
 
-def _clone_with_policy(model: keras.Model, policy: str) -> keras.Model:
-    """Clone the model so that it computes under a Keras dtype policy."""
+def _batch_on_gpu(model: keras.Model, dtype: str, device: str, calls: int) -> int:
+    """Frames per call for which so many calls at once fit into the card's free memory; 32 if that is not known."""
+    free = gpu.free_memory()
+    if free is None:
+        return CPU_BATCH
+    run, name = _compiled(model, None, dtype, device), device.rsplit("device:")[-1]
 
-    def copy(layer: Any) -> Any:
-        config = layer.get_config()
-        if isinstance(layer, keras.Layer):  # plain operations have no policy
-            config["dtype"] = policy
-        return layer.__class__.from_config(config)
+    def peak(count: int) -> int:
+        tf.config.experimental.reset_memory_stats(name)
+        before = tf.config.experimental.get_memory_info(name)["current"]
+        run(tf.zeros((count, *model.input.shape[1:]), tf.uint8))
+        return calls * int(tf.config.experimental.get_memory_info(name)["peak"] - before)
 
-    clone = keras.models.clone_model(model, clone_function=copy, recursive=True)
-    clone.set_weights(model.get_weights())
-    return clone
+    return gpu.batch_for_memory(free, peak)

@@ -14,10 +14,13 @@ import numpy as np
 from joblib import Parallel, cpu_count, delayed
 
 from features._common.atomic import exclusive_write_lock, fsync_path
+from features._common.bounded_file import read_bounded
 from features._common.console import progress_bar
 from features._common.leftovers import writer_name
 from features._common.processes import become_worker
+from features._common.strict_json import parse_json
 from features.errors import DataError
+from features.limits import TEXT_BYTES
 from stage1_extract.sample.render import render_frames
 from stage1_extract.sample.scene import (
     LAST_FRAME,
@@ -108,7 +111,7 @@ def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        got: object = json.loads((out / MARKER_FILE).read_text(encoding="utf-8"))
+        got: object = parse_json(read_bounded(out / MARKER_FILE, TEXT_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         got = f"other files (no {MARKER_FILE})"
     except ValueError:

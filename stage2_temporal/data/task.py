@@ -126,6 +126,8 @@ def store_origin(store: Store, task: Task, config: Config) -> dict[str, Any]:
     versions = {name: info.fingerprint for name, info in store.streams.items() if name in config.head.input_streams}
     if VEHICLE_COLUMNS.intersection(config.data.columns):
         versions["tracks"] = json_digest(sorted(store.track_keys))
+    recipe = store.recipe
+    decided = {"precision": recipe.precision, "quantised": recipe.quantised}
     return {
         "path": str(store.path),
         "fingerprint": store.fingerprint,
@@ -133,4 +135,5 @@ def store_origin(store: Store, task: Task, config: Config) -> dict[str, Any]:
         "sequences": len(store.sequences),
         "examples": task.digest,
         "streams": versions,
+        **(decided if recipe.quantised or config.extract.precision == "fastest" else {}),
     }

@@ -26,7 +26,7 @@ from features.limits import LARGEST_NUMBER
 DISTANCE_EDGES = (20.0, 45.0)  # metres between near, medium and far
 MAX_BOX_OFFSET = 10.0  # px, summed over the four sides, between a vehicle's annotated and predicted box
 
-Number = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
+BoundedNumber = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 # NaN is unknown; JSON has null instead
 Metric = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
@@ -34,10 +34,10 @@ Metric = Annotated[float, BeforeValidator(lambda value: math.nan if value is Non
 class BoxSides(BaseModel):
     """A vehicle's box in px."""
 
-    top: Number
-    left: Number
-    bottom: Number
-    right: Number
+    top: BoundedNumber
+    left: BoundedNumber
+    bottom: BoundedNumber
+    right: BoundedNumber
 
     def offset(self, other: BoxSides) -> float:
         """The sum of the four sides' absolute differences."""
@@ -48,14 +48,14 @@ class PredictedVehicle(BaseModel):
     """A vehicle as a file of predictions has it: velocity (x forward, y right) in m/s, position in m."""
 
     bbox: BoxSides
-    velocity: tuple[Number, Number]
-    position: tuple[Number, Number] | None = None
+    velocity: tuple[BoundedNumber, BoundedNumber]
+    position: tuple[BoundedNumber, BoundedNumber] | None = None
 
 
 class TrueVehicle(PredictedVehicle):
     """A vehicle as the ground truth has it."""
 
-    position: tuple[Number, Number]
+    position: tuple[BoundedNumber, BoundedNumber]
 
 
 VehicleType = TypeVar("VehicleType", bound=PredictedVehicle)

@@ -10,8 +10,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from features._common.atomic import atomic_write, fsync_path
+from features._common.bounded_file import read_bounded
 from features._common.console import logger
+from features._common.plain_text import one_line
 from features.errors import DataError
+from features.hdf5 import check_weights
+from features.limits import JSON_BYTES
 from stage2_temporal.evaluation.history import Epoch
 
 
@@ -52,7 +56,7 @@ def read_state(folder: Path, key: str) -> FinetuneState | None:
         DataError: the file is damaged.
     """
     try:
-        state = FinetuneState.model_validate_json((folder / "state.json").read_bytes())
+        state = FinetuneState.model_validate_json(read_bounded(folder / "state.json", JSON_BYTES))
     except FileNotFoundError:
         state = None
     except ValidationError as e:
@@ -71,9 +75,13 @@ def load_weights(folder: Path, epoch: int, model: keras.Model) -> None:
         DataError: the file is missing or damaged.
     """
     try:
-        model.load_weights(_weights_path(folder, epoch))
-    except (OSError, ValueError, KeyError) as e:
-        raise _damaged(folder, " ".join(str(e).split())[:300]) from None
+        path = _weights_path(folder, epoch)
+        check_weights(path, path.stat().st_size)
+        model.load_weights(path)
+    except MemoryError:
+        raise
+    except Exception as e:  # Keras and h5py raise what they happen to on a file that is none
+        raise _damaged(folder, one_line(" ".join(str(e).split())[:300])) from None
 
 
 def _weights_path(folder: Path, epoch: int) -> Path:

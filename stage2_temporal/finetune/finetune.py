@@ -18,10 +18,13 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from features._common.atomic import atomic_write, exclusive_write_lock
+from features._common.bounded_file import read_bounded
 from features._common.console import logger, text_table
 from features._common.folders import updated_folder
+from features._common.plain_text import one_line
 from features.config import Config, read_run_config
 from features.errors import ConfigError, DataError, StoreError
+from features.limits import JSON_BYTES
 from features.recipe import json_digest
 from features.store import Store
 from stage2_temporal.data.task import Task, read_task
@@ -186,9 +189,9 @@ def _read_result(run: Path) -> FinetuneResult | None:
         return None
     path = run / RESULT_FILE
     try:
-        return FinetuneResult.model_validate_json(path.read_text(encoding="utf-8"))
+        return FinetuneResult.model_validate_json(read_bounded(path, JSON_BYTES))
     except ValidationError as e:
-        raise DataError(f"{path}: damaged", got=e.errors()[0]["msg"], hint=f"rm {path}") from None
+        raise DataError(f"{path}: damaged", got=one_line(e.errors()[0]["msg"]), hint=f"rm {path}") from None
 
 
 def _verdict(state: FinetuneState, epochs: int) -> tuple[bool | None, str]:

@@ -39,7 +39,7 @@ from stage2_temporal.training.loop import fix_seeds, reading_errors
 from stage2_temporal.training.scaling import target_scale
 
 STATE_FOLDER = "finetune.parts"
-RIDGE_PENALTIES = np.logspace(2.5, 4, 4)  # validation examples choose one
+FITTED_PENALTIES = np.logspace(2.5, 4, 4)  # validation examples choose one
 MAX_IMAGE_WINDOWS = 8  # decoded at once where no step is taken
 WARMUP_SHARE = 0.1  # share of all steps over which the learning rate rises
 FAST_HALF_PRECISION = (7, 0)  # CUDA compute capability from which half precision is faster than single
@@ -218,7 +218,7 @@ class FinetuneJob:
                 x = np.asarray(vectors.predict_on_batch(inputs))  # of each frame
                 equations.add(x, np.repeat(standardise_targets(targets, self._target)[:, None], x.shape[1], axis=1))
         solutions = []
-        for penalty in RIDGE_PENALTIES if len(self._validation) else RIDGE_PENALTIES[1:2]:
+        for penalty in FITTED_PENALTIES if len(self._validation) else FITTED_PENALTIES[1:2]:
             layer.set_weights(equations.solve(penalty))
             solutions.append((self._validation_errors()[0], layer.get_weights()))
         layer.set_weights(min(solutions, key=lambda solution: solution[0])[1])

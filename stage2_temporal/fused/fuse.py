@@ -34,6 +34,7 @@ from stage2_temporal.training.keras_models import NamedTensors, load_model, mode
 TOLERANCE = 1e-4  # by which two forms of one model may differ in float32, relative to the largest value
 HALF_ROUNDING = 2.0**-11  # relative error of rounding to float16
 LOW_PRECISION_ERROR = 0.05  # of maps computed in bfloat16 or float16, relative to the largest value; 0.02 was measured
+QUANTISATION_MARGIN = 2  # other frames may have larger errors than those that the network was calibrated on
 COMPARED_WINDOWS = 8
 
 ReadWindow = Callable[[int], Image]  # an example's index → its frames (T, height, width, 3) uint8
@@ -62,11 +63,19 @@ class FusedModelCheck:
     output: Difference  # predictions from frames and from the store
     rounding: float
 
-    def first_fault(self, dtype: str, precision: str = "float32") -> tuple[str, float, float] | None:
-        """Return the first part, if any, that differs too much for maps in `dtype`, its difference and the limit."""
+    def first_fault(
+        self, dtype: str, precision: str = "float32", trunk_error: float | None = None
+    ) -> tuple[str, float, float] | None:
+        """Return the first part, if any, that differs too much for maps in `dtype`, its difference and the limit.
+
+        Args:
+            trunk_error: the largest error of maps in this precision, relative to the largest value; None: that of
+                bfloat16.
+        """
         half, low_precision = dtype == "float16", precision != "float32"
+        trunk_error = LOW_PRECISION_ERROR if trunk_error is None else trunk_error
         parts = (
-            (TRUNK, self.trunk, TOLERANCE + half * HALF_ROUNDING + low_precision * LOW_PRECISION_ERROR),
+            (TRUNK, self.trunk, TOLERANCE + half * HALF_ROUNDING + low_precision * trunk_error),
             (TOP, self.top, TOLERANCE),
             ("head", self.head, TOLERANCE),
             ("output", self.output, TOLERANCE + (self.rounding if half or low_precision else 0.0)),
@@ -89,16 +98,17 @@ def fuse_run(run: Path, store: Store, config: Config | None = None) -> tuple[ker
     config = config or read_run_config(run)
     check_uses_maps(run, config)
     trunk = build_trunk(config, config.map_streams)
-    if trunk.recipe.fingerprint != store.fingerprint:
+    recipe = trunk.recipe.computed_like(store.recipe.precision, store.recipe.quantised)
+    if recipe.fingerprint != store.fingerprint:
         raise StoreError(
             f"{store.path}: made with a different backbone than {run}",
-            got="; ".join(trunk.recipe.differences(store.recipe)),
+            got="; ".join(recipe.differences(store.recipe)),
             hint="--store STORE, the one the run was trained on",
         )
     fused, stage_two = build_fused_model(trunk.model, load_model(run)), load_model(run)
     inputs = comparison_inputs(run, store, config)
     check = compare_models(fused, stage_two, inputs.pop(FRAMES), inputs, store.recipe.precision)
-    fault = check.first_fault(store.recipe.dtype, store.recipe.precision)
+    fault = check.first_fault(store.recipe.dtype, store.recipe.precision, _quantisation_error(store))
     if fault is not None:
         part, relative, limit = fault
         raise StoreError(
@@ -108,6 +118,12 @@ def fuse_run(run: Path, store: Store, config: Config | None = None) -> tuple[ker
             hint="framebank verify, then framebank train",
         )
     return fused, check
+
+
+def _quantisation_error(store: Store) -> float | None:
+    """The largest error, on any stream, that is expected of the store's quantised network; None if there is none."""
+    errors = store.header.trunk.get("quantisation_error", {})
+    return QUANTISATION_MARGIN * max(errors.values()) if errors else None
 
 
 def build_fused_model(trunk: keras.Model, stage_two: keras.Model) -> keras.Model:
@@ -181,7 +197,7 @@ def compare_models(
         top=_compare_tops(fused_stage_two, stage_two, stored, streams),
         head=compare(predict(fused_stage_two, stored), expected),
         output=compare(np.concatenate([predict_window(i) for i in range(len(frames))]), expected),
-        rounding=compare(predict(fused_stage_two, rounded), predict(fused_stage_two, computed)).relative,
+        rounding=compare(predict(fused_stage_two, rounded), predict(fused_stage_two, computed), expected).relative,
     )
 
 

@@ -20,6 +20,7 @@ Range = tuple[float, float]
 
 MAX_POINTS = 2000  # points in one plot; more would overlap and slow the page down
 MIN_TIMELINE_LABELS = 20  # a sequence needs this many labels for a plot over time
+SMALLEST_LOSS = 1e-30  # on a logarithmic axis; below it is rounding
 LOG_AXIS_RATIO = 30.0  # if the largest loss is this many times the smallest, the axis is logarithmic
 
 
@@ -76,7 +77,7 @@ def curves(results: Results, *, finetuning: bool = False) -> list[Plot]:
         values = [v for s in series for v in s.y if math.isfinite(v)]
         if not values:
             continue
-        log = min(values) > 0 and max(values) / min(values) > LOG_AXIS_RATIO
+        log = min(values) > SMALLEST_LOSS and max(values) / min(values) > LOG_AXIS_RATIO
         note = "Epoch 0 is the two-stage model. " if finetuning else ""
         note += f"The saved model is that of epoch {fit.best_epoch} of {fit.epochs}."
         if title == "RMSE":

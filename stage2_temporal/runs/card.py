@@ -39,7 +39,7 @@ def run_card(name: str, metrics: Metrics) -> str:
     sections = [
         _front_matter(name, metrics),
         f"# {_plain(name)}",
-        f"Predicts {_targets(metrics)} from {_what_it_reads(metrics)}. {metrics.verdict}",
+        f"Predicts {_targets(metrics)} from {_what_it_reads(metrics)}. {_plain(metrics.verdict)}",
         "## Data\n\n" + _lines(_data(metrics)),
         "## Recipe\n\n" + _lines(_recipe(metrics)),
         "## Metrics\n\nEvery figure stands beside that of the constant predictor, which always answers the mean of the "
@@ -80,7 +80,9 @@ def _front_matter(name: str, metrics: Metrics) -> str:
 
 def _targets(metrics: Metrics) -> str:
     units = [metrics.unit_of(k) for k in range(len(metrics.target))]
-    return ", ".join(_code(t) + (f" in {unit}" if unit else "") for t, unit in zip(metrics.target, units, strict=True))
+    return ", ".join(
+        _code(t) + (f" in {_plain(unit)}" if unit else "") for t, unit in zip(metrics.target, units, strict=True)
+    )
 
 
 def _what_it_reads(metrics: Metrics) -> str:

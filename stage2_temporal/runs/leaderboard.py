@@ -149,8 +149,8 @@ def boards(runs: Iterable[Run], target: str | None = None, pruned: Sequence[Prun
         for split in splits if splits == ["train"] else [split for split in splits if split != "train"]:
             comparable.setdefault((run.metrics.target, split, *_examples_key(run, split)), []).append(run)
     waiting: dict[tuple[str, ...], list[PrunedRun]] = {}
-    for run in pruned:
-        waiting.setdefault(run.config.data.columns, []).append(run)
+    for stopped in pruned:
+        waiting.setdefault(stopped.config.data.columns, []).append(stopped)
     sorted_keys = sorted(comparable, key=lambda key: (key[0], SPLIT_ORDER.index(key[1])))
     all_boards = (_board(key[1], comparable[key], waiting.pop(key[0], [])) for key in sorted_keys)
     return sorted(all_boards, key=lambda b: (b.target, SPLIT_ORDER.index(b.split), -len(b.rows), b.folds, b.examples))

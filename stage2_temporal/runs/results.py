@@ -73,6 +73,8 @@ class StoreOrigin(Part):
     frames: int
     sequences: int
     examples: str = ""  # see `Task.digest`
+    precision: str = ""  # that the maps were computed in, if the config leaves it open
+    quantised: str = ""  # digest of the quantised network, see `Recipe`
     streams: dict[str, str] = {}  # fingerprint of each that the head reads, and `tracks` for a vehicle's target
 
 

@@ -88,14 +88,17 @@ def load_run_models(run: Path) -> RunModels:
     if not config.map_streams:
         return models
     trunk, trained = any_trunk(config, config.map_streams), metrics.store.fingerprint
-    if trunk.recipe.fingerprint != trained:
+    recipe = trunk.recipe.computed_like(metrics.store.precision or trunk.recipe.precision, metrics.store.quantised)
+    if recipe.fingerprint != trained:
         raise StoreError(
             f"{run}: its config now builds a different backbone than the run was trained on",
             expected=f"recipe {trained[:12]}",
-            got=trunk.recipe.fingerprint[:12],
+            got=recipe.fingerprint[:12],
             hint="restore the weights file that backbone.weights names, or train again",
         )
-    return replace(models, trunk=replace(trunk, recipe=replace(trunk.recipe, dtype="float32")))
+    # the quantised network stays with the store; float32 is what it approximates
+    precision = "float32" if recipe.precision == "int8" else recipe.precision
+    return replace(models, trunk=replace(trunk, recipe=replace(recipe, dtype="float32", precision=precision)))
 
 
 def trained_interval(run: Metrics, config: Config) -> float | None:

@@ -13,11 +13,11 @@ import numpy as np
 
 from features._common.atomic import atomic_write
 from features._common.interrupts import uninterrupted
-from features._common.model_file import check_architecture, read_model_config
 from features._common.plain_text import one_line
 from features._common.types import Tensor
 from features.errors import DataError, FramebankError, StoreError, raise_refusal
 from features.limits import MODEL_TENSOR, SPARE_PARAMETERS
+from features.model_file import check_architecture, read_model_config
 from features.store_tables import TopRecord
 
 WEIGHT_BYTES = 4  # of a float32
@@ -72,20 +72,20 @@ def rebuild_top(record: TopRecord) -> keras.Model:
     return top
 
 
-def _check_size(config: dict[str, Any], held: int) -> None:
+def _check_size(config: dict[str, Any], known: int) -> None:
     """Raise a ValueError unless a model's weights, and what its layers put out, are of a size to be expected.
 
     The model is built without allocating its weights.
 
     Args:
-        held: the number of parameters whose values are at hand.
+        known: the number of parameters whose values are at hand.
     """
     with keras.StatelessScope(initialize_variables=False):
         model = keras.saving.deserialize_keras_object(config | {"compile_config": None}, safe_mode=True)
         _require_model(model)
         count = sum(math.prod(weight.shape) for weight in model.weights)
-    if count > held + SPARE_PARAMETERS:
-        raise ValueError(f"an architecture with {count:,} parameters, of which {held:,} are in the file")
+    if count > known + SPARE_PARAMETERS:
+        raise ValueError(f"an architecture with {count:,} parameters, of which {known:,} are in the file")
     for operation in getattr(model, "operations", ()):
         for tensor in keras.tree.flatten([node.outputs for node in operation._inbound_nodes]):
             if math.prod(size or 1 for size in tensor.shape) > MODEL_TENSOR:

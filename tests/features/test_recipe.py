@@ -13,6 +13,7 @@ OTHER = {
     "decode": "fast", "size": (64, 36), "interpolation": "cubic", "colour": "bgr", "preprocess": "VGG16",
     "backbone": "VGG16", "arguments": {"alpha": 0.25}, "weights_digest": "f" * 64, "top_layers": 4,
     "precision": "bfloat16", "dtype": "float16", "grid": (3, 4),
+    "quantised": "e" * 64,
 }  # fmt: skip
 
 
@@ -28,7 +29,16 @@ def test_the_name_of_the_weights_does_not_change_the_fingerprint() -> None:
 
 
 def test_json_round_trip() -> None:
-    assert Recipe.from_json(RECIPE.to_json()) == RECIPE
+    for recipe in (RECIPE, replace(RECIPE, quantised="e" * 64)):
+        assert Recipe.from_json(recipe.to_json()) == recipe
+    assert "quantised" not in RECIPE.to_json()  # which is as in older stores
+
+
+def test_what_a_config_leaves_open_is_taken_from_the_store() -> None:
+    for precision in ("fastest", "int8"):
+        recipe = replace(RECIPE, precision=precision).computed_like("int8", "e" * 64)
+        assert (recipe.precision, recipe.quantised) == ("int8", "e" * 64)
+    assert RECIPE.computed_like("int8", "e" * 64) == RECIPE
 
 
 def test_the_fingerprint_never_changes() -> None:

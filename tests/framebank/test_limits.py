@@ -16,10 +16,11 @@ import pytest
 
 from features import limits
 from features._common.csv_table import read_csv_table
-from features._common.model_file import check_architecture, check_weights, read_model_config
 from features._common.strict_json import parse_json
 from features.config import Config, DataConfig, read_config
 from features.errors import BadInputs, ConfigError, DataError
+from features.hdf5 import check_weights
+from features.model_file import check_architecture, read_model_config
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.annotation_json import load_json, vehicle_labels
 from stage1_extract.datasets.archive import ZipPath, open_folder_or_zip, read_file

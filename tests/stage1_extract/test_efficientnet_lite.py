@@ -93,7 +93,7 @@ def test_larger_variants_have_the_published_size_and_classify_photographs(
     classifier = build(include_top=True)
     assert sum(math.prod(w.shape) for w in classifier.trainable_weights) == parameters
     height, width = classifier.input_shape[1:3]
-    for name, classes in (("coffee.png", ESPRESSO), ("chelsea.png", CATS), ("rocket.jpg", MISSILE)):
+    for name, classes in (("coffee.png", ESPRESSO), ("chelsea.png", CATS)):
         image = cv2.resize(centre(photograph(name)), (width, height), interpolation=cv2.INTER_CUBIC)
         probabilities = classifier(preprocess_input(image[None]), training=False).numpy()[0]
         assert int(probabilities.argmax()) in classes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import cv2
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from features._common.types import Image
@@ -25,10 +23,10 @@ from stage1_extract.datasets import image_sequence as files
 from stage1_extract.datasets import scan
 from stage1_extract.engines import openvino
 from stage1_extract.engines.engine import Engine, choose_engine, relative_error
-from stage1_extract.engines.tensorflow import TensorFlowRunner, largest_batch
+from stage1_extract.engines.tensorflow import TensorFlowRunner
 from stage1_extract.extract import extract
 from stage1_extract.frame_loader import resize_frame
-from tests.extraction_helpers import CONFIG, extraction_config
+from tests.extraction_helpers import CONFIG, extraction_config, store_content
 from tests.helpers import ROOT, write_clips
 
 BATCH = 4
@@ -60,6 +58,8 @@ def name(request: pytest.FixtureRequest) -> str:
         ("auto", "float32", 1, True, "tensorflow"),
         ("tensorflow", "float32", 0, True, "tensorflow"),
         ("openvino", "float32", 2, True, "openvino"),
+        ("auto", "int8", 1, True, "openvino"),
+        ("auto", "tf32", 1, True, "tensorflow"),
     ],
 )
 def test_engine_is_chosen_for_the_machine(setting: str, precision: str, gpus: int, openvino: bool, engine: str) -> None:
@@ -71,6 +71,12 @@ def test_engines_and_precisions_this_machine_lacks_are_refused() -> None:
         choose_engine("openvino", "float32", 0, False)
     with pytest.raises(ConfigError, match=r"float16.*--extract.precision bfloat16"):
         choose_engine("openvino", "float16", 0, True)
+    with pytest.raises(ConfigError, match=r"tf32.*--extract.engine tensorflow"):
+        choose_engine("openvino", "tf32", 1, True)
+    with pytest.raises(ConfigError, match=r"int8.*--extract.engine openvino"):
+        choose_engine("tensorflow", "int8", 0, True)
+    with pytest.raises(ConfigError, match=r"not installed.*pip install"):
+        choose_engine("auto", "int8", 0, False)
 
 
 def test_bfloat16_on_a_processor_without_it_is_refused(trunk: Trunk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +132,6 @@ def test_bfloat16_has_another_fingerprint_and_a_larger_error(trunk: Trunk, name:
 
 def test_maps_with_a_large_error_are_refused(trunk: Trunk) -> None:
     engine = Engine(trunk, BATCH, "tensorflow")
-    engine.name = "another"  # the error of TensorFlow in float32 is not measured
     engine.runner = Scaled(engine.runner, 1 + 2e-4)  # type: ignore[misc]
     with pytest.raises(ConfigError, match=r"at most 0.0001; got 0.0002. Try: --extract.engine tensorflow"):
         engine(pixels(BATCH))
@@ -171,24 +176,6 @@ except KeyboardInterrupt:
     sys.exit(7)
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=120).returncode == 7
-
-
-@pytest.mark.parametrize(("limit", "batch"), [(1, 1), (3, 2), (8, 8), (100, 64), (10**6, 512)])
-def test_the_batch_is_as_large_as_memory_allows(limit: int, batch: int) -> None:
-    assert largest_batch(memory(limit)) == batch
-
-
-def test_too_little_memory_for_one_frame_is_refused() -> None:
-    with pytest.raises(ConfigError, match="one frame"):
-        largest_batch(memory(0))
-
-
-def memory(limit: int) -> Callable[[int], object]:
-    def run(batch: int) -> None:
-        if batch > limit:
-            raise tf.errors.ResourceExhaustedError(None, None, "OOM")
-
-    return run
 
 
 def test_tensorflow_traces_once_for_all_batch_sizes(trunk: Trunk) -> None:
@@ -266,6 +253,19 @@ def test_an_extraction_does_no_work_twice(name: str, tmp_path: Path, monkeypatch
     assert extract(config, tmp_path / "s.h5", catalogue, engine=engine).extracted == 80
     assert (len(opened) - 80, len(decoded), engine.passes, len(written)) == (80, 80, 10, 2 * 10)  # two streams
     assert name == "openvino" or traces(engine) == 1
+
+
+def test_batches_go_on_from_one_shard_to_the_next(tmp_path: Path) -> None:
+    config = extraction_config(write_clips(tmp_path / "data", {"Train": 5}), motion=False)
+    catalogue, engine, stores = scan(config.data), Engine(build_trunk(config), 6, "tensorflow"), []
+    for shard in (8, 40):
+        stores.append(tmp_path / f"{shard}.h5")
+        engine.passes = 0
+        extract(config.with_settings({"extract.shard": shard}), stores[-1], catalogue, engine=engine)
+        assert engine.passes == 7  # not 10, for 40 frames
+    contents = [store_content(store) for store in stores]
+    for name in ("frames/appearance", "thumbnails/data", "sequences/id"):
+        assert contents[0][name] == contents[1][name]
 
 
 def test_changed_labels_compile_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ def test_heads_and_leaderboard_work_and_images_are_refused(
 def test_info_says_that_they_were_imported(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--store", str(project / "dino.h5")]) == 0
     out = capsys.readouterr().out
-    assert "import:dino, weights features.h5" in out and "resized" not in out and "1x1" not in out
+    assert "import:dino, weights features.h5" in out and "frames       1x1" not in out and "computed in" not in out
 
 
 def test_maps_and_tokens_keep_their_shape(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def hostile_files(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir()}
 
 
-def test_hostile_files_are_refused(tmp_path: Path) -> None:
+def test_hostile_feature_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     files = hostile_files(tmp_path / "files")
     table = tmp_path / "t.csv"

@@ -186,6 +186,7 @@ def test_recipe_holds_the_digest_of_the_file_and_not_its_folder(network: Path, t
         ({"metadata": {"Image.BitmapPixelFormat": "Bgr8"}}, "--frames.colour bgr"),
         ({"metadata": {"image_mean": "nan", "image_std": "1"}, "mean": None, "deviation": None}, "image_mean"),
         ({"metadata": {"image_mean": "1", "image_std": "0"}, "mean": None, "deviation": None}, "image_std"),
+        ({"deviation": None}, "does not say how pixels are scaled"),
         ({"mean": None, "deviation": None}, "does not say how pixels are scaled"),
         ({"cut": "/relu3/out.0"}, "did you mean /relu"),
         ({"cut": "/relu2/out.0", "taps": ("relu",)}, "backbone.taps: no such tensor"),

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from features.config import Config
 from framebank.cli import main
 from stage2_temporal.report import leaderboard_page
+from stage2_temporal.report.search_plots import SearchedSetting
 from stage2_temporal.runs.leaderboard import boards, describe_best, find_runs, row_label
+from stage2_temporal.runs.pruned import PrunedMetrics, write_pruned
 from tests.leaderboard_runs import write_run, write_runs
 
 
@@ -128,3 +131,48 @@ def test_page_warns_if_no_model_beats_the_constant(tmp_path: Path) -> None:
     write_run(tmp_path / "bad", -0.5)
     html = leaderboard_page.leaderboard_html(boards(find_runs(tmp_path)[0]), tmp_path)
     assert "No model beats the constant predictor" in html
+
+
+def test_pruned_runs_come_last_and_are_not_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_runs(tmp_path)
+    for epoch, skill in ((2, 0.3), (5, 0.99)):
+        config = Config.model_validate({"head": {"units": 100 + epoch}})
+        write_pruned(
+            tmp_path / "sweep" / f"p{epoch}", config, PrunedMetrics(epoch=epoch, epochs=9, skill=skill, seconds=1)
+        )
+    (tmp_path / "sweep" / "broken").mkdir()
+    (tmp_path / "sweep" / "broken" / "pruned.json").write_text("{}")
+    assert main(["leaderboard", "--runs", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "broken/pruned.json" in printed.err
+    with (tmp_path / "leaderboard.csv").open(newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    pruned = [row for row in rows if row["pruned_epoch"]]
+    assert [(r["rank"], r["pruned_epoch"], r["skill"], r["run"]) for r in pruned] == [
+        ("", "5", "0.99", "sweep/p5"), ("", "2", "0.3", "sweep/p2"),
+    ]  # fmt: skip
+    first = [row for row in rows if (row["target"], row["split"]) == ("ego_speed", "validation")]
+    at = rows.index(pruned[0])
+    assert rows[at + 1] == pruned[1] and rows[at + 2]["rank"] == "1" and pruned[0] in first
+    line = next(line for line in printed.out.splitlines() if line.endswith("sweep/p5"))
+    assert line.split()[0] == "pruned" and "units 105, stopped after epoch 5" in line
+    assert '<tr class="pruned">' in (tmp_path / "leaderboard.html").read_text(encoding="utf-8")
+
+
+def test_page_of_a_search_shows_importances_and_slices(tmp_path: Path) -> None:
+    runs, _ = find_runs(write_runs(tmp_path))
+    skills, pruned = (0.1, 0.8, -5.0), (False, False, True)
+    settings = [
+        SearchedSetting("train.learning_rate", 0.75, (1e-4, 1e-2, 1e-3), skills, pruned),
+        SearchedSetting("head.grid", 0.25, (0, 1, 1), skills, pruned, ("[1, 1]", "[3, 4]")),
+    ]
+    rate, grid = (setting.plot for setting in settings)
+    assert rate.x_log and not grid.x_log
+    assert [(s.name, s.x) for s in rate.series] == [
+        ("finished", [1e-4, 1e-2]), ("stopped early", [1e-3]), ("best", [1e-2]),
+    ]  # fmt: skip
+    assert rate.y_range[0] > -1 and "skills below -0.2 are drawn there" in rate.note  # one bad run hides no other
+    assert "0 is [1, 1]; 1 is [3, 4]" in grid.note
+    html = leaderboard_page.leaderboard_html(boards(runs), tmp_path, settings)
+    assert "Which settings matter" in html and "0.75" in html and html.count('<figure class="panel') == 2
+    assert "Which settings matter" not in leaderboard_page.leaderboard_html(boards(runs), tmp_path)

@@ -23,12 +23,12 @@ CELL = (1, 2)  # the only one whose map tells the speed
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A store whose maps tell the speed in one cell, and a ridge regression on all cells."""
+    """A store whose maps tell the speed in one cell, in all its channels, and a ridge regression on all cells."""
     rng, folder = np.random.default_rng(2), tmp_path_factory.mktemp("occlusion")
     splits = ["train"] * 60 + ["validation"] * 10 + ["test"] * 20
     speeds = rng.uniform(5, 30, len(splits))
     maps = rng.normal(0, 1, (len(splits), CLIP_LENGTH, *MAP_SHAPE))
-    maps[:, :, *CELL, 3] += speeds[:, None]
+    maps[:, :, *CELL, :] += speeds[:, None, None]
     sequences = [
         FrameSequence(f"c{i}", split, CLIP_LENGTH, 10.0, (64, 36), f"d{i}", (Label(5, {"ego_speed": speeds[i]}),))
         for i, split in enumerate(splits)

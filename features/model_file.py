@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import h5py
+from typing import Any
 
 from features._common.strict_json import check_nesting
 from features._common.zip_limits import open_zip
 from features.errors import DataError
-from features.limits import JSON_BYTES, MB, MODEL_OBJECTS
+from features.hdf5 import check_weights
+from features.limits import JSON_BYTES, MODEL_OBJECTS
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 # layers that run code, read other files, or unroll a loop in Python when they are built; no head has them
@@ -63,26 +62,6 @@ def check_architecture(config: Any) -> None:
             raise ValueError("a recurrent layer that is unrolled")
     if count > MODEL_OBJECTS:
         raise ValueError(f"{count:,} layers and their parts, more than {MODEL_OBJECTS:,}")
-
-
-def check_weights(file: Path | BinaryIO, size: int) -> None:
-    """Raise a ValueError if an HDF5 file of `size` bytes links elsewhere, or declares far more than it holds."""
-    limit, declared = 2 * size + 64 * MB, 0
-    with h5py.File(file, "r") as f:
-
-        def find_fault(name: str, link: Any) -> str | None:
-            nonlocal declared
-            if not isinstance(link, h5py.HardLink):
-                return f"{name[:80]} links to somewhere else"
-            item = f[name]
-            if isinstance(item, h5py.Dataset):
-                if item.external or item.is_virtual:
-                    return f"{name[:80]} is in another file"
-                declared += item.nbytes
-            return f"weights of more than {limit:,} bytes in a file of {size:,}" if declared > limit else None
-
-        if fault := f.visititems_links(find_fault):
-            raise ValueError(fault)
 
 
 def _dictionaries(value: Any) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,105 @@
+"""Other ways to run the same trunk, as far as their packages are installed: functions of frames (n, h, w, 3) uint8."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from joblib import cpu_count
+from numpy.typing import NDArray
+
+from features._common.types import Image
+from stage1_extract.engines.folding import fold_scales
+
+Peer = Callable[[Image], object]
+PREDICT, PREDICT_ONE = "Keras predict, batches of 32", "Keras predict, one frame at a time"
+BATCH = 32
+ONNX_BATCH = 4  # faster than 1, 8 and 32 on two cores
+TIMM_NAMES = {"EfficientNetLite0": "tf_efficientnet_lite0", "InceptionResNetV2": "inception_resnet_v2"}
+
+
+def peers(model: keras.Model, backbone: str, frames: Image, folder: Path) -> Iterator[tuple[str, Peer]]:
+    """Yield each peer's name and function.
+
+    Args:
+        model: the trunk, uint8 frames → maps by stream.
+        backbone: its name in Keras.
+        frames: some, to calibrate on.
+        folder: for files that the peers need.
+    """
+    function = tf.function(lambda x: model(x, training=False), autograph=False)
+    yield PREDICT_ONE, lambda x: [model.predict(x[i : i + 1], verbose=0) for i in range(len(x))]
+    yield PREDICT, lambda x: model.predict(x, batch_size=BATCH, verbose=0)
+    yield "tf.function, batches of 32", lambda x: [function(part) for part in batches(x, BATCH)]
+    if find_spec("onnxruntime") is not None and find_spec("tf2onnx") is not None:
+        yield from _onnx_peers(model, frames, folder)
+    if find_spec("torch") is not None and find_spec("timm") is not None and backbone in TIMM_NAMES:
+        yield from _torch_peers(TIMM_NAMES[backbone], frames.shape[1:3])
+
+
+def batches(frames: Image, size: int) -> list[Image]:
+    """Split frames into full batches, the last of which repeats frames if needed."""
+    indices = np.arange(-(-len(frames) // size) * size) % len(frames)
+    return [frames[part] for part in np.split(indices, len(indices) // size)]
+
+
+def _onnx_peers(model: keras.Model, frames: Image, folder: Path) -> Iterator[tuple[str, Peer]]:
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    exact, prepared, quantised = (folder / f"{name}.onnx" for name in ("float32", "prepared", "int8"))
+    # OpenVINO's and ONNX Runtime's float32 then compute the same operations
+    tensor = keras.Input(batch_shape=(ONNX_BATCH, *model.input.shape[1:]), dtype="uint8", name="frames")
+    fixed = keras.Model(tensor, fold_scales(model)(tensor))
+    fixed.predict(frames[:ONNX_BATCH], verbose=0)  # Keras exports only models that have been called
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fixed.export(str(exact), format="onnx", verbose=False)
+        quant_pre_process(str(exact), str(prepared), skip_symbolic_shape=True)
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        parts = iter(batches(frames, ONNX_BATCH)[:16])
+
+        def get_next(self) -> Any:
+            part = next(self.parts, None)
+            return None if part is None else {"frames": part}
+
+    quantize_static(
+        str(prepared), str(quantised), Reader(), QuantFormat.QDQ,
+        per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    for name, path in (("float32", exact), ("int8", quantised)):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = cpu_count()
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+        def run(x: Image, session: Any = session) -> list[Any]:
+            return [session.run(None, {"frames": part}) for part in batches(x, ONNX_BATCH)]
+
+        yield f"ONNX Runtime {name}, batches of {ONNX_BATCH}", run
+
+
+def _torch_peers(name: str, size: tuple[int, int]) -> Iterator[tuple[str, Peer]]:
+    """Timm's network to its last map, compiled, with random weights."""
+    import timm
+    import torch
+
+    network = timm.create_model(name, pretrained=False).eval()
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        compiled = torch.compile(network.to(dtype).forward_features)
+
+        def run(x: Image, compiled: Any = compiled, dtype: Any = dtype) -> list[NDArray[Any]]:
+            with torch.inference_mode():
+                return [
+                    compiled(torch.from_numpy(part).permute(0, 3, 1, 2).to(dtype).div(128).sub(1))
+                    for part in batches(x, 4)
+                ]
+
+        yield f"PyTorch {precision}, timm compiled, batches of 4", run
