@@ -21,10 +21,7 @@ from features._common.leftovers import SECONDS_PER_DAY
 from features._common.strict_json import parse_json
 from features.bit_errors import corrected_chunk
 from features.errors import DamagedStoreError, DataError, StoreError, raise_refusal
-<<<<<<< HEAD
-=======
 from features.limits import MB
->>>>>>> main
 from features.recipe import canonical_json
 
 FORMAT_NAME, FORMAT_VERSION = "framebank", 2
