@@ -237,7 +237,8 @@ def window_reader(store: Store, examples: Examples, indices: NDArray[np.int64], 
     Raises:
         BadInputs: sequences of the examples `indices` are missing or differ from those in the store; names all.
     """
-    clips = {clip.sequence.id: clip for clip in scan(config.data).clips}
+    catalogue = scan(config.data)
+    clips = {clip.sequence.id: clip for clip in catalogue.clips}
     faults = []
     for s in np.unique(examples.sequence[indices]):
         sequence = store.sequences[s]
@@ -247,7 +248,7 @@ def window_reader(store: Store, examples: Examples, indices: NDArray[np.int64], 
             faults.append(f"{config.data.path}: sequence {sequence.id} is {problem}.")
     if faults:
         hint = "framebank extract, or --data.path FOLDER with the images the store was made from"
-        raise BadInputs(f"{len(faults)} sequences cannot be read", faults, hint=hint)
+        raise BadInputs(f"{len(faults)} sequences cannot be read", [*catalogue.faults, *faults], hint=hint)
 
     def read(index: int) -> Image:
         s = examples.sequence[index]
