@@ -130,6 +130,12 @@ def check(name: str, number: int, folder: Path) -> str | None:
     return None
 
 
+def load_libraries(name: str) -> None:
+    """Load what a kind needs, which may take more than an input's time and memory."""
+    if name in ("keras_file", "weights_h5", "pth"):
+        keras_models()
+
+
 @contextlib.contextmanager
 def bounded_memory() -> Iterator[None]:
     """Within this block, the process may use `EXTRA_MEMORY` more address space than it has; on Linux."""
@@ -747,6 +753,7 @@ def main() -> None:
     numbers = range(int(first), int(last[0]) if last else int(first) + 1)
     with tempfile.TemporaryDirectory() as folder:
         cv2.setNumThreads(1)
+        load_libraries(name)
         for number in numbers:
             # the number is known even where a library in C takes the process down
             print(json.dumps({"at": number}), flush=True) if number % 10 == 0 or len(numbers) == 1 else None
