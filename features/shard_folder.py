@@ -10,7 +10,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from features._common.atomic import atomic_write, exclusive_write_lock, sweep
@@ -68,11 +69,19 @@ def delete_replaced_shards(store: Path) -> None:
     _delete(folder, unused - used_shards(store))
 
 
-def announce_deletion(store: Path) -> None:
-    """Record that `delete_unused_shards` is to follow once the store is replaced, lest a kill in between prevent it."""
+@contextmanager
+def shards_deleted_afterwards(store: Path) -> Iterator[None]:
+    """Replace the store in the block; afterwards all shards but its own are deleted, if need be by the next command."""
     if (folder := shard_folder(store)).exists():
         with atomic_write(folder / OBSOLETE) as temporary:
             temporary.write_text(json.dumps([_identity(store), sorted(_shards_in(folder))]), encoding="utf-8")
+    try:
+        yield
+        delete_unused_shards(store)
+    except BaseException:
+        with contextlib.suppress(OSError, StoreError):
+            _finish_deletion(store)
+        raise
 
 
 def delete_unused_shards(store: Path) -> None:

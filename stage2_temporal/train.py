@@ -25,6 +25,7 @@ from features.backbone_names import is_imported
 from features.config import Config, read_run_config
 from features.errors import DataError, StoreError
 from features.normalised_flow import unknown_horizons
+from features.principal_components import RUN_FILE, PCABasis, save_bases
 from features.store import Store
 from features.streams import UNITS
 from features.windows import MISPLACED, Examples
@@ -90,6 +91,8 @@ def train(
         _say_if_without_intervals(uncertainty)
         save_model(folder / "model.keras", head.model_)
         head.save_extras(folder)
+        if bases := {name: PCABasis(**basis) for name in config.map_streams if (basis := store.basis(name))}:
+            save_bases(folder / RUN_FILE, bases)  # whoever predicts has no store
         (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         write_history(folder / "history.csv", head.outcome_.history)
         write_uncertainty(folder, uncertainty)
@@ -112,7 +115,9 @@ def evaluate(run: Path, store: Store) -> Metrics:
     """
     metrics, config, task = _task_of(run, store)
     X = _read_examples(config, store, task, metrics.frame_interval)
-    head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
+    head = (
+        find_head(config.head.name).from_config(config).restore(load_model(run, targets=len(config.data.columns)), run)
+    )
     uncertainty, predictions = learn_uncertainty(head, X, task, config.train)
     origin = StoreOrigin(**store_origin(store, task, config))
     metrics = metrics.model_copy(update={"store": origin, **_score(task, predictions)})
@@ -133,7 +138,9 @@ def explain(run: Path, store: Store, seconds: float = OCCLUSION_SECONDS) -> Path
         DataError, StoreError: see `evaluate`.
     """
     metrics, config, task = _task_of(run, store)
-    head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
+    head = (
+        find_head(config.head.name).from_config(config).restore(load_model(run, targets=len(config.data.columns)), run)
+    )
     X, results = _read_examples(config, store, task, metrics.frame_interval), read_results(run)
     worst = pick_clips(results.verdict_examples, WORST_CLIPS, worst=True)
     others = [e for e in results.verdict_examples if e not in worst]
