@@ -26,7 +26,7 @@ from features._common.zip_limits import check_archive
 from features.errors import ConfigError, DataError
 from features.sequences import FrameSequence
 from stage2_temporal.evaluation.intervals import ConformalScores, ErrorScale
-from stage2_temporal.evaluation.known_cameras import TOLERANCE, KnownCameras
+from stage2_temporal.evaluation.known_cameras import CAMERA_TOLERANCE, KnownCameras
 from stage2_temporal.evaluation.novelty import NoveltyModel, flag_majority
 
 INTERVALS_FILE, NOVELTY_FILE = "uncertainty.json", "novelty.npz"
@@ -269,7 +269,7 @@ def _check(uncertainty: Uncertainty) -> None:
     if not (count and shapes and (conformal.weights >= 0).all() and np.isfinite(conformal.scale.coefficients).all()):
         raise ValueError("scores or their scale out of shape or range")
     cameras = uncertainty.cameras
-    if cameras is not None and not cameras.low.shape == cameras.high.shape == (len(TOLERANCE),):
+    if cameras is not None and not cameras.low.shape == cameras.high.shape == (len(CAMERA_TOLERANCE),):
         raise ValueError("cameras out of shape")
     for name, model in uncertainty.novelty.items():
         rows, columns = model.components.shape
