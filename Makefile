@@ -114,8 +114,8 @@ docs: $(READY)  ## build the documentation into site/
 	@$(PY) -m mkdocs build --quiet --strict
 
 COMPILE = .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
-	  --extra cpu --extra int8 --extra cluster --extra dev --extra docs --extra export \
-	  --extra search --extra tables --extra track \
+	  --extra cpu --extra int8 --extra cluster --extra dev --extra docs --extra export --extra lite --extra search \
+	  --extra tables --extra track --extra weights \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 lock: $(READY)  ## pin the newest version of everything that pyproject.toml admits

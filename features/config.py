@@ -23,7 +23,7 @@ from features.streams import APPEARANCE, NAMED_TARGETS, PAIR_STREAMS
 from features.strict_model import DROP_UNKNOWN_KEYS, StrictModel, did_you_mean, read_toml
 
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]  # `~` is the home folder, whatever the shell does
-Kept = Annotated[str, Field(pattern=r"^(maps|grid [1-9]\d*x[1-9]\d*)$")]
+Kept = Annotated[str, Field(pattern=r"^(maps|grid [1-9]\d*x[1-9]\d*|pca [1-9]\d*)$")]
 LAYOUTS = ("sample", "competition", "tusimple", "video", "manifest")
 
 
@@ -149,8 +149,9 @@ class ExtractConfig(StrictModel):
     """Make a store that needs at most this many gigabytes a single file. A larger one is a small file, the index, and a
     folder of shards beside it, to which frames are added without copying the others."""
     keep: Kept | dict[str, Kept] = "maps"
-    """What to store of every stream of maps, or by stream: `maps`, or `grid RxC`, each map averaged over R rows and C
-    columns of cells, which takes a fraction of the space. Heads then see maps of these cells, without a top."""
+    """What to store of every stream of maps, or by stream: `maps`; `grid RxC`, each map averaged over R rows and C
+    columns of cells; or `pca K`, each map projected on K principal components of the training split. The last two take
+    a fraction of the space. Heads then see these cells or numbers, without a top."""
     motion: bool = False
     """Whether to store optical flow too, as the stream `motion`, which predicts ego speed well; takes 5 ms per
     frame."""
@@ -164,9 +165,19 @@ class ExtractConfig(StrictModel):
 
     def grid(self, stream: str) -> tuple[int, int] | None:
         """Rows and columns of the grid that a stream's maps are averaged over; None: they are stored as they are."""
-        kept = self.keep if isinstance(self.keep, str) else self.keep.get(stream, "maps")
-        cells = kept.removeprefix("grid ").split("x")
-        return None if kept == "maps" else (int(cells[0]), int(cells[1]))
+        kind, _, size = self._kept(stream).partition(" ")
+        if kind != "grid":
+            return None
+        rows, columns = map(int, size.split("x"))
+        return rows, columns
+
+    def components(self, stream: str) -> int:
+        """Number of principal components that a stream's maps are projected on; 0: they are not."""
+        kind, _, size = self._kept(stream).partition(" ")
+        return int(size) if kind == "pca" else 0
+
+    def _kept(self, stream: str) -> str:
+        return self.keep if isinstance(self.keep, str) else self.keep.get(stream, "maps")
 
     @property
     def pair_streams(self) -> tuple[str, ...]:
@@ -299,6 +310,12 @@ class Config(StrictModel):
     def map_streams(self) -> tuple[str, ...]:
         """The streams of the backbone's maps that the head reads."""
         return tuple(stream for stream in self.head.input_streams if stream in self.backbone.streams)
+
+    @property
+    def components(self) -> dict[str, int]:
+        """The streams of which principal components are stored in place of maps, and how many."""
+        counts = {stream: self.extract.components(stream) for stream in self.backbone.streams}
+        return {stream: count for stream, count in counts.items() if count}
 
     @property
     def any_frame_rate(self) -> bool:

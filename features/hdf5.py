@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -363,7 +363,7 @@ def damage_as_store_error(path: Path) -> Iterator[None]:
         raise DamagedStoreError(f"{path}: damaged, or not a store ({e})", hint=hint) from None
 
 
-def check_weights(file: Path | BinaryIO, size: int) -> None:
+def check_weights(file: Path | IO[bytes], size: int) -> None:
     """Raise a ValueError if an HDF5 file of `size` bytes links elsewhere, or declares far more than it holds."""
     limit, declared = 2 * size + 64 * MB, 0
     with h5py.File(file, "r") as f:

@@ -37,11 +37,12 @@ class Recipe:
     precision: str = "float32"  # number format the engine computed in, such as `float32`, `bfloat16` or `int8`
     dtype: str = "float16"  # stored type, `float32` or `float16`
     grid: tuple[int, int] | None = None  # rows and columns the map at the cut is averaged over; None: it is not
+    basis: str = ""  # digest of the principal components that the map at the cut is projected on; empty: it is not
     quantised: str = ""  # SHA-256 of the calibrated network, of a recipe in int8
 
     def to_json(self) -> str:
         """The recipe as canonical JSON."""
-        return canonical_json({k: v for k, v in asdict(self).items() if k != "quantised" or v})
+        return canonical_json({k: v for k, v in asdict(self).items() if k not in ("quantised", "basis") or v})
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
@@ -85,9 +86,9 @@ class Recipe:
 
     def _decisive(self) -> dict[str, Any]:
         # without `weights`, which is only the name the user gave (the digest determines the numbers), and without
-        # the absence of a grid and of a calibrated network, which older stores do not state
-        absent = {name for name in ("grid", "quantised") if not getattr(self, name)}
-        return {k: v for k, v in asdict(self).items() if k != "weights" and k not in absent}
+        # the absence of a grid, a basis and a calibrated network, which older stores do not state
+        absent = {name for name in ("grid", "basis", "quantised") if not getattr(self, name)}
+        return {k: v for k, v in asdict(self).items() if k not in {"weights", *absent}}
 
 
 def _shorten(value: object) -> str:
@@ -100,9 +101,15 @@ def json_digest(value: object) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def stream_origin(stream: str, pooling: int, grid: tuple[int, int] | None, recipe: Recipe) -> dict[str, Any]:
-    """What determines the numbers of a tap's stream; nothing but the recipe for the map at the cut."""
+def stream_origin(
+    stream: str, pooling: int, grid: tuple[int, int] | None, recipe: Recipe, basis: str = ""
+) -> dict[str, Any]:
+    """What determines the numbers of a tap's stream; nothing but the recipe for the map at the cut.
+
+    `basis` is the digest of the principal components that the tap's maps are projected on, if they are.
+    """
     if stream == APPEARANCE:
         return {}
-    kept = {} if grid is None else {"grid": list(grid)}
-    return {"tap": stream, "pooling": pooling, "recipe": replace(recipe, grid=None).fingerprint} | kept
+    kept: dict[str, Any] = {} if grid is None else {"grid": list(grid)}
+    kept |= {"basis": basis} if basis else {}
+    return {"tap": stream, "pooling": pooling, "recipe": replace(recipe, grid=None, basis="").fingerprint} | kept

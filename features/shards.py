@@ -65,6 +65,7 @@ class ShardWriter:
         valid: Sequence[int] | None = None,
         tracks: Mapping[str, Track] | None = None,
         relative_error: Mapping[str, float] | None = None,
+        digests: Mapping[str, str] | None = None,
     ) -> None:
         """Complete and close the file.
 
@@ -72,16 +73,18 @@ class ShardWriter:
             valid: of its ranges, only those with these indices count; default: all.
             tracks: the tracks that it contains, by their keys.
             relative_error: of the maps, by engine, if it was measured.
+            digests: id of a sequence → its digest, where the one in its range was provisional.
         """
         if len(self._thumbnails) != self._frames:
             raise RuntimeError(f"{self._path}: {len(self._thumbnails)} of {self._frames} frames written")
         rows = list(accumulate(map(len, self._ranges), initial=0))
         valid = range(len(self._ranges)) if valid is None else valid
         ranges = [self._ranges[i] for i in valid]
+        known = digests or {}
         jpegs = np.frombuffer(b"".join(self._thumbnails), np.uint8)
         columns = {
             "sequence": [r.sequence for r in ranges],
-            "digest": [r.digest for r in ranges],
+            "digest": [known.get(r.sequence, r.digest) for r in ranges],
             "start": np.array([r.start for r in ranges], np.int64),
             "stop": np.array([r.stop for r in ranges], np.int64),
             "row": np.array([rows[i] for i in valid], np.int64),

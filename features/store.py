@@ -12,7 +12,7 @@ It is packed, with the frames in the same file, or an index, with the frames in 
                            the label has the column), box, position; attribute columns (JSON)
     tracks/<column>        key, first, length, a row per track; box (rows, 4), confidence (rows,), a row per frame
     top/weights/<number>   the unfrozen layers' weights; top/architecture: their Keras JSON
-    bases/<stream>/<array> what a derived stream was computed with: its principal components, and their mean
+    bases/<stream>/<array> the principal components that a stream was computed with, and the maps' mean
 
     in a packed store and in shards
     frames/<stream>        (frames, ...) one frame per chunk; attribute origin (JSON), except the trunk's
@@ -155,7 +155,7 @@ class Store:
         return values
 
     def basis(self, stream: str) -> dict[str, NDArray[Any]]:
-        """Read the arrays a derived stream was computed with, by name; most streams have none."""
+        """Read the arrays a stream was computed with, such as principal components, by name; most have none."""
         if f"bases/{stream}" not in self._file:
             return {}
         with damage_as_store_error(self.path):

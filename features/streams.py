@@ -20,6 +20,7 @@ THUMBNAILS = "thumbnails"
 # layers, inputs and models by which the fused side finds the parts of a saved Keras model
 TRUNK = "trunk"  # the frozen part of the backbone, from frames to the map at the cut
 TOP = "top"  # its unfrozen last layers, inside the stage-two model
+COMPONENTS = "_components"  # ends the name of the layer that projects a stream's maps on principal components
 STAGE_TWO = "framebank"  # top and head, from stored maps to the target
 FEATURES = "features"  # the input of a stage-two model that reads a single stream
 VECTORS = "vectors"  # what a head computes its output from

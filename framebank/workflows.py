@@ -56,6 +56,7 @@ def extract_data_set(
     """
     check_computable(config.backbone.name)  # before the sample set is rendered
     quiet_opencv()
+    from stage1_extract.backends import reads_later
     from stage1_extract.datasets import scan
     from stage1_extract.datasets.scan_cache import scan_cache_of
     from stage1_extract.extract import extract as extract_catalogue
@@ -67,7 +68,8 @@ def extract_data_set(
     # Python's search for cycles would walk the catalogue again and again: a quarter of the time of 100,000 files
     gc.disable()
     try:
-        catalogue = scan(config.data, cache=scan_cache_of(path, rehash=rehash))
+        read_later = None if rehash or damage is not None else reads_later(config, path)
+        catalogue = scan(config.data, cache=scan_cache_of(path, rehash=rehash), read_later=read_later)
         gc.freeze()
         gc.enable()
         return extract_catalogue(config, path, catalogue, damage=damage)
@@ -80,12 +82,14 @@ def estimate_data_set(config: Config, store: Path, damage: Damage | None = None,
     """What `extract_data_set` would do, and how long it would take, as a table; nothing is written."""
     check_computable(config.backbone.name)  # before the sample set is rendered
     quiet_opencv()
+    from stage1_extract.backends import reads_later
     from stage1_extract.datasets import scan
     from stage1_extract.datasets.scan_cache import scan_cache_of
     from stage1_extract.dry_run import estimate_extraction, estimate_table
 
     path = store.resolve() if store.is_symlink() else store
-    catalogue = scan(config.data, cache=scan_cache_of(path, rehash=rehash, read_only=True))
+    read_later = None if rehash or damage is not None else reads_later(config, path)
+    catalogue = scan(config.data, cache=scan_cache_of(path, rehash=rehash, read_only=True), read_later=read_later)
     if not catalogue.clips:
         raise BadInputs(f"{config.data.path}: every clip has errors", list(catalogue.faults))
     return estimate_table(estimate_extraction(config, path, catalogue, damage))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,7 @@ from features._common.cluster import Cluster, connect
 from features._common.console import progress_bar
 from features.config import Config
 from features.frame_files import shard_folder
+from features.principal_components import load_bases
 from features.recipe import Recipe
 from features.tracks import Track
 from stage1_extract.cluster_tasks import (
@@ -20,15 +22,18 @@ from stage1_extract.cluster_tasks import (
     ExtractionJob,
     first_frame_digest,
     load_trunk,
+    remember_group,
     run_groups,
     run_tracking,
 )
 from stage1_extract.datasets.clip import Catalogue, Clip
-from stage1_extract.engine_setup import new_engine
-from stage1_extract.existing_store import TrunkInfo
+from stage1_extract.datasets.image_sequence import ClipSpec
+from stage1_extract.engine_setup import new_engine, projected_engine
+from stage1_extract.existing_store import TrunkInfo, stored_ids
 from stage1_extract.group_extraction import extract_groups
+from stage1_extract.kept_components import fit_bases, sampled_clips
 from stage1_extract.new_shards import NewShards
-from stage1_extract.plan import vehicles_without_tracks
+from stage1_extract.plan import Group, vehicles_without_tracks
 from stage1_extract.store_update import ExtractionPlan
 from stage1_extract.tracking.sequence_tracks import track_clips
 
@@ -48,12 +53,13 @@ class Backend(Protocol):
     def engine_description(self) -> str:
         """What ran the trunk, with its precision; empty if nothing did."""
 
-    def load_trunk(self, config: Config, request: str, stored: Recipe | None) -> TrunkInfo:
+    def load_trunk(self, config: Config, request: str, stored: Recipe | None, bases: Path | None) -> TrunkInfo:
         """Load the trunk.
 
         Args:
             request: digest of all that determines the recipe.
             stored: the recipe of the store; None: there is none yet.
+            bases: the file with the principal components that maps are projected on, or where it is to be.
         """
 
     def extract(
@@ -63,8 +69,14 @@ class Backend(Protocol):
         clips: Mapping[str, Clip],
         plan: ExtractionPlan,
         faults: dict[str, str],
+        digests: dict[str, str],
     ) -> None:
-        """Write shards with all groups and tracks of a plan; add sequences that fail to `faults`, with the reason."""
+        """Write shards with all groups and tracks of a plan.
+
+        Args:
+            faults: gets the sequences that fail, by id, and why.
+            digests: gets the digests of sequences that the scan had left unread, by id.
+        """
 
     def close(self) -> None:
         """Free what it holds, such as a connection."""
@@ -73,8 +85,8 @@ class Backend(Protocol):
 def open_backend(config: Config, catalogue: Catalogue, store: Path, engine: Engine | None) -> Backend:
     """The backend that a config names, for extracting into `store`; `engine` is maybe one that is loaded."""
     if config.compute.backend == "dask":
-        return DaskBackend(config, catalogue.clips, store)
-    return LocalBackend(catalogue.clips, store, engine)
+        return DaskBackend(config, catalogue, store)
+    return LocalBackend(catalogue, store, engine)
 
 
 class LocalBackend:
@@ -82,15 +94,19 @@ class LocalBackend:
 
     group_size = FRAMES_PER_SHARD
 
-    def __init__(self, clips: Sequence[Clip], store: Path, engine: Engine | None) -> None:
-        self._clips, self._store, self._engine = clips, store, engine
+    def __init__(self, catalogue: Catalogue, store: Path, engine: Engine | None) -> None:
+        self._catalogue, self._store, self._engine = catalogue, store, engine
 
     @property
     def engine_description(self) -> str:
         return "" if self._engine is None else str(self._engine)
 
-    def load_trunk(self, config: Config, request: str, stored: Recipe | None) -> TrunkInfo:
-        self._engine = self._engine or new_engine(config, self._store, stored, self._clips)
+    def load_trunk(self, config: Config, request: str, stored: Recipe | None, bases: Path | None) -> TrunkInfo:
+        clips = self._catalogue.clips
+        self._engine = self._engine or new_engine(config, self._store, stored, clips)
+        if bases is not None:
+            known = load_bases(bases) or fit_bases(config, clips, self._engine, bases)
+            self._engine = projected_engine(config, self._engine, known)
         return TrunkInfo.from_trunk(self._engine.trunk, config, request)
 
     def extract(
@@ -100,18 +116,22 @@ class LocalBackend:
         clips: Mapping[str, Clip],
         plan: ExtractionPlan,
         faults: dict[str, str],
+        digests: dict[str, str],
     ) -> None:
+        def finished(group: Group) -> None:
+            remember_group(group, clips, self._catalogue.cache)
+
         if plan.groups:
             total, remaining = sum(clip.sequence.length for clip in clips.values()), sum(map(len, plan.groups))
-            done = extract_groups(
-                job.config, shards, clips, plan.groups, job.streams, self._engine, plan.vehicles, faults
-            )
+            arguments = job.config, shards, clips, plan.groups, job.streams, self._engine, plan.vehicles
+            done = extract_groups(*arguments, faults, digests, finished)
             with progress_bar(total, "features", "frames", initial=max(0, total - remaining)) as progress:
                 for count in done:
                     progress.update(count)
-        remaining_vehicles = _untracked(clips, plan.vehicles, shards, faults)
+        known = with_digests(clips, digests)
+        remaining_vehicles = _untracked(known, plan.vehicles, shards, faults)
         if remaining_vehicles:
-            _track(job.config, shards, clips, remaining_vehicles, faults)
+            _track(job.config, shards, known, remaining_vehicles, faults)
 
     def close(self) -> None:
         pass
@@ -122,8 +142,8 @@ class DaskBackend:
 
     group_size = SMALLEST_TASK  # groups are joined to tasks
 
-    def __init__(self, config: Config, clips: Sequence[Clip], store: Path) -> None:
-        self._compute, self._clips, self._store = config.compute, tuple(clips), store
+    def __init__(self, config: Config, catalogue: Catalogue, store: Path) -> None:
+        self._compute, self._catalogue, self._store = config.compute, catalogue, store
         self._connections, self._engines = ExitStack(), set[str]()
         self._cluster: Cluster | None = None
 
@@ -131,9 +151,11 @@ class DaskBackend:
     def engine_description(self) -> str:
         return ", ".join(sorted(self._engines))
 
-    def load_trunk(self, config: Config, request: str, stored: Recipe | None) -> TrunkInfo:
-        calibration = self._clips if config.extract.precision == "int8" else ()
-        return self._connected().call("load trunk", load_trunk, config, request, self._store, stored, calibration)
+    def load_trunk(self, config: Config, request: str, stored: Recipe | None, bases: Path | None) -> TrunkInfo:
+        clips: Sequence[Clip] = self._catalogue.clips if config.extract.precision == "int8" else ()
+        if bases is not None:
+            clips = sampled_clips(self._catalogue.clips)
+        return self._connected().call("load trunk", load_trunk, config, request, self._store, stored, bases, clips)
 
     def extract(
         self,
@@ -142,20 +164,41 @@ class DaskBackend:
         clips: Mapping[str, Clip],
         plan: ExtractionPlan,
         faults: dict[str, str],
+        digests: dict[str, str],
     ) -> None:
-        cluster = self._connected()
-        self._engines = run_groups(cluster, job, shards, clips, plan.groups, plan.vehicles, faults)
-        run_tracking(cluster, job, shards, clips, _untracked(clips, plan.vehicles, shards, faults), faults)
+        cluster, cache = self._connected(), self._catalogue.cache
+        self._engines = run_groups(cluster, job, shards, clips, plan.groups, plan.vehicles, faults, digests, cache)
+        known = with_digests(clips, digests)
+        run_tracking(cluster, job, shards, known, _untracked(known, plan.vehicles, shards, faults), faults)
 
     def close(self) -> None:
         self._connections.close()
 
     def _connected(self) -> Cluster:
         if self._cluster is None:
-            probe = first_frame_digest, (self._clips[:PROBED_CLIPS],)
+            probe = first_frame_digest, (self._catalogue.clips[:PROBED_CLIPS],)
             folder = shard_folder(self._store)
             self._cluster = self._connections.enter_context(connect(self._compute, folder, probe))
         return self._cluster
+
+
+def reads_later(config: Config, store: Path) -> Callable[[ClipSpec], bool]:
+    """Which clips an extraction will decode as a whole, in one group, so that the scan may leave them unread.
+
+    These are clips that are neither in the store nor in shards of an interrupted extraction.
+    """
+    known = stored_ids(store)
+    if known is None or config.data.crops is not None:
+        return lambda spec: False
+    backend = DaskBackend if config.compute.backend == "dask" else LocalBackend
+    size = config.extract.shard or backend.group_size
+    return lambda spec: len(spec.files) <= size and spec.id not in known
+
+
+def with_digests(clips: Mapping[str, Clip], digests: Mapping[str, str]) -> Mapping[str, Clip]:
+    """The clips with the digests that have become known, by id."""
+    known = {name: replace(clips[name].sequence, digest=digest) for name, digest in digests.items()}
+    return {**clips, **{name: replace(clips[name], sequence=sequence) for name, sequence in known.items()}}
 
 
 def _untracked(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 from joblib import cpu_count
@@ -23,15 +23,20 @@ from features._common.console import progress_bar, quiet_imports
 from features.config import Config
 from features.errors import ConfigError, DataError, StoreError
 from features.frame_ranges import FrameRange
+from features.principal_components import load_bases
 from features.recipe import Recipe
 from features.shards import shard_ranges
 from features.store_tables import StreamInfo
 from features.streams import PAIR_STREAMS
 from features.tracks import Track
+from stage1_extract.datasets.archive import file_version
 from stage1_extract.datasets.clip import Clip
-from stage1_extract.engine_setup import new_engine
+from stage1_extract.datasets.image_sequence import ImageFiles, is_unread, remember_files
+from stage1_extract.datasets.scan_cache import ScanCache
+from stage1_extract.engine_setup import new_engine, projected_engine
 from stage1_extract.existing_store import TrunkInfo
 from stage1_extract.group_extraction import extract_groups
+from stage1_extract.kept_components import fit_bases
 from stage1_extract.new_shards import NewShards
 from stage1_extract.plan import Group
 from stage1_extract.tracking.sequence_tracks import SHORT_SEQUENCE, track_clips
@@ -59,6 +64,7 @@ class ExtractionJob:
     streams: Mapping[str, StreamInfo]
     folder: Path  # of the shards
     store: Path
+    bases: Path | None = None  # the file with the principal components that maps are projected on
 
 
 @dataclass
@@ -69,6 +75,8 @@ class TaskResult:
     seconds: float = 0.0  # that extracting took; 0 if nothing was
     faults: dict[str, str] = field(default_factory=dict)  # id of a sequence → why it could not be extracted or tracked
     engine: str = ""  # what ran the trunk, with its precision; empty if nothing did
+    digests: dict[str, str] = field(default_factory=dict)  # id of a sequence that the scan left unread → its digest
+    files: dict[str, list[bytes]] = field(default_factory=dict)  # the same, of each of its files, if they were read
 
 
 def first_frame_digest(clips: Sequence[Clip]) -> str:
@@ -90,8 +98,10 @@ def run_groups(
     groups: Sequence[Group],
     vehicles: Collection[str],
     faults: dict[str, str],
+    digests: dict[str, str],
+    cache: ScanCache | None,
 ) -> set[str]:
-    """Extract groups in the workers; add sequences that fail there to `faults`, and return what ran the trunk.
+    """Extract groups in the workers; see `extract_groups` for `faults` and `digests`. Return what ran the trunk.
 
     Unless the user has set the size of shards, groups are joined to tasks of half a minute, which get smaller towards
     the end, so that all workers end at about the same time.
@@ -123,6 +133,10 @@ def run_groups(
                 _add_killed(faults, [r.sequence for r in started[i].ranges], result)
             else:
                 _add_result(result, shards, faults)
+                digests.update(result.digests)
+                for name, files in result.files.items():
+                    cast("ImageFiles", clips[name].source).digests[:] = files
+                remember_group(started[i], clips, cache)
                 engines.add(result.engine)
                 rate = len(started[i]) / result.seconds if result.seconds else rate
             progress.update(len(started[i]))
@@ -178,12 +192,20 @@ def joined_groups(groups: Iterable[Group], size: Callable[[], int]) -> Iterator[
         yield Group(first.streams, tuple(ranges))
 
 
-def load_trunk(config: Config, request: str, store: Path, stored: Recipe | None, clips: Sequence[Clip]) -> TrunkInfo:
-    """Load the trunk in a worker, which keeps it, and return what the store needs of it; see `new_engine`."""
+def load_trunk(
+    config: Config, request: str, store: Path, stored: Recipe | None, bases: Path | None, clips: Sequence[Clip]
+) -> TrunkInfo:
+    """Load the trunk in a worker, which keeps it, and return what the store needs of it; see `new_engine`.
+
+    `bases` is the file with the principal components to project on; if there is none yet, they are fitted to maps of
+    the clips, and saved.
+    """
     if config.extract.precision == "int8":  # made once, and read by all workers
         _use_all_threads()
         new_engine(config, store, stored, clips)
-    return TrunkInfo.from_trunk(_engine_of(config, request, store).trunk, config, request)
+    if bases is not None and not bases.exists():
+        fit_bases(config, clips, _engine_of(config, request, store, None), bases)
+    return TrunkInfo.from_trunk(_engine_of(config, request, store, bases).trunk, config, request)
 
 
 def extract_group(job: ExtractionJob, clips: Clips, group: Group, vehicles: Collection[str], again: bool) -> TaskResult:
@@ -192,18 +214,23 @@ def extract_group(job: ExtractionJob, clips: Clips, group: Group, vehicles: Coll
     streams = {name: job.streams[name] for name in group.streams}
     paths = shards.group_paths(group.ranges, streams)
     if not again and all(_is_complete(path, job.recipe, group.ranges) for path in paths):
-        return TaskResult({path.name for path in paths})  # by a worker that died before it could tell
+        # by a worker that died before it could tell
+        stored = [s.frame_range for s in shard_ranges(paths[0], job.recipe.fingerprint)]
+        known = {r.sequence: r.digest for r, planned in zip(stored, group.ranges, strict=True) if is_unread(planned)}
+        return TaskResult({path.name for path in paths}, digests=known)
     cv2.setNumThreads(1)  # frames are decoded in parallel, each by one thread
-    engine = None if set(group.streams) <= set(PAIR_STREAMS) else _engine_of(job.config, job.request, job.store)
+    reads_maps = not set(group.streams) <= set(PAIR_STREAMS)
+    engine = _engine_of(job.config, job.request, job.store, job.bases) if reads_maps else None
     if engine is not None and engine.trunk.recipe.fingerprint != job.recipe.fingerprint:
         differences = "; ".join(engine.trunk.recipe.differences(job.recipe))
         raise ConfigError(f"worker {worker_address()} makes other features than the first one", got=differences)
-    start = time.perf_counter()
-    for _ in extract_groups(job.config, shards, clips, [group], streams, engine, vehicles, faults):
+    start, digests = time.perf_counter(), dict[str, str]()
+    for _ in extract_groups(job.config, shards, clips, [group], streams, engine, vehicles, faults, digests):
         pass
     seconds = time.perf_counter() - start
     description = "" if engine is None else f"{engine.name} in {job.recipe.precision}"
-    return TaskResult(shards.written, seconds, faults, description)
+    files = {name: cast("ImageFiles", clips[name].source).digests for name in digests}
+    return TaskResult(shards.written, seconds, faults, description, digests, files)
 
 
 def track_group(job: ExtractionJob, clips: Clips, ids: Sequence[str]) -> TaskResult:
@@ -220,20 +247,25 @@ def track_group(job: ExtractionJob, clips: Clips, ids: Sequence[str]) -> TaskRes
     return TaskResult(shards.written, faults=faults)
 
 
-def _engine_of(config: Config, request: str, store: Path) -> Engine:
+def _engine_of(config: Config, request: str, store: Path, bases: Path | None) -> Engine:
     settings = config.model_dump_json(include={"frames", "backbone", "extract"})
+    version = file_version(bases) if bases is not None and appears(bases) else None
     with _engine_lock:
-        return _engine(settings, request, store if config.extract.precision == "int8" else None)
+        return _engine(settings, request, store if config.extract.precision == "int8" else None, bases, version)
 
 
 @lru_cache(maxsize=1)
-def _engine(settings: str, request: str, store: Path | None) -> Engine:
-    """The engine, which a worker keeps for its next task; `request` is a part of the key.
+def _engine(
+    settings: str, request: str, store: Path | None, bases: Path | None, version: tuple[int, int] | None
+) -> Engine:
+    """The engine, which a worker keeps for its next task; `request` and the `version` of bases are a part of the key.
 
     In int8, the `store` has its quantised network.
     """
     _use_all_threads()
-    return new_engine(Config.model_validate_json(settings), store or Path(), None, ())
+    config = Config.model_validate_json(settings)
+    engine = new_engine(config, store or Path(), None, ())
+    return projected_engine(config, engine, load_bases(bases)) if bases is not None else engine
 
 
 @cache
@@ -254,9 +286,21 @@ def _part(clips: Clips, group: Group, vehicles: Collection[str]) -> tuple[Clips,
 def _is_complete(path: Path, recipe: Recipe, ranges: Sequence[FrameRange]) -> bool:
     """Whether a shard is finished, and contains all ranges without a fault."""
     try:
-        return path.exists() and [s.frame_range for s in shard_ranges(path, recipe.fingerprint)] == list(ranges)
+        stored = [s.frame_range for s in shard_ranges(path, recipe.fingerprint)] if path.exists() else []
     except StoreError:
         return False
+    # the shard's name says in which version files were planned to be read
+    return len(stored) == len(ranges) and all(
+        r == (replace(planned, digest=r.digest) if is_unread(planned) else planned)
+        for r, planned in zip(stored, ranges, strict=True)
+    )
+
+
+def remember_group(group: Group, clips: Clips, cache: ScanCache | None) -> None:
+    """Let the scan's cache remember the files of a finished group that the scan had left unread."""
+    unread = dict.fromkeys(r.sequence for r in group.ranges if is_unread(r))
+    if unread and cache is not None:
+        remember_files([clips[name] for name in unread], cache)
 
 
 def _add_result(result: TaskResult, shards: NewShards, faults: dict[str, str]) -> None:

@@ -22,11 +22,12 @@ from features.verification import Damage
 from stage1_extract.backends import FRAMES_PER_SHARD
 from stage1_extract.cluster_tasks import SECONDS_PER_TASK, SMALLEST_TASK
 from stage1_extract.datasets.clip import Catalogue
-from stage1_extract.engine_setup import decide_precision, new_engine, stored_recipe
+from stage1_extract.engine_setup import decide_precision, new_engine, projected_engine, stored_recipe
 from stage1_extract.existing_store import ExistingStore, TrunkInfo, request_digest
 from stage1_extract.extract import required_bytes
 from stage1_extract.frame_pairs import stream_info
 from stage1_extract.group_extraction import measured_rate
+from stage1_extract.kept_components import known_bases, placeholder_bases
 from stage1_extract.new_shards import NewShards
 from stage1_extract.plan import missing_frames
 from stage1_extract.store_update import plan_update
@@ -72,6 +73,9 @@ def estimate_extraction(
     trunk, engine = TrunkInfo.from_store(existing, config, request, sequences), None
     if trunk is None:
         engine = new_engine(config, store, existing.header.recipe if existing.header else None, catalogue.clips)
+        if config.components:
+            bases = known_bases(config, store, request) or placeholder_bases(config, engine.trunk)
+            engine = projected_engine(config, engine, bases)
         trunk = TrunkInfo.from_trunk(engine.trunk, config, request)
     streams = dict(trunk.streams) | {name: stream_info(name, sequences) for name in config.extract.pair_streams}
     shards = NewShards(shard_folder(store), trunk.recipe, used_shards(store))

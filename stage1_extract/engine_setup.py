@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from features.config import Config
 from features.errors import ConfigError, StoreError
 from features.frame_files import shard_folder
 from features.hdf5 import damage_as_store_error, open_file
+from features.principal_components import PCABasis
 from features.recipe import Recipe
 from features.store_tables import Header, read_header
 from stage1_extract.datasets.clip import Clip
@@ -79,10 +80,22 @@ def new_engine(config: Config, store: Path, stored: Recipe | None, clips: Sequen
     if config.extract.engine != "openvino" and (why := unused_card()) is not None and why not in _told:
         _told.add(why)
         logger.warning(why)
+    if config.components and config.extract.precision == "int8":
+        what = "extract.keep: principal components are not computed in int8"
+        raise ConfigError(what, hint="--extract.precision bfloat16")
     trunk, network = any_trunk(config), None
     if config.extract.precision == "int8" and isinstance(trunk, Trunk):
         network = _network(trunk, config, store, stored, clips)
     return Engine(trunk, config.extract.batch, config.extract.engine, network)
+
+
+def projected_engine(config: Config, engine: Engine, bases: Mapping[str, PCABasis]) -> Engine:
+    """The engine of the same trunk with its maps projected on principal components."""
+    with quiet_imports():
+        from stage1_extract.backbone.trunk import Trunk
+        from stage1_extract.engines.engine import Engine
+    assert isinstance(engine.trunk, Trunk)  # others have been refused
+    return Engine(engine.trunk.projected(bases), config.extract.batch, config.extract.engine)
 
 
 def _network(

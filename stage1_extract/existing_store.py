@@ -13,9 +13,14 @@ from numpy.typing import NDArray
 
 from features.backbone_names import onnx_file
 from features.config import Config
+from features.errors import StoreError
+from features.frame_files import shard_folder
 from features.frame_ranges import StoredRange
+from features.hdf5 import damage_as_store_error, open_file, read_text
+from features.principal_components import PCABasis
 from features.recipe import Recipe, json_digest, stream_origin
 from features.sequences import FrameSequence
+from features.shard_folder import used_shards
 from features.store import Store
 from features.store_tables import Header, StreamInfo, TopRecord
 from features.streams import APPEARANCE, THUMBNAILS
@@ -66,6 +71,23 @@ class ExistingStore:
             return cls(*parts, is_packed=store.is_packed, damage=damage)
 
 
+def stored_ids(path: Path) -> set[str] | None:
+    """Ids of the sequences in a store and in shards that it does not refer to yet; None if it is damaged."""
+    ids: set[str] = set()
+    try:
+        used = used_shards(path)
+        new = [p for p in shard_folder(path).glob("[!.]*.h5") if p.name not in used]
+        for file, dataset in [
+            *([(path, "sequences/id")] if path.exists() else []),
+            *((p, "pieces/sequence") for p in new),
+        ]:
+            with open_file(file) as f, damage_as_store_error(file):
+                ids.update(read_text(f[dataset]))
+    except StoreError:
+        return None
+    return ids
+
+
 @dataclass(frozen=True)
 class TrunkInfo:
     """What a store keeps of the trunk; `facts` are for the header."""
@@ -74,6 +96,7 @@ class TrunkInfo:
     streams: Mapping[str, StreamInfo]
     top: TopRecord | None
     facts: Mapping[str, Any]
+    bases: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)  # by stream, see `Store.basis`
 
     @classmethod
     def from_trunk(cls, trunk: Trunk | OnnxTrunk, config: Config, request: str) -> TrunkInfo:
@@ -83,7 +106,8 @@ class TrunkInfo:
             "request": request,
             "asked": config.backbone.model_dump(include={"unfreeze", "cut", "top"}),
         }
-        return cls(trunk.recipe, trunk.streams, trunk.top(), facts)
+        bases = {name: vars(basis) for name, basis in getattr(trunk, "bases", {}).items()}
+        return cls(trunk.recipe, trunk.streams, trunk.top(), facts, bases)
 
     @classmethod
     def from_store(
@@ -95,16 +119,23 @@ class TrunkInfo:
         if store.header is None or store.header.trunk.get("request") != request:
             return None
         recipe, names = store.header.recipe, config.backbone.streams
+        bases = {name: store.bases.get(name, {}) for name in config.components}
+        if any(basis.keys() != {"mean", "components"} for basis in bases.values()):
+            return None
+        digests = {name: PCABasis(**basis).digest for name, basis in bases.items()}
         streams = {name: store.streams[name] for name in names if name in store.streams}
         if len(streams) < len(names) or any(
-            info.origin != stream_origin(name, config.backbone.tap_pooling, config.extract.grid(name), recipe)
+            info.origin
+            != stream_origin(
+                name, config.backbone.tap_pooling, config.extract.grid(name), recipe, digests.get(name, "")
+            )
             for name, info in streams.items()
         ):
             return None
         complete, _ = complete_sequences(sequences, {name: store.ranges[name] for name in names})
         if len(complete) < len(sequences):
             return None
-        return cls(recipe, streams, store.top, store.header.trunk)
+        return cls(recipe, streams, store.top, store.header.trunk, bases)
 
 
 def request_digest(config: Config) -> str:
@@ -122,4 +153,6 @@ def request_digest(config: Config) -> str:
     extract: list[str] = [config.extract.precision, config.extract.dtype]
     if (grid := config.extract.grid(APPEARANCE)) is not None:  # older stores do not state its absence
         extract.append(f"grid {grid}")
+    if count := config.extract.components(APPEARANCE):
+        extract.append(f"pca {count}")
     return json_digest([settings, *extract, version("keras")])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from stage1_extract.datasets.clip import Catalogue
 from stage1_extract.engine_setup import decide_precision, stored_recipe
 from stage1_extract.existing_store import ExistingStore, TrunkInfo, request_digest
 from stage1_extract.frame_pairs import stream_info
+from stage1_extract.kept_components import bases_file
 from stage1_extract.new_shards import NewShards
 from stage1_extract.plan import Group, missing_frames
 from stage1_extract.salvage import salvage
@@ -102,8 +103,9 @@ def _extract(
     existing = ExistingStore.read(store, damage)
     config = decide_precision(config, store, stored_recipe(store, existing.header), catalogue.clips)
     request = request_digest(config)
+    bases = bases_file(config, store, request)
     trunk = TrunkInfo.from_store(existing, config, request, sequences)
-    trunk = trunk or backend.load_trunk(config, request, existing.header.recipe if existing.header else None)
+    trunk = trunk or backend.load_trunk(config, request, existing.header.recipe if existing.header else None, bases)
     if damage is not None and damage.hides_frames:
         existing = salvage(store, damage, sequences, trunk.recipe)
     _check_recipe(store, existing, trunk)
@@ -111,15 +113,16 @@ def _extract(
     streams = dict(trunk.streams) | {name: stream_info(name, sequences) for name in config.extract.pair_streams}
     plan = plan_update(config, sequences, streams, existing, shards.ranges(), shards.tracks(), backend.group_size)
     faults: dict[str, str] = {}
+    digests: dict[str, str] = {}  # of the sequences that the scan left unread
     if plan.groups or plan.vehicles:
         _check_disk_space(store, plan.groups, sum(s.length for s in sequences), streams, plan.packed)
         shards.folder.mkdir(parents=True, exist_ok=True)
         cv2.setNumThreads(1)  # frames are decoded, and vehicles tracked, in parallel, each by one thread
-        job = ExtractionJob(config, request, trunk.recipe, streams, shards.folder, store)
-        backend.extract(job, shards, clips, plan, faults)
+        job = ExtractionJob(config, request, trunk.recipe, streams, shards.folder, store, bases)
+        backend.extract(job, shards, clips, plan, faults, digests)
         backend.close()
     extraction = Extraction(
-        sequences,
+        [replace(s, digest=digests.get(s.id, s.digest)) for s in sequences],
         streams,
         matching_ranges(streams, existing, shards.ranges()),
         dict(existing.tracks) | shards.tracks(),
@@ -132,6 +135,8 @@ def _extract(
     if update.content is not None and (any(shards.files()) or changes_store(existing, update.content, plan.packed)):
         announce_deletion(store)
         save_store(store, update.content, plan.packed)
+        if bases is not None:
+            bases.unlink(missing_ok=True)
         delete_unused_shards(store)
     return ExtractionResult(
         extracted=sum(len(group) for group in plan.groups if trunk.streams.keys() & {*group.streams}),

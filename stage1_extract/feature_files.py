@@ -133,7 +133,7 @@ def _parquet_rows(path: Path) -> Mapping[str, Rows]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ConfigError("the package pyarrow is not installed", hint='pip install "framebank[parquet]"') from None
+        raise ConfigError("the package pyarrow is not installed", hint='pip install "framebank[tables]"') from None
     try:
         file = pyarrow.parquet.ParquetFile(path)
         for i in range(file.num_row_groups):

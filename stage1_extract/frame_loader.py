@@ -24,6 +24,7 @@ from features.frame_ranges import FrameRange
 from features.streams import GROUND_FLOW
 from features.tracks import Track
 from stage1_extract.datasets.clip import Clip
+from stage1_extract.datasets.image_sequence import with_digest
 from stage1_extract.frame_pairs import PairInputs, blank_entries, needed_frames, pair_entries, pair_inputs
 from stage1_extract.ground_flow import speed_curve
 from stage1_extract.tracking.sequence_tracks import SHORT_SEQUENCE, to_grey, track_vehicles
@@ -173,7 +174,7 @@ def _decode(job: DecodeJob) -> LoadedFrames:
     tracks = {}
     if job.tracked:
         with _TRACKING_LOCK:
-            tracks = track_vehicles(job.clip.sequence, images)
+            tracks = track_vehicles(with_digest(job.clip).sequence, images)
     return LoadedFrames(job.range_index, out, thumbnails, None, pairs, tracks)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import groupby, islice
@@ -20,6 +20,7 @@ from features.store_tables import StreamInfo
 from features.streams import PAIR_STREAMS
 from features.tracks import Track
 from stage1_extract.datasets.clip import Clip
+from stage1_extract.datasets.image_sequence import is_unread, with_digest
 from stage1_extract.frame_loader import FRAMES_PER_JOB, load_frames
 from stage1_extract.new_shards import NewShards
 from stage1_extract.plan import Group
@@ -43,10 +44,16 @@ def extract_groups(
     engine: Engine | None,
     vehicles: Collection[str],
     faults: dict[str, str],
+    digests: dict[str, str],
+    finished: Callable[[Group], None] = lambda group: None,
 ) -> Iterator[int]:
     """Extract each group into a shard for each stream, and yield the number of frames whenever some were written.
 
-    Sequences that cannot be decoded are added to `faults`. The `vehicles` are ids of sequences to track.
+    Args:
+        vehicles: ids of sequences to track.
+        faults: gets the sequences that cannot be decoded, by id, and why.
+        digests: gets the digests of those that the scan had left unread, by id.
+        finished: is called with each group whose shards are complete.
     """
     tracks: dict[str, Track] = {}  # not written yet
     computed = _parts(computed_batches(config, clips, groups, engine, vehicles, faults, tracks), map(len, groups))
@@ -63,7 +70,11 @@ def extract_groups(
                 yield len(thumbnails)
             valid = [i for i, r in enumerate(group.ranges) if r.sequence not in faults]
             error = None if engine is None else engine.relative_error
-            writer.finish(valid, tracks, {} if engine is None or error is None else {engine.name: error})
+            unread = [group.ranges[i].sequence for i in valid if is_unread(group.ranges[i])]
+            digests.update((name, with_digest(clips[name]).sequence.digest) for name in unread)
+            errors = {} if engine is None or error is None else {engine.name: error}
+            writer.finish(valid, tracks, errors, {name: digests[name] for name in unread})
+        finished(group)
         tracks.clear()
 
 

@@ -100,7 +100,13 @@ class GroupWriter:
         for name, values in entries.items():
             self.shards[name].write({name: values}, thumbnails if name == APPEARANCE else [b""] * len(thumbnails))
 
-    def finish(self, valid: Sequence[int], tracks: Mapping[str, Track], relative_error: Mapping[str, float]) -> None:
-        """Complete the shards, of whose ranges only those with the indices `valid` count; the first gets the tracks."""
+    def finish(
+        self,
+        valid: Sequence[int],
+        tracks: Mapping[str, Track],
+        relative_error: Mapping[str, float],
+        digests: Mapping[str, str],
+    ) -> None:
+        """Complete the shards, see `ShardWriter.finish`; the first one gets the tracks."""
         for i, shard in enumerate(self.shards.values()):
-            shard.finish(valid, tracks if i == 0 else {}, relative_error)
+            shard.finish(valid, tracks if i == 0 else {}, relative_error, digests)

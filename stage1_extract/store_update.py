@@ -113,7 +113,10 @@ def store_update(
     notes += kept_notes(kept, damage)
     if not complete:
         return StoreUpdate(None, missing, notes)
-    streams = {name: StreamContent(info, ranges[name]) for name, info in extraction.streams.items()}
+    streams = {
+        name: StreamContent(info, ranges[name], arrays=trunk.bases.get(name, {}))
+        for name, info in extraction.streams.items()
+    }
     dropped = []
     for name in sorted(existing.streams.keys() - streams.keys()):  # stage two derived these
         derived = _derived_content(existing, name, complete, packed)

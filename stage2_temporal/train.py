@@ -25,6 +25,7 @@ from features.backbone_names import is_imported
 from features.config import Config, read_run_config
 from features.errors import DataError, StoreError
 from features.normalised_flow import unknown_horizons
+from features.principal_components import RUN_FILE, PCABasis, save_bases
 from features.store import Store
 from features.streams import UNITS
 from features.windows import MISPLACED, Examples
@@ -90,6 +91,8 @@ def train(
         _say_if_without_intervals(uncertainty)
         save_model(folder / "model.keras", head.model_)
         head.save_extras(folder)
+        if bases := {name: PCABasis(**basis) for name in config.map_streams if (basis := store.basis(name))}:
+            save_bases(folder / RUN_FILE, bases)  # whoever predicts has no store
         (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         write_history(folder / "history.csv", head.outcome_.history)
         write_uncertainty(folder, uncertainty)

@@ -40,13 +40,13 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         raise DataError(f"{path}: too many entries", expected=f"at most {ZIP_ENTRIES:,}", got=f"{entries:,}", hint=HINT)
     infos = archive.infolist()
     total, stored = sum(info.file_size for info in infos), sum(info.compress_size for info in infos)
-    for what, limit, got in (
+    for fault, limit, count in (
         ("unpacks to far more than its size", FILE_BYTES + ZIP_RATIO * size, total),
         ("has entries that share their bytes", size, stored),
     ):
-        if got > limit:
+        if count > limit:
             archive.close()
-            raise DataError(f"{path}: {what}", expected=f"at most {limit:,} bytes", got=f"{got:,}", hint=HINT)
+            raise DataError(f"{path}: {fault}", expected=f"at most {limit:,} bytes", got=f"{count:,}", hint=HINT)
     return archive
 
 

@@ -65,7 +65,6 @@ class OnnxNetwork:
     preprocess: str  # in words, for the recipe
     cut: str  # name of the tensor that the stream `appearance` is made of
     parameters: int  # number of weights
-    names: tuple[str, ...] = ()  # of all tensors of the file that it can be cut at
 
     @property
     def outputs(self) -> dict[str, str]:
@@ -131,7 +130,6 @@ def read_network(
         preprocess=_describe(mean, deviation),
         cut=names[APPEARANCE],
         parameters=builder.parameters,
-        names=tuple(producers),
     )
     return network, hashlib.sha256(data).hexdigest()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from features.backbone_names import onnx_file, recipe_name
 from features.config import Config
 from features.errors import ConfigError
+from features.principal_components import PCABasis
 from features.recipe import Recipe, stream_origin
 from features.store_tables import StreamInfo, TopRecord
 from features.streams import APPEARANCE
@@ -50,12 +51,16 @@ class OnnxTrunk:
         return None
 
 
-def any_trunk(config: Config, streams: Collection[str] = ()) -> Trunk | OnnxTrunk:
+def any_trunk(
+    config: Config, streams: Collection[str] = (), bases: Mapping[str, PCABasis] | None = None
+) -> Trunk | OnnxTrunk:
     """Build the trunk that a config names, of Keras or of an ONNX file; see `build_trunk` and `read_network`."""
     backbone = config.backbone
     path = onnx_file(backbone.name)
     if path is None:
-        return build_trunk(config, streams)
+        return build_trunk(config, streams, bases)
+    if config.components:
+        raise ConfigError("extract.keep: principal components are not computed from the maps of an ONNX file")
     if backbone.arguments or backbone.weights != "imagenet":
         raise ConfigError(
             "backbone.weights and backbone.arguments do not apply to an ONNX file, which has its weights inside",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
 
+from features._common.types import Tensor
 from features.backbone_names import check_computable, is_onnx, recipe_name
 from features.config import BackboneConfig, Config
 from features.errors import ConfigError
+from features.principal_components import PCABasis
 from features.recipe import Recipe, stream_origin
 from features.store_tables import StreamInfo, TopRecord
-from features.streams import APPEARANCE, TRUNK
+from features.streams import APPEARANCE, COMPONENTS, TRUNK
 from stage1_extract.backbone.cut import Cut, find_cut, top_model, trunk_model
 from stage1_extract.backbone.registry import LoadedBackbone, load_backbone
 
@@ -25,12 +28,15 @@ class Trunk:
     """The frozen part of a backbone, from uint8 frames to the map at the cut and those of the taps."""
 
     model: keras.Model  # uint8 (batch, height, width, 3) → float32 maps by stream, including preprocessing
+    frozen: keras.Model  # the part of it after the preprocessing, whose output is the tensor `entry`
+    entry: Tensor
     backbone: LoadedBackbone  # the complete one
     cut: Cut
     recipe: Recipe
     with_top: bool  # whether the store gets the layers above the cut
     tap_pooling: int = 1
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # stream → what its maps are averaged over
+    bases: Mapping[str, PCABasis] = field(default_factory=dict)  # stream → what its maps are projected on
     # stream → largest error of the quantised network's maps, relative to their largest value; for int8
     quantisation_error: Mapping[str, float] = field(default_factory=dict)
 
@@ -41,10 +47,39 @@ class Trunk:
             name: StreamInfo(
                 tensor.shape[1:],
                 self.recipe.dtype,
-                stream_origin(name, self.tap_pooling, self.grids.get(name), self.recipe),
+                stream_origin(name, self.tap_pooling, self.grids.get(name), self.recipe, self._basis_digest(name)),
             )
             for name, tensor in self.model.output.items()
         }
+
+    def _basis_digest(self, stream: str) -> str:
+        return self.bases[stream].digest if stream in self.bases else ""
+
+    def projected(self, bases: Mapping[str, PCABasis]) -> Trunk:
+        """The trunk with the maps of some streams projected on principal components, in its graph.
+
+        A ConfigError if a basis is of maps of another size.
+        """
+        outputs = dict(self.frozen.output)
+        bases = {name: basis for name, basis in bases.items() if name in outputs}
+        if not bases:
+            return self
+        for name, basis in bases.items():
+            numbers = math.prod(outputs[name].shape[1:])
+            if len(basis.mean) != numbers:
+                expected = f"maps of {len(basis.mean)} numbers, as when they were computed"
+                raise ConfigError(
+                    f"the principal components of {name} are of other maps", expected=expected, got=numbers
+                )
+            kernel, bias = basis.weights
+            layer = keras.layers.Dense(len(bias), name=f"{name}{COMPONENTS}")
+            outputs[name] = layer(keras.ops.reshape(outputs[name], (-1, numbers)))
+            layer.set_weights([kernel, bias])
+        frozen = keras.Model(self.frozen.input, outputs, name=self.frozen.name)
+        frozen.trainable = False
+        model = keras.Model(self.model.input, frozen(self.entry, training=False), name=TRUNK)
+        digest = bases[APPEARANCE].digest if APPEARANCE in bases else ""
+        return replace(self, model=model, frozen=frozen, recipe=replace(self.recipe, basis=digest), bases=bases)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -66,11 +101,12 @@ class Trunk:
         return TopRecord(architecture, top.get_weights())
 
 
-def build_trunk(config: Config, streams: Collection[str] = ()) -> Trunk:
+def build_trunk(config: Config, streams: Collection[str] = (), bases: Mapping[str, PCABasis] | None = None) -> Trunk:
     """Load the config's backbone, cut it, and put its preprocessing in front.
 
     Args:
         streams: compute only these maps; default: that at the cut and those of all taps.
+        bases: by stream, the principal components that its maps are projected on.
 
     Raises:
         ConfigError, DataError: see `load_backbone`, `find_cut` and `trunk_model`; or BGR is to be preprocessed.
@@ -107,8 +143,9 @@ def build_trunk(config: Config, streams: Collection[str] = ()) -> Trunk:
         dtype=config.extract.dtype,
         grid=grids.get(APPEARANCE),
     )
-    with_top = config.backbone.top and APPEARANCE not in grids  # which takes the whole map
-    return Trunk(model, backbone, cut, recipe, with_top, config.backbone.tap_pooling, grids)
+    with_top = config.backbone.top and APPEARANCE not in {*grids, *config.components}  # it takes the whole map
+    trunk = Trunk(model, frozen, x, backbone, cut, recipe, with_top, config.backbone.tap_pooling, grids)
+    return trunk.projected(bases or {})
 
 
 def stored_grids(config: Config) -> dict[str, tuple[int, int]]:

@@ -35,6 +35,7 @@ def scan(
     threads: int = 0,
     need_labels: bool = True,
     cache: ScanCache | None = None,
+    read_later: Callable[[ClipSpec], bool] | None = None,
     by_packets: bool = False,
 ) -> Catalogue:
     """Find every clip of a data set, and every fault that is visible without decoding images, in one pass.
@@ -42,6 +43,7 @@ def scan(
     Args:
         threads: number of threads that read and hash files; 0: one per core.
         cache: what earlier scans found in files; only others are read.
+        read_later: whether a clip's images may be left to an extraction, which reads them anyway; None: of no clip.
         need_labels: whether a video to train or validate on that has no label file is a fault.
         by_packets: count videos' frames without decoding them, see `video.Video`; without a cache.
 
@@ -52,7 +54,11 @@ def scan(
     layout = _find_layout(data.layout, threads, need_labels, cache, by_packets)
     try:
         result = layout(data)
-        catalogue = result if isinstance(result, Catalogue) else check_files(result[0], threads, result[1], cache)
+        if isinstance(result, Catalogue):
+            catalogue = result
+        else:
+            specs, faults = result
+            catalogue = check_files(specs, threads, faults, cache, read_later)
     except OSError as e:  # such as a folder without permission to read it
         what = f"{e.filename or data.path}: cannot be read"
         raise DataError(what, got=e.strerror or e, hint="check its permissions") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from features._common.plain_text import one_line
 from features._common.types import Floats, Image
 from features.errors import DataError
 from features.sequences import FrameSequence
+from stage1_extract.datasets.scan_cache import ScanCache
 
 EVEN = 1e-3  # s: frames this close to an even spacing are evenly spaced; containers round timestamps
 
@@ -77,6 +78,7 @@ class Catalogue:
 
     clips: tuple[Clip, ...]
     faults: tuple[str, ...] = ()
+    cache: ScanCache | None = field(default=None, compare=False)  # to remember what the scan left to the extraction
 
 
 def frame_timing(seconds: Floats, rate: float = 0.0) -> tuple[float, tuple[float, ...] | None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -24,6 +26,7 @@ IMAGE_SUFFIXES = tuple(f".{name}" for name in _NAMES.split())
 FORMATS = ("JPEG", "PNG", "AVIF", "BMP", "DIB", "GIF", "JPEG2000", "PPM", "SUN", "TIFF", "WEBP")  # as Pillow names them
 _JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8", b"\xff\xd9", b"\x89PNG"
 MAX_SHOWN_REASON = 200  # characters of what Pillow says
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _PNG_DEPTH = 24  # where a PNG has its bits per channel
 _READ_FLAGS = {
     1: cv2.IMREAD_COLOR,
@@ -61,8 +64,7 @@ def read_info(data: bytes, name: str) -> ImageInfo:
                 raise EOFError("no end-of-image marker")
             size = image.size
             if image.format != "TIFF":  # which OpenCV itself turns upright
-                with suppress(Exception):  # damaged metadata; a PNG's own method would decode the image
-                    orientation = PIL.Image.Image.getexif(image).get(PIL.ExifTags.Base.Orientation, 1)
+                orientation = _orientation(image)
             if png:
                 image.verify()
     except DataError:
@@ -84,9 +86,41 @@ def read_info(data: bytes, name: str) -> ImageInfo:
             maximum = int(pixels.max())
         elif pixels.dtype != np.uint8:
             raise DataError(f"{name}: wrong pixels", expected="8 or 16 bits per channel", got=pixels.dtype)
-    if orientation not in range(1, 9):
-        orientation = 1
-    return ImageInfo(size[::-1] if orientation >= 5 else size, orientation, maximum)
+    return _upright(size, orientation, maximum)
+
+
+def read_start(file: Path) -> ImageInfo | None:
+    """What `read_info` finds in a JPEG or an 8-bit PNG that ends as a complete one does, from a few of its bytes.
+
+    None for all others, which have to be read whole; `check_complete` does the rest once they are.
+    """
+    try:
+        with file.open("rb", buffering=0) as f:
+            start = f.read(_PNG_DEPTH + 1)
+            f.seek(-min(len(start), len(_PNG_END)), os.SEEK_END)
+            end = f.read()
+            jpeg = start.startswith(_JPEG_START) and end.endswith(_JPEG_END)
+            png = start.startswith(_PNG_START) and start[-1] <= 8 and end == _PNG_END
+            if not jpeg and not png:
+                return None
+            f.seek(0)
+            with PIL.Image.open(f, formats=("JPEG", "PNG")) as image:
+                has_no_pixels = f.tell() > os.fstat(f.fileno()).st_size - len(_JPEG_END)
+                if has_no_pixels or image.width * image.height > IMAGE_PIXELS:
+                    return None
+                return _upright(image.size, _orientation(image))
+    except Exception:  # Pillow raises a dozen types of exceptions on damaged files, and `read_info` names them
+        return None
+
+
+def check_complete(data: bytes, name: str) -> None:
+    """Raise a DataError if an image of which `read_start` has seen a part is damaged, as `read_info` would say."""
+    try:
+        if data.startswith(_PNG_START):
+            with PIL.Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+                image.verify()
+    except Exception as e:
+        raise DataError(f"{name}: damaged image", expected="a complete image", got=e) from None
 
 
 def _too_large(name: str, got: str) -> DataError:
@@ -119,6 +153,17 @@ def reduction_factor(size: Size, min_size: Size) -> int:
     """The largest of 8, 4, 2 and 1 by which a size can be divided, rounding up, without falling below `min_size`."""
     fitting = (k for k in (8, 4, 2) if -(-size[0] // k) >= min_size[0] and -(-size[1] // k) >= min_size[1])
     return next(fitting, 1)
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    orientation = 1
+    with suppress(Exception):  # damaged metadata; a PNG's own method would decode the image
+        orientation = PIL.Image.Image.getexif(image).get(PIL.ExifTags.Base.Orientation, 1)
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _upright(size: Size, orientation: int, maximum: int = 0) -> ImageInfo:
+    return ImageInfo(size[::-1] if orientation >= 5 else size, orientation, maximum)
 
 
 def _decode(data: bytes, flags: int) -> NDArray[Any] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -38,48 +38,60 @@ class ScanCache:
 
     def __init__(self, file: Path | None = None, *, rehash: bool = False, read_only: bool = False) -> None:
         self._file, self._rehash, self._read_only = file, rehash, read_only
+        self._started = time.time_ns()  # before any file is read
 
     def scan(
         self,
         files: Sequence[ReadablePath],
         kind: str,
         read: Callable[[list[ReadablePath]], list[str]],
+        is_final: Callable[[str], bool] = bool,
     ) -> list[str]:
         """What a scan finds in each file, as a text: remembered from an earlier scan, or else read.
 
         Args:
             files: the files, in any order.
             kind: what the scan looks for, and all that decides what it finds.
-            read: reads some of the files.
+            read: reads some of the files; no text is empty.
+            is_final: whether what was found is remembered.
         """
         if self._file is None:
             return read(list(files))
-        here = os.getcwd()  # noqa: PTH109
         results, unknown = [""] * len(files), []
         for start in range(0, len(files), FILES_PER_BLOCK):  # so that memory holds few of them at a time
             block = range(start, min(start + FILES_PER_BLOCK, len(files)))
-            # Path.absolute() takes 10 times as long
-            paths = [os.path.join(here, str(files[i])) for i in block]  # noqa: PTH118
+            paths = [_absolute(files[i]) for i in block]
             known = {} if self._rehash else self._known(paths, kind)
             for i, path in zip(block, paths, strict=True):
-                state, remembered = _state(files[i]), known.get(path)
+                state, remembered = file_state(files[i]), known.get(path)
                 if remembered is not None and remembered[0] == state:
                     results[i] = remembered[1]
                 else:
                     unknown.append((i, path, state))
         if not unknown:
             return results
-        now = time.time_ns()
-        rows = []
-        for (i, path, state), text in zip(unknown, read([files[i] for i, *_ in unknown]), strict=True):
+        new = []
+        for (i, _, state), text in zip(unknown, read([files[i] for i, *_ in unknown]), strict=True):
             results[i] = text
-            # a file that changes while it is read has another state afterwards
-            if text.startswith(NOT_REMEMBERED):
-                continue
-            if state is not None and now - state[1] > SETTLED_NS and _state(files[i]) == state:
-                rows.append((path, kind, *state, text))
-        self._remember(rows)
+            if is_final(text):
+                new.append((files[i], state, text))
+        self.remember(new, kind)
         return results
+
+    def remember(self, results: Iterable[tuple[ReadablePath, FileState | None, str]], kind: str) -> None:
+        """Remember what was found in files, each with its state before it was read."""
+        rows = [
+            (_absolute(file), kind, *state, text)
+            for file, state, text in results
+            # a file that changes while it is read has another state afterwards
+            if state is not None and self._started - state[1] > SETTLED_NS and file_state(file) == state
+        ]
+        if rows and self._file is not None and not self._read_only:
+            with self._reported_failures(), self._connect() as connection, connection:
+                # a journal on the disk doubles what is written, to save what can be read again
+                connection.execute("PRAGMA journal_mode = MEMORY")
+                connection.execute(SCHEMA)
+                connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def _known(self, paths: list[str], kind: str) -> dict[str, tuple[FileState, str]]:
         known: dict[str, tuple[FileState, str]] = {}
@@ -93,12 +105,6 @@ class ScanCache:
                 for path, *state, result in connection.execute(query, (kind, *some)):
                     known[path] = (tuple(state), result)
         return known
-
-    def _remember(self, rows: Sequence[tuple[str | int, ...]]) -> None:
-        if rows and not self._read_only:
-            with self._reported_failures(), self._connect() as connection, connection:
-                connection.execute(SCHEMA)
-                connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def _connect(self) -> closing[sqlite3.Connection]:
         assert self._file is not None
@@ -119,7 +125,12 @@ def scan_cache_of(store: Path, *, rehash: bool = False, read_only: bool = False)
     return ScanCache(store.with_name(store.name + SUFFIX), rehash=rehash, read_only=read_only)
 
 
-def _state(file: ReadablePath) -> FileState | None:
+def _absolute(file: ReadablePath) -> str:
+    # Path.absolute() takes 10 times as long
+    return os.path.join(os.getcwd(), str(file))  # noqa: PTH109, PTH118
+
+
+def file_state(file: ReadablePath) -> FileState | None:
     """A file's state, for a file in an archive the archive's; None if there is none."""
     try:
         # `Path.stat` takes three times as long

@@ -116,12 +116,12 @@ def calibration_frames(clips: Sequence[Clip], frames: FramesConfig, count: int =
 
     Clips that cannot be decoded are left out; a DataError if none can.
     """
-    chosen = [clip for clip in clips if clip.sequence.split == CALIBRATION_SPLIT] or list(clips)
-    first = np.cumsum([0, *(clip.sequence.length for clip in chosen)])
-    wanted = np.unique(np.linspace(0, first[-1] - 1, count).astype(int))
+    training = [clip for clip in clips if clip.sequence.split == CALIBRATION_SPLIT] or list(clips)
+    first = np.cumsum([0, *(clip.sequence.length for clip in training)])
+    rows = np.unique(np.linspace(0, first[-1] - 1, count).astype(int))
     images: list[Any] = []
-    for clip, start, stop in zip(chosen, first[:-1], first[1:], strict=True):
-        for frame in (wanted[(wanted >= start) & (wanted < stop)] - start).tolist():
+    for clip, start, stop in zip(training, first[:-1], first[1:], strict=True):
+        for frame in (rows[(rows >= start) & (rows < stop)] - start).tolist():
             try:
                 image = next(iter(clip.source.read(frame, frame + 1, frames.min_size)))
             except DataError:

@@ -19,7 +19,7 @@ from features._common.types import Floats, Image
 
 LEVELS = 127  # weights are −127 … 127 times a scale per output channel
 SAMPLES = 512  # positions in a batch of maps at which inputs are sampled
-DAMPING = 0.01  # relative to the mean variance of the inputs
+VARIANCE_DAMPING = 0.01  # relative to the mean variance of the inputs
 
 
 def round_weights(weights: Floats, covariance: Floats) -> Floats:
@@ -36,7 +36,7 @@ def round_weights(weights: Floats, covariance: Floats) -> Floats:
     largest = np.abs(weights).argmax(-1)
     scale = np.abs(weights).max(-1) / LEVELS
     scale[scale == 0] = 1.0
-    damping = DAMPING * np.trace(covariance, axis1=-2, axis2=-1)[..., None, None] / count + 1e-12
+    damping = VARIANCE_DAMPING * np.trace(covariance, axis1=-2, axis2=-1)[..., None, None] / count + 1e-12
     inverse = np.linalg.inv(covariance + damping * np.eye(count))
     # the rows of this factor say how each error is best compensated by the weights after it
     factor = np.swapaxes(np.linalg.cholesky((inverse + np.swapaxes(inverse, -1, -2)) / 2), -1, -2)
@@ -107,7 +107,7 @@ class Convolution:
 
 def convolutions(model: Any) -> list[Convolution]:
     """The convolutions with constant kernels that are followed by a bias, in an OpenVINO model."""
-    found = []
+    eligible = []
     for node in model.get_ordered_ops():
         if node.get_type_name() not in ("Convolution", "GroupConvolution"):
             continue
@@ -116,8 +116,8 @@ def convolutions(model: Any) -> list[Convolution]:
         if len(readers) == 1 and readers[0].get_type_name() == "Add" and kernel.get_type_name() == "Constant":
             bias = readers[0].input_value(1).get_node()
             if bias.get_type_name() == "Constant" and set(node.get_attributes()["dilations"]) == {1}:
-                found.append(Convolution(node, kernel, bias))
-    return found
+                eligible.append(Convolution(node, kernel, bias))
+    return eligible
 
 
 def round_convolutions(model: Any, batches: Sequence[Image], core: Any) -> list[str]:
@@ -136,9 +136,9 @@ def round_convolutions(model: Any, batches: Sequence[Image], core: Any) -> list[
     from openvino import Model
     from openvino import opset13 as operations
 
-    found, random = convolutions(model), np.random.default_rng(0)
-    kept = found[: 2 if len(found) > 1 and found[1].kernel.data.ndim == 5 else 1]
-    names = {c.node.get_friendly_name(): c for c in found}
+    eligible, random = convolutions(model), np.random.default_rng(0)
+    kept = eligible[: 2 if len(eligible) > 1 and eligible[1].kernel.data.ndim == 5 else 1]
+    names = {c.node.get_friendly_name(): c for c in eligible}
     copy = model.clone()
     nodes = [node for node in copy.get_ordered_ops() if node.get_friendly_name() in names]
     inputs = [operations.result(node.input_value(0)) for node in nodes]
@@ -149,7 +149,7 @@ def round_convolutions(model: Any, batches: Sequence[Image], core: Any) -> list[
         maps = probe([batch])
         for i, node in enumerate(nodes):
             names[node.get_friendly_name()].sample(maps[i], random)
-    for convolution in found[len(kept) :]:
+    for convolution in eligible[len(kept) :]:
         weights, statistics = convolution.weights, convolution.statistics
         rounded = round_weights(weights, statistics.covariance)
         shift = ((weights - rounded) @ statistics.mean[..., None]).reshape(-1)

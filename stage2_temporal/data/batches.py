@@ -46,19 +46,29 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         self._order, self._epoch = np.arange(self._count), 0
         self._ahead: ReadAhead | None = None
         self.fault: FramebankError | None = None
+        self.part = (0, 1)  # which of how many parts of each batch to take
 
     def __len__(self) -> int:
         return -(-self._count // self._batch)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         assert self._read is not None and self._rows is not None
-        chosen = self._order[index * self._batch : (index + 1) * self._batch]
+        chosen = self._chosen(index)
         try:
             windows = self._read(self._rows[chosen] if self._ahead is None else self._ahead.batch(index))
         except FramebankError as e:
             self.fault = e
             raise
         return (windows,) if self._targets is None else (windows, self._targets[chosen])
+
+    def size(self, index: int) -> int:
+        """The number of examples in a batch, in all of its parts."""
+        return len(self._order[index * self._batch : (index + 1) * self._batch])
+
+    def _chosen(self, index: int) -> NDArray[np.int64]:
+        """The examples of a batch, or of a part of it."""
+        batch = self._order[index * self._batch : (index + 1) * self._batch]
+        return batch if self.part == (0, 1) else np.array_split(batch, self.part[1])[self.part[0]]
 
     def inputs(self) -> Iterator[Any]:
         """Yield the windows of each batch, then close."""

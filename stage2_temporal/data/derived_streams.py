@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from features._common.console import logger
 from features._common.types import Tensor
 from features.errors import ConfigError, StoreError
 from features.frame_ranges import sequence_ranges
+from features.principal_components import PCABasis, check_count, fit_pca
 from features.recipe import json_digest
 from features.store import Store
 from features.store_tables import StreamInfo
@@ -39,10 +40,7 @@ STREAM_NAME = re.compile(rf"(?:(?P<source>\w+)\.)?(?:{GRID_PATTERN}|pca(?P<compo
 CORRELATION_VERSION = GRID_POOLING_VERSION = 1  # increase these whenever the same stream gets other numbers
 PCA_VERSION = 1
 PAIRS_PER_BATCH = 64  # of maps that are correlated at once
-MAPS_PER_BATCH = 256  # a fit takes as many as it has components, if these are more
-MAX_FIT_FRAMES = 4096  # a fit uses a random sample of this many, drawn with PCA_SEED
-PCA_SEED = 0
-MIN_RELATIVE_DEVIATION = 1e-6  # components that vary less, relative to a map's length, are rounding errors
+MAPS_PER_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -176,20 +174,6 @@ class CorrelationPooling(GridPooling):
 
 
 @dataclass(frozen=True)
-class PCABasis:
-    """The basis that maps are projected on; a store keeps its fields."""
-
-    mean: NDArray[np.float32]  # (F,) the mean map, flattened
-    components: NDArray[np.float32]  # (N, F) unit vectors
-
-    @property
-    def weights(self) -> list[NDArray[np.float32]]:
-        """The projection as a Dense layer's kernel (F, N) and bias (N,)."""
-        bias = -(self.components.astype(np.float64) @ self.mean.astype(np.float64))
-        return [np.ascontiguousarray(self.components.T), bias.astype(np.float32)]
-
-
-@dataclass(frozen=True)
 class PCAProjection(DerivedStream):
     """Each frame's map, projected on `count` principal components of the training split, kept in the store."""
 
@@ -214,7 +198,8 @@ class PCAProjection(DerivedStream):
     def fit_basis(self, store: Store) -> PCABasis:
         """Fit the basis to the store's training frames; raises what `info` does."""
         self.info(store)
-        return fit_pca(lambda rows: store.read(self.source, rows), _training_rows(store), self.count)
+        pca = IncrementalPCA(self.count, copy=False)
+        return fit_pca(pca, lambda rows: store.read(self.source, rows), _training_rows(store))
 
     def fit(self, store: Store) -> Mapping[str, NDArray[np.float32]]:
         return vars(self.fit_basis(store))
@@ -232,36 +217,6 @@ class PCAProjection(DerivedStream):
 def _training_rows(store: Store) -> NDArray[np.int64]:
     is_training = np.repeat([s.split == "train" for s in store.sequences], [s.length for s in store.sequences])
     return np.flatnonzero(is_training)
-
-
-def fit_pca(read: Callable[[NDArray[np.int64]], NDArray[Any]], rows: NDArray[np.int64], count: int) -> PCABasis:
-    """Fit the first `count` principal components of the maps (n, …) that `read` returns of `rows`.
-
-    Within one batch it is exact; of more than `MAX_FIT_FRAMES` rows, a random sample is taken.
-    """
-    if len(rows) > MAX_FIT_FRAMES:
-        rows = np.sort(np.random.default_rng(PCA_SEED).choice(rows, max(MAX_FIT_FRAMES, count + 1), replace=False))
-    pca = IncrementalPCA(count, copy=False)
-    for batch in gen_batches(len(rows), max(MAPS_PER_BATCH, count), min_batch_size=count):
-        maps = read(rows[batch])
-        pca.partial_fit(maps.reshape(len(maps), -1).astype(np.float64))
-    length = math.sqrt(float(np.square(pca.mean_).sum() + pca.var_.sum()))
-    # directions without variance are arbitrary; zeros are the same however they are computed
-    varies = np.sqrt(pca.explained_variance_) > MIN_RELATIVE_DEVIATION * length
-    components = pca.components_ * varies[:, None]
-    return PCABasis(pca.mean_.astype(np.float32), components.astype(np.float32))
-
-
-def check_count(count: int, frames: int, numbers: int, what: str) -> None:
-    """Raise a ConfigError, about `what`, if `frames` maps of so many `numbers` have fewer than `count` components."""
-    most = max(0, min(frames - 1, numbers))
-    if count > most:
-        raise ConfigError(
-            f"{what}: more principal components than the training frames have",
-            expected=f"at most {most} ({frames} frames of {numbers} numbers)",
-            got=count,
-            hint=f"--head.components {most}, or --stream pca{most}" if most else "--head.components 0",
-        )
 
 
 def parse_stream_name(name: str) -> DerivedStream:

@@ -136,7 +136,7 @@ class ImageWindowBatches(Batches):
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         windows, targets = super().__getitem__(index)
         if self._augment is not None:
-            examples = self._rows[self._order[index * self._batch : (index + 1) * self._batch]]
+            examples = self._rows[self._chosen(index)]
             for k, i in enumerate(examples):
                 rng = np.random.default_rng((self._seed or 0, self._epoch, int(i)))
                 windows[k], targets[k] = self._augment(windows[k], targets[k], rng)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from stage2_temporal.evaluation.history import write_history
 from stage2_temporal.evaluation.metrics import Scores, scores
 from stage2_temporal.finetune.checkpoint import FinetuneState
 from stage2_temporal.finetune.loop import STATE_FOLDER, FinetuneJob
+from stage2_temporal.finetune.workers import Workers, join_workers
 from stage2_temporal.fused.fuse import fuse_run, window_reader
 from stage2_temporal.heads import check_uses_maps
 from stage2_temporal.report import write_report
@@ -89,6 +91,7 @@ def finetune(run: Path, store: Store, config: Config) -> FinetuneResult:
         FramebankError: what the user can correct.
     """
     _check_same_settings(config, read_run_config(run))
+    workers = join_workers()
     check_uses_maps(run, config, alone=True)
     metrics, task = read_metrics(run), read_task(config, store)
     if metrics.store.fingerprint != store.fingerprint or metrics.store.examples != task.digest:
@@ -101,16 +104,26 @@ def finetune(run: Path, store: Store, config: Config) -> FinetuneResult:
     if earlier is not None and earlier.key == key:
         logger.info(f"{run}: already fine-tuned with these settings")
         return earlier
-    with exclusive_write_lock(run / "finetune"):
-        return _finetune(run, store, config, task, metrics, key)
+    with exclusive_write_lock(run / "finetune") if workers is None or workers.writes else nullcontext():
+        result = _finetune(run, store, config, task, metrics, key, workers)
+    if workers is not None:
+        workers.wait()
+    return result or FinetuneResult.model_validate_json((run / RESULT_FILE).read_bytes())
 
 
-def _finetune(run: Path, store: Store, config: Config, task: Task, metrics: Metrics, key: str) -> FinetuneResult:
-    """Fine-tune a run, and write the result; `key` is the digest of what determines it."""
+def _finetune(
+    run: Path, store: Store, config: Config, task: Task, metrics: Metrics, key: str, workers: Workers | None
+) -> FinetuneResult | None:
+    """Fine-tune a run, and write the result, or None if another of the `workers` does.
+
+    `key` is the digest of what determines it.
+    """
     read = window_reader(store, task.examples, task.examples.known.nonzero()[0], config)
     fused, check = fuse_run(run, store, config)
-    job = FinetuneJob(run, store.recipe.dtype, task, config, fused, read, key)
+    job = FinetuneJob(run, store.recipe.dtype, task, config, fused, read, key, workers)
     state = job.train()
+    if not job.writes:
+        return None
     fused.set_weights(job.model.get_weights())
     helped, verdict = _verdict(state, config.finetune.epochs)
     counted = next(split for split in VERDICT_SPLITS if len(task.known(split)))

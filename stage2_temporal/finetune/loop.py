@@ -19,7 +19,7 @@ from tqdm import tqdm
 from features._common.console import is_quiet, logger
 from features._common.types import Floats
 from features.config import Config, FinetuneConfig
-from features.errors import FramebankError, StoreError
+from features.errors import ConfigError, FramebankError, StoreError
 from features.streams import RIDGE, STAGE_TWO, TRUNK
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.task import Task
@@ -30,6 +30,7 @@ from stage2_temporal.finetune.frozen_part import divide_model
 from stage2_temporal.finetune.normal_equations import NormalEquations
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
 from stage2_temporal.finetune.views import StoredView, compile_frozen, keep_windows, store_view, view_batches
+from stage2_temporal.finetune.workers import Workers, train_together
 from stage2_temporal.fused.fuse import TOLERANCE, ReadWindow, compare, map_inputs
 from stage2_temporal.heads.closed_form import standardise_targets
 from stage2_temporal.runs.results import read_predictions
@@ -39,7 +40,7 @@ from stage2_temporal.training.loop import fix_seeds, reading_errors
 from stage2_temporal.training.scaling import target_scale
 
 STATE_FOLDER = "finetune.parts"
-RIDGE_PENALTIES = np.logspace(2.5, 4, 4)  # validation examples choose one
+FITTED_PENALTIES = np.logspace(2.5, 4, 4)  # validation examples choose one
 MAX_IMAGE_WINDOWS = 8  # decoded at once where no step is taken
 WARMUP_SHARE = 0.1  # share of all steps over which the learning rate rises
 FAST_HALF_PRECISION = (7, 0)  # CUDA compute capability from which half precision is faster than single
@@ -57,16 +58,28 @@ class FinetuneJob:
     """
 
     def __init__(
-        self, run: Path, dtype: str, task: Task, config: Config, fused: keras.Model, read: ReadWindow, key: str
+        self,
+        run: Path,
+        dtype: str,
+        task: Task,
+        config: Config,
+        fused: keras.Model,
+        read: ReadWindow,
+        key: str,
+        workers: Workers | None = None,
     ) -> None:
         """Build the trainable copy; raises what `count_unfrozen` does.
 
-        `dtype` is of the store's maps, `key` a digest of what determines the result.
+        `dtype` is of the store's maps, `key` a digest of what determines the result; `workers` train together.
         """
         fix_seeds(config.train.seed)
         gpus = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
         capabilities = [gpu.get("compute_capability", (0, 0)) for gpu in gpus]
-        self.policy, self.replicas = choose_policy(capabilities), len(capabilities)
+        self.policy, self.replicas = choose_policy(capabilities), workers.count if workers else len(capabilities)
+        self._workers = workers
+        if workers and config.finetune.batch_norm:
+            what = "batch normalisation's statistics are not shared by several machines"
+            raise ConfigError(what, hint="--finetune.batch_norm false")
         self.fused, self._run, self._key, self._dtype, self._read = fused, run, key, dtype, read
         self._folder, self._config, self._options, self._task = run / STATE_FOLDER, config, config.finetune, task
         self._validation = task.known("validation")
@@ -76,7 +89,7 @@ class FinetuneJob:
         names = [layer.name for layer in backbone_layers(fused)]
         count = count_unfrozen(names, self._options.unfreeze)
         self.unfrozen = names[len(names) - count :]
-        replicas = max(1, self.replicas)
+        replicas = 1 if workers else max(1, self.replicas)  # machines may have parts of different sizes
         self._batch = -(-self._options.batch // replicas) * replicas
         train = task.known("train")
         self._augment = make_augmentation(self._options, task.examples.columns)
@@ -88,7 +101,7 @@ class FinetuneJob:
         )
         self._target = target_scale(task.examples.targets[train]) if config.train.standardise else None
         self._views: dict[str, StoredView] = {}  # by name, once they are computed
-        with tf.distribute.MirroredStrategy().scope() if self.replicas > 1 else nullcontext():
+        with tf.distribute.MirroredStrategy().scope() if self.replicas > 1 and not workers else nullcontext():
             self.model = unfreeze_layers(fused, count, batch_norm=self._options.batch_norm, policy=self.policy)
             self._parts = divide_model(self.model, from_frames=not self._options.views)
             if not self._options.views:  # new views in each epoch: the model trains as the whole that it is
@@ -104,18 +117,21 @@ class FinetuneJob:
             optimiser = DiscriminativeAdam(schedule, rates)
             if self.policy == "mixed_float16":
                 optimiser = keras.optimizers.LossScaleOptimizer(optimiser)
-            loss = squared_error(members, None if self._target is None else self._target.deviation)
-            metric = keras.metrics.MeanMetricWrapper(squared_error(members), name="squared_error")
-            learner.compile(optimiser, loss, metrics=[metric], auto_scale_loss=False)
+            self._loss = squared_error(members, None if self._target is None else self._target.deviation)
+            self._metric = squared_error(members)
+            metric = keras.metrics.MeanMetricWrapper(self._metric, name="squared_error")
+            learner.compile(optimiser, self._loss, metrics=[metric], auto_scale_loss=False)
             optimiser.build(learner.trainable_variables)
 
     def train(self) -> FinetuneState:
         """Run all epochs that are left, from epoch 0 or from a saved state; `model` then has the best weights."""
         state = read_state(self._folder, self._key)
+        self._wait()
         if state is None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            if self.writes:
+                shutil.rmtree(self._folder, ignore_errors=True)
             state = self._epoch0()
-            save_state(self._folder, state, self._parts.learner)
+            self._save(state)
         else:
             logger.info(f"finetune: resuming after epoch {len(state.history) - 1}")
             if len(state.history) > 1:
@@ -123,7 +139,9 @@ class FinetuneJob:
             self._store_views()
         for epoch in range(len(state.history), self._options.epochs + 1):
             state.history.append(self._train_epoch(epoch))
-            save_state(self._folder, state, self._parts.learner)
+            self._save(state)
+        if not self.writes:
+            return state
         self._restore(state.best)
         if self._parts.ridge_vectors is not None:
             best = state.best
@@ -131,6 +149,21 @@ class FinetuneJob:
             if state.best == best:
                 self._restore(best)
         return state
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the files, and has the result."""
+        return self._workers is None or self._workers.writes
+
+    def _save(self, state: FinetuneState) -> None:
+        if self.writes:
+            save_state(self._folder, state, self._parts.learner)
+        self._wait()
+
+    def _wait(self) -> None:
+        """Wait for the other machines, if there are any."""
+        if self._workers is not None:
+            self._workers.wait()
 
     def _restore(self, epoch: int) -> None:
         """Give the model the weights that it had after an epoch."""
@@ -170,9 +203,14 @@ class FinetuneJob:
         if not self._options.views:
             return
         started, folder = time.monotonic(), self._folder / "views"
+        train = self._task.known("train")
+        if not self.writes:
+            self._wait()  # until another machine has computed them
+            names = [f"train{k}" for k in range(self._options.views)] + ["validation"] * bool(len(self._validation))
+            self._views = {name: StoredView(folder / name) for name in names}
+            return
         folder.mkdir(parents=True, exist_ok=True)
         compute = compile_frozen(self._parts.frozen, self._config.extract.engine)
-        train = self._task.known("train")
         decoded = self._folder / "windows.npy"
         read = keep_windows(self._read, decoded, np.concatenate([train, self._validation]))
         plain = {"train0": train, "validation": self._validation}
@@ -185,6 +223,7 @@ class FinetuneJob:
                 with reading_errors(windows):
                     self._views[name] = store_view(folder / name, compute, windows, self._dtype)
         decoded.unlink()
+        self._wait()
         logger.info(f"finetune: {self._options.views} views [{time.monotonic() - started:.1f} s]")
 
     def _train_batches(self, epoch: int) -> Batches:
@@ -202,9 +241,14 @@ class FinetuneJob:
             tqdm(total=len(batches), desc=f"epoch {epoch}", leave=False, disable=is_quiet() or None) as bar,
             reading_errors(batches),
         ):
-            callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
-            fitted = self._parts.learner.fit(batches, shuffle=False, verbose=0, callbacks=[callback]).history
-        return self._history_row(epoch, fitted["loss"][0], math.sqrt(fitted["squared_error"][0]), started)
+            if self._workers is None:
+                callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
+                fitted = self._parts.learner.fit(batches, shuffle=False, verbose=0, callbacks=[callback]).history
+                loss, error = fitted["loss"][0], fitted["squared_error"][0]
+            else:
+                functions = self._loss, self._metric
+                loss, error = train_together(self._workers, self._parts.learner, batches, *functions, bar.update)
+        return self._history_row(epoch, loss, math.sqrt(error), started)
 
     def _solve_ridge(self, vectors: keras.Model) -> Epoch:
         """Solve the head's ridge regression again, on what the fine-tuned layers make of every frame of the views."""
@@ -218,7 +262,7 @@ class FinetuneJob:
                 x = np.asarray(vectors.predict_on_batch(inputs))  # of each frame
                 equations.add(x, np.repeat(standardise_targets(targets, self._target)[:, None], x.shape[1], axis=1))
         solutions = []
-        for penalty in RIDGE_PENALTIES if len(self._validation) else RIDGE_PENALTIES[1:2]:
+        for penalty in FITTED_PENALTIES if len(self._validation) else FITTED_PENALTIES[1:2]:
             layer.set_weights(equations.solve(penalty))
             solutions.append((self._validation_errors()[0], layer.get_weights()))
         layer.set_weights(min(solutions, key=lambda solution: solution[0])[1])

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 
 from features.errors import ConfigError
-from features.streams import STAGE_TWO, TOP, TRUNK
+from features.streams import COMPONENTS, STAGE_TWO, TOP, TRUNK
 from features.strict_model import similar_names
 
 
@@ -32,9 +32,16 @@ class InferenceMode(keras.layers.Layer):  # type: ignore[misc]
 
 
 def backbone_layers(fused: keras.Model) -> list[keras.layers.Layer]:
-    """List a fused model's backbone layers in order, without inputs: the trunk's up to the cut, then the top's."""
+    """List a fused model's backbone layers in order: the trunk's up to the cut, then the top's.
+
+    Inputs, and the projection on principal components after the trunk, which stays as it is, are not among them.
+    """
     layers = [layer for model in _backbone_models(fused) for layer in model.layers]
-    return [layer for layer in layers if not isinstance(layer, keras.layers.InputLayer)]
+    return [
+        layer
+        for layer in layers
+        if not isinstance(layer, keras.layers.InputLayer) and not layer.name.endswith(COMPONENTS)
+    ]
 
 
 def count_unfrozen(names: list[str], unfreeze: int | str) -> int:

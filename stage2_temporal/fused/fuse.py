@@ -20,6 +20,7 @@ from features._common.atomic import atomic_write
 from features._common.types import Image
 from features.config import Config, read_run_config
 from features.errors import BadInputs, StoreError
+from features.principal_components import RUN_FILE, load_bases
 from features.store import Store
 from features.streams import APPEARANCE, FRAMES, TOP, TRUNK
 from features.windows import Examples
@@ -97,7 +98,7 @@ def fuse_run(run: Path, store: Store, config: Config | None = None) -> tuple[ker
     """
     config = config or read_run_config(run)
     check_uses_maps(run, config)
-    trunk = build_trunk(config, config.map_streams)
+    trunk = build_trunk(config, config.map_streams, load_bases(run / RUN_FILE))
     recipe = trunk.recipe.computed_like(store.recipe.precision, store.recipe.quantised)
     if recipe.fingerprint != store.fingerprint:
         raise StoreError(

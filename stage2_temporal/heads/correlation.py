@@ -143,7 +143,8 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
         self._scale = vector_scale(read(rows[part]) for part in gen_batches(len(rows), SCALED_AT_ONCE))
         scaled_means = standardise_vectors(means, self._scale).astype(np.float64)
         scaled_targets = standardise_targets(targets, self._target)
-        *self._ridge, ridge_left_out = cross_validated_ridge(scaled_means, scaled_targets, ridge_folds)
+        weights, bias, ridge_left_out = cross_validated_ridge(scaled_means, scaled_targets, ridge_folds)
+        self._ridge = weights, bias
         model = self._build_model(graph)
 
         learning, held_out = _MemberExamples(read, targets, np.ones((members, len(rows)))), None

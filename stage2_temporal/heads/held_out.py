@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from features._common.types import Floats
 
-PENALTIES = np.array([np.inf, *np.logspace(9, 0, 19)])  # on standardised features; infinity predicts the mean
+RIDGE_PENALTIES = np.array([np.inf, *np.logspace(9, 0, 19)])  # on standardised features; infinity predicts the mean
 
 Flags = NDArray[np.bool_]
 
@@ -71,7 +71,9 @@ class RidgePath:
     def predict(self, vectors: Floats, penalties: Floats) -> Floats:
         """Predict (penalties, n, K)."""
         x = (vectors - self._mean_x) @ self._basis
-        return np.stack([x @ (self._coefficients / (self._values + p)) for p in penalties]) + self._mean_y
+        differences: Floats = np.stack([x @ (self._coefficients / (self._values + p)) for p in penalties])
+        predicted: Floats = differences + self._mean_y
+        return predicted
 
 
 def cross_validated_ridge(vectors: Floats, targets: Floats, folds: Folds) -> tuple[Floats, Floats, Floats]:
@@ -80,12 +82,14 @@ def cross_validated_ridge(vectors: Floats, targets: Floats, folds: Folds) -> tup
     Returns:
         Weights (F, K), bias (K,), and the predictions (n, K) of left-out examples; NaN where a fold had none to fit.
     """
-    predicted = np.full((len(PENALTIES), *targets.shape), np.nan)
+    predicted = np.full((len(RIDGE_PENALTIES), *targets.shape), np.nan)
     for left_out, fitted in zip(folds.left_out, folds.fitted, strict=True):
         if left_out.any() and fitted.any():
-            predicted[:, left_out] = RidgePath(vectors[fitted], targets[fitted]).predict(vectors[left_out], PENALTIES)
+            predicted[:, left_out] = RidgePath(vectors[fitted], targets[fitted]).predict(
+                vectors[left_out], RIDGE_PENALTIES
+            )
     best = int(np.argmin(np.nansum(np.square(predicted - targets), axis=(1, 2))))  # of equals the highest penalty
-    return *RidgePath(vectors, targets).solve(PENALTIES[best]), predicted[best]
+    return *RidgePath(vectors, targets).solve(RIDGE_PENALTIES[best]), predicted[best]
 
 
 def stack(models: tuple[Floats, Floats], targets: Floats) -> tuple[float, float]:

@@ -10,17 +10,16 @@ from typing import Self
 import keras
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.decomposition import IncrementalPCA
 
 from features._common.types import Floats, Tensor
 from features.errors import ConfigError
+from features.principal_components import PCABasis, check_count, fit_pca
 from features.streams import APPEARANCE
 from stage2_temporal.data.derived_streams import (
     DerivedStream,
     GridPooling,
-    PCABasis,
     PCAProjection,
-    check_count,
-    fit_pca,
 )
 from stage2_temporal.data.examples import HeadInputs, StoreExamples
 from stage2_temporal.data.pooling import absolute_differences, feature_name, pool_frames
@@ -129,7 +128,8 @@ class PooledHead(FramePairsHead):
         frames = examples.stream(stream)
         frames = frames.reshape(-1, *frames.shape[2:])
         check_count(self.settings_.components, len(frames), math.prod(frames.shape[1:]), "head.components")
-        return fit_pca(lambda rows: frames[rows], np.arange(len(frames)), self.settings_.components)
+        pca = IncrementalPCA(self.settings_.components, copy=False)
+        return fit_pca(pca, lambda rows: frames[rows], np.arange(len(frames)))
 
     def _check_top(self, examples: HeadInputs) -> None:
         if self.settings_.components and self.settings_.normalises_flow:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stage2_temporal.report.plots import LOG_AXIS_RATIO, Plot, Series, padded_range
+from stage2_temporal.report.plots import LOG_AXIS_RATIO, Plot, Role, Series, padded_range
 
 LOWEST_SKILL = -0.2  # of the plots; worse ones are drawn at this one
+SERIES: tuple[tuple[str, Role, bool], ...] = (("finished", "model", False), ("stopped early", "train", True))
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class SearchedSetting:
         log = not self.options and min(self.values) > 0 and max(self.values) / min(self.values) > LOG_AXIS_RATIO
         series = [
             Series(name, "points", role, *_of(self.values, skills, [p == stopped for p in self.pruned]))
-            for name, role, stopped in (("finished", "model", False), ("stopped early", "train", True))
+            for name, role, stopped in SERIES
         ]
         finished = series[0]
         if finished.y:

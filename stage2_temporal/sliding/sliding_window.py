@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from features._common.console import logger
 from features.config import Config, read_run_config
 from features.errors import DataError, StoreError
+from features.principal_components import RUN_FILE, load_bases
 from features.sequences import FrameSequence
 from features.streams import APPEARANCE, FEATURES, FRAMES, GEOMETRY, PAIR_STREAMS, TOP
 from features.windows import MISPLACED, other_rate_error, window_frames
@@ -87,7 +88,8 @@ def load_run_models(run: Path) -> RunModels:
     models = RunModels(None, stage_two, config, camera_geometry, uncertainty, metrics.frame_interval)
     if not config.map_streams:
         return models
-    trunk, trained = any_trunk(config, config.map_streams), metrics.store.fingerprint
+    trunk = any_trunk(config, config.map_streams, load_bases(run / RUN_FILE))
+    trained = metrics.store.fingerprint
     recipe = trunk.recipe.computed_like(metrics.store.precision or trunk.recipe.precision, metrics.store.quantised)
     if recipe.fingerprint != trained:
         raise StoreError(

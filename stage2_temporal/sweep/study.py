@@ -150,7 +150,7 @@ class SweepStudy:
     def _sampler(self, optuna: Any, number: int) -> Any:
         """The sampler of one trial; random for the first ones, a quarter of all but at most ten."""
         seed = int(np.random.SeedSequence((self.plan.seeds[0], number)).generate_state(1)[0])
-        startup = int(min(10, max(4, self.trials // 4)))
+        startup = 10 if math.isinf(self.trials) else min(10, max(4, int(self.trials) // 4))
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
 
     def claim(self) -> SearchTrial | None:

@@ -47,7 +47,7 @@ def train_trial(trial: SearchTrial, study: SweepStudy, store: Path) -> tuple[str
             study.tell(trial.number, None, "pruned")
             return trial.name, None
         if not finished:
-            callbacks = [_reporter(study, trial, task)] if i == 0 else []
+            callbacks = [_reporter(study, trial, task, config.train.epochs)] if i == 0 else []
             started = time.monotonic()
             try:
                 _, error = train_entry(name, config, store, study.folder, callbacks)
@@ -85,8 +85,11 @@ def _read_entry(entry: Config, store: Path, path: Path) -> tuple[Config, Task, b
         return config, task, is_finished(path, config, store_origin(opened, task, config), report=False)
 
 
-def _reporter(study: SweepStudy, trial: SearchTrial, task: Task) -> keras.callbacks.Callback:
-    """Reports the best skill so far to the study after each epoch, and ends the training if it is to be pruned."""
+def _reporter(study: SweepStudy, trial: SearchTrial, task: Task, epochs: int) -> keras.callbacks.Callback:
+    """Reports the best skill so far to the study after each epoch, and ends the training if it is to be pruned.
+
+    After the last of all `epochs` there is nothing left to save.
+    """
     import keras
 
     rows = task.known(VALIDATION)
@@ -102,7 +105,7 @@ def _reporter(study: SweepStudy, trial: SearchTrial, task: Task) -> keras.callba
         best = max(best, 1 - logs["val_rmse"] ** 2 / constant)
         if epoch + 1 not in reported:
             handle.report(best, epoch + 1)
-        if handle.should_prune():
+        if epoch + 1 < epochs and handle.should_prune():
             raise PrunedError(epoch + 1, best)
 
     return keras.callbacks.LambdaCallback(on_epoch_end=report)

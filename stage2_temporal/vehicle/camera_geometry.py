@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -132,9 +132,10 @@ def read_camera_geometry(folder: Path) -> CameraGeometry:
 
 
 def _from_json(value: Mapping[str, Any]) -> CameraGeometry:
-    read_camera, read_ground, read_size, read_number = (
-        TypeAdapter(kind).validate_python for kind in (Camera | None, Ground, tuple[FrameSide, FrameSide], Positive)
-    )
+    read_camera: Callable[[Any], Camera | None] = TypeAdapter(Camera | None).validate_python
+    read_ground = TypeAdapter(Ground).validate_python
+    read_size = TypeAdapter(tuple[FrameSide, FrameSide]).validate_python
+    read_number = TypeAdapter(Positive).validate_python
     others = [
         (View(read_camera(view["camera"]), read_size(tuple(view["size"]))), read_ground(ground))
         for view, ground in value.get("others", ())

@@ -151,6 +151,16 @@ def test_after_the_driver_was_killed_the_same_command_goes_on(folder: Path, clus
     assert_same_frames(store, folder / "local.h5")
 
 
+def test_a_worker_fits_the_principal_components_that_a_local_extraction_does(folder: Path, cluster: LocalDask) -> None:
+    settings = {"extract.keep": "pca 3", "extract.motion": False, "extract.tracks": False}
+    config = local_config(folder).with_settings(settings)
+    extract(config, folder / "here.h5", scan(config.data))
+    extract(on_cluster(config, cluster, workers=2), folder / "there.h5", scan(config.data))
+    assert store_content(folder / "there.h5") == store_content(folder / "here.h5")
+    with Store(folder / "there.h5") as store:
+        assert store.streams["appearance"].shape == (3,) and store.recipe.basis
+
+
 def test_a_worker_of_another_version_is_refused(folder: Path, cluster: LocalDask) -> None:
     info = folder / "other/framebank-9.9.dist-info"
     info.mkdir(parents=True)

@@ -58,7 +58,7 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, keras.Model]
     backbone = hub.models.ResNetBackbone(
         input_conv_filters=[8],
         input_conv_kernel_sizes=[7],
-        stackwise_num_filters=[8, 16],
+        stackwise_num_filters=[64, 64],
         stackwise_num_blocks=[1, 1],
         stackwise_num_strides=[1, 2],
         block_type="basic_block",

@@ -16,6 +16,7 @@ from features.errors import ConfigError, StoreError
 from features.store import Store
 from stage1_extract.__main__ import main
 from stage1_extract.datasets import scan
+from stage1_extract.engines import quantisation
 from stage1_extract.extract import extract
 from tests.extraction_helpers import CONFIG, extraction_config, store_content
 from tests.helpers import ROOT, write_clips
@@ -50,11 +51,12 @@ def store(data: Path) -> Path:
     return path
 
 
-@pytest.mark.skipif(find_spec("nncf") is not None, reason="NNCF is installed")
-def test_without_nncf_the_error_says_what_to_install(tmp_path: Path) -> None:
-    config = extraction_config(write_clips(tmp_path / "data", {"Train": 1}), precision="int8")
+def test_without_nncf_the_error_says_what_to_install(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantisation, "find_spec", lambda name: None if name == "nncf" else find_spec(name))
     with pytest.raises(ConfigError, match=r"needs nncf .*Try: pip install \"framebank\[cpu,int8\]\"") as error:
-        run(config, tmp_path / "s.h5")
+        run(extraction_config(data / "half", precision="int8"), tmp_path / "s.h5")
     assert "\n" not in str(error.value)
 
 
@@ -99,6 +101,7 @@ def test_missing_or_damaged_network_is_refused(data: Path, store: Path, tmp_path
         run(config, copy)
 
 
+@pytest.mark.soak
 @with_nncf
 def test_store_in_float32_is_not_continued_in_int8(data: Path, tmp_path: Path) -> None:
     store = tmp_path / "s.h5"
@@ -124,6 +127,7 @@ def test_another_process_continues_with_the_same_maps(data: Path, store: Path, t
     assert store_content(tmp_path / "s.h5")["frames/appearance"] == store_content(one_go)["frames/appearance"]
 
 
+@pytest.mark.soak
 def test_fastest_precision_is_measured_once(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = tmp_path / "s.h5"
     options = ["--store", str(store), "--extract.precision", "fastest"]

@@ -107,9 +107,7 @@ def test_pytorch_loop_of_the_page_reaches_ridge(store: Path, tmp_path: Path, mon
     (tmp_path / "stores").mkdir()
     (tmp_path / "stores" / "sample.h5").symlink_to(store)
     monkeypatch.chdir(tmp_path)
-    text = (
-        block.text.replace("block3b_add", "appearance").replace("(8, 4)", "(3, 4)").replace("range(30)", "range(200)")
-    )
+    text = block.text.replace("block3b_add", "appearance").replace("(8, 4)", "(3, 4)").replace("range(20)", "range(60)")
     text += "import sys\nprint(float(skill), 'tensorflow' in sys.modules)\n"
     # in a process of its own: PyTorch's optimisers and TensorFlow bring two versions of LLVM, which abort together
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

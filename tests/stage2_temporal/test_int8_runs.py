@@ -14,6 +14,7 @@ from stage2_temporal.sliding.sliding_window import load_run_models
 from tests.helpers import picture
 from tests.image_runs import read_rows, train_on_images, write_video
 
+pytestmark = pytest.mark.soak
 pytest.importorskip("openvino")
 pytest.importorskip("nncf")
 

@@ -11,16 +11,17 @@ import keras
 import numpy as np
 import pytest
 from filelock import FileLock
-from sklearn.decomposition import PCA
+from sklearn.decomposition import PCA, IncrementalPCA
 
 from features.errors import ConfigError
+from features.principal_components import PCABasis, fit_pca
 from features.store import Store
 from features.store_tables import StreamInfo
 from features.store_writer import StreamContent, extend_store
 from features.verification import find_damage
 from stage1_extract.__main__ import main as stage1
 from stage1_extract.existing_store import ExistingStore
-from stage2_temporal.data.derived_streams import PCABasis, PCAProjection, derive_streams, fit_pca, parse_stream_name
+from stage2_temporal.data.derived_streams import PCAProjection, derive_streams, parse_stream_name
 from stage2_temporal.data.examples import load_examples
 from stage2_temporal.heads import find_head
 from tests.helpers import write_store
@@ -56,19 +57,20 @@ def test_components_are_scikit_learns_of_the_training_frames(path: Path) -> None
 def test_fit_in_batches_equals_one_fit_and_samples_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     maps = (rng.normal(size=(50, 4)) * (8, 4, 2, 1)) @ np.linalg.qr(rng.normal(size=(30, 4)))[0].T + 3
-    at_once = fit_pca(lambda rows: maps[rows], np.arange(50), 6)
+    at_once = fit_pca(IncrementalPCA(6), lambda rows: maps[rows], np.arange(50))
     assert not at_once.components[4:].any()  # nothing varies there
-    monkeypatch.setattr("stage2_temporal.data.derived_streams.MAPS_PER_BATCH", 7)
-    in_batches = fit_pca(lambda rows: maps[rows], np.arange(50), 6)
+    monkeypatch.setattr("features.principal_components.FIT_BATCH", 7)
+    in_batches = fit_pca(IncrementalPCA(6), lambda rows: maps[rows], np.arange(50))
     np.testing.assert_allclose(np.abs(in_batches.components), np.abs(at_once.components), atol=1e-6)
-    monkeypatch.setattr("stage2_temporal.data.derived_streams.MAX_FIT_FRAMES", 20)
+    monkeypatch.setattr("features.principal_components.MAX_FIT_FRAMES", 20)
     read: list[int] = []
 
     def recorded(rows: Any) -> Any:
         read.extend(rows.tolist())
         return maps[rows]
 
-    first, second = fit_pca(recorded, np.arange(50), 3), fit_pca(recorded, np.arange(50), 3)
+    first = fit_pca(IncrementalPCA(3), recorded, np.arange(50))
+    second = fit_pca(IncrementalPCA(3), recorded, np.arange(50))
     assert read[:20] == read[20:] == sorted(set(read))
     np.testing.assert_array_equal(first.components, second.components)
 

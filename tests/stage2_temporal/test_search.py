@@ -244,7 +244,7 @@ def test_search_killed_at_five_moments_goes_on_with_the_same_study(folder: Path)
 
 @pytest.mark.soak
 def test_two_searches_at_once_share_the_study(folder: Path) -> None:
-    (folder / "sweep.toml").write_text(SEARCH.replace("draws = 6", "draws = 10"))
+    (folder / "sweep.toml").write_text(SEARCH.replace("draws = 6", "draws = 10").replace("jobs = 1", "jobs = 2"))
     processes = [start(folder), start(folder)]
     assert [p.wait() for p in processes] == [0, 0]
     trials = records(folder)
