@@ -219,7 +219,9 @@ def comparison_inputs(run: Path, store: Store, config: Config) -> dict[str, NDAr
     task = read_task(config, store)
     examples = task.examples
     examples = examples[np.unique(np.linspace(0, len(examples) - 1, COMPARED_WINDOWS).astype(int))]
-    head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
+    head = (
+        find_head(config.head.name).from_config(config).restore(load_model(run, targets=len(config.data.columns)), run)
+    )
     normalised = config.head.normalises_flow
     source = StoreSource(store.path, examples.rows, frame_interval=task.frame_interval, normalise_flow=normalised)
     inputs: dict[str, NDArray[Any]] = head.input_arrays(StoreExamples(source, examples))

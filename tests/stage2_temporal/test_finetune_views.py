@@ -73,8 +73,10 @@ def test_each_member_is_trained_on_its_own_error() -> None:
     assert float(squared_error(2, np.array([2.0, 20.0]))(true, predicted)[0]) == pytest.approx((1 + 1) / 4)
 
 
-def test_stored_views_train_and_the_ridge_is_solved_again(folder: Path) -> None:
-    result = run_finetune(folder, **OPTIONS, views=2, zoom=1.1, backbone_rate=0.1)
+@pytest.mark.parametrize("unfreeze", ["conv_dw_2", 0])
+def test_stored_views_train_and_the_ridge_is_solved_again(unfreeze: str | int, folder: Path) -> None:
+    options = OPTIONS | {"unfreeze": unfreeze, "views": 2, "zoom": 1.1, "backbone_rate": 0.1}
+    result = run_finetune(folder, **options)
     run = folder / "runs" / "r"
     history = read_rows(run / "finetune.csv")
     assert [row["epoch"] for row in history] == ["0", "1", "2", "3"]
