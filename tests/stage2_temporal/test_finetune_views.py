@@ -44,7 +44,10 @@ def max_difference(some: Any, others: Any) -> float:
     return float(np.abs(np.asarray(some) - np.asarray(others)).max())
 
 
-@pytest.mark.parametrize("unfreeze", ["conv_dw_2", "conv_pw_1_bn", "conv_pw_3_bn", 0, "all"])
+@pytest.mark.parametrize(
+    "unfreeze",
+    ["conv_dw_2", 0, *(pytest.param(name, marks=pytest.mark.soak) for name in ("conv_pw_1_bn", "conv_pw_3_bn", "all"))],
+)
 def test_both_parts_in_turn_equal_the_whole_model(unfreeze: int | str, fused: keras.Model) -> None:
     names = [layer.name for layer in backbone_layers(fused)]
     model = unfreeze_layers(fused, count_unfrozen(names, unfreeze))
@@ -147,6 +150,7 @@ def test_normal_equations_give_the_ridge_regression_of_all_batches() -> None:
         np.testing.assert_allclose(bias, expected.intercept_)
 
 
+@pytest.mark.soak
 def test_interrupted_while_views_are_stored(folder: Path, fused: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resumed fine-tuning equals an uninterrupted one, and does not compute complete views again."""
     options = OPTIONS | {"views": 2, "epochs": 3}
