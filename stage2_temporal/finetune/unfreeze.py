@@ -30,6 +30,13 @@ class InferenceMode(keras.layers.Layer):  # type: ignore[misc]
     def call(self, inputs: Any) -> Any:
         return self.layer(inputs, training=False)
 
+    def get_config(self) -> dict[str, Any]:
+        return {"layer": keras.layers.serialize(self.layer)}  # engines copy the frozen part of a model
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> InferenceMode:
+        return cls(keras.layers.deserialize(config["layer"]))
+
 
 def backbone_layers(fused: keras.Model) -> list[keras.layers.Layer]:
     """List a fused model's backbone layers in order: the trunk's up to the cut, then the top's.
