@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from features._common.atomic import atomic_write, exclusive_write_lock, sweep
+from features._common.leftovers import HOLDER
 from features.errors import DamagedStoreError, StoreError
 from features.frame_files import shard_folder, shard_names
 from features.hdf5 import damage_as_store_error, is_open_elsewhere, open_file
@@ -43,7 +44,11 @@ def sweep_store(store: Path) -> None:
     """Delete what killed commands have left beside a store and among its shards; a reader may call it."""
     folder = shard_folder(store)
     sweep(store.parent, folder)
+    lock = store.with_name(f"{store.name}.lock")
     with contextlib.suppress(OSError, StoreError):
+        if lock.exists() and not store.with_name(f"{store.name}{HOLDER}").exists():
+            with exclusive_write_lock(store):  # of a command that was killed before it wrote its name
+                pass
         if (folder / OBSOLETE).exists() or any(index.samefile(store) for index in folder.glob(f"{REPLACED}*.h5")):
             with exclusive_write_lock(store):
                 forget_kept_index(store)
