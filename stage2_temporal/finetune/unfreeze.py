@@ -25,7 +25,8 @@ class InferenceMode(keras.layers.Layer):  # type: ignore[misc]
         self.layer = layer
 
     def build(self, input_shape: Any) -> None:
-        self.layer.build(input_shape)
+        if not self.layer.built:  # one that was read from a config is
+            self.layer.build(input_shape)
 
     def call(self, inputs: Any) -> Any:
         return self.layer(inputs, training=False)
