@@ -43,7 +43,7 @@ def tensorboard_callbacks(track: TrackConfig, folder: Path) -> list[Any]:
         return []
     import keras
 
-    return [keras.callbacks.TensorBoard(log_dir=str(_log_folder(folder)))]
+    return [keras.callbacks.TensorBoard(log_dir=str(_log_folder(folder)), write_graph=False)]
 
 
 def track_run(folder: Path) -> None:

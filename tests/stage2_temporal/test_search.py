@@ -186,7 +186,7 @@ def test_entries_are_searched_together(folder: Path) -> None:
 
 
 def test_failed_trial_is_replaced_by_the_next_call(folder: Path) -> None:
-    entry = {"draws": 2, "train.learning_rate": {"low": 1e29, "high": 1e30}}
+    entry = {"draws": 2, "train.learning_rate": {"low": 1e14, "high": 1e15}, "train.weight_decay": 1e12}
     sweep, base = parts(entry)
     spaces = search_spaces(sweep, base)
     result = run_search(sweep.sweep, spaces, base, Path("stores/task.h5"))

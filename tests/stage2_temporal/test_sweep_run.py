@@ -57,7 +57,8 @@ reports = 1
 FAILING_ENTRY = """
 [[entries]]
 "head.units" = 5
-"train.learning_rate" = 1e30
+"train.learning_rate" = 1e15
+"train.weight_decay" = 1e12
 """
 COMMAND = ["sweep", "--config", "task.toml", "--sweep", "sweep.toml"]
 

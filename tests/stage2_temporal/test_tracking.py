@@ -60,6 +60,7 @@ def train_run(store: Path, path: Path, config: Config) -> None:
         train(config, opened, read_task(config, opened), path)
 
 
+@pytest.mark.soak
 def test_mlflow_finds_settings_epochs_and_artifacts_and_nothing_is_sent(store: Path, tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     config = tracked(mlflow=True, experiment="sample")
@@ -94,7 +95,7 @@ print(json.dumps([run.info.run_name, run.info.status, run.data.params, run.data.
     assert values["test/constant/rmse"] == pytest.approx(metrics.splits["test"].constant.rmse)
     history = (tmp_path / "runs" / "a" / "history.csv").read_text().splitlines()
     column = history[0].split(",").index("val_rmse")
-    assert curve == [(i, pytest.approx(float(row.split(",")[column]))) for i, row in enumerate(history[1:], 1)]
+    assert curve == [[i, pytest.approx(float(row.split(",")[column]))] for i, row in enumerate(history[1:], 1)]
     assert {"report.html", "model.keras", "metrics.json", "results.txt", "config.toml"} <= set(files)
 
 
