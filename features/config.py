@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, PositiveFloat
 from features.backbone_names import stream_of_tap
 from features.errors import ConfigError
 from features.head_config import AnyHeadConfig, PooledLSTMConfig
-from features.limits import NETWORK_PIXELS, VIDEO_FRAMES, WINDOW_FRAMES
+from features.limits import NETWORK_PIXELS, PROCESSES, VIDEO_FRAMES, WINDOW_FRAMES
 from features.plugins import DATASETS, plugin_names
 from features.streams import APPEARANCE, NAMED_TARGETS, PAIR_STREAMS
 from features.strict_model import DROP_UNKNOWN_KEYS, StrictModel, did_you_mean, read_toml
@@ -138,7 +138,7 @@ class ExtractConfig(StrictModel):
     float32, bfloat16 and int8 computes ten frames fastest on this machine."""
     batch: int = Field(0, ge=0)
     """Frames per pass of the trunk; 0: chosen by the engine, on a GPU by its memory."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=PROCESSES)
     """Number of threads that decode frames; 0: one per core."""
     dtype: Literal["float16", "float32"] = "float16"
     """Type in which maps are stored; float16 halves the file and rounds by 5e-4."""
@@ -190,7 +190,7 @@ class ComputeConfig(StrictModel):
     """Where extraction and sweeps run: on this machine, or on the workers of a Dask cluster, which may be on others."""
     scheduler: UserPath | None = None
     """Address of the Dask scheduler, such as tcp://HOST:8786 or tls://HOST:8786, or the path of its scheduler file."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=PROCESSES)
     """Number of workers to wait for before the work begins; 0: one. Others may join later."""
 
 

@@ -11,10 +11,6 @@ REFUSALS = (  # errors that tell nothing of a file's bytes, since the machine ha
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
 )
-REFUSALS = (  # errors that tell nothing of a file's bytes, since the machine has not read them
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
-)
 MAX_SHOWN = 20  # errors printed at most, so that the hint stays visible
 
 

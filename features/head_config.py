@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo
 
+from features._common.plain_text import one_line
 from features.errors import ConfigError
 from features.limits import LARGEST_LAYER
 from features.plugins import HEADS, load_plugin, plugin_error, plugin_names
@@ -292,7 +293,7 @@ def unknown_head(name: str) -> ConfigError:
     """The error for a head that does not exist."""
     names = list(list_heads())
     what = f"no such head{did_you_mean(name, names)}"
-    return ConfigError(what, expected=f"one of {', '.join(names)}", got=name, hint="--head.name NAME")
+    return ConfigError(what, expected=f"one of {', '.join(names)}", got=one_line(name[:80]), hint="--head.name NAME")
 
 
 def list_heads() -> dict[str, str]:

@@ -10,10 +10,12 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from features._common.atomic import atomic_write, exclusive_write_lock, sweep
+from features._common.leftovers import HOLDER
 from features.errors import DamagedStoreError, StoreError
 from features.frame_files import shard_folder, shard_names
 from features.hdf5 import damage_as_store_error, is_open_elsewhere, open_file
@@ -42,7 +44,11 @@ def sweep_store(store: Path) -> None:
     """Delete what killed commands have left beside a store and among its shards; a reader may call it."""
     folder = shard_folder(store)
     sweep(store.parent, folder)
+    lock = store.with_name(f"{store.name}.lock")
     with contextlib.suppress(OSError, StoreError):
+        if lock.exists() and not store.with_name(f"{store.name}{HOLDER}").exists():
+            with exclusive_write_lock(store):  # of a command that was killed before it wrote its name
+                pass
         if (folder / OBSOLETE).exists() or any(index.samefile(store) for index in folder.glob(f"{REPLACED}*.h5")):
             with exclusive_write_lock(store):
                 forget_kept_index(store)
@@ -68,11 +74,19 @@ def delete_replaced_shards(store: Path) -> None:
     _delete(folder, unused - used_shards(store))
 
 
-def announce_deletion(store: Path) -> None:
-    """Record that `delete_unused_shards` is to follow once the store is replaced, lest a kill in between prevent it."""
+@contextmanager
+def shards_deleted_afterwards(store: Path) -> Iterator[None]:
+    """Replace the store in the block; afterwards all shards but its own are deleted, if need be by the next command."""
     if (folder := shard_folder(store)).exists():
         with atomic_write(folder / OBSOLETE) as temporary:
             temporary.write_text(json.dumps([_identity(store), sorted(_shards_in(folder))]), encoding="utf-8")
+    try:
+        yield
+        delete_unused_shards(store)
+    except BaseException:
+        with contextlib.suppress(OSError, StoreError):
+            _finish_deletion(store)
+        raise
 
 
 def delete_unused_shards(store: Path) -> None:

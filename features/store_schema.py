@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.plain_text import is_plain_name
 from features._common.strict_json import parse_json
 from features.errors import DamagedStoreError
 from features.hdf5 import damage_as_store_error, read_attribute, read_json, read_text
@@ -318,6 +319,7 @@ def _column(group: Any, name: str, column: Column, rows: int | None = None) -> A
         _require(rows is None or len(text) == rows, data, f"{rows} rows", len(text))
         _require(not column.is_unique or len(set(text)) == len(text), data, "different names")
         _require(all(text), data, "no empty text")
+        _require(all(map(is_plain_name, text)), data, "text without control characters")
         return text
     _require(data.dtype.name == column.kind, data, column.kind, data.dtype)
     _require(data.ndim > 0, data, "a column", "a single value")

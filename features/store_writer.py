@@ -23,11 +23,11 @@ from features.hdf5 import ErrorTolerantFile, copy_chunks, create_file, open_file
 from features.recipe import Recipe, json_digest
 from features.sequences import FrameSequence
 from features.shard_folder import (
-    announce_deletion,
     delete_replaced_shards,
     delete_unused_shards,
     forget_kept_index,
     keep_replaced_index,
+    shards_deleted_afterwards,
 )
 from features.shards import Thumbnails, create_stream, new_shard, shard_ranges, write_thumbnails
 from features.store import Store
@@ -133,8 +133,8 @@ def pack_store(path: Path) -> None:
     """Copy a store's shards into its own file. The caller holds the store's lock."""
     with Store(path) as store:
         if not store.is_packed:
-            announce_deletion(path)
-            save_store(path, StoreContent.of(store), packed=True)
+            with shards_deleted_afterwards(path):
+                save_store(path, StoreContent.of(store), packed=True)
     delete_unused_shards(path)
 
 

@@ -20,7 +20,7 @@ from features._common.leftovers import abandoned_files
 from features.config import Config
 from features.errors import BadInputs, DataError, StoreError
 from features.frame_files import shard_folder
-from features.shard_folder import announce_deletion, delete_replaced_shards, delete_unused_shards, used_shards
+from features.shard_folder import delete_replaced_shards, shards_deleted_afterwards, used_shards
 from features.store_tables import StreamInfo
 from features.store_writer import save_store
 from features.streams import GROUND_FLOW, MOTION
@@ -133,11 +133,10 @@ def _extract(
     )
     update = store_update(existing, trunk, extraction, plan.packed, config.extract.skip_damaged)
     if update.content is not None and (any(shards.files()) or changes_store(existing, update.content, plan.packed)):
-        announce_deletion(store)
-        save_store(store, update.content, plan.packed)
-        if bases is not None:
-            bases.unlink(missing_ok=True)
-        delete_unused_shards(store)
+        with shards_deleted_afterwards(store):
+            save_store(store, update.content, plan.packed)
+            if bases is not None:
+                bases.unlink(missing_ok=True)
     return ExtractionResult(
         extracted=sum(len(group) for group in plan.groups if trunk.streams.keys() & {*group.streams}),
         frames=update.content.frames if update.content is not None else 0,

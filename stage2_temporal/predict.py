@@ -42,7 +42,7 @@ from stage1_extract.frame_loader import encode_thumbnail, resize_frame
 from stage2_temporal.evaluation.uncertainty import (
     IntervalOptions,
     UncertainPredictions,
-    WindowSources,
+    WindowOrigin,
     check_options,
     one_sequence,
     read_outputs,
@@ -235,8 +235,8 @@ def _predict_clip(
     window = SlidingWindow(models, rows)
     stream = FrameStream([used], np.arange(used.sequence.length), config, models)
     outputs = np.concatenate(list(window.run(stream.batches(window.step))))
-    profiles, sources = stream.frame_log.profiles(rows[:, [0, -1]]), one_sequence(clip.sequence, len(rows))
-    predictions = read_outputs(models.uncertainty, outputs, profiles, sources, options)
+    profiles, origin = stream.frame_log.profiles(rows[:, [0, -1]]), one_sequence(clip.sequence, len(rows))
+    predictions = read_outputs(models.uncertainty, outputs, profiles, origin, options)
     frames, times = rows[:, -1] * step, clip.sequence.frame_times
     with atomic_write(output) as temporary:
         lines = zip(
@@ -275,8 +275,8 @@ def _predict_vehicles(
 
     def read(some: list[VehiclePrediction]) -> UncertainPredictions:
         profiles = frame_log.profiles(np.array([row_of[p.frame][[0, -1]] for p in some]))
-        sources = one_sequence(clip.sequence, len(some))
-        return read_outputs(models.uncertainty, np.array([p.values for p in some]), profiles, sources, options)
+        origin = one_sequence(clip.sequence, len(some))
+        return read_outputs(models.uncertainty, np.array([p.values for p in some]), profiles, origin, options)
 
     with nullcontext() if overlay is None else open_overlay(overlay, clip.sequence) as write_frame:
         for image, predictions in predict_vehicles(models, clip, boxes, rows, config):
@@ -377,8 +377,8 @@ def _predict_catalogue(run: Path, config: Config, options: IntervalOptions, cata
         for _ in stream.batches(sliding.step):
             pass
     profiles = stream.frame_log.profiles(np.searchsorted(needed, ends))
-    sources = WindowSources(sequences, examples.sequence, examples.split)
-    predictions = read_outputs(models.uncertainty, values, profiles, sources, options)
+    origin = WindowOrigin(sequences, examples.sequence, examples.split)
+    predictions = read_outputs(models.uncertainty, values, profiles, origin, options)
     decoded = np.array([sequences[i].id not in stream.faults for i in examples.sequence])
     faults = tuple(stream.faults.values())
     if not decoded.any():

@@ -115,7 +115,9 @@ def evaluate(run: Path, store: Store) -> Metrics:
     """
     metrics, config, task = _task_of(run, store)
     X = _read_examples(config, store, task, metrics.frame_interval)
-    head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
+    head = (
+        find_head(config.head.name).from_config(config).restore(load_model(run, targets=len(config.data.columns)), run)
+    )
     uncertainty, predictions = learn_uncertainty(head, X, task, config.train)
     origin = StoreOrigin(**store_origin(store, task, config))
     metrics = metrics.model_copy(update={"store": origin, **_score(task, predictions)})
@@ -136,7 +138,9 @@ def explain(run: Path, store: Store, seconds: float = OCCLUSION_SECONDS) -> Path
         DataError, StoreError: see `evaluate`.
     """
     metrics, config, task = _task_of(run, store)
-    head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
+    head = (
+        find_head(config.head.name).from_config(config).restore(load_model(run, targets=len(config.data.columns)), run)
+    )
     X, results = _read_examples(config, store, task, metrics.frame_interval), read_results(run)
     worst = pick_clips(results.verdict_examples, WORST_CLIPS, worst=True)
     others = [e for e in results.verdict_examples if e not in worst]

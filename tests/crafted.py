@@ -236,6 +236,7 @@ _add("rows in another order", _put("sequences/first", np.roll(np.arange(6) * 8, 
 _add("rows with an offset", _put("sequences/first", np.arange(6) * 8 + 1000))
 _add("the same id twice", _put("sequences/id", _text(*["Train/1"] * 6)))
 _add("ids that are no UTF-8", _put("sequences/id", _text(*[b"\xff\xfe%d" % i for i in range(6)])))
+_add("an id that controls the terminal", _put("sequences/id", _text("\x1b[2J", *"12345")))
 _add("an empty id", _put("sequences/id", _text("", *"12345")))
 _add("another split", _put("sequences/split", _text(*["holdout"] * 6)))
 _add("a rate of zero", _edit("sequences/fps", 2, 0.0))

@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 import random
-import resource
 import signal
 import stat
 import struct
@@ -75,6 +74,11 @@ from tests.helpers import ROOT, jpeg, picture
 from tests.mutations import mutate_bytes, mutate_csv, mutate_json, mutate_tree
 from tests.report_runs import MemoryStore, make_run
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 SECONDS, EXTRA_MEMORY = 20, 2 << 30  # that one input may take
 Kind = Callable[[random.Random, Path], None]
 KINDS: dict[str, Kind] = {}
@@ -97,8 +101,10 @@ def check(name: str, number: int, folder: Path) -> str | None:
     def stop(*_: object) -> None:
         raise HangError
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    timed = hasattr(signal, "setitimer")  # not on Windows
+    before = signal.signal(signal.SIGALRM, stop) if timed else None
+    if timed:
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("error")
@@ -118,14 +124,24 @@ def check(name: str, number: int, folder: Path) -> str | None:
     except BaseException:
         return traceback.format_exc(limit=-6)[-3000:]
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
     return None
+
+
+def load_libraries(name: str) -> None:
+    """Load what a kind needs, which may take more than an input's time and memory."""
+    if name in ("keras_file", "weights_h5", "pth"):
+        keras_models()
 
 
 @contextlib.contextmanager
 def bounded_memory() -> Iterator[None]:
-    """Within this block, the process may use `EXTRA_MEMORY` more address space than it has."""
+    """Within this block, the process may use `EXTRA_MEMORY` more address space than it has; on Linux."""
+    if resource is None or not Path("/proc/self/statm").exists():
+        yield
+        return
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + EXTRA_MEMORY, before[1]))
@@ -737,6 +753,7 @@ def main() -> None:
     numbers = range(int(first), int(last[0]) if last else int(first) + 1)
     with tempfile.TemporaryDirectory() as folder:
         cv2.setNumThreads(1)
+        load_libraries(name)
         for number in numbers:
             # the number is known even where a library in C takes the process down
             print(json.dumps({"at": number}), flush=True) if number % 10 == 0 or len(numbers) == 1 else None

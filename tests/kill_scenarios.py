@@ -37,6 +37,7 @@ def damaged(folder: Path) -> None:
 
 CONFIG = ["--config", "task.toml"]
 SWEEP_COMMAND = ["sweep", *CONFIG, "--sweep", "sweep.toml"]
+PREDICT = ["predict", "--run", "r", "--output", "predicted.csv", "--level", "0.5"]
 SCENARIOS = {
     "render": Scenario(["render", "sample"], ("sample",), next=("extract", *CONFIG, "--data.path", "./clips")),
     "extract": Scenario(["extract", *CONFIG], (STORE,), nothing_extracted, ("extract", *CONFIG, "--dry_run", "true")),
@@ -51,11 +52,7 @@ SCENARIOS = {
         ("runs/r",),
         next=("report", "--run", "r"),
     ),
-    "predict": Scenario(
-        ["predict", "--run", "r", "--output", "predicted.csv", "--level", "0.5"],
-        ("predicted.csv",),
-        next=("info", *CONFIG),
-    ),
+    "predict": Scenario(PREDICT, ("predicted.csv",), next=tuple(PREDICT)),  # others do not use its folder
     "export": Scenario(
         ["export", "--run", "r", "--format", "saved_model"], ("runs/r/export",), next=("report", "--run", "r")
     ),

@@ -24,6 +24,7 @@ def run_command(command: Callable[[], None]) -> int:
     A bug in framebank is raised; it ends with a traceback and Python's exit status 1.
     """
     log_to_stderr()
+    sys.unraisablehook = _report_unraisable
     try:
         command()
     except FramebankError as e:
@@ -45,6 +46,12 @@ def run_command(command: Callable[[], None]) -> int:
     return 0
 
 
+def _report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Leave out what HDF5 says once more, when a file is forgotten that it could not write."""
+    if "h5py" not in str(unraisable.object):
+        sys.__unraisablehook__(unraisable)
+
+
 def describe_error(error: Exception) -> str | None:
     """Describe in one line what the machine refused, if the user can correct it; None otherwise."""
     if isinstance(error, OSError):
@@ -53,7 +60,10 @@ def describe_error(error: Exception) -> str | None:
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY
     if tensorflow is not None and isinstance(error, tensorflow.errors.ResourceExhaustedError):
-        return describe_os_error(OSError(errno.ENOSPC, "")) if "No space left" in str(error) else OUT_OF_MEMORY
+        for code in (errno.ENOSPC, errno.EDQUOT):
+            if os.strerror(code) in str(error):
+                return describe_os_error(OSError(code, ""))
+        return OUT_OF_MEMORY
     return None
 
 

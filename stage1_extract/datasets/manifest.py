@@ -18,11 +18,13 @@ from features._common.console import logger
 from features._common.csv_table import CsvRow, read_csv_table
 from features.config import DataConfig
 from features.errors import DataError
+from features.limits import LARGEST_NUMBER, VIDEO_FRAMES
 from features.sequences import SPLITS
 from stage1_extract.datasets.clip import add_fault, frame_timing
 from stage1_extract.datasets.image_sequence import ClipSpec
 from stage1_extract.datasets.label_csv import finite_number, read_label, read_number, target_columns
 
+SLOWEST, FASTEST = 1e-6, 1e6  # frames per second
 REQUIRED_COLUMNS = ("path", "sequence", "frame", "split")
 
 
@@ -97,8 +99,9 @@ def _fps(rows: list[CsvRow], default: float, faults: list[str]) -> float:
     values = [(row, value) for row in rows if math.isfinite(value := read_number(row, "fps", faults))]
     fps = values[0][1] if values else default
     for row, value in values:
-        if value <= 0 or value != fps:
-            add_fault(faults, f"{row.where}: wrong fps", f"{fps}, as above" if fps > 0 else "more than 0", value)
+        if not SLOWEST <= value <= FASTEST or value != fps:
+            expected = f"{fps}, as above" if SLOWEST <= fps <= FASTEST else f"{SLOWEST:g} to {FASTEST:g}"
+            add_fault(faults, f"{row.where}: wrong fps", expected, value)
     return fps
 
 
@@ -108,10 +111,21 @@ def _timing(rows: list[tuple[float, CsvRow]], fps: float, faults: list[str]) -> 
         return fps, None
     if not any(row.cells.get("time") for _, row in rows):
         numbers = np.array([number for number, _ in rows])
+        if not np.ptp(numbers) <= VIDEO_FRAMES * np.diff(numbers).min():
+            got = f"from {numbers[0]:g} to {numbers[-1]:g}, some as close as {np.diff(numbers).min():.3g}"
+            add_fault(
+                faults, f"{rows[0][1].where}: frame numbers too far apart", f"within {VIDEO_FRAMES:,} frames", got
+            )
+        if faults:
+            return fps, None
         return fps, frame_timing(numbers / np.diff(numbers).min() / fps, fps)[1]
     seconds = [read_number(row, "time", faults) for _, row in rows]
     for (before, _), (time, row) in pairwise(zip(seconds, (row for _, row in rows), strict=True)):
         if not time > before and not math.isnan(before):
             what = f"{row.where}: time is missing" if math.isnan(time) else f"{row.where}: time does not increase"
             add_fault(faults, what, f"more than {before} s", repr(row.cells["time"]))
+    rate = (len(seconds) - 1) / max(seconds[-1] - seconds[0], 1 / LARGEST_NUMBER)
+    if not faults and not SLOWEST <= rate <= FASTEST:
+        expected = f"{SLOWEST:g} to {FASTEST:g} frames per second"
+        add_fault(faults, f"{rows[0][1].where}: times too close or too far apart", expected, f"{rate:.3g}")
     return (fps, None) if faults else frame_timing(np.array(seconds))

@@ -244,7 +244,7 @@ def _open(path: Path) -> av.container.InputContainer:
     """
     allowed = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
     # `file:` because a name such as 12:30:05.mp4 would be taken for a protocol
-    container = av.open(f"file:{path}", options=allowed)
+    container = av.open(f"file:{path}", options=allowed, metadata_errors="replace")
     for stream in container.streams.video:
         if stream.codec_context is not None:
             stream.codec_context.options = {"max_pixels": str(IMAGE_PIXELS)}

@@ -28,6 +28,9 @@ BATCH = 4
 # the layers that are not quantised compute in float32, so that every processor gives the same maps
 PRECISION_NAMES = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
+# prevents OpenVINO from sending usage data over the network, also where Keras imports it to export a model
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
 
 def openvino_installed() -> bool:
     """Whether the optional extra `cpu` is installed."""
@@ -40,8 +43,6 @@ def openvino_core() -> Any:
 
     If two are destroyed in the order of creation, a freed signal stack is left, and the next signal kills the process.
     """
-    # prevents OpenVINO from sending usage data over the network
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
     return openvino.Core()

@@ -7,6 +7,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from features._common.csv_table import format_number, parse_number, read_csv_table, write_csv_table
+from features._common.plain_text import one_line
 from features.errors import DataError
 
 
@@ -38,5 +39,5 @@ def read_history(path: Path, hint: str) -> tuple[Epoch, ...]:
             number, *values = (row.cells[name] for name in COLUMNS)
             history.append(Epoch(int(number), *map(parse_number, values)))
         except ValueError as e:
-            raise DataError(f"{row.where}: {e}", hint=hint) from None
+            raise DataError(f"{row.where}: {one_line(str(e))[:200]}", hint=hint) from None
     return tuple(history)

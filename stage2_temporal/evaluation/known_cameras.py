@@ -17,7 +17,7 @@ from features.sequences import SAME_ASPECT, FrameSequence
 
 # by how much each quantity may be beyond the training's: the log of the frames' width over their height, the log of the
 # focal length, the log of the height above the road, and the direction of the horizon in radians
-CAMERA_TOLERANCES = np.array([SAME_ASPECT, 0.03, 0.05, 0.01])
+CAMERA_TOLERANCE = np.array([SAME_ASPECT, 0.03, 0.05, 0.01])
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class KnownCameras:
     def excludes(self, sequence: FrameSequence) -> bool:
         """Whether a sequence is of another camera; False where too little is known."""
         values = _quantities(sequence)
-        return bool(((values < self.low - CAMERA_TOLERANCES) | (values > self.high + CAMERA_TOLERANCES)).any())
+        return bool(((values < self.low - CAMERA_TOLERANCE) | (values > self.high + CAMERA_TOLERANCE)).any())
 
 
 def known_cameras(sequences: Iterable[FrameSequence]) -> KnownCameras | None:
     """What is known of the cameras of training sequences; None without any."""
-    rows = np.array([_quantities(sequence) for sequence in sequences]).reshape(-1, len(CAMERA_TOLERANCES))
+    rows = np.array([_quantities(sequence) for sequence in sequences]).reshape(-1, len(CAMERA_TOLERANCE))
     return KnownCameras(np.fmin.reduce(rows), np.fmax.reduce(rows)) if len(rows) else None
 
 

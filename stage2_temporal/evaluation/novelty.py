@@ -21,7 +21,7 @@ from features._common.types import Floats
 MAX_COMPONENTS = 40
 EXAMPLES_PER_COMPONENT = 4
 MIN_EXAMPLES, MIN_SEQUENCES = 16, 20  # to learn from; a limit from fewer sequences would be a guess
-COMPARED_FOLDS = 5  # of sequences, each of which is compared with the others
+NOVELTY_FOLDS = 5  # of sequences, each of which is compared with the others
 CONFIDENCE = 0.995  # of the limit: a window like the training's is within it with about this probability
 MAJORITY = 0.5
 
@@ -54,11 +54,11 @@ def fit_novelty(vectors: Floats, groups: NDArray[np.int64]) -> NoveltyModel | No
     spread = vectors.var(axis=0).sum()
     if len(vectors) < MIN_EXAMPLES or len(counts) < MIN_SEQUENCES or not (np.isfinite(spread) and spread > 0):
         return None
-    fold = np.random.default_rng(0).permutation(len(counts))[group] % COMPARED_FOLDS
+    fold = np.random.default_rng(0).permutation(len(counts))[group] % NOVELTY_FOLDS
     smallest = len(vectors) - int(np.bincount(fold).max())
     count = min(MAX_COMPONENTS, smallest // EXAMPLES_PER_COMPONENT, vectors.shape[1])
     logs, rotated = np.empty(len(vectors)), _rotated(vectors)
-    for k in range(COMPARED_FOLDS):
+    for k in range(NOVELTY_FOLDS):
         model = _fit(rotated[fold != k], count)
         logs[fold == k] = np.log(np.maximum(model.distances(rotated[fold == k]), 1e-12))
     weights = 1 / counts[group]

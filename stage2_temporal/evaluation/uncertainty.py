@@ -26,7 +26,7 @@ from features._common.zip_limits import check_archive
 from features.errors import ConfigError, DataError
 from features.sequences import FrameSequence
 from stage2_temporal.evaluation.intervals import ConformalScores, ErrorScale
-from stage2_temporal.evaluation.known_cameras import CAMERA_TOLERANCES, KnownCameras
+from stage2_temporal.evaluation.known_cameras import CAMERA_TOLERANCE, KnownCameras
 from stage2_temporal.evaluation.novelty import NoveltyModel, flag_majority
 
 INTERVALS_FILE, NOVELTY_FILE = "uncertainty.json", "novelty.npz"
@@ -109,7 +109,7 @@ class IntervalOptions:
 
 
 @dataclass(frozen=True)
-class WindowSources:
+class WindowOrigin:
     """Which sequences m windows are of."""
 
     sequences: Sequence[FrameSequence]
@@ -117,9 +117,9 @@ class WindowSources:
     parts: NDArray[np.generic] | None = None  # (m,) what one camera filmed, such as a split; None: all of it
 
 
-def one_sequence(sequence: FrameSequence, windows: int) -> WindowSources:
+def one_sequence(sequence: FrameSequence, windows: int) -> WindowOrigin:
     """The footage of windows that are all of one sequence."""
-    return WindowSources([sequence], np.zeros(windows, np.int64))
+    return WindowOrigin([sequence], np.zeros(windows, np.int64))
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ class Uncertainty:
     cameras: KnownCameras | None = None  # None for runs of older versions
 
     def predictions(
-        self, outputs: Floats, profiles: Floats | None, sources: WindowSources, options: IntervalOptions | None = None
+        self, outputs: Floats, profiles: Floats | None, origin: WindowOrigin, options: IntervalOptions | None = None
     ) -> UncertainPredictions:
         """Read the outputs (m, K + S + 1) of `heads.uncertainty.uncertain_model`.
 
         Args:
             profiles: (m, F) the windows' mean profiles, if known.
-            sources: which each window is of.
+            origin: which footage each window is of.
             options: another level, and a threshold.
         """
         count, threshold = len(self.columns), options.threshold if options else None
@@ -147,11 +147,11 @@ class Uncertainty:
         values, inputs, distance = outputs[:, :count], outputs[:, count:-1], outputs[:, -1]
         half = self.scores.half_widths(inputs, level)
         half[~np.isfinite(half)] = math.nan
-        unlike = self._unlike(distance, profiles, sources)
+        unlike = self._unlike(distance, profiles, origin)
         above = None if threshold is None else self.scores.probability_above(values, inputs, threshold)
         return UncertainPredictions(values, values - half, values + half, level, unlike, above, threshold)
 
-    def _unlike(self, distance: Floats, profiles: Floats | None, sources: WindowSources) -> NDArray[np.bool_] | None:
+    def _unlike(self, distance: Floats, profiles: Floats | None, origin: WindowOrigin) -> NDArray[np.bool_] | None:
         """Which windows (m,) are unlike the training's: by themselves, by most of their footage, or by its camera."""
         if not self.novelty and self.cameras is None:
             return None
@@ -160,12 +160,12 @@ class Uncertainty:
             unlike |= ~(distance <= self.novelty[INPUTS].limit)
         if PROFILE in self.novelty and profiles is not None:
             unlike |= self.novelty[PROFILE].distances(profiles) > self.novelty[PROFILE].limit
-        for part in [None] if sources.parts is None else np.unique(sources.parts):
-            rows = slice(None) if sources.parts is None else sources.parts == part
+        for part in [None] if origin.parts is None else np.unique(origin.parts):
+            rows = slice(None) if origin.parts is None else origin.parts == part
             unlike[rows] = flag_majority(unlike[rows])
         if self.cameras is not None:
-            other = np.array([self.cameras.excludes(sequence) for sequence in sources.sequences], bool)
-            unlike |= other[sources.of]
+            other = np.array([self.cameras.excludes(sequence) for sequence in origin.sequences], bool)
+            unlike |= other[origin.of]
         return unlike
 
 
@@ -173,13 +173,13 @@ def read_outputs(
     uncertainty: Uncertainty | None,
     outputs: NDArray[Any],
     profiles: Floats | None,
-    sources: WindowSources,
+    origin: WindowOrigin,
     options: IntervalOptions,
 ) -> UncertainPredictions:
     """Like `Uncertainty.predictions`, also for runs without uncertainty, whose outputs are values alone."""
     values = np.asarray(outputs, np.float64)
     if uncertainty is not None:
-        return uncertainty.predictions(values, profiles, sources, options)
+        return uncertainty.predictions(values, profiles, origin, options)
     unknown = np.full(values.shape, math.nan)
     return UncertainPredictions(values, unknown, unknown, math.nan)
 
@@ -269,7 +269,7 @@ def _check(uncertainty: Uncertainty) -> None:
     if not (count and shapes and (conformal.weights >= 0).all() and np.isfinite(conformal.scale.coefficients).all()):
         raise ValueError("scores or their scale out of shape or range")
     cameras = uncertainty.cameras
-    if cameras is not None and not cameras.low.shape == cameras.high.shape == (len(CAMERA_TOLERANCES),):
+    if cameras is not None and not cameras.low.shape == cameras.high.shape == (len(CAMERA_TOLERANCE),):
         raise ValueError("cameras out of shape")
     for name, model in uncertainty.novelty.items():
         rows, columns = model.components.shape

@@ -28,7 +28,7 @@ from stage2_temporal.finetune.augmentation import ImageWindowBatches, make_augme
 from stage2_temporal.finetune.checkpoint import FinetuneState, load_weights, read_state, save_state
 from stage2_temporal.finetune.frozen_part import divide_model
 from stage2_temporal.finetune.normal_equations import NormalEquations
-from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
+from stage2_temporal.finetune.unfreeze import InferenceMode, backbone_layers, count_unfrozen, unfreeze_layers
 from stage2_temporal.finetune.views import StoredView, compile_frozen, keep_windows, store_view, view_batches
 from stage2_temporal.finetune.workers import Workers, train_together
 from stage2_temporal.fused.fuse import TOLERANCE, ReadWindow, compare, map_inputs
@@ -106,7 +106,8 @@ class FinetuneJob:
             self._parts = divide_model(self.model, from_frames=not self._options.views)
             if not self._options.views:  # new views in each epoch: the model trains as the whole that it is
                 self._parts = self._parts._replace(learner=self._parts.predictor, ridge_vectors=None, members=1)
-            else:
+            elif not any(isinstance(layer, InferenceMode) for layer in self._parts.learner._flatten_layers()):
+                # with layers of the backbone, which cannot be copied, the head takes little of the time anyway
                 self._parts = self._parts._replace(learner=with_fast_layers(self._parts.learner))
             windows = len(train) * self._options.views
             steps = -(-windows // self._batch) if windows else len(self._train_windows)

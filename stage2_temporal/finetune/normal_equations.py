@@ -21,11 +21,11 @@ class NormalEquations:
         self._xx, self._xy = np.zeros((size, size)), np.zeros((size, targets))
 
     def add(self, vectors: NDArray[Any], targets: NDArray[Any]) -> None:
-        """Add examples: vectors (..., F) and targets (..., K)."""
-        x, y = (a.reshape(-1, a.shape[-1]).astype(np.float64) for a in (vectors, targets))
+        """Add examples: vectors (..., F) and targets (..., K), multiplied in their own precision, summed in double."""
+        x, y = (a.reshape(-1, a.shape[-1]) for a in (vectors, targets))
         self._count += len(x)
-        self._sum_x += x.sum(axis=0)
-        self._sum_y += y.sum(axis=0)
+        self._sum_x += x.sum(axis=0, dtype=np.float64)
+        self._sum_y += y.sum(axis=0, dtype=np.float64)
         self._xx += x.T @ x
         self._xy += x.T @ y
 

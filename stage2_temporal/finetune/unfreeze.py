@@ -25,10 +25,18 @@ class InferenceMode(keras.layers.Layer):  # type: ignore[misc]
         self.layer = layer
 
     def build(self, input_shape: Any) -> None:
-        self.layer.build(input_shape)
+        if not self.layer.built:  # one that was read from a config is
+            self.layer.build(input_shape)
 
     def call(self, inputs: Any) -> Any:
         return self.layer(inputs, training=False)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"layer": keras.layers.serialize(self.layer)}  # engines copy the frozen part of a model
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> InferenceMode:
+        return cls(keras.layers.deserialize(config["layer"]))
 
 
 def backbone_layers(fused: keras.Model) -> list[keras.layers.Layer]:

@@ -53,7 +53,7 @@ def export_run(run: Path, store: Store, config: Config, formats: Sequence[str] =
             fused.set_weights(load_model(run, "finetuned.keras").get_weights())
         model = servable(fused, config.data.columns)
     else:
-        model = _with_named_outputs(_unroll(load_model(run)), config.data.columns)
+        model = _with_named_outputs(_unroll(load_model(run, targets=len(config.data.columns))), config.data.columns)
     inputs = comparison_inputs(run, store, config)
     inputs = {tensor.name: inputs[tensor.name].astype(tensor.dtype) for tensor in model.inputs}
     for name in formats or DEFAULT_FORMATS:

@@ -219,7 +219,9 @@ def comparison_inputs(run: Path, store: Store, config: Config) -> dict[str, NDAr
     task = read_task(config, store)
     examples = task.examples
     examples = examples[np.unique(np.linspace(0, len(examples) - 1, COMPARED_WINDOWS).astype(int))]
-    head = find_head(config.head.name).from_config(config).restore(load_model(run), run)
+    head = (
+        find_head(config.head.name).from_config(config).restore(load_model(run, targets=len(config.data.columns)), run)
+    )
     normalised = config.head.normalises_flow
     source = StoreSource(store.path, examples.rows, frame_interval=task.frame_interval, normalise_flow=normalised)
     inputs: dict[str, NDArray[Any]] = head.input_arrays(StoreExamples(source, examples))
@@ -235,7 +237,8 @@ def window_reader(store: Store, examples: Examples, indices: NDArray[np.int64], 
     Raises:
         BadInputs: sequences of the examples `indices` are missing or differ from those in the store; names all.
     """
-    clips = {clip.sequence.id: clip for clip in scan(config.data).clips}
+    catalogue = scan(config.data)
+    clips = {clip.sequence.id: clip for clip in catalogue.clips}
     faults = []
     for s in np.unique(examples.sequence[indices]):
         sequence = store.sequences[s]
@@ -245,7 +248,7 @@ def window_reader(store: Store, examples: Examples, indices: NDArray[np.int64], 
             faults.append(f"{config.data.path}: sequence {sequence.id} is {problem}.")
     if faults:
         hint = "framebank extract, or --data.path FOLDER with the images the store was made from"
-        raise BadInputs(f"{len(faults)} sequences cannot be read", faults, hint=hint)
+        raise BadInputs(f"{len(faults)} sequences cannot be read", [*catalogue.faults, *faults], hint=hint)
 
     def read(index: int) -> Image:
         s = examples.sequence[index]

@@ -17,7 +17,7 @@ from stage2_temporal.data.task import Task
 from stage2_temporal.evaluation.intervals import calibrate
 from stage2_temporal.evaluation.known_cameras import known_cameras
 from stage2_temporal.evaluation.novelty import NoveltyModel, fit_novelty
-from stage2_temporal.evaluation.uncertainty import INPUTS, PROFILE, UncertainPredictions, Uncertainty, WindowSources
+from stage2_temporal.evaluation.uncertainty import INPUTS, PROFILE, UncertainPredictions, Uncertainty, WindowOrigin
 from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.cross_fitting import interval_folds, pooled_rows, predict_left_out
 from stage2_temporal.training.keras_models import apply_operations
@@ -65,7 +65,7 @@ def learn_uncertainty(
     cameras = known_cameras(sequences[i] for i in np.unique(X.groups[pooled_rows(task)]).tolist())
     uncertainty = Uncertainty(task.examples.columns, settings.interval_level, calibration, novelty, cameras)
     profiles = example_profiles(X) if PROFILE in novelty else None
-    return uncertainty, uncertainty.predictions(outputs, profiles, WindowSources(sequences, X.groups, task.splits))
+    return uncertainty, uncertainty.predictions(outputs, profiles, WindowOrigin(sequences, X.groups, task.splits))
 
 
 def _predictions_and_inputs(head: Head, X: StoreExamples) -> Floats:

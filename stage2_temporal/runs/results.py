@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from features._common.atomic import atomic_write
 from features._common.bounded_file import read_bounded
 from features._common.csv_table import format_number, parse_number, read_csv_table, write_csv_table
+from features._common.plain_text import one_line
 from features._common.strict_json import read_json_file
 from features.errors import DataError
 from features.limits import TEXT_BYTES, VIDEO_FRAMES, WINDOW_FRAMES
@@ -315,7 +316,7 @@ def read_predictions(path: Path, target: tuple[str, ...]) -> tuple[PredictedExam
                 )
             )
         except ValueError as e:
-            raise DataError(f"{row.where}: {e}", hint=RETRAIN) from None
+            raise DataError(f"{row.where}: {one_line(str(e))[:200]}", hint=RETRAIN) from None
     return tuple(examples)
 
 

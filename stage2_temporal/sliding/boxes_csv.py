@@ -6,10 +6,12 @@ import math
 from pathlib import Path
 
 from features._common.csv_table import read_csv_table
+from features._common.plain_text import one_line
 from features.errors import BadInputs, DataError
 from features.sequences import Box, FrameSequence
 
 SIDES = ("left", "top", "right", "bottom")
+LONGEST_SHOWN = 80  # characters of a cell in an error
 UNNAMED = "1"  # the name of a vehicle that has none
 BOXES_HINT = "--boxes FILE.csv with the columns frame,left,top,right,bottom: the vehicle's box in one frame"
 
@@ -28,22 +30,22 @@ def read_boxes(path: Path, sequence: FrameSequence) -> BoxesByFrame:
     boxes: BoxesByFrame = {}
     for row in read_csv_table(path, required=("frame", *SIDES), hint=hint, faults=faults).rows:
         text = ",".join(row.cells[name] for name in SIDES)
+        shown, number = (one_line(cell[:LONGEST_SHOWN]) for cell in (text, row.cells["frame"]))
         vehicle = row.cells.get("vehicle") or UNNAMED
         try:
             frame = int(row.cells["frame"])
             left, top, right, bottom = map(float, text.split(","))
         except ValueError:
-            got = f"{row.cells['frame']},{text}"
-            faults.append(f"{row.where}: expected a frame number and four numbers; got {got}.")
+            faults.append(f"{row.where}: expected a frame number and four numbers; got {number},{shown}.")
             continue
         if not 0 <= frame < sequence.length:
-            faults.append(f"{row.where}: no frame {frame}; expected 0 to {sequence.length - 1}.")
+            faults.append(f"{row.where}: no frame {number}; expected 0 to {sequence.length - 1}.")
         elif not -math.inf < left < right < math.inf or not -math.inf < top < bottom < math.inf:
-            faults.append(f"{row.where}: empty box; expected left < right and top < bottom; got {text}.")
+            faults.append(f"{row.where}: empty box; expected left < right and top < bottom; got {shown}.")
         elif right <= 0 or bottom <= 0 or left >= width - 1 or top >= height - 1:
-            faults.append(f"{row.where}: box outside the {width}x{height} frame; got {text}.")
+            faults.append(f"{row.where}: box outside the {width}x{height} frame; got {shown}.")
         elif vehicle in boxes.setdefault(frame, {}):
-            faults.append(f"{row.where}: a second box of vehicle {vehicle} in frame {frame}.")
+            faults.append(f"{row.where}: a second box of vehicle {one_line(vehicle[:LONGEST_SHOWN])} in frame {frame}.")
         else:
             boxes[frame][vehicle] = (left, top, right, bottom)
     if faults:

@@ -79,7 +79,7 @@ def load_run_models(run: Path) -> RunModels:
     """
     metrics, config = read_metrics(run), read_run_config(run)
     check_streams(run, config)
-    stage_two = load_model(run)
+    stage_two = load_model(run, targets=len(config.data.columns))
     takes_track = GEOMETRY in [tensor.name for tensor in stage_two.inputs]
     camera_geometry = read_camera_geometry(run) if takes_track else None
     if (uncertainty := read_uncertainty(run)) is not None:

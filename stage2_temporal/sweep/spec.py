@@ -18,7 +18,7 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 
 from features.config import Config
 from features.errors import BadInputs, ConfigError
-from features.limits import SWEEP_RUNS
+from features.limits import PROCESSES, SWEEP_RUNS
 from features.strict_model import StrictModel, describe_validation_error
 from stage2_temporal.runs.folder import run_settings
 
@@ -73,7 +73,7 @@ class SweepPlan(StrictModel):
     pruner: Literal["median", "asha", "none"] = "median"
     """With `optuna`, stop a run whose validation error is above the median at that epoch (`median`), or not in the best
     third after each third of the epochs (`asha`, asynchronous successive halving); `none`: never."""
-    jobs: int = Field(0, ge=0)
+    jobs: int = Field(0, ge=0, le=PROCESSES)
     """Runs at a time; 0: one per core."""
     limit: int = Field(0, ge=0)
     """Try at most this many settings, drawn at random from all; 0: all."""

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from features._common.atomic import atomic_write
+from features._common.interrupts import uninterrupted
 from features._common.plain_text import one_line
 from features._common.types import Tensor
 from features.errors import DataError, FramebankError, StoreError, raise_refusal
@@ -29,19 +30,25 @@ def save_model(path: Path, model: keras.Model) -> None:
         model.save(temporary)
 
 
-def load_model(run: Path, name: str = "model.keras") -> keras.Model:
+def load_model(run: Path, name: str = "model.keras", *, targets: int | None = None) -> keras.Model:
     """Load a model from a run's folder.
+
+    Args:
+        targets: the number of target columns that it must predict.
 
     Raises:
         DataError: the file is missing, damaged, or cannot be loaded safely; or the architecture is far larger than the
-            weights beside it.
+            weights beside it, or predicts something else.
     """
     path = run / name
     try:
         config, size = read_model_config(path)
         _check_size(config, size // WEIGHT_BYTES)
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        with uninterrupted():  # h5py may turn Ctrl-C into another error
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
         _require_model(model)
+        if targets is not None and model.output_shape != (None, targets):
+            raise ValueError(f"it puts out {model.output_shape}, and the run has {targets} targets")
         return model
     except MemoryError:
         raise

@@ -20,9 +20,16 @@ import pytest
 
 from features.errors import DataError, StoreError
 from tests.helpers import ROOT
-from tests.hostile_input import KINDS, bounded_memory, check, keras_models
+from tests.hostile_input import KINDS, bounded_memory, check, keras_models, load_libraries
 
-COUNTS = dict.fromkeys(KINDS, 300) | {"archive": 60, "image": 150, "video": 25, "run_folder": 20, "toml": 150}
+COUNTS = dict.fromkeys(KINDS, 300) | {
+    "benchmark_json": 100,
+    "archive": 60,
+    "image": 150,
+    "video": 25,
+    "run_folder": 20,
+    "toml": 100,
+}
 SOAK_COUNT = 10_000
 MEMORY = 3 << 30  # bytes of a process that has TensorFlow in it, and an input's 2 GB
 NEED_KERAS = {"pth": 300, "keras_file": 12, "weights_h5": 12}
@@ -35,7 +42,8 @@ def test_every_kind_is_there() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_hostile_input_is_read_or_refused(kind: str, tmp_path: Path) -> None:
-    check(kind, 0, tmp_path)  # libraries that are loaded only now are not an input's memory
+    load_libraries(kind)
+    check(kind, 0, tmp_path)  # what is loaded only now is not an input's memory
     with bounded_memory():
         found = {number: text for number in range(COUNTS[kind]) if (text := check(kind, number, tmp_path))}
     assert found == {}
@@ -62,7 +70,9 @@ def small_model(tmp_path: Path, **layer: Any) -> Path:
 def test_a_sound_model_is_loaded(tmp_path: Path) -> None:
     from stage2_temporal.training.keras_models import load_model
 
-    assert load_model(small_model(tmp_path)).count_params() > 100
+    assert load_model(small_model(tmp_path), targets=2).count_params() > 100
+    with pytest.raises(DataError, match=r"it puts out \(None, 2\), and the run has 1 targets"):
+        load_model(tmp_path, targets=1)
 
 
 @pytest.mark.parametrize(

@@ -49,21 +49,13 @@ jobs = 2
 COMMANDS = (
     "extract --config c.toml", "verify --config c.toml", "train --config c.toml --run mine",
     "sweep --config c.toml --sweep s.toml", "leaderboard", "predict --run mine --input clips --output p.csv",
-    "evaluate --run mine", "fuse --run mine", "export --run mine --format onnx",
+    "evaluate --run mine", "fuse --run mine", "export --run mine --format onnx openvino",
 )  # fmt: skip
-LIBRARIES = [
-    "tensorflow",
-    "keras",
-    "sklearn",
-    "openvino",
-    "dask",
-    "distributed",
-    "onnxruntime",
-    "ai_edge_litert",
-    "cv2",
-    "av",
-    "mkdocs.__main__",
-]
+# OpenVINO's telemetry is cut off by our module, whoever imports OpenVINO after it
+LIBRARIES = (
+    "tensorflow", "keras", "sklearn", "dask", "distributed", "onnxruntime", "ai_edge_litert", "cv2", "av",
+    "mkdocs.__main__", "stage1_extract.engines.openvino, openvino",
+)  # fmt: skip
 
 
 def is_here(address: str) -> bool:
@@ -109,5 +101,5 @@ def test_no_command_connects_to_another_machine(tmp_path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_no_library_connects_when_it_is_loaded(tmp_path: Path, library: str) -> None:
-    pytest.importorskip(library.partition(".")[0])
+    pytest.importorskip(library.split(", ")[-1].partition(".")[0])
     assert run_recorded(tmp_path, [sys.executable, "-c", f"import {library}"]) == []

@@ -191,6 +191,7 @@ def traces(engine: Engine) -> int:
     return sum(run.experimental_get_tracing_count() for run in engine.runner.replicas)
 
 
+@pytest.mark.soak
 def test_several_devices_share_the_frames() -> None:
     """Two virtual CPUs instead of GPUs: a replica on each, both used, and the maps of a single one."""
     code = f"""

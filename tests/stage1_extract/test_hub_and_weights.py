@@ -56,7 +56,7 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, keras.Model]
     folder = tmp_path_factory.mktemp("hub") / "small_resnet"
     keras.utils.set_random_seed(4)
     backbone = hub.models.ResNetBackbone(
-        input_conv_filters=[8],
+        input_conv_filters=[64],
         input_conv_kernel_sizes=[7],
         stackwise_num_filters=[64, 64],
         stackwise_num_blocks=[1, 1],

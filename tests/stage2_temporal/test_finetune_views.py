@@ -44,7 +44,10 @@ def max_difference(some: Any, others: Any) -> float:
     return float(np.abs(np.asarray(some) - np.asarray(others)).max())
 
 
-@pytest.mark.parametrize("unfreeze", ["conv_dw_2", "conv_pw_1_bn", "conv_pw_3_bn", 0, "all"])
+@pytest.mark.parametrize(
+    "unfreeze",
+    ["conv_dw_2", 0, *(pytest.param(name, marks=pytest.mark.soak) for name in ("conv_pw_1_bn", "conv_pw_3_bn", "all"))],
+)
 def test_both_parts_in_turn_equal_the_whole_model(unfreeze: int | str, fused: keras.Model) -> None:
     names = [layer.name for layer in backbone_layers(fused)]
     model = unfreeze_layers(fused, count_unfrozen(names, unfreeze))
@@ -73,8 +76,10 @@ def test_each_member_is_trained_on_its_own_error() -> None:
     assert float(squared_error(2, np.array([2.0, 20.0]))(true, predicted)[0]) == pytest.approx((1 + 1) / 4)
 
 
-def test_stored_views_train_and_the_ridge_is_solved_again(folder: Path) -> None:
-    result = run_finetune(folder, **OPTIONS, views=2, zoom=1.1, backbone_rate=0.1)
+@pytest.mark.parametrize("unfreeze", ["conv_dw_2", 0])
+def test_stored_views_train_and_the_ridge_is_solved_again(unfreeze: str | int, folder: Path) -> None:
+    options = OPTIONS | {"unfreeze": unfreeze, "views": 2, "zoom": 1.1, "backbone_rate": 0.1}
+    result = run_finetune(folder, **options)
     run = folder / "runs" / "r"
     history = read_rows(run / "finetune.csv")
     assert [row["epoch"] for row in history] == ["0", "1", "2", "3"]
@@ -145,6 +150,7 @@ def test_normal_equations_give_the_ridge_regression_of_all_batches() -> None:
         np.testing.assert_allclose(bias, expected.intercept_)
 
 
+@pytest.mark.soak
 def test_interrupted_while_views_are_stored(folder: Path, fused: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resumed fine-tuning equals an uninterrupted one, and does not compute complete views again."""
     options = OPTIONS | {"views": 2, "epochs": 3}

@@ -396,6 +396,7 @@ def test_leaderboard_is_complete_without_javascript(browser: sync_api.Browser, l
     visit.context.close()
 
 
+@pytest.mark.soak
 def test_documentation_screenshots_can_be_taken(
     browser: sync_api.Browser, reports: dict[str, Path], leaderboard: Path, tmp_path: Path
 ) -> None:
