@@ -14,7 +14,6 @@ import keras
 import numpy as np
 import pytest
 
-from features.config import FinetuneConfig, read_run_config
 from features.errors import ConfigError
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.finetune.finetune import FinetuneResult
@@ -93,11 +92,9 @@ def test_two_processes_fine_tune_a_run_as_one_does(views: int, tmp_path: Path) -
     results, weights = [], []
     for count in (1, 2):
         run = tmp_path / f"{count}/runs/r"
-        config = read_run_config(run)
-        data = config.data.model_copy(update={"path": str(tmp_path / "1/clips")})
-        settings = FinetuneConfig(unfreeze=3, epochs=2, batch=5, learning_rate=0.01, views=views)
-        (tmp_path / "c.toml").write_text(config.model_copy(update={"data": data, "finetune": settings}).to_toml())
-        options = ["--config", str(tmp_path / "c.toml"), "--run", str(run), "--store", str(tmp_path / "1/s.h5")]
+        settings = {"unfreeze": 3, "epochs": 2, "batch": 5, "learning_rate": 0.01, "views": views}
+        options = ["--run", str(run), "--store", str(tmp_path / "1/s.h5"), "--data.path", str(tmp_path / "1/clips")]
+        options += [text for name, value in settings.items() for text in (f"--finetune.{name}", str(value))]
         start(["-m", "framebank", "finetune", *options], count, tmp_path / f"{count}.log")
         results.append(FinetuneResult.model_validate_json((run / "finetune.json").read_bytes()))
         weights.append(keras.models.load_model(run / "finetuned.keras").get_weights())
