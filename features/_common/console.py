@@ -39,7 +39,7 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
     logger.setLevel(level)
     for handler in logger.handlers:
         handler.setLevel(level)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S") if verbose else None)
+        handler.setFormatter(_PrintableFormatter(*(("%(asctime)s %(message)s", "%H:%M:%S") if verbose else ())))
 
 
 def is_quiet() -> bool:

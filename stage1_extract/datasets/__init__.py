@@ -90,7 +90,7 @@ def _with_plain_names(catalogue: Catalogue) -> Catalogue:
         else:
             what = f"{clip.sequence.id!a}: not a name for a sequence"
             add_fault(faults, what, "text without control characters", "a file, folder or cell with others")
-    return Catalogue(tuple(clips), tuple(faults))
+    return replace(catalogue, clips=tuple(clips), faults=tuple(faults))
 
 
 def _find_layout(name: str, threads: int, need_labels: bool, cache: ScanCache | None, by_packets: bool) -> Layout:

@@ -33,7 +33,7 @@ from stage1_extract.datasets.scan_cache import ScanCache
 # of containers and raw streams, as FFmpeg names them
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "asf",
-    "flv", "gif", "apng", "ogg", "ivf", "mxf", "dv", "mjpeg", "y4m", "yuv4mpegpipe", "nut", "av1", "obu",
+    "flv", "gif", "apng", "ogg", "ivf", "mxf", "dv", "mjpeg", "jpeg_pipe", "y4m", "yuv4mpegpipe", "nut", "av1", "obu",
 )  # fmt: skip
 SAME_TIME = 1e-6  # s
 RECENT_FRAMES = 8  # that are kept, because the stream `ground_flow` looks at frames again

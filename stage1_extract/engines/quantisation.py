@@ -31,7 +31,7 @@ from stage1_extract.engines.quantised_network import QuantisedNetwork
 from stage1_extract.engines.weight_rounding import round_convolutions
 from stage1_extract.frame_loader import resize_frame
 
-CALIBRATION_FRAMES = 64  # 240 gave the same error
+CALIBRATION_FRAMES = 64
 CALIBRATION_SPLIT = "train"
 
 

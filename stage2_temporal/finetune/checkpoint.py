@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 
 import keras
-import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from features._common.atomic import atomic_write, fsync_path
@@ -30,13 +29,13 @@ class FinetuneState(BaseModel):
 
     @property
     def best(self) -> int:
-        """The epoch whose weights are kept: that of the lowest validation loss or, without one, the last."""
-        losses = [row.val_loss for row in self.history]
-        return len(losses) - 1 if math.isnan(losses[0]) else int(np.argmin(losses))
+        """The row of the history whose weights are kept: the last, or epoch 0 if its validation loss is not higher."""
+        first, last = self.history[0].val_loss, self.history[-1].val_loss
+        return len(self.history) - 1 if math.isnan(first) or last < first else 0
 
 
 def save_state(folder: Path, state: FinetuneState, model: keras.Model) -> None:
-    """Write a state, whose last epoch gave the weights of `model`; only those and the best epoch's are kept."""
+    """Write a state, whose last epoch gave the weights of `model`; only those are kept."""
     folder.mkdir(exist_ok=True)
     epoch = len(state.history) - 1
     if epoch > 0:
@@ -44,8 +43,7 @@ def save_state(folder: Path, state: FinetuneState, model: keras.Model) -> None:
         fsync_path(_weights_path(folder, epoch))
     with atomic_write(folder / "state.json") as temporary:  # an epoch counts from here on
         temporary.write_text(state.model_dump_json(indent=2), encoding="utf-8")
-    needed = {_weights_path(folder, e) for e in (state.best, epoch)}
-    for path in set(folder.glob("*.weights.h5")) - needed:
+    for path in set(folder.glob("*.weights.h5")) - {_weights_path(folder, epoch)}:
         path.unlink()
 
 

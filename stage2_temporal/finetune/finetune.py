@@ -2,8 +2,8 @@
 
     framebank finetune --run NAME --finetune.unfreeze 9 --finetune.learning_rate 1e-5
 
-Epoch 0 is the two stages' own result, predicted by the fused model before any step. If no later epoch has a lower
-validation loss, its weights are kept, and the verdict says so.
+Epoch 0 is the two stages' own result, predicted by the fused model before any step. If the average of the weights after
+all steps has no lower validation loss, those of epoch 0 are kept, and the verdict says so.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _finetune(
     if not job.writes:
         return None
     fused.set_weights(job.model.get_weights())
-    helped, verdict = _verdict(state, config.finetune.epochs)
+    helped, verdict = _verdict(state)
     counted = next(split for split in VERDICT_SPLITS if len(task.known(split)))
     splits = [split for split in (counted, "validation") if len(task.known(split))]
     result = FinetuneResult(
@@ -207,17 +207,16 @@ def _read_result(run: Path) -> FinetuneResult | None:
         raise DataError(f"{path}: damaged", got=one_line(e.errors()[0]["msg"]), hint=f"rm {path}") from None
 
 
-def _verdict(state: FinetuneState, epochs: int) -> tuple[bool | None, str]:
-    first, best = state.history[0].val_loss, state.history[state.best].val_loss
+def _verdict(state: FinetuneState) -> tuple[bool | None, str]:
+    first, last = state.history[0].val_loss, state.history[-1].val_loss
     if math.isnan(first):
         return None, "No verdict: without validation examples, it is unknown whether fine-tuning helped."
     if state.best == 0:
         return False, (
-            f"Fine-tuning did not help: no epoch has a lower validation loss than the two stages' {first:.4g}. "
-            "Their weights are kept."
+            f"Fine-tuning did not help: the validation loss was {first:.4g} and became {last:.4g}. "
+            "The two stages' weights are kept."
         )
-    when = f"in epoch {state.best}" if state.best <= epochs else "after the ridge was solved again"
-    return True, f"Fine-tuning helped: validation loss {first:.4g} → {best:.4g} {when}."
+    return True, f"Fine-tuning helped: validation loss {first:.4g} → {last:.4g}."
 
 
 def _compare(split: str, job: FinetuneJob, task: Task, metrics: Metrics) -> ComparedSplit:

@@ -43,6 +43,7 @@ STATE_FOLDER = "finetune.parts"
 FITTED_PENALTIES = np.logspace(2.5, 4, 4)  # validation examples choose one
 MAX_IMAGE_WINDOWS = 8  # decoded at once where no step is taken
 WARMUP_SHARE = 0.1  # share of all steps over which the learning rate rises
+AVERAGED_SHARE = 0.3  # of all steps, over which weights are averaged
 FAST_HALF_PRECISION = (7, 0)  # CUDA compute capability from which half precision is faster than single
 
 
@@ -54,7 +55,7 @@ def choose_policy(gpus: list[tuple[int, int]]) -> str:
 class FinetuneJob:
     """Fine-tunes `model`, a trainable copy of a run's fused model, with a dtype `policy` on `replicas` GPUs.
 
-    `unfrozen` are names of the backbone layers that train. Without validation examples, the last epoch is kept.
+    `unfrozen` are names of the backbone layers that train. Without validation examples, their result is kept.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class FinetuneJob:
         self._folder, self._config, self._options, self._task = run / STATE_FOLDER, config, config.finetune, task
         self._validation = task.known("validation")
         if not len(self._validation):
-            logger.info("finetune: no validation examples, so the last epoch is kept")
+            logger.info("finetune: no validation examples, so its result is kept")
 
         names = [layer.name for layer in backbone_layers(fused)]
         count = count_unfrozen(names, self._options.unfreeze)
@@ -115,7 +116,7 @@ class FinetuneJob:
             learner, members = self._parts.learner, self._parts.members
             slow = {id(v) for layer in backbone_layers(self.model) for v in layer.trainable_variables}
             rates = [self._options.backbone_rate if id(v) in slow else 1.0 for v in learner.trainable_variables]
-            optimiser = DiscriminativeAdam(schedule, rates)
+            optimiser = AveragingAdam(schedule, rates, AVERAGED_SHARE * steps * self._options.epochs)
             if self.policy == "mixed_float16":
                 optimiser = keras.optimizers.LossScaleOptimizer(optimiser)
             self._loss = squared_error(members, None if self._target is None else self._target.deviation)
@@ -123,9 +124,14 @@ class FinetuneJob:
             metric = keras.metrics.MeanMetricWrapper(self._metric, name="squared_error")
             learner.compile(optimiser, self._loss, metrics=[metric], auto_scale_loss=False)
             optimiser.build(learner.trainable_variables)
+            self._optimiser = optimiser.inner_optimizer if self.policy == "mixed_float16" else optimiser
 
     def train(self) -> FinetuneState:
-        """Run all epochs that are left, from epoch 0 or from a saved state; `model` then has the best weights."""
+        """Run all epochs that are left, from epoch 0 or from a saved state.
+
+        `model` then has the average of the weights after the steps, or its first weights if their validation loss is
+        lower. It is not that of one epoch: with few validation examples, the lowest of many losses is so by chance.
+        """
         state = read_state(self._folder, self._key)
         self._wait()
         if state is None:
@@ -143,12 +149,9 @@ class FinetuneJob:
             self._save(state)
         if not self.writes:
             return state
-        self._restore(state.best)
-        if self._parts.ridge_vectors is not None:
-            best = state.best
-            state.history.append(self._solve_ridge(self._parts.ridge_vectors))
-            if state.best == best:
-                self._restore(best)
+        state.history.append(self._average_weights())
+        if state.best == 0:
+            self.model.set_weights(self.fused.get_weights())
         return state
 
     @property
@@ -165,12 +168,6 @@ class FinetuneJob:
         """Wait for the other machines, if there are any."""
         if self._workers is not None:
             self._workers.wait()
-
-    def _restore(self, epoch: int) -> None:
-        """Give the model the weights that it had after an epoch."""
-        self.model.set_weights(self.fused.get_weights())
-        if epoch > 0:
-            load_weights(self._folder, epoch, self._parts.learner)
 
     def predict(self, model: keras.Model, indices: NDArray[np.int64]) -> Floats:
         """Predict examples from their images: (n, K) in the target's unit."""
@@ -251,9 +248,16 @@ class FinetuneJob:
                 loss, error = train_together(self._workers, self._parts.learner, batches, *functions, bar.update)
         return self._history_row(epoch, loss, math.sqrt(error), started)
 
-    def _solve_ridge(self, vectors: keras.Model) -> Epoch:
-        """Solve the head's ridge regression again, on what the fine-tuned layers make of every frame of the views."""
+    def _average_weights(self) -> Epoch:
+        """Give the model the average of its weights, and solve the head's ridge regression again, if it has one."""
         started = time.monotonic()
+        self._optimiser.average_weights(self._parts.learner.trainable_variables)
+        if self._parts.ridge_vectors is not None:
+            self._solve_ridge(self._parts.ridge_vectors)
+        return self._history_row(self._options.epochs + 1, math.nan, math.nan, started)
+
+    def _solve_ridge(self, vectors: keras.Model) -> None:
+        """Solve the head's ridge regression again, on what the fine-tuned layers make of every frame of the views."""
         layer = self.model.get_layer(STAGE_TWO).get_layer(RIDGE)
         equations = NormalEquations(layer.input.shape[-1], layer.output.shape[-1])
         batches = self._train_batches(0)
@@ -267,7 +271,6 @@ class FinetuneJob:
             layer.set_weights(equations.solve(penalty))
             solutions.append((self._validation_errors()[0], layer.get_weights()))
         layer.set_weights(min(solutions, key=lambda solution: solution[0])[1])
-        return self._history_row(self._options.epochs + 1, math.nan, math.nan, started)
 
     def _validation_errors(self) -> tuple[float, float]:
         """Loss and RMSE of the prediction for the validation examples; NaN without any."""
@@ -295,7 +298,7 @@ class FinetuneJob:
         row = Epoch(epoch, loss, rmse, val_loss, val_rmse, time.monotonic() - started)
         figures = {name: getattr(row, name) for name in ("loss", "rmse", "val_loss", "val_rmse")}
         text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if math.isfinite(value))
-        step = "ridge solved again" if epoch > self._options.epochs else f"epoch {epoch}/{self._options.epochs}"
+        step = "averaged weights" if epoch > self._options.epochs else f"epoch {epoch}/{self._options.epochs}"
         logger.info(f"finetune: {step}, {text}{remark} [{row.seconds:.1f} s]")
         return row
 
@@ -332,13 +335,23 @@ def check_epoch0(fused: keras.Model, windows: ImageWindowBatches, expected: Floa
     return facts
 
 
-class DiscriminativeAdam(keras.optimizers.Adam):  # type: ignore[misc]
-    """Adam with a lower learning rate for some variables (J. Howard, S. Ruder, ULMFiT, 2018)."""
+class AveragingAdam(keras.optimizers.Adam):  # type: ignore[misc]
+    """Adam that averages weights, with a lower learning rate for some of them (J. Howard, S. Ruder, ULMFiT, 2018).
 
-    def __init__(self, learning_rate: Any, rates: list[float]) -> None:
-        """Multiply the learning rate of each variable by its entry of `rates`."""
-        super().__init__(learning_rate)
+    Of the weights after each step, it keeps an exponential moving average (B. Polyak, A. Juditsky, 1992).
+    """
+
+    def __init__(self, learning_rate: Any, rates: list[float], averaged_steps: float) -> None:
+        """Multiply the learning rate of each variable by its entry of `rates`; average over about so many steps."""
+        super().__init__(learning_rate, use_ema=True, ema_momentum=1 - 1 / max(1.0, averaged_steps))
         self._rates = rates
+
+    def finalize_variable_values(self, var_list: Any) -> None:
+        """Keep the weights; Keras' `fit`, of which each epoch is a call, would average them at its end."""
+
+    def average_weights(self, variables: list[keras.Variable]) -> None:
+        """Give the variables, which are those that train, their averages."""
+        super().finalize_variable_values(variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update a variable and its two moments in place."""

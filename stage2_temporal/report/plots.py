@@ -79,7 +79,9 @@ def curves(results: Results, *, finetuning: bool = False) -> list[Plot]:
             continue
         log = min(values) > SMALLEST_LOSS and max(values) / min(values) > LOG_AXIS_RATIO
         note = "Epoch 0 is the two-stage model. " if finetuning else ""
-        note += f"The saved model is that of epoch {fit.best_epoch} of {fit.epochs}."
+        averaged = finetuning and fit.best_epoch == fit.epochs
+        saved = "the average of their weights" if averaged else f"that of epoch {fit.best_epoch} of {fit.epochs}"
+        note += f"The saved model is {saved}."
         if title == "RMSE":
             note += f" Dashed: the constant predictor on the {split_name} split."
         y_range = padded_range(values, log=log, zero=not log)

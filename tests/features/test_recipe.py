@@ -13,7 +13,7 @@ OTHER = {
     "decode": "fast", "size": (64, 36), "interpolation": "cubic", "colour": "bgr", "preprocess": "VGG16",
     "backbone": "VGG16", "arguments": {"alpha": 0.25}, "weights_digest": "f" * 64, "top_layers": 4,
     "precision": "bfloat16", "dtype": "float16", "grid": (3, 4),
-    "quantised": "e" * 64,
+    "quantised": "e" * 64, "basis": "b" * 64,
 }  # fmt: skip
 
 

@@ -9,14 +9,19 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from features.config import Config
 from features.errors import ConfigError, StoreError
 from features.store import Store
 from stage1_extract.__main__ import main
+from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
 from stage1_extract.engines import quantisation
+from stage1_extract.engines.engine import Engine
+from stage1_extract.engines.openvino import openvino_core, write_graph
+from stage1_extract.engines.quantised_network import QuantisedNetwork
 from stage1_extract.extract import extract
 from tests.extraction_helpers import CONFIG, extraction_config, store_content
 from tests.helpers import ROOT, write_clips
@@ -58,6 +63,28 @@ def test_without_nncf_the_error_says_what_to_install(
     with pytest.raises(ConfigError, match=r"needs nncf .*Try: pip install \"framebank\[cpu,int8\]\"") as error:
         run(extraction_config(data / "half", precision="int8"), tmp_path / "s.h5")
     assert "\n" not in str(error.value)
+
+
+def test_network_with_wrong_maps_is_refused(tmp_path: Path) -> None:
+    """The first frames' maps are compared with float32, so that neither the file nor its compilation can be wrong."""
+    import openvino
+
+    trunk = build_trunk(extraction_config(precision="int8"))
+    frames = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    path, outputs = write_graph(trunk.model, (2, 32, 32, 3), tmp_path)
+    graph = openvino_core().read_model(path)
+
+    def engine() -> Engine:
+        openvino.save_model(graph, tmp_path / "n.xml", compress_to_fp16=False)
+        content = [(tmp_path / f"n.{suffix}").read_bytes() for suffix in ("xml", "bin")]
+        return Engine(trunk, 2, "openvino", QuantisedNetwork(content[0], content[1], outputs, {}, {}))
+
+    engine()(frames)
+    kernels = [n.input_value(1).get_node() for n in graph.get_ordered_ops() if n.get_type_name() == "Convolution"]
+    constant = openvino.opset13.constant(-kernels[-1].data)
+    kernels[-1].output(0).replace(constant.output(0))
+    with pytest.raises(ConfigError, match=r"openvino in int8: maps differ too much .*at most 0\.2; got "):
+        engine()(frames)
 
 
 @with_nncf

@@ -27,7 +27,7 @@ from stage2_temporal.evaluation.history import Epoch
 from stage2_temporal.finetune.augmentation import QUEUED_BATCHES, ImageWindowBatches, make_augmentation
 from stage2_temporal.finetune.checkpoint import FinetuneState, read_state, save_state
 from stage2_temporal.finetune.finetune import finetune
-from stage2_temporal.finetune.loop import choose_policy, learning_rate_schedule, seed_dropout
+from stage2_temporal.finetune.loop import AveragingAdam, choose_policy, learning_rate_schedule, seed_dropout
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
 from stage2_temporal.fused.fuse import build_fused_model
 from tests.finetune_runs import make_job, run_config, run_finetune
@@ -59,10 +59,11 @@ def test_command_fine_tunes_the_last_layers_and_writes_scores(
     command += ["--finetune.learning_rate", "0.01", "--finetune.unfreeze", "9", "--finetune.epochs", "2"]
     assert main(command) == 0
     out, err = capsys.readouterr()
-    assert [line.split(",")[0] for line in err.splitlines()] == [f"finetune: epoch {i}/2" for i in range(3)], err
+    steps = [*(f"finetune: epoch {i}/2" for i in range(3)), "finetune: averaged weights"]
+    assert [line.split(",")[0] for line in err.splitlines()] == steps, err
     assert all(word in out for word in ("constant", "two-stage", "fine-tuned", "Fine-tuning"))
     facts, history = json.loads((run / "finetune.json").read_text()), read_rows(run / "finetune.csv")
-    assert [r["epoch"] for r in history] == ["0", "1", "2"]
+    assert [r["epoch"] for r in history] == ["0", "1", "2", "3"]
     assert (history[0]["loss"], history[0]["rmse"]) == ("", "")
 
     # epoch 0 has the two stages' predictions, but for what the store's half precision changed
@@ -73,7 +74,7 @@ def test_command_fine_tunes_the_last_layers_and_writes_scores(
     assert facts["epoch0"]["rounding"] > 0
     assert facts["splits"]["validation"]["two-stage"] == two_stages
     losses = [float(r["val_loss"]) for r in history]
-    assert facts["best_epoch"] == int(np.argmin(losses))
+    assert facts["best_epoch"] == (3 if losses[3] < losses[0] else 0)
     assert facts["helped"] == (facts["best_epoch"] > 0)
     assert len(facts["unfrozen"]) == 9
 
@@ -156,7 +157,7 @@ def test_mixed_precision_copy_keeps_float32_weights_and_head(fused: keras.Model)
 def test_resumed_equals_uninterrupted(
     folder: Path, fused: keras.Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Although one epoch was worse than the one before, so that two epochs' weights are saved."""
+    """The average of the weights too, to which the steps before the interruption belong."""
     shutil.copytree(folder / "runs" / "r", folder / "runs" / "uninterrupted")
     options = {"epochs": 3, "unfreeze": "conv_pw_2"}
     expected = make_job(folder, fused, "uninterrupted", **options)
@@ -176,7 +177,7 @@ def test_resumed_equals_uninterrupted(
     state = read_state(folder / "runs" / "r" / "finetune.parts", "key")
     assert state is not None and len(state.history) == 3
     files = {p.name for p in (folder / "runs" / "r" / "finetune.parts").iterdir()}
-    assert files == {"state.json", "epoch2.weights.h5"} | ({f"epoch{state.best}.weights.h5"} if state.best else set())
+    assert files == {"state.json", "epoch2.weights.h5"}
     monkeypatch.setattr(ImageWindowBatches, "begin", begin)
     capsys.readouterr()
     resumed = make_job(folder, fused, **options)
@@ -189,7 +190,25 @@ def test_resumed_equals_uninterrupted(
     assert equal(weights, resumed.model.get_weights())
 
 
-def test_worse_epochs_are_not_kept(folder: Path, fused: keras.Model, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_all_steps_are_averaged_at_the_end() -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    optimiser = AveragingAdam(0.1, [1.0, 0.5], averaged_steps=4)
+    model.compile(optimiser, "mse")
+    x, averages = np.random.default_rng(0).normal(size=(8, 3)), None
+    for _ in range(6):
+        before = model.get_weights()
+        model.fit(x, x.sum(axis=1), batch_size=8, verbose=0)
+        weights = model.get_weights()
+        moved = [float(np.abs(a - b).max()) for a, b in zip(weights, before, strict=True)]
+        assert moved[0] > 0.02  # the average would hardly move
+        averages = weights if averages is None else [(3 * a + w) / 4 for a, w in zip(averages, weights, strict=True)]
+    optimiser.average_weights(model.trainable_variables)
+    assert averages is not None
+    for averaged, expected in zip(model.get_weights(), averages, strict=True):
+        np.testing.assert_allclose(averaged, expected, rtol=1e-5)
+
+
+def test_worse_results_are_not_kept(folder: Path, fused: keras.Model, capsys: pytest.CaptureFixture[str]) -> None:
     run = folder / "runs" / "r"
     state = FinetuneState(key="another key", facts={}, history=[Epoch(0, 1, 1, 1, 1, 0)])
     save_state(run / "finetune.parts", state, fused)

@@ -22,7 +22,7 @@ from stage2_temporal.finetune.workers import join_workers, parse_config
 from tests.helpers import ROOT
 from tests.image_runs import train_on_images
 
-CLIPS = {"Train": 5, "Validation": 3, "Test": 2}  # a batch of 4, and one of a single window, of which one has none
+CLIPS = {"Train": 6, "Validation": 3, "Test": 2}  # a batch of 5, and one of a single window, of which one has none
 
 STEP = """
 import sys
@@ -95,7 +95,7 @@ def test_two_processes_fine_tune_a_run_as_one_does(views: int, tmp_path: Path) -
         run = tmp_path / f"{count}/runs/r"
         config = read_run_config(run)
         data = config.data.model_copy(update={"path": str(tmp_path / "1/clips")})
-        settings = FinetuneConfig(unfreeze=3, epochs=2, batch=4, learning_rate=0.01, views=views)
+        settings = FinetuneConfig(unfreeze=3, epochs=2, batch=5, learning_rate=0.01, views=views)
         (tmp_path / "c.toml").write_text(config.model_copy(update={"data": data, "finetune": settings}).to_toml())
         options = ["--config", str(tmp_path / "c.toml"), "--run", str(run), "--store", str(tmp_path / "1/s.h5")]
         start(["-m", "framebank", "finetune", *options], count, tmp_path / f"{count}.log")

@@ -51,7 +51,7 @@ def test_histogram_counts_every_example(tmp_path: Path) -> None:
 def test_losses_over_a_wide_range_get_a_logarithmic_axis(tmp_path: Path) -> None:
     folder, _ = make_run(tmp_path)
     (folder / "history.csv").write_text(
-        "epoch,loss,rmse,val_loss,val_rmse,seconds\n1,5000,3,nan,3,1\n2,4,2,5,2,1\n3,3,2,4,2,1\n"
+        "epoch,loss,rmse,val_loss,val_rmse,seconds\n1,5000,3,,3,1\n2,4,2,5,2,1\n3,3,2,4,2,1\n"
     )
     loss, rmse = curves(read_results(folder))
     assert loss.log and not rmse.log
