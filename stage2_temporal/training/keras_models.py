@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,12 @@ def _check_size(config: dict[str, Any], known: int) -> None:
     Args:
         known: the number of parameters whose values are at hand.
     """
+    # in a thread, since Keras would allocate the weights of models built later in this one together with these
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(_check_size_unallocated, config, known).result()
+
+
+def _check_size_unallocated(config: dict[str, Any], known: int) -> None:
     with keras.StatelessScope(initialize_variables=False):
         model = keras.saving.deserialize_keras_object(config | {"compile_config": None}, safe_mode=True)
         _require_model(model)
