@@ -261,7 +261,9 @@ def test_missing_and_damaged_images_are_all_named(folder: Path) -> None:
     (folder / "clips" / "Validation" / "Validation" / "1" / "imgs" / "003.jpg").write_bytes(b"")
     with pytest.raises(BadInputs, match=r"--data\.path") as caught:
         run_finetune(folder)
-    assert [line.split("sequence ")[1] for line in caught.value.faults] == [
+    reason, *missing = caught.value.faults
+    assert "003.jpg" in reason
+    assert [line.split("sequence ")[1] for line in missing] == [
         "Train/2 is missing or damaged.",
         "Validation/1 is missing or damaged.",
     ]
