@@ -38,7 +38,7 @@ $(READY): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "framebank needs Python 3.11, 3.12 or 3.13, this is $$($(PYTHON) --version). Try: make PYTHON=python3.11 …"; exit 2; }
 	@test -x $(PY) || $(PYTHON) -m venv .venv
-	@echo "setting up .venv ($(if $(GPU),some GB more than ,about )3.4 GB, a minute or two) …"
+	@echo "setting up .venv ($(if $(GPU),some GB more than ,about )3.9 GB, a minute or two) …"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --requirement $(LOCK)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch .venv/.ready $@  # the larger environment serves every target
