@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from joblib import cpu_count
 from numpy.typing import NDArray
-from sklearn.decomposition import IncrementalPCA
 
 from features._common.console import logger
 from features._common.types import Image
@@ -60,6 +59,8 @@ def _file(store: Path, request: str) -> Path:
 
 def fit_bases(config: Config, clips: Sequence[Clip], engine: Engine, path: Path) -> dict[str, PCABasis]:
     """Fit the components of each stream that the config keeps some of to maps of training frames, and save them."""
+    from sklearn.decomposition import IncrementalPCA  # here, because importing it takes a second
+
     frames = _TrainingFrames(config, clips)
     shapes = {name: info.shape for name, info in engine.trunk.streams.items()}
     bases = {}
