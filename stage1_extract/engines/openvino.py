@@ -6,7 +6,6 @@ import queue
 import sys
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -25,6 +24,7 @@ from stage1_extract.engines.quantised_network import QuantisedNetwork
 
 # measured: 1 to 4 frames fit into the caches; larger batches are up to a third slower
 BATCH = 4
+MIN_WEIGHTS = 256  # numbers of a constant that the file of a graph need not have
 # the layers that are not quantised compute in float32, so that every processor gives the same maps
 PRECISION_NAMES = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
@@ -89,9 +89,7 @@ class OpenVinoRunner:
             self.batch = batch or BATCH
             shape = (self.batch, *model.input.shape[1:])
             if network is None:
-                with TemporaryDirectory() as folder:
-                    path, self._outputs = write_graph(model, shape, Path(folder))
-                    graph = openvino_core().read_model(path)
+                graph, self._outputs = read_graph(model, shape)
             else:
                 self._outputs = dict(network.outputs)
                 graph = openvino_core().read_model(network.graph, network.weights)
@@ -126,11 +124,38 @@ class OpenVinoRunner:
             self._free.put(request)
 
 
-def write_graph(model: keras.Model, shape: tuple[int, ...], folder: Path) -> tuple[Path, dict[str, str]]:
-    """Write the model as a graph with its weights; returns the file, and by stream the name of its maps' tensor."""
-    # OpenVINO reads the file within a second; converting the same graph in memory takes up to half a minute
+def read_graph(model: keras.Model, shape: tuple[int, ...]) -> tuple[Any, dict[str, str]]:
+    """Convert the model, for frames of a shape; returns the network, and by stream the name of its maps' tensor.
+
+    OpenVINO reads a file within a second; converting the same graph in memory takes up to half a minute. The file has
+    no weights, which are most of a graph: in it they are inputs, and become constants afterwards.
+    """
+    from openvino import opset13, passes
+
     spec, folded = tf.TensorSpec(shape, tf.uint8), fold_scales(model)
     graph = tf.function(lambda x: folded(x, training=False), input_signature=[spec], autograph=False)
     frozen = convert_variables_to_constants_v2(graph.get_concrete_function())
     outputs = {name: tensor.name for name, tensor in zip(sorted(model.output), frozen.outputs, strict=True)}
-    return Path(tf.io.write_graph(frozen.graph, str(folder), "trunk.pb", as_text=False)), outputs
+    definition, weights = frozen.graph.as_graph_def(), dict[str, NDArray[Any]]()
+    for node in definition.node:
+        if node.op == "Const" and node.attr["dtype"].type == tf.float32.as_datatype_enum:
+            value = tf.make_ndarray(node.attr["value"].tensor)
+            if value.size >= MIN_WEIGHTS:
+                weights[node.name] = value
+                node.op = "Placeholder"
+                del node.attr["value"]
+                node.attr["shape"].shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
+    with TemporaryDirectory() as folder:
+        network = openvino_core().read_model(tf.io.write_graph(definition, folder, "trunk.pb", as_text=False))
+    for parameter in network.get_parameters():
+        value = weights.get(parameter.get_friendly_name().removesuffix(":0"))
+        if value is not None:
+            constant = opset13.constant(value).output(0)
+            for target in parameter.output(0).get_target_inputs():
+                target.replace_source_output(constant)
+            network.remove_parameter(parameter)
+    network.validate_nodes_and_infer_types()
+    folding = passes.Manager()
+    folding.register_pass(passes.ConstantFolding())  # of transposed kernels
+    folding.run_passes(network)
+    return network, outputs

@@ -58,12 +58,11 @@ def quantise(trunk: Trunk, frames: Image) -> QuantisedNetwork:
 
     nncf.set_log_level(logging.ERROR)
     batch = openvino.BATCH
+    shape = (batch, *trunk.model.input.shape[1:])
+    (model, outputs), (rounded, _) = (openvino.read_graph(trunk.model, shape) for _ in range(2))
     with tempfile.TemporaryDirectory() as folder:
-        path, outputs = openvino.write_graph(trunk.model, (batch, *trunk.model.input.shape[1:]), Path(folder))
-        model = core.read_model(path)
         frames = frames[np.arange(max(len(frames), batch)) % len(frames)]
         batches = [frames[i : i + batch] for i in range(0, len(frames) - batch + 1, batch)]
-        rounded = core.read_model(path)
         kept = round_convolutions(rounded, batches, core)
         with redirect_stdout(io.StringIO()):  # where NNCF draws progress bars
             quantised = nncf.quantize(

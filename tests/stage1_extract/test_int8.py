@@ -20,7 +20,7 @@ from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
 from stage1_extract.engines import quantisation
 from stage1_extract.engines.engine import Engine
-from stage1_extract.engines.openvino import openvino_core, write_graph
+from stage1_extract.engines.openvino import read_graph
 from stage1_extract.engines.quantised_network import QuantisedNetwork
 from stage1_extract.extract import extract
 from tests.extraction_helpers import CONFIG, extraction_config, store_content
@@ -71,8 +71,7 @@ def test_network_with_wrong_maps_is_refused(tmp_path: Path) -> None:
 
     trunk = build_trunk(extraction_config(precision="int8"))
     frames = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    path, outputs = write_graph(trunk.model, (2, 32, 32, 3), tmp_path)
-    graph = openvino_core().read_model(path)
+    graph, outputs = read_graph(trunk.model, (2, 32, 32, 3))
 
     def engine() -> Engine:
         openvino.save_model(graph, tmp_path / "n.xml", compress_to_fp16=False)
