@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 
 from features.config import DataConfig
 from stage1_extract.datasets.clip import Catalogue
+
+OLD = 1_700_000_000  # s: a time of modification long ago
 
 VEHICLE = {"velocity": [-1.5, 0.25], "bbox": {"left": 1, "top": 2, "right": 9, "bottom": 7}, "position": [20.0, -1.5]}
 SECOND_VEHICLE = {"velocity": [3.0, 0.0], "bbox": {"left": 11, "top": 2, "right": 19, "bottom": 7}}
@@ -53,3 +56,9 @@ def assert_only_fault(catalogue: Catalogue, path: Path | str, *parts: str) -> No
     assert line.startswith(str(path)) and "\n" not in line and "Try" not in line, line
     for part in parts:
         assert part in line, line
+
+
+def make_old(folder: Path) -> None:
+    """Give all files in a folder a time of modification long ago, as those have that a scan remembers."""
+    for file in folder.rglob("*"):
+        os.utime(file, (OLD, OLD))

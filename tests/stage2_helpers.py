@@ -18,6 +18,17 @@ from stage2_temporal.heads import find_head
 from stage2_temporal.training.scaling import Scale
 
 CLIP_LENGTH, MAP_SHAPE = 6, (3, 4, 16)
+# of a config, as the recipe of `write_store` has them
+RECIPE_SECTIONS = """
+[frames]
+width = 32
+height = 18
+[backbone]
+name = "Tiny"
+preprocess = false
+[extract]
+dtype = "float32"
+"""
 
 
 def drifting_clips(counts: Mapping[str, int], noise: float = 0.02) -> tuple[NDArray[np.float16], list[FrameSequence]]:

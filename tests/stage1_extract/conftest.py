@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from stage1_extract.datasets import image_sequence
+from stage1_extract.datasets.archive import ReadablePath, read_file
 from tests.extraction_helpers import extraction_config
 from tests.helpers import write_clips
 
@@ -27,3 +29,16 @@ def engine() -> Engine:
 def clips(tmp_path: Path) -> Path:
     """A data set of ten clips."""
     return write_clips(tmp_path / "data")
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the images that are read as a whole."""
+    names: list[str] = []
+
+    def counted(path: ReadablePath) -> bytes:
+        names.append(str(path))
+        return read_file(path)
+
+    monkeypatch.setattr(image_sequence, "read_file", counted)
+    return names

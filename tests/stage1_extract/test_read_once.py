@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -21,11 +20,10 @@ from stage1_extract.datasets.image_file import read_info, read_start
 from stage1_extract.datasets.scan_cache import scan_cache_of
 from stage1_extract.engines.engine import Engine
 from stage1_extract.extract import extract
-from tests.dataset_helpers import noise_image, write_clip
+from tests.dataset_helpers import make_old, noise_image, write_clip
 from tests.extraction_helpers import extraction_config, store_content
 from tests.helpers import write_clips
 
-OLD = 1_700_000_000  # s: a time of modification long ago
 SIZE = (64, 48)  # of the clips' frames
 READ_COUNTER = Path("/proc/self/io")
 
@@ -36,24 +34,6 @@ def data(tmp_path: Path) -> Path:
     folder = write_clips(tmp_path / "data", {"Train": 5})
     make_old(folder)
     return folder
-
-
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the images that are read as a whole."""
-    names: list[str] = []
-
-    def counted(path: ReadablePath) -> bytes:
-        names.append(str(path))
-        return read_file(path)
-
-    monkeypatch.setattr(image_sequence, "read_file", counted)
-    return names
-
-
-def make_old(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        os.utime(file, (OLD, OLD))
 
 
 def images(folder: Path) -> list[str]:

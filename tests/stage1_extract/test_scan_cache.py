@@ -11,16 +11,12 @@ import numpy as np
 import pytest
 
 from framebank.workflows import extract_data_set
-from stage1_extract.datasets import archive, image_sequence, scan, video
-from stage1_extract.datasets.archive import ReadablePath, read_file
+from stage1_extract.datasets import archive, scan, video
 from stage1_extract.datasets.clip import Catalogue
 from stage1_extract.datasets.scan_cache import ScanCache, scan_cache_of
-from tests.dataset_helpers import data_config, noise_image, write_clip, zip_folder
+from tests.dataset_helpers import OLD, data_config, make_old, noise_image, write_clip, zip_folder
 from tests.extraction_helpers import extraction_config
 from tests.image_runs import write_video
-
-OLD = 1_700_000_000  # s: a time of modification long ago
-
 
 READ_COUNTER = Path("/proc/self/io")
 
@@ -37,24 +33,6 @@ def folder(tmp_path: Path) -> Path:
         write_clip(tmp_path / f"data/Train/Train/{name}")
     make_old(tmp_path / "data")
     return tmp_path / "data"
-
-
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the images that scans have read."""
-    names: list[str] = []
-
-    def counted(path: ReadablePath) -> bytes:
-        names.append(str(path))
-        return read_file(path)
-
-    monkeypatch.setattr(image_sequence, "read_file", counted)
-    return names
-
-
-def make_old(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        os.utime(file, (OLD, OLD))
 
 
 def scan_with(folder: Path, store: Path, *, rehash: bool = False) -> Catalogue:

@@ -25,20 +25,11 @@ from stage2_temporal.sweep.search import run_search
 from stage2_temporal.sweep.spec import Sweep, search_spaces
 from stage2_temporal.sweep.study import SweepStudy, TrialRecord
 from tests.helpers import ROOT, write_store
-from tests.stage2_helpers import CLIP_LENGTH, drifting_clips
+from tests.stage2_helpers import CLIP_LENGTH, RECIPE_SECTIONS, drifting_clips
 
 pytest.importorskip("optuna")
 
-TASK = f"""
-[frames]
-width = 32
-height = 18
-[backbone]
-name = "Tiny"
-preprocess = false
-[extract]
-dtype = "float32"
-[window]
+TASK = f"""{RECIPE_SECTIONS}[window]
 length = {CLIP_LENGTH}
 [head]
 difference = true

@@ -24,18 +24,9 @@ from stage2_temporal.sweep.runner import SweepResult, run_sweep
 from stage2_temporal.sweep.spec import Sweep, sweep_entries
 from stage2_temporal.train import evaluate
 from tests.helpers import ROOT, write_store
-from tests.stage2_helpers import CLIP_LENGTH, drifting_clips
+from tests.stage2_helpers import CLIP_LENGTH, RECIPE_SECTIONS, drifting_clips
 
-TASK = f"""
-[frames]
-width = 32
-height = 18
-[backbone]
-name = "Tiny"
-preprocess = false
-[extract]
-dtype = "float32"
-[window]
+TASK = f"""{RECIPE_SECTIONS}[window]
 length = {CLIP_LENGTH}
 [head]
 difference = true

@@ -17,18 +17,8 @@ from stage2_temporal.data.task import read_task
 from stage2_temporal.runs.results import read_metrics
 from stage2_temporal.train import train
 from tests.helpers import ROOT, write_store
-from tests.stage2_helpers import drifting_clips, train_config
+from tests.stage2_helpers import RECIPE_SECTIONS, drifting_clips, train_config
 
-RECIPE_SECTIONS = """
-[frames]
-width = 32
-height = 18
-[backbone]
-name = "Tiny"
-preprocess = false
-[extract]
-dtype = "float32"
-"""
 # ends the process if a socket other than a loopback one is opened or a name is looked up
 NO_NETWORK = """
 import sys
