@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -21,6 +22,13 @@ settings.register_profile("noisy machines", deadline=None)
 settings.load_profile("noisy machines")
 log_to_stderr()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to Ctrl-C
+gc.disable()  # until all tests are imported, and with them TensorFlow
+
+
+def pytest_collection_finish() -> None:
+    """Search for reference cycles again, but not among the million objects of imported modules."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
