@@ -1,4 +1,4 @@
-"""What every test needs: TensorFlow's settings before it is loaded, hypothesis' profile, the real material."""
+"""What every test needs: TensorFlow's and NumPy's settings before they load, hypothesis' profile, real material."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # there is a process per core already
 
 import pytest
 from hypothesis import settings
