@@ -11,11 +11,11 @@ SMALL = 1000  # rows or columns
 
 
 @contextmanager
-def blas_threads(rows: int, columns: int) -> Iterator[None]:
-    """Limit linear algebra to one thread while matrices are decomposed that have few rows or few columns.
+def blas_threads(size: int) -> Iterator[None]:
+    """Limit linear algebra to one thread if `size`, the smaller side of its matrices, is small.
 
     Several threads wait for each other at every step. On a busy machine that takes ten times the processor time for the
     decomposition of 260 vectors, and thirty times for a ridge regression on 400.
     """
-    with threadpool_limits(1 if min(rows, columns) <= SMALL else None, user_api="blas"):
+    with threadpool_limits(1 if size <= SMALL else None, user_api="blas"):
         yield

@@ -58,7 +58,7 @@ def fit_novelty(vectors: Floats, groups: NDArray[np.int64]) -> NoveltyModel | No
     fold = np.random.default_rng(0).permutation(len(counts))[group] % NOVELTY_FOLDS
     smallest = len(vectors) - int(np.bincount(fold).max())
     count = min(MAX_COMPONENTS, smallest // EXAMPLES_PER_COMPONENT, vectors.shape[1])
-    with blas_threads(*vectors.shape):
+    with blas_threads(min(vectors.shape)):
         logs, rotated = np.empty(len(vectors)), _rotated(vectors)
         for k in range(NOVELTY_FOLDS):
             model = _fit(rotated[fold != k], count)

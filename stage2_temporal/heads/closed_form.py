@@ -11,7 +11,6 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from features._common.blas import blas_threads
 from features._common.types import Floats, Tensor
 from stage2_temporal.data.examples import HeadInputs
 from stage2_temporal.evaluation.history import Epoch
@@ -36,8 +35,7 @@ class ClosedFormHead(Head):
     ) -> None:
         started = time.monotonic()
         graph = self._build_graph()
-        with blas_threads(len(examples), int(graph.vectors.shape[-1])):
-            self.solution_ = self._solve_graph(graph, examples, standardise_targets(targets, self._target))
+        self.solution_ = self._solve_graph(graph, examples, standardise_targets(targets, self._target))
         self.model_ = self._build_model(graph)
         del self.solution_  # the model contains it now
         loss, rmse = self._errors(examples, targets)

@@ -84,7 +84,7 @@ def cross_validated_ridge(vectors: Floats, targets: Floats, folds: Folds) -> tup
         Weights (F, K), bias (K,), and the predictions (n, K) of left-out examples; NaN where a fold had none to fit.
     """
     predicted = np.full((len(RIDGE_PENALTIES), *targets.shape), np.nan)
-    with blas_threads(*vectors.shape):
+    with blas_threads(min(vectors.shape)):
         for left_out, fitted in zip(folds.left_out, folds.fitted, strict=True):
             if left_out.any() and fitted.any():
                 path = RidgePath(vectors[fitted], targets[fitted])
