@@ -47,7 +47,7 @@ class ImageFiles:
     infos: tuple[ImageInfo, ...]
     depth: int = 16  # bits that hold the values of images with 16 bits per channel, the same for all frames
     parallel: bool = True
-    states: tuple[FileState | None, ...] = ()  # of the files that the scan left unread; none if it read all
+    states: list[FileState | None] = field(default_factory=list)  # of files that are unread; empty if none was
 
     def read(self, start: int, stop: int, min_size: Size | None = None) -> Iterator[Image]:
         """Read frames; an error if a file is missing, damaged or has changed since the scan."""
@@ -113,6 +113,9 @@ def remember_files(clips: Iterable[Clip], cache: ScanCache) -> None:
         ),
         "image",
     )
+    for source in sources:
+        if all(source.digests):
+            source.states.clear()  # a fifth of the memory that an unread file takes
 
 
 def check_files(
@@ -159,7 +162,7 @@ def check_files(
             maximum = max(info.maximum for info in infos)
             depth = next(bits for bits in DEPTHS if maximum < 1 << bits) if maximum else 16
             depths[depth] += 1
-            source = ImageFiles(spec.files, list(digests), infos, depth, states=states if any(states) else ())
+            source = ImageFiles(spec.files, list(digests), infos, depth, states=list(states) if any(states) else [])
             sequence = FrameSequence(
                 spec.id,
                 spec.split,
