@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from typing import Any, TypeVar
 
 import PIL.Image
 from joblib import cpu_count
-from tqdm.contrib.concurrent import thread_map
+from tqdm import tqdm
 
 from features._common.console import is_quiet, logger
 from features._common.types import Image, Size
@@ -31,6 +32,7 @@ from stage1_extract.datasets.image_file import ImageInfo, check_complete, decode
 from stage1_extract.datasets.scan_cache import NOT_REMEMBERED, FileState, ScanCache, file_state
 
 CHECKS_PER_PARSE = 1000  # JSON texts: a call for each takes four times as long, one for all takes a lot of memory
+ITEMS_PER_TASK = 64  # of a thread, at most
 UNREAD = "unread:"  # what a provisional digest begins with
 DEPTHS = (8, 10, 12, 14, 16)  # bits per channel that cameras have
 
@@ -189,7 +191,10 @@ def map_in_threads(function: Callable[[T], R], items: Sequence[T], threads: int,
     """
     workers = threads or cpu_count()
     shown: dict[str, Any] = {"desc": "scanning", "unit": unit, "delay": 2, "disable": is_quiet() or None}
-    return thread_map(function, items, max_workers=workers, **shown)
+    # in chunks, because an object for each of many items takes more memory and time than to read a small file
+    chunk = min(ITEMS_PER_TASK, max(1, len(items) // (8 * workers)))
+    with ThreadPool(workers) as pool:
+        return list(tqdm(pool.imap(function, items, chunk), total=len(items), **shown))
 
 
 def _check_file(file: ReadablePath) -> str:
