@@ -35,12 +35,12 @@ from tests.helpers import RECIPE
 STORE_GB = float(os.environ.get("STORE_GB", "20"))
 LIMIT_GB = float(os.environ.get("LIMIT_GB", "3"))
 HELD_GB = 2.0  # of the examples that are held in memory
-PARTS_GB = 0.7  # for the parts of the store that are in memory at a time
+PARTS_GB = 0.6  # for the parts of the store that are in memory at a time
 INFO = StreamInfo((5, 9, 1536), "float16")
 LENGTH = 8  # frames per clip
 EXAMPLE_GB = LENGTH * INFO.frame_bytes / 1e9
 HEADS: dict[str, dict[str, Any]] = {
-    "flatten_lstm": {"units": 256, "activation": "relu", "dense": 64, "dropout": 0.5},  # as published
+    "flatten_lstm": {"units": 64},  # the published model's 256 need 1.1 GB for weights and moments alone
     "pooled_lstm": {"units": 256},
 }
 EPOCHS = 2  # the first builds the graph

@@ -26,7 +26,7 @@ from features.errors import DataError
 from features.frame_ranges import FrameRange
 from features.recipe import json_digest
 from features.sequences import Camera, FrameSequence, Label
-from stage1_extract.datasets.archive import ReadablePath, ZipPath, read_file
+from stage1_extract.datasets.archive import ReadablePath, ZipPath, in_little_memory, read_file
 from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault
 from stage1_extract.datasets.image_file import ImageInfo, check_complete, decode_image, read_info, read_start
 from stage1_extract.datasets.scan_cache import NOT_REMEMBERED, FileState, ScanCache, file_state
@@ -44,7 +44,7 @@ R = TypeVar("R")
 class ImageFiles:
     """A `FrameSource` with one image file per frame, which any number of threads may read."""
 
-    files: tuple[ReadablePath, ...]  # in order of the frames
+    files: Sequence[ReadablePath]  # in order of the frames
     digests: list[bytes]  # SHA-256 of each file; empty as long as a file is unread
     infos: tuple[ImageInfo, ...]
     depth: int = 16  # bits that hold the values of images with 16 bits per channel, the same for all frames
@@ -164,7 +164,9 @@ def check_files(
             maximum = max(info.maximum for info in infos)
             depth = next(bits for bits in DEPTHS if maximum < 1 << bits) if maximum else 16
             depths[depth] += 1
-            source = ImageFiles(spec.files, list(digests), infos, depth, states=list(states) if any(states) else [])
+            source = ImageFiles(
+                in_little_memory(spec.files), list(digests), infos, depth, states=list(states) if any(states) else []
+            )
             sequence = FrameSequence(
                 spec.id,
                 spec.split,

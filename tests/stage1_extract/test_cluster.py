@@ -205,6 +205,7 @@ SEARCH = """
 name = "search"
 search = "optuna"
 pruner = "none"
+folds = 2
 reports = 0
 
 [[entries]]
