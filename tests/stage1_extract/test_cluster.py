@@ -134,6 +134,7 @@ def test_workers_that_die_and_join_change_nothing(folder: Path, cluster: LocalDa
     assert {name: after[name] for name in finished} == finished
 
 
+@pytest.mark.soak  # without a cluster, tests/faults kills commands
 def test_after_the_driver_was_killed_the_same_command_goes_on(folder: Path, cluster: LocalDask) -> None:
     store, config = folder / "c.h5", folder / "c.toml"
     settings = {"extract.shard": 16, "extract.packed_gb": 0.0}
