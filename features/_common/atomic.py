@@ -38,7 +38,11 @@ def atomic_write(path: Path, ending: str = "") -> Iterator[Path]:
 
     A rename is atomic, so a reader sees either the old file or the complete new one. `ending` is that of the temporary
     path, for libraries that choose the format by it. An OSError that writing raises names `path`.
+
+    A DataError if there is something else than a file at `path`, such as a device.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path}: not a file, so it is not replaced", hint="choose another path")
     temporary = path.with_name(f".{path.name}.{writer_name()}.tmp{ending}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

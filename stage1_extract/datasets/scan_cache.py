@@ -145,7 +145,8 @@ def _checksum(path: str, kind: str, state: Sequence[int], text: str) -> str:
 
 def _absolute(file: ReadablePath) -> str:
     # Path.absolute() takes 10 times as long
-    return os.path.join(os.getcwd(), str(file))  # noqa: PTH109, PTH118
+    path = os.path.join(os.getcwd(), str(file))  # noqa: PTH109, PTH118
+    return path if path.isascii() else path.encode(errors="surrogatepass").decode("latin-1")  # names may be no UTF-8
 
 
 def file_state(file: ReadablePath) -> FileState | None:
