@@ -38,6 +38,7 @@ from stage2_temporal.evaluation.uncertainty import UncertainPredictions, Uncerta
 from stage2_temporal.heads import find_head
 from stage2_temporal.heads.base import Head
 from stage2_temporal.heads.occlusion import occlusion_maps
+from stage2_temporal.heads.saved import load_head
 from stage2_temporal.heads.uncertainty import learn_uncertainty
 from stage2_temporal.report import write_report
 from stage2_temporal.report.clips import pick_clips, spread_evenly
@@ -61,7 +62,7 @@ from stage2_temporal.runs.results import (
 )
 from stage2_temporal.runs.submission import write_submission_files
 from stage2_temporal.runs.tracking import check_trackers, tensorboard_callbacks, track_run
-from stage2_temporal.training.keras_models import count_parameters, load_model, save_model
+from stage2_temporal.training.keras_models import count_parameters, save_model
 from stage2_temporal.training.loop import Callbacks
 
 OCCLUSION_SECONDS = 60.0  # at most, roughly
@@ -115,9 +116,7 @@ def evaluate(run: Path, store: Store) -> Metrics:
     """
     metrics, config, task = _task_of(run, store)
     X = _read_examples(config, store, task, metrics.frame_interval)
-    head = (
-        find_head(config.head.name).from_config(config).restore(load_model(run, targets=len(config.data.columns)), run)
-    )
+    head = load_head(run, config, lambda head: head.input_shapes(X))
     uncertainty, predictions = learn_uncertainty(head, X, task, config.train)
     origin = StoreOrigin(**store_origin(store, task, config))
     metrics = metrics.model_copy(update={"store": origin, **_score(task, predictions)})
@@ -138,10 +137,11 @@ def explain(run: Path, store: Store, seconds: float = OCCLUSION_SECONDS) -> Path
         DataError, StoreError: see `evaluate`.
     """
     metrics, config, task = _task_of(run, store)
-    head = (
-        find_head(config.head.name).from_config(config).restore(load_model(run, targets=len(config.data.columns)), run)
-    )
     X, results = _read_examples(config, store, task, metrics.frame_interval), read_results(run)
+    if len(results.examples) != len(X):
+        hint = f"framebank evaluate --run {run}"
+        raise DataError(f"{run}: predictions of other examples", expected=len(X), got=len(results.examples), hint=hint)
+    head = load_head(run, config, lambda head: head.input_shapes(X))
     worst = pick_clips(results.verdict_examples, WORST_CLIPS, worst=True)
     others = [e for e in results.verdict_examples if e not in worst]
     chosen = [*worst, *(others[i] for i in spread_evenly(len(others), MAX_OCCLUDED))]

@@ -1,6 +1,6 @@
 """What framebank does with fuzzed files of each kind: it reads them, or refuses them in one error of its own.
 
-python -m tests.hostile_input KIND FIRST [LAST]      the numbers of inputs; findings as lines of JSON
+More kinds, and how to repeat a finding: `tests.hostile_formats`.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def check(name: str, number: int, folder: Path) -> str | None:
 
 def load_libraries(name: str) -> None:
     """Load what a kind needs, which may take more than an input's time and memory."""
-    if name in ("keras_file", "weights_h5", "pth"):
+    if name in ("keras_file", "weights_h5", "pth", "onnx_file", "safetensors_file"):
         keras_models()
 
 
@@ -763,7 +763,3 @@ def main() -> None:
     print(
         json.dumps({**OUTCOMES, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "cpu": sum(os.times()[:2])})
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from features._common.console import is_quiet, logger
 from features._common.types import Floats
 from features.config import Config, FinetuneConfig
-from features.errors import ConfigError, FramebankError, StoreError
+from features.errors import ConfigError, DataError, FramebankError, StoreError
 from features.streams import RIDGE, STAGE_TWO, TRUNK
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.task import Task
@@ -189,24 +189,34 @@ class FinetuneJob:
         started = time.monotonic()
         predictions = read_predictions(self._run / "predictions.csv", self._config.data.columns)
         indices = self._validation if len(self._validation) else self._task.known("train")
-        expected = np.array([e.predicted for e in predictions])[indices]
-        facts = check_epoch0(self.fused, self._windows(indices), expected, self._dtype)
+        if len(predictions) != len(self._task.examples):
+            expected, hint = len(self._task.examples), f"framebank evaluate --run {self._run}"
+            what = f"{self._run}: predictions of other examples"
+            raise DataError(what, expected=expected, got=len(predictions), hint=hint)
+        predicted = np.array([e.predicted for e in predictions])[indices]
+        facts = check_epoch0(self.fused, self._windows(indices), predicted, self._dtype)
         self._store_views()
         remark = f", differs from the two stages by {facts['difference']:.1g} of the largest value"
         row = self._history_row(0, math.nan, math.nan, started, remark)
         return FinetuneState(key=self._key, facts=facts, history=[row])
 
     def _store_views(self) -> None:
-        """Compute what the frozen layers make of all views, if they are to be stored; the first is not augmented."""
+        """Compute what the frozen layers make of all views, if they are to be stored."""
         if not self._options.views:
             return
         started, folder = time.monotonic(), self._folder / "views"
         train = self._task.known("train")
-        if not self.writes:
-            self._wait()  # until another machine has computed them
-            names = [f"train{k}" for k in range(self._options.views)] + ["validation"] * bool(len(self._validation))
-            self._views = {name: StoredView(folder / name) for name in names}
-            return
+        if self.writes:
+            self._compute_views(folder, train)
+        self._wait()  # until one machine has computed them
+        columns = self._task.examples.targets.shape[1]
+        counts = {f"train{k}": len(train) for k in range(self._options.views)} | {"validation": len(self._validation)}
+        shapes = {name: (count, columns) for name, count in counts.items() if count}
+        self._views = {name: StoredView(folder / name, self._parts.frozen, shape) for name, shape in shapes.items()}
+        logger.info(f"finetune: {self._options.views} views [{time.monotonic() - started:.1f} s]")
+
+    def _compute_views(self, folder: Path, train: NDArray[np.int64]) -> None:
+        """Compute those that are not there yet; the first is not augmented."""
         folder.mkdir(parents=True, exist_ok=True)
         compute = compile_frozen(self._parts.frozen, self._config.extract.engine)
         decoded = self._folder / "windows.npy"
@@ -219,10 +229,8 @@ class FinetuneJob:
                 windows = self._windows(indices, read, seed=self._config.train.seed, augment=augment)
                 windows.begin(k, shuffle=False)
                 with reading_errors(windows):
-                    self._views[name] = store_view(folder / name, compute, windows, self._dtype)
+                    store_view(folder / name, compute, windows, self._dtype)
         decoded.unlink()
-        self._wait()
-        logger.info(f"finetune: {self._options.views} views [{time.monotonic() - started:.1f} s]")
 
     def _train_batches(self, epoch: int) -> Batches:
         """An epoch's windows, or what the frozen layers computed from all views of them, in random order."""

@@ -14,7 +14,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from features._common.bounded_file import require_regular
+from features._common.plain_text import one_line
 from features._common.types import Floats, Image
+from features.errors import DataError, raise_refusal
 from stage1_extract.engines.engine import choose_engine
 from stage1_extract.engines.openvino import OpenVinoRunner, openvino_installed
 from stage2_temporal.data.batches import Batches
@@ -28,12 +31,35 @@ Compute = Callable[[Image], Arrays]  # windows (n, T, height, width, 3) → arra
 
 
 class StoredView:
-    """What a frozen model computed from one view of some windows, and that view's targets (n, K), in a folder."""
+    """What a frozen model computed from one view of n windows, and that view's targets (n, K), in a folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.targets: Floats = np.load(folder / TARGETS)
-        paths = sorted(path for path in folder.glob("*.npy") if path.name != TARGETS)
-        self.arrays = {path.stem: np.load(path, mmap_mode="r") for path in paths}
+    Args:
+        frozen: the model.
+        targets: (n, K), the shape of the targets.
+
+    Raises:
+        DataError: a file is no array of numbers, or of another shape.
+    """
+
+    def __init__(self, folder: Path, frozen: keras.Model, targets: tuple[int, ...]) -> None:
+        shapes = {name: (targets[0], *tensor.shape[1:]) for name, tensor in frozen.output.items()}
+        self.targets: Floats = np.asarray(_load(folder / TARGETS, targets))
+        self.arrays = {name: _load(folder / f"{name}.npy", shape) for name, shape in shapes.items()}
+
+
+def _load(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Map an array of floating-point numbers from a file."""
+    what, hint = f"{path}: damaged views of windows", f"rm -r {path.parent.parent}"
+    try:
+        require_regular(path)
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError) as e:
+        raise_refusal(e, path)
+        raise DataError(what, got=one_line(str(e))[:200], hint=hint) from None
+    if array.dtype.kind != "f" or array.shape != shape:
+        expected = f"floating-point numbers of shape {shape}"
+        raise DataError(what, expected=expected, got=f"{array.dtype} of shape {array.shape}", hint=hint)
+    return array
 
 
 def view_batches(views: Sequence[StoredView], batch: int, shuffle: np.random.Generator | None = None) -> Batches:
@@ -55,6 +81,7 @@ def keep_windows(read: ReadWindow, path: Path, indices: NDArray[np.int64]) -> Re
     """
     position = {int(index): i for i, index in enumerate(indices)}
     first = read(int(indices[0]))
+    path.unlink(missing_ok=True)  # it may be a link to another file
     windows = np.lib.format.open_memmap(path, "w+", first.dtype, (len(indices), *first.shape))
     windows[0] = first
     kept = np.arange(len(indices)) == 0
@@ -89,7 +116,7 @@ def compile_frozen(frozen: keras.Model, engine: str) -> Compute:
     return compute
 
 
-def store_view(folder: Path, compute: Compute, windows: ImageWindowBatches, dtype: str) -> StoredView:
+def store_view(folder: Path, compute: Compute, windows: ImageWindowBatches, dtype: str) -> None:
     """Compute a view, unless its folder exists.
 
     Args:
@@ -101,7 +128,7 @@ def store_view(folder: Path, compute: Compute, windows: ImageWindowBatches, dtyp
         DataError: a frame cannot be read.
     """
     if folder.exists():
-        return StoredView(folder)
+        return
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -120,7 +147,6 @@ def store_view(folder: Path, compute: Compute, windows: ImageWindowBatches, dtyp
         array.flush()
     np.save(partial / TARGETS, np.concatenate(targets).astype(np.float64))
     partial.rename(folder)
-    return StoredView(folder)
 
 
 def _in_order(compute: Compute, windows: ImageWindowBatches) -> Iterator[tuple[Arrays, NDArray[np.float32]]]:
