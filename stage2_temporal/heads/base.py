@@ -190,6 +190,10 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """Features → (batch, T, F) or (batch, F). By default all features, concatenated."""
         return concatenate(list(features.values()))
 
+    def mirrored(self, vectors: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """The vectors (…, F), standardised or not, of mirrored scenes. By default None: they do not tell."""
+        return None
+
     @abstractmethod
     def output(self, vectors: Tensor, targets: int) -> Tensor:
         """Vectors → (batch, targets)."""

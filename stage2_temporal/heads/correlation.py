@@ -85,6 +85,9 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
         x = keras.ops.concatenate(parts, axis=-1)
         return keras.ops.reshape(x, (-1, length, cells * x.shape[-1]))
 
+    def mirrored(self, vectors: Vectors) -> Vectors | None:
+        return self._mirrored(vectors) if self.settings_.mirror else None  # else standardised otherwise left and right
+
     def output(self, vectors: Tensor, targets: int) -> Tensor:
         members = keras.ops.stack([self._member(vectors, targets, i) for i in range(self.settings_.members)], axis=1)
         members = keras.layers.Identity(name=MEMBER_PREDICTIONS)(members)
