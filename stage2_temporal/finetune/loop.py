@@ -238,17 +238,13 @@ class FinetuneJob:
     def _find_mirror(self) -> Mirror | None:
         """How stored views change in mirrored scenes, if they are vectors whose head knows it, and targets do, too."""
         columns = self._task.examples.columns
-        if (
-            not self._options.flip
-            or not set(columns) <= set(MIRROR_SIGNS)
-            or set(self._parts.frozen.output) != {VECTORS}
-        ):
+        known = self._options.flip and set(columns) <= set(MIRROR_SIGNS)
+        if not known or set(self._parts.frozen.output) != {VECTORS}:
             return None
         head = find_head(self._config.head.name).from_config(self._config).restore(self.fused.get_layer(STAGE_TWO))
-        vectors = np.zeros((1, *self._parts.frozen.output[VECTORS].shape[1:]), np.float32)
-        if head.mirrored(vectors) is None:
+        if not head.knows_mirrored_vectors:
             return None
-        return Mirror(head.mirrored, np.array([MIRROR_SIGNS[column] for column in columns]))
+        return Mirror(head.mirrored_vectors, np.array([MIRROR_SIGNS[column] for column in columns]))
 
     def _train_epoch(self, epoch: int) -> Epoch:
         started, batches = time.monotonic(), self._train_batches(epoch)

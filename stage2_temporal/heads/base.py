@@ -190,9 +190,14 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """Features → (batch, T, F) or (batch, F). By default all features, concatenated."""
         return concatenate(list(features.values()))
 
-    def mirrored(self, vectors: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        """The vectors (…, F), standardised or not, of mirrored scenes. By default None: they do not tell."""
-        return None
+    @property
+    def knows_mirrored_vectors(self) -> bool:
+        """Whether the vectors of a mirrored scene follow from those of the scene; by default they do not."""
+        return False
+
+    def mirrored_vectors(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The vectors (…, F) of mirrored scenes; both are standardised, or neither is."""
+        raise NotImplementedError
 
     @abstractmethod
     def output(self, vectors: Tensor, targets: int) -> Tensor:
