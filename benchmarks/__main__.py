@@ -1,4 +1,4 @@
-"""Run benchmarks: `python -m benchmarks [extraction | prediction | scaling | training | cluster]`."""
+"""Run benchmarks: `python -m benchmarks [NAME …]`, by default all that take little time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from benchmarks.timing import table
 from features._common.console import quiet_imports
 
 with quiet_imports():
-    from benchmarks import cluster, extraction, prediction, scaling, training
+    from benchmarks import cluster, extraction, larger_than_memory, prediction, scaling, training
 
 BENCHMARKS = {"extraction": extraction, "prediction": prediction, "scaling": scaling, "training": training}
-BY_NAME = {"cluster": cluster}  # run only if named, since it takes minutes
+BY_NAME = {"cluster": cluster, "larger_than_memory": larger_than_memory}  # run only if named: they take minutes
 
 if __name__ == "__main__":
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")

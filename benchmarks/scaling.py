@@ -40,8 +40,10 @@ import resource, sys
 from framebank.cli import main
 status = main(sys.argv[1:])
 counts = dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())
+# not ru_maxrss, which begins with the memory of the process that started this one
+memory = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
 used = resource.getrusage(resource.RUSAGE_SELF)
-print("", counts["wchar"], counts["rchar"], used.ru_maxrss, round(1e6 * (used.ru_utime + used.ru_stime)), sep="\\n")
+print("", counts["wchar"], counts["rchar"], memory, round(1e6 * (used.ru_utime + used.ru_stime)), sep="\\n")
 sys.exit(status)
 """
 

@@ -70,6 +70,8 @@ def covering_ranges(frame_range: FrameRange, stored: Iterable[StoredRange]) -> l
 
 def parts_without(stored: StoredRange, damaged: Sequence[int]) -> list[StoredRange]:
     """Cut a whole sequence's range at its damaged frames, which are given in order, and leave these out."""
+    if not damaged:
+        return [stored]
     length = len(stored.frame_range)
     return [
         replace(

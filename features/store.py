@@ -235,8 +235,9 @@ class Store:
             whole = StoredRange(full_range(sequence), self.path, first, fingerprints)
             for part in parts_without(whole, (all_damaged[from_row:to_row] - first).tolist()):
                 for offset, path, row, count in self.files.places(stream, part.row, len(part.frame_range)):
-                    start = part.frame_range.start + offset
-                    frame_range = replace(part.frame_range, start=start, stop=start + count)
+                    frame_range, start = part.frame_range, part.frame_range.start + offset
+                    if count < len(frame_range):
+                        frame_range = replace(frame_range, start=start, stop=start + count)
                     stored.append(StoredRange(frame_range, path, row, fingerprints))
         return stored
 

@@ -61,6 +61,8 @@ def track_keys(sequence: FrameSequence) -> list[str]:
     That is the frames, the vehicle's annotated boxes, those of vehicles that may hide it, and the tracker's version.
     """
     known_boxes = [vehicle.known_boxes for vehicle in tracked_vehicles(sequence)]
+    if not known_boxes:
+        return []
     shared = json_digest([TRACKER_VERSION, sequence.digest, sorted(set(known_boxes))])
     return [json_digest([shared, boxes]) for boxes in known_boxes]
 

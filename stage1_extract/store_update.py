@@ -65,10 +65,10 @@ def matching_ranges(
     >>> matching_ranges({"appearance": info}, ExistingStore(), [])
     {'appearance': []}
     """
-    shards = list(new_ranges)
+    shards, fingerprints = list(new_ranges), {name: info.fingerprint for name, info in streams.items()}
     return {
-        name: [r for r in [*shards, *existing.ranges.get(name, ())] if r.streams.get(name) == info.fingerprint]
-        for name, info in streams.items()
+        name: [r for r in [*shards, *existing.ranges.get(name, ())] if r.streams.get(name) == fingerprint]
+        for name, fingerprint in fingerprints.items()
     }
 
 

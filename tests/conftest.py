@@ -1,7 +1,8 @@
-"""What every test needs: TensorFlow's settings before it is loaded, hypothesis' profile, the real material."""
+"""What every test needs: TensorFlow's and NumPy's settings before they load, hypothesis' profile, real material."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # there is a process per core already
 
 import pytest
 from hypothesis import settings
@@ -21,6 +23,13 @@ settings.register_profile("noisy machines", deadline=None)
 settings.load_profile("noisy machines")
 log_to_stderr()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to Ctrl-C
+gc.disable()  # until all tests are imported, and with them TensorFlow
+
+
+def pytest_collection_finish() -> None:
+    """Search for reference cycles again, but not among the million objects of imported modules."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -105,18 +106,33 @@ def quiet_imports() -> Iterator[None]:
 
     With --verbose, what they print is shown.
     """
-    if logger.level == logging.DEBUG:
-        yield
-        return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    with _no_search_for_cycles():
+        if logger.level == logging.DEBUG:
+            yield
+            return
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        sys.stderr.flush()
+        stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(devnull, 2)  # TensorFlow's C++ code prints before any logging level applies
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            os.close(devnull)
+        for name in ("tensorflow", "absl"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Keep Python from looking for reference cycles, which takes 30 % of the time of importing TensorFlow."""
+    enabled, loaded = gc.isenabled(), "tensorflow" in sys.modules
+    gc.disable()
     try:
-        os.dup2(devnull, 2)  # TensorFlow's C++ code prints before any logging level applies
         yield
     finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(devnull)
-    for name in ("tensorflow", "absl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        if "tensorflow" in sys.modules and not loaded:
+            gc.freeze()  # else the next search walks a million objects, which all stay
+        if enabled:
+            gc.enable()

@@ -22,7 +22,6 @@ from stage1_extract.datasets.manifest import manifest_clips
 from stage1_extract.datasets.scan_cache import ScanCache
 from stage1_extract.datasets.tusimple import tusimple_clips
 from stage1_extract.datasets.vehicle_crops import crop_vehicles
-from stage1_extract.datasets.video import video_clips
 
 __all__ = ["scan"]
 
@@ -94,12 +93,15 @@ def _with_plain_names(catalogue: Catalogue) -> Catalogue:
 
 
 def _find_layout(name: str, threads: int, need_labels: bool, cache: ScanCache | None, by_packets: bool) -> Layout:
+    if name == "video":
+        from stage1_extract.datasets.video import video_clips  # here, since loading FFmpeg takes 0.1 s
+
+        return partial(video_clips, threads=threads, need_labels=need_labels, cache=cache, by_packets=by_packets)
     built_in: dict[str, Layout] = {
         "sample": competition_clips,
         "competition": competition_clips,
         "tusimple": tusimple_clips,
         "manifest": manifest_clips,
-        "video": partial(video_clips, threads=threads, need_labels=need_labels, cache=cache, by_packets=by_packets),
     }
     layout: Layout | None = built_in.get(name) or load_plugin(DATASETS, name)
     if layout is None:

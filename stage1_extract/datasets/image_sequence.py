@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from typing import Any, TypeVar
 
 import PIL.Image
 from joblib import cpu_count
-from tqdm.contrib.concurrent import thread_map
+from tqdm import tqdm
 
 from features._common.console import is_quiet, logger
 from features._common.types import Image, Size
@@ -25,12 +26,13 @@ from features.errors import DataError
 from features.frame_ranges import FrameRange
 from features.recipe import json_digest
 from features.sequences import Camera, FrameSequence, Label
-from stage1_extract.datasets.archive import ReadablePath, ZipPath, read_file
+from stage1_extract.datasets.archive import ReadablePath, ZipPath, in_little_memory, read_file
 from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fault
 from stage1_extract.datasets.image_file import ImageInfo, check_complete, decode_image, read_info, read_start
 from stage1_extract.datasets.scan_cache import NOT_REMEMBERED, FileState, ScanCache, file_state
 
 CHECKS_PER_PARSE = 1000  # JSON texts: a call for each takes four times as long, one for all takes a lot of memory
+ITEMS_PER_TASK = 64  # of a thread, at most
 UNREAD = "unread:"  # what a provisional digest begins with
 DEPTHS = (8, 10, 12, 14, 16)  # bits per channel that cameras have
 
@@ -42,12 +44,12 @@ R = TypeVar("R")
 class ImageFiles:
     """A `FrameSource` with one image file per frame, which any number of threads may read."""
 
-    files: tuple[ReadablePath, ...]  # in order of the frames
+    files: Sequence[ReadablePath]  # in order of the frames
     digests: list[bytes]  # SHA-256 of each file; empty as long as a file is unread
     infos: tuple[ImageInfo, ...]
     depth: int = 16  # bits that hold the values of images with 16 bits per channel, the same for all frames
     parallel: bool = True
-    states: tuple[FileState | None, ...] = ()  # of the files that the scan left unread; none if it read all
+    states: list[FileState | None] = field(default_factory=list)  # of files that are unread; empty if none was
 
     def read(self, start: int, stop: int, min_size: Size | None = None) -> Iterator[Image]:
         """Read frames; an error if a file is missing, damaged or has changed since the scan."""
@@ -113,6 +115,9 @@ def remember_files(clips: Iterable[Clip], cache: ScanCache) -> None:
         ),
         "image",
     )
+    for source in sources:
+        if all(source.digests):
+            source.states.clear()  # a fifth of the memory that an unread file takes
 
 
 def check_files(
@@ -159,7 +164,9 @@ def check_files(
             maximum = max(info.maximum for info in infos)
             depth = next(bits for bits in DEPTHS if maximum < 1 << bits) if maximum else 16
             depths[depth] += 1
-            source = ImageFiles(spec.files, list(digests), infos, depth, states=states if any(states) else ())
+            source = ImageFiles(
+                in_little_memory(spec.files), list(digests), infos, depth, states=list(states) if any(states) else []
+            )
             sequence = FrameSequence(
                 spec.id,
                 spec.split,
@@ -186,7 +193,10 @@ def map_in_threads(function: Callable[[T], R], items: Sequence[T], threads: int,
     """
     workers = threads or cpu_count()
     shown: dict[str, Any] = {"desc": "scanning", "unit": unit, "delay": 2, "disable": is_quiet() or None}
-    return thread_map(function, items, max_workers=workers, **shown)
+    # in chunks, because an object for each of many items takes more memory and time than to read a small file
+    chunk = min(ITEMS_PER_TASK, max(1, len(items) // (8 * workers)))
+    with ThreadPool(workers) as pool:
+        return list(tqdm(pool.imap(function, items, chunk), total=len(items), **shown))
 
 
 def _check_file(file: ReadablePath) -> str:

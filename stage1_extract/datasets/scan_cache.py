@@ -61,10 +61,10 @@ class ScanCache:
         """
         if self._file is None:
             return read(list(files))
-        results, unknown = [""] * len(files), []
+        results, unknown, folder = [""] * len(files), [], str(Path.cwd())
         for start in range(0, len(files), FILES_PER_BLOCK):  # so that memory holds few of them at a time
             block = range(start, min(start + FILES_PER_BLOCK, len(files)))
-            paths = [_absolute(files[i]) for i in block]
+            paths = [_absolute(files[i], folder) for i in block]
             known = {} if self._rehash else self._known(paths, kind)
             for i, path in zip(block, paths, strict=True):
                 state, remembered = file_state(files[i]), known.get(path)
@@ -84,8 +84,9 @@ class ScanCache:
 
     def remember(self, results: Iterable[tuple[ReadablePath, FileState | None, str]], kind: str) -> None:
         """Remember what was found in files, each with its state before it was read."""
+        folder = str(Path.cwd())
         rows = [
-            (path := _absolute(file), kind, *state, f"{_checksum(path, kind, state, text)} {text}")
+            (path := _absolute(file, folder), kind, *state, f"{_checksum(path, kind, state, text)} {text}")
             for file, state, text in results
             # a file that changes while it is read has another state afterwards
             if state is not None and self._started - state[1] > SETTLED_NS and file_state(file) == state
@@ -143,9 +144,9 @@ def _checksum(path: str, kind: str, state: Sequence[int], text: str) -> str:
     return f"{zlib.crc32(content):08x}"
 
 
-def _absolute(file: ReadablePath) -> str:
-    # Path.absolute() takes 10 times as long
-    path = os.path.join(os.getcwd(), str(file))  # noqa: PTH109, PTH118
+def _absolute(file: ReadablePath, folder: str) -> str:
+    """A file's path, which may be relative to the current folder."""
+    path = os.path.join(folder, str(file))  # noqa: PTH118  # Path.absolute() takes 10 times as long
     return path if path.isascii() else path.encode(errors="surrogatepass").decode("latin-1")  # names may be no UTF-8
 
 

@@ -6,7 +6,6 @@ import queue
 import sys
 from functools import cache
 from importlib.util import find_spec
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import keras
@@ -24,7 +23,7 @@ from stage1_extract.engines.quantised_network import QuantisedNetwork
 
 # measured: 1 to 4 frames fit into the caches; larger batches are up to a third slower
 BATCH = 4
-MIN_WEIGHTS = 256  # numbers of a constant that the file of a graph need not have
+MIN_WEIGHTS = 256  # smaller constants stay in the graph that OpenVINO converts
 # the layers that are not quantised compute in float32, so that every processor gives the same maps
 PRECISION_NAMES = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
@@ -127,10 +126,10 @@ class OpenVinoRunner:
 def read_graph(model: keras.Model, shape: tuple[int, ...]) -> tuple[Any, dict[str, str]]:
     """Convert the model, for frames of a shape; returns the network, and by stream the name of its maps' tensor.
 
-    OpenVINO reads a file within a second; converting the same graph in memory takes up to half a minute. The file has
-    no weights, which are most of a graph: in it they are inputs, and become constants afterwards.
+    Weights are inputs of the graph that OpenVINO converts, and become constants afterwards: with them, conversion takes
+    up to half a minute, and without them a second.
     """
-    from openvino import opset13, passes
+    from openvino import convert_model, opset13, passes
 
     spec, folded = tf.TensorSpec(shape, tf.uint8), fold_scales(model)
     graph = tf.function(lambda x: folded(x, training=False), input_signature=[spec], autograph=False)
@@ -145,8 +144,10 @@ def read_graph(model: keras.Model, shape: tuple[int, ...]) -> tuple[Any, dict[st
                 node.op = "Placeholder"
                 del node.attr["value"]
                 node.attr["shape"].shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
-    with TemporaryDirectory() as folder:
-        network = openvino_core().read_model(tf.io.write_graph(definition, folder, "trunk.pb", as_text=False))
+    without_weights = tf.Graph()
+    with without_weights.as_default():
+        tf.import_graph_def(definition, name="")
+    network = convert_model(without_weights, share_weights=False)
     for parameter in network.get_parameters():
         value = weights.get(parameter.get_friendly_name().removesuffix(":0"))
         if value is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import uniform_filter1d
 
 from features._common.types import Floats
 
@@ -64,6 +63,8 @@ def speed_posterior(likelihoods: Floats, steps: Floats, before: Floats | None = 
 
 
 def _spread(probabilities: Floats, step: float) -> Floats:
+    from scipy.ndimage import uniform_filter1d  # here, since it loads slowly and most extractions have no such stream
+
     reach = int(np.ceil(LARGEST_ACCELERATION * step / STEP))
     return np.asarray(uniform_filter1d(probabilities, 2 * reach + 1, mode="constant"))
 

@@ -164,13 +164,19 @@ class CorrelationPooling(GridPooling):
         pair = keras.Input((2, height, width, channels))
         # compiled: operation by operation it takes twice the time
         model = keras.Model(pair, correlate_frames(normalise_maps(pair, self.skip_top), 1, self.grid, self.search))
-        for i in sequences:
-            length, first = store.sequences[i].length, int(store.first[i])
-            yield np.zeros((min(self.lag, length), *self.info(store).shape), np.float32)
-            for batch in gen_batches(max(0, length - self.lag), PAIRS_PER_BATCH):
-                rows = np.arange(first + batch.start, first + batch.stop + self.lag)
-                maps = store.read(self.source, rows).astype(np.float32).reshape(-1, height, width, channels)
-                yield model.predict_on_batch(np.stack([maps[: -self.lag], maps[self.lag :]], axis=1))[:, 0]
+        shape = self.info(store).shape
+        frames = [np.arange(store.sequences[i].length) for i in sequences]
+        position = np.concatenate(frames)
+        rows = np.concatenate([numbers + store.first[i] for i, numbers in zip(sequences, frames, strict=True)])
+        for batch in gen_batches(len(rows), PAIRS_PER_BATCH):  # pairs of several short sequences at once
+            has_earlier = position[batch] >= self.lag
+            values = np.zeros((len(has_earlier), *shape), np.float32)
+            if has_earlier.any():
+                later = rows[batch][has_earlier]
+                read, pairs = np.unique([later - self.lag, later], return_inverse=True)
+                maps = store.read(self.source, read).astype(np.float32).reshape(-1, height, width, channels)
+                values[has_earlier] = model.predict_on_batch(maps[pairs.reshape(2, -1).T])[:, 0]
+            yield values
 
 
 @dataclass(frozen=True)

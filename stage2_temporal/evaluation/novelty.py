@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from sklearn.decomposition import PCA
 
+from features._common.blas import blas_threads
 from features._common.types import Floats
 
 MAX_COMPONENTS = 40
@@ -57,16 +58,18 @@ def fit_novelty(vectors: Floats, groups: NDArray[np.int64]) -> NoveltyModel | No
     fold = np.random.default_rng(0).permutation(len(counts))[group] % NOVELTY_FOLDS
     smallest = len(vectors) - int(np.bincount(fold).max())
     count = min(MAX_COMPONENTS, smallest // EXAMPLES_PER_COMPONENT, vectors.shape[1])
-    logs, rotated = np.empty(len(vectors)), _rotated(vectors)
-    for k in range(NOVELTY_FOLDS):
-        model = _fit(rotated[fold != k], count)
-        logs[fold == k] = np.log(np.maximum(model.distances(rotated[fold == k]), 1e-12))
+    with blas_threads(min(vectors.shape)):
+        logs, rotated = np.empty(len(vectors)), _rotated(vectors)
+        for k in range(NOVELTY_FOLDS):
+            model = _fit(rotated[fold != k], count)
+            logs[fold == k] = np.log(np.maximum(model.distances(rotated[fold == k]), 1e-12))
+        # the first fold's model again: others would be nearer to one that was fitted to more examples
+        model = _fit(vectors[fold != 0], count)
     weights = 1 / counts[group]
     mean = float(np.average(logs, weights=weights))
     deviation = math.sqrt(float(np.average((logs - mean) ** 2, weights=weights)))
     limit = mean + float(student.ppf(CONFIDENCE, len(counts) - 1)) * deviation * math.sqrt(1 + 1 / len(counts))
-    # the first fold's model again: others would be nearer to one that was fitted to more examples
-    return replace(_fit(vectors[fold != 0], count), limit=math.exp(limit))
+    return replace(model, limit=math.exp(limit))
 
 
 def _fit(vectors: Floats, count: int) -> NoveltyModel:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -20,6 +20,7 @@ from features._common.bounded_file import require_regular
 from features._common.plain_text import one_line
 from features._common.types import Floats, Image
 from features.errors import DataError, raise_refusal
+from features.streams import VECTORS
 from stage1_extract.engines.engine import choose_engine
 from stage1_extract.engines.openvino import OpenVinoRunner, openvino_installed
 from stage2_temporal.data.batches import Batches
@@ -64,13 +65,32 @@ def _load(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
     return array
 
 
-def view_batches(views: Sequence[StoredView], batch: int, shuffle: np.random.Generator | None = None) -> Batches:
-    """Batches of the arrays of several views of the same windows, as the part that trains takes them, and targets."""
+class Mirror(NamedTuple):
+    """How vectors (n, …) change in a mirrored scene, and the factors (K,) of the targets."""
+
+    vectors: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    signs: Floats
+
+
+def view_batches(
+    views: Sequence[StoredView], batch: int, shuffle: np.random.Generator | None = None, mirror: Mirror | None = None
+) -> Batches:
+    """Batches of the arrays of several views of the same windows, as the part that trains takes them, and targets.
+
+    With `mirror`, the same again of the mirrored scenes; the views' only array is the head's vectors.
+    """
     count, targets = len(views[0].targets), np.concatenate([view.targets for view in views])
+    plain = len(targets)
+    if mirror is not None:
+        targets = np.concatenate([targets, targets * mirror.signs])
 
     def read(rows: NDArray[np.int64]) -> Arrays:
-        pairs = [(views[view].arrays, window) for view, window in zip(*divmod(rows, count), strict=True)]
-        return {name: np.stack([a[name][i] for a, i in pairs]).astype(np.float32) for name in views[0].arrays}
+        pairs = [(views[view].arrays, window) for view, window in zip(*divmod(rows % plain, count), strict=True)]
+        arrays = {name: np.stack([a[name][i] for a, i in pairs]).astype(np.float32) for name in views[0].arrays}
+        if mirror is not None:
+            mirrored, vectors = rows >= plain, arrays[VECTORS]
+            vectors[mirrored] = mirror.vectors(vectors[mirrored])
+        return arrays
 
     rows = np.arange(len(targets)) if shuffle is None else shuffle.permutation(len(targets))
     return Batches(read, rows, targets[rows], batch)

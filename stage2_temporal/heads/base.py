@@ -30,6 +30,7 @@ from pydantic import ValidationError
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
 
+from features._common.blas import blas_threads
 from features._common.types import Floats, Tensor
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
@@ -133,12 +134,13 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             examples, targets = examples[:at], targets[:at]
         if self.train_.reverse or self.train_.shift or self.train_.strides:
             examples, targets = self._augment(examples, targets)
-        self.prepare(examples, targets)
-        self._shapes, self._targets = self.input_shapes(examples), targets.shape[1]
-        self._top = examples.top() if APPEARANCE in self.settings_.input_streams else None
-        self._target = target_scale(targets) if self.train_.standardise else None
-        self._scale: Scale | None = None
-        self._train_model(examples, targets, validation_set, callbacks)
+        with blas_threads(len(examples)):
+            self.prepare(examples, targets)
+            self._shapes, self._targets = self.input_shapes(examples), targets.shape[1]
+            self._top = examples.top() if APPEARANCE in self.settings_.input_streams else None
+            self._target = target_scale(targets) if self.train_.standardise else None
+            self._scale: Scale | None = None
+            self._train_model(examples, targets, validation_set, callbacks)
         return self
 
     def predict(self, X: Any) -> Floats:
@@ -189,6 +191,15 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def vectors(self, features: NamedTensors) -> Tensor:
         """Features → (batch, T, F) or (batch, F). By default all features, concatenated."""
         return concatenate(list(features.values()))
+
+    @property
+    def knows_mirrored_vectors(self) -> bool:
+        """Whether the vectors of a mirrored scene follow from those of the scene; by default they do not."""
+        return False
+
+    def mirrored_vectors(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The vectors (…, F) of mirrored scenes; both are standardised, or neither is."""
+        raise NotImplementedError
 
     @abstractmethod
     def output(self, vectors: Tensor, targets: int) -> Tensor:

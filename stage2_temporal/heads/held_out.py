@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.blas import blas_threads
 from features._common.types import Floats
 
 RIDGE_PENALTIES = np.array([np.inf, *np.logspace(9, 0, 19)])  # on standardised features; infinity predicts the mean
@@ -83,13 +84,13 @@ def cross_validated_ridge(vectors: Floats, targets: Floats, folds: Folds) -> tup
         Weights (F, K), bias (K,), and the predictions (n, K) of left-out examples; NaN where a fold had none to fit.
     """
     predicted = np.full((len(RIDGE_PENALTIES), *targets.shape), np.nan)
-    for left_out, fitted in zip(folds.left_out, folds.fitted, strict=True):
-        if left_out.any() and fitted.any():
-            predicted[:, left_out] = RidgePath(vectors[fitted], targets[fitted]).predict(
-                vectors[left_out], RIDGE_PENALTIES
-            )
-    best = int(np.argmin(np.nansum(np.square(predicted - targets), axis=(1, 2))))  # of equals the highest penalty
-    return *RidgePath(vectors, targets).solve(RIDGE_PENALTIES[best]), predicted[best]
+    with blas_threads(min(vectors.shape)):
+        for left_out, fitted in zip(folds.left_out, folds.fitted, strict=True):
+            if left_out.any() and fitted.any():
+                path = RidgePath(vectors[fitted], targets[fitted])
+                predicted[:, left_out] = path.predict(vectors[left_out], RIDGE_PENALTIES)
+        best = int(np.argmin(np.nansum(np.square(predicted - targets), axis=(1, 2))))  # of equals the highest penalty
+        return *RidgePath(vectors, targets).solve(RIDGE_PENALTIES[best]), predicted[best]
 
 
 def stack(models: tuple[Floats, Floats], targets: Floats) -> tuple[float, float]:

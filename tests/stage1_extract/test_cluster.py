@@ -36,7 +36,8 @@ from stage2_temporal.report.leaderboard_page import leaderboard_text
 from stage2_temporal.runs.leaderboard import boards, read_run
 from stage2_temporal.runs.results import read_metrics
 from stage2_temporal.sweep.runner import run_sweep
-from stage2_temporal.sweep.spec import Sweep, sweep_entries
+from stage2_temporal.sweep.search import run_search
+from stage2_temporal.sweep.spec import Sweep, search_spaces, sweep_entries
 from tests.cluster_helpers import DeadlySource, LocalDask, local_dask
 from tests.extraction_helpers import extraction_config, store_content
 from tests.helpers import ROOT, write_clips
@@ -133,6 +134,7 @@ def test_workers_that_die_and_join_change_nothing(folder: Path, cluster: LocalDa
     assert {name: after[name] for name in finished} == finished
 
 
+@pytest.mark.soak  # without a cluster, tests/faults kills commands
 def test_after_the_driver_was_killed_the_same_command_goes_on(folder: Path, cluster: LocalDask) -> None:
     store, config = folder / "c.h5", folder / "c.toml"
     settings = {"extract.shard": 16, "extract.packed_gb": 0.0}
@@ -199,6 +201,22 @@ reports = 0
 """
 
 
+SEARCH = """
+[sweep]
+name = "search"
+search = "optuna"
+pruner = "none"
+folds = 2
+reports = 0
+
+[[entries]]
+draws = 2
+"head.name" = "pooled_lstm"
+"head.units" = 4
+"train.learning_rate" = { low = 1e-4, high = 0.1, log = true }
+"""
+
+
 def test_a_sweep_gives_the_local_leaderboard(folder: Path, cluster: LocalDask) -> None:
     settings = {"train.epochs": 3, "data.target": "ego_speed", "head.units": 8}
     config = local_config(folder).with_settings(settings)
@@ -217,6 +235,20 @@ def test_a_sweep_gives_the_local_leaderboard(folder: Path, cluster: LocalDask) -
     tables = [leaderboard_text(boards([read_run(r.folder / n) for n in r.names]), r.folder) for r in results]
     local_table, cluster_table = (re.sub(r" +[0-9.]+ s ", "", table) for table in tables)
     assert "pooled_lstm" in local_table and local_table == cluster_table  # but for the seconds
+
+
+def test_a_search_tries_and_finds_on_the_cluster_what_it_does_here(folder: Path, cluster: LocalDask) -> None:
+    pytest.importorskip("optuna")
+    config = local_config(folder).with_settings({"train.epochs": 2, "data.target": "ego_speed"})
+    (folder / "search.toml").write_text(SEARCH)
+    search = read_toml(Sweep, folder / "search.toml")
+    here, there = (
+        run_search(search.sweep, search_spaces(search, base), base, folder / "local.h5", folder / name)
+        for name, base in [("searched here", config), ("searched there", on_cluster(config, cluster))]
+    )
+    assert here.names == there.names and len(here.names) == 2 and not here.failed and not there.failed
+    for name in here.names:
+        assert read_metrics(here.folder / name).splits == read_metrics(there.folder / name).splits
 
 
 def test_no_scheduler_is_an_error_that_names_its_address(tmp_path: Path) -> None:

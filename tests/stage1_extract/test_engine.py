@@ -30,6 +30,7 @@ from tests.extraction_helpers import CONFIG, extraction_config, store_content
 from tests.helpers import ROOT, write_clips
 
 BATCH = 4
+COUNTER = Path("/proc/self/io")
 
 
 def pixels(count: int) -> Image:
@@ -87,6 +88,17 @@ def test_bfloat16_on_a_processor_without_it_is_refused(trunk: Trunk, monkeypatch
     monkeypatch.setattr(openvino, "openvino_core", Core)
     with pytest.raises(ConfigError, match=r"got FP32, INT8. Try: --extract.precision float32"):
         openvino.OpenVinoRunner(trunk.model, 4, "bfloat16")
+
+
+@pytest.mark.skipif(not openvino.openvino_installed(), reason="no OpenVINO")
+@pytest.mark.skipif(not COUNTER.exists(), reason="the system does not count the bytes written")
+def test_loading_a_network_writes_no_file(trunk: Trunk) -> None:
+    def bytes_written() -> int:
+        return int(COUNTER.read_text().split()[3])
+
+    before = bytes_written()
+    openvino.OpenVinoRunner(trunk.model, BATCH, "float32")
+    assert bytes_written() - before < 4096  # names of threads
 
 
 def test_float32_maps_are_those_of_keras(trunk: Trunk, name: str) -> None:

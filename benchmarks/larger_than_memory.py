@@ -1,0 +1,129 @@
+"""An epoch of training on a store larger than memory, and one on examples of it that are held in memory.
+
+Maps of InceptionResNetV2 with random content. STORE_GB sets the store's size, 20 by default, and LIMIT_GB what a
+process that reads it in parts may allocate, 3 by default. Its files are kept out of the system's cache. On Linux only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.timing import Row
+from features.config import Config
+from features.sequences import FrameSequence, Label
+from features.store_tables import Header, StreamInfo
+from features.store_writer import StoreContent, StreamContent, save_store
+from features.streams import APPEARANCE
+from stage2_temporal.data.examples import load_examples
+from stage2_temporal.heads import find_head
+from tests.helpers import RECIPE
+
+STORE_GB = float(os.environ.get("STORE_GB", "20"))
+LIMIT_GB = float(os.environ.get("LIMIT_GB", "3"))
+HELD_GB = 2.0  # of the examples that are held in memory
+PARTS_GB = 0.6  # for the parts of the store that are in memory at a time
+INFO = StreamInfo((5, 9, 1536), "float16")
+LENGTH = 8  # frames per clip
+EXAMPLE_GB = LENGTH * INFO.frame_bytes / 1e9
+HEADS: dict[str, dict[str, Any]] = {
+    "flatten_lstm": {"units": 64},  # the published model's 256 need 1.1 GB for weights and moments alone
+    "pooled_lstm": {"units": 256},
+}
+UNCACHED_EVERY = 0.5  # s
+
+
+def measure() -> list[Row]:
+    """Two rows per head."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder, "s.h5")
+        write_store(store, round(STORE_GB / EXAMPLE_GB))
+        for head in HEADS:
+            held = _train(store, head, epochs=4, memory_gb=2 * HELD_GB, examples=round(HELD_GB / EXAMPLE_GB))
+            parts = _train(store, head, epochs=1, memory_gb=PARTS_GB, limit=LIMIT_GB)
+            ratio = parts["ms per example"] / held["ms per example"]
+            rows += [{"head": head, "examples": "in memory", **held}]
+            rows += [{"head": head, "examples": "read in parts", **parts, "ratio": ratio}]
+    return rows
+
+
+def write_store(path: Path, clips: int) -> None:
+    """Write an index of so many labelled clips, and their maps in shards."""
+    rng = np.random.default_rng(0)
+
+    def clip(i: int) -> FrameSequence:
+        label = Label(LENGTH - 1, {"ego_speed": float(rng.uniform(5, 30))})
+        return FrameSequence(f"Train/{i}", "train", LENGTH, 20.0, (1280, 720), f"{i}", (label,))
+
+    def maps() -> Iterator[NDArray[Any]]:
+        base = rng.random((256, *INFO.shape), np.float32).astype(INFO.dtype)
+        for start in range(0, clips * LENGTH, len(base)):
+            yield np.roll(base, start // len(base), axis=0)[: clips * LENGTH - start]
+
+    sequences = [clip(i) for i in range(clips)]
+    streams = {APPEARANCE: StreamContent(INFO, batches=maps())}
+    save_store(path, StoreContent(Header(RECIPE), sequences, streams), packed=False)
+
+
+def _train(store: Path, head: str, **settings: float) -> dict[str, float]:
+    """Train in a process of its own, see `train_epochs`."""
+    arguments = json.dumps({"head": head, **settings})
+    command = [sys.executable, "-m", "benchmarks.larger_than_memory", str(store), arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def train_epochs(
+    store: Path, head: str, epochs: int, memory_gb: float, examples: int = 0, limit: float = 0.0
+) -> dict[str, float]:
+    """Train on the first so many examples, 0: all, and time the last epoch; a first one also builds the graph."""
+    if limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(limit * 1e9),) * 2)
+        Thread(target=_keep_uncached, args=(store.with_name(f"{store.name}.shards"),), daemon=True).start()
+    config = Config.model_validate({
+        "data": {"target": "ego_speed"}, "window": {"length": LENGTH}, "head": {"name": head, **HEADS[head]},
+        "train": {"epochs": epochs, "memory_gb": memory_gb, "batch": 32},
+    })  # fmt: skip
+    X, y, _ = load_examples(store, config)
+    if examples:
+        X, y = X[:examples], y[:examples]
+        X.source.rows = np.unique(X.examples.rows)
+    started = time.process_time()
+    fitted = find_head(head).from_config(config).fit(X, y)
+    cpu, seconds = time.process_time() - started, fitted.outcome_.history[-1].seconds
+    return {
+        "count": len(y),
+        "seconds per epoch": seconds,
+        "ms per example": 1000 * seconds / len(y),
+        "CPU ms per example": 1000 * cpu / epochs / len(y),
+        "memory MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+    }
+
+
+def _keep_uncached(folder: Path) -> None:
+    """Drop a folder's files from the system's cache, again and again."""
+    files = [os.open(path, os.O_RDONLY) for path in folder.glob("*.h5")]
+    while True:
+        for file in files:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        time.sleep(UNCACHED_EVERY)
+
+
+if __name__ == "__main__":
+    print(json.dumps(train_epochs(Path(sys.argv[1]), **json.loads(sys.argv[2]))))
