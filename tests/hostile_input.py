@@ -587,6 +587,9 @@ def run_template() -> tuple[dict[str, bytes], MemoryStore]:
         fine = {"best_epoch": 1, "epochs": 2, "unfrozen": ["a"], "verdict": "v"}
         fine["splits"] = {k: {"fine-tuned": v["model"]} for k, v in metrics["splits"].items()}
         (path / "finetune.json").write_text(json.dumps(fine))
+        cells = [[0.1, 0.2], [0.3, 0.4]]
+        looks = {"examples": 4, "mean": cells, "clips": {f"{s.id}/0": cells for s in store.sequences}}
+        (path / "occlusion.json").write_text(json.dumps(looks))
         (path / "finetune.csv").write_bytes((path / "history.csv").read_bytes())
         return {file.name: file.read_bytes() for file in path.iterdir()}, store
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from features._common.atomic import naming
 from features._common.bounded_file import require_regular
 from features._common.plain_text import one_line
 from features._common.types import Floats, Image
@@ -101,8 +103,7 @@ def keep_windows(read: ReadWindow, path: Path, indices: NDArray[np.int64]) -> Re
     """
     position = {int(index): i for i, index in enumerate(indices)}
     first = read(int(indices[0]))
-    path.unlink(missing_ok=True)  # it may be a link to another file
-    windows = np.lib.format.open_memmap(path, "w+", first.dtype, (len(indices), *first.shape))
+    windows = _new_array(path, first.dtype, (len(indices), *first.shape))
     windows[0] = first
     kept = np.arange(len(indices)) == 0
 
@@ -114,6 +115,19 @@ def keep_windows(read: ReadWindow, path: Path, indices: NDArray[np.int64]) -> Re
         return np.array(windows[at])
 
     return read_once
+
+
+def _new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Make a file for an array, mapped into memory; an OSError if the disk is full.
+
+    Its space is taken at once: where it is missing, a write to the mapped memory would end the process (SIGBUS).
+    """
+    path.unlink(missing_ok=True)  # it may be a link to another file
+    array: NDArray[Any] = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with naming(path, path), path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def compile_frozen(frozen: keras.Model, engine: str) -> Compute:
@@ -159,7 +173,7 @@ def store_view(folder: Path, compute: Compute, windows: ImageWindowBatches, dtyp
         for name, value in computed.items():
             if at == 0:
                 shape, kind = (windows.examples, *value.shape[1:]), dtype if value.ndim == 5 else "float32"
-                arrays[name] = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", kind, shape)
+                arrays[name] = _new_array(partial / f"{name}.npy", kind, shape)
             arrays[name][at : at + len(value)] = value
         at += len(batch_targets)
         targets.append(batch_targets)

@@ -221,7 +221,10 @@ class SlidingWindow:
         values: NamedTensors = {name: streams[stream] for stream, name in self._inputs.items()}
         count = 0
         for name, frames in (self._cache(values) if self._cache else values).items():
-            count = len(frames)
+            count, taken = len(frames), self.buffers[name].shape[1:]
+            if frames.shape[1:] != taken:  # of flow, which only the frames tell
+                what = f"{MODEL_FILE}: takes something else than the run's settings say"
+                raise DataError(what, expected=f"{name} {frames.shape[1:]}", got=taken, hint="train again")
             self.buffers[name][self._count : self._count + count] = frames
         self._count += count
 
