@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from types import TracebackType
 
 from features._common.console import log_to_stderr, logger
 from features._common.plain_text import printable
@@ -24,7 +25,7 @@ def run_command(command: Callable[[], None]) -> int:
     A bug in framebank is raised; it ends with a traceback and Python's exit status 1.
     """
     log_to_stderr()
-    sys.unraisablehook = _report_unraisable
+    sys.unraisablehook, sys.excepthook = _report_unraisable, _report_uncaught
     try:
         command()
     except FramebankError as e:
@@ -50,6 +51,12 @@ def _report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     """Leave out what HDF5 says once more, when a file is forgotten that it could not write."""
     if "h5py" not in str(unraisable.object):
         sys.__unraisablehook__(unraisable)
+
+
+def _report_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Leave out the same where h5py prints it itself."""
+    if "Can't decrement id ref count" not in str(error):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def describe_error(error: Exception) -> str | None:
