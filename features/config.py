@@ -278,7 +278,8 @@ class FinetuneConfig(StrictModel):
     batch_norm: bool = False
     """Whether unfrozen batch normalisation uses each batch's statistics and updates its own."""
     flip: bool = True
-    """Whether to mirror half of the windows; vy and y change their sign."""
+    """Whether to mirror half of the windows; vy and y change their sign. If the frozen layers compute the vectors of a
+    head that knows their mirror images, every stored view is also trained on mirrored."""
     brightness: float = Field(0.1, ge=0, le=1)
     """Largest random change of brightness, as a share of the full range."""
     contrast: float = Field(0.1, ge=0, lt=1)

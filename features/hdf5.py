@@ -145,15 +145,16 @@ def open_arrays(path: Path) -> Iterator[dict[str, Any]]:
     hint = "write the features again, into a plain HDF5 file"
     try:
         with h5py.File(path, "r") as f:
-            arrays, groups, seen = dict[str, Any](), [f], 0
+            arrays, groups, seen = dict[str, Any](), [f], set[int]()
             while groups:
                 group = groups.pop()
-                seen += len(group)
-                if seen > MAX_ARRAYS:
+                if len(seen) + len(group) > MAX_ARRAYS:
                     raise DataError(f"{path}: too many datasets", expected=f"at most {MAX_ARRAYS:,}", hint=hint)
                 for name in group:
-                    if group.get(name, getlink=True).__class__ is not h5py.HardLink:
+                    link = group.id.links.get_info(name.encode("utf-8", "surrogateescape"))
+                    if link.type != h5py.h5l.TYPE_HARD or link.u in seen:  # groups in themselves have no end
                         raise DataError(f"{path}: {group.name}/{name} is a link, which is not followed", hint=hint)
+                    seen.add(link.u)
                     child = group[name]
                     if isinstance(child, h5py.Group):
                         groups.append(child)

@@ -8,6 +8,8 @@ A package declares them in its pyproject.toml, and framebank finds them by name 
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -44,6 +46,12 @@ def plugin_error(group: str, name: str, what: str) -> ConfigError:
 
 
 def _entries(group: str) -> dict[str, EntryPoint]:
+    return _entries_on(tuple(sys.path), group)
+
+
+@cache
+def _entries_on(path: tuple[str, ...], group: str) -> dict[str, EntryPoint]:
+    """The entries of a group; finding them reads a file of every package, and each config asks."""
     return {entry.name: entry for entry in entry_points(group=group)}
 
 

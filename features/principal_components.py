@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.atomic import atomic_write
-from features.errors import ConfigError, DataError
+from features._common.bounded_file import open_regular
+from features._common.plain_text import one_line
+from features._common.zip_limits import ZIP_ERRORS, check_archive
+from features.errors import ConfigError, DataError, raise_refusal
 
 FIT_BATCH = 256  # maps per step; a fit takes as many as it has components, if these are more
 MAX_FIT_FRAMES = 4096  # a fit uses a random sample of this many, drawn with PCA_SEED
@@ -112,8 +114,23 @@ def load_bases(path: Path) -> dict[str, PCABasis]:
     if not path.exists():
         return {}
     try:
-        with path.open("rb") as f, np.load(f, allow_pickle=False) as arrays:
+        check_archive(path)
+        with open_regular(path) as f, np.load(f, allow_pickle=False) as arrays:
             names = dict.fromkeys(key.rpartition("/")[0] for key in arrays)
-            return {name: PCABasis(arrays[f"{name}/mean"], arrays[f"{name}/components"]) for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
-        raise DataError(f"{path}: damaged", expected="principal components", got=e, hint=f"delete {path}") from None
+            bases = {name: PCABasis(arrays[f"{name}/mean"], arrays[f"{name}/components"]) for name in names}
+        for basis in bases.values():
+            _check_basis(basis)
+        return bases
+    except (*ZIP_ERRORS, DataError, LookupError, TypeError, SyntaxError) as e:
+        raise_refusal(e, path)
+        got = one_line(str(e))[:200]
+        raise DataError(f"{path}: damaged", expected="principal components", got=got, hint=f"delete {path}") from None
+
+
+def _check_basis(basis: PCABasis) -> None:
+    """Raise a ValueError unless the arrays are a basis."""
+    for values, axes in ((basis.mean, 1), (basis.components, 2)):
+        if values.dtype != np.float32 or values.ndim != axes or not np.isfinite(values).all():
+            raise ValueError(f"numbers of type {values.dtype} and shape {values.shape}, or infinite ones")
+    if basis.components.shape[1:] != basis.mean.shape:
+        raise ValueError(f"components of shape {basis.components.shape} and a mean of shape {basis.mean.shape}")

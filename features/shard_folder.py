@@ -9,18 +9,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from features._common.atomic import atomic_write, exclusive_write_lock, sweep
+from features._common.bounded_file import read_bounded
 from features._common.leftovers import HOLDER
-from features.errors import DamagedStoreError, StoreError
+from features._common.strict_json import parse_json
+from features.errors import DamagedStoreError, DataError, StoreError
 from features.frame_files import shard_folder, shard_names
 from features.hdf5 import damage_as_store_error, is_open_elsewhere, open_file
+from features.limits import JSON_BYTES
 
 REPLACED = ".replaced-"
+SHARD_NAME = re.compile(r"(packed-)?[0-9a-f]{24}\.h5")
 OBSOLETE = ".obsolete.json"  # names the shards that are to be deleted
 
 
@@ -103,11 +108,14 @@ def _finish_deletion(store: Path) -> None:
     """Delete the shards that a killed command was to delete, if it had replaced the store; an extraction may go on."""
     folder = shard_folder(store)
     try:
-        identity, names = json.loads((folder / OBSOLETE).read_text(encoding="utf-8"))
+        identity, names = parse_json(read_bounded(folder / OBSOLETE, JSON_BYTES).decode())
+        names = {name for name in names if isinstance(name, str)}
     except FileNotFoundError:
         return
+    except (ValueError, TypeError, DataError):  # not a list of ours, which `delete_unused_shards` does without
+        identity, names = _identity(store), set()
     if _identity(store) != identity:
-        _delete(folder, {name for name in names if Path(name).name == name} - used_shards(store))
+        _delete(folder, names - used_shards(store))
     (folder / OBSOLETE).unlink()
     if not any(folder.iterdir()):
         folder.rmdir()
@@ -139,5 +147,5 @@ def _shards_of(index: Path) -> set[str]:
 
 
 def _delete(folder: Path, names: Iterable[str]) -> None:
-    for name in names:
+    for name in filter(SHARD_NAME.fullmatch, names):  # the folder may be a link to one with other files
         (folder / name).unlink(missing_ok=True)

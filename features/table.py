@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from features._common.atomic import atomic_write
+from features._common.csv_table import read_csv_table
 from features._common.extras import require_package
-from features._common.plain_text import disarm_cell, rearm_cell
+from features._common.plain_text import disarm_cell
 from features.errors import ConfigError, DataError, StoreError
 from features.sequences import Camera, FrameSequence, Label
 from features.windows import target_value
@@ -77,25 +79,26 @@ def join_predictions(table: Any, run: Path) -> Any:
     """
     import pandas
 
-    path = run / "predictions.csv"
-    try:
-        predicted = pandas.read_csv(path, dtype={"sequence": str})
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file", hint="the folder of a finished run") from None
-    except (ValueError, UnicodeDecodeError) as e:  # pandas' own errors are ValueErrors
-        raise DataError(f"{path}: not a CSV file", got=e, hint="framebank evaluate, which writes it again") from None
-    if missing := [name for name in (*KEY, "split", "frame", *WINDOW_PARTS) if name not in predicted]:
-        raise DataError(f"{path}: no column {', '.join(missing)}", hint="framebank evaluate, which writes it again")
-    predicted["sequence"] = predicted["sequence"].map(rearm_cell)
+    path, hint = run / "predictions.csv", "framebank evaluate, which writes it again"
+    whole = ("label", "frame", *WINDOW_PARTS)
+    csv = read_csv_table(path, required=("sequence", "split", *whole), hint=hint)
+    predicted = pandas.DataFrame([row.cells for row in csv.rows], columns=csv.columns)
+    for name in predicted.columns.difference(["sequence", "split"]):
+        with suppress(ValueError, TypeError):  # text
+            predicted[name] = pandas.to_numeric(predicted[name])
+    if wrong := [name for name in whole if predicted[name].dtype.kind != "i"]:
+        raise DataError(f"{path}: no whole number in each row of {', '.join(wrong)}", hint=hint)
+    if predicted.duplicated(KEY).any():
+        raise DataError(f"{path}: two predictions for one label", hint=hint)
     stored = table[[*KEY, "frame"]].dropna().astype({"label": "int64", "frame": "int64"})
     if len(predicted.merge(stored)) != len(predicted):  # by all common columns
         raise StoreError(f"{run}: its predictions are for other labels than the store's", hint="--store of the run")
-    known = [name for name in predicted if name.endswith("_true")]
-    predicted = predicted.drop(columns=["frame", "distance", *known], errors="ignore").astype({"label": "Int64"})
+    true = [name for name in predicted if name.endswith("_true")]
+    predicted = predicted.drop(columns=["frame", "distance", *true], errors="ignore").astype({"label": "Int64"})
     renamed = {"split": "run_split"} | {name: f"window_{name}" for name in WINDOW_PARTS}
-    joined = table.merge(
-        predicted.rename(columns=renamed), left_on=KEY, right_on=KEY, how="left", validate="one_to_one"
-    )
+    predicted = predicted.drop(columns=[*renamed.values()], errors="ignore").rename(columns=renamed)
+    predicted = predicted.drop(columns=table.columns.difference(KEY), errors="ignore")
+    joined = table.merge(predicted, left_on=KEY, right_on=KEY, how="left", validate="one_to_one")
     return joined.astype({f"window_{name}": "Int64" for name in WINDOW_PARTS})
 
 
@@ -112,6 +115,5 @@ def write_table(path: Path, table: Any) -> None:
         if suffix == ".parquet":
             table.to_parquet(temporary, index=False)
         else:
-            table.rename(columns=disarm_cell).assign(sequence=table["sequence"].map(disarm_cell)).to_csv(
-                temporary, index=False
-            )
+            text = {name: table[name].map(disarm_cell) for name in table if table[name].dtype.kind not in "iufb"}
+            table.assign(**text).rename(columns=disarm_cell).to_csv(temporary, index=False)

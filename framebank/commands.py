@@ -58,6 +58,8 @@ class StoreCommand(Command):
     def store_path(self) -> Path:
         """The store that the options name."""
         if self.store is not None:
+            if self.store.name in ("", ".."):
+                raise ConfigError(f"--store {self.store}: not a file's name", hint="--store FILE.h5")
             return self.store
         if self.config is None:
             raise ConfigError("which store?", hint="--config FILE or --store FILE")

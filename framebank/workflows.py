@@ -131,7 +131,9 @@ def train_runs(config: Config, store: Path, run: str | None, *, stem: str) -> It
     sweep(RUNS if run is None else run_path(run).parent)
     with Store(store) as opened:
         check_recipe(config, opened)
-        for task_config in compared_configs(config, single=run is not None):
+        configs = compared_configs(config, single=run is not None)
+        derived = len(configs) == 1
+        for number, task_config in enumerate(configs):
             task = read_task(task_config, opened)
             with quiet_imports():
                 from stage2_temporal.heads.default_head import resolve_default_head
@@ -139,8 +141,12 @@ def train_runs(config: Config, store: Path, run: str | None, *, stem: str) -> It
             folder, existed = choose_run_folder(run, stem, task_config, store_origin(opened, task, task_config))
             if not existed:
                 with quiet_imports():
+                    from stage2_temporal.train import derive_together
                     from stage2_temporal.train import train as train_run
 
+                if not derived:
+                    derive_together(configs[number:], opened)
+                    derived = True
                 train_run(task_config, opened, task, folder)
             yield folder, existed
 

@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 
 from features._common.atomic import atomic_write
+from features._common.bounded_file import open_regular
 from features._common.console import logger
 from features._common.plain_text import one_line
 from features._common.types import Floats, Image, Size
@@ -129,10 +130,12 @@ def camera_from_exif(photo: Path, height: float | None = None, size: Size | None
         DataError: it cannot be read, or does not state its focal length.
     """
     try:
-        with PIL.Image.open(photo) as image:
+        with open_regular(photo) as file, PIL.Image.open(file) as image:
             tags, (width, rows) = image.getexif(), image.size
             on_its_side = tags.get(0x0112, 1) > 4  # orientation
             focal = float(tags.get_ifd(EXIF_TAGS).get(FOCAL_LENGTH_35MM) or 0)
+    except DataError:
+        raise
     except Exception as e:  # Pillow raises a dozen types of exceptions on damaged files
         got = one_line(str(e))[:200]
         raise DataError(f"{photo}: not a photo that can be read", got=got, hint="--exif PHOTO.jpg") from None

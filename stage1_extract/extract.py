@@ -86,8 +86,10 @@ def extract(
     with exclusive_write_lock(store), closing(open_backend(config, catalogue, store, engine)) as backend:
         result = _extract(config, store, catalogue, damage, backend)
     if result.missing and not skip_damaged:
+        # a repair goes on where the scan has found errors, which may be several of one sequence
+        what = f"of {len(catalogue.clips)} sequences" if damage is None else "files or sequences"
         raise BadInputs(
-            f"{store}: {len(result.missing)} of {len(catalogue.clips)} sequences could not be decoded and were skipped",
+            f"{store}: {len(result.missing)} {what} could not be decoded and were skipped",
             list(result.missing.values()),
             hint="replace their files and run the same command again, or skip them with --extract.skip_damaged true",
         )

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import ConfigError, DataError
+from features._common.plain_text import one_line
+from features.errors import ConfigError, DataError, raise_refusal
 from features.hdf5 import open_arrays
 
 NPY, HDF5, PARQUET = (".npy",), (".h5", ".hdf5", ".hdf"), (".parquet", ".pq")
@@ -57,8 +58,9 @@ def open_features(path: Path) -> Iterator[Mapping[str, Rows]]:
 def _memory_map(path: Path) -> Rows:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError) as e:
-        line = " ".join(str(e).split())[:200]
+    except Exception as e:  # NumPy raises what its parser of headers happens to
+        raise_refusal(e, path)
+        line = one_line(" ".join(str(e).split())[:200])
         hint = "write it with numpy.save, as an array of numbers"
         raise DataError(f"{path}: not an array of numbers ({line})", hint=hint) from None
 
@@ -104,9 +106,10 @@ class ParquetRows:
         return np.concatenate(parts) if parts else self._values[:0]
 
     def _read(self, group: int) -> NDArray[np.float32]:
-        table = self._file.read_row_group(group, columns=self._columns)
-        values = [_column_values(table.column(name), self._path) for name in self._columns]
-        array = np.concatenate(values, axis=1)
+        with _parquet_errors(self._path):
+            table = self._file.read_row_group(group, columns=self._columns)
+            values = [_column_values(table.column(name), self._path) for name in self._columns]
+            array = np.concatenate(values, axis=1)
         if array.shape[1] != self.shape[1]:
             got = f"{array.shape[1]} and {self.shape[1]}"
             raise DataError(f"{self._path}: lists of features differ in length", expected="the same length", got=got)
@@ -134,7 +137,7 @@ def _parquet_rows(path: Path) -> Mapping[str, Rows]:
         import pyarrow.parquet
     except ImportError:
         raise ConfigError("the package pyarrow is not installed", hint='pip install "framebank[tables]"') from None
-    try:
+    with _parquet_errors(path):
         file = pyarrow.parquet.ParquetFile(path)
         for i in range(file.num_row_groups):
             if (size := file.metadata.row_group(i).total_byte_size) > MAX_ROW_GROUP:
@@ -147,8 +150,6 @@ def _parquet_rows(path: Path) -> Mapping[str, Rows]:
         names = [""] * file.metadata.num_rows
         if "sequence" in file.schema_arrow.names:
             names = [str(name) for name in file.read(columns=["sequence"]).column("sequence").to_pylist()]
-    except pyarrow.ArrowException as e:
-        raise DataError(f"{path}: not a parquet file, or damaged ({' '.join(str(e).split())[:200]})") from None
     arrays: dict[str, Rows] = {}
     first = 0
     for i in range(1, len(names) + 1):
@@ -160,6 +161,19 @@ def _parquet_rows(path: Path) -> Mapping[str, Rows]:
             arrays[names[first]] = _checked(rows, str(path))
             first = i
     return arrays
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises for a damaged file into a DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as e:
+        raise_refusal(e, path)
+        line = one_line(" ".join(str(e).split())[:200])
+        raise DataError(f"{path}: not a parquet file, or damaged ({line})") from None
 
 
 def _is_numeric(pyarrow: Any, kind: Any) -> bool:

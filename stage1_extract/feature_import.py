@@ -38,7 +38,7 @@ from features.store import Store
 from features.store_tables import Header, StreamInfo
 from features.store_writer import StoreContent, StreamContent, save_store
 from features.streams import APPEARANCE
-from features.strict_model import did_you_mean
+from features.strict_model import LONGEST_SHOWN, did_you_mean
 from stage1_extract.datasets.clip import add_fault
 from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
 from stage1_extract.feature_files import FEATURE_FORMATS, Rows, open_features
@@ -129,12 +129,12 @@ class _FeatureFiles:
         path = self.by_sequence.get(sequence) if self.by_sequence else self.path
         if path is None:
             nearest = did_you_mean(sequence, self.by_sequence)
-            raise DataError(f"{self.path}: no file for the sequence {sequence}{nearest}")
+            raise DataError(f"{self.path}: no file for the sequence {sequence[:LONGEST_SHOWN]}{nearest}")
         arrays = self.arrays(path)
         name = next((n for n in (sequence, "", "features") if n in arrays), None)
         if name is None:
-            known = f"one of {', '.join(list(arrays)[:8])}"
-            raise DataError(f"{path}: no array for the sequence {sequence}", expected=known, got=sequence)
+            known, shown = f"one of {', '.join(n[:LONGEST_SHOWN] for n in list(arrays)[:8])}", sequence[:LONGEST_SHOWN]
+            raise DataError(f"{path}: no array for the sequence {shown}", expected=known, got=shown)
         return path, name, arrays[name]
 
     def arrays(self, path: Path) -> Mapping[str, Rows]:

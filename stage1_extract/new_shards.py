@@ -14,6 +14,7 @@ from features._common.console import logger
 from features.errors import StoreError
 from features.frame_ranges import FrameRange, StoredRange
 from features.recipe import Recipe
+from features.shard_folder import SHARD_NAME
 from features.shards import ShardContent, ShardWriter, new_shard, read_shard, shard_path
 from features.store_tables import StreamInfo
 from features.streams import APPEARANCE
@@ -86,7 +87,7 @@ class NewShards:
         """The files of the shards."""
         # a network file system may list a file that another machine wrote only seconds later
         names = {path.name for path in self.folder.glob("[!.]*.h5")} - self.stored | self.written
-        return [self.folder / name for name in sorted(names)]
+        return [self.folder / name for name in sorted(names) if SHARD_NAME.fullmatch(name)]
 
 
 @dataclass(frozen=True)

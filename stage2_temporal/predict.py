@@ -36,6 +36,7 @@ from features.windows import Examples, labels_with_targets, make_examples, slowe
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.camera_file import with_camera
 from stage1_extract.datasets.clip import Catalogue, Clip, every_nth
+from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
 from stage1_extract.datasets.single_video import holds_videos, is_single_clip, use_single_clip
 from stage1_extract.datasets.video import UnexpectedFramesError
 from stage1_extract.frame_loader import encode_thumbnail, resize_frame
@@ -206,14 +207,19 @@ def _check_options(
 def _check_writable(path: Path, source: Path) -> None:
     """Raise ConfigError if an output file is a folder, is the input, or cannot be created."""
     hint = "name a file in a folder that you can write to"
-    if path.exists() and (path.is_dir() or (source.exists() and path.samefile(source))):
-        problem = "is a folder" if path.is_dir() else "is the input"
+    is_input = path.exists() and source.exists() and (path.samefile(source) or _is_frame_of(path, source))
+    if path.exists() and (is_input or not path.is_file()):
+        problem = "is the input" if is_input else "is a folder" if path.is_dir() else "is no regular file"
         raise ConfigError(f"{path}: {problem}, not an output file", hint=hint)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=path.parent).close()
     except OSError as e:
         raise ConfigError(f"{path}: cannot be written", got=e.strerror or e, hint=hint) from None
+
+
+def _is_frame_of(path: Path, folder: Path) -> bool:
+    return folder.is_dir() and path.suffix.lower() in IMAGE_SUFFIXES and path.parent.samefile(folder)
 
 
 def _predict_clip(

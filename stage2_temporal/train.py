@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from features.principal_components import RUN_FILE, PCABasis, save_bases
 from features.store import Store
 from features.streams import UNITS
 from features.windows import MISPLACED, Examples
+from stage2_temporal.data.derived_streams import DerivedStream, try_derive_streams
 from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import Task, read_task, store_origin, window_intervals
 from stage2_temporal.evaluation.history import write_history
@@ -37,7 +39,9 @@ from stage2_temporal.evaluation.metrics import scores, skill_interval, verdict
 from stage2_temporal.evaluation.uncertainty import UncertainPredictions, Uncertainty, write_uncertainty
 from stage2_temporal.heads import find_head
 from stage2_temporal.heads.base import Head
+from stage2_temporal.heads.default_head import resolve_default_head
 from stage2_temporal.heads.occlusion import occlusion_maps
+from stage2_temporal.heads.saved import load_head
 from stage2_temporal.heads.uncertainty import learn_uncertainty
 from stage2_temporal.report import write_report
 from stage2_temporal.report.clips import pick_clips, spread_evenly
@@ -61,7 +65,7 @@ from stage2_temporal.runs.results import (
 )
 from stage2_temporal.runs.submission import write_submission_files
 from stage2_temporal.runs.tracking import check_trackers, tensorboard_callbacks, track_run
-from stage2_temporal.training.keras_models import count_parameters, load_model, save_model
+from stage2_temporal.training.keras_models import count_parameters, save_model
 from stage2_temporal.training.loop import Callbacks
 
 OCCLUSION_SECONDS = 60.0  # at most, roughly
@@ -115,9 +119,7 @@ def evaluate(run: Path, store: Store) -> Metrics:
     """
     metrics, config, task = _task_of(run, store)
     X = _read_examples(config, store, task, metrics.frame_interval)
-    head = (
-        find_head(config.head.name).from_config(config).restore(load_model(run, targets=len(config.data.columns)), run)
-    )
+    head = load_head(run, config, lambda head: head.input_shapes(X))
     uncertainty, predictions = learn_uncertainty(head, X, task, config.train)
     origin = StoreOrigin(**store_origin(store, task, config))
     metrics = metrics.model_copy(update={"store": origin, **_score(task, predictions)})
@@ -138,10 +140,11 @@ def explain(run: Path, store: Store, seconds: float = OCCLUSION_SECONDS) -> Path
         DataError, StoreError: see `evaluate`.
     """
     metrics, config, task = _task_of(run, store)
-    head = (
-        find_head(config.head.name).from_config(config).restore(load_model(run, targets=len(config.data.columns)), run)
-    )
     X, results = _read_examples(config, store, task, metrics.frame_interval), read_results(run)
+    if len(results.examples) != len(X):
+        hint = f"framebank evaluate --run {run}"
+        raise DataError(f"{run}: predictions of other examples", expected=len(X), got=len(results.examples), hint=hint)
+    head = load_head(run, config, lambda head: head.input_shapes(X))
     worst = pick_clips(results.verdict_examples, WORST_CLIPS, worst=True)
     others = [e for e in results.verdict_examples if e not in worst]
     chosen = [*worst, *(others[i] for i in spread_evenly(len(others), MAX_OCCLUDED))]
@@ -169,12 +172,30 @@ def _task_of(run: Path, store: Store) -> tuple[Metrics, Config, Task]:
     return metrics, config, task
 
 
+def derive_together(configs: Sequence[Config], store: Store) -> None:
+    """Add the derived streams of several heads to the store at once, because a packed store is copied each time.
+
+    A FramebankError if a config does not fit the store.
+    """
+    streams: list[DerivedStream] = []
+    for config in configs:
+        task = read_task(config, store)
+        config = resolve_default_head(config, store, task.examples)
+        head = find_head(config.head.name).from_config(config)
+        streams += head.derived_streams(_examples(config, store, task, task.frame_interval))
+    if streams:
+        try_derive_streams(store.path, streams)
+
+
 def _read_examples(config: Config, store: Store, task: Task, frame_interval: float | None) -> StoreExamples:
-    memory, normalised = config.train.memory_gb, config.head.normalises_flow
-    if normalised and (text := unknown_horizons(store.sequences)):
+    if config.head.normalises_flow and (text := unknown_horizons(store.sequences)):
         logger.warning(text)
-    source = StoreSource(store.path, task.examples.rows, memory, frame_interval, normalised)
-    return StoreExamples(source, task.examples)
+    return _examples(config, store, task, frame_interval)
+
+
+def _examples(config: Config, store: Store, task: Task, frame_interval: float | None) -> StoreExamples:
+    memory, normalised = config.train.memory_gb, config.head.normalises_flow
+    return StoreExamples(StoreSource(store.path, task.examples.rows, memory, frame_interval, normalised), task.examples)
 
 
 def _warn_of_mixed_rates(config: Config, store: Store, task: Task) -> None:

@@ -1,6 +1,6 @@
 """What framebank does with fuzzed files of each kind: it reads them, or refuses them in one error of its own.
 
-python -m tests.hostile_input KIND FIRST [LAST]      the numbers of inputs; findings as lines of JSON
+More kinds, and how to repeat a finding: `tests.hostile_formats`.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def check(name: str, number: int, folder: Path) -> str | None:
 
 def load_libraries(name: str) -> None:
     """Load what a kind needs, which may take more than an input's time and memory."""
-    if name in ("keras_file", "weights_h5", "pth"):
+    if name in ("keras_file", "weights_h5", "pth", "onnx_file", "safetensors_file"):
         keras_models()
 
 
@@ -587,6 +587,9 @@ def run_template() -> tuple[dict[str, bytes], MemoryStore]:
         fine = {"best_epoch": 1, "epochs": 2, "unfrozen": ["a"], "verdict": "v"}
         fine["splits"] = {k: {"fine-tuned": v["model"]} for k, v in metrics["splits"].items()}
         (path / "finetune.json").write_text(json.dumps(fine))
+        cells = [[0.1, 0.2], [0.3, 0.4]]
+        looks = {"examples": 4, "mean": cells, "clips": {f"{s.id}/0": cells for s in store.sequences}}
+        (path / "occlusion.json").write_text(json.dumps(looks))
         (path / "finetune.csv").write_bytes((path / "history.csv").read_bytes())
         return {file.name: file.read_bytes() for file in path.iterdir()}, store
 
@@ -763,7 +766,3 @@ def main() -> None:
     print(
         json.dumps({**OUTCOMES, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "cpu": sum(os.times()[:2])})
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """A structure-aware fuzzer: small sound files, changed in ways that their format has, or in their bytes.
 
-Every input follows from its kind and its number, so that a failure is repeated by `python -m tests.hostile_input KIND
+Every input follows from its kind and its number, so that a failure is repeated by `python -m tests.hostile_formats KIND
 NUMBER`.
 """
 

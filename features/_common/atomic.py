@@ -15,14 +15,19 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
+from features._common.bounded_file import read_bounded
 from features._common.console import logger
 from features._common.leftovers import HOLDER, has_ended, sweep_leftovers, writer_name
-from features.errors import StoreError
+from features._common.plain_text import one_line
+from features.errors import DataError, StoreError
+from features.limits import KB
 
 # from file systems without locks, such as some NFS
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 NO_FOLDER_FLUSH = (errno.EACCES, errno.EBADF, errno.EINVAL, *NO_LOCKS)  # from Windows and some network file systems
 SHORT = 0.5  # s, longer than a command that has nothing to do, or deletes a killed one's lock, holds it
+HOLDER_BYTES = 4 * KB
+NOBODY = "another process"  # holds a lock, as far as is known
 # what the system raises for a write without always naming the file
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -33,7 +38,11 @@ def atomic_write(path: Path, ending: str = "") -> Iterator[Path]:
 
     A rename is atomic, so a reader sees either the old file or the complete new one. `ending` is that of the temporary
     path, for libraries that choose the format by it. An OSError that writing raises names `path`.
+
+    A DataError if there is something else than a file at `path`, such as a device.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path}: not a file, so it is not replaced", hint="choose another path")
     temporary = path.with_name(f".{path.name}.{writer_name()}.tmp{ending}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -105,13 +114,15 @@ def exclusive_write_lock(store: Path, timeout: float = SHORT) -> Iterator[None]:
     text = f"process {os.getpid()} on {socket.gethostname()} since {since}: {_command_line()}"
     try:
         with contextlib.suppress(OSError):  # a full disk, on which there may still be work to do
-            holder.write_text(text, encoding="utf-8", errors="replace")
+            holder.unlink(missing_ok=True)  # it may be a link to another file
+            with holder.open("x", encoding="utf-8", errors="replace") as file_of_holder:
+                file_of_holder.write(text)
         yield
     finally:
         with contextlib.suppress(OSError):
             file.unlink()  # while it is held; who waits for it sees that the file has gone, and makes a new one
         with contextlib.suppress(OSError):
-            if holder.read_text(encoding="utf-8") in (text, ""):  # not yet the next one's
+            if _read(holder) in (text, NOBODY):  # not yet the next one's
                 holder.unlink()
         lock.release()
 
@@ -141,9 +152,9 @@ def _is_stale(holder: Path) -> bool:
 def _read(holder: Path) -> str:
     """Who holds a lock; the file may not be written yet."""
     try:
-        return holder.read_text(encoding="utf-8", errors="replace").strip() or "another process"
-    except OSError:
-        return "another process"
+        return one_line(read_bounded(holder, HOLDER_BYTES).decode(errors="replace").strip()) or NOBODY
+    except (OSError, DataError):
+        return NOBODY
 
 
 def _lock_hint(holder: Path, file: Path) -> str:
@@ -159,4 +170,4 @@ def _command_line() -> str:
     program, *arguments = sys.argv or [""]
     path = Path(program)
     name = path.parent.name if path.name == "__main__.py" else path.name
-    return " ".join(shlex.join([name, *arguments]).split())[:300]
+    return one_line(" ".join(shlex.join([name, *arguments]).split()))[:300]

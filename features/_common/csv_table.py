@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
-import stat
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from features._common.bounded_file import check_size
+from features._common.bounded_file import check_size, open_regular
 from features._common.plain_text import disarm_cell, one_line, rearm_cell
 from features.errors import DataError
 from features.limits import CSV_BYTES, CSV_CELLS, LARGEST_NUMBER
@@ -51,11 +51,8 @@ def read_csv_table(
     """
     hint = hint or f"edit {path}"
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            state = os.fstat(file.fileno())
-            check_size(path, state.st_size, CSV_BYTES)
-            if not stat.S_ISREG(state.st_mode):
-                raise DataError(f"{path}: not a regular file", hint=hint)
+        with open_regular(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
+            check_size(path, os.fstat(raw.fileno()).st_size, CSV_BYTES)
             header = next((line for line in file if line.strip()), "")
             file.seek(0)
             separator = next((c for c in ",;\t" if c in header), ",")

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from features._common.bounded_file import open_regular
 from features._common.plain_text import one_line
 from features.errors import DataError, raise_refusal
 from features.limits import FILE_BYTES, ZIP_ENTRIES, ZIP_RATIO
@@ -57,6 +58,6 @@ def check_archive(path: Path) -> None:
 
 def _entry_count(path: Path) -> int:
     """At most how many entries an archive has, by the size of its directory, before `zipfile` reads that."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         end = zipfile._EndRecData(file)  # type: ignore[attr-defined]  # it also finds the end records of large archives
     return 0 if end is None else int(end[5]) // zipfile.sizeCentralDir  # type: ignore[attr-defined]

@@ -16,12 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from features._common.bounded_file import read_bounded
+from features._common.plain_text import one_line
 from features.backbone_names import stream_of_tap
 from features.config import BackboneConfig, FramesConfig
 from features.errors import ConfigError, DataError
 from features.grids import averaging_matrix
 from features.streams import APPEARANCE, FRAMES
 from features.strict_model import did_you_mean, similar_names
+from stage1_extract.backbone.onnx_safety import LARGEST_BATCH, LARGEST_FILE, check_program, check_sizes
 
 IMAGE_CHANNELS = 3
 # operators that ONNX defines on (batch, channels, rows, columns) only
@@ -100,7 +103,7 @@ def read_network(
     onnx = _import_onnx()
     if not path.is_file():
         raise DataError(f"{path}: no such file", hint="--backbone.name onnx:FILE")
-    data = path.read_bytes()
+    data = read_bounded(path, LARGEST_FILE)
     model = _parse(onnx, path, data)
     image = _image_input(model, path)
     layout, batch = _check_input(image, path, backbone, frames)
@@ -152,14 +155,10 @@ def _parse(onnx: Any, path: Path, data: bytes) -> Any:
     hint = "export the network again, with its weights inside the file"
     try:
         model = onnx.load_model_from_string(data)
-        tensors = [*model.graph.initializer, *(a.t for n in model.graph.node for a in n.attribute if a.HasField("t"))]
-        if any(t.data_location == onnx.TensorProto.EXTERNAL for t in tensors):
-            raise DataError(f"{path}: its weights are in other files", expected="one file", hint=hint)
+        check_program(onnx, model)
         onnx.checker.check_model(model)
-    except DataError:
-        raise
     except Exception as e:  # protobuf's and the checker's errors have no common base
-        line = " ".join(str(e).split())[:200] or type(e).__name__
+        line = one_line(" ".join(str(e).split())[:200]) or type(e).__name__
         raise DataError(f"{path}: not a valid ONNX file ({line})", hint=hint) from None
     if not model.graph.output:
         raise DataError(f"{path}: the network has no output", hint=hint)
@@ -198,6 +197,9 @@ def _check_input(image: Any, path: Path, backbone: BackboneConfig, frames: Frame
             hint="--backbone.layout NCHW or NHWC",
         )
     channels, height, width = dims[1:] if layout == "NCHW" else (dims[3], dims[1], dims[2])
+    if (dims[0] or 0) > LARGEST_BATCH:
+        expected = f"at most {LARGEST_BATCH:,}"
+        raise DataError(f"{path}: the network takes too many frames at once", expected=expected, got=got)
     if channels not in (None, IMAGE_CHANNELS):
         raise DataError(
             f"{path}: the network does not take colour images", expected=f"{IMAGE_CHANNELS} channels", got=got
@@ -400,8 +402,9 @@ class _Builder:
         model = self._model(names)
         try:
             inferred = self._onnx.shape_inference.infer_shapes(model, data_prop=True)
+            check_sizes(inferred)
         except Exception as e:
-            line = " ".join(str(e).split())[:200]
+            line = one_line(" ".join(str(e).split())[:200])
             raise DataError(f"{path}: the network does not fit frames of this size ({line})") from None
         shapes = {}
         for output in inferred.graph.output:

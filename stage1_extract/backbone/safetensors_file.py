@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from features._common.plain_text import one_line
 from features.errors import ConfigError, DataError
 
 
@@ -26,15 +27,15 @@ def load_safetensors(model: keras.Model, path: Path) -> None:
         raise ConfigError("the package safetensors is not installed", hint='pip install "framebank[weights]"') from None
     try:
         tensors = load_file(path)
-    except (SafetensorError, KeyError, ValueError) as e:
-        raise DataError(f"{path}: not a safetensors file ({e})") from None
+    except (SafetensorError, KeyError, ValueError, TypeError, OverflowError) as e:
+        raise DataError(f"{path}: not a safetensors file ({one_line(str(e))[:200]})") from None
     weights = {weight.path: weight for weight in model.weights}
     lacking, unknown = sorted(weights.keys() - tensors.keys()), sorted(tensors.keys() - weights.keys())
     if lacking or unknown:
         raise DataError(
             f"{path}: the names of the tensors are not those of the weights",
             expected=f"{len(weights)} tensors, such as {next(iter(lacking or weights))}",
-            got=f"{len(tensors)} tensors, such as {next(iter(unknown or tensors), 'none')}",
+            got=f"{len(tensors)} tensors, such as {next(iter(unknown or tensors), 'none')[:200]}",
             hint="write the file from a Keras model, with each weight's path as the name of its tensor",
         )
     for name, weight in weights.items():

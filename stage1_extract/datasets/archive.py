@@ -10,6 +10,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -63,14 +64,15 @@ class ZipPath:
 ReadablePath = Path | ZipPath  # a file or folder, on disk or in an archive; `str()` gives the path to show in errors
 
 
+@dataclass(frozen=True)
 class FolderFiles(Sequence[Path]):
     """Files of one folder that are kept as names, which may be shared: a tenth of the memory that paths take."""
 
-    def __init__(self, folder: str, names: tuple[str, ...]) -> None:
-        self._folder, self._names = folder, names
+    folder: str
+    names: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     @overload
     def __getitem__(self, index: int) -> Path: ...
@@ -78,8 +80,8 @@ class FolderFiles(Sequence[Path]):
     def __getitem__(self, index: slice) -> FolderFiles: ...
     def __getitem__(self, index: int | slice) -> Path | FolderFiles:
         if isinstance(index, slice):
-            return FolderFiles(self._folder, self._names[index])
-        return Path(self._folder, self._names[index])
+            return FolderFiles(self.folder, self.names[index])
+        return Path(self.folder, self.names[index])
 
 
 def in_little_memory(files: tuple[ReadablePath, ...]) -> Sequence[ReadablePath]:

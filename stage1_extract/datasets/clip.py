@@ -94,6 +94,9 @@ def frame_timing(seconds: Floats, rate: float = 0.0) -> tuple[float, tuple[float
     return mean_rate, tuple(times.tolist())
 
 
+LONGEST_GOT = 500  # characters of what a file holds in place of what was expected
+
+
 def add_fault(faults: list[str], what: str, expected: object, got: object) -> None:
     """Append a fault as one line, which begins with the file's path; the hint comes from the command."""
     faults.append(error_to_fault(DataError(what, expected=expected, got=got)))
@@ -101,4 +104,5 @@ def add_fault(faults: list[str], what: str, expected: object, got: object) -> No
 
 def error_to_fault(error: DataError) -> str:
     """Turn an error into the line of a fault, without its hint."""
-    return one_line(" ".join(str(DataError(error.what, expected=error.expected, got=error.got)).split()))
+    got = error.got if error.got is None or len(str(error.got)) <= LONGEST_GOT else f"{str(error.got)[:LONGEST_GOT]}…"
+    return one_line(" ".join(str(DataError(error.what, expected=error.expected, got=got)).split()))

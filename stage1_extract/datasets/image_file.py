@@ -14,6 +14,7 @@ import PIL.ExifTags
 import PIL.Image
 from numpy.typing import NDArray
 
+from features._common.bounded_file import open_regular
 from features._common.plain_text import one_line
 from features._common.types import Image, Size
 from features.errors import DataError
@@ -95,7 +96,7 @@ def read_start(file: Path) -> ImageInfo | None:
     None for all others, which have to be read whole; `check_complete` does the rest once they are.
     """
     try:
-        with file.open("rb", buffering=0) as f:
+        with open_regular(file, buffering=0) as f:
             start = f.read(_PNG_DEPTH + 1)
             f.seek(-min(len(start), len(_PNG_END)), os.SEEK_END)
             end = f.read()

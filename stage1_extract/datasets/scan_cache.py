@@ -1,7 +1,8 @@
 """What earlier scans found in files, so that a file is read again only if it has changed.
 
 A file counts as unchanged while its size, its time of modification (in ns) and its inode are the same. The cache is an
-SQLite file beside the store; without it, or if it cannot be used, every file is read.
+SQLite file beside the store; without it, or if it cannot be used, every file is read. Each entry has a checksum, since
+what it says decides how an image is decoded.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from features._common.console import logger
+from features.limits import FILE_BYTES
 from stage1_extract.datasets.archive import ReadablePath, ZipPath
 
 SUFFIX = ".scan"  # of the cache's file, after the store's name
@@ -21,8 +24,9 @@ SETTLED_NS = 2 * 10**9  # a file modified more recently may change again without
 NOT_REMEMBERED = " "  # what a result begins with that does not depend on the file alone
 FILES_PER_BLOCK = 10_000
 FILES_PER_QUERY = 500
-SCHEMA = """CREATE TABLE IF NOT EXISTS files
+TABLE = """files
     (path TEXT, kind TEXT, size INT, modified INT, inode INT, result TEXT, PRIMARY KEY (path, kind)) WITHOUT ROWID"""
+LONGEST_RESULT = FILE_BYTES  # bytes; the times of a video's frames
 
 FileState = tuple[int, int, int]  # size in bytes, time of modification in ns, inode
 
@@ -82,7 +86,7 @@ class ScanCache:
         """Remember what was found in files, each with its state before it was read."""
         folder = str(Path.cwd())
         rows = [
-            (_absolute(file, folder), kind, *state, text)
+            (path := _absolute(file, folder), kind, *state, f"{_checksum(path, kind, state, text)} {text}")
             for file, state, text in results
             # a file that changes while it is read has another state afterwards
             if state is not None and self._started - state[1] > SETTLED_NS and file_state(file) == state
@@ -91,7 +95,7 @@ class ScanCache:
             with self._reported_failures(), self._connect() as connection, connection:
                 # a journal on the disk doubles what is written, to save what can be read again
                 connection.execute("PRAGMA journal_mode = MEMORY")
-                connection.execute(SCHEMA)
+                connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE}")
                 connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def _known(self, paths: list[str], kind: str) -> dict[str, tuple[FileState, str]]:
@@ -103,14 +107,23 @@ class ScanCache:
                 some = paths[start : start + FILES_PER_QUERY]
                 places = ",".join("?" * len(some))
                 query = f"SELECT path, size, modified, inode, result FROM files WHERE kind = ? AND path IN ({places})"  # noqa: S608  # only question marks
-                for path, *state, result in connection.execute(query, (kind, *some)):
-                    known[path] = (tuple(state), result)
+                for path, *state, stored in connection.execute(query, (kind, *some)):
+                    checksum, _, text = stored.partition(" ") if isinstance(stored, str) else ("", "", "")
+                    if checksum == _checksum(path, kind, state, text):
+                        known[path] = (tuple(state), text)
         return known
 
-    def _connect(self) -> closing[sqlite3.Connection]:
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        """A connection to the cache; a sqlite3.Error if the file holds anything but our table."""
         assert self._file is not None
         mode = "?mode=ro" if self._read_only else ""
-        return closing(sqlite3.connect(f"{self._file.absolute().as_uri()}{mode}", uri=True))
+        with closing(sqlite3.connect(f"{self._file.absolute().as_uri()}{mode}", uri=True)) as connection:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_RESULT)
+            objects = [sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master")]
+            if objects not in ([], [f"CREATE TABLE {TABLE}"]):  # a view or a trigger may never end
+                raise sqlite3.DatabaseError("not a cache of scans")
+            yield connection
 
     @contextmanager
     def _reported_failures(self) -> Iterator[None]:
@@ -126,9 +139,15 @@ def scan_cache_of(store: Path, *, rehash: bool = False, read_only: bool = False)
     return ScanCache(store.with_name(store.name + SUFFIX), rehash=rehash, read_only=read_only)
 
 
+def _checksum(path: str, kind: str, state: Sequence[int], text: str) -> str:
+    content = repr((path, kind, *state, text)).encode(errors="surrogatepass")
+    return f"{zlib.crc32(content):08x}"
+
+
 def _absolute(file: ReadablePath, folder: str) -> str:
     """A file's path, which may be relative to the current folder."""
-    return os.path.join(folder, str(file))  # noqa: PTH118  # Path.absolute() takes 10 times as long
+    path = os.path.join(folder, str(file))  # noqa: PTH118  # Path.absolute() takes 10 times as long
+    return path if path.isascii() else path.encode(errors="surrogatepass").decode("latin-1")  # names may be no UTF-8
 
 
 def file_state(file: ReadablePath) -> FileState | None:

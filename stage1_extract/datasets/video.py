@@ -7,6 +7,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
-from features._common.bounded_file import read_bounded
+from features._common.bounded_file import read_bounded, require_regular
 from features._common.console import logger
 from features._common.csv_table import CsvRow, CsvTable, read_csv_table
 from features._common.types import Image, Size
@@ -242,6 +243,8 @@ def _open(path: Path) -> av.container.InputContainer:
 
     The frames' size is bounded before any is decoded.
     """
+    with suppress(OSError):  # which FFmpeg names
+        require_regular(path)
     allowed = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
     # `file:` because a name such as 12:30:05.mp4 would be taken for a protocol
     container = av.open(f"file:{path}", options=allowed, metadata_errors="replace")

@@ -11,8 +11,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from features._common.plain_text import one_line
 from features._common.types import Image
-from features.errors import ConfigError, DataError
+from features.errors import ConfigError, DataError, FramebankError
+from stage1_extract.backbone.onnx_graph import OnnxNetwork
 from stage1_extract.backbone.onnx_trunk import OnnxTrunk
 from stage1_extract.backbone.trunk import Trunk
 from stage1_extract.engines import onnxruntime, openvino, tensorflow
@@ -76,14 +78,25 @@ class Engine:
         """The compiled network. Built on first use, because compiling takes seconds."""
         recipe = self.trunk.recipe
         if isinstance(self.trunk, OnnxTrunk):
-            if self.name == "openvino":
-                return openvino.OpenVinoRunner(self.trunk.network, self._batch, recipe.precision)
-            return onnxruntime.OnnxRuntimeRunner(self.trunk.network, self._batch)
+            return self._onnx_runner(self.trunk.network)
         if recipe.precision == "int8" and self._network is None:
             raise RuntimeError("int8 without a quantised network would be float32")
         if self.name == "openvino":
             return openvino.OpenVinoRunner(self.trunk.model, self._batch, recipe.precision, self._network)
         return tensorflow.TensorFlowRunner(self.trunk.model, self._batch, recipe.precision, recipe.dtype)
+
+    def _onnx_runner(self, network: OnnxNetwork) -> Runner:
+        recipe = self.trunk.recipe
+        try:
+            if self.name == "openvino":
+                return openvino.OpenVinoRunner(network, self._batch, recipe.precision)
+            return onnxruntime.OnnxRuntimeRunner(network, self._batch)
+        except (FramebankError, MemoryError):
+            raise
+        except Exception as e:  # the engines' errors have no common base
+            line = one_line(" ".join(str(e).split())[:300])
+            hint = "--extract.engine auto, or export the network again"
+            raise DataError(f"{recipe.weights}: {self.name} cannot run this network ({line})", hint=hint) from None
 
     @property
     def batch(self) -> int:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from features._common.atomic import atomic_write
 from features._common.strict_json import parse_json
-from features.errors import StoreError
+from features._common.zip_limits import ZIP_ERRORS, open_zip
+from features.errors import DataError, StoreError, raise_refusal
 from features.recipe import canonical_json
 
 MISSING_HINT = "copy it from where the store was made, or extract into another store: --store OTHER.h5"
@@ -45,7 +46,7 @@ class QuantisedNetwork:
     def load(cls, path: Path) -> QuantisedNetwork:
         """Read what `save` wrote; a StoreError if the file is damaged or missing."""
         try:
-            with zipfile.ZipFile(path) as archive:
+            with open_zip(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise ValueError("compressed")  # it could take any amount of memory
                 about = parse_json(archive.read("about.json").decode())
@@ -55,6 +56,7 @@ class QuantisedNetwork:
                 raise ValueError("its digest is another")
         except FileNotFoundError:
             raise StoreError(f"{path}: the store's quantised network is missing", hint=MISSING_HINT) from None
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
+        except (*ZIP_ERRORS, DataError, LookupError, TypeError, AttributeError) as e:
+            raise_refusal(e, path)
             raise StoreError(f"{path}: damaged ({e})", expected="a quantised network", hint=MISSING_HINT) from None
         return network

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import keras
 
 from features._common.types import Tensor
-from features.streams import FRAMES, MEMBER_PREDICTIONS, RIDGE, STAGE_TWO, TRUNK, UNIT
+from features.streams import FRAMES, MEMBER_PREDICTIONS, RIDGE, STAGE_TWO, STANDARDISE, TRUNK, UNIT, VECTORS
 from stage2_temporal.finetune.unfreeze import InferenceMode
 from stage2_temporal.fused.fuse import map_inputs
 
@@ -21,7 +21,8 @@ from stage2_temporal.fused.fuse import map_inputs
 class DividedModel(NamedTuple):
     """Parts of a trainable fused model, which share its layers. The last three take what `frozen` returns."""
 
-    frozen: keras.Model  # uint8 frames (batch, T, height, width, 3) → arrays (batch, …) by name
+    # uint8 frames (batch, T, height, width, 3) → arrays (batch, …) by name, VECTORS is the head's vectors
+    frozen: keras.Model
     learner: keras.Model  # → what gradient descent trains: the prediction, or those of all members (batch, members · K)
     predictor: keras.Model  # → the prediction (batch, K)
     ridge_vectors: keras.Model | None  # → what the head's ridge regression takes (batch, F), if it has one
@@ -43,7 +44,11 @@ def divide_model(model: keras.Model, *, from_frames: bool = False) -> DividedMod
     still = [name for name in maps if name not in trained]
     below = _last_frozen_tensors(backbone, changing)
     stage_inputs = dict(_named_inputs(stage_two, maps))
-    beside = _last_frozen_tensors(stage_two, _changing_tensors(stage_two, [stage_inputs[name] for name in trained]))
+    changing = _changing_tensors(stage_two, [stage_inputs[name] for name in trained])
+    vectors = next((layer.output for layer in stage_two.layers if layer.name == STANDARDISE), None)
+    # the head's vectors, not what each of its members makes of them: the same numbers in other shapes
+    frozen_vectors = vectors is not None and id(vectors) not in changing
+    beside = [vectors] if frozen_vectors else _last_frozen_tensors(stage_two, changing)
     results = {"prediction": stage_two.output} | _head_tensors(stage_two)
 
     frames = keras.Input(model.inputs[0].shape[1:], dtype="uint8", name=FRAMES)
@@ -54,7 +59,10 @@ def divide_model(model: keras.Model, *, from_frames: bool = False) -> DividedMod
     stored, still_maps = tensors[: len(below)], tensors[len(below) :]
     if beside:
         stored += keras.tree.flatten(keras.Model([stage_inputs[name] for name in still], beside)(still_maps))
-    by_name = {f"frozen{i}": tensor for i, tensor in enumerate(stored)}
+    names = [f"frozen{i}" for i in range(len(stored))]
+    if frozen_vectors:
+        names[-1] = VECTORS
+    by_name = dict(zip(names, stored, strict=True))
     frozen = keras.Model(frames, by_name, name="frozen")
 
     inputs = {name: keras.Input(t.shape[1:], dtype=t.dtype, name=name) for name, t in by_name.items()}

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from features._common.console import is_quiet, logger
 from features._common.types import Floats
 from features.config import Config, FinetuneConfig
-from features.errors import ConfigError, FramebankError, StoreError
-from features.streams import RIDGE, STAGE_TWO, TRUNK
+from features.errors import ConfigError, DataError, FramebankError, StoreError
+from features.streams import MIRROR_SIGNS, RIDGE, STAGE_TWO, TRUNK, VECTORS
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.task import Task
 from stage2_temporal.evaluation.history import Epoch
@@ -29,9 +29,10 @@ from stage2_temporal.finetune.checkpoint import FinetuneState, load_weights, rea
 from stage2_temporal.finetune.frozen_part import divide_model
 from stage2_temporal.finetune.normal_equations import NormalEquations
 from stage2_temporal.finetune.unfreeze import InferenceMode, backbone_layers, count_unfrozen, unfreeze_layers
-from stage2_temporal.finetune.views import StoredView, compile_frozen, keep_windows, store_view, view_batches
+from stage2_temporal.finetune.views import Mirror, StoredView, compile_frozen, keep_windows, store_view, view_batches
 from stage2_temporal.finetune.workers import Workers, train_together
 from stage2_temporal.fused.fuse import TOLERANCE, ReadWindow, compare, map_inputs
+from stage2_temporal.heads import find_head
 from stage2_temporal.heads.closed_form import standardise_targets
 from stage2_temporal.runs.results import read_predictions
 from stage2_temporal.training.fast_layers import with_fast_layers
@@ -110,7 +111,8 @@ class FinetuneJob:
             elif not any(isinstance(layer, InferenceMode) for layer in self._parts.learner._flatten_layers()):
                 # with layers of the backbone, which cannot be copied, the head takes little of the time anyway
                 self._parts = self._parts._replace(learner=with_fast_layers(self._parts.learner))
-            windows = len(train) * self._options.views
+            self._mirror = self._find_mirror()
+            windows = len(train) * self._options.views * (1 if self._mirror is None else 2)
             steps = -(-windows // self._batch) if windows else len(self._train_windows)
             schedule = learning_rate_schedule(self._options, steps * self._options.epochs)
             learner, members = self._parts.learner, self._parts.members
@@ -189,24 +191,34 @@ class FinetuneJob:
         started = time.monotonic()
         predictions = read_predictions(self._run / "predictions.csv", self._config.data.columns)
         indices = self._validation if len(self._validation) else self._task.known("train")
-        expected = np.array([e.predicted for e in predictions])[indices]
-        facts = check_epoch0(self.fused, self._windows(indices), expected, self._dtype)
+        if len(predictions) != len(self._task.examples):
+            expected, hint = len(self._task.examples), f"framebank evaluate --run {self._run}"
+            what = f"{self._run}: predictions of other examples"
+            raise DataError(what, expected=expected, got=len(predictions), hint=hint)
+        predicted = np.array([e.predicted for e in predictions])[indices]
+        facts = check_epoch0(self.fused, self._windows(indices), predicted, self._dtype)
         self._store_views()
         remark = f", differs from the two stages by {facts['difference']:.1g} of the largest value"
         row = self._history_row(0, math.nan, math.nan, started, remark)
         return FinetuneState(key=self._key, facts=facts, history=[row])
 
     def _store_views(self) -> None:
-        """Compute what the frozen layers make of all views, if they are to be stored; the first is not augmented."""
+        """Compute what the frozen layers make of all views, if they are to be stored."""
         if not self._options.views:
             return
         started, folder = time.monotonic(), self._folder / "views"
         train = self._task.known("train")
-        if not self.writes:
-            self._wait()  # until another machine has computed them
-            names = [f"train{k}" for k in range(self._options.views)] + ["validation"] * bool(len(self._validation))
-            self._views = {name: StoredView(folder / name) for name in names}
-            return
+        if self.writes:
+            self._compute_views(folder, train)
+        self._wait()  # until one machine has computed them
+        columns = self._task.examples.targets.shape[1]
+        counts = {f"train{k}": len(train) for k in range(self._options.views)} | {"validation": len(self._validation)}
+        shapes = {name: (count, columns) for name, count in counts.items() if count}
+        self._views = {name: StoredView(folder / name, self._parts.frozen, shape) for name, shape in shapes.items()}
+        logger.info(f"finetune: {self._options.views} views [{time.monotonic() - started:.1f} s]")
+
+    def _compute_views(self, folder: Path, train: NDArray[np.int64]) -> None:
+        """Compute those that are not there yet; the first is not augmented."""
         folder.mkdir(parents=True, exist_ok=True)
         compute = compile_frozen(self._parts.frozen, self._config.extract.engine)
         decoded = self._folder / "windows.npy"
@@ -219,10 +231,8 @@ class FinetuneJob:
                 windows = self._windows(indices, read, seed=self._config.train.seed, augment=augment)
                 windows.begin(k, shuffle=False)
                 with reading_errors(windows):
-                    self._views[name] = store_view(folder / name, compute, windows, self._dtype)
+                    store_view(folder / name, compute, windows, self._dtype)
         decoded.unlink()
-        self._wait()
-        logger.info(f"finetune: {self._options.views} views [{time.monotonic() - started:.1f} s]")
 
     def _train_batches(self, epoch: int) -> Batches:
         """An epoch's windows, or what the frozen layers computed from all views of them, in random order."""
@@ -230,7 +240,19 @@ class FinetuneJob:
             self._train_windows.begin(epoch)
             return self._train_windows
         order = np.random.default_rng((self._config.train.seed, epoch))
-        return view_batches([self._views[f"train{k}"] for k in range(self._options.views)], self._batch, order)
+        views = [self._views[f"train{k}"] for k in range(self._options.views)]
+        return view_batches(views, self._batch, order, self._mirror)
+
+    def _find_mirror(self) -> Mirror | None:
+        """How stored views change in mirrored scenes, if they are vectors whose head knows it, and targets do, too."""
+        columns = self._task.examples.columns
+        known = self._options.flip and set(columns) <= set(MIRROR_SIGNS)
+        if not known or set(self._parts.frozen.output) != {VECTORS}:
+            return None
+        head = find_head(self._config.head.name).from_config(self._config).restore(self.fused.get_layer(STAGE_TWO))
+        if not head.knows_mirrored_vectors:
+            return None
+        return Mirror(head.mirrored_vectors, np.array([MIRROR_SIGNS[column] for column in columns]))
 
     def _train_epoch(self, epoch: int) -> Epoch:
         started, batches = time.monotonic(), self._train_batches(epoch)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from features._common.folders import updated_folder
 from features._common.leftovers import unfinished_folder
 from features.config import Config
-from features.errors import ConfigError, FramebankError
+from features.errors import ConfigError, DataError, FramebankError
 from features.store import Store
 from features.streams import STAGE_TWO, TRUNK
 from stage1_extract.engines.openvino import openvino_core
@@ -50,7 +50,11 @@ def export_run(run: Path, store: Store, config: Config, formats: Sequence[str] =
     if config.map_streams:
         fused, _ = fuse_run(run, store, config)
         if (run / "finetuned.keras").is_file():
-            fused.set_weights(load_model(run, "finetuned.keras").get_weights())
+            weights = load_model(run, "finetuned.keras").get_weights()
+            if [w.shape for w in weights] != [w.shape for w in fused.get_weights()]:
+                hint = f"framebank finetune --run {run}"
+                raise DataError(f"{run / 'finetuned.keras'}: of another model than {run / 'model.keras'}", hint=hint)
+            fused.set_weights(weights)
         model = servable(fused, config.data.columns)
     else:
         model = _with_named_outputs(_unroll(load_model(run, targets=len(config.data.columns))), config.data.columns)

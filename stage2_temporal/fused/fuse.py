@@ -29,7 +29,8 @@ from stage1_extract.datasets import scan
 from stage1_extract.frame_loader import resize_frame
 from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import read_task
-from stage2_temporal.heads import check_uses_maps, find_head
+from stage2_temporal.heads import check_uses_maps
+from stage2_temporal.heads.saved import load_head
 from stage2_temporal.training.keras_models import NamedTensors, load_model, model_inputs, save_model
 
 TOLERANCE = 1e-4  # by which two forms of one model may differ in float32, relative to the largest value
@@ -106,8 +107,8 @@ def fuse_run(run: Path, store: Store, config: Config | None = None) -> tuple[ker
             got="; ".join(recipe.differences(store.recipe)),
             hint="--store STORE, the one the run was trained on",
         )
+    inputs = comparison_inputs(run, store, config)  # which checks the run's model
     fused, stage_two = build_fused_model(trunk.model, load_model(run)), load_model(run)
-    inputs = comparison_inputs(run, store, config)
     check = compare_models(fused, stage_two, inputs.pop(FRAMES), inputs, store.recipe.precision)
     fault = check.first_fault(store.recipe.dtype, store.recipe.precision, _quantisation_error(store))
     if fault is not None:
@@ -219,12 +220,10 @@ def comparison_inputs(run: Path, store: Store, config: Config) -> dict[str, NDAr
     task = read_task(config, store)
     examples = task.examples
     examples = examples[np.unique(np.linspace(0, len(examples) - 1, COMPARED_WINDOWS).astype(int))]
-    head = (
-        find_head(config.head.name).from_config(config).restore(load_model(run, targets=len(config.data.columns)), run)
-    )
     normalised = config.head.normalises_flow
     source = StoreSource(store.path, examples.rows, frame_interval=task.frame_interval, normalise_flow=normalised)
-    inputs: dict[str, NDArray[Any]] = head.input_arrays(StoreExamples(source, examples))
+    X = StoreExamples(source, examples)
+    inputs: dict[str, NDArray[Any]] = load_head(run, config, lambda head: head.input_shapes(X)).input_arrays(X)
     if config.map_streams:
         read = window_reader(store, examples, np.arange(len(examples)), config)
         inputs[FRAMES] = np.stack([read(i) for i in range(len(examples))])

@@ -192,6 +192,15 @@ class Head(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """Features → (batch, T, F) or (batch, F). By default all features, concatenated."""
         return concatenate(list(features.values()))
 
+    @property
+    def knows_mirrored_vectors(self) -> bool:
+        """Whether the vectors of a mirrored scene follow from those of the scene; by default they do not."""
+        return False
+
+    def mirrored_vectors(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The vectors (…, F) of mirrored scenes; both are standardised, or neither is."""
+        raise NotImplementedError
+
     @abstractmethod
     def output(self, vectors: Tensor, targets: int) -> Tensor:
         """Vectors → (batch, targets)."""

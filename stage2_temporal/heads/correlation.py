@@ -85,6 +85,17 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
         x = keras.ops.concatenate(parts, axis=-1)
         return keras.ops.reshape(x, (-1, length, cells * x.shape[-1]))
 
+    @property
+    def knows_mirrored_vectors(self) -> bool:
+        return bool(self.settings_.mirror)  # else left and right are standardised differently
+
+    def mirrored_vectors(self, vectors: Vectors) -> Vectors:
+        # cells change sides, and motion to the right is motion to the left
+        measured = vectors.shape[-1] // self._cells // len(CELL_FEATURES)  # inputs · lags
+        cells = vectors.reshape(*vectors.shape[:-1], *self.settings_.grid, measured, len(CELL_FEATURES))
+        sign = np.where(np.array(CELL_FEATURES) == "right", -1, 1).astype(np.float32)
+        return (cells[..., ::-1, :, :] * sign).reshape(vectors.shape)
+
     def output(self, vectors: Tensor, targets: int) -> Tensor:
         members = keras.ops.stack([self._member(vectors, targets, i) for i in range(self.settings_.members)], axis=1)
         members = keras.layers.Identity(name=MEMBER_PREDICTIONS)(members)
@@ -130,13 +141,14 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
         frames = examples.examples.rows if isinstance(examples, StoreExamples) else np.arange(count)[:, None]
         ridge_folds, member_folds = (Folds.divide(frames, examples.groups, n) for n in (RIDGE_FOLDS, members))
         if signs is not None:
-            means, targets = np.concatenate([means, self._mirrored(means)]), np.concatenate([targets, targets * signs])
+            means = np.concatenate([means, self.mirrored_vectors(means)])
+            targets = np.concatenate([targets, targets * signs])
             ridge_folds, member_folds = ridge_folds.twice(), member_folds.twice()
 
         def read(rows: NDArray[np.int64]) -> Vectors:
             """The vectors of some examples; from `count` on, of the mirrored ones."""
             values: Vectors = vectors[rows % count]
-            values[rows >= count] = self._mirrored(values[rows >= count])
+            values[rows >= count] = self.mirrored_vectors(values[rows >= count])
             return values
 
         rows = np.arange(len(targets))
@@ -217,10 +229,3 @@ class CorrelationLSTM(FramePairsHead, GradientHead):
         if not self.settings_.mirror or not columns or not set(columns) <= set(MIRROR_SIGNS):
             return None
         return np.array([MIRROR_SIGNS[column] for column in columns])
-
-    def _mirrored(self, vectors: Vectors) -> Vectors:
-        """The vectors (…, F) of mirrored scenes: cells change sides, and motion to the right is motion to the left."""
-        measured = vectors.shape[-1] // self._cells // len(CELL_FEATURES)  # inputs · lags
-        cells = vectors.reshape(*vectors.shape[:-1], *self.settings_.grid, measured, len(CELL_FEATURES))
-        sign = np.where(np.array(CELL_FEATURES) == "right", -1, 1).astype(np.float32)
-        return (cells[..., ::-1, :, :] * sign).reshape(vectors.shape)

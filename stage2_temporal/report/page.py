@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import math
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ def _look(title: str, c: ReportClip, picture: str, cells: list[list[float]]) -> 
     }
 
 
+@cache
 def environment() -> Environment:
     """Jinja's environment for the templates: every value is escaped, and a missing one is an error."""
     loader = FileSystemLoader(TEMPLATES)

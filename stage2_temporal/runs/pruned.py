@@ -7,9 +7,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from features._common.bounded_file import read_bounded
 from features._common.folders import atomic_folder
 from features.config import Config, read_run_config
 from features.errors import DataError
+from features.limits import JSON_BYTES
 from stage2_temporal.evaluation.tusimple import first_fault
 
 PRUNED_FILE = "pruned.json"
@@ -47,7 +49,7 @@ def read_pruned(path: Path) -> PrunedRun:
     file = path / PRUNED_FILE
     hint = f"delete {path} and run the sweep again"
     try:
-        metrics = PrunedMetrics.model_validate_json(file.read_bytes())
+        metrics = PrunedMetrics.model_validate_json(read_bounded(file, JSON_BYTES))
     except OSError as e:
         raise DataError(f"{file}: {e.strerror}", hint=hint) from None
     except ValidationError as e:

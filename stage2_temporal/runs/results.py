@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from features._common.atomic import atomic_write
 from features._common.bounded_file import read_bounded
@@ -155,6 +155,13 @@ class Occlusion(Part):
     examples: int  # how many the mean is over
     mean: list[list[float]]  # rows of cells, from the top
     clips: dict[str, list[list[float]]]  # the same for single examples, by `occlusion_key`
+
+    @model_validator(mode="after")
+    def _check_cells(self) -> Self:
+        for rows in (self.mean, *self.clips.values()):
+            if not rows or len({len(row) for row in rows}) != 1 or not rows[0]:
+                raise ValueError("a map whose rows are not equally long, or empty")
+        return self
 
 
 def occlusion_key(example: PredictedExample) -> str:

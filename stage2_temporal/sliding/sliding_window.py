@@ -26,11 +26,12 @@ from stage1_extract.backbone.onnx_trunk import OnnxTrunk, any_trunk
 from stage1_extract.backbone.trunk import Trunk
 from stage1_extract.engines.engine import Engine
 from stage2_temporal.evaluation.uncertainty import INPUTS, Uncertainty, read_uncertainty
-from stage2_temporal.heads import check_streams, find_head
+from stage2_temporal.heads import check_streams
+from stage2_temporal.heads.saved import MODEL_FILE, check_shapes, load_head, named_layers
 from stage2_temporal.heads.uncertainty import uncertain_model
 from stage2_temporal.runs.results import Metrics, read_metrics
 from stage2_temporal.sliding.frame_cache import FrameCache
-from stage2_temporal.training.keras_models import NamedTensors, load_model, model_inputs, submodel_from
+from stage2_temporal.training.keras_models import NamedTensors, model_inputs, submodel_from
 from stage2_temporal.vehicle.camera_geometry import CameraGeometry, read_camera_geometry
 
 Predictions = NDArray[np.float32]
@@ -79,12 +80,13 @@ def load_run_models(run: Path) -> RunModels:
     """
     metrics, config = read_metrics(run), read_run_config(run)
     check_streams(run, config)
-    stage_two = load_model(run, targets=len(config.data.columns))
+    head = load_head(run, config)
+    stage_two = head.model_
     takes_track = GEOMETRY in [tensor.name for tensor in stage_two.inputs]
     camera_geometry = read_camera_geometry(run) if takes_track else None
     if (uncertainty := read_uncertainty(run)) is not None:
-        head = find_head(config.head.name).from_config(config).restore(stage_two, run)
-        stage_two = uncertain_model(head, stage_two, uncertainty.novelty.get(INPUTS))
+        with named_layers(run / MODEL_FILE):
+            stage_two = uncertain_model(head, stage_two, uncertainty.novelty.get(INPUTS))
     models = RunModels(None, stage_two, config, camera_geometry, uncertainty, metrics.frame_interval)
     if not config.map_streams:
         return models
@@ -98,6 +100,9 @@ def load_run_models(run: Path) -> RunModels:
             got=recipe.fingerprint[:12],
             hint="restore the weights file that backbone.weights names, or train again",
         )
+    names = {stream: name for name, stream in head.input_streams.items()}
+    maps = {names[s]: (config.window.length, *info.shape) for s, info in trunk.streams.items() if s in names}
+    check_shapes(run, head.model_, maps)
     # the quantised network stays with the store; float32 is what it approximates
     precision = "float32" if recipe.precision == "int8" else recipe.precision
     return replace(models, trunk=replace(trunk, recipe=replace(recipe, dtype="float32", precision=precision)))
@@ -183,7 +188,8 @@ class SlidingWindow:
         top, tensors = _split_top(models.stage_two, self._inputs.get(APPEARANCE, ""))
         # the top's maps stay in TensorFlow until the cache has reduced them: they are the largest arrays of all
         self._top = None if top is None else tf.function(lambda maps: top(maps, training=False), reduce_retracing=True)
-        self._cache = FrameCache.of(models.config, models.stage_two, tensors, rows)
+        with named_layers(Path(MODEL_FILE)):
+            self._cache = FrameCache.of(models.config, models.stage_two, tensors, rows)
         head = self._cache.head if self._cache else submodel_from(tensors, models.stage_two)
         lags = self._cache.lags if self._cache else dict.fromkeys(self._inputs.values(), 0)
         self._keep = int((rows[:, -1] - rows[:, 0]).max())
@@ -215,7 +221,10 @@ class SlidingWindow:
         values: NamedTensors = {name: streams[stream] for stream, name in self._inputs.items()}
         count = 0
         for name, frames in (self._cache(values) if self._cache else values).items():
-            count = len(frames)
+            count, taken = len(frames), self.buffers[name].shape[1:]
+            if frames.shape[1:] != taken:  # of flow, which only the frames tell
+                what = f"{MODEL_FILE}: takes something else than the run's settings say"
+                raise DataError(what, expected=f"{name} {frames.shape[1:]}", got=taken, hint="train again")
             self.buffers[name][self._count : self._count + count] = frames
         self._count += count
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +23,13 @@ from typing import Any
 import numpy as np
 
 from features._common.atomic import exclusive_write_lock
+from features._common.bounded_file import check_size, open_regular
 from features._common.extras import require_package
 from features._common.leftovers import writer_has_ended, writer_name
+from features._common.plain_text import is_plain_name, one_line
 from features.config import Config
-from features.errors import ConfigError
+from features.errors import ConfigError, FramebankError, raise_refusal
+from features.limits import FILE_BYTES
 from stage2_temporal.report.search_plots import SearchedSetting
 from stage2_temporal.sweep.spec import (
     Distribution,
@@ -107,9 +112,12 @@ class SweepStudy:
         require_package("optuna", "search", 'search = "optuna"')
         optuna = _optuna()
         self.folder.mkdir(parents=True, exist_ok=True)
-        backend = optuna.storages.journal.JournalFileBackend(str(self.folder / JOURNAL))
-        storage = optuna.storages.JournalStorage(backend)
-        with exclusive_write_lock(self.folder / "study", LOCK_SECONDS):
+        with exclusive_write_lock(self.folder / "study", LOCK_SECONDS), self._journal_errors():
+            if self._journal.exists():
+                with open_regular(self._journal) as file:
+                    check_size(self._journal, os.fstat(file.fileno()).st_size, FILE_BYTES)
+            backend = optuna.storages.journal.JournalFileBackend(str(self._journal))
+            storage = optuna.storages.JournalStorage(backend)
             study = optuna.create_study(
                 storage=storage,
                 study_name=STUDY,
@@ -122,10 +130,29 @@ class SweepStudy:
                 study.set_user_attr("settings", self._digest)
             elif stored != self._digest:
                 raise ConfigError(
-                    f"{self.folder / JOURNAL}: a search over other settings, whose skills are not comparable",
+                    f"{self._journal}: a search over other settings, whose skills are not comparable",
                     hint="another name under [sweep], or delete this folder",
                 )
+            for trial in study.get_trials(deepcopy=False):
+                _check_trial(trial)
         return study
+
+    @property
+    def _journal(self) -> Path:
+        return self.folder / JOURNAL
+
+    @contextmanager
+    def _journal_errors(self) -> Iterator[None]:
+        """Turn what Optuna raises for a damaged journal into a ConfigError."""
+        try:
+            yield
+        except (FramebankError, MemoryError):
+            raise
+        except Exception as e:
+            raise_refusal(e, self._journal)
+            got = one_line(" ".join(f"{type(e).__name__}: {e}".split())[:200])
+            hint = "another name under [sweep], or delete this folder"
+            raise ConfigError(f"{self._journal}: damaged", expected="a search", got=got, hint=hint) from None
 
     @property
     def _digest(self) -> str:
@@ -157,7 +184,7 @@ class SweepStudy:
         """Take over a trial whose process has ended, or begin a new one; None if there are as many as are to be."""
         optuna, study = _optuna(), self.study
         running = optuna.trial.TrialState.RUNNING
-        with exclusive_write_lock(self.folder / "study", LOCK_SECONDS):
+        with exclusive_write_lock(self.folder / "study", LOCK_SECONDS), self._journal_errors():
             for record in study.get_trials(deepcopy=False, states=(running,)):
                 age = time.time() - record.datetime_start.timestamp()
                 if writer_has_ended(record.user_attrs.get("writer", ""), age):
@@ -266,11 +293,34 @@ class SweepStudy:
         if len(complete) < MIN_TRIALS or len({trial.value for trial in complete}) < 2:
             return {}
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        shares = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
+        with self._journal_errors():
+            shares = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
         return {name: float(share) for name, share in shares.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "study"}
+
+
+def _check_trial(trial: Any) -> None:
+    """Raise an exception unless a trial of the journal is as we write them."""
+    attributes = trial.user_attrs
+    runs = attributes.get("runs", [])
+    names = [attributes.get("name") or "", *(runs if isinstance(runs, list) else [runs])]
+    if not all(isinstance(n, str) and is_plain_name(n) and n == Path(n).name and n != ".." for n in names):
+        raise ValueError(f"runs named {names}")
+    if not isinstance(attributes.get("writer", ""), str) or ("name" in attributes) > ("runs" in attributes):
+        raise ValueError("a trial without its runs or their writer")
+    numbers = [
+        0.0 if trial.state.name != "COMPLETE" else trial.value,
+        *trial.intermediate_values.values(),
+        *trial.intermediate_values,
+    ]
+    if not all(isinstance(n, int | float) for n in numbers):
+        raise ValueError("a skill that is no number")
+    for value in trial.params.values():
+        if not isinstance(value, str | int | float):
+            raise ValueError(f"the value {value!r}")
+    trial.datetime_start.timestamp()
 
 
 def _optuna() -> Any:

@@ -48,6 +48,9 @@ def load_model(run: Path, name: str = "model.keras", *, targets: int | None = No
         with uninterrupted():  # h5py may turn Ctrl-C into another error
             model = keras.models.load_model(path, compile=False, safe_mode=True)
         _require_model(model)
+        for weight in model.weights:
+            if not np.isfinite(np.asarray(weight)).all():
+                raise ValueError(f"NaN or infinity in the weights {weight.path}")
         if targets is not None and model.output_shape != (None, targets):
             raise ValueError(f"it puts out {model.output_shape}, and the run has {targets} targets")
         return model

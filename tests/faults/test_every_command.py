@@ -37,7 +37,7 @@ REFUSED = {  # what the system refuses, a word of the line that says so, and the
     "quota": (errno.EDQUOT, r"quota", WRITE | FSYNC | MKDIR),
     "writing fails": (errno.EIO, r"nput/output error", WRITE | FSYNC),
     "reading fails": (errno.EIO, r"nput/output error", READ),
-    "read-only": (errno.EROFS, r"is read-only", RENAME | MKDIR | LINK),
+    "read-only": (errno.EROFS, r"ead-only", RENAME | MKDIR | LINK),
     "permission lost": (errno.EACCES, r"ermission denied", OPEN | RENAME | MKDIR),
     "too many files": (errno.EMFILE, r"oo many open files", OPEN),
 }

@@ -12,6 +12,7 @@ import pytest
 from features.errors import ConfigError, DataError, StoreError
 from features.sequences import Camera, FrameSequence, Label
 from features.store import Store
+from features.table import write_table
 from framebank.cli import main
 from tests.helpers import write_store
 
@@ -77,8 +78,12 @@ def test_predictions_of_another_store_are_refused(path: Path, tmp_path: Path) ->
                 store.table(run_folder(tmp_path, wrong))
         with pytest.raises(DataError, match="no column"):
             store.table(run_folder(tmp_path, "a,b\n1,2\n"))
-        with pytest.raises(DataError, match="not a CSV file"):
+        with pytest.raises(DataError, match="bad header"):
             store.table(run_folder(tmp_path, ""))
+        with pytest.raises(DataError, match="two predictions for one label"):
+            store.table(run_folder(tmp_path, PREDICTIONS + PREDICTIONS.splitlines()[1]))
+        with pytest.raises(DataError, match="no whole number in each row of label"):
+            store.table(run_folder(tmp_path, PREDICTIONS.replace("Train/1,0", "Train/1,0.5")))
         with pytest.raises(DataError, match="no such file"):
             store.table(tmp_path)
 
@@ -94,6 +99,15 @@ def test_command_writes_csv_and_parquet(path: Path, tmp_path: Path, capsys: pyte
         pandas.testing.assert_frame_equal(read(output), expected, check_dtype=False)
     assert main(["table", "--store", str(path), "--output", str(tmp_path / "out.xlsx")]) == 2
     assert "expected one of .csv, .parquet" in capsys.readouterr().err
+
+
+def test_text_of_a_run_is_no_formula_and_takes_no_column_of_the_store(path: Path, tmp_path: Path) -> None:
+    text = PREDICTIONS.replace(",distance,", ",fps,").replace("train,Train", "=1+1,Train").replace(",20.1,", ",@x,")
+    with Store(path) as store:
+        table = store.table(run_folder(tmp_path, text))
+    assert table.fps.tolist() == [20.0] * 5
+    write_table(tmp_path / "out.csv", table)
+    assert "'=1+1" in (tmp_path / "out.csv").read_text()
 
 
 def test_missing_pandas_names_the_extra(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

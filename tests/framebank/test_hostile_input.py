@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tests.hostile_formats  # noqa: F401  # which adds kinds
 from features.errors import DataError, StoreError
 from tests.helpers import ROOT
 from tests.hostile_input import KINDS, bounded_memory, check, keras_models, load_libraries
@@ -32,16 +33,17 @@ COUNTS = dict.fromkeys(KINDS, 300) | {
 }
 SOAK_COUNT = 10_000
 MEMORY = 3 << 30  # bytes of a process that has TensorFlow in it, and an input's 2 GB
-NEED_KERAS = {"pth": 300, "keras_file": 12, "weights_h5": 12}
-COUNTS |= NEED_KERAS
+COUNTS |= {"pth": 300, "keras_file": 12, "weights_h5": 12, "onnx_file": 40, "feature_file": 150, "search_journal": 150}
+PACKAGES = {"onnx_file": "onnx", "safetensors_file": "safetensors", "search_journal": "optuna"}  # which are extras
 
 
 def test_every_kind_is_there() -> None:
-    assert len(KINDS) >= 11
+    assert len(KINDS) >= 17
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_hostile_input_is_read_or_refused(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip(PACKAGES.get(kind, "numpy"))
     load_libraries(kind)
     check(kind, 0, tmp_path)  # what is loaded only now is not an input's memory
     with bounded_memory():
@@ -133,9 +135,10 @@ def test_a_top_that_is_no_model_is_refused(architecture: str) -> None:
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", KINDS)
 def test_ten_thousand_hostile_inputs(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip(PACKAGES.get(kind, "numpy"))
     first, found = 0, []
     while first < SOAK_COUNT:
-        command = [sys.executable, "-m", "tests.hostile_input", kind, str(first), str(SOAK_COUNT)]
+        command = [sys.executable, "-m", "tests.hostile_formats", kind, str(first), str(SOAK_COUNT)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         lines = [json.loads(line) for line in done.stdout.splitlines()]

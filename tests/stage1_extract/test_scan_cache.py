@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +130,39 @@ def test_unusable_cache_costs_only_time(
     assert scan_with(folder, tmp_path / "s.h5") == expected
     assert len(read) == sum(clip.sequence.length for clip in expected.clips)
     assert content == b"" or "s.h5.scan: cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("result", ["[]", "5", "[" * 9999, None, b"\xff", 7, "00000000 [[[64, 48], 3, 0], 0]"])
+def test_a_wrong_entry_is_not_believed(folder: Path, tmp_path: Path, read: list[str], result: object) -> None:
+    expected = scan_with(folder, tmp_path / "s.h5")
+    read.clear()
+    with closing(sqlite3.connect(tmp_path / "s.h5.scan")) as cache, cache:
+        cache.execute("UPDATE files SET result = ?", (result,))
+    assert scan_with(folder, tmp_path / "s.h5") == expected
+    assert len(read) == sum(clip.sequence.length for clip in expected.clips)
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (VALUES(0) UNION ALL SELECT i + 1 FROM n) SELECT i FROM n"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "script",
+    [
+        f"ALTER TABLE files RENAME TO x; CREATE VIEW files AS SELECT x.* FROM x, ({ENDLESS})",  # noqa: S608
+        f"CREATE TRIGGER t BEFORE INSERT ON files BEGIN DELETE FROM files WHERE size IN ({ENDLESS}); END",  # noqa: S608
+        "DROP TABLE files; CREATE TABLE files (path TEXT)",
+    ],
+    ids=["view", "trigger", "table"],
+)
+def test_a_cache_with_other_things_in_it_is_not_used(
+    folder: Path, tmp_path: Path, script: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = scan_with(folder, tmp_path / "s.h5")
+    with closing(sqlite3.connect(tmp_path / "s.h5.scan")) as cache:
+        cache.executescript(script)
+    assert scan_with(folder, tmp_path / "s.h5") == expected
+    assert "s.h5.scan: cannot be used (not a cache of scans)" in capsys.readouterr().err
 
 
 def test_files_in_an_archive_are_read_again_if_the_archive_changes(

@@ -167,7 +167,7 @@ def test_mirrored_vectors_change_sides_if_the_targets_sign_is_known(run: Path) -
     head._read_settings()
     vectors = np.random.default_rng(0).normal(size=(len(X), LENGTH - 1, 6 * 6)).astype(np.float32)
     cells = vectors.reshape(len(X), LENGTH - 1, 2, 3, 6)
-    mirrored = head._mirrored(vectors).reshape(cells.shape)[:, :, :, ::-1]
+    mirrored = head.mirrored_vectors(vectors).reshape(cells.shape)[:, :, :, ::-1]
     np.testing.assert_array_equal(mirrored[..., 0], -cells[..., 0])
     np.testing.assert_array_equal(mirrored[..., 1:], cells[..., 1:])
     np.testing.assert_array_equal(head._mirror_signs(X), [1.0])

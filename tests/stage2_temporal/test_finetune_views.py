@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from features.streams import MEMBER_PREDICTIONS, RIDGE, STAGE_TWO
+from features.streams import MEMBER_PREDICTIONS, RIDGE, STAGE_TWO, VECTORS
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.finetune.frozen_part import divide_model
 from stage2_temporal.finetune.loop import FinetuneJob, squared_error
@@ -111,6 +111,35 @@ def test_an_epoch_takes_every_view_of_every_window(folder: Path, fused: keras.Mo
     assert len(shuffled) == 2 * len(targets)
     assert shuffled != in_order
     np.testing.assert_allclose(sorted(shuffled), sorted(in_order), rtol=1e-6)
+
+
+def test_vectors_of_frozen_layers_are_stored_once_and_train_mirrored_too(folder: Path, fused: keras.Model) -> None:
+    """With a frozen backbone, what is stored of a window are the head's vectors, whose mirror images it knows."""
+    job = make_job(folder, fused, **OPTIONS | {"unfreeze": 0, "views": 2, "epochs": 1, "zoom": 1.3, "batch": 100})
+    job.train()
+    assert [*job._views["train1"].arrays] == [VECTORS]
+    assert [*divide_model(job.model).frozen.output] == [VECTORS]
+    views = [job._views[f"train{k}"] for k in range(2)]
+    arrays, targets = job._train_batches(1)[0]
+    count = sum(len(view.targets) for view in views)
+    assert len(targets) == 2 * count
+    plain = view_batches(views, 100)[0]
+    rows = {tuple(np.round(y, 5)): x for x, y in zip(arrays[VECTORS], targets, strict=True)}
+    assert len(rows) == 2 * count
+    for x, (vx, vy) in zip(plain[0][VECTORS], np.round(plain[1], 5), strict=True):
+        np.testing.assert_array_equal(rows[vx, vy], x)
+        # in the vectors (frame, row, column, inputs · lags, 6), columns are reversed, and so is motion to the right
+        cells, mirrored = (v.reshape(len(v), 2, 3, -1, 6) for v in (x, rows[vx, -vy]))
+        np.testing.assert_array_equal(mirrored[..., 1:], cells[:, :, ::-1, :, 1:])
+        np.testing.assert_array_equal(mirrored[..., 0], -cells[:, :, ::-1, :, 0])
+
+
+@pytest.mark.parametrize("changed", [{"flip": False}, {"unfreeze": "conv_dw_2"}])
+def test_stored_views_are_not_mirrored_unless_vectors_are_known(
+    changed: dict[str, Any], folder: Path, fused: keras.Model
+) -> None:
+    job = make_job(folder, fused, **OPTIONS | {"unfreeze": 0, "views": 2} | changed)
+    assert job._mirror is None
 
 
 def test_windows_are_decoded_once(tmp_path: Path) -> None:

@@ -334,6 +334,45 @@ def test_backbone_other_than_the_runs_is_refused(tmp_path: Path, run: Path) -> N
         load_run_models(tmp_path / "other")
 
 
+UNFIT = "takes something else than the run's settings say"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "value", "message"),
+    [
+        ("other", (LENGTH, 5, 5, 3), 0.0, UNFIT),
+        ("features", (LENGTH + 1, 5, 5, 3), 0.0, UNFIT),
+        ("features", (None, 5, 5, 3), 0.0, UNFIT),
+        ("features", (LENGTH, 5, 5, 3), 0.0, UNFIT),
+        ("features", (LENGTH, 5, 5, 3), math.nan, "NaN or infinity in the weights"),
+    ],
+    ids=["name", "length", "any length", "maps", "NaN"],
+)
+def test_model_that_is_not_the_runs_is_refused(
+    tmp_path: Path, run: Path, name: str, shape: tuple[int | None, ...], value: float, message: str
+) -> None:
+    shutil.copytree(run, tmp_path / "other")
+    maps = keras.Input(shape, name=name)
+    pooled = keras.layers.GlobalAveragePooling3D()(maps)
+    bias = keras.initializers.Constant(value)
+    model = keras.Model(maps, keras.layers.Dense(2, bias_initializer=bias)(pooled))
+    model.save(tmp_path / "other" / "model.keras")
+    with pytest.raises(DataError, match=message):
+        load_run_models(tmp_path / "other")
+
+
+def test_model_without_the_layers_of_its_head_is_refused(tmp_path: Path, run: Path, models: RunModels) -> None:
+    shutil.copytree(run, tmp_path / "other")
+    shape = models.stage_two.inputs[0].shape[1:]
+    maps = keras.Input(shape, name="features")
+    keras.Model(maps, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling3D()(maps))).save(
+        tmp_path / "other" / "model.keras"
+    )
+    write_video(tmp_path / "drive.avi", images(), fps=12)
+    with pytest.raises(DataError, match=r"not the model of this run's head; got No such layer"):
+        predict(tmp_path / "other", tmp_path / "drive.avi")
+
+
 def test_sliding_windows_are_all_that_fit() -> None:
     sequence = FrameSequence("drive", "test", SPAN + 1, 10.0, (64, 48), "")
     config = image_config(Path("unused"), window={"length": LENGTH, "stride": STRIDE})

@@ -207,6 +207,7 @@ label = "recurrent"
 label = "speed"
 "data.target" = "ego_speed"
 "head.name" = "ridge"
+"head.difference" = true
 """
 
 
@@ -215,6 +216,7 @@ def test_compared_runs_end_in_one_table_per_target(folder: Path, run: Run) -> No
     train = ["train", "--config", "several.toml", "--store", "stores/task.h5"]
     status, out, err = run(*train)
     assert status == 0, err
+    assert err.count("derived and saved in the store") == 1  # of all heads at once
     runs = ["several-velocity-ridge", "several-velocity-pooled_lstm", "several-ego_speed-ridge"]
     assert [line for line in out.splitlines() if "report.html" in line][:3] == [f"runs/{r}/report.html" for r in runs]
     tables = out[out.index("vx, vy on the validation split, 3 examples") :].splitlines()
