@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from features.config import Config
+from features.errors import StoreError
 from features.sequences import FrameSequence, Label
 from features.tracks import Track
 from stage2_temporal.evaluation.metrics import scores, verdict
@@ -48,7 +49,10 @@ class MemoryStore:
         self.thumbnails_read: list[int] = []
 
     def index(self, sequence_id: str) -> int:
-        return next(i for i, s in enumerate(self.sequences) if s.id == sequence_id)
+        found = [i for i, s in enumerate(self.sequences) if s.id == sequence_id]
+        if not found:
+            raise StoreError(f"no sequence {sequence_id!r}")
+        return found[0]
 
     def thumbnail(self, row: int) -> bytes:
         self.thumbnails_read.append(row)

@@ -23,6 +23,7 @@ class Epoch:
     seconds: float  # wall time
 
 
+LARGEST_EPOCH = 1_000_000_000
 COLUMNS = tuple(field.name for field in fields(Epoch))
 
 
@@ -37,7 +38,9 @@ def read_history(path: Path, hint: str) -> tuple[Epoch, ...]:
     for row in read_csv_table(path, required=COLUMNS, hint=hint).rows:
         try:
             number, *values = (row.cells[name] for name in COLUMNS)
-            history.append(Epoch(int(number), *map(parse_number, values)))
+            if not 0 <= (epoch := int(number)) <= LARGEST_EPOCH:
+                raise ValueError(f"the epoch {number[:40]}")
+            history.append(Epoch(epoch, *map(parse_number, values)))
         except ValueError as e:
             raise DataError(f"{row.where}: {one_line(str(e))[:200]}", hint=hint) from None
     return tuple(history)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from features._common.types import Floats
+from features.errors import DataError
 
 SCALE_ITERATIONS = 10
 SCALE_FOLDS = 5  # of sequences, whose scores each have a scale that was fitted to the others
@@ -58,7 +59,11 @@ class ErrorScale:
     def sizes(self, inputs: Floats) -> Floats:
         """The expected size (m, K) of the errors of examples with inputs (m, S)."""
         known = inputs[:, : self.coefficients.shape[1] - 1]  # runs of older versions read fewer
-        return np.asarray(np.minimum(_design(known) @ self.coefficients.T, self.largest))
+        design = _design(known)
+        if design.shape[-1] != self.coefficients.shape[-1]:
+            what, hint = "uncertainty.json: not of this run's head", "framebank evaluate --run NAME"
+            raise DataError(what, expected=design.shape[-1], got=self.coefficients.shape[-1], hint=hint)
+        return np.asarray(np.minimum(design @ self.coefficients.T, self.largest))
 
 
 @dataclass(frozen=True)
