@@ -58,7 +58,7 @@ sweep: features  ## train what SWEEP lists from STORE, several runs at a time, a
 leaderboard: $(READY)  ## all runs next to the constant predictor, in runs/leaderboard.html
 	@$(FB) leaderboard $(ARGS)
 
-finetune: $(READY)  ## train the CNN's last layers below RUN (default: the best on maps alone) further, on the images
+finetune: $(READY)  ## train RUN (default: the best on maps alone) further, on altered images
 	@$(FB) finetune $${RUN:+--run "$$RUN"} $(WITH_DATA) $(ARGS)
 
 predict: $(READY)  ## predict with RUN on DATA: a video, a folder of frames, a data set

@@ -713,7 +713,7 @@ def _print_comparison(labels: list[str], folders: list[Path]) -> None:
     for target in dict.fromkeys(metrics.target for _, metrics in runs):
         print(comparison_table([(label, metrics) for label, metrics in runs if metrics.target == target]))
     print("""
-make finetune                       trains the CNN's layers below the best LSTM further, on the images
+make finetune                       trains the best CNN + LSTM further, on altered images
 make predict RUN=NAME DATA=PATH     predicts a video, a folder of frames or a data set
 make leaderboard                    ranks all runs; each has a report in runs/NAME/report.html""")
 
