@@ -45,6 +45,8 @@ class QuantisedNetwork:
     @classmethod
     def load(cls, path: Path) -> QuantisedNetwork:
         """Read what `save` wrote; a StoreError if the file is damaged or missing."""
+        if not path.exists():
+            raise StoreError(f"{path}: the store's quantised network is missing", hint=MISSING_HINT)
         try:
             with open_zip(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
@@ -54,8 +56,6 @@ class QuantisedNetwork:
             network = cls(graph, weights, about["outputs"], about["origin"], about["errors"])
             if network.digest != about["digest"]:
                 raise ValueError("its digest is another")
-        except FileNotFoundError:
-            raise StoreError(f"{path}: the store's quantised network is missing", hint=MISSING_HINT) from None
         except (*ZIP_ERRORS, DataError, LookupError, TypeError, AttributeError) as e:
             raise_refusal(e, path)
             raise StoreError(f"{path}: damaged ({e})", expected="a quantised network", hint=MISSING_HINT) from None

@@ -98,13 +98,13 @@ def _sections(config: Config) -> str:
 
 
 def test_unreachable_server_does_not_cost_the_run(
-    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     train_run(store, tmp_path / "a", tracked(mlflow=True, address="http://127.0.0.1:9"))
     assert (tmp_path / "a" / "report.html").is_file()
-    assert "a: not recorded in MLflow" in caplog.text
+    assert "a: not recorded in MLflow" in capsys.readouterr().err
 
 
 def test_tensorboard_finds_settings_epochs_and_the_table(store: Path, tmp_path: Path) -> None:
