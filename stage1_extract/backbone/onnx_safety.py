@@ -25,7 +25,7 @@ def check_program(onnx: Any, model: Any) -> None:
         calls[function.domain, function.name] = {(node.domain, node.op_type) for node in nodes}
     _check_nodes(onnx, list(_all_nodes(model.graph.node)))
     _check_tensors(onnx, model.graph)
-    while calls:  # take away the functions that call none of those left
+    while calls:  # remove functions that call none of the others, until none is left
         callable_first = [name for name, called in calls.items() if not called & calls.keys()]
         if not callable_first:
             raise ValueError("a function that calls itself")
