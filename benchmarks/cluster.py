@@ -1,5 +1,6 @@
 """Whole commands of extraction with EfficientNet-Lite0: here, on one worker and on two of a cluster, one thread each.
 
+Each worker keeps to a core of its own, as Slurm binds tasks: else one worker alone decodes on the second core, too.
 A worker's first command also loads the network there. CLUSTER_FRAMES sets the number of frames.
 """
 
@@ -41,6 +42,11 @@ def cpu_seconds(cluster: LocalDask) -> float:
     return ended.ru_utime + ended.ru_stime + sum(times.user + times.system for times in workers)
 
 
+def add_worker_on(cluster: LocalDask, core: int) -> None:
+    """Start a worker that keeps to a core."""
+    psutil.Process(cluster.add_worker().pid).cpu_affinity([core])
+
+
 def extract_with(folder: Path, cluster: LocalDask, workers: int) -> tuple[float, float]:
     """Seconds, by the clock and of CPU time, of a command that extracts all frames on some workers, or none: here."""
     store = folder / "s.h5"
@@ -64,13 +70,14 @@ def measure() -> list[Row]:
         folder = Path(name)
         write_clips(folder / "data", {"Train": FRAMES // 40}, frames=40, size=(320, 180))
         (folder / "c.toml").write_text(CONFIG.format(data=folder / "data"))
-        with local_dask(folder / "dask", workers=1) as cluster:
+        with local_dask(folder / "dask", workers=0) as cluster:
+            add_worker_on(cluster, 0)
             seconds = {
                 "one worker, its first command": extract_with(folder, cluster, 1),
                 "here": extract_with(folder, cluster, 0),
                 "one worker": extract_with(folder, cluster, 1),
             }
-            cluster.add_worker()
+            add_worker_on(cluster, 1)
             seconds["two workers, the first command of one"] = extract_with(folder, cluster, 2)
             seconds["two workers"] = extract_with(folder, cluster, 2)
     return [
