@@ -116,7 +116,7 @@ class Video:
             with _open(self.path) as container:
                 stream = _video_streams(container)[0]
                 check = LengthCheck(container, stream)
-                encoded = [p for p in check.packets() if p.size and not p.is_discard]
+                encoded = [p for p in check.read_packets() if p.size and not p.is_discard]
                 if any(p.is_corrupt or p.pts is None for p in encoded) or not stream.time_base:
                     return None
                 last = max(encoded, key=lambda p: p.pts or 0)
@@ -223,7 +223,7 @@ class Video:
                 stream.thread_type = "AUTO"
                 self._pixel_ratio = _pixel_ratio(stream)
                 check, truncated, end, duration = LengthCheck(container, stream), False, 0.0, 0.0
-                for packet in check.packets():
+                for packet in check.read_packets():
                     truncated = packet.is_corrupt if packet.size else truncated  # the last one is empty
                     for frame in packet.decode():
                         self._check_size(frame, index)

@@ -31,7 +31,7 @@ class LengthCheck:
             self.seconds = container.duration / av.time_base  # Matroska counts it from 0 on
             self._streams = list(container.streams)  # of which the longest is meant
 
-    def packets(self) -> Iterator[av.Packet[av.VideoStream]]:
+    def read_packets(self) -> Iterator[av.Packet[av.VideoStream]]:
         """Read the video's packets, and whatever else tells how far the container goes."""
         for packet in self._container.demux(self._streams):
             if packet.stream.index == self._stream.index:
