@@ -30,3 +30,5 @@ MODEL_TENSOR = 1 << 27  # numbers that a layer puts out for one example
 SPARE_PARAMETERS = 1_000_000  # that a model may declare beyond those whose values its file holds
 SWEEP_RUNS = 100_000
 PROCESSES = 4096  # or threads, that a config asks for
+
+SLOWEST_RATE, FASTEST_RATE = 1e-6, 1e6  # frames per second

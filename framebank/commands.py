@@ -18,9 +18,11 @@ import tyro
 
 from features._common.atomic import exclusive_write_lock, sweep
 from features._common.console import logger, progress_bar, quiet_imports
+from features._common.output_file import check_writable
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.head_config import list_heads
+from features.limits import FASTEST_RATE, SLOWEST_RATE
 from features.shard_folder import sweep_store
 from features.store import Store
 from features.strict_model import read_toml
@@ -40,6 +42,7 @@ def hint(metavar: str, default: str) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
+LEAST_CORNERS = 3  # of a checkerboard, for OpenCV
 Words = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --format a b, or --format a --format b
 File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 RunName = Annotated[str, tyro.conf.arg(metavar="NAME")]
@@ -584,6 +587,10 @@ class MeasureCamera(Command):
     def __call__(self) -> None:
         if (self.input is None) == (self.exif is None):
             raise ConfigError("from what?", expected="a folder or video, or --exif", hint="framebank camera --help")
+        check_writable(self.output, self.input, self.exif)
+        if min(self.board) < LEAST_CORNERS:
+            expected, got = f"at least {LEAST_CORNERS} inner corners each way", f"{self.board[0]} {self.board[1]}"
+            raise ConfigError("--board: too few corners", expected=expected, got=got, hint="--board 9 6")
         from stage1_extract import camera_calibration as calibration
 
         if self.exif is not None:
@@ -614,6 +621,11 @@ class Speed(Command):
     """Use a video that breaks off as far as it goes, instead of refusing it."""
 
     def __call__(self) -> None:
+        if self.fps is not None and not SLOWEST_RATE <= self.fps <= FASTEST_RATE:
+            expected = f"{SLOWEST_RATE:g} to {FASTEST_RATE:g}"
+            raise ConfigError("--fps out of range", expected=expected, got=self.fps, hint="--fps 20")
+        check_writable(self.output, self.input, self.camera, None if self.calibrate is None else Path(self.calibrate))
+
         from stage1_extract.ground_flow.drive_speed import measure_drive, speed_summary, write_speeds
 
         drive = measure_drive(

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from features._common.atomic import sweep
 from features._common.console import logger, quiet_imports
+from features._common.user_path import expand_user
 from features.backbone_names import check_computable
 from features.config import Config
 from features.errors import BadInputs, ConfigError, DataError
@@ -42,7 +43,7 @@ def extract(config: Config, store: Path | str) -> Path:
     Raises:
         FramebankError: something the user can correct, such as damaged files.
     """
-    path = Path(store).expanduser()
+    path = expand_user(store)
     extract_data_set(config, path)
     return path
 
@@ -119,7 +120,7 @@ def train(config: Config, store: Path | str, run: str | None = None) -> list[Pat
     Raises:
         FramebankError: something the user can correct.
     """
-    path = Path(store).expanduser()
+    path = expand_user(store)
     return [folder for folder, _ in train_runs(config, path, run, stem=path.stem)]
 
 

@@ -44,10 +44,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
             archive = zipfile.ZipFile(path)
     except ZIP_ERRORS as e:
         raise_refusal(e, path)
-        if kind := _other_archive(path):
-            raise DataError(
-                f"{path}: {kind}", expected="a folder, or a .zip", hint="unpack it and name the folder"
-            ) from None
+        refuse_other_archive(path)
         what, got = f"{path}: not a zip archive, or truncated", one_line(str(e))
         raise DataError(what, expected="a complete .zip", got=got, hint="download it again") from None
     if entries > ZIP_ENTRIES:
@@ -64,12 +61,15 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     return archive
 
 
-def _other_archive(path: Path) -> str | None:
-    """What an archive is that is no zip; None if its beginning does not tell."""
+def refuse_other_archive(path: Path) -> None:
+    """Raise a DataError if a file begins as an archive that is no zip."""
     with open_regular(path) as file:
         start = file.read(TAR_MARK.stop)
     kinds = [kind for mark, kind in OTHER_ARCHIVES.items() if start.startswith(mark)]
-    return "a tar archive" if start[TAR_MARK] == b"ustar" else kinds[0] if kinds else None
+    if start[TAR_MARK] == b"ustar":
+        kinds = ["a tar archive"]
+    if kinds:
+        raise DataError(f"{path}: {kinds[0]}", expected="a folder, or a .zip", hint="unpack it and name the folder")
 
 
 def check_archive(path: Path) -> None:

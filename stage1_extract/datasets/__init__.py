@@ -10,11 +10,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from features._common.console import logger
 from features._common.plain_text import is_plain_name
 from features.config import DataConfig
 from features.errors import ConfigError, DataError
 from features.plugins import DATASETS, load_plugin, plugin_error
-from stage1_extract.datasets.camera_file import with_camera
+from stage1_extract.datasets.camera_file import check_camera, with_camera
 from stage1_extract.datasets.clip import Catalogue, add_fault
 from stage1_extract.datasets.competition import competition_clips
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
@@ -71,6 +72,12 @@ def scan(
         except DataError as e:
             hint = e.hint or "--data.calibration FILE"
             raise DataError(e.what, expected=e.expected, got=e.got, hint=hint) from None
+    else:
+        for camera, size in {(c.sequence.camera, c.sequence.size): None for c in catalogue.clips if c.sequence.camera}:
+            try:
+                check_camera(camera, size, f"{data.path}: a calibration")
+            except DataError as e:  # many heads do without it
+                logger.warning(str(e))
     if data.crops is None:
         return catalogue
     crops = crop_vehicles(catalogue, data.crops)

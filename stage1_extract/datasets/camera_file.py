@@ -12,6 +12,7 @@ distortion = [-0.21, 0.05]  # optional: how the lens bends straight lines, OpenC
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from stage1_extract.datasets.undistortion import UndistortedFrames, corner_shift
 
 LARGEST_TERM = 1e3  # of the distortion
 Side = Annotated[int, Field(gt=0, le=1 << 20)]
+OTHER_SIZE = 0.2  # log of the ratio of sizes from which numbers are taken to be for another one
 SMALL_SHIFT = 0.005  # of the corners by the lens, which is less than a calibration is off
 
 
@@ -72,6 +74,22 @@ class CameraFile(StrictModel):
         return Camera(self.fx, self.fy, self.cx, self.cy, self.height, self.horizon).resized(self.size, size)
 
 
+def check_camera(camera: Camera, size: tuple[int, int], where: str) -> None:
+    """Raise a DataError if a camera cannot be that of frames of a size in px; warn if it may be for another size."""
+    (width, height), hint = size, "a camera file with the size that its numbers hold for"
+    if not (0 <= camera.cx < width and 0 <= camera.cy < height):
+        got = f"({camera.cx:.0f}, {camera.cy:.0f})"
+        what = f"{where}: its principal point is outside the frames"
+        raise DataError(what, expected=f"one in {width}x{height}", got=got, hint=hint)
+    if camera.horizon is not None and camera.horizon >= height - 1:
+        expected, got = f"a row above {height - 1}", f"{camera.horizon:.0f}"
+        raise DataError(f"{where}: its horizon is below the frames", expected=expected, got=got, hint=hint)
+    x, y = 2 * (camera.cx + 0.5) / width, 2 * (camera.cy + 0.5) / height
+    if abs(math.log(x)) > OTHER_SIZE and abs(math.log(y / x)) < OTHER_SIZE:
+        middle = f"({camera.cx:.0f}, {camera.cy:.0f}) is the middle of frames of about {x * width:.0f}x{y * height:.0f}"
+        logger.warning(f"{where}: its principal point {middle}, not of {width}x{height}. Try: {hint}")
+
+
 def read_camera_file(path: Path) -> CameraFile:
     """Read a camera file; a ConfigError if it is missing, is not TOML, or has an unknown key or a wrong value."""
     return read_toml(CameraFile, path)
@@ -85,6 +103,8 @@ def with_camera(clips: Sequence[Clip], file: Path, *, undistort: bool = False) -
     """
     described = read_camera_file(file) if file.suffix.lower() == ".toml" else read_camera(file)
     cameras = [described if isinstance(described, Camera) else described.camera(c.sequence.size) for c in clips]
+    for clip, camera in zip(clips, cameras, strict=True):
+        check_camera(camera, clip.sequence.size, str(file))
     pairs = zip(clips, cameras, strict=True)
     clips = [replace(clip, sequence=replace(clip.sequence, camera=camera)) for clip, camera in pairs]
     terms = () if isinstance(described, Camera) else described.distortion

@@ -16,15 +16,15 @@ import numpy as np
 
 from features._common.console import logger
 from features._common.csv_table import CsvRow, read_csv_table
+from features._common.user_path import expand_user
 from features.config import DataConfig
 from features.errors import DataError
-from features.limits import LARGEST_NUMBER, VIDEO_FRAMES
+from features.limits import FASTEST_RATE, LARGEST_NUMBER, SLOWEST_RATE, VIDEO_FRAMES
 from features.sequences import SPLITS
 from stage1_extract.datasets.clip import add_fault, frame_timing
 from stage1_extract.datasets.image_sequence import ClipSpec
 from stage1_extract.datasets.label_csv import finite_number, read_label, read_number, target_columns
 
-SLOWEST, FASTEST = 1e-6, 1e6  # frames per second
 SELDOM = 0.2  # frames per second; below, `time` may be in ms
 REQUIRED_COLUMNS = ("path", "sequence", "frame", "split")
 
@@ -91,7 +91,7 @@ def _clip_spec(id: str, rows: list[CsvRow], root: Path, targets: tuple[str, ...]
 
 def _find(root: Path, name: str) -> Path:
     """The path that a manifest in the folder `root` names; backslashes of Windows separate folders everywhere."""
-    path = root / (Path(name).expanduser() if name.startswith("~") else name)
+    path = root / expand_user(name)
     return root / name.replace("\\", "/") if "\\" in name and not path.exists() else path
 
 
@@ -112,8 +112,10 @@ def _fps(rows: list[CsvRow], default: float, faults: list[str]) -> float:
     values = [(row, value) for row in rows if math.isfinite(value := read_number(row, "fps", faults))]
     fps = values[0][1] if values else default
     for row, value in values:
-        if not SLOWEST <= value <= FASTEST or value != fps:
-            expected = f"{fps}, as above" if SLOWEST <= fps <= FASTEST else f"{SLOWEST:g} to {FASTEST:g}"
+        if not SLOWEST_RATE <= value <= FASTEST_RATE or value != fps:
+            expected = (
+                f"{fps}, as above" if SLOWEST_RATE <= fps <= FASTEST_RATE else f"{SLOWEST_RATE:g} to {FASTEST_RATE:g}"
+            )
             add_fault(faults, f"{row.where}: wrong fps", expected, value)
     return fps
 
@@ -140,8 +142,8 @@ def _timing(rows: list[tuple[float, CsvRow]], fps: float, faults: list[str]) -> 
     if math.isnan(seconds[0]) and not faults:
         add_fault(faults, f"{rows[0][1].where}: time is missing", "seconds", "an empty cell")
     rate = (len(seconds) - 1) / max(seconds[-1] - seconds[0], 1 / LARGEST_NUMBER)
-    if not faults and not SLOWEST <= rate <= FASTEST:
-        expected = f"{SLOWEST:g} to {FASTEST:g} frames per second"
+    if not faults and not SLOWEST_RATE <= rate <= FASTEST_RATE:
+        expected = f"{SLOWEST_RATE:g} to {FASTEST_RATE:g} frames per second"
         add_fault(faults, f"{rows[0][1].where}: times too close or too far apart", expected, f"{rate:.3g}")
     if faults:
         return fps, None

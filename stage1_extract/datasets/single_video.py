@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from features._common.console import logger
+from features._common.zip_limits import refuse_other_archive
 from features.config import DataConfig
 from features.errors import BadInputs, DataError
 from features.sequences import FrameSequence
@@ -63,6 +64,8 @@ def read_single_clip(path: Path, data: DataConfig, fps: float | None, *, by_pack
         left_out = [f"{others[x]} {x}" for x in (*OTHER_IMAGES, *sorted(VIDEO_SUFFIXES)) if others[x]]
         if not files:
             hint = "convert them to JPEG or PNG" if left_out else "name another folder"
+            if any(others[suffix] for suffix in VIDEO_SUFFIXES):
+                hint = "name one of its videos"
             got = f"only {', '.join(left_out)}" if left_out else None
             raise DataError(f"{path}: no frames", expected="image files such as 001.jpg", got=got, hint=hint)
         if left_out:
@@ -73,6 +76,7 @@ def read_single_clip(path: Path, data: DataConfig, fps: float | None, *, by_pack
         return catalogue.clips[0]
     if not path.exists():
         raise DataError(f"{path}: no such video or folder", hint="name a video or a folder of frames")
+    refuse_other_archive(path)  # FFmpeg finds the JPEGs in a tar
     try:
         video = Video(path, allow_truncated=data.allow_truncated, by_packets=by_packets)
     except DataError as e:

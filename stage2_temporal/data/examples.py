@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.types import Floats
+from features._common.user_path import expand_user
 from features.config import Config, TrainConfig
 from features.errors import ConfigError
 from features.normalised_flow import normalise_flow
@@ -339,7 +340,7 @@ def load_examples(
         StoreError: the store is incomplete.
         ConfigError: no such split, no label with the target, no window that fits, or no example to train on.
     """
-    config, path = config or Config(), Path(store).expanduser()
+    config, path = config or Config(), expand_user(store)
     with Store(path) as opened:
         task = read_task(config, opened)
     known = dict.fromkeys([*SPLITS, *task.splits.tolist()])
