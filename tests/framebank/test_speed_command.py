@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from features.sequences import Camera
 from framebank.cli import main
 from stage1_extract.ground_flow.ground_flow import estimate_speeds
 
+ROOT = Path(__file__).parents[2]
 CAMERA = "fx = 70\nfy = 70\ncx = 63.5\ncy = 35.5\nsize = [128, 72]\nheight = 1.6\nhorizon = 30\n"
 
 
@@ -133,3 +137,24 @@ def test_camera_that_sees_no_road_has_no_confidence(horizon: float) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (6, 72, 128, 3), np.uint8)
     estimates = estimate_speeds(iter(frames), np.arange(6) / 20, Camera(70, 70, 63.5, 35.5, 1.6, horizon))
     assert estimates.confidence.max() < 0.5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes the stream")
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_streams_are_done_without(folder: Path, closed: str) -> None:
+    command = f'"{sys.executable}" -m framebank speed drive.mp4 --camera camera.toml --output o.csv {closed}'
+    subprocess.run(  # noqa: S602 — only a shell closes streams
+        command, shell=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert len((folder / "o.csv").read_text().splitlines()) == 13
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no current folder")
+def test_deleted_current_folder_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "gone").mkdir()
+    monkeypatch.chdir(folder / "gone")
+    (folder / "gone").rmdir()
+    line = refusal(capsys, "speed", str(folder / "drive.mp4"), "--camera", str(folder / "camera.toml"))
+    assert "the current folder does not exist any more" in line
