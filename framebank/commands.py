@@ -22,7 +22,7 @@ from features._common.output_file import check_writable
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.head_config import list_heads
-from features.limits import FASTEST_RATE, SLOWEST_RATE
+from features.limits import FASTEST_RATE, GREATEST_HEIGHT, SLOWEST_RATE
 from features.shard_folder import sweep_store
 from features.store import Store
 from features.strict_model import read_toml
@@ -588,6 +588,11 @@ class MeasureCamera(Command):
         if (self.input is None) == (self.exif is None):
             raise ConfigError("from what?", expected="a folder or video, or --exif", hint="framebank camera --help")
         check_writable(self.output, self.input, self.exif)
+        if self.height is not None and not 0 < self.height <= GREATEST_HEIGHT:
+            expected = f"m above 0, at most {GREATEST_HEIGHT:g}"
+            raise ConfigError("--height out of range", expected=expected, got=self.height, hint="--height 1.31")
+        if self.size is not None and min(self.size) < 1:
+            raise ConfigError("--size must be positive", got=self.size, hint="--size 1920 1080")
         if min(self.board) < LEAST_CORNERS:
             expected, got = f"at least {LEAST_CORNERS} inner corners each way", f"{self.board[0]} {self.board[1]}"
             raise ConfigError("--board: too few corners", expected=expected, got=got, hint="--board 9 6")

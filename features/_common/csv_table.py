@@ -12,7 +12,6 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from features._common.bounded_file import check_size, open_regular
 from features._common.console import logger
@@ -60,8 +59,9 @@ def read_csv_table(
     """
     hint = hint or f"edit {path}"
     try:
-        with open_regular(path) as raw, io.TextIOWrapper(raw, encoding=_encoding(raw), newline="") as file:
+        with open_regular(path) as raw, io.TextIOWrapper(raw, encoding=text_encoding(raw.read(2)), newline="") as file:
             check_size(path, os.fstat(raw.fileno()).st_size, CSV_BYTES)
+            file.seek(0)
             before, header = next(((i, line.strip()) for i, line in enumerate(file, 1) if line.strip()), (0, ""))
             if (said := re.fullmatch("sep=(.)", header, re.IGNORECASE)) is None:  # by Excel
                 file.seek(0)
@@ -103,10 +103,9 @@ def read_csv_table(
     return CsvTable(columns, tuple(rows))
 
 
-def _encoding(file: BinaryIO) -> str:
-    start = file.read(2)
-    file.seek(0)
-    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+def text_encoding(start: bytes) -> str:
+    """The encoding of a text by its first two bytes: UTF-16 if they are its byte order mark, else UTF-8."""
+    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def _use_points(columns: Sequence[str], rows: list[dict[str, str]], separator: str) -> list[str]:

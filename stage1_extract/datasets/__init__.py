@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from features._common.console import logger
 from features._common.plain_text import is_plain_name
 from features.config import DataConfig
 from features.errors import ConfigError, DataError
@@ -68,16 +67,13 @@ def scan(
         raise DataError(f"{data.path}: no clips", expected=expected, hint="check data.path and data.layout")
     if data.calibration is not None:
         try:
-            catalogue = replace(catalogue, clips=with_camera(catalogue.clips, Path(data.calibration)))
+            catalogue = replace(catalogue, clips=with_camera(catalogue.clips, Path(data.calibration), strict=False))
         except DataError as e:
             hint = e.hint or "--data.calibration FILE"
             raise DataError(e.what, expected=e.expected, got=e.got, hint=hint) from None
     else:
         for camera, size in {(c.sequence.camera, c.sequence.size): None for c in catalogue.clips if c.sequence.camera}:
-            try:
-                check_camera(camera, size, f"{data.path}: a calibration")
-            except DataError as e:  # many heads do without it
-                logger.warning(str(e))
+            check_camera(camera, size, f"{data.path}: a calibration", strict=False)  # many heads do without it
     if data.crops is None:
         return catalogue
     crops = crop_vehicles(catalogue, data.crops)

@@ -19,7 +19,7 @@ import numpy as np
 
 from features._common.bounded_file import read_bounded, require_regular
 from features._common.console import logger
-from features._common.csv_table import CsvRow, CsvTable, read_csv_table
+from features._common.csv_table import CsvRow, CsvTable, read_csv_table, text_encoding
 from features._common.types import Image, Size
 from features.config import DataConfig
 from features.errors import DataError
@@ -453,7 +453,8 @@ def _labels(video: Path, length: int, faults: list[str], needed: bool) -> list[L
 def _read_speeds(path: Path) -> CsvTable:
     """Read one number per line, the car's own speed in m/s at each frame, as a table."""
     try:
-        lines = read_bounded(path, CSV_BYTES).decode("utf-8-sig").rstrip().splitlines()
+        data = read_bounded(path, CSV_BYTES)
+        lines = data.decode(text_encoding(data)).rstrip().splitlines()
         if len(lines) > CSV_CELLS:
             raise DataError(f"{path}: too large", expected=f"at most {CSV_CELLS:,} lines", got=f"{len(lines):,}")
     except UnicodeDecodeError as e:

@@ -158,3 +158,12 @@ def test_deleted_current_folder_is_named(
     (folder / "gone").rmdir()
     line = refusal(capsys, "speed", str(folder / "drive.mp4"), "--camera", str(folder / "camera.toml"))
     assert "the current folder does not exist any more" in line
+
+
+@pytest.mark.parametrize("height", ["160", "1600"])
+def test_height_in_another_unit_is_refused(folder: Path, height: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "camera.toml").write_text(CAMERA.replace("height = 1.6", f"height = {height}"))
+    assert "less than or equal to 20" in refusal(capsys, "speed", "drive.mp4", "--camera", "camera.toml")
+    (folder / "c.txt").write_text(f"Intrinsic matrix:\n70 0 64\n0 70 36\n0 0 1\nCamera Height:\n{height}\n")
+    assert "no camera height; expected metres" in refusal(capsys, "speed", "drive.mp4", "--camera", "c.txt")
+    assert "--height out of range" in refusal(capsys, "camera", "drive.mp4", "--height", height)

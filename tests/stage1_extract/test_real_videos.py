@@ -194,3 +194,11 @@ def test_every_usual_suffix_is_a_video(name: str, tmp_path: Path) -> None:
     data = DataConfig(layout="video", path=str(tmp_path), fps=12.5)
     (clip,) = scan(data, need_labels=False).clips
     assert (clip.sequence.length, clip.sequence.fps) == (COUNT, 12.5 if name == "drive.H264" else FPS)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_speeds_that_a_windows_shell_wrote_are_read(encoding: str, tmp_path: Path) -> None:
+    write(tmp_path / "train.mp4")
+    (tmp_path / "train.txt").write_bytes("".join(f"{i / 2}\r\n" for i in range(COUNT)).encode(encoding))
+    (clip,) = scan(DataConfig(layout="video", path=str(tmp_path))).clips
+    assert [label.targets["ego_speed"] for label in clip.sequence.labels] == [i / 2 for i in range(COUNT)]
