@@ -25,21 +25,8 @@ _NAMES = (  # OpenCV's formats
 )
 IMAGE_SUFFIXES = tuple(f".{name}" for name in _NAMES.split())
 # images that OpenCV does not read; they are named, so that they are not missed in silence
-OTHER_IMAGES = (
-    ".heic",
-    ".heif",
-    ".jxl",
-    ".dng",
-    ".arw",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".orf",
-    ".raf",
-    ".rw2",
-    ".svg",
-    ".psd",
-)
+_OTHER_NAMES = "heic heif jxl dng arw cr2 cr3 nef orf raf rw2"
+OTHER_IMAGES = tuple(f".{name}" for name in _OTHER_NAMES.split())
 FORMATS = ("JPEG", "PNG", "AVIF", "BMP", "DIB", "GIF", "JPEG2000", "PPM", "SUN", "TIFF", "WEBP")  # as Pillow names them
 _JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8", b"\xff\xd9", b"\x89PNG"
 MAX_SHOWN_REASON = 200  # characters of what Pillow says

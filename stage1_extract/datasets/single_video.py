@@ -26,9 +26,10 @@ def is_single_clip(path: Path) -> bool:
     """Whether a path is a video or a folder of frames, rather than a data set."""
     if path.is_dir():
         entries = [p for p in path.iterdir() if not p.name.startswith(".")]
-        suffixes = {p.suffix.lower() for p in entries if p.is_file()}
-        if not suffixes.isdisjoint(OTHER_IMAGES) and suffixes.isdisjoint(VIDEO_SUFFIXES):
-            return True  # so that an error names them
+        files = [p for p in entries if p.is_file()]
+        suffixes = {p.suffix.lower() for p in files}
+        if len(files) == len(entries) and suffixes.isdisjoint(VIDEO_SUFFIXES) and not suffixes.isdisjoint(OTHER_IMAGES):
+            return True  # an error then names the images that cannot be read
         return not entries or not suffixes.isdisjoint(IMAGE_SUFFIXES)
     return path.suffix.lower() not in DATA_SET_SUFFIXES
 

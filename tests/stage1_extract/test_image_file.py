@@ -258,6 +258,9 @@ def test_images_that_are_no_frames_are_named(tmp_path: Path, capsys: pytest.Capt
     for name in ("1.HEIC", "2.heic", "3.dng"):
         (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic")
     assert is_single_clip(tmp_path)
+    (tmp_path / "Train").mkdir()
+    assert not is_single_clip(tmp_path)  # but a data set with other files beside
+    (tmp_path / "Train").rmdir()
     with pytest.raises(DataError, match=r"no frames; .* got only 2 \.heic, 1 \.dng\. Try: convert them to JPEG or PNG"):
         read_single_clip(tmp_path, DataConfig(), None)
     (tmp_path / "4.jfif").write_bytes(noise_image(1))
