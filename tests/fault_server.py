@@ -21,6 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from features._common.cli import run_command
 from features._common.console import quiet_imports
 
 LIBRARY = ctypes.CDLL(None)
@@ -85,11 +86,11 @@ def wait(process: int) -> tuple[int, list[int]]:
 
 def _run(arguments: list[str]) -> int:
     if arguments[0] == "render":  # the sample set, but smaller
-        from features._common.atomic import sweep
-        from features._common.cli import run_command
-        from stage1_extract.sample.dataset import render_sample_set
 
         def render() -> None:
+            from features._common.atomic import sweep
+            from stage1_extract.sample.dataset import render_sample_set
+
             sweep(Path(arguments[1]).parent)
             render_sample_set(Path(arguments[1]), train=2, validation=1, test=1, workers=2)
 
@@ -98,8 +99,6 @@ def _run(arguments: list[str]) -> int:
 
     sys.argv = ["framebank", *arguments]
     if arguments[0] == "-c":
-        from features._common.cli import run_command
-
         return run_command(lambda: exec(arguments[1], {}))
     return main()
 
