@@ -80,7 +80,9 @@ def test_command_exports_a_run(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "saved_model, onnx, litert" in capsys.readouterr().err
 
 
-def test_damaged_result_of_fine_tuning_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_result_of_fine_tuning_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = shutil.copytree(run.parents[1], tmp_path / "root")
     copy = root / "runs" / "r"
     shutil.copy(copy / "model.keras", copy / "finetuned.keras")  # the head alone

@@ -153,7 +153,10 @@ class Unpickled:
     ("content", "reason"),
     [
         (lambda file: np.save(file, np.ones((3, 4), np.float32)), None),
-        (lambda file: np.save(file, np.ones((2, 4), np.float32)), r"expected .* of shape \(3, 4\); got float32 of shape"),
+        (
+            lambda file: np.save(file, np.ones((2, 4), np.float32)),
+            r"expected .* of shape \(3, 4\); got float32 of shape",
+        ),
         (lambda file: np.save(file, np.ones((3, 4), np.int64)), "got int64 of shape"),
         (lambda file: np.save(file, np.array([Unpickled()] * 3), allow_pickle=True), "damaged views"),
         (lambda file: file.write(b"\x93NUMPY\1\0v\0{'descr': '<f4', 'shape': (9999999999,)"), "damaged views"),

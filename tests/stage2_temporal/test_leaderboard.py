@@ -187,6 +187,6 @@ def test_error_that_has_no_value_is_left_out(tmp_path: Path, case: str) -> None:
         metrics.write_text(metrics.read_text().replace('"constant": {"rmse": 5.0', '"constant": {"rmse": null'))
     runs, _ = find_runs(tmp_path)
     html = leaderboard_page.leaderboard_html(boards(runs), tmp_path)
-    assert html.count("<p class=\"lede\">Best: ") == 2
+    assert html.count('<p class="lede">Best: ') == 2
     assert ("(constant " in html) == (case == "unknown error")  # of the other split
     assert describe_best(runs).startswith("best skill ")
