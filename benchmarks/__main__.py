@@ -10,9 +10,15 @@ from benchmarks.timing import table
 from features._common.console import quiet_imports
 
 with quiet_imports():
-    from benchmarks import cluster, extraction, larger_than_memory, prediction, scaling, training
+    from benchmarks import cluster, datasets, extraction, larger_than_memory, prediction, scaling, training
 
-BENCHMARKS = {"extraction": extraction, "prediction": prediction, "scaling": scaling, "training": training}
+BENCHMARKS = {
+    "datasets": datasets,
+    "extraction": extraction,
+    "prediction": prediction,
+    "scaling": scaling,
+    "training": training,
+}
 BY_NAME = {"cluster": cluster, "larger_than_memory": larger_than_memory}  # run only if named: they take minutes
 
 if __name__ == "__main__":
