@@ -46,8 +46,8 @@ $(READY): $(LOCK) pyproject.toml
 sample: $(READY)  ## render the sample data set (320 clips)
 	@$(FB) sample --config "$$CONFIG" $(WITH_DATA) $(ARGS)
 
-features: $(READY)  ## run the frozen trunk over every new frame, into STORE
-	@$(FB) extract $(TASK)
+features: $(READY)  ## run the frozen trunk over every new frame, into STORE, and write its card
+	@$(FB) extract --card $(TASK)
 
 train: features  ## train from STORE and write runs with their reports
 	@$(FB) train $(TASK) $${RUN:+--run "$$RUN"}
