@@ -13,7 +13,7 @@ from features.config import DataConfig
 from features.errors import BadInputs, DataError
 from features.sequences import FrameSequence
 from stage1_extract.datasets.archive import list_folder
-from stage1_extract.datasets.clip import Clip
+from stage1_extract.datasets.clip import Clip, with_hint
 from stage1_extract.datasets.image_file import IMAGE_SUFFIXES, OTHER_IMAGES
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
 from stage1_extract.datasets.video import VIDEO_SUFFIXES, UnexpectedFramesError, Video, VideoFrames
@@ -46,9 +46,12 @@ def use_single_clip(path: Path, data: DataConfig, fps: float | None, use: Callab
     with a clip whose frames were counted by decoding them.
     """
     try:
-        return use(read_single_clip(path, data, fps, by_packets=True))
-    except UnexpectedFramesError:
-        return use(read_single_clip(path, data, fps))
+        try:
+            return use(read_single_clip(path, data, fps, by_packets=True))
+        except UnexpectedFramesError:
+            return use(read_single_clip(path, data, fps))
+    except DataError as e:  # that of a frame has no hint
+        raise with_hint(e, "check or replace the file, and run the same command again") from None
 
 
 def read_single_clip(path: Path, data: DataConfig, fps: float | None, *, by_packets: bool = False) -> Clip:
