@@ -162,7 +162,7 @@ class Video:
             return rate or None, None
         seconds = np.array(timestamps, np.float64)
         if wrong := int((np.diff(seconds) <= 0).sum()):
-            repaired = repair_timestamps(seconds)
+            repaired = repair_timestamps(seconds) if rate else None  # without a rate, FFmpeg makes timestamps up
             how = "taken as evenly spaced" if repaired is None else "placed between or after their neighbours"
             count = "timestamps" if repaired is None else f"{wrong} of {len(seconds)} timestamps"
             logger.warning(f"{self.path}: its {count} do not increase; these frames are {how}")
