@@ -116,16 +116,18 @@ class Video:
             with _open(self.path) as container:
                 stream = _video_streams(container)[0]
                 check = LengthCheck(container, stream)
-                encoded = [p for p in check.read_packets() if p.size and not p.is_discard]
-                if any(p.is_corrupt or p.pts is None for p in encoded) or not stream.time_base:
-                    return None
-                last = max(encoded, key=lambda p: p.pts or 0)
-                times = sorted(float(p.pts * stream.time_base) for p in encoded if p.pts is not None)
-                duration = float((last.duration or 0) * stream.time_base)
+                base, stamps = stream.time_base, []  # not the packets, which together are as large as the file
+                for packet in check.read_packets():
+                    if packet.size and not packet.is_discard:
+                        if packet.is_corrupt or packet.pts is None or not base:
+                            return None
+                        stamps.append((float(packet.pts * base), float((packet.duration or 0) * base)))
+                stamps.sort()
+                times, duration = [time for time, _ in stamps], stamps[-1][1]
                 complete = check.missing_seconds(len(times), times[-1], duration) <= 0 and not _is_cut(self.path)
             first = next(self._frames)  # which tells the size
             self._frames = self._decode()
-        except (av.FFmpegError, DataError, IndexError, StopIteration, ValueError):
+        except (av.FFmpegError, DataError, IndexError, StopIteration):
             return None  # decoding says what is wrong
         steps = np.diff(times)
         announced = complete and first.time is not None and abs(first.time - times[0]) < SAME_TIME

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -202,3 +205,29 @@ def test_speeds_that_a_windows_shell_wrote_are_read(encoding: str, tmp_path: Pat
     (tmp_path / "train.txt").write_bytes("".join(f"{i / 2}\r\n" for i in range(COUNT)).encode(encoding))
     (clip,) = scan(DataConfig(layout="video", path=str(tmp_path))).clips
     assert [label.targets["ego_speed"] for label in clip.sequence.labels] == [i / 2 for i in range(COUNT)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="counts memory as Unix does")
+def test_opening_a_large_video_does_not_take_its_size_in_memory(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream: Any = container.add_stream("mjpeg", FPS, width=640, height=480, pix_fmt="yuvj420p")
+        stream.codec_context.options = {"qmin": "2", "qmax": "2"}
+        images = [av.VideoFrame.from_ndarray(rng.integers(0, 255, (480, 640, 3), np.uint8), "bgr24") for _ in range(3)]
+        for i in range(150):
+            images[i % 3].pts = i
+            container.mux(stream.encode(images[i % 3]))
+        container.mux(stream.encode(None))
+    size = (tmp_path / "a.avi").stat().st_size
+    assert size > 25e6
+    code = (
+        "import resource, sys; from pathlib import Path; from stage1_extract.datasets.video import Video\n"
+        "unit = 1 if sys.platform == 'darwin' else 1024\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit\n"
+        "before = peak(); Video(Path('a.avi'), by_packets=True); print(peak() - before)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=True
+    )
+    assert int(result.stdout) < size / 2
