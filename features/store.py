@@ -41,6 +41,7 @@ from features.errors import DamagedStoreError, StoreError
 from features.frame_files import ROWS_PER_CHECK, FrameFiles, unreadable_rows
 from features.frame_ranges import StoredRange, full_range, parts_without
 from features.hdf5 import damage_as_store_error, open_file
+from features.recipe import json_digest
 from features.store_schema import table_faults
 from features.store_tables import (
     TopRecord,
@@ -107,6 +108,11 @@ class Store:
         """Close the file and its shards."""
         self.files.close()
         self._file.close()
+
+    @cached_property
+    def frames_digest(self) -> str:
+        """SHA-256 over recipe and sequences: stores of equal digest have the same frames in the same rows."""
+        return json_digest([self.fingerprint, [(s.id, s.length, s.digest) for s in self.sequences]])
 
     @property
     def is_packed(self) -> bool:
