@@ -87,7 +87,7 @@ class Store:
                 self.sequences, self.first = read_sequences(self._file, with_labels="labels" not in self.damaged_parts)
                 self.frames = sum(s.length for s in self.sequences)
                 self._track_rows = {} if "tracks" in self.damaged_parts else track_index(self._file)
-                self.files = FrameFiles(self._file, self.path, self.frames)
+                self.files = FrameFiles(self._file, self.path, self.frames, self.sequences)
             self.streams, self.partial_streams = self.files.streams, self.files.partial
             self.recipe, self.fingerprint = self.header.recipe, self.header.recipe.fingerprint
             self.versions, self.missing = self.header.versions, self.header.missing
