@@ -257,7 +257,6 @@ def test_shards_under_each_others_names_are_found_and_restored(
     path = tmp_path / "s.h5"
     with Store(path) as store:
         one, other = (store.files.paths[i] for i in dict.fromkeys(store.files.files_of("appearance").tolist()[::50]))
-        size = min(file.stat().st_size for file in (one, other))
     content = [file.read_bytes() for file in (other, one)]
     for file, data in zip((one, other), content, strict=True):
         file.write_bytes(data)
