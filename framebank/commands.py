@@ -18,6 +18,7 @@ import tyro
 
 from features._common.atomic import exclusive_write_lock, sweep
 from features._common.console import logger, progress_bar, quiet_imports
+from features._common.output_file import check_output
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.head_config import list_heads
@@ -189,6 +190,7 @@ class Table(StoreCommand):
         from features.table import write_table
 
         folder = None if self.run is None else workflows.run_folder(self.run)
+        check_output(self.output, *([] if folder is None else [folder / "predictions.csv"]))
         with Store(self._path(folder)) as store:
             table = store.table(folder)
         write_table(self.output, table)
@@ -585,7 +587,10 @@ class MeasureCamera(Command):
         if (self.input is None) == (self.exif is None):
             raise ConfigError("from what?", expected="a folder or video, or --exif", hint="framebank camera --help")
         from stage1_extract import camera_calibration as calibration
+        from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
 
+        inputs = [path for path in (self.input, self.exif) if path is not None]
+        check_output(self.output, *inputs, suffixes=IMAGE_SUFFIXES)
         if self.exif is not None:
             camera, summary = calibration.camera_from_exif(self.exif, self.height, self.size), "from its EXIF tags"
         elif self.input is not None:
@@ -614,8 +619,11 @@ class Speed(Command):
     """Use a video that breaks off as far as it goes, instead of refusing it."""
 
     def __call__(self) -> None:
+        from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
         from stage1_extract.ground_flow.drive_speed import measure_drive, speed_summary, write_speeds
 
+        inputs = [self.input, self.camera, *([Path(self.calibrate)] if self.calibrate else [])]
+        check_output(self.output, *inputs, suffixes=IMAGE_SUFFIXES)
         drive = measure_drive(
             self.input, self.camera, fps=self.fps, calibrate=self.calibrate, allow_truncated=self.allow_truncated
         )
