@@ -74,6 +74,9 @@ class Runs:
 class FrameFiles:
     """The files that hold a store's frames; a store of a single file is its own only one.
 
+    Args:
+        sequences: the store's, by which a shard is told from another one under its name; none: it is not.
+
     Attributes:
         streams: name → shape, type and origin.
         partial: the same, of derived streams that lack some frames.

@@ -352,7 +352,7 @@ def load_examples(
         ConfigError: no such split, no label with the target, no window that fits, or no example to train on.
     """
     config, path = config or Config(), Path(store).expanduser()
-    opened = Store(path)  # the source closes it
+    opened = Store(path)  # it stays open for the source
     task = read_task(config, opened)
     known = dict.fromkeys([*SPLITS, *task.splits.tolist()])
     for split in np.setdiff1d(splits, list(known)):
