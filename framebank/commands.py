@@ -18,7 +18,7 @@ import tyro
 
 from features._common.atomic import exclusive_write_lock, sweep
 from features._common.console import logger, progress_bar, quiet_imports
-from features._common.output_file import check_writable
+from features._common.output_file import check_output
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.head_config import list_heads
@@ -192,6 +192,7 @@ class Table(StoreCommand):
         from features.table import write_table
 
         folder = None if self.run is None else workflows.run_folder(self.run)
+        check_output(self.output, *([] if folder is None else [folder / "predictions.csv"]))
         with Store(self._path(folder)) as store:
             table = store.table(folder)
         write_table(self.output, table)
@@ -587,7 +588,6 @@ class MeasureCamera(Command):
     def __call__(self) -> None:
         if (self.input is None) == (self.exif is None):
             raise ConfigError("from what?", expected="a folder or video, or --exif", hint="framebank camera --help")
-        check_writable(self.output, self.input, self.exif)
         if self.height is not None and not 0 < self.height <= GREATEST_HEIGHT:
             expected = f"m above 0, at most {GREATEST_HEIGHT:g}"
             raise ConfigError("--height out of range", expected=expected, got=self.height, hint="--height 1.31")
@@ -597,7 +597,10 @@ class MeasureCamera(Command):
             expected, got = f"at least {LEAST_CORNERS} inner corners each way", f"{self.board[0]} {self.board[1]}"
             raise ConfigError("--board: too few corners", expected=expected, got=got, hint="--board 9 6")
         from stage1_extract import camera_calibration as calibration
+        from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
 
+        inputs = [path for path in (self.input, self.exif) if path is not None]
+        check_output(self.output, *inputs, suffixes=IMAGE_SUFFIXES)
         if self.exif is not None:
             camera, summary = calibration.camera_from_exif(self.exif, self.height, self.size), "from its EXIF tags"
         elif self.input is not None:
@@ -629,10 +632,11 @@ class Speed(Command):
         if self.fps is not None and not SLOWEST_RATE <= self.fps <= FASTEST_RATE:
             expected = f"{SLOWEST_RATE:g} to {FASTEST_RATE:g}"
             raise ConfigError("--fps out of range", expected=expected, got=self.fps, hint="--fps 20")
-        check_writable(self.output, self.input, self.camera, None if self.calibrate is None else Path(self.calibrate))
-
+        from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
         from stage1_extract.ground_flow.drive_speed import measure_drive, speed_summary, write_speeds
 
+        inputs = [self.input, self.camera, *([Path(self.calibrate)] if self.calibrate else [])]
+        check_output(self.output, *inputs, suffixes=IMAGE_SUFFIXES)
         drive = measure_drive(
             self.input, self.camera, fps=self.fps, calibrate=self.calibrate, allow_truncated=self.allow_truncated
         )

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from features._common.atomic import atomic_write
 from features._common.console import logger
 from features._common.csv_table import write_csv_table
-from features._common.output_file import check_writable
+from features._common.output_file import check_output
 from features._common.types import Image
 from features.backbone_names import is_imported
 from features.config import Config, read_run_config
@@ -113,9 +113,10 @@ def predict(
     is_clip = source is not None and is_single_clip(path)
     _check_options(run, config, is_clip, boxes, overlay, report)
     output = output or run / "predicted" / f"{path.stem}.csv"
+    inputs = [file for file in (path, boxes, camera) if file is not None]
     for file in (output, overlay, report):
         if file is not None:
-            check_writable(file, path, boxes, camera, file if _is_frame_of(file, path) else None)
+            check_output(file, *inputs, suffixes=IMAGE_SUFFIXES)
     if not is_clip:
         return _predict_data_set(run, config, output, options)
 
@@ -202,10 +203,6 @@ def _check_options(
         if file is not None and not is_clip:
             path = Path(config.data.path)
             raise ConfigError(f"{option} needs one video or one folder of frames", got=path, hint="--input VIDEO")
-
-
-def _is_frame_of(path: Path, folder: Path) -> bool:
-    return folder.is_dir() and path.suffix.lower() in IMAGE_SUFFIXES and path.parent.samefile(folder)
 
 
 def _predict_clip(

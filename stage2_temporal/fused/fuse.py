@@ -222,7 +222,8 @@ def comparison_inputs(run: Path, store: Store, config: Config) -> dict[str, NDAr
     examples = task.examples
     examples = examples[np.unique(np.linspace(0, len(examples) - 1, COMPARED_WINDOWS).astype(int))]
     normalised = config.head.normalises_flow
-    source = StoreSource(store.path, examples.rows, frame_interval=task.frame_interval, normalise_flow=normalised)
+    interval = task.frame_interval
+    source = StoreSource(store.path, examples.rows, frame_interval=interval, normalise_flow=normalised, opened=store)
     X = StoreExamples(source, examples)
     inputs: dict[str, NDArray[Any]] = load_head(run, config, lambda head: head.input_shapes(X)).input_arrays(X)
     if config.map_streams:

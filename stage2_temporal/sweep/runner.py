@@ -97,7 +97,8 @@ def check_entries(
         config = Config.model_validate_json(settings)
         task = read_task(config, store)
         memory, normalised = config.train.memory_gb, config.head.normalises_flow
-        source = StoreSource(store.path, task.examples.rows, memory, task.frame_interval, normalised)
+        rows = task.examples.rows
+        source = StoreSource(store.path, rows, memory, task.frame_interval, normalised, store)
         return StoreExamples(source, task.examples), task
 
     # those that decide the examples

@@ -1,4 +1,4 @@
-"""Names of files that are no UTF-8, which Linux admits: framebank works with them, and prints them."""
+"""Names of files that are no UTF-8, which Linux admits, and outputs under the names of inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from features.config import DataConfig
 from framebank.cli import main
 from stage1_extract.datasets import scan
-from tests.helpers import ROOT, picture, write_clips
+from tests.helpers import ROOT, jpeg, picture, write_clips
 from tests.image_runs import write_video
 
 BAD = os.fsdecode(b"\xff\xfe")
@@ -51,3 +51,23 @@ def test_sequence_cannot_have_such_a_name(tmp_path: Path) -> None:
     catalogue = scan(DataConfig(layout="video", path=str(tmp_path / "v")), threads=1)
     [fault] = catalogue.faults
     assert fault.startswith(r"'\udcff\udcfe': not a name for a sequence")
+
+
+def test_no_output_replaces_an_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = write_video(tmp_path / "v.avi", [picture(i) for i in range(4)])
+    (tmp_path / "p.jpg").write_bytes(jpeg(1))
+    (tmp_path / "cam.toml").write_text("fx = 50\nfy = 50\ncx = 32\ncy = 24\nsize = [64, 48]\nheight = 1.5\n")
+    (tmp_path / "link.csv").symlink_to(video)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    camera = ["--camera", str(tmp_path / "cam.toml")]
+    for arguments, name in (
+        (["speed", str(video), *camera], "v.avi"),
+        (["speed", str(video), *camera], "cam.toml"),
+        (["speed", str(video), *camera], "link.csv"),
+        (["speed", str(tmp_path), *camera], "p.jpg"),
+        (["camera", str(video)], "v.avi"),
+        (["camera", "--exif", str(tmp_path / "p.jpg")], "p.jpg"),
+    ):
+        assert main([*arguments, "--output", str(tmp_path / name)]) == 2
+        assert f"{tmp_path / name}: is the input, not an output file" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
