@@ -721,7 +721,8 @@ def _print_comparison(labels: list[str], folders: list[Path]) -> None:
     print("""
 make finetune                       trains the best CNN + LSTM further, on altered images
 make predict RUN=NAME DATA=PATH     predicts a video, a folder of frames or a data set
-make leaderboard                    ranks all runs; each has a report in runs/NAME/report.html""")
+make report RUN=NAME                writes runs/NAME/report.html again
+make leaderboard                    ranks all runs, in runs/leaderboard.html""")
 
 
 def _print_leaderboard(
