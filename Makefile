@@ -97,7 +97,8 @@ sbom: $(READY)  ## list all packages, with hashes, in sbom.json (CycloneDX)
 bench: $(READY)  ## measure; prints ratios taken within one run
 	@$(PY) -m benchmarks
 
-# a scheduler and two workers on this machine, one thread each, for an extraction and a sweep
+# a scheduler and two workers on this machine, one thread each, for an extraction and a sweep; a worker that is ended
+# while it starts would wait for the scheduler for ever without a time limit
 DEMO = --config configs/cluster-demo.toml --compute.backend dask --compute.workers 2
 
 cluster-demo: $(READY)  ## extract and sweep the sample set on a Dask cluster of this machine
@@ -106,7 +107,7 @@ cluster-demo: $(READY)  ## extract and sweep the sample set on a Dask cluster of
 	{ $(PY) -m dask scheduler --host 127.0.0.1 --port 0 --scheduler-file "$$folder/dask.json" 2>"$$folder/log" & } && \
 	pids="$$pids $$!" && while [ ! -s "$$folder/dask.json" ]; do sleep 0.1; done && \
 	{ $(PY) -m dask worker --scheduler-file "$$folder/dask.json" --nworkers 2 --nthreads 1 --memory-limit 0 \
-	  --host 127.0.0.1 --local-directory "$$folder" 2>>"$$folder/log" & } && pids="$$pids $$!" && \
+	  --death-timeout 30 --host 127.0.0.1 --local-directory "$$folder" 2>>"$$folder/log" & } && pids="$$pids $$!" && \
 	$(FB) extract $(DEMO) --compute.scheduler "$$folder/dask.json" $(ARGS) && \
 	$(FB) sweep $(DEMO) --compute.scheduler "$$folder/dask.json" --sweep configs/cluster-demo-sweep.toml $(ARGS)
 

@@ -58,7 +58,8 @@ def compare_readers(store: Path, library: str, memory_gb: float, rounds: int = 9
     def arrays() -> None:
         batches.on_epoch_begin()
         for i in range(len(batches)):
-            batches[i]
+            batch = batches[i]  # which is kept until the next one is there, as a loop over a data set does
+        del batch
 
     readers: dict[str, Callable[[], object]] = {ARRAYS: arrays}
     if library == "torch":
@@ -77,6 +78,7 @@ def compare_readers(store: Path, library: str, memory_gb: float, rounds: int = 9
             adapter.on_epoch_begin()
             for _ in in_tensorflow:
                 pass
+            adapter.on_epoch_end()
 
         dataset = tf_dataset(store, config)
         readers |= {KERAS: keras_epoch, TENSORFLOW: lambda: [None for _ in dataset]}

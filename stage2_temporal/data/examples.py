@@ -120,6 +120,12 @@ class StoreSource:
         unique, inverse = np.unique(rows, return_inverse=True)
         return self._read(stream, unique)[inverse.reshape(rows.shape)]
 
+    def frames(self, stream: str) -> NDArray[Any]:
+        """All `rows` of a stream, which fit into memory: (rows, …), not to be changed."""
+        if stream not in self._frames:
+            return self.windows(stream, self.rows)
+        return self._frames[stream]
+
     @property
     def _free_bytes(self) -> float:
         """What is left of the memory."""
