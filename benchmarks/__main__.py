@@ -10,10 +10,12 @@ from benchmarks.timing import table
 from features._common.console import quiet_imports
 
 with quiet_imports():
-    from benchmarks import cluster, extraction, larger_than_memory, prediction, scaling, training
+    from benchmarks import cluster, coverage, datasets, extraction, larger_than_memory, prediction, scaling, training
 
 BENCHMARKS = {"extraction": extraction, "prediction": prediction, "scaling": scaling, "training": training}
-BY_NAME = {"cluster": cluster, "larger_than_memory": larger_than_memory}  # run only if named: they take minutes
+BY_NAME = {  # run only if named: they take minutes
+    "cluster": cluster, "coverage": coverage, "datasets": datasets, "larger_than_memory": larger_than_memory,
+}  # fmt: skip
 
 if __name__ == "__main__":
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")

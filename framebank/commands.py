@@ -96,7 +96,7 @@ class Extract(StoreCommand):
     dry_run: bool = False
     """Only print how many frames, bytes and hours it would take, at this machine's rate, and write nothing."""
     card: bool = False
-    """Also write the store's card, STORE.md beside STORE.h5, for publishing the store."""
+    """Also write the store's card, STORE.md beside STORE.h5, if it is older than the store."""
     settings: Settings = Config()
 
     def __call__(self) -> None:
@@ -128,8 +128,8 @@ class Extract(StoreCommand):
             logger.warning(f"{path}: skipped {items} with errors; run `framebank info --store {path}` to list them")
         if self.settings.backbone.weights == "random":
             logger.warning(f"{path}: the backbone's weights are random (UNTRAINED): this store is only for tests")
-        if self.card:
-            print(_write_store_card(path))
+        if self.card and (card := _updated_store_card(path)):
+            print(card)
         return result
 
 
@@ -697,6 +697,12 @@ def _write_store_card(path: Path) -> Path:
         return write_store_card(store)
 
 
+def _updated_store_card(path: Path) -> Path | None:
+    from stage1_extract.store_card import has_current_card
+
+    return None if has_current_card(path) else _write_store_card(path)
+
+
 def _print_run(folder: Path) -> None:
     from stage2_temporal.runs.results import read_metrics
     from stage2_temporal.runs.tables import metrics_table
@@ -715,7 +721,8 @@ def _print_comparison(labels: list[str], folders: list[Path]) -> None:
     print("""
 make finetune                       trains the best CNN + LSTM further, on altered images
 make predict RUN=NAME DATA=PATH     predicts a video, a folder of frames or a data set
-make leaderboard                    ranks all runs; each has a report in runs/NAME/report.html""")
+make report RUN=NAME                writes runs/NAME/report.html again
+make leaderboard                    ranks all runs, in runs/leaderboard.html""")
 
 
 def _print_leaderboard(

@@ -145,10 +145,11 @@ def halves_manifest(scene: Path, path: Path, steps: tuple[int, ...], train_on: s
 @pytest.mark.parametrize(
     ("steps", "train_on", "least_skill"),
     [
-        # 11.5 to 11.6 m/s throughout: nothing to learn, so that the constant, which errs by 0.08 m/s, is hard to beat
+        # 11.5 to 11.6 m/s throughout, so that the constant errs by 0.7 %: less than images show, see docs/model.md
         ((1,), "first", -1e-3),
         ((1,), "second", -1e-3),
         ((1, 2, 3), "first", 0.6),
+        ((1, 2, 3), "second", 0.6),
     ],
 )
 def test_speed_on_the_other_half_of_a_kitti_drive(

@@ -100,7 +100,9 @@ def skill_interval(
     if count < 2 or not errors[1].sum() > 0:
         return None
     draws = np.random.default_rng(0).integers(count, size=(BOOTSTRAP_DRAWS, count))
-    low, high = np.quantile(1 - errors[0][draws].sum(axis=1) / errors[1][draws].sum(axis=1), [0.025, 0.975])
+    model, reference = (error[draws].sum(axis=1) for error in errors)
+    has_skill = reference > 0  # a draw of sequences for which the constant is exact has none
+    low, high = np.quantile(1 - model[has_skill] / reference[has_skill], [0.025, 0.975])
     return float(low), float(high)
 
 

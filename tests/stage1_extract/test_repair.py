@@ -182,6 +182,32 @@ def test_streams_damaged_in_neighbouring_frames_are_both_restored(
     assert_restored(store, sound[form])
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(8))
+def test_several_damaged_parts_are_all_named_and_restored(
+    seed: int, store: Path, sound: dict[str, Path], repair: Callable[..., list[ExtractionResult]]
+) -> None:
+    """Tables, frames and thumbnails at once; what hides the frames is restored before they are looked at."""
+    rng = random.Random(seed)
+    tables = rng.sample(["labels/targets", "tracks/box", "top/weights/1", "labels/frame", "tracks/confidence"], 2)
+    hiding = rng.sample(["header", "sequences/id", "sequences/fps"], seed % 2)
+    with Store(store) as opened:
+        form = "packed" if opened.is_packed else "index"
+        rows = {row: rng.choice(["appearance", "motion", "grid2x2"]) for row in rng.sample(range(80), 3)}
+        places = {row: next(iter(opened.files.places(name, row, 1))) for row, name in rows.items()}
+    for row, (_, path, file_row, _) in places.items():
+        spoil(path, f"frames/{rows[row]}", file_row)
+    spoil(file_with(store, "appearance"), "thumbnails/data")
+    for name in (*tables, *hiding):
+        spoil(store, name)
+    damage = find_damage(store)
+    assert damage.parts.keys() == {name.split("/")[0] for name in (*tables, *hiding)}
+    if not hiding:
+        assert all(name in damage.rows[row] for row, name in rows.items())
+    assert not any(result.missing for result in repair(store))
+    assert_restored(store, sound[form])
+
+
 @pytest.mark.parametrize("name", ["thumbnails/data", "thumbnails/offset"])
 def test_damaged_thumbnails_are_restored(
     name: str, store: Path, sound: dict[str, Path], repair: Callable[..., list[ExtractionResult]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from features.errors import DataError
 from features.streams import MEMBER_PREDICTIONS, RIDGE, STAGE_TWO, VECTORS
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.finetune.frozen_part import divide_model
 from stage2_temporal.finetune.loop import FinetuneJob, squared_error
 from stage2_temporal.finetune.normal_equations import NormalEquations
 from stage2_temporal.finetune.unfreeze import backbone_layers, count_unfrozen, unfreeze_layers
-from stage2_temporal.finetune.views import compile_frozen, keep_windows, view_batches
+from stage2_temporal.finetune.views import StoredView, compile_frozen, keep_windows, view_batches
 from tests.finetune_runs import make_job, run_finetune
 from tests.helpers import picture
 from tests.image_runs import EARLY_CUT, read_rows, train_on_images
@@ -140,6 +142,46 @@ def test_stored_views_are_not_mirrored_unless_vectors_are_known(
 ) -> None:
     job = make_job(folder, fused, **OPTIONS | {"unfreeze": 0, "views": 2} | changed)
     assert job._mirror is None
+
+
+class Unpickled:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path("unpickled").touch, ()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (lambda file: np.save(file, np.ones((3, 4), np.float32)), None),
+        (
+            lambda file: np.save(file, np.ones((2, 4), np.float32)),
+            r"expected .* of shape \(3, 4\); got float32 of shape",
+        ),
+        (lambda file: np.save(file, np.ones((3, 4), np.int64)), "got int64 of shape"),
+        (lambda file: np.save(file, np.array([Unpickled()] * 3), allow_pickle=True), "damaged views"),
+        (lambda file: file.write(b"\x93NUMPY\1\0v\0{'descr': '<f4', 'shape': (9999999999,)"), "damaged views"),
+        (lambda file: file.write(b""), "damaged views"),
+    ],
+    ids=["sound", "short", "integers", "objects", "a header alone", "empty"],
+)
+def test_stored_views_are_checked_when_they_are_read(
+    content: Callable[[Any], object], reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inputs = keras.Input((2,))
+    frozen = keras.Model(inputs, {"x": keras.layers.Dense(4)(inputs)})
+    folder = tmp_path / "views" / "train0"
+    folder.mkdir(parents=True)
+    np.save(folder / "targets.npy", np.zeros((3, 1)))
+    with (folder / "x.npy").open("wb") as file:
+        content(file)
+    if reason is None:
+        assert StoredView(folder, frozen, (3, 1)).arrays["x"].shape == (3, 4)
+    else:
+        with pytest.raises(DataError, match=reason) as caught:
+            StoredView(folder, frozen, (3, 1))
+        assert str(folder / "x.npy") in str(caught.value) and f"Try: rm -r {tmp_path}" in str(caught.value)
+    assert not Path("unpickled").exists()
 
 
 def test_windows_are_decoded_once(tmp_path: Path) -> None:

@@ -101,6 +101,13 @@ def test_skill_interval_is_that_of_scipys_bootstrap_over_sequences() -> None:
     assert skill_interval(true, predicted, true, ("vx", "vy"), groups) is None
 
 
+def test_skill_interval_leaves_out_draws_in_which_the_constant_is_exact() -> None:
+    """Of three sequences drawn, k err by 2 with the constant: a skill of 1 − 3 / 4k, and none if k is 0."""
+    true, groups = np.array([[0.0], [0.0], [2.0]]), np.arange(3)
+    interval = skill_interval(true, true + 1, np.zeros_like(true), ("ego_speed",), groups)
+    assert interval == pytest.approx((0.25, 0.75))
+
+
 def test_labels_that_do_not_vary_give_neither_skill_nor_verdict() -> None:
     s = scores(np.ones((3, 1)), np.array([[1.0], [2], [3]]), np.ones(1), ("ego_speed",))
     assert math.isnan(s.skill)
