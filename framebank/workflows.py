@@ -154,11 +154,11 @@ def _train_new(runs: Sequence[tuple[Config, Path]], store: Store) -> Iterator[Pa
     """Train runs, side by side if that saves time, and yield the folder of each that is finished."""
     with quiet_imports():
         from stage2_temporal.data.task import read_task
-        from stage2_temporal.sweep.compared import can_train_compared, train_compared
+        from stage2_temporal.sweep.compared import pays_side_by_side, train_compared
         from stage2_temporal.train import derive_together, train
     if len(runs) > 1:
         derive_together([config for config, _ in runs], store)
-    if can_train_compared(len(runs)):
+    if pays_side_by_side(len(runs)):
         yield from train_compared(runs, store.path)
         return
     for config, folder in runs:

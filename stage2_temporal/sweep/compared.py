@@ -1,6 +1,6 @@
 """Trains the runs that `framebank train` compares, two at a time, since one alone keeps a core busy, but not two.
 
-Each process has as many threads of TensorFlow as there are cores, so that a run has the same numbers as if alone.
+Each process has the threads that TensorFlow takes by itself, so that a run has the same numbers as if alone.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from stage2_temporal.train import train
 AT_A_TIME = 2
 
 
-def can_train_compared(runs: int) -> bool:
-    """Whether some runs can train side by side: there are cores for that, and no GPU, which would be too small."""
+def pays_side_by_side(runs: int) -> bool:
+    """Whether some runs train sooner side by side: there are cores for that, and no GPU, whose memory one run takes."""
     return min(runs, cpu_count()) >= AT_A_TIME and not tf.config.list_physical_devices("GPU")
 
 
@@ -40,7 +40,7 @@ def train_compared(runs: Sequence[tuple[Config, Path]], store: Path) -> Iterator
     calls = ((_train_silently, (config, folder, store)) for config, folder in runs)
     hint, terminal = "close other programs, and run the same command again", sys.stderr.isatty()
     with progress_bar(len(runs), "train", "runs") as progress:
-        for name, output in train_here(AT_A_TIME, calls, runs[0][1].parent, threads=cpu_count(), hint=hint):
+        for name, output in train_here(AT_A_TIME, calls, runs[0][1].parent, threads=0, hint=hint):
             progress.update()
             if terminal:
                 progress.clear()  # so that what is printed now has a line of its own

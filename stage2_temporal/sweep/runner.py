@@ -177,16 +177,13 @@ def train_here(
         jobs: processes; 0: one per core.
         calls: the functions, and their arguments.
         folder: that of the runs, for an error.
-        threads: of TensorFlow in each process; default: the cores are shared.
+        threads: of TensorFlow in each process; 0: as many as it takes by itself. Default: the cores are shared.
         hint: what to do if a process is killed.
     """
     cores = cpu_count()
     jobs = jobs or cores
-    worker_settings = (
-        os.getpid(),
-        threads or max(1, cores // jobs),
-        Path.cwd(),
-    )  # loky keeps workers only if these are the same
+    threads = max(1, cores // jobs) if threads is None else threads
+    worker_settings = os.getpid(), threads, Path.cwd()  # loky keeps workers only if these are the same
     processes = {"backend": "loky", "initializer": prepare_worker, "initargs": worker_settings} if jobs > 1 else {}
     workers = Parallel(jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1, **processes)
     try:
