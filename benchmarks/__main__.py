@@ -10,11 +10,14 @@ from benchmarks.timing import table
 from features._common.console import quiet_imports
 
 with quiet_imports():
-    from benchmarks import cluster, coverage, datasets, extraction, larger_than_memory, prediction, scaling, training
+    from benchmarks import (
+        cluster, coverage, datasets, extraction, larger_than_memory, prediction, scaling, taps, training,
+    )  # fmt: skip
 
 BENCHMARKS = {"extraction": extraction, "prediction": prediction, "scaling": scaling, "training": training}
 BY_NAME = {  # run only if named: they take minutes
     "cluster": cluster, "coverage": coverage, "datasets": datasets, "larger_than_memory": larger_than_memory,
+    "taps": taps,
 }  # fmt: skip
 
 if __name__ == "__main__":

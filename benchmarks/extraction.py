@@ -92,7 +92,7 @@ def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, roun
                 ("with tracks and flow", {"extract.tracks": True, "extract.motion": True}, fully_decoded),
             ]
             for variant, update, reference in variants:
-                call = partial(_extract, config.with_settings(update), store, engine)
+                call = partial(extract_afresh, config.with_settings(update), store, engine)
                 timers[f"{extraction}, {variant}"] = timer(call, len(frames))
                 references[f"{extraction}, {variant}"] = reference
         rows = compare(timers, references, rounds)
@@ -103,7 +103,8 @@ def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, roun
         return [{"backbone": name} | row for row in rows]
 
 
-def _extract(config: Config, store: Path, engine: Engine) -> None:
+def extract_afresh(config: Config, store: Path, engine: Engine) -> None:
+    """Extract a data set into a new store, in place of the one at a path, if any."""
     store.unlink(missing_ok=True)
     extract(config, store, scan(config.data), engine=engine)
 

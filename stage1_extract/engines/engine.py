@@ -23,6 +23,7 @@ from stage1_extract.engines.quantised_network import QuantisedNetwork
 MAX_COMPARED_FRAMES = 8  # frames that TensorFlow computes too, to measure the engine's relative error
 # float32 has a relative error of about 1e-6, float16 1e-3, bfloat16 1e-2; noise or an overflow 1
 MAX_RELATIVE_ERROR = {"float32": 1e-4, "tf32": 1e-2, "float16": 0.1, "bfloat16": 0.1, "int8": 0.2}
+INFINITE_HALF = 0x7C00  # the bits of infinity in half precision
 OPENVINO_PRECISIONS = ("float32", "bfloat16", "int8")
 
 Maps = dict[str, NDArray[Any]]  # maps of the same frames, by stream
@@ -140,7 +141,8 @@ class Engine:
         if maps.dtype != self.trunk.recipe.dtype:
             # ten times as fast as NumPy's cast; values that overflow become infinite in both
             maps = tf.cast(maps, self.trunk.recipe.dtype).numpy()
-        if maps.dtype == np.float16 and not np.isfinite(maps).all():
+        # by their bits, which takes a tenth of the time of np.isfinite: those of infinity and NaN are the largest
+        if maps.dtype == np.float16 and (maps.view(np.uint16) & 0x7FFF).max() >= INFINITE_HALF:
             raise DataError(
                 f"the maps of {stream} exceed the range of half precision (65504)", hint="--extract.dtype float32"
             )
