@@ -11,7 +11,15 @@ from features._common.console import quiet_imports
 
 with quiet_imports():
     from benchmarks import (
-        cluster, coverage, datasets, extraction, larger_than_memory, prediction, scaling, taps, training,
+        cluster,
+        coverage,
+        datasets,
+        extraction,
+        larger_than_memory,
+        prediction,
+        scaling,
+        taps,
+        training,
     )  # fmt: skip
 
 BENCHMARKS = {"extraction": extraction, "prediction": prediction, "scaling": scaling, "training": training}
