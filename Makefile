@@ -46,8 +46,8 @@ $(READY): $(LOCK) pyproject.toml
 sample: $(READY)  ## render the sample data set (320 clips)
 	@$(FB) sample --config "$$CONFIG" $(WITH_DATA) $(ARGS)
 
-features: $(READY)  ## run the frozen trunk over every new frame, into STORE
-	@$(FB) extract $(TASK)
+features: $(READY)  ## run the frozen trunk over every new frame, into STORE, and write its card
+	@$(FB) extract --card $(TASK)
 
 train: features  ## train from STORE and write runs with their reports
 	@$(FB) train $(TASK) $${RUN:+--run "$$RUN"}
@@ -97,16 +97,17 @@ sbom: $(READY)  ## list all packages, with hashes, in sbom.json (CycloneDX)
 bench: $(READY)  ## measure; prints ratios taken within one run
 	@$(PY) -m benchmarks
 
-# a scheduler and two workers on this machine, one thread each, for an extraction and a sweep
+# a scheduler and two workers on this machine, one thread each, for an extraction and a sweep; a worker that is ended
+# while it starts would wait for the scheduler for ever without a time limit
 DEMO = --config configs/cluster-demo.toml --compute.backend dask --compute.workers 2
 
 cluster-demo: $(READY)  ## extract and sweep the sample set on a Dask cluster of this machine
 	@folder=$$(mktemp -d) && pids= && trap 'kill $$pids; wait; rm -rf "$$folder"' EXIT && trap 'exit 130' INT TERM && \
 	export LOKY_MAX_CPU_COUNT=1 PYTHONWARNINGS=ignore && \
-	{ .venv/bin/dask scheduler --host 127.0.0.1 --port 0 --scheduler-file "$$folder/dask.json" 2>"$$folder/log" & } && \
+	{ $(PY) -m dask scheduler --host 127.0.0.1 --port 0 --scheduler-file "$$folder/dask.json" 2>"$$folder/log" & } && \
 	pids="$$pids $$!" && while [ ! -s "$$folder/dask.json" ]; do sleep 0.1; done && \
-	{ .venv/bin/dask worker --scheduler-file "$$folder/dask.json" --nworkers 2 --nthreads 1 --memory-limit 0 \
-	  --host 127.0.0.1 --local-directory "$$folder" 2>>"$$folder/log" & } && pids="$$pids $$!" && \
+	{ $(PY) -m dask worker --scheduler-file "$$folder/dask.json" --nworkers 2 --nthreads 1 --memory-limit 0 \
+	  --death-timeout 30 --host 127.0.0.1 --local-directory "$$folder" 2>>"$$folder/log" & } && pids="$$pids $$!" && \
 	$(FB) extract $(DEMO) --compute.scheduler "$$folder/dask.json" $(ARGS) && \
 	$(FB) sweep $(DEMO) --compute.scheduler "$$folder/dask.json" --sweep configs/cluster-demo-sweep.toml $(ARGS)
 

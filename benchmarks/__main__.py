@@ -10,11 +10,21 @@ from benchmarks.timing import table
 from features._common.console import quiet_imports
 
 with quiet_imports():
-    from benchmarks import cluster, coverage, extraction, larger_than_memory, prediction, scaling, taps, training
+    from benchmarks import (
+        cluster,
+        coverage,
+        datasets,
+        extraction,
+        larger_than_memory,
+        prediction,
+        scaling,
+        taps,
+        training,
+    )  # fmt: skip
 
 BENCHMARKS = {"extraction": extraction, "prediction": prediction, "scaling": scaling, "training": training}
 BY_NAME = {  # run only if named: they take minutes
-    "cluster": cluster, "coverage": coverage, "larger_than_memory": larger_than_memory,
+    "cluster": cluster, "coverage": coverage, "datasets": datasets, "larger_than_memory": larger_than_memory,
     "taps": taps,
 }  # fmt: skip
 

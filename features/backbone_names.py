@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from features._common.user_path import expand_user
 from features.errors import ConfigError
 
 ONNX, HUB, IMPORTED = "onnx:", "hub:", "import:"
@@ -35,7 +36,7 @@ def is_onnx(backbone: str) -> bool:
 
 def onnx_file(backbone: str) -> Path | None:
     """The file of a backbone that is an ONNX file."""
-    return Path(backbone.removeprefix(ONNX)).expanduser() if is_onnx(backbone) else None
+    return expand_user(backbone.removeprefix(ONNX)) if is_onnx(backbone) else None
 
 
 def recipe_name(backbone: str) -> str:

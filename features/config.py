@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, PositiveFloat
 from features.backbone_names import stream_of_tap
 from features.errors import ConfigError
 from features.head_config import AnyHeadConfig, PooledLSTMConfig
-from features.limits import NETWORK_PIXELS, PROCESSES, VIDEO_FRAMES, WINDOW_FRAMES
+from features.limits import FASTEST_RATE, NETWORK_PIXELS, PROCESSES, SLOWEST_RATE, VIDEO_FRAMES, WINDOW_FRAMES
 from features.plugins import DATASETS, plugin_names
 from features.streams import APPEARANCE, NAMED_TARGETS, PAIR_STREAMS
 from features.strict_model import DROP_UNKNOWN_KEYS, StrictModel, did_you_mean, read_toml
@@ -44,7 +44,7 @@ class DataConfig(StrictModel):
     `ego_speed`, or names of label columns."""
     also: tuple[str, ...] = ()
     """More targets: `train` makes a run for each, unless a run's name or a target is given on the command line."""
-    fps: float = Field(20.0, ge=1e-6, le=1e6)
+    fps: float = Field(20.0, ge=SLOWEST_RATE, le=FASTEST_RATE)
     """Frames per second, for data sets whose files do not state it (videos do)."""
     frames: int | None = Field(None, gt=0, le=VIDEO_FRAMES)
     """Number of frames that every clip must have (001.jpg … N.jpg); unset: any number, without gaps."""

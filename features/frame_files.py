@@ -30,7 +30,8 @@ from features.hdf5 import (
     write_columns,
 )
 from features.recipe import canonical_json
-from features.store_schema import check_stream, check_thumbnails
+from features.sequences import FrameSequence
+from features.store_schema import check_pieces, check_stream, check_thumbnails
 from features.store_tables import StreamInfo, first_not_finite
 
 MAX_OPEN_SHARDS = 64  # per store
@@ -73,6 +74,9 @@ class Runs:
 class FrameFiles:
     """The files that hold a store's frames; a store of a single file is its own only one.
 
+    Args:
+        sequences: the store's, by which a shard is told from another one under its name; none: it is not.
+
     Attributes:
         streams: name → shape, type and origin.
         partial: the same, of derived streams that lack some frames.
@@ -80,8 +84,9 @@ class FrameFiles:
         sizes: of the files in bytes; None for a store of a single file.
     """
 
-    def __init__(self, f: Any, path: Path, frames: int) -> None:
+    def __init__(self, f: Any, path: Path, frames: int, sequences: Sequence[FrameSequence] = ()) -> None:
         self._path, self._frames, self._lock = path, frames, RLock()  # Keras reads batches in several threads
+        self._sequences, self._first = sequences, np.cumsum([0, *(s.length for s in sequences)])
         self._opened: OrderedDict[int, Any] = OrderedDict()
         self.sizes: list[int] | None = None
         if "shards" in f:
@@ -227,6 +232,31 @@ class FrameFiles:
                     got, what = f"{data.shape} {data.dtype.name}", f"{self.paths[file]}: {name}: not this store's"
                     raise DamagedStoreError(what, expected=expected, got=got)
                 check_thumbnails(f, len(data), required=False)
+        if self._sequences and "pieces" in f:  # a packed store that became a shard has none
+            self._check_pieces(f, self.paths[file], file)
+
+    def _check_pieces(self, f: Any, path: Path, file: int) -> None:
+        """Check that a shard has the frames that the index says, not those of another one under its name."""
+        check_pieces(f)
+        names, digests = (read_text(f["pieces"][column]) for column in ("sequence", "digest"))
+        starts, stops, rows = (f["pieces"][column][:] for column in ("start", "stop", "row"))
+        for stream, runs in self._runs.items():
+            counts = np.diff(runs.start, append=self._frames)
+            for run in np.flatnonzero(runs.file == file).tolist():
+                file_row, moved = int(runs.file_row[run]), int(runs.start[run] - runs.file_row[run])
+                pieces = rows.searchsorted([file_row, file_row + int(counts[run]) - 1], "right").tolist()
+                for piece in range(max(0, pieces[0] - 1), pieces[1]):
+                    row = max(file_row, int(rows[piece]))
+                    frame_there = int(starts[piece]) + row - int(rows[piece])
+                    if frame_there >= stops[piece]:
+                        continue  # the run begins behind this range
+                    i = int(self._first.searchsorted(row + moved, "right")) - 1
+                    sequence, frame = self._sequences[i], row + moved - int(self._first[i])
+                    is_other = names[piece] != sequence.id and digests[piece] != sequence.digest
+                    if is_other or frame != frame_there:
+                        what = f"{path}: {stream}: another shard under this one's name"
+                        expected, got = f"{sequence.id} frame {frame}", f"{names[piece]} frame {frame_there}"
+                        raise DamagedStoreError(what, expected=expected, got=got)
 
 
 def shard_folder(store: Path) -> Path:

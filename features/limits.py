@@ -9,7 +9,8 @@ from __future__ import annotations
 KB, MB = 1 << 10, 1 << 20
 
 LARGEST_NUMBER = 1e38  # of any label, coordinate or prediction; float32 can still hold it
-LARGEST_COORDINATE = 1e6  # of a camera's numbers, px or m
+LARGEST_COORDINATE = 1e6  # of a camera's numbers, px
+GREATEST_HEIGHT = 20.0  # of a camera above the road, m; more is in another unit
 TEXT_BYTES = MB  # of a config, a sweep, a camera's numbers or a calibration.txt
 NESTING = 64  # of lists and tables in JSON and TOML
 JSON_BYTES = 32 * MB  # a parsed value takes up to 25 times as much memory
@@ -30,3 +31,5 @@ MODEL_TENSOR = 1 << 27  # numbers that a layer puts out for one example
 SPARE_PARAMETERS = 1_000_000  # that a model may declare beyond those whose values its file holds
 SWEEP_RUNS = 100_000
 PROCESSES = 4096  # or threads, that a config asks for
+
+SLOWEST_RATE, FASTEST_RATE = 1e-6, 1e6  # frames per second

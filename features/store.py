@@ -41,6 +41,7 @@ from features.errors import DamagedStoreError, StoreError
 from features.frame_files import ROWS_PER_CHECK, FrameFiles, unreadable_rows
 from features.frame_ranges import StoredRange, full_range, parts_without
 from features.hdf5 import damage_as_store_error, open_file
+from features.recipe import json_digest
 from features.store_schema import table_faults
 from features.store_tables import (
     TopRecord,
@@ -86,7 +87,7 @@ class Store:
                 self.sequences, self.first = read_sequences(self._file, with_labels="labels" not in self.damaged_parts)
                 self.frames = sum(s.length for s in self.sequences)
                 self._track_rows = {} if "tracks" in self.damaged_parts else track_index(self._file)
-                self.files = FrameFiles(self._file, self.path, self.frames)
+                self.files = FrameFiles(self._file, self.path, self.frames, self.sequences)
             self.streams, self.partial_streams = self.files.streams, self.files.partial
             self.recipe, self.fingerprint = self.header.recipe, self.header.recipe.fingerprint
             self.versions, self.missing = self.header.versions, self.header.missing
@@ -107,6 +108,11 @@ class Store:
         """Close the file and its shards."""
         self.files.close()
         self._file.close()
+
+    @cached_property
+    def frames_digest(self) -> str:
+        """SHA-256 over recipe and sequences: stores of equal digest have the same frames in the same rows."""
+        return json_digest([self.fingerprint, [(s.id, s.length, s.digest) for s in self.sequences]])
 
     @property
     def is_packed(self) -> bool:

@@ -47,7 +47,7 @@ class StrictModel(BaseModel):
 def read_toml(model: type[AnyModel], path: Path, context: str | None = None) -> AnyModel:
     """Read a TOML file as a `model`, or raise a ConfigError; the context `DROP_UNKNOWN_KEYS` drops unknown keys."""
     try:
-        text = read_bounded(path, TEXT_BYTES).decode("utf-8")
+        text = read_bounded(path, TEXT_BYTES).decode("utf-8-sig")
         if _DEEP_KEY.search(text):  # for which tomllib takes memory with the square of its length
             raise ValueError(f"a key of more than {NESTING} parts")
         value = tomllib.loads(text)

@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str] | None, commands: Mapping[str, type[Command]], *, prog: str) -> int:
     """Run one of several commands, by default the one that the process was started with; returns the exit status."""
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # "?" for a character that the terminal's encoding lacks
@@ -42,6 +43,23 @@ def run(argv: Sequence[str] | None, commands: Mapping[str, type[Command]], *, pr
     quiet_opencv()
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     return run_command(lambda: _run(name, arguments, commands, prog))
+
+
+def _open_missing_streams() -> None:
+    """Let streams that were closed, or that a program without a console lacks, lead nowhere.
+
+    Otherwise the next file that is opened would take their place, and get what libraries write there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 — for as long as the process lives
+
+
+def _current_folder() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as e:
+        raise ConfigError("the current folder does not exist any more", got=e.strerror, hint="cd FOLDER") from None
 
 
 def _run(name: str, arguments: list[str], commands: Mapping[str, type[Command]], prog: str) -> None:
@@ -56,7 +74,7 @@ def _run(name: str, arguments: list[str], commands: Mapping[str, type[Command]],
         set_verbosity(quiet=is_switched_on(arguments, "--quiet"), verbose=is_switched_on(arguments, "--verbose"))
         arguments = list(command.with_defaults(arguments))
         started = time.perf_counter()
-        logger.debug(f"framebank {framebank.__version__} in {Path.cwd()}: {' '.join([name, *arguments])}")
+        logger.debug(f"framebank {framebank.__version__} in {_current_folder()}: {' '.join([name, *arguments])}")
         options = parse(command, arguments, command.read_config(arguments), prog=f"{prog} {name}")
         options.delete_leftovers()
         with printable_stdout():

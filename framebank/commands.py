@@ -18,9 +18,11 @@ import tyro
 
 from features._common.atomic import exclusive_write_lock, sweep
 from features._common.console import logger, progress_bar, quiet_imports
+from features._common.output_file import check_output
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError, StoreError
 from features.head_config import list_heads
+from features.limits import FASTEST_RATE, GREATEST_HEIGHT, SLOWEST_RATE
 from features.shard_folder import sweep_store
 from features.store import Store
 from features.strict_model import read_toml
@@ -40,6 +42,7 @@ def hint(metavar: str, default: str) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
+LEAST_CORNERS = 3  # of a checkerboard, for OpenCV
 Words = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --format a b, or --format a --format b
 File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 RunName = Annotated[str, tyro.conf.arg(metavar="NAME")]
@@ -96,7 +99,7 @@ class Extract(StoreCommand):
     dry_run: bool = False
     """Only print how many frames, bytes and hours it would take, at this machine's rate, and write nothing."""
     card: bool = False
-    """Also write the store's card, STORE.md beside STORE.h5, for publishing the store."""
+    """Also write the store's card, STORE.md beside STORE.h5, if it is older than the store."""
     settings: Settings = Config()
 
     def __call__(self) -> None:
@@ -128,8 +131,8 @@ class Extract(StoreCommand):
             logger.warning(f"{path}: skipped {items} with errors; run `framebank info --store {path}` to list them")
         if self.settings.backbone.weights == "random":
             logger.warning(f"{path}: the backbone's weights are random (UNTRAINED): this store is only for tests")
-        if self.card:
-            print(_write_store_card(path))
+        if self.card and (card := _updated_store_card(path)):
+            print(card)
         return result
 
 
@@ -189,6 +192,7 @@ class Table(StoreCommand):
         from features.table import write_table
 
         folder = None if self.run is None else workflows.run_folder(self.run)
+        check_output(self.output, *([] if folder is None else [folder / "predictions.csv"]))
         with Store(self._path(folder)) as store:
             table = store.table(folder)
         write_table(self.output, table)
@@ -584,8 +588,19 @@ class MeasureCamera(Command):
     def __call__(self) -> None:
         if (self.input is None) == (self.exif is None):
             raise ConfigError("from what?", expected="a folder or video, or --exif", hint="framebank camera --help")
+        if self.height is not None and not 0 < self.height <= GREATEST_HEIGHT:
+            expected = f"m above 0, at most {GREATEST_HEIGHT:g}"
+            raise ConfigError("--height out of range", expected=expected, got=self.height, hint="--height 1.31")
+        if self.size is not None and min(self.size) < 1:
+            raise ConfigError("--size must be positive", got=self.size, hint="--size 1920 1080")
+        if min(self.board) < LEAST_CORNERS:
+            expected, got = f"at least {LEAST_CORNERS} inner corners each way", f"{self.board[0]} {self.board[1]}"
+            raise ConfigError("--board: too few corners", expected=expected, got=got, hint="--board 9 6")
         from stage1_extract import camera_calibration as calibration
+        from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
 
+        inputs = [path for path in (self.input, self.exif) if path is not None]
+        check_output(self.output, *inputs, suffixes=IMAGE_SUFFIXES)
         if self.exif is not None:
             camera, summary = calibration.camera_from_exif(self.exif, self.height, self.size), "from its EXIF tags"
         elif self.input is not None:
@@ -614,8 +629,14 @@ class Speed(Command):
     """Use a video that breaks off as far as it goes, instead of refusing it."""
 
     def __call__(self) -> None:
+        if self.fps is not None and not SLOWEST_RATE <= self.fps <= FASTEST_RATE:
+            expected = f"{SLOWEST_RATE:g} to {FASTEST_RATE:g}"
+            raise ConfigError("--fps out of range", expected=expected, got=self.fps, hint="--fps 20")
+        from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
         from stage1_extract.ground_flow.drive_speed import measure_drive, speed_summary, write_speeds
 
+        inputs = [self.input, self.camera, *([Path(self.calibrate)] if self.calibrate else [])]
+        check_output(self.output, *inputs, suffixes=IMAGE_SUFFIXES)
         drive = measure_drive(
             self.input, self.camera, fps=self.fps, calibrate=self.calibrate, allow_truncated=self.allow_truncated
         )
@@ -695,6 +716,12 @@ def _write_store_card(path: Path) -> Path:
 
     with Store(path) as store:
         return write_store_card(store)
+
+
+def _updated_store_card(path: Path) -> Path | None:
+    from stage1_extract.store_card import has_current_card
+
+    return None if has_current_card(path) else _write_store_card(path)
 
 
 def _print_run(folder: Path) -> None:

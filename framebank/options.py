@@ -29,6 +29,7 @@ from tyro.constructors import (
 
 from features._common.atomic import sweep
 from features._common.console import logger
+from features._common.user_path import expand_user
 from features.config import CONFIG_SECTIONS, Config, read_config
 from features.errors import ConfigError
 from features.head_config import HeadConfig
@@ -109,7 +110,7 @@ def parse(command: type[AnyCommand], arguments: Sequence[str], config: Config, *
             use_underscores=True,
         )
     values = vars(options)
-    changes: dict[str, Any] = {name: value.expanduser() for name, value in values.items() if isinstance(value, Path)}
+    changes: dict[str, Any] = {name: expand_user(value) for name, value in values.items() if isinstance(value, Path)}
     if "settings" in values:
         changes["settings"] = _merged(config, values["settings"], given_options(arguments), prog)
     return dataclasses.replace(options, **changes)
@@ -269,6 +270,8 @@ def _refuse(
             if argument.lowered.nargs != 1:
                 hint = f"{flag} {_shown(argument.field.default)}"
                 expected, got = f"{expected} with spaces between", last_value(arguments, flag)
+            if file := next((a for a in arguments if a.startswith("-") and Path(a).exists()), None):
+                hint = f"./{file}"  # which is not taken for an option
             raise ConfigError(f"{flag}: value missing", expected=expected, got=got, hint=hint)
         case parsing.MissingArgs(missing_arguments=missing):
             flags = ", ".join(f"{_flag(context.arg)} {context.arg.lowered.metavar}" for context in missing)

@@ -15,10 +15,21 @@ STORE_TAGS = ("framebank", "dash-cam", "video", "features", "hdf5")
 
 def write_store_card(store: Store) -> Path:
     """Write the card of an open store: `sample.md` beside `sample.h5`; return its path."""
-    path = store.path.with_suffix(".md")
+    path = card_path(store.path)
     with atomic_write(path) as temporary:
         temporary.write_text(store_card(store), encoding="utf-8")
     return path
+
+
+def card_path(store: Path) -> Path:
+    """The path of a store's card."""
+    return store.with_suffix(".md")
+
+
+def has_current_card(store: Path) -> bool:
+    """Whether a store has a card that was written since it last changed."""
+    card = card_path(store)
+    return card.is_file() and card.stat().st_mtime_ns >= store.stat().st_mtime_ns
 
 
 def store_card(store: Store) -> str:

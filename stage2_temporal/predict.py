@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import cv2
@@ -25,6 +24,7 @@ from pydantic import ValidationError
 from features._common.atomic import atomic_write
 from features._common.console import logger
 from features._common.csv_table import write_csv_table
+from features._common.output_file import check_output
 from features._common.types import Image
 from features.backbone_names import is_imported
 from features.config import Config, read_run_config
@@ -113,9 +113,10 @@ def predict(
     is_clip = source is not None and is_single_clip(path)
     _check_options(run, config, is_clip, boxes, overlay, report)
     output = output or run / "predicted" / f"{path.stem}.csv"
+    inputs = [file for file in (path, boxes, camera) if file is not None]
     for file in (output, overlay, report):
         if file is not None:
-            _check_writable(file, path)
+            check_output(file, *inputs, suffixes=IMAGE_SUFFIXES)
     if not is_clip:
         return _predict_data_set(run, config, output, options)
 
@@ -202,24 +203,6 @@ def _check_options(
         if file is not None and not is_clip:
             path = Path(config.data.path)
             raise ConfigError(f"{option} needs one video or one folder of frames", got=path, hint="--input VIDEO")
-
-
-def _check_writable(path: Path, source: Path) -> None:
-    """Raise ConfigError if an output file is a folder, is the input, or cannot be created."""
-    hint = "name a file in a folder that you can write to"
-    is_input = path.exists() and source.exists() and (path.samefile(source) or _is_frame_of(path, source))
-    if path.exists() and (is_input or not path.is_file()):
-        problem = "is the input" if is_input else "is a folder" if path.is_dir() else "is no regular file"
-        raise ConfigError(f"{path}: {problem}, not an output file", hint=hint)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=path.parent).close()
-    except OSError as e:
-        raise ConfigError(f"{path}: cannot be written", got=e.strerror or e, hint=hint) from None
-
-
-def _is_frame_of(path: Path, folder: Path) -> bool:
-    return folder.is_dir() and path.suffix.lower() in IMAGE_SUFFIXES and path.parent.samefile(folder)
 
 
 def _predict_clip(

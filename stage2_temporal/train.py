@@ -195,7 +195,9 @@ def _read_examples(config: Config, store: Store, task: Task, frame_interval: flo
 
 def _examples(config: Config, store: Store, task: Task, frame_interval: float | None) -> StoreExamples:
     memory, normalised = config.train.memory_gb, config.head.normalises_flow
-    return StoreExamples(StoreSource(store.path, task.examples.rows, memory, frame_interval, normalised), task.examples)
+    rows = task.examples.rows
+    source = StoreSource(store.path, rows, memory, frame_interval, normalised, store)
+    return StoreExamples(source, task.examples)
 
 
 def _warn_of_mixed_rates(config: Config, store: Store, task: Task) -> None:

@@ -48,7 +48,11 @@ class Ended:
 
     status: int  # negative: by a signal
     text: str  # what it printed
-    calls: int  # that counted
+    counts: list[int]  # the calls of each kind, on the fault's paths
+
+    def calls(self, kinds: int) -> int:
+        """The number of calls of some kinds."""
+        return sum(count for i, count in enumerate(self.counts) if kinds >> i & 1)
 
     @property
     def last_line(self) -> str:
@@ -78,8 +82,8 @@ class Faults:
 
     def wait(self, process: int) -> Ended:
         """Wait until a process has ended."""
-        status, calls = self._ask({"wait": process})
-        return Ended(status, self.running.pop(process).read_text(errors="replace"), calls)
+        status, counts = self._ask({"wait": process})
+        return Ended(status, self.running.pop(process).read_text(errors="replace"), counts)
 
     def run(self, folder: Path, arguments: Sequence[str], fault: Fault | None = None, **request: Any) -> Ended:
         """Run a command to its end."""

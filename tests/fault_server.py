@@ -3,7 +3,7 @@
     python -m tests.fault_server [tensorflow]
 
 It reads requests, a JSON object a line, from its standard input, and answers each by a line: {"start": …} by the
-process's number, {"wait": number} by its exit status, negative for a signal, and the number of calls that counted.
+process's number, {"wait": number} by its exit status, negative for a signal, and the number of calls of each kind.
 `faults.so` must be preloaded.
 """
 
@@ -21,10 +21,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from features._common.cli import run_command
 from features._common.console import quiet_imports
 
 LIBRARY = ctypes.CDLL(None)
-PIPES: dict[int, int] = {}  # process → the pipe that it tells its number of calls by
+PIPES: dict[int, int] = {}  # process → the pipe that it tells its numbers of calls by
 
 
 LIGHT = ("framebank.cli", "stage1_extract.extract", "stage1_extract.datasets", "stage2_temporal.report")
@@ -70,26 +71,26 @@ def start(request: dict[str, Any]) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os.write(writing, str(LIBRARY.fault_calls()).encode())
+        os.write(writing, json.dumps([LIBRARY.fault_calls(i) for i in range(8)]).encode())
         os._exit(status)
 
 
-def wait(process: int) -> tuple[int, int]:
-    """Wait for a process; return its exit status and its number of calls, 0 if it was killed."""
+def wait(process: int) -> tuple[int, list[int]]:
+    """Wait for a process; return its exit status and its number of calls of each kind, none if it was killed."""
     _, status = os.waitpid(process, 0)
     pipe = PIPES.pop(process)
-    calls = os.read(pipe, 100) if os.waitstatus_to_exitcode(status) >= 0 else b""
+    calls = os.read(pipe, 1000) if os.waitstatus_to_exitcode(status) >= 0 else b""
     os.close(pipe)
-    return os.waitstatus_to_exitcode(status), int(calls or 0)
+    return os.waitstatus_to_exitcode(status), json.loads(calls or "[]")
 
 
 def _run(arguments: list[str]) -> int:
     if arguments[0] == "render":  # the sample set, but smaller
-        from features._common.atomic import sweep
-        from features._common.cli import run_command
-        from stage1_extract.sample.dataset import render_sample_set
 
         def render() -> None:
+            from features._common.atomic import sweep
+            from stage1_extract.sample.dataset import render_sample_set
+
             sweep(Path(arguments[1]).parent)
             render_sample_set(Path(arguments[1]), train=2, validation=1, test=1, workers=2)
 
@@ -98,8 +99,6 @@ def _run(arguments: list[str]) -> int:
 
     sys.argv = ["framebank", *arguments]
     if arguments[0] == "-c":
-        from features._common.cli import run_command
-
         return run_command(lambda: exec(arguments[1], {}))
     return main()
 

@@ -1,7 +1,7 @@
 /* Preloaded into a process, makes its N-th system call of some kinds kill it, interrupt it, or fail.
 
    fault_arm says which; until then, and in other processes, all calls pass. Only calls whose path contains a text
-   count, those on an open file by the path of that file. */
+   count, those on an open file by the path of that file. Calls of all kinds are counted, each kind on its own. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -19,9 +19,9 @@
 enum { RENAME = 1, FSYNC = 2, UNLINK = 4, WRITE = 8, READ = 16, OPEN = 32, MKDIR = 64, LINK = 128 };
 enum { KILL = 1, INTERRUPT = 2, FAIL = 3 }; /* every call from the N-th on fails */
 
-static int kinds, action, code;
+static int armed, kinds, action, code;
 static long at;
-static atomic_long calls;
+static atomic_long calls, counts[8]; /* of the kinds that the fault is in, and of each kind */
 static pid_t process;
 static char part[512];
 
@@ -29,14 +29,16 @@ void fault_arm(int kinds_, long at_, int action_, int code_, const char *part_) 
     strncpy(part, part_, sizeof part - 1);
     at = at_; action = action_; code = code_; process = getpid();
     atomic_store(&calls, 0);
+    for (int i = 0; i < 8; i++) atomic_store(&counts[i], 0);
     kinds = kinds_;
+    armed = 1;
 }
 
-long fault_calls(void) { kinds = 0; return atomic_load(&calls); }
+long fault_calls(int i) { armed = 0; return atomic_load(&counts[i]); }
 
 static int fails(int kind, int fd, const char *path) {
     char name[8192], link[64];
-    if (!(kinds & kind) || getpid() != process) return 0;
+    if (!armed || getpid() != process) return 0;
     if (part[0]) {
         if (path == NULL) {
             snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
@@ -51,6 +53,8 @@ static int fails(int kind, int fd, const char *path) {
         }
         if (!strstr(path, part)) return 0;
     } else if (path == NULL && fd <= 2) return 0;
+    atomic_fetch_add(&counts[__builtin_ctz(kind)], 1);
+    if (!(kinds & kind)) return 0;
     long n = atomic_fetch_add(&calls, 1) + 1;
     if (at <= 0 || n < at || (action != FAIL && n > at)) return 0;
     if (action == KILL) { kill(process, SIGKILL); pause(); }

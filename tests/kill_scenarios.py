@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from features.store_writer import unpack_store
 from tests.helpers import flip
 from tests.kill_helpers import STORE, Scenario
 
@@ -31,6 +32,10 @@ def nothing_extracted(folder: Path) -> None:
     shutil.rmtree(folder / "stores")
 
 
+def unpacked(folder: Path) -> None:
+    unpack_store(folder / STORE)
+
+
 def damaged(folder: Path) -> None:
     flip(folder / STORE, "appearance", 3)
 
@@ -45,6 +50,7 @@ SCENARIOS = {
     "repair": Scenario(["repair", *CONFIG], (), damaged),
     "derive": Scenario(["derive", "--store", STORE, "--stream", "grid1x2"], (STORE,)),
     "unpack": Scenario(["unpack", "--store", STORE], (STORE,)),
+    "pack": Scenario(["pack", "--store", STORE], (STORE,), unpacked),
     "train": Scenario(["train", *CONFIG, "--run", "r", "--train.seed", "3"], ("runs/r",), next=("leaderboard",)),
     "sweep": Scenario(SWEEP_COMMAND, (), next=tuple(SWEEP_COMMAND)),  # others do not use its folder
     "finetune": Scenario(

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import math
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from features._common.bounded_file import check_size, open_regular
+from features._common.console import logger
 from features._common.plain_text import disarm_cell, one_line, rearm_cell
 from features.errors import DataError
 from features.limits import CSV_BYTES, CSV_CELLS, LARGEST_NUMBER
+
+_DECIMAL_POINT = re.compile(r"[+-]?[0-9]*\.[0-9]+")
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+(,[0-9]+)?([eE][+-]?[0-9]+)?")
+_THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})*")
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,11 @@ class CsvTable:
 def read_csv_table(
     path: Path, *, required: Sequence[str] = (), hint: str | None = None, faults: list[str] | None = None
 ) -> CsvTable:
-    """Read a CSV file in UTF-8, with or without a byte order mark; empty lines are skipped.
+    """Read a CSV file in UTF-8, or in UTF-16 with a byte order mark; empty lines are skipped.
 
-    Cells are separated by commas, or by semicolons or tabs if the header has no comma. For the largest file and number
-    of cells, see `features.limits`.
+    Cells are separated by commas, or by semicolons or tabs if the header has no comma, or by what a first line such as
+    `sep=;` says. Where commas do not separate, they may be decimal: numbers then have points in their place. For the
+    largest file and number of cells, see `features.limits`.
 
     Args:
         required: columns that the header must have.
@@ -51,20 +59,23 @@ def read_csv_table(
     """
     hint = hint or f"edit {path}"
     try:
-        with open_regular(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
+        with open_regular(path) as raw, io.TextIOWrapper(raw, encoding=text_encoding(raw.read(2)), newline="") as file:
             check_size(path, os.fstat(raw.fileno()).st_size, CSV_BYTES)
-            header = next((line for line in file if line.strip()), "")
             file.seek(0)
-            separator = next((c for c in ",;\t" if c in header), ",")
+            before, header = next(((i, line.strip()) for i, line in enumerate(file, 1) if line.strip()), (0, ""))
+            if (said := re.fullmatch("sep=(.)", header, re.IGNORECASE)) is None:  # by Excel
+                file.seek(0)
+                before = 0
+            separator = said[1] if said else next((c for c in ",;\t" if c in header), ",")
             reader = csv.reader(file, strict=True, delimiter=separator)
             lines, count = [], 0
             for cells in reader:
                 count += len(cells)
                 if count > CSV_CELLS:
                     expected = f"at most {CSV_CELLS:,} cells"
-                    raise DataError(f"{path}, line {reader.line_num}: too large", expected=expected, hint=hint)
+                    raise DataError(f"{path}, line {before + reader.line_num}: too large", expected=expected, hint=hint)
                 if cells:
-                    lines.append((reader.line_num, [rearm_cell(cell.strip()) for cell in cells]))
+                    lines.append((before + reader.line_num, [rearm_cell(cell.strip()) for cell in cells]))
     except OSError as e:
         raise DataError(f"{path}: {(e.strerror or str(e)).lower()}", hint=hint) from None
     except (UnicodeDecodeError, csv.Error) as e:
@@ -87,7 +98,30 @@ def read_csv_table(
             raise DataError(f"{where}: wrong number of cells", expected=len(columns), got=len(cells), hint=hint)
         else:
             faults.append(f"{where}: wrong number of cells; expected {len(columns)}; got {len(cells)}.")
+    if separator != "," and (changed := _use_points(columns, [row.cells for row in rows], separator)):
+        logger.info(f"{path}: the commas in {', '.join(changed)} are read as decimal points")
     return CsvTable(columns, tuple(rows))
+
+
+def text_encoding(start: bytes) -> str:
+    """The encoding of a text by its first two bytes: UTF-16 if they are its byte order mark, else UTF-8."""
+    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def _use_points(columns: Sequence[str], rows: list[dict[str, str]], separator: str) -> list[str]:
+    """Replace decimal commas by points in columns of numbers, if they are that beyond doubt; return these columns."""
+    if any(_DECIMAL_POINT.fullmatch(cell) for row in rows for cell in row.values()):
+        return []
+    changed = []
+    for column in columns:
+        cells = [row[column] for row in rows if row[column]]
+        with_comma = [cell for cell in cells if "," in cell]
+        clear = separator == ";" or not all(_THOUSANDS.fullmatch(cell) for cell in with_comma)
+        if with_comma and clear and all(_DECIMAL_COMMA.fullmatch(cell) for cell in cells):
+            changed.append(column)
+            for row in rows:
+                row[column] = row[column].replace(",", ".")
+    return changed
 
 
 def write_csv_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -18,6 +18,15 @@ ZIP_ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, NotImplementedError,
     RuntimeError, OverflowError, OSError,
 )  # fmt: skip
+TAR_MARK = slice(257, 262)
+OTHER_ARCHIVES = {
+    b"\x1f\x8b": "a file compressed by gzip, such as .tar.gz",
+    b"BZh": "a file compressed by bzip2, such as .tar.bz2",
+    b"\xfd7zXZ\0": "a file compressed by xz, such as .tar.xz",
+    b"\x28\xb5\x2f\xfd": "a file compressed by zstd",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!": "a RAR archive",
+}
 HINT = "do not unpack it; download it again from its source, or zip the folder again"
 
 
@@ -35,6 +44,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
             archive = zipfile.ZipFile(path)
     except ZIP_ERRORS as e:
         raise_refusal(e, path)
+        refuse_other_archive(path)
         what, got = f"{path}: not a zip archive, or truncated", one_line(str(e))
         raise DataError(what, expected="a complete .zip", got=got, hint="download it again") from None
     if entries > ZIP_ENTRIES:
@@ -49,6 +59,17 @@ def open_zip(path: Path) -> zipfile.ZipFile:
             archive.close()
             raise DataError(f"{path}: {fault}", expected=f"at most {limit:,} bytes", got=f"{count:,}", hint=HINT)
     return archive
+
+
+def refuse_other_archive(path: Path) -> None:
+    """Raise a DataError if a file begins as an archive that is no zip."""
+    with open_regular(path) as file:
+        start = file.read(TAR_MARK.stop)
+    kinds = [kind for mark, kind in OTHER_ARCHIVES.items() if start.startswith(mark)]
+    if start[TAR_MARK] == b"ustar":
+        kinds = ["a tar archive"]
+    if kinds:
+        raise DataError(f"{path}: {kinds[0]}", expected="a folder, or a .zip", hint="unpack it and name the folder")
 
 
 def check_archive(path: Path) -> None:

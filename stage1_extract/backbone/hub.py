@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
 
+from features._common.user_path import expand_user
 from features.errors import ConfigError, DataError
 
 
@@ -26,7 +26,7 @@ def hub_backbone(preset: str) -> tuple[Callable[..., keras.Model], Callable[[Any
     except ImportError:
         raise ConfigError("KerasHub is not installed", hint='pip install "framebank[hub]"') from None
 
-    folder = Path(preset).expanduser()
+    folder = expand_user(preset)
     source = str(folder) if folder.is_dir() else preset
 
     def load(function: Callable[..., Any], **arguments: Any) -> Any:

@@ -191,7 +191,7 @@ def list_folder(folder: ReadablePath) -> list[ReadablePath]:
     Fractions of several lengths of which a longer one ends in 0 are counted, as in 1.9, 1.10: they are no decimals.
     """
     entries = list_unsorted(folder)
-    fractions = {fraction for entry in entries for fraction in re.findall(r"[0-9]\.([0-9]+)", entry.name)}
+    fractions = {fraction for entry in entries for fraction in re.findall(r"\d\.(\d+)", entry.name)}
     shortest = min(map(len, fractions), default=0)
     decimals = not any(fraction.endswith("0") and len(fraction) > shortest for fraction in fractions)
     return sorted(entries, key=lambda entry: natural_sort_key(entry.name, decimals=decimals))
@@ -215,7 +215,7 @@ def natural_sort_key(name: str, *, decimals: bool = True) -> list[tuple[int, Dec
     """A sorting key that puts 2 before 10, and with `decimals` also 0.25 before 0.3."""
     if name.isdecimal():
         return [(0, _number(name), name)]
-    parts = re.split(r"((?:^-)?[0-9]+(?:\.[0-9]+)?)" if decimals else "([0-9]+)", name)  # every second one is a number
+    parts = re.split(r"((?:^-)?\d+(?:\.\d+)?)" if decimals else r"(\d+)", name)  # every second one is a number
     return [(1 - i % 2, _number(part) if i % 2 else 0, part) for i, part in enumerate(parts) if part]
 
 

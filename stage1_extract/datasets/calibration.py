@@ -11,7 +11,7 @@ import textwrap
 
 from features.config import DataConfig
 from features.errors import DataError
-from features.limits import LARGEST_COORDINATE, TEXT_BYTES
+from features.limits import GREATEST_HEIGHT, LARGEST_COORDINATE, TEXT_BYTES
 from features.sequences import Camera
 from stage1_extract.datasets.archive import ReadablePath, read_file
 from stage1_extract.datasets.clip import error_to_fault
@@ -48,7 +48,7 @@ def read_camera(path: ReadablePath) -> Camera:
         raise DataError(f"{path}: not the matrix of a pinhole camera", expected=expected, got=shown)
     height_text = sections.get("camera")
     height = None if height_text is None else finite_number(height_text.rstrip("mM \r\n"))
-    if height is not None and not 0 < height <= LARGEST_COORDINATE:
+    if height is not None and not 0 < height <= GREATEST_HEIGHT:
         raise DataError(f"{path}: no camera height", expected="metres, such as 1.80m", got=shown)
     horizon_text = sections.get("horizon")
     horizon = None if horizon_text is None else finite_number(horizon_text.strip())

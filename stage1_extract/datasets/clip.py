@@ -106,3 +106,8 @@ def error_to_fault(error: DataError) -> str:
     """Turn an error into the line of a fault, without its hint."""
     got = error.got if error.got is None or len(str(error.got)) <= LONGEST_GOT else f"{str(error.got)[:LONGEST_GOT]}…"
     return one_line(" ".join(str(DataError(error.what, expected=error.expected, got=got)).split()))
+
+
+def with_hint(error: DataError, hint: str) -> DataError:
+    """The same error, with a hint if it has none: those of single frames are collected elsewhere, under one hint."""
+    return DataError(error.what, expected=error.expected, got=error.got, hint=error.hint or hint)

@@ -20,10 +20,13 @@ from features._common.types import Image, Size
 from features.errors import DataError
 from features.limits import IMAGE_PIXELS
 
-_NAMES = (
-    "avif bmp dib gif hdr jp2 jpe jpeg jpg pbm pfm pgm pic png pnm ppm pxm ras sr tif tiff webp"  # OpenCV's formats
+_NAMES = (  # OpenCV's formats
+    "avif bmp dib gif hdr jfif jp2 jpe jpeg jpg pbm pfm pgm pic png pnm ppm pxm ras sr tif tiff webp"
 )
 IMAGE_SUFFIXES = tuple(f".{name}" for name in _NAMES.split())
+# images that OpenCV does not read; they are named, so that they are not missed in silence
+_OTHER_NAMES = "heic heif jxl dng arw cr2 cr3 nef orf raf rw2"
+OTHER_IMAGES = tuple(f".{name}" for name in _OTHER_NAMES.split())
 FORMATS = ("JPEG", "PNG", "AVIF", "BMP", "DIB", "GIF", "JPEG2000", "PPM", "SUN", "TIFF", "WEBP")  # as Pillow names them
 _JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8", b"\xff\xd9", b"\x89PNG"
 MAX_SHOWN_REASON = 200  # characters of what Pillow says

@@ -22,7 +22,7 @@ def target_columns(columns: Sequence[str], *reserved: str) -> tuple[str, ...]:
 def finite_number(text: str) -> float:
     """The number in a text; NaN if it is not a number up to `LARGEST_NUMBER`."""
     try:
-        value = float(text)
+        value = float(text if "_" not in text else "")  # Python reads 1_0 as 10
     except ValueError:
         return math.nan
     return value if abs(value) <= LARGEST_NUMBER else math.nan

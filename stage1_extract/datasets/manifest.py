@@ -16,15 +16,16 @@ import numpy as np
 
 from features._common.console import logger
 from features._common.csv_table import CsvRow, read_csv_table
+from features._common.user_path import expand_user
 from features.config import DataConfig
 from features.errors import DataError
-from features.limits import LARGEST_NUMBER, VIDEO_FRAMES
+from features.limits import FASTEST_RATE, LARGEST_NUMBER, SLOWEST_RATE, VIDEO_FRAMES
 from features.sequences import SPLITS
 from stage1_extract.datasets.clip import add_fault, frame_timing
 from stage1_extract.datasets.image_sequence import ClipSpec
 from stage1_extract.datasets.label_csv import finite_number, read_label, read_number, target_columns
 
-SLOWEST, FASTEST = 1e-6, 1e6  # frames per second
+SELDOM = 0.2  # frames per second; below, `time` may be in ms
 REQUIRED_COLUMNS = ("path", "sequence", "frame", "split")
 
 
@@ -49,6 +50,12 @@ def manifest_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
             add_fault(faults, f"{row.where}: no sequence", "a name", "an empty cell")
     columns = target_columns(table.columns, *REQUIRED_COLUMNS, "fps", "time")
     targets = tuple(c for c in columns if any(math.isfinite(finite_number(row.cells[c])) for row in table.rows))
+    for column in data.columns:
+        if column in columns and column not in targets and (cells := [r for r in table.rows if r.cells[column]]):
+            expected, got = "a finite number, or an empty cell for unknown", repr(cells[0].cells[column][:40])
+            raise DataError(
+                f"{cells[0].where}: {column} has no number", expected=expected, got=got, hint=f"edit {path}"
+            )
     if ignored := [c for c in columns if c not in targets and any(row.cells[c] for row in table.rows)]:
         logger.info(f"{path}: ignored {', '.join(ignored)}, which has no number")
     return [_clip_spec(id, clip_rows, path.parent, targets, data.fps) for id, clip_rows in rows.items()], faults
@@ -73,13 +80,19 @@ def _clip_spec(id: str, rows: list[CsvRow], root: Path, targets: tuple[str, ...]
                 add_fault(faults, what, first.cells["path"], row.cells["path"])
             numbered.append((number, row))
     order = {number: index for index, number in enumerate(sorted(first_rows))}
-    spec.files = tuple(root / first_rows[number].cells["path"] for number in order)
+    spec.files = tuple(_find(root, first_rows[number].cells["path"]) for number in order)
     if len(known_rows) < len(rows) and not faults:
         logger.warning(f"{id}: {len(rows) - len(known_rows)} rows of the manifest are repeated, and count once")
     spec.fps, spec.times = _timing(sorted(first_rows.items()), spec.fps, faults)
     labels = [read_label(row, order[n], targets, faults) for n, row in sorted(numbered, key=lambda pair: pair[0])]
     spec.labels = tuple(label for label in labels if label is not None)
     return spec
+
+
+def _find(root: Path, name: str) -> Path:
+    """The path that a manifest in the folder `root` names; backslashes of Windows separate folders everywhere."""
+    path = root / expand_user(name)
+    return root / name.replace("\\", "/") if "\\" in name and not path.exists() else path
 
 
 def _split(rows: list[CsvRow], faults: list[str]) -> str:
@@ -99,8 +112,10 @@ def _fps(rows: list[CsvRow], default: float, faults: list[str]) -> float:
     values = [(row, value) for row in rows if math.isfinite(value := read_number(row, "fps", faults))]
     fps = values[0][1] if values else default
     for row, value in values:
-        if not SLOWEST <= value <= FASTEST or value != fps:
-            expected = f"{fps}, as above" if SLOWEST <= fps <= FASTEST else f"{SLOWEST:g} to {FASTEST:g}"
+        if not SLOWEST_RATE <= value <= FASTEST_RATE or value != fps:
+            expected = (
+                f"{fps}, as above" if SLOWEST_RATE <= fps <= FASTEST_RATE else f"{SLOWEST_RATE:g} to {FASTEST_RATE:g}"
+            )
             add_fault(faults, f"{row.where}: wrong fps", expected, value)
     return fps
 
@@ -124,8 +139,16 @@ def _timing(rows: list[tuple[float, CsvRow]], fps: float, faults: list[str]) -> 
         if not time > before and not math.isnan(before):
             what = f"{row.where}: time is missing" if math.isnan(time) else f"{row.where}: time does not increase"
             add_fault(faults, what, f"more than {before} s", repr(row.cells["time"]))
+    if math.isnan(seconds[0]) and not faults:
+        add_fault(faults, f"{rows[0][1].where}: time is missing", "seconds", "an empty cell")
     rate = (len(seconds) - 1) / max(seconds[-1] - seconds[0], 1 / LARGEST_NUMBER)
-    if not faults and not SLOWEST <= rate <= FASTEST:
-        expected = f"{SLOWEST:g} to {FASTEST:g} frames per second"
+    if not faults and not SLOWEST_RATE <= rate <= FASTEST_RATE:
+        expected = f"{SLOWEST_RATE:g} to {FASTEST_RATE:g} frames per second"
         add_fault(faults, f"{rows[0][1].where}: times too close or too far apart", expected, f"{rate:.3g}")
-    return (fps, None) if faults else frame_timing(np.array(seconds))
+    if faults:
+        return fps, None
+    if rate < SELDOM:
+        first = rows[0][1]
+        apart = f"{1 / rate:.3g} s between frames of {first.cells['sequence']}"
+        logger.warning(f"{first.where}: {apart}; the column time is in seconds")
+    return frame_timing(np.array(seconds))

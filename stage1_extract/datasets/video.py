@@ -19,7 +19,7 @@ import numpy as np
 
 from features._common.bounded_file import read_bounded, require_regular
 from features._common.console import logger
-from features._common.csv_table import CsvRow, CsvTable, read_csv_table
+from features._common.csv_table import CsvRow, CsvTable, read_csv_table, text_encoding
 from features._common.types import Image, Size
 from features.config import DataConfig
 from features.errors import DataError
@@ -30,6 +30,7 @@ from stage1_extract.datasets.clip import Catalogue, Clip, add_fault, error_to_fa
 from stage1_extract.datasets.image_sequence import map_in_threads
 from stage1_extract.datasets.label_csv import read_label, read_number, target_columns
 from stage1_extract.datasets.scan_cache import ScanCache
+from stage1_extract.datasets.video_timing import LengthCheck, repair_timestamps
 
 # of containers and raw streams, as FFmpeg names them
 CONTAINERS = (
@@ -37,9 +38,18 @@ CONTAINERS = (
     "flv", "gif", "apng", "ogg", "ivf", "mxf", "dv", "mjpeg", "jpeg_pipe", "y4m", "yuv4mpegpipe", "nut", "av1", "obu",
 )  # fmt: skip
 SAME_TIME = 1e-6  # s
+SQUARE = 0.01  # largest difference from 1 of the ratio of width and height of pixels that are taken as square
+LARGEST_RATIO = 4.0  # of them, or its inverse: beyond it, the header is wrong
+TRANSPORT_SUFFIXES = (".ts", ".mts", ".m2ts", ".m2t", ".tod")
+TRANSPORT_SYNC, TRANSPORT_PACKETS = b"G", ((188, 0), (192, 4))  # bytes of a packet, and where its sync byte is
+WITHOUT_LENGTH = "matroska,webm"  # which has timestamps even where its header was never finished
 RECENT_FRAMES = 8  # that are kept, because the stream `ground_flow` looks at frames again
 TRUNCATED_HINT = "copy the video again, or --data.allow_truncated true to use it as far as it goes"
-VIDEO_SUFFIXES = frozenset([".avi", ".hevc", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"])
+_VIDEO_NAMES = (
+    "3g2 3gp 264 265 asf avi divx flv h264 h265 hevc ivf m2t m2ts m2v m4v mjpeg mjpg mkv mod mov mp4 mpeg mpg mts mxf "
+    "ogv tod ts vob webm wmv y4m"
+)
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in _VIDEO_NAMES.split())
 
 
 class UnexpectedFramesError(Exception):
@@ -83,6 +93,7 @@ class Video:
         """
         self.path, self._allow_truncated, self._warned = path, allow_truncated, facts is not None
         self._size: Size = (0, 0) if facts is None else facts.size
+        self._pixel_ratio = 1.0
         self._lock, self._frames = threading.Lock(), self._decode()
         self._recent: deque[tuple[int, av.VideoFrame]] = deque(maxlen=RECENT_FRAMES)
         self._announced = self._packet_times() if by_packets else None
@@ -104,11 +115,16 @@ class Video:
         try:
             with _open(self.path) as container:
                 stream = _video_streams(container)[0]
-                encoded = [p for p in container.demux(stream) if p.size and not p.is_discard]
-                if any(p.is_corrupt or p.pts is None for p in encoded) or not stream.time_base:
-                    return None
-                times = sorted(float(p.pts * stream.time_base) for p in encoded if p.pts is not None)
-                complete = _missing_seconds(container, stream, len(times), times[-1]) <= 0
+                check = LengthCheck(container, stream)
+                base, stamps = stream.time_base, []  # not the packets, which together are as large as the file
+                for packet in check.read_packets():
+                    if packet.size and not packet.is_discard:
+                        if packet.is_corrupt or packet.pts is None or not base:
+                            return None
+                        stamps.append((float(packet.pts * base), float((packet.duration or 0) * base)))
+                stamps.sort()
+                times, duration = [time for time, _ in stamps], stamps[-1][1]
+                complete = check.missing_seconds(len(times), times[-1], duration) <= 0 and not _is_cut(self.path)
             first = next(self._frames)  # which tells the size
             self._frames = self._decode()
         except (av.FFmpegError, DataError, IndexError, StopIteration):
@@ -126,8 +142,12 @@ class Video:
                 width, height = self._size
                 streams = f"{1 + len(others)} video streams"
                 logger.info(f"{self.path}: {streams}, of which the first, {width}x{height}, is used.")
+            if self._pixel_ratio != 1:
+                shown = f"{self._size[0]}x{self._size[1]}"
+                logger.info(f"{self.path}: its pixels are not square; its frames are used as they are shown, {shown}.")
             # a raw stream has no duration, and its rate and timestamps are FFmpeg's guess
-            rate = float(stream.guessed_rate or 0) if container.duration else None
+            has_times = container.duration or container.format.name == WITHOUT_LENGTH
+            rate = float(stream.guessed_rate or 0) if has_times else None
         fps, times = rate, None
         if rate is not None and len(timestamps) > 1:
             fps, times = self._timing(timestamps, rate)
@@ -143,9 +163,14 @@ class Video:
         if any(t is None for t in timestamps):
             return rate or None, None
         seconds = np.array(timestamps, np.float64)
-        if not (np.diff(seconds) > 0).all():
-            logger.warning(f"{self.path}: its timestamps do not increase; its frames are taken as evenly spaced")
-            return rate or None, None
+        if wrong := int((np.diff(seconds) <= 0).sum()):
+            repaired = repair_timestamps(seconds) if rate else None  # without a rate, FFmpeg makes timestamps up
+            how = "taken as evenly spaced" if repaired is None else "placed between or after their neighbours"
+            count = "timestamps" if repaired is None else f"{wrong} of {len(seconds)} timestamps"
+            logger.warning(f"{self.path}: its {count} do not increase; these frames are {how}")
+            if repaired is None:
+                return rate or None, None
+            seconds = repaired
         return frame_timing(seconds, rate)
 
     def frame(self, index: int) -> Image:
@@ -156,7 +181,8 @@ class Video:
         with self._lock:
             recent = next((frame for i, frame in self._recent if i == index), None)
             frame = recent or self._read_on(index)
-        image = frame.to_ndarray(format="bgr24", interpolation="BICUBIC")
+        width, height = _shown_size(frame, self._pixel_ratio)
+        image = frame.to_ndarray(format="bgr24", width=width, height=height, interpolation="BICUBIC")
         return np.ascontiguousarray(np.rot90(image, _quarter_turns(frame)))
 
     def _read_on(self, index: int) -> av.VideoFrame:
@@ -197,19 +223,23 @@ class Video:
                 stream = streams[0]
                 codec = stream.codec_context.name if stream.codec_context else "unknown codec"
                 stream.thread_type = "AUTO"
-                truncated, end = False, 0.0
-                for packet in container.demux(stream):
+                self._pixel_ratio = _pixel_ratio(stream)
+                check, truncated, end, duration = LengthCheck(container, stream), False, 0.0, 0.0
+                for packet in check.read_packets():
                     truncated = packet.is_corrupt if packet.size else truncated  # the last one is empty
                     for frame in packet.decode():
                         self._check_size(frame, index)
                         if index >= VIDEO_FRAMES:
                             raise DataError(f"{self.path}: too long", expected=f"at most {VIDEO_FRAMES:,} frames")
                         yield frame
-                        index, end = index + 1, max(end, frame.time or 0.0)
-                seconds, missing = _duration(container, stream), _missing_seconds(container, stream, index, end)
+                        if (time := frame.time or 0.0) >= end:
+                            end, duration = time, float((frame.duration or 0) * (frame.time_base or 0))
+                        index += 1
+                truncated = truncated or _is_cut(self.path)
+                missing = check.missing_seconds(index, end, duration)
                 if truncated or missing > 0:
                     got = f"{index} frames, {end:.2f} s" + (" and a part of one more" if truncated else "")
-                    what, expected = f"{self.path}: ends early", f"{seconds:.2f} s, by its header"
+                    what, expected = f"{self.path}: ends early", f"{check.seconds:.2f} s, by its header"
                     self._end_early(DataError(what, expected=expected if missing > 0 else "a complete video", got=got))
         except av.FFmpegError as e:
             what = f"{self.path}: not a video that FFmpeg can decode"
@@ -229,7 +259,7 @@ class Video:
     def _check_size(self, frame: av.VideoFrame, index: int) -> None:
         """Raise DataError unless a frame has the size of the first."""
         turned = _quarter_turns(frame) % 2
-        width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
+        width, height = _shown_size(frame, self._pixel_ratio)[:: -1 if turned else 1]
         if not any(self._size):
             self._size = (width, height)
         elif self._size != (width, height):
@@ -259,19 +289,30 @@ def _video_streams(container: av.container.InputContainer) -> list[av.VideoStrea
     return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
 
 
-def _duration(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """The time in s at which the stream ends, by the header; 0.0 if unknown."""
-    if stream.duration and stream.time_base:
-        return float((stream.start_time or 0) + stream.duration) * float(stream.time_base)
-    if container.duration and len(container.streams) == 1:  # else another stream may be longer
-        return container.duration / av.time_base  # Matroska counts it from 0 on
-    return 0.0
+def _is_cut(path: Path) -> bool:
+    """Whether an MPEG transport stream, which has no length in its header, ends within one of its packets."""
+    if path.suffix.lower() not in TRANSPORT_SUFFIXES:
+        return False
+    size = path.stat().st_size
+    for length, sync in TRANSPORT_PACKETS:
+        with path.open("rb") as file:
+            start = file.read(2 * length)
+            file.seek(size - size % length)
+            end = file.read()
+        if start[sync : sync + 1] == start[sync + length : sync + length + 1] == TRANSPORT_SYNC:
+            return end[sync : sync + 1] == TRANSPORT_SYNC or 0 < len(end) <= sync
+    return False
 
 
-def _missing_seconds(container: av.container.InputContainer, stream: av.VideoStream, frames: int, end: float) -> float:
-    """By how many seconds the header says that a video ends later than its last frame, at `end`; at most 0 if not."""
-    seconds = _duration(container, stream)
-    return seconds - end - 1.5 * (end / (frames - 1) if frames > 1 else seconds)
+def _pixel_ratio(stream: av.VideoStream) -> float:
+    """Width of a pixel as it is shown by its height; 1.0 if it is square, unknown or absurd."""
+    ratio = float(stream.sample_aspect_ratio or 1)
+    return ratio if abs(ratio - 1) > SQUARE and 1 / LARGEST_RATIO <= ratio <= LARGEST_RATIO else 1.0
+
+
+def _shown_size(frame: av.VideoFrame, pixel_ratio: float) -> Size:
+    """Width and height in px of a frame with square pixels, before it is turned; no side gets shorter."""
+    return round(frame.width * max(pixel_ratio, 1)), round(frame.height / min(pixel_ratio, 1))
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:
@@ -322,7 +363,7 @@ def video_clips(
     scan_file = partial(_scan_video, allow_truncated=data.allow_truncated, by_packets=by_packets)
     results = (cache or ScanCache()).scan(
         files,
-        f"video {data.allow_truncated}",
+        f"video 2 {data.allow_truncated}",
         lambda unknown: map_in_threads(scan_file, unknown, threads, unit="video"),
     )
     for file, result in zip(files, results, strict=True):
@@ -414,7 +455,8 @@ def _labels(video: Path, length: int, faults: list[str], needed: bool) -> list[L
 def _read_speeds(path: Path) -> CsvTable:
     """Read one number per line, the car's own speed in m/s at each frame, as a table."""
     try:
-        lines = read_bounded(path, CSV_BYTES).decode("utf-8-sig").rstrip().splitlines()
+        data = read_bounded(path, CSV_BYTES)
+        lines = data.decode(text_encoding(data)).rstrip().splitlines()
         if len(lines) > CSV_CELLS:
             raise DataError(f"{path}: too large", expected=f"at most {CSV_CELLS:,} lines", got=f"{len(lines):,}")
     except UnicodeDecodeError as e:

@@ -12,6 +12,7 @@ from features._common.atomic import atomic_write
 from features._common.console import logger, progress_bar
 from features._common.csv_table import read_csv_table, write_csv_table
 from features._common.types import Floats, Image
+from features._common.user_path import expand_user
 from features.config import DataConfig
 from features.errors import DataError
 from features.sequences import Camera
@@ -123,14 +124,18 @@ def _known_speeds(text: str, times: Floats) -> tuple[Floats, Floats]:
         if not value > 0:
             raise DataError("the known speed is not positive", expected="m/s above 0", got=text)
         return np.arange(len(times), dtype=np.float64), np.full(len(times), value)
-    table = read_csv_table(Path(text).expanduser(), required=["speed"])
+    table = read_csv_table(expand_user(text), required=["speed"])
     key = next((name for name in ("frame", "time") if name in table.columns), None)
     if key is None:
         raise DataError(f"{text}: no column frame or time", expected="frame (from 0) or time (s), and speed (m/s)")
     rows = np.array([[finite_number(row.cells[key]), finite_number(row.cells["speed"])] for row in table.rows])
     rows = rows.reshape(-1, 2)[np.isfinite(rows.reshape(-1, 2)).all(axis=1)]
-    frames = rows[:, 0] if key == "frame" else np.interp(rows[:, 0], times, np.arange(len(times)))
-    inside = (frames >= 0) & (frames <= len(times) - 1)
+    index = np.arange(len(times))
+    frames = rows[:, 0] if key == "frame" else np.interp(rows[:, 0], times, index, left=-1, right=np.inf)
+    inside = (frames >= 0) & (frames <= index[-1])
+    if not inside.any():
+        span = f"0 to {index[-1]}" if key == "frame" else f"{times[0]:.2f} to {times[-1]:.2f} s"
+        raise DataError(f"{text}: no known speed within the drive", expected=f"a {key} from {span}")
     return frames[inside], rows[inside, 1]
 
 

@@ -35,7 +35,7 @@ def still_share(grid: RoadGrid, earlier: Image, later: Image) -> float:
     """Share of the blocks on both sides of the road that lie at the same place in two grey frames; 1 if unknown."""
     width, height = grid.size
     scale = REDUCED_WIDTH / width
-    top = max(0, int(grid.horizon - ABOVE * height))
+    top = int(np.clip(grid.horizon - ABOVE * height, 0, height - 2 / scale))
     size = REDUCED_WIDTH, round((height - top) * scale)
     before, after = (cv2.resize(image[top:], size, interpolation=cv2.INTER_AREA) for image in (earlier, later))
     still = []

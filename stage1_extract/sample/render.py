@@ -43,9 +43,11 @@ def render_frames(scene: Scene) -> Iterator[Image]:
     noise = np.round(_unit_noise() * np.float32(scene.style.noise))
     grain = [cv2.merge([np.maximum(part, 0).astype(np.uint8)] * 3) for part in (noise, -noise)]
     camera = scene.camera
+    canvas: Image = np.empty((camera.height, camera.width, 3), np.uint8)  # for all frames: new memory takes time
+    lit = np.empty_like(canvas)
     for frame in range(FRAMES):
         horizon = scene.horizons[frame]
-        canvas = _shifted_backdrop(backdrop, scene, frame)
+        _draw_backdrop(canvas, backdrop, scene, frame)
         draw_ground(canvas, ground, scene, frame)
         _draw_haze(canvas, scene, horizon)
         _draw_roadside(canvas, scene, frame, sprites)
@@ -59,7 +61,9 @@ def render_frames(scene: Scene) -> Iterator[Image]:
             draw_sprite(canvas, rear, vehicle_box(scene, vehicle, frame), haze, scene.style.sky_bottom)
         i, j = (int(k) for k in rng.integers(0, 256, 2))
         more, less = (part[i : i + camera.height, j : j + camera.width] for part in grain)
-        yield np.asarray(cv2.subtract(cv2.add(cv2.LUT(canvas, response), more), less), np.uint8)
+        cv2.LUT(canvas, response, dst=lit)
+        cv2.add(lit, more, dst=lit)
+        yield np.asarray(cv2.subtract(lit, less), np.uint8)
 
 
 def _haze(style: SceneStyle, x: Coordinates | float) -> Float32s:
@@ -102,23 +106,21 @@ def _turning_margin(scene: Scene) -> int:
     return math.ceil(camera.fx * (math.tan(math.atan(side) + turn) - side)) if turn else 0
 
 
-def _shifted_backdrop(backdrop: Image, scene: Scene, frame: int) -> Image:
-    """A picture of full size with the backdrop, shifted to a frame's horizon and turned by its heading."""
+def _draw_backdrop(canvas: Image, backdrop: Image, scene: Scene, frame: int) -> None:
+    """Draw the backdrop, shifted to a frame's horizon and turned by its heading."""
     camera, heading, horizon = scene.camera, scene.pose(frame)[2], scene.horizons[frame]
-    canvas: Image = np.empty((camera.height, camera.width, 3), np.uint8)
     rows = min(backdrop.shape[0] - 20, camera.height)
+    part, size = canvas[:rows], (camera.width, rows)
     if not scene.yaw_rate:
         m = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, horizon - camera.horizon]])
-        canvas[:rows] = cv2.warpAffine(backdrop, m, (camera.width, rows), borderMode=cv2.BORDER_REPLICATE)
-        return canvas
+        cv2.warpAffine(backdrop, m, size, dst=part, borderMode=cv2.BORDER_REPLICATE)
+        return
     to_direction = np.array([[1 / camera.fx, 0, -camera.cx / camera.fx], [0, 1, -horizon], [0, 0, 1]])
     c, s = math.cos(heading), math.sin(heading)
     to_backdrop = np.array([[camera.fx, 0, camera.cx + _turning_margin(scene)], [0, 1, camera.horizon], [0, 0, 1]])
     m = to_backdrop @ np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]) @ to_direction
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    size = camera.width, rows
-    canvas[:rows] = cv2.warpPerspective(backdrop, m, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return canvas
+    cv2.warpPerspective(backdrop, m, size, dst=part, flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _draw_haze(canvas: Image, scene: Scene, horizon: float) -> None:

@@ -22,7 +22,7 @@ from features._common.extras import require_package
 from features._common.types import Floats
 from features.config import Config
 from features.errors import ConfigError
-from stage2_temporal.data.examples import StoreExamples, load_examples, read_windows
+from stage2_temporal.data.examples import StoreExamples, load_examples
 from stage2_temporal.data.read_ahead import ReadAhead, shuffled_order
 
 Batch = dict[str, Any]  # windows, targets and groups
@@ -59,39 +59,61 @@ def tf_dataset(
     types = {name: X.stream(name, X.examples.rows[:1]).dtype for name in names}  # into memory, if all fit
     seed = config.train.seed if shuffle else None
     if X.source.fits_into_memory:
-        dataset = _gathering_dataset(X, y, names, batch, seed)
-    else:
-        signature = {
-            "windows": _single({name: tf.TensorSpec((None, *X.window(name)), types[name]) for name in names}),
-            "targets": tf.TensorSpec((None, y.shape[1]), tf.float32),
-            "groups": tf.TensorSpec((None,), tf.int64),
-        }
-        epochs = itertools.count()
-        dataset = tf.data.Dataset.from_generator(
-            lambda: epoch_batches(X, y, names, batch, seed, next(epochs)), output_signature=signature
-        )
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-len(X) // batch)))
-    return dataset.prefetch(2)
+        part = tf.nest.map_structure(tf.constant, _arrays(X, y, names))
+        X.source.release_frames()
+        indices = tf.data.Dataset.range(len(X))
+        if seed is not None:
+            indices = indices.shuffle(max(1, len(X)), seed=seed, reshuffle_each_iteration=True)
+        return indices.batch(batch).map(lambda chosen: _gather(part, chosen)).prefetch(2)
+    signature = {
+        "frames": {name: tf.TensorSpec((None, *X.window(name)[1:]), types[name]) for name in names},
+        "rows": tf.TensorSpec((None, X.examples.rows.shape[1]), tf.int64),
+        "targets": tf.TensorSpec((None, y.shape[1]), tf.float32),
+        "groups": tf.TensorSpec((None,), tf.int64),
+    }
+    epochs = itertools.count()
+    parts = tf.data.Dataset.from_generator(
+        lambda: _epoch_parts(X, y, names, batch, seed, next(epochs)), output_signature=signature
+    )
+
+    def batches(part: dict[str, Any]) -> Any:
+        indices = tf.data.Dataset.range(tf.shape(part["rows"], tf.int64)[0]).batch(batch)
+        return indices.map(lambda chosen: _gather(part, chosen))
+
+    dataset = parts.flat_map(batches)
+    return dataset.apply(tf.data.experimental.assert_cardinality(-(-len(X) // batch))).prefetch(2)
 
 
-def _gathering_dataset(X: StoreExamples, y: Floats, names: Sequence[str], batch: int, seed: int | None) -> Any:
-    """Batches of windows whose frames are in memory, where TensorFlow gathers them without Python."""
+def _arrays(X: StoreExamples, y: Floats, names: Sequence[str]) -> dict[str, Any]:
+    """Examples whose frames are in memory, as arrays that TensorFlow gathers batches from without Python."""
+    return {
+        "frames": {name: X.source.frames(name) for name in names},
+        "rows": np.searchsorted(X.source.rows, X.examples.rows),  # (n, T) of `frames`
+        "targets": y.astype(np.float32),
+        "groups": X.groups,
+    }
+
+
+def _epoch_parts(
+    X: StoreExamples, y: Floats, names: Sequence[str], batch: int, seed: int | None, epoch: int
+) -> Iterator[dict[str, Any]]:
+    """Yield an epoch's examples, which do not fit into memory, part by part; shuffled unless `seed` is None."""
+    order: NDArray[np.int64] = np.arange(len(X)) if seed is None else shuffled_order(len(X), seed, epoch)
+    reader = ReadAhead(X, order, batch, parts_in_memory=3)  # one more, since TensorFlow copies it
+    try:
+        for i, (start, stop) in enumerate(reader.parts):
+            yield _arrays(reader.part(i), y[order[start * batch : stop * batch]], names)
+    finally:
+        reader.close()
+
+
+def _gather(part: dict[str, Any], chosen: Any) -> Batch:
+    """A batch of some examples of a part."""
     import tensorflow as tf
 
-    rows = tf.constant(np.searchsorted(X.source.rows, X.examples.rows))
-    frames = {name: tf.constant(X.source.windows(name, X.source.rows)) for name in names}
-    X.source.release_frames()
-    rest = {"targets": tf.constant(y.astype(np.float32)), "groups": tf.constant(X.groups)}
-    indices = tf.data.Dataset.range(len(X))
-    if seed is not None:
-        indices = indices.shuffle(max(1, len(X)), seed=seed, reshuffle_each_iteration=True)
-
-    def gather(chosen: Any) -> Batch:
-        of = tf.gather(rows, chosen)
-        windows = {name: tf.gather(values, of) for name, values in frames.items()}
-        return {"windows": _single(windows)} | {name: tf.gather(values, chosen) for name, values in rest.items()}
-
-    return indices.batch(batch).map(gather)
+    rows = tf.gather(part["rows"], chosen)
+    windows = {name: tf.gather(frames, rows) for name, frames in part["frames"].items()}
+    return {"windows": _single(windows)} | {name: tf.gather(part[name], chosen) for name in ("targets", "groups")}
 
 
 def torch_dataset(
@@ -137,18 +159,3 @@ def input_streams(X: StoreExamples, config: Config, streams: Sequence[str] = ())
 def _single(streams: dict[str, Any]) -> Any:
     """The only one of some streams, or all of them."""
     return streams if len(streams) > 1 else next(iter(streams.values()))
-
-
-def epoch_batches(
-    X: StoreExamples, y: Floats, names: Sequence[str], batch: int, seed: int | None, epoch: int
-) -> Iterator[Batch]:
-    """Yield an epoch's batches of frames that do not fit into memory, a part ahead; shuffled unless `seed` is None."""
-    order: NDArray[np.int64] = np.arange(len(X)) if seed is None else shuffled_order(len(X), seed, epoch)
-    targets, groups, reader = y.astype(np.float32), X.groups, ReadAhead(X, order, batch)
-    try:
-        for i in range(-(-len(X) // batch)):
-            chosen = order[i * batch : (i + 1) * batch]
-            windows = read_windows(reader.batch(i), names)
-            yield {"windows": windows, "targets": targets[chosen], "groups": groups[chosen]}
-    finally:
-        reader.close()

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features._common.types import Floats
+from features._common.user_path import expand_user
 from features.config import Config, TrainConfig
-from features.errors import ConfigError
+from features.errors import ConfigError, StoreError
 from features.normalised_flow import normalise_flow
 from features.sequences import SPLITS
 from features.store import Store
@@ -38,6 +39,7 @@ class StoreSource:
         memory_gb: how much all streams together may take in memory, in 10⁹ bytes.
         frame_interval: seconds between frames to which optical flow is scaled; None: it is read as stored.
         normalise_flow: read the stream `motion` as `normalised_flow` makes it.
+        opened: the store that `rows` are of, which is read if one with other frames has replaced it at the path.
     """
 
     _store: Store | None
@@ -54,16 +56,25 @@ class StoreSource:
         memory_gb: float = 4.0,
         frame_interval: float | None = None,
         normalise_flow: bool = False,
+        opened: Store | None = None,
     ) -> None:
         self.path, self.rows, self.memory_gb = Path(path).absolute(), np.unique(rows), memory_gb
-        self.frame_interval, self.normalise_flow = frame_interval, normalise_flow
+        self.frame_interval, self.normalise_flow, self._opened = frame_interval, normalise_flow, opened
+        self._frames_digest = "" if opened is None else opened.frames_digest
         self.close()
 
     @property
     def store(self) -> Store:
         """The open store."""
         if self._store is None:
-            self._store, self._file_id = Store(self.path), self._id_at_path()
+            store, self._file_id = Store(self.path), self._id_at_path()  # it may have got streams since
+            if self._frames_digest not in ("", store.frames_digest):
+                store.close()
+                if self._opened is None:
+                    what = f"{self.path}: another store, with other frames, has replaced it meanwhile"
+                    raise StoreError(what, hint="run the same command again")
+                store = self._opened
+            self._store, self._opened = store, None
         return self._store
 
     def _id_at_path(self) -> tuple[int, int]:
@@ -78,13 +89,14 @@ class StoreSource:
         """Close the file if another one lies at its path by now; return whether it does."""
         replaced = self._id_at_path() != self._file_id
         if replaced:
+            self._opened = self._store
             self.close()
         return replaced
 
     def reopened(self) -> StoreSource:
         """The same source with a file of its own, for a forked process; frames in memory are shared."""
         source = StoreSource(self.path, self.rows, self.memory_gb, self.frame_interval, self.normalise_flow)
-        source._frames = dict(self._frames)
+        source._frames, source._frames_digest = dict(self._frames), self._frames_digest
         return source
 
     def release_frames(self) -> None:
@@ -107,6 +119,12 @@ class StoreSource:
         self._streamed[stream] = entry
         unique, inverse = np.unique(rows, return_inverse=True)
         return self._read(stream, unique)[inverse.reshape(rows.shape)]
+
+    def frames(self, stream: str) -> NDArray[Any]:
+        """All `rows` of a stream, which fit into memory: (rows, …), not to be changed."""
+        if stream not in self._frames:
+            return self.windows(stream, self.rows)
+        return self._frames[stream]
 
     @property
     def _free_bytes(self) -> float:
@@ -161,7 +179,8 @@ class StoreSource:
         return self._tracks[sequence, label]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoreSource, (self.path, self.rows, self.memory_gb, self.frame_interval, self.normalise_flow)
+        arguments = self.path, self.rows, self.memory_gb, self.frame_interval, self.normalise_flow
+        return StoreSource, arguments, {"_frames_digest": self._frames_digest}
 
 
 class StoreExamples:
@@ -339,15 +358,16 @@ def load_examples(
         StoreError: the store is incomplete.
         ConfigError: no such split, no label with the target, no window that fits, or no example to train on.
     """
-    config, path = config or Config(), Path(store).expanduser()
-    with Store(path) as opened:
-        task = read_task(config, opened)
+    config, path = config or Config(), expand_user(store)
+    opened = Store(path)  # it stays open for the source
+    task = read_task(config, opened)
     known = dict.fromkeys([*SPLITS, *task.splits.tolist()])
     for split in np.setdiff1d(splits, list(known)):
         what = f"{path}: no such split{did_you_mean(split, known)}"
         raise ConfigError(what, expected=f"one of {', '.join(known)}", got=split)
     selected = task.examples[np.isin(task.splits, splits) & task.examples.known]
     normalised = config.head.normalises_flow
-    source = StoreSource(path, task.examples.rows, config.train.memory_gb, task.frame_interval, normalised)
+    memory, rows = config.train.memory_gb, task.examples.rows
+    source = StoreSource(path, rows, memory, task.frame_interval, normalised, opened)
     X = StoreExamples(source, selected)
     return X, selected.targets, X.groups

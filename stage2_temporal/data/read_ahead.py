@@ -59,7 +59,7 @@ def plan_parts(rows: NDArray[np.int64], batch: int, max_rows: int) -> list[tuple
 
 
 class ReadAhead:
-    """Batches of examples that do not fit into memory, in a given order.
+    """Examples that do not fit into memory, in a given order: batch by batch, or part by part.
 
     The part that batches are taken from is in memory, and the next part is read in a thread.
 
@@ -67,17 +67,30 @@ class ReadAhead:
         examples: all of them.
         order: (n,) their order.
         batch: examples per batch.
+        parts_in_memory: how many parts fit into memory at a time.
+
+    Attributes:
+        parts: the first batch of each part, and the one after its last.
     """
 
-    def __init__(self, examples: StoreExamples, order: NDArray[np.int64], batch: int) -> None:
+    def __init__(self, examples: StoreExamples, order: NDArray[np.int64], batch: int, parts_in_memory: int = 2) -> None:
         self._examples, self._order, self._batch = examples, order, batch
-        max_rows = examples.source.rows_per_part(parts=2)
-        self._parts = plan_parts(examples.examples.rows[order], batch, max_rows)
-        self._firsts = [start for start, _ in self._parts]
+        max_rows = examples.source.rows_per_part(parts_in_memory)
+        self.parts = plan_parts(examples.examples.rows[order], batch, max_rows)
+        self._firsts = [start for start, _ in self.parts]
         self._index = -1  # of the part in memory
         self._part: StoreExamples | None = None
         self._next: tuple[int, Future[StoreExamples]] | None = None
         self._thread = ThreadPoolExecutor(1, "read-ahead")
+
+    def part(self, index: int) -> StoreExamples:
+        """The examples of a part, whose frames are in memory and belong to the caller; the next part is being read."""
+        waiting, self._next = self._next, None
+        future = waiting[1] if waiting is not None and waiting[0] == index else self._thread.submit(self._load, index)
+        part = future.result()
+        if index + 1 < len(self.parts):
+            self._next = index + 1, self._thread.submit(self._load, index + 1)
+        return part
 
     def batch(self, index: int) -> StoreExamples:
         """The examples of a batch, whose frames are in memory; fastest if batches are asked for in order."""
@@ -85,14 +98,10 @@ class ReadAhead:
         start = self._firsts[i]
         if i != self._index or self._part is None:
             self._part = None  # before the next part is read, to save memory
-            waiting, self._next = self._next, None
-            future = waiting[1] if waiting is not None and waiting[0] == i else self._thread.submit(self._load, i)
-            self._part, self._index = future.result(), i
-            if i + 1 < len(self._parts):
-                self._next = i + 1, self._thread.submit(self._load, i + 1)
+            self._part, self._index = self.part(i), i
         at = (index - start) * self._batch
         examples = self._part[at : at + self._batch]
-        if index == self._parts[-1][1] - 1:  # other batches may need the memory now
+        if index == self.parts[-1][1] - 1:  # other batches may need the memory now
             self._part = None
         return examples
 
@@ -102,5 +111,5 @@ class ReadAhead:
         self._part, self._next = None, None
 
     def _load(self, index: int) -> StoreExamples:
-        start, stop = self._parts[index]
+        start, stop = self.parts[index]
         return self._examples[self._order[start * self._batch : stop * self._batch]].in_memory()

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from features._common.atomic import atomic_write
 from features._common.types import Image
 from features.config import Config, read_run_config
-from features.errors import BadInputs, StoreError
+from features.errors import BadInputs, DataError, StoreError
 from features.principal_components import RUN_FILE, load_bases
 from features.store import Store
 from features.streams import APPEARANCE, FRAMES, TOP, TRUNK
 from features.windows import Examples
 from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
+from stage1_extract.datasets.clip import with_hint
 from stage1_extract.frame_loader import resize_frame
 from stage2_temporal.data.examples import StoreExamples, StoreSource
 from stage2_temporal.data.task import read_task
@@ -221,7 +222,8 @@ def comparison_inputs(run: Path, store: Store, config: Config) -> dict[str, NDAr
     examples = task.examples
     examples = examples[np.unique(np.linspace(0, len(examples) - 1, COMPARED_WINDOWS).astype(int))]
     normalised = config.head.normalises_flow
-    source = StoreSource(store.path, examples.rows, frame_interval=task.frame_interval, normalise_flow=normalised)
+    interval = task.frame_interval
+    source = StoreSource(store.path, examples.rows, frame_interval=interval, normalise_flow=normalised, opened=store)
     X = StoreExamples(source, examples)
     inputs: dict[str, NDArray[Any]] = load_head(run, config, lambda head: head.input_shapes(X)).input_arrays(X)
     if config.map_streams:
@@ -253,7 +255,10 @@ def window_reader(store: Store, examples: Examples, indices: NDArray[np.int64], 
         s = examples.sequence[index]
         clip, frames = clips[store.sequences[s].id], examples.rows[index] - store.first[s]
         runs = np.split(frames, np.flatnonzero(np.diff(frames) != 1) + 1)
-        images = [i for r in runs for i in clip.source.read(int(r[0]), int(r[-1]) + 1, config.frames.min_size)]
+        try:
+            images = [i for r in runs for i in clip.source.read(int(r[0]), int(r[-1]) + 1, config.frames.min_size)]
+        except DataError as e:  # the file has changed, or the disk fails
+            raise with_hint(e, "check or replace the file, and run the same command again") from None
         return np.stack([resize_frame(image, config.frames, clip.sequence.region) for image in images])
 
     return read

@@ -166,9 +166,9 @@ def describe_best(runs: Iterable[Run]) -> str:
     board = all_boards[0]
     most_runs = max(len(row.runs) for row in board.rows)
     best = next(row for row in board.rows if row.rank and len(row.runs) == most_runs)
-    rmse = ""
-    if "rmse" in best.metrics:
-        rmse = f", RMSE {best.metrics['rmse'][0]:.3f} (constant {board.constant.metrics['rmse'][0]:.3f})"
+    rmse, constant = "", board.constant.metrics
+    if "rmse" in best.metrics and "rmse" in constant:  # not with mixed units, or where one is unknown
+        rmse = f", RMSE {best.metrics['rmse'][0]:.3f} (constant {constant['rmse'][0]:.3f})"
     return f"best skill {best.skill:.3f}{rmse}: {row_label(best)}"
 
 

@@ -53,11 +53,11 @@ def check_line(ended: Ended, pattern: str, where: str) -> None:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_what_the_system_refuses_ends_in_a_line(name: str, heavy: Faults, base: Path, tmp_path: Path) -> None:
-    undisturbed = Undisturbed(heavy, SCENARIOS[name], base, tmp_path / "w")
+    part = f"{tmp_path}/w/"
+    undisturbed = Undisturbed(heavy, SCENARIOS[name], base, tmp_path / "w", part)
     rng = random.Random(5)
     for code, pattern, kinds in REFUSED.values():
-        part = f"{tmp_path}/w/"
-        calls = undisturbed.count(Fault(kinds, part=part))
+        calls = undisturbed.calls(kinds)
         for at in {1, *rng.sample(range(1, calls + 1), min(calls, 2))}:
             ended = undisturbed.disturb(Fault(kinds, at, FAIL, code, part))
             if ended.status != 0:
@@ -68,7 +68,7 @@ def test_what_the_system_refuses_ends_in_a_line(name: str, heavy: Faults, base: 
 def test_ctrl_c_ends_in_a_line(name: str, heavy: Faults, base: Path, tmp_path: Path) -> None:
     undisturbed = Undisturbed(heavy, SCENARIOS[name], base, tmp_path / "w")
     rng, statuses = random.Random(6), Counter[int]()
-    calls = undisturbed.count(Fault(EVERYWHERE))
+    calls = undisturbed.calls(EVERYWHERE)
     for at in rng.sample(range(1, calls + 1), min(calls, 8)):
         ended = undisturbed.disturb(Fault(EVERYWHERE, at, INTERRUPT))
         statuses[ended.status] += 1

@@ -22,7 +22,7 @@ def test_a_killed_command_loses_nothing_finished(name: str, heavy: Faults, base:
     """Prints a row of the table: command, kills at a rename, fsync or unlink, and kills at a random moment."""
     rng, kills = random.Random(17), Counter[str]()
     undisturbed = Undisturbed(heavy, SCENARIOS[name], base, tmp_path / "w")
-    calls = range(1, undisturbed.calls + 1)
+    calls = range(1, undisturbed.calls(AT_CALLS) + 1)
     for at in rng.sample(calls, min(len(calls), AT_A_CALL)):
         assert undisturbed.kill(Fault(AT_CALLS, at, KILL), other_first=at % 2 == 0)
         kills["at a call"] += 1

@@ -55,3 +55,28 @@ def test_row_with_wrong_number_of_cells_is_an_error_or_a_fault(tmp_path: Path) -
     table = read_csv_table(path, faults=faults)
     assert [row.cells["a"] for row in table.rows] == ["2"]
     assert faults == [f"{path}, line {n}: wrong number of cells; expected 2; got {got}." for n, got in ((2, 1), (4, 3))]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("text", ["a\tb\r\nü\t2\r\n", "sep=;\r\na;b\r\nü;2\r\n", "sep=|\na|b\nü|2\n"])
+def test_tables_saved_by_a_spreadsheet_are_read(tmp_path: Path, encoding: str, text: str) -> None:
+    table = read_csv_table(write(tmp_path, text.encode(encoding)))
+    assert [row.cells for row in table.rows] == [{"a": "ü", "b": "2"}]
+    assert table.rows[0].where.endswith(f"line {text.count(chr(10))}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("id;v\n1,2.png;10,5\n2;11\n3;-1,25e3", ["10.5", "11", "-1.25e3"]),
+        ("id;v\na;1,234", ["1.234"]),  # where semicolons separate, commas are decimal
+        ("id\tv\na\t0,05\nb\t1,234", ["0.05", "1.234"]),
+        ("id\tv\na\t1,234\nb\t12,345", ["1,234", "12,345"]),  # these may be thousands
+        ("id;v;w\na;1,5;2.5", ["1,5"]),
+        ('id,v\na,"1,5"', ["1,5"]),
+        ("id;v\na;1,5\nb;x", ["1,5", "x"]),
+    ],
+)
+def test_decimal_commas_are_read_where_they_can_be_nothing_else(tmp_path: Path, text: str, expected: list[str]) -> None:
+    table = read_csv_table(write(tmp_path, text))
+    assert [row.cells["v"] for row in table.rows] == expected

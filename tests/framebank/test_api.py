@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import time
@@ -14,8 +15,9 @@ import pytest
 from sklearn.model_selection import GroupKFold, cross_val_score
 
 import framebank as fb
+from features.sequences import FrameSequence, Label
 from stage1_extract.sample import render_sample_set
-from tests.helpers import ROOT
+from tests.helpers import ROOT, write_store
 
 CONFIG = """
 [data]
@@ -104,3 +106,21 @@ def test_public_names_exist_and_others_do_not() -> None:
     assert set(dir(fb)) == set(fb.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = fb.trian
+
+
+def test_examples_are_those_of_the_store_they_were_loaded_from(tmp_path: Path) -> None:
+    """Whatever replaces it meanwhile; another process, which has only the path, refuses the new one."""
+    config = fb.Config.model_validate({"data": {"target": "vx"}, "window": {"length": 2}, "head": {"name": "ridge"}})
+    clips = [
+        FrameSequence(f"Train/{i}", "train", 4, 10.0, (64, 36), f"{i}", (Label(3, {"vx": float(i)}),)) for i in range(4)
+    ]
+    maps = np.arange(16 * 6, dtype=np.float32).reshape(16, 1, 2, 3)
+    path = write_store(tmp_path / "s.h5", clips, {"appearance": maps})
+    X, _, _ = fb.load_examples(path, config)
+    others = X.source.reopened(), pickle.loads(pickle.dumps(X.source))
+    write_store(path, clips[::-1], {"appearance": maps + 1000})
+    rows = np.array([[2, 3], [14, 15]])
+    np.testing.assert_array_equal(X.source.windows("appearance", rows), maps[rows])
+    for other in others:
+        with pytest.raises(fb.FramebankError, match=r"another store, with other frames, has replaced it meanwhile"):
+            other.windows("appearance", rows)

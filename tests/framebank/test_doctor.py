@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from framebank import doctor
 from framebank.cli import main
+from tests.helpers import ROOT
 
 
 def test_doctor_names_versions_machine_and_folders(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,6 +20,14 @@ def test_doctor_names_versions_machine_and_folders(capsys: pytest.CaptureFixture
     for line in (r"cores +\d+", r"memory +\d+\.\d GB", r"GPU +\w+", r"tensorflow +2\.\d+", r"system .*Python 3\."):
         assert re.search(f"^{line}", text, re.MULTILINE), line
     assert all(p.name in text for p in doctor.find_packages())
+
+
+def test_every_extra_that_users_install_is_listed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(doctor.EXTRAS) == set(project["optional-dependencies"]) - {"gpu", "docs", "dev"}
+    for extra, (_, modules) in doctor.EXTRAS.items():
+        required = " ".join(project["optional-dependencies"][extra])
+        assert all(name in required for name in modules), extra
 
 
 def test_without_openvino_doctor_says_what_is_there_and_what_to_install(

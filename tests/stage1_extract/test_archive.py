@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,6 +113,7 @@ def raw_entry(name: str) -> zipfile.ZipInfo:
         ["2024.01.05", "2024.01.12", "2024.02.01", "2024.10.01"],
         ["9.95.jpg", "10.00.jpg", "10.05.jpg", "10.10.jpg"],
         ["frame9.jpg", "frame010.jpg", "frame10b.jpg", "frame11.jpg"],
+        ["frame\uff11.jpg", "frame\uff12.jpg", "frame\uff11\uff10.jpg"],  # full-width digits of Asian keyboards
     ],
 )
 def test_numbers_in_names_are_ordered_by_value(tmp_path: Path, names: list[str]) -> None:
@@ -136,3 +139,21 @@ def test_encrypted_zip_entry_is_a_fault(archive: Path) -> None:
     data[data.rfind(name) - 46 + 8] |= 1
     archive.write_bytes(data)
     assert_only_fault(scanned(archive), f"{archive}/{name.decode()}", "encrypted")
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("w", "a tar archive"), ("w:gz", "gzip"), ("w:xz", "xz"), ("w:bz2", "bzip2")]
+)
+def test_other_archives_are_named(tmp_path: Path, mode: Any, kind: str) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    with tarfile.open(tmp_path / "data.tar", mode) as archive:
+        archive.add(tmp_path / "a.txt", "a.txt")
+    with pytest.raises(DataError, match=rf"data\.tar: .*{kind}.* expected a folder, or a \.zip\. Try: unpack it"):
+        open_folder_or_zip(tmp_path / "data.tar", hint="")
+
+
+@pytest.mark.parametrize("start", [b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd"])
+def test_archives_of_other_programs_are_named(tmp_path: Path, start: bytes) -> None:
+    (tmp_path / "data.zip").write_bytes(start + bytes(300))
+    with pytest.raises(DataError, match=r"7z|RAR|zstd"):
+        open_folder_or_zip(tmp_path / "data.zip", hint="")

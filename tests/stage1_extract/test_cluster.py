@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed import Client
 
 from features._common.cluster import connect
 from features.config import ComputeConfig, Config
@@ -261,16 +262,15 @@ def test_no_scheduler_is_an_error_that_names_its_address(tmp_path: Path) -> None
         pass
 
 
-def test_a_sequence_that_kills_its_workers_is_a_fault_and_the_rest_goes_on(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "0")
+def test_a_sequence_that_kills_its_workers_is_a_fault_and_the_rest_goes_on(folder: Path, cluster: LocalDask) -> None:
+    """The last test of this cluster, which then has one worker."""
     config = local_config(folder).with_settings({"extract.shard": 64, "extract.skip_damaged": True})
     catalogue = scan(config.data)
     deadly = replace(catalogue.clips[20], source=DeadlySource(catalogue.clips[20].source, os.getpid()))
-    with local_dask(folder / "deadly") as cluster:
-        clips = (*catalogue.clips[:20], deadly, *catalogue.clips[21:])
-        result = extract(on_cluster(config, cluster, workers=2), folder / "e.h5", Catalogue(clips))
+    with Client(scheduler_file=str(cluster.scheduler_file)) as client:  # a task that kills a worker is not tried again
+        client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 0))
+    clips = (*catalogue.clips[:20], deadly, *catalogue.clips[21:])
+    result = extract(on_cluster(config, cluster, workers=2), folder / "e.h5", Catalogue(clips))
     assert len(result.missing) == 8  # those of the same task
     assert result.missing["Train/21"].startswith("Train/21: a worker died while working on it, or on another sequence")
     with Store(folder / "e.h5") as store:

@@ -22,7 +22,7 @@ from stage1_extract.datasets import scan
 from stage1_extract.datasets.image_file import ImageInfo, decode_image, read_info, reduction_factor
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
 from stage1_extract.datasets.single_video import is_single_clip, read_single_clip
-from tests.dataset_helpers import data_config
+from tests.dataset_helpers import data_config, noise_image
 
 
 def encoded(suffix: str, *options: int, grey: bool = False) -> bytes:
@@ -252,3 +252,21 @@ def test_size_and_pixels_of_real_frames(real: Path) -> None:
     assert info == ImageInfo((1226, 370))
     image = decode_image(grey.read_bytes(), str(grey), info)
     assert image.shape == (370, 1226, 3) and np.array_equal(image[..., 0], image[..., 2])
+
+
+def test_images_that_are_no_frames_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("1.HEIC", "2.heic", "3.dng"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic")
+    assert is_single_clip(tmp_path)
+    (tmp_path / "Train").mkdir()
+    assert not is_single_clip(tmp_path)  # but a data set with other files beside
+    (tmp_path / "Train").rmdir()
+    with pytest.raises(DataError, match=r"no frames; .* got only 2 \.heic, 1 \.dng\. Try: convert them to JPEG or PNG"):
+        read_single_clip(tmp_path, DataConfig(), None)
+    (tmp_path / "4.jfif").write_bytes(noise_image(1))
+    (tmp_path / "5.JPG").write_bytes(noise_image(2))
+    (tmp_path / "drive.mp4").touch()
+    for name in (".DS_Store", "._5.JPG", "Thumbs.db"):  # of macOS and Windows
+        (tmp_path / name).touch()
+    assert read_single_clip(tmp_path, DataConfig(), None).sequence.length == 2
+    assert "2 .heic, 1 .dng, 1 .mp4 left out; its frames are the 2 other images" in capsys.readouterr().err

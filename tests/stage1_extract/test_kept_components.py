@@ -63,7 +63,7 @@ def test_components_of_training_maps_are_stored_in_place_of_maps(data: Path, tmp
     assert run(settings, tmp_path / "s.h5") == 0
 
 
-@pytest.mark.parametrize("packed_gb", [1.0, 0.0])
+@pytest.mark.parametrize("packed_gb", [1.0, pytest.param(0.0, marks=pytest.mark.soak)])
 def test_the_basis_stays_when_it_is_interrupted_and_when_clips_are_added(
     packed_gb: float, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

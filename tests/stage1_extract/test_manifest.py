@@ -150,6 +150,40 @@ def test_text_among_numbers_is_a_fault(folder: Path) -> None:
     assert_only_fault(catalogue, f"{folder}/m.csv, line 3: speed is not a number")
 
 
+@pytest.mark.parametrize("value", ["10.5 m/s", '"1,234"', "1_0"])
+def test_target_without_a_number_is_refused(folder: Path, value: str) -> None:
+    with pytest.raises(DataError, match=r"m\.csv, line 2: ego_speed has no number; .* got '1"):
+        rows = [f"f/{i}.png,a,{i},train,{value}" for i in range(3)]
+        path = folder / "m.csv"
+        path.write_text("\n".join([f"{HEADER},ego_speed", *rows]))
+        scan(data_config("manifest", path, target="ego_speed"))
+
+
+def test_decimal_commas_of_a_spreadsheet_are_read(folder: Path) -> None:
+    rows = [f"f/{i}.png;a;{i};train;{10 + i},5;0,{5 * i:02d}" for i in range(3)]
+    catalogue = scan_manifest(folder / "m.csv", f"{HEADER};ego_speed;time".replace(",", ";"), *rows)
+    (sequence,) = (clip.sequence for clip in catalogue.clips)
+    assert [label.targets["ego_speed"] for label in sequence.labels] == [10.5, 11.5, 12.5]
+    assert sequence.fps == pytest.approx(20)
+
+
+@pytest.mark.parametrize("pattern", ["f\\{}.png", ".\\f\\{}.png", "~/f/{}.png"])
+def test_paths_of_windows_and_of_the_home_folder_are_found(
+    folder: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("USERPROFILE", str(folder))
+    rows = [f"{pattern.format(i)},a,{i},train" for i in range(3)]
+    catalogue = scan_manifest(folder / "m.csv", HEADER, *rows)
+    assert [clip.sequence.length for clip in catalogue.clips] == [3]
+
+
+def test_times_in_another_unit_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"f/{i}.png,a,{i},train,{1000 + 50 * i}" for i in range(3)]
+    scan_manifest(folder / "m.csv", f"{HEADER},time", *rows)
+    assert "line 2: 50 s between frames of a; the column time is in seconds" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("separator", [";", "\t"])
 def test_other_separators_are_read(folder: Path, separator: str) -> None:
     lines = [HEADER + ",speed", *(f"f/{i}.png,a,{i},train,{i}.5" for i in range(4))]

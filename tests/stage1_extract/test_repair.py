@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from features.config import Config
-from features.errors import BadInputs
+from features.errors import BadInputs, StoreError
 from features.sequences import same_sequences
 from features.store import Store
 from features.verification import TOLERATED, find_damage
@@ -182,6 +182,32 @@ def test_streams_damaged_in_neighbouring_frames_are_both_restored(
     assert_restored(store, sound[form])
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(8))
+def test_several_damaged_parts_are_all_named_and_restored(
+    seed: int, store: Path, sound: dict[str, Path], repair: Callable[..., list[ExtractionResult]]
+) -> None:
+    """Tables, frames and thumbnails at once; what hides the frames is restored before they are looked at."""
+    rng = random.Random(seed)
+    tables = rng.sample(["labels/targets", "tracks/box", "top/weights/1", "labels/frame", "tracks/confidence"], 2)
+    hiding = rng.sample(["header", "sequences/id", "sequences/fps"], seed % 2)
+    with Store(store) as opened:
+        form = "packed" if opened.is_packed else "index"
+        rows = {row: rng.choice(["appearance", "motion", "grid2x2"]) for row in rng.sample(range(80), 3)}
+        places = {row: next(iter(opened.files.places(name, row, 1))) for row, name in rows.items()}
+    for row, (_, path, file_row, _) in places.items():
+        spoil(path, f"frames/{rows[row]}", file_row)
+    spoil(file_with(store, "appearance"), "thumbnails/data")
+    for name in (*tables, *hiding):
+        spoil(store, name)
+    damage = find_damage(store)
+    assert damage.parts.keys() == {name.split("/")[0] for name in (*tables, *hiding)}
+    if not hiding:
+        assert all(name in damage.rows[row] for row, name in rows.items())
+    assert not any(result.missing for result in repair(store))
+    assert_restored(store, sound[form])
+
+
 @pytest.mark.parametrize("name", ["thumbnails/data", "thumbnails/offset"])
 def test_damaged_thumbnails_are_restored(
     name: str, store: Path, sound: dict[str, Path], repair: Callable[..., list[ExtractionResult]]
@@ -220,6 +246,28 @@ def test_an_unusable_shard_is_named_once_and_restored(
         os.truncate(shard, shard.stat().st_size // 2)
     lines = find_damage(path).lines
     assert len(lines) == 2 and shard.name in lines[0] and f"({held} frames of motion)" in lines[0], lines
+    repair(path)
+    assert_restored(path, sound["index"])
+
+
+def test_shards_under_each_others_names_are_found_and_restored(
+    sound: dict[str, Path], tmp_path: Path, repair: Callable[..., list[ExtractionResult]]
+) -> None:
+    shutil.copytree(sound["index"].parent, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "s.h5"
+    with Store(path) as store:
+        one, other = (store.files.paths[i] for i in dict.fromkeys(store.files.files_of("appearance").tolist()[::50]))
+    content = [file.read_bytes() for file in (other, one)]
+    for file, data in zip((one, other), content, strict=True):
+        file.write_bytes(data)
+    with h5py.File(path, "r+", libver=("v110", "v110")) as f:  # as if both were equally large
+        names = [name.decode() for name in f["shards/name"][:]]
+        for file in (one, other):
+            f["shards/size"][names.index(file.name)] = file.stat().st_size
+    what = "another shard under this one's name; expected Train/1 frame 0; got Validation/"
+    with Store(path) as store, pytest.raises(StoreError, match=what):
+        store.read("appearance", range(1))
+    assert f"{one.name}: appearance: another shard" in "".join(find_damage(path).lines)
     repair(path)
     assert_restored(path, sound["index"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 from features.store import Store
 from framebank.cli import main
 from stage1_extract.info import describe_store
+from stage1_extract.store_card import card_path, has_current_card
 from tests.helpers import write_store
 from tests.stage2_helpers import drifting_clips
 
@@ -42,3 +44,13 @@ def test_code_of_a_card_runs(store: Path, monkeypatch: pytest.MonkeyPatch, capsy
     (code,) = re.findall(r"```python\n(.*?)```", store.with_suffix(".md").read_text(encoding="utf-8"), re.DOTALL)
     exec(code, {})
     assert "(6, 3, 4, 16)" in capsys.readouterr().out
+
+
+def test_card_is_current_until_the_store_changes(store: Path) -> None:
+    card = card_path(store)
+    main(["info", "--store", str(store), "--card"])
+    assert has_current_card(store)
+    os.utime(card, ns=(0, store.stat().st_mtime_ns - 1))
+    assert not has_current_card(store)
+    card.unlink()
+    assert not has_current_card(store)

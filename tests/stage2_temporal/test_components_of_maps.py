@@ -42,7 +42,7 @@ def test_predict_needs_no_store(root: Path) -> None:
     np.testing.assert_allclose(predicted, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("views", [0, 1])
+@pytest.mark.parametrize("views", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_fine_tuning_trains_through_the_projection(root: Path, views: int) -> None:
     settings = {"finetune.unfreeze": 2, "finetune.epochs": 1, "finetune.views": views}
     config = read_run_config(root / "runs/r").with_settings(settings)

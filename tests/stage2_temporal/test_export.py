@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,3 +78,16 @@ def test_command_exports_a_run(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [p.name for p in (run / "export").iterdir()] == ["model.onnx"]
     assert main(["export", "--run", str(run), "--format", "caffe"]) == 2
     assert "saved_model, onnx, litert" in capsys.readouterr().err
+
+
+def test_damaged_result_of_fine_tuning_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(run.parents[1], tmp_path / "root")
+    copy = root / "runs" / "r"
+    shutil.copy(copy / "model.keras", copy / "finetuned.keras")  # the head alone
+    for reason in ("of another model than", "cannot be loaded"):
+        assert main(["export", "--run", str(copy), "--store", str(root / "s.h5"), "--format", "onnx"]) == 2
+        assert f"{copy}/finetuned.keras: {reason}" in capsys.readouterr().err
+        assert not (copy / "export").exists()
+        (copy / "finetuned.keras").write_bytes((copy / "model.keras").read_bytes()[:-100])

@@ -273,7 +273,7 @@ def test_image_that_vanishes_is_named(folder: Path, fused: keras.Model) -> None:
     """The error of a decoding thread is raised, not TensorFlow's."""
     job = make_job(folder, fused)
     (folder / "clips" / "Train" / "Train" / "2" / "imgs" / "008.jpg").write_bytes(b"\xff\xd8 cut")
-    with pytest.raises(FramebankError, match=r"008\.jpg"):
+    with pytest.raises(FramebankError, match=r"008\.jpg: .*Try: check or replace the file"):
         job.predict(job.fused, np.arange(6))
 
 

@@ -176,3 +176,17 @@ def test_page_of_a_search_shows_importances_and_slices(tmp_path: Path) -> None:
     html = leaderboard_page.leaderboard_html(boards(runs), tmp_path, settings)
     assert "Which settings matter" in html and "0.75" in html and html.count('<figure class="panel') == 2
     assert "Which settings matter" not in leaderboard_page.leaderboard_html(boards(runs), tmp_path)
+
+
+@pytest.mark.parametrize("case", ["mixed units", "unknown error"])
+def test_error_that_has_no_value_is_left_out(tmp_path: Path, case: str) -> None:
+    """With mixed units a sum of errors means nothing; a damaged file may have none either."""
+    run = write_run(tmp_path / "a", data={"target": ["vx", "x"]} if case == "mixed units" else {})
+    if case == "unknown error":
+        metrics = run / "metrics.json"
+        metrics.write_text(metrics.read_text().replace('"constant": {"rmse": 5.0', '"constant": {"rmse": null'))
+    runs, _ = find_runs(tmp_path)
+    html = leaderboard_page.leaderboard_html(boards(runs), tmp_path)
+    assert html.count('<p class="lede">Best: ') == 2
+    assert ("(constant " in html) == (case == "unknown error")  # of the other split
+    assert describe_best(runs).startswith("best skill ")

@@ -281,6 +281,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("good.mp4", {"output": "empty"}, "empty: is a folder, not an output file"),
         ("good.mp4", {"overlay": "corrupt.mp4/o.mp4"}, "corrupt.mp4/o.mp4: cannot be written"),
         ("good.mp4", {"overlay": "good.mp4"}, "good.mp4: is the input, not an output file"),
+        ("good.mp4", {"output": "good.mp4"}, "good.mp4: is the input, not an output file"),
+        ("mixed", {"output": "mixed/2.jpg"}, "mixed/2.jpg: is the input, not an output file"),
         (None, {"overlay": "o.mp4"}, "--overlay needs one video or one folder of frames"),
         ("good.mp4", {"run": Path("runs/nothing")}, "runs/nothing is not a run"),
     ],

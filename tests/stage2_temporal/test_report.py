@@ -167,3 +167,22 @@ def test_broken_file_is_named(tmp_path: Path, name: str, text: str | None, messa
         write_report(folder, store)
     assert name in str(caught.value) and "Try:" in str(caught.value)
     assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("mean", "reason"),
+    [
+        ([[0.1, 0.2], [0.3]], "not equally long"),
+        ([], "or empty"),
+        ([["<b>"]], "number"),
+        ([[1e400]], "JSON"),
+        ("x", "list"),
+    ],
+)
+def test_damaged_occlusion_is_refused(tmp_path: Path, mean: object, reason: str) -> None:
+    folder, store = make_run(tmp_path / "r")
+    content = json.dumps({"examples": 4, "mean": mean, "clips": {}}).replace("Infinity", "1e400")
+    (folder / "occlusion.json").write_text(content)
+    with pytest.raises(DataError, match=reason) as caught:
+        body(folder, store)
+    assert "occlusion.json: " in str(caught.value) and "\n" not in str(caught.value)
