@@ -20,7 +20,7 @@ with quiet_imports():
         scaling,
         taps,
         training,
-    )  # fmt: skip
+    )
 
 BENCHMARKS = {"extraction": extraction, "prediction": prediction, "scaling": scaling, "training": training}
 BY_NAME = {  # run only if named: they take minutes

@@ -739,8 +739,10 @@ def _print_comparison(labels: list[str], folders: list[Path]) -> None:
     runs = list(zip(labels, map(read_metrics, folders), strict=True))
     for target in dict.fromkeys(metrics.target for _, metrics in runs):
         print(comparison_table([(label, metrics) for label, metrics in runs if metrics.target == target]))
-    print("""
-make finetune                       trains the best CNN + LSTM further, on altered images
+    print()
+    if any(workflows.reads_maps_alone(folder, read_run_config(folder)) for folder in folders):
+        print("make finetune                       trains the best CNN + LSTM further, on altered images")
+    print("""\
 make predict RUN=NAME DATA=PATH     predicts a video, a folder of frames or a data set
 make report RUN=NAME                writes runs/NAME/report.html again
 make leaderboard                    ranks all runs, in runs/leaderboard.html""")

@@ -286,6 +286,14 @@ def run_folder(run: Path | str) -> Path:
     return folder
 
 
+def reads_maps_alone(run: Path, config: Config) -> bool:
+    """Whether a run's head reads the CNN's maps and nothing else, so that it can be fine-tuned."""
+    from stage2_temporal.vehicle.camera_geometry import CAMERA_GEOMETRY_FILE
+
+    has_track = (run / CAMERA_GEOMETRY_FILE).is_file()
+    return bool(config.map_streams) and config.map_streams == config.head.input_streams and not has_track
+
+
 def best_run_on_maps() -> str:
     """The run in runs/ with the highest validation skill whose head reads maps alone; a DataError if there is none."""
     from stage2_temporal.runs.folder import RUNS
@@ -294,9 +302,7 @@ def best_run_on_maps() -> str:
     skills = {
         str(run.path): run.metrics.splits["validation"].model.skill
         for run in find_runs(RUNS)[0]
-        if "validation" in run.metrics.splits
-        and run.config.map_streams
-        and run.config.map_streams == run.config.head.input_streams
+        if "validation" in run.metrics.splits and reads_maps_alone(run.path, run.config)
     }
     if not skills:
         raise DataError("no run whose head reads the CNN's maps alone", hint="framebank train, or --run NAME")

@@ -262,6 +262,11 @@ def test_fine_tuning_without_a_run_takes_the_best_on_maps(folder: Path, run: Run
     best = max(skills, key=lambda name: skills[name])
     assert skills["short"] != skills["long"]
     assert best_run_on_maps() == f"runs/{best}"
+    track = folder / "runs" / best / "ground.json"  # what a head that reads a vehicle's track, too, has learnt of it
+    track.touch()
+    other = best_run_on_maps()
+    track.unlink()
+    assert {other, f"runs/{best}"} == {"runs/short", "runs/long"}
 
 
 def test_head_from_the_command_line_keeps_shared_settings(folder: Path, run: Run) -> None:
