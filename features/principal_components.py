@@ -130,6 +130,8 @@ def load_bases(path: Path) -> dict[str, PCABasis]:
 def _check_basis(basis: PCABasis) -> None:
     """Raise a ValueError unless the arrays are a basis."""
     for values, axes in ((basis.mean, 1), (basis.components, 2)):
+        if not isinstance(values, np.ndarray):  # NumPy reads an entry that is no array as bytes
+            raise ValueError("an entry that is no array")
         if values.dtype != np.float32 or values.ndim != axes or not np.isfinite(values).all():
             raise ValueError(f"numbers of type {values.dtype} and shape {values.shape}, or infinite ones")
     if basis.components.shape[1:] != basis.mean.shape:

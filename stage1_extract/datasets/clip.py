@@ -94,6 +94,7 @@ def frame_timing(seconds: Floats, rate: float = 0.0) -> tuple[float, tuple[float
     return mean_rate, tuple(times.tolist())
 
 
+LONGEST_WHAT = 2000  # characters of a path and of names, such as a column's
 LONGEST_GOT = 500  # characters of what a file holds in place of what was expected
 
 
@@ -105,7 +106,8 @@ def add_fault(faults: list[str], what: str, expected: object, got: object) -> No
 def error_to_fault(error: DataError) -> str:
     """Turn an error into the line of a fault, without its hint."""
     got = error.got if error.got is None or len(str(error.got)) <= LONGEST_GOT else f"{str(error.got)[:LONGEST_GOT]}…"
-    return one_line(" ".join(str(DataError(error.what, expected=error.expected, got=got)).split()))
+    what = error.what if len(error.what) <= LONGEST_WHAT else f"{error.what[:LONGEST_WHAT]}…"
+    return one_line(" ".join(str(DataError(what, expected=error.expected, got=got)).split()))
 
 
 def with_hint(error: DataError, hint: str) -> DataError:

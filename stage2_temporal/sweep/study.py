@@ -257,15 +257,16 @@ class SweepStudy:
     def records(self) -> list[TrialRecord]:
         """What became of each trial, by number; those that repeat another's settings are left out."""
         records: dict[str, TrialRecord] = {}
-        for trial in self.study.get_trials(deepcopy=False):
-            if (name := trial.user_attrs.get("name")) is None:
-                continue
-            state = {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
-            last = trial.intermediate_values.get(trial.last_step, math.nan)
-            skill = trial.value if state == "complete" else last
-            record = TrialRecord(trial.number, name, state, skill, trial.params, tuple(trial.user_attrs["runs"]))
-            if name not in records or records[name].state == "failed":
-                records[name] = record
+        with self._journal_errors():  # whose names may be of any type
+            for trial in self.study.get_trials(deepcopy=False):
+                if (name := trial.user_attrs.get("name")) is None:
+                    continue
+                state = {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+                last = trial.intermediate_values.get(trial.last_step, math.nan)
+                skill = trial.value if state == "complete" else last
+                record = TrialRecord(trial.number, name, state, skill, trial.params, tuple(trial.user_attrs["runs"]))
+                if name not in records or records[name].state == "failed":
+                    records[name] = record
         return list(records.values())
 
     def searched_settings(self) -> list[SearchedSetting]:
