@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from types import TracebackType
 
 from features._common.console import log_to_stderr, logger
 from features._common.plain_text import printable
-from features.errors import FramebankError
+from features.errors import REFUSALS, FramebankError
 
 INTERRUPTED = "Interrupted. Finished work is saved; run the same command to resume."
+HDF5_REFUSED = re.compile(r"errno = ([0-9]+), error message")  # as HDF5 words what the system refused
 OUT_OF_MEMORY = (
     "Out of memory. Finished work is saved. Try: close other programs, or a smaller batch, and run the same command "
     "again."
@@ -61,16 +63,19 @@ def _report_uncaught(kind: type[BaseException], error: BaseException, traceback:
 
 def describe_error(error: Exception) -> str | None:
     """Describe in one line what the machine refused, if the user can correct it; None otherwise."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return describe_os_error(error)
-    tensorflow = sys.modules.get("tensorflow")
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY
-    if tensorflow is not None and isinstance(error, tensorflow.errors.ResourceExhaustedError):
-        for code in (errno.ENOSPC, errno.EDQUOT):
+    if said := HDF5_REFUSED.search(str(error)):  # h5py raises a RuntimeError where a file is closed
+        return describe_os_error(OSError(int(said[1]), ""))
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is not None and isinstance(error, tensorflow.errors.OpError):
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, *REFUSALS):
             if os.strerror(code) in str(error):
                 return describe_os_error(OSError(code, ""))
-        return OUT_OF_MEMORY
+        if isinstance(error, tensorflow.errors.ResourceExhaustedError):
+            return OUT_OF_MEMORY
     return None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +60,9 @@ def load_model(run: Path, name: str = "model.keras", *, targets: int | None = No
         raise
     except Exception as e:  # Keras raises what it happens to on a file that is no model
         raise_refusal(e, path)
+        if path.is_file() and "File not found" in str(e):  # Keras says so of a file that the disk has refused to read
+            path.open("rb").close()
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from None
         raise DataError(f"{path}: cannot be loaded ({_reason(e)})", hint="train again") from None
 
 

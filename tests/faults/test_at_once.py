@@ -84,9 +84,13 @@ def test_a_worker_that_is_killed_ends_the_command_in_a_line(
 def test_ctrl_c_ends_all_processes(arguments: list[str], heavy: Faults, base: Path, tmp_path: Path) -> None:
     """A terminal sends it to all of them."""
     folder = copy(base, tmp_path)
+    images = len(list(folder.rglob("*.jpg")))
     process = heavy.start(folder, arguments)
     wait_until(lambda: len(workers(process)) >= 2)
-    time.sleep(2)
+    if arguments == RENDER:
+        wait_until(lambda: len(list(folder.rglob("*.jpg"))) > images)
+    else:
+        time.sleep(2)
     os.killpg(process, signal.SIGINT)
     ended = heavy.wait(process)
     assert ended.status == 130, ended.text

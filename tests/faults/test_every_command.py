@@ -91,7 +91,7 @@ def test_limits_of_the_system_end_in_a_line(
 
 
 def test_folder_that_cannot_be_written_is_named(heavy: Faults, base: Path, tmp_path: Path) -> None:
-    """By a user who may only read."""
+    """Root, too, is refused: its privileges are given up."""
     for name, scenario in SCENARIOS.items():
         folder = tmp_path / name
         shutil.copytree(base, folder)
@@ -100,7 +100,7 @@ def test_folder_that_cannot_be_written_is_named(heavy: Faults, base: Path, tmp_p
             path.chmod(0o555 if path.is_dir() else 0o444)
         for parent in folder.parents[:3]:
             parent.chmod(0o755)
-        ended = heavy.run(folder, scenario.arguments, user=65534)
+        ended = heavy.run(folder, scenario.arguments, unprivileged=True)
         assert TRACEBACK not in ended.text, ended.text
         if ended.status != 0:
             check_line(ended, r"ermission denied|cannot be written", name)

@@ -187,7 +187,7 @@ def test_streams_damaged_in_neighbouring_frames_are_both_restored(
 def test_several_damaged_parts_are_all_named_and_restored(
     seed: int, store: Path, sound: dict[str, Path], repair: Callable[..., list[ExtractionResult]]
 ) -> None:
-    """Tables, frames and thumbnails at once; what hides the frames is restored before they are looked at."""
+    """Tables, frames and thumbnails at once; what hides frames and weights is restored before they are looked at."""
     rng = random.Random(seed)
     tables = rng.sample(["labels/targets", "tracks/box", "top/weights/1", "labels/frame", "tracks/confidence"], 2)
     hiding = rng.sample(["header", "sequences/id", "sequences/fps"], seed % 2)
@@ -201,7 +201,8 @@ def test_several_damaged_parts_are_all_named_and_restored(
     for name in (*tables, *hiding):
         spoil(store, name)
     damage = find_damage(store)
-    assert damage.parts.keys() == {name.split("/")[0] for name in (*tables, *hiding)}
+    hidden = {"top"} if hiding else set()
+    assert damage.parts.keys() | hidden == {name.split("/")[0] for name in (*tables, *hiding)} | hidden
     if not hiding:
         assert all(name in damage.rows[row] for row, name in rows.items())
     assert not any(result.missing for result in repair(store))
