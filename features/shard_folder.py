@@ -82,10 +82,10 @@ def delete_replaced_shards(store: Path) -> None:
 @contextmanager
 def shards_deleted_afterwards(store: Path) -> Iterator[None]:
     """Replace the store in the block; afterwards all shards but its own are deleted, if need be by the next command."""
-    if (folder := shard_folder(store)).exists():
-        with atomic_write(folder / OBSOLETE) as temporary:
-            temporary.write_text(json.dumps([_identity(store), sorted(_shards_in(folder))]), encoding="utf-8")
     try:
+        if (folder := shard_folder(store)).exists():
+            with atomic_write(folder / OBSOLETE) as temporary:
+                temporary.write_text(json.dumps([_identity(store), sorted(_shards_in(folder))]), encoding="utf-8")
         yield
         delete_unused_shards(store)
     except BaseException:

@@ -17,6 +17,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from features._common.bounded_file import read_bounded
 from features._common.console import logger
+from features._common.interrupts import uninterrupted
 from features._common.leftovers import HOLDER, has_ended, sweep_leftovers, writer_name
 from features._common.plain_text import one_line
 from features.errors import DataError, StoreError
@@ -119,12 +120,13 @@ def exclusive_write_lock(store: Path, timeout: float = SHORT) -> Iterator[None]:
                 file_of_holder.write(text)
         yield
     finally:
-        with contextlib.suppress(OSError):
-            file.unlink()  # while it is held; who waits for it sees that the file has gone, and makes a new one
-        with contextlib.suppress(OSError):
-            if _read(holder) in (text, NOBODY):  # not yet the next one's
-                holder.unlink()
-        lock.release()
+        with uninterrupted():
+            with contextlib.suppress(OSError):
+                file.unlink()  # while it is held; who waits for it sees that the file has gone, and makes a new one
+            with contextlib.suppress(OSError):
+                if _read(holder) in (text, NOBODY):  # not yet the next one's
+                    holder.unlink()
+            lock.release()
 
 
 def sweep(*folders: Path) -> None:

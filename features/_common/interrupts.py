@@ -1,4 +1,4 @@
-"""Put off Ctrl-C while a C library is writing: raised in one of its callbacks, it would crash the process."""
+"""Put off Ctrl-C: in a callback of a C library that writes, it would crash the process; in a clean-up, leave files."""
 
 from __future__ import annotations
 

@@ -117,15 +117,18 @@ def test_page_overlay_and_table_are_written_together(run: Path, tmp_path: Path) 
 def test_longer_lens_is_flagged_by_its_calibration_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The frames are those of the training, so that nothing else tells."""
     clips = write_clips(tmp_path / "clips", {"Train": 24, "Validation": 4})
-    (clips / "calibration.txt").write_text(calibration_text(TUSIMPLE_CAMERA))
+    scale = 64 / 1280
+    numbers = {name: scale * getattr(TUSIMPLE_CAMERA, name) for name in ("fx", "fy", "cx", "cy")}
+    usual = replace(TUSIMPLE_CAMERA, **numbers)
+    (clips / "calibration.txt").write_text(calibration_text(usual))
     config = image_config(clips)
     extract(config, tmp_path / "s.h5", scan(config.data))
     run = tmp_path / "runs" / "r"
     with Store(tmp_path / "s.h5") as store:
         train(config, store, read_task(config, store), run, report=False)
     source = clips / "Train" / "Train" / "1" / "imgs"
-    longer = replace(TUSIMPLE_CAMERA, fx=1.4 * TUSIMPLE_CAMERA.fx, fy=1.4 * TUSIMPLE_CAMERA.fy)
-    for camera, flag in ((TUSIMPLE_CAMERA, "0"), (longer, "1")):
+    longer = replace(usual, fx=1.4 * usual.fx, fy=1.4 * usual.fy)
+    for camera, flag in ((usual, "0"), (longer, "1")):
         (tmp_path / "camera.txt").write_text(calibration_text(camera))
         predict(run, source, tmp_path / "p.csv", camera=tmp_path / "camera.txt")
         assert {row["unlike_training"] for row in read_rows(tmp_path / "p.csv")} == {flag}
