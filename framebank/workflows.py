@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,39 +132,24 @@ def train_runs(config: Config, store: Path, run: str | None, *, stem: str) -> It
     sweep(RUNS if run is None else run_path(run).parent)
     with Store(store) as opened:
         check_recipe(config, opened)
-        new: list[tuple[Config, Path]] = []
-        folders: list[tuple[Path, bool]] = []
-        for task_config in compared_configs(config, single=run is not None):
+        configs = compared_configs(config, single=run is not None)
+        derived = len(configs) == 1
+        for number, task_config in enumerate(configs):
             task = read_task(task_config, opened)
             with quiet_imports():
                 from stage2_temporal.heads.default_head import resolve_default_head
             task_config = resolve_default_head(task_config, opened, task.examples)
-            origin = store_origin(opened, task, task_config)
-            folder, existed = choose_run_folder(run, stem, task_config, origin, [path for _, path in new])
-            folders.append((folder, existed))
+            folder, existed = choose_run_folder(run, stem, task_config, store_origin(opened, task, task_config))
             if not existed:
-                new.append((task_config, folder))
-        training, finished = _train_new(new, opened), set[Path]()
-        for folder, existed in folders:
-            while not existed and folder not in finished:
-                finished.add(next(training))
+                with quiet_imports():
+                    from stage2_temporal.train import derive_together
+                    from stage2_temporal.train import train as train_run
+
+                if not derived:
+                    derive_together(configs[number:], opened)
+                    derived = True
+                train_run(task_config, opened, task, folder)
             yield folder, existed
-
-
-def _train_new(runs: Sequence[tuple[Config, Path]], store: Store) -> Iterator[Path]:
-    """Train runs, side by side if that saves time, and yield the folder of each that is finished."""
-    with quiet_imports():
-        from stage2_temporal.data.task import read_task
-        from stage2_temporal.sweep.compared import pays_side_by_side, train_compared
-        from stage2_temporal.train import derive_together, train
-    if len(runs) > 1:
-        derive_together([config for config, _ in runs], store)
-    if pays_side_by_side(len(runs)):
-        yield from train_compared(runs, store.path)
-        return
-    for config, folder in runs:
-        train(config, store, read_task(config, store), folder)
-        yield folder
 
 
 def compared_configs(config: Config, *, single: bool = False) -> list[Config]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -62,14 +61,11 @@ def is_finished(path: Path, config: Config, origin: dict[str, Any], *, report: b
     return same_store and stored["streams"].items() >= origin["streams"].items()  # older runs list more than they read
 
 
-def choose_run_folder(
-    name: str | None, stem: str, config: Config, origin: dict[str, Any], taken: Collection[Path] = ()
-) -> tuple[Path, bool]:
+def choose_run_folder(name: str | None, stem: str, config: Config, origin: dict[str, Any]) -> tuple[Path, bool]:
     """Choose the folder of a run, and tell whether it already holds this very run, finished.
 
     A name given by the user is used again: the new run replaces the old one, but a ConfigError is raised if the folder
-    is not a run. The default name, `<stem of the config file>-<target>-<head>`, gets a number if another run has it, or
-    is to have it (`taken`).
+    is not a run. The default name, `<stem of the config file>-<target>-<head>`, gets a number if another run has it.
     """
     if name is not None:
         path = run_path(name)
@@ -80,8 +76,6 @@ def choose_run_folder(
     first = one_line(f"{stem}-{target}-{config.head.name}").translate(SEPARATORS)[:LONGEST_NAME]
     for number in count(1):
         path = RUNS / (first if number == 1 else f"{first}-{number}")
-        if path in taken:
-            continue
         if is_finished(path, config, origin):
             return path, True
         metrics = _metrics_with_settings(path, config)

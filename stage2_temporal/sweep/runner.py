@@ -164,27 +164,11 @@ def _train_entries(
     return [f"{folder / name}: {errors[name]}" for name in started if name in errors], len(started)
 
 
-def train_here(
-    jobs: int,
-    calls: Iterable[Call],
-    folder: Path,
-    *,
-    threads: int | None = None,
-    hint: str = "set fewer jobs under [sweep], then run the same command again",
-) -> Iterator[tuple[str, str | None]]:
-    """Call functions that train in processes of this machine; yield each result, which begins with a name.
-
-    Args:
-        jobs: processes; 0: one per core.
-        calls: the functions, and their arguments.
-        folder: that of the runs, for an error.
-        threads: of TensorFlow in each process; 0: as many as it takes by itself. Default: the cores are shared.
-        hint: what to do if a process is killed.
-    """
+def train_here(jobs: int, calls: Iterable[Call], folder: Path) -> Iterator[tuple[str, str | None]]:
+    """Call functions that train in processes of this machine; yield each result: a name, and an error if it failed."""
     cores = cpu_count()
     jobs = jobs or cores
-    threads = max(1, cores // jobs) if threads is None else threads
-    worker_settings = os.getpid(), threads, Path.cwd()  # loky keeps workers only if these are the same
+    worker_settings = os.getpid(), max(1, cores // jobs), Path.cwd()  # loky keeps workers only if these are the same
     processes = {"backend": "loky", "initializer": prepare_worker, "initargs": worker_settings} if jobs > 1 else {}
     workers = Parallel(jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1, **processes)
     try:
@@ -192,7 +176,7 @@ def train_here(
     except BrokenProcessPool:
         raise FramebankError(
             f"{folder}: a worker was killed, most likely because memory ran out; finished runs are kept",
-            hint=hint,
+            hint="set fewer jobs under [sweep], then run the same command again",
         ) from None
 
 

@@ -31,12 +31,12 @@ SIZE = 64  # px across a crop, half of the config's
 
 
 def crops_config(data: Path, **head: object) -> Config:
-    """The config of the sample set's vehicles, with smaller crops, and the head on the two finer of their maps."""
+    """The config of the sample set's vehicles, with smaller crops."""
     value = read_config(ROOT / "configs/sample-vehicles.toml").model_dump()
     value["data"]["path"] = str(data)
     value["frames"] |= {"width": SIZE, "height": SIZE}
     value["extract"] |= {"dtype": "float32"}
-    value["head"] |= {"streams": ("block2b_add", "block1a_project_bn")} | head
+    value["head"] |= head
     value["train"] |= {"epochs": 5}  # the linear model before the LSTM is fitted in one step
     return Config.model_validate(value)
 
