@@ -165,7 +165,8 @@ def changed_network(model: Any, rng: random.Random) -> None:
     match rng.randrange(12):
         case 0:
             tensor = rng.choice(graph.initializer)
-            tensor.dims[rng.randrange(len(tensor.dims))] = huge
+            if tensor.dims:  # a scalar has none
+                tensor.dims[rng.randrange(len(tensor.dims))] = huge
         case 1:
             rng.choice(graph.initializer).data_type = rng.choice((0, 1, 2, 7, 8, 10, 14, 99))
         case 2:
