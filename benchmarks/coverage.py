@@ -1,7 +1,7 @@
 """How often intervals of 90 % contain the truth, and how much footage is flagged, over five sets of clips each.
 
 `rendered` are the sample sets of seeds 0 to 4, `photographs` clips made of stills beside this checkout, if any,
-and `wide` the cameras of the wide sample set, which the runs on the rendered sets do not know. Percent of test windows.
+and `wide` the wide sample set, whose cameras the runs on the rendered sets do not know. All in percent of test windows.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import framebank as fb
 from benchmarks.timing import Row
 from features.config import Config, read_config
+from framebank.workflows import compared_configs
 from stage1_extract.sample import render_sample_set
 from stage2_temporal.report.coverage import DISTANCES
 from tests.helpers import REAL, ROOT
@@ -26,18 +26,14 @@ from tests.helpers import REAL, ROOT
 SEEDS = range(5)
 WIDE = 60  # clips with a camera each
 STILLS = {"train": 100, "validation": 50, "test": 60}  # in a set of clips made of photographs
-HEADS: dict[str, dict[str, Any]] = {
-    "correlation_lstm": {"train.patience": 15},
-    "ridge": {"head.name": "ridge", "head.streams": ["block3b_add"], "head.grid": [8, 4], "head.difference": True},
-    "box_ridge": {"data.target": "velocity", "head.name": "box_ridge"},
-}
+HEADS = ("correlation_lstm", "ridge", "box_ridge")  # of those that configs/sample.toml compares
 ENDS = ("true", "low", "high")
 Predictions = list[dict[str, str]]
 
 
 def measure() -> list[Row]:
     """A row per kind of clips, head and target."""
-    config = read_config(ROOT / "configs" / "sample.toml").model_copy(update={"compare": ()})
+    config = read_config(ROOT / "configs" / "sample.toml")
     tables: dict[tuple[str, str], Predictions] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -59,12 +55,12 @@ def measure() -> list[Row]:
 
 
 def _train(config: Config, data: Path) -> Mapping[str, Path]:
-    """The runs of all heads on a data set."""
-    store = fb.extract(config, data.with_suffix(".h5"))
-    return {
-        head: fb.train(config.with_settings(settings), store, f"{data}-runs/{head}")[0]
-        for head, settings in HEADS.items()
-    }
+    """The runs on a data set by the names of their heads."""
+    store, runs = fb.extract(config, data.with_suffix(".h5")), dict[str, Path]()
+    for compared in compared_configs(config):
+        if (head := compared.head.name) in HEADS:
+            runs[head] = fb.train(compared, store, f"{data}-runs/{head}")[0]
+    return runs
 
 
 def _render_stills(data: Path, seed: int) -> None:

@@ -58,7 +58,7 @@ def compare_readers(store: Path, library: str, memory_gb: float, rounds: int = 9
     def arrays() -> None:
         batches.on_epoch_begin()
         for i in range(len(batches)):
-            batch = batches[i]  # which is kept until the next one is there, as a loop over a data set does
+            batch = batches[i]  # kept until the next one has been read, as in a loop over a data set
         del batch
 
     readers: dict[str, Callable[[], object]] = {ARRAYS: arrays}

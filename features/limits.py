@@ -10,7 +10,7 @@ KB, MB = 1 << 10, 1 << 20
 
 LARGEST_NUMBER = 1e38  # of any label, coordinate or prediction; float32 can still hold it
 LARGEST_COORDINATE = 1e6  # of a camera's numbers, px
-GREATEST_HEIGHT = 20.0  # of a camera above the road, m; more is in another unit
+GREATEST_HEIGHT = 20.0  # of a camera above the road, in m; a larger number must be in another unit
 TEXT_BYTES = MB  # of a config, a sweep, a camera's numbers or a calibration.txt
 NESTING = 64  # of lists and tables in JSON and TOML
 JSON_BYTES = 32 * MB  # a parsed value takes up to 25 times as much memory

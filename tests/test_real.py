@@ -145,7 +145,7 @@ def halves_manifest(scene: Path, path: Path, steps: tuple[int, ...], train_on: s
 @pytest.mark.parametrize(
     ("steps", "train_on", "least_skill"),
     [
-        # 11.5 to 11.6 m/s throughout, so that the constant errs by 0.7 %: less than images show, see docs/model.md
+        # 11.5 to 11.6 m/s: the constant errs by 0.7 %, a difference too small for the images to show, see docs/model.md
         ((1,), "first", -1e-3),
         ((1,), "second", -1e-3),
         ((1, 2, 3), "first", 0.6),

@@ -15,7 +15,7 @@ from features.config import DataConfig
 from features.errors import ConfigError, DataError
 from features.plugins import DATASETS, load_plugin, plugin_error
 from stage1_extract.datasets.camera_file import check_camera, with_camera
-from stage1_extract.datasets.clip import Catalogue, add_fault
+from stage1_extract.datasets.clip import Catalogue, add_fault, with_hint
 from stage1_extract.datasets.competition import competition_clips
 from stage1_extract.datasets.image_sequence import ClipSpec, check_files
 from stage1_extract.datasets.manifest import manifest_clips
@@ -69,8 +69,7 @@ def scan(
         try:
             catalogue = replace(catalogue, clips=with_camera(catalogue.clips, Path(data.calibration), strict=False))
         except DataError as e:
-            hint = e.hint or "--data.calibration FILE"
-            raise DataError(e.what, expected=e.expected, got=e.got, hint=hint) from None
+            raise with_hint(e, "--data.calibration FILE") from None
     else:
         for camera, size in {(c.sequence.camera, c.sequence.size): None for c in catalogue.clips if c.sequence.camera}:
             check_camera(camera, size, f"{data.path}: a calibration", strict=False)  # many heads do without it

@@ -25,7 +25,7 @@ from stage1_extract.datasets.clip import add_fault, frame_timing
 from stage1_extract.datasets.image_sequence import ClipSpec
 from stage1_extract.datasets.label_csv import finite_number, read_label, read_number, target_columns
 
-SELDOM = 0.2  # frames per second; below, `time` may be in ms
+SUSPICIOUS_RATE = 0.2  # frames per second; below it, `time` may be in ms
 REQUIRED_COLUMNS = ("path", "sequence", "frame", "split")
 
 
@@ -51,10 +51,10 @@ def manifest_clips(data: DataConfig) -> tuple[list[ClipSpec], list[str]]:
     columns = target_columns(table.columns, *REQUIRED_COLUMNS, "fps", "time")
     targets = tuple(c for c in columns if any(math.isfinite(finite_number(row.cells[c])) for row in table.rows))
     for column in data.columns:
-        if column in columns and column not in targets and (cells := [r for r in table.rows if r.cells[column]]):
-            expected, got = "a finite number, or an empty cell for unknown", repr(cells[0].cells[column][:40])
+        if column in columns and column not in targets and (filled := [row for row in table.rows if row.cells[column]]):
+            expected, got = "a finite number, or an empty cell for unknown", repr(filled[0].cells[column][:40])
             raise DataError(
-                f"{cells[0].where}: {column} has no number", expected=expected, got=got, hint=f"edit {path}"
+                f"{filled[0].where}: {column} has no number", expected=expected, got=got, hint=f"edit {path}"
             )
     if ignored := [c for c in columns if c not in targets and any(row.cells[c] for row in table.rows)]:
         logger.info(f"{path}: ignored {', '.join(ignored)}, which has no number")
@@ -147,7 +147,7 @@ def _timing(rows: list[tuple[float, CsvRow]], fps: float, faults: list[str]) -> 
         add_fault(faults, f"{rows[0][1].where}: times too close or too far apart", expected, f"{rate:.3g}")
     if faults:
         return fps, None
-    if rate < SELDOM:
+    if rate < SUSPICIOUS_RATE:
         first = rows[0][1]
         apart = f"{1 / rate:.3g} s between frames of {first.cells['sequence']}"
         logger.warning(f"{first.where}: {apart}; the column time is in seconds")

@@ -1,4 +1,4 @@
-"""Names of files that are no UTF-8, which Linux admits, and outputs under the names of inputs."""
+"""File names that are not UTF-8, which Linux admits, and outputs under the names of inputs."""
 
 from __future__ import annotations
 
