@@ -1,8 +1,8 @@
 """Reading the examples of a store: `fb.tf_dataset` and `fb.torch_dataset` beside the batches that heads train on.
 
 An epoch of maps, shuffled, in batches of 32; of frames held in memory, and of a store that is read in parts. The heads'
-own batches are timed as arrays and as Keras hands them to TensorFlow in training. The fastest of all rounds counts.
-PyTorch, where it is installed, runs in a process of its own. DATASET_MB sets the store's size.
+own batches are timed as arrays and as Keras hands them to TensorFlow in training. Seconds are per example. PyTorch,
+where it is installed, runs in a process of its own. DATASET_MB sets the store's size.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
 from benchmarks.larger_than_memory import EXAMPLE_GB, write_store
-from benchmarks.timing import Row, timer
+from benchmarks.timing import Row, compare, timer
 from features.config import Config
 from stage2_temporal.data.batches import Batches
 from stage2_temporal.data.datasets import input_streams, tf_dataset, torch_dataset
@@ -45,7 +44,7 @@ def measure() -> list[Row]:
     return rows
 
 
-def compare_readers(store: Path, library: str, memory_gb: float, rounds: int = 9) -> list[Row]:
+def compare_readers(store: Path, library: str, memory_gb: float, rounds: int = 15) -> list[Row]:
     """Time an epoch of each reader in turn, per example."""
     config = Config.model_validate({
         "data": {"target": "ego_speed"}, "window": {"length": 8}, "head": {"name": "pooled_lstm"},
@@ -69,7 +68,7 @@ def compare_readers(store: Path, library: str, memory_gb: float, rounds: int = 9
         sampler = BatchSampler(RandomSampler(dataset), config.train.batch, drop_last=False)
         loader = DataLoader(dataset, sampler=sampler, batch_size=None)
         readers[TORCH] = lambda: [None for _ in loader]
-        references = {TORCH: ARRAYS}
+        references = {TORCH: (ARRAYS,)}
     else:
         adapter = PyDatasetAdapter(batches, shuffle=False)
         in_tensorflow = adapter.get_tf_dataset()
@@ -82,17 +81,8 @@ def compare_readers(store: Path, library: str, memory_gb: float, rounds: int = 9
 
         dataset = tf_dataset(store, config)
         readers |= {KERAS: keras_epoch, TENSORFLOW: lambda: [None for _ in dataset]}
-        references = {TENSORFLOW: KERAS}
-    timers = {name: timer(read, len(X)) for name, read in readers.items()}
-    least = np.min([[call() for call in timers.values()] for _ in range(1 + rounds)], axis=0)
-    times = dict(zip(timers, least, strict=True))
-    rows: list[Row] = []
-    for name, (clock, cpu) in times.items():
-        rows.append({"batches": name, "ms per example": 1000 * float(clock), "CPU ms per example": 1000 * float(cpu)})
-        if name in references:
-            ratio, by_cpu = (times[name] / times[references[name]]).tolist()
-            rows[-1] |= {"relative to": references[name], "ratio": ratio, "by CPU": by_cpu}
-    return rows
+        references = {TENSORFLOW: (KERAS,)}
+    return compare({name: timer(read, len(X)) for name, read in readers.items()}, references, rounds)
 
 
 if __name__ == "__main__":

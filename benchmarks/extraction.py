@@ -5,6 +5,7 @@ Seconds are per frame: 1280x720 JPEGs, resized to 320x180, with random weights.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from joblib import cpu_count
+from numpy.typing import NDArray
 
 from benchmarks.arithmetic import operations, peak
 from benchmarks.peers import PREDICT, PREDICT_ONE, peers
@@ -21,6 +23,7 @@ from benchmarks.timing import Row, Timer, compare, timer
 from features._common.types import Image
 from features.config import BackboneConfig, Config, DataConfig, FramesConfig
 from features.errors import ConfigError
+from features.frame_files import shard_folder
 from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Clip
@@ -66,8 +69,8 @@ def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, roun
         frames = np.concatenate(_decode(clips, config.frames))
         model = build_trunk(config).model
         timers: dict[str, Timer] = {}
-        for decoding, settings in DECODING.items():
-            timers[decoding] = timer(partial(_decode, clips, settings), len(frames))
+        for decoding, frame_settings in DECODING.items():
+            timers[decoding] = timer(partial(_decode, clips, frame_settings), len(frames))
         for peer, function in peers(model, name, frames, Path(folder)):
             part = frames[:ONE_BY_ONE] if peer == PREDICT_ONE else frames
             timers[peer] = timer(partial(function, part), len(part))
@@ -92,8 +95,8 @@ def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, roun
                 ("with tracks and flow", {"extract.tracks": True, "extract.motion": True}, fully_decoded),
             ]
             for variant, update, reference in variants:
-                call = partial(extract_afresh, config.with_settings(update), store, engine)
-                timers[f"{extraction}, {variant}"] = timer(call, len(frames))
+                settings = config.with_settings(update)
+                timers[f"{extraction}, {variant}"] = extraction_timer(settings, store, engine, len(frames))
                 references[f"{extraction}, {variant}"] = reference
         rows = compare(timers, references, rounds)
         needed = operations(model)
@@ -103,10 +106,16 @@ def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, roun
         return [{"backbone": name} | row for row in rows]
 
 
-def extract_afresh(config: Config, store: Path, engine: Engine) -> None:
-    """Extract a data set into a new store, in place of the one at a path, if any."""
-    store.unlink(missing_ok=True)
-    extract(config, store, scan(config.data), engine=engine)
+def extraction_timer(config: Config, store: Path, engine: Engine, frames: int) -> Timer:
+    """Time, per frame, how a data set is extracted into a new store; the one at its path is deleted before."""
+    timed = timer(lambda: extract(config, store, scan(config.data), engine=engine), frames)
+
+    def call() -> NDArray[np.float64]:
+        store.unlink(missing_ok=True)
+        shutil.rmtree(shard_folder(store), ignore_errors=True)
+        return timed()
+
+    return call
 
 
 def _decode(clips: tuple[Clip, ...], frames: FramesConfig) -> list[Image]:

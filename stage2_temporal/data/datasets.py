@@ -22,7 +22,7 @@ from features._common.extras import require_package
 from features._common.types import Floats
 from features.config import Config
 from features.errors import ConfigError
-from stage2_temporal.data.examples import StoreExamples, load_examples
+from stage2_temporal.data.examples import StoreExamples, load_examples, read_windows
 from stage2_temporal.data.read_ahead import ReadAhead, shuffled_order
 
 Batch = dict[str, Any]  # windows, targets and groups
@@ -65,23 +65,19 @@ def tf_dataset(
         if seed is not None:
             indices = indices.shuffle(max(1, len(X)), seed=seed, reshuffle_each_iteration=True)
         return indices.batch(batch).map(lambda chosen: _gather(part, chosen)).prefetch(2)
+    windows = {name: tf.TensorSpec((None, *X.window(name)), types[name]) for name in names}
     signature = {
-        "frames": {name: tf.TensorSpec((None, *X.window(name)[1:]), types[name]) for name in names},
-        "rows": tf.TensorSpec((None, X.examples.rows.shape[1]), tf.int64),
+        "windows": _single(windows),
         "targets": tf.TensorSpec((None, y.shape[1]), tf.float32),
         "groups": tf.TensorSpec((None,), tf.int64),
     }
     epochs = itertools.count()
-    parts = tf.data.Dataset.from_generator(
-        lambda: _epoch_parts(X, y, names, batch, seed, next(epochs)), output_signature=signature
+    dataset = tf.data.Dataset.from_generator(
+        lambda: _epoch_batches(X, y, names, batch, seed, next(epochs)), output_signature=signature
     )
-
-    def batches(part: dict[str, Any]) -> Any:
-        indices = tf.data.Dataset.range(tf.shape(part["rows"], tf.int64)[0]).batch(batch)
-        return indices.map(lambda chosen: _gather(part, chosen))
-
-    dataset = parts.flat_map(batches)
-    return dataset.apply(tf.data.experimental.assert_cardinality(-(-len(X) // batch))).prefetch(2)
+    options = tf.data.Options()
+    options.experimental_optimization.inject_prefetch = False  # parts are read ahead already; it took 15 % longer
+    return dataset.apply(tf.data.experimental.assert_cardinality(-(-len(X) // batch))).with_options(options)
 
 
 def _arrays(X: StoreExamples, y: Floats, names: Sequence[str]) -> dict[str, Any]:
@@ -94,15 +90,17 @@ def _arrays(X: StoreExamples, y: Floats, names: Sequence[str]) -> dict[str, Any]
     }
 
 
-def _epoch_parts(
+def _epoch_batches(
     X: StoreExamples, y: Floats, names: Sequence[str], batch: int, seed: int | None, epoch: int
-) -> Iterator[dict[str, Any]]:
-    """Yield an epoch's examples, which do not fit into memory, part by part; shuffled unless `seed` is None."""
+) -> Iterator[Batch]:
+    """Yield an epoch's batches of examples that do not fit into memory; shuffled unless `seed` is None."""
     order: NDArray[np.int64] = np.arange(len(X)) if seed is None else shuffled_order(len(X), seed, epoch)
-    reader = ReadAhead(X, order, batch, parts_in_memory=3)  # one more, since TensorFlow copies it
+    targets, groups, reader = y.astype(np.float32), X.groups, ReadAhead(X, order, batch)
     try:
-        for i, (start, stop) in enumerate(reader.parts):
-            yield _arrays(reader.part(i), y[order[start * batch : stop * batch]], names)
+        for i, start in enumerate(range(0, len(X), batch)):
+            chosen = order[start : start + batch]
+            windows = read_windows(reader.batch(i), names)
+            yield {"windows": windows, "targets": targets[chosen], "groups": groups[chosen]}
     finally:
         reader.close()
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features._common.aligned import take_aligned
 from features._common.types import Floats
 from features._common.user_path import expand_user
 from features.config import Config, TrainConfig
@@ -115,10 +116,10 @@ class StoreSource:
         if stream not in self._frames and len(self.rows) * entry <= self._free_bytes:
             self._frames[stream] = self._read(stream, self.rows)
         if stream in self._frames:
-            return np.asarray(self._frames[stream][np.searchsorted(self.rows, rows)])
+            return take_aligned(self._frames[stream], np.searchsorted(self.rows, rows))
         self._streamed[stream] = entry
         unique, inverse = np.unique(rows, return_inverse=True)
-        return self._read(stream, unique)[inverse.reshape(rows.shape)]
+        return take_aligned(self._read(stream, unique), inverse.reshape(rows.shape))
 
     def frames(self, stream: str) -> NDArray[Any]:
         """All `rows` of a stream, which fit into memory: (rows, …), not to be changed."""
@@ -143,9 +144,10 @@ class StoreSource:
         """Whether all streams that were read so far are in memory."""
         return not self._streamed
 
-    def rows_per_part(self, parts: int) -> int:
-        """How many rows a part may have so that `parts` of them fit into memory, with the streams read so far."""
-        return int(self._free_bytes / parts / max(1, sum(self._streamed.values())))
+    @property
+    def rows_per_part(self) -> int:
+        """How many rows a part may have so that two parts fit into memory, with the streams read so far."""
+        return int(self._free_bytes / 2 / max(1, sum(self._streamed.values())))
 
     def _read(self, stream: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         values = self.store.read(stream, rows)

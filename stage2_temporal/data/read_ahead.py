@@ -59,7 +59,7 @@ def plan_parts(rows: NDArray[np.int64], batch: int, max_rows: int) -> list[tuple
 
 
 class ReadAhead:
-    """Examples that do not fit into memory, in a given order: batch by batch, or part by part.
+    """Examples that do not fit into memory, batch by batch in a given order.
 
     The part that batches are taken from is in memory, and the next part is read in a thread.
 
@@ -67,30 +67,16 @@ class ReadAhead:
         examples: all of them.
         order: (n,) their order.
         batch: examples per batch.
-        parts_in_memory: how many parts fit into memory at a time.
-
-    Attributes:
-        parts: the first batch of each part, and the one after its last.
     """
 
-    def __init__(self, examples: StoreExamples, order: NDArray[np.int64], batch: int, parts_in_memory: int = 2) -> None:
+    def __init__(self, examples: StoreExamples, order: NDArray[np.int64], batch: int) -> None:
         self._examples, self._order, self._batch = examples, order, batch
-        max_rows = examples.source.rows_per_part(parts_in_memory)
-        self.parts = plan_parts(examples.examples.rows[order], batch, max_rows)
-        self._firsts = [start for start, _ in self.parts]
+        self._parts = plan_parts(examples.examples.rows[order], batch, examples.source.rows_per_part)
+        self._firsts = [start for start, _ in self._parts]
         self._index = -1  # of the part in memory
         self._part: StoreExamples | None = None
         self._next: tuple[int, Future[StoreExamples]] | None = None
         self._thread = ThreadPoolExecutor(1, "read-ahead")
-
-    def part(self, index: int) -> StoreExamples:
-        """The examples of a part, whose frames are in memory and belong to the caller; the next part is being read."""
-        waiting, self._next = self._next, None
-        future = waiting[1] if waiting is not None and waiting[0] == index else self._thread.submit(self._load, index)
-        part = future.result()
-        if index + 1 < len(self.parts):
-            self._next = index + 1, self._thread.submit(self._load, index + 1)
-        return part
 
     def batch(self, index: int) -> StoreExamples:
         """The examples of a batch, whose frames are in memory; fastest if batches are asked for in order."""
@@ -98,10 +84,10 @@ class ReadAhead:
         start = self._firsts[i]
         if i != self._index or self._part is None:
             self._part = None  # before the next part is read, to save memory
-            self._part, self._index = self.part(i), i
+            self._part, self._index = self._wait_for(i), i
         at = (index - start) * self._batch
         examples = self._part[at : at + self._batch]
-        if index == self.parts[-1][1] - 1:  # other batches may need the memory now
+        if index == self._parts[-1][1] - 1:  # other batches may need the memory now
             self._part = None
         return examples
 
@@ -110,6 +96,15 @@ class ReadAhead:
         self._thread.shutdown(cancel_futures=True)
         self._part, self._next = None, None
 
+    def _wait_for(self, index: int) -> StoreExamples:
+        """The examples of a part, whose frames are in memory; the next part is being read."""
+        waiting, self._next = self._next, None
+        future = waiting[1] if waiting is not None and waiting[0] == index else self._thread.submit(self._load, index)
+        part = future.result()
+        if index + 1 < len(self._parts):
+            self._next = index + 1, self._thread.submit(self._load, index + 1)
+        return part
+
     def _load(self, index: int) -> StoreExamples:
-        start, stop = self.parts[index]
+        start, stop = self._parts[index]
         return self._examples[self._order[start * self._batch : stop * self._batch]].in_memory()
