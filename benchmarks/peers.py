@@ -12,8 +12,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 from joblib import cpu_count
-from numpy.typing import NDArray
 
+from benchmarks.torch_peer import BATCH as TORCH_BATCH
+from benchmarks.torch_peer import TorchProcess
 from features._common.types import Image
 from stage1_extract.engines.folding import fold_scales
 
@@ -40,7 +41,7 @@ def peers(model: keras.Model, backbone: str, frames: Image, folder: Path) -> Ite
     if find_spec("onnxruntime") is not None and find_spec("tf2onnx") is not None:
         yield from _onnx_peers(model, frames, folder)
     if find_spec("torch") is not None and find_spec("timm") is not None and backbone in TIMM_NAMES:
-        yield from _torch_peers(TIMM_NAMES[backbone], frames.shape[1:3])
+        yield from _torch_peers(TIMM_NAMES[backbone], frames, folder)
 
 
 def batches(frames: Image, size: int) -> list[Image]:
@@ -86,20 +87,9 @@ def _onnx_peers(model: keras.Model, frames: Image, folder: Path) -> Iterator[tup
         yield f"ONNX Runtime {name}, batches of {ONNX_BATCH}", run
 
 
-def _torch_peers(name: str, size: tuple[int, int]) -> Iterator[tuple[str, Peer]]:
-    """Timm's network to its last map, compiled, with random weights."""
-    import timm
-    import torch
-
-    network = timm.create_model(name, pretrained=False).eval()
-    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        compiled = torch.compile(network.to(dtype).forward_features)
-
-        def run(x: Image, compiled: Any = compiled, dtype: Any = dtype) -> list[NDArray[Any]]:
-            with torch.inference_mode():
-                return [
-                    compiled(torch.from_numpy(part).permute(0, 3, 1, 2).to(dtype).div(128).sub(1))
-                    for part in batches(x, 4)
-                ]
-
-        yield f"PyTorch {precision}, timm compiled, batches of 4", run
+def _torch_peers(name: str, frames: Image, folder: Path) -> Iterator[tuple[str, Peer]]:
+    """Timm's network to its last map, compiled, over these frames; its CPU time is not measured."""
+    np.save(folder / "frames.npy", frames)
+    for precision in ("float32", "bfloat16"):
+        process = TorchProcess(name, precision, folder / "frames.npy")
+        yield f"PyTorch {precision}, timm compiled, batches of {TORCH_BATCH}", lambda _, process=process: process()
