@@ -1,4 +1,4 @@
-"""Timm's network up to its last map, compiled by PyTorch, in a process of its own: PyTorch beside TensorFlow crashes.
+"""Timm's network up to its last map, compiled by PyTorch, in a process without TensorFlow, beside which it crashes.
 
     python -m benchmarks.torch_peer tf_efficientnet_lite0 bfloat16 frames.npy
 

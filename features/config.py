@@ -137,7 +137,7 @@ class ExtractConfig(StrictModel):
     still on most CPUs with errors of several hundredths, tf32 and float16 are for GPUs, and `fastest` is whichever of
     float32, bfloat16 and int8 computes ten frames fastest on this machine."""
     batch: int = Field(0, ge=0)
-    """Frames per pass of the trunk; 0: chosen by the engine, on a GPU by its memory."""
+    """Frames per call of the engine; 0: chosen by the engine, on a GPU by its memory."""
     threads: int = Field(0, ge=0, le=PROCESSES)
     """Number of threads that decode frames; 0: one per core."""
     dtype: Literal["float16", "float32"] = "float16"

@@ -12,7 +12,7 @@ ALIGNMENT = 64  # bytes, of TensorFlow's tensors; NumPy's arrays have 16
 
 
 def take_aligned(values: NDArray[Any], indices: NDArray[np.int64]) -> NDArray[Any]:
-    """Return `values[indices]`, with the indices along the first axis, at an aligned address."""
+    """Return `values[indices]` at an address that is a multiple of `ALIGNMENT`."""
     shape = (*indices.shape, *values.shape[1:])
     size = math.prod(shape) * values.itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)

@@ -22,10 +22,10 @@ from stage1_extract.backbone.onnx_graph import OnnxNetwork
 from stage1_extract.engines.folding import fold_scales
 from stage1_extract.engines.quantised_network import QuantisedNetwork
 
-BATCH = 4  # frames per call, each of which costs some Python
-# frames that the network computes at once, so that their activations fit into a core's cache: on Zen 4, a whole
+BATCH = 4  # frames per call
+# how many of them the network computes at once, so that their activations fit into a core's cache: on Zen 4, a whole
 # extraction with EfficientNet-Lite0 takes 12 % less time in float32 than with 4 frames, and 2 to 3 % less in the others
-PASS = {"float32": 1, "bfloat16": 2, "int8": 2}
+FRAMES_AT_ONCE = {"float32": 1, "bfloat16": 2, "int8": 2}
 MIN_WEIGHTS = 256  # smaller constants stay in the graph that OpenVINO converts
 # the layers that are not quantised compute in float32, so that every processor gives the same maps
 PRECISION_NAMES = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
@@ -75,7 +75,7 @@ class OpenVinoRunner:
         precision: str,
         network: QuantisedNetwork | None = None,
     ) -> None:
-        capabilities, frames_at_once = cpu_capabilities(), PASS[precision]
+        capabilities = cpu_capabilities()
         if precision == "bfloat16" and "BF16" not in capabilities:  # OpenVINO would silently use float32
             raise ConfigError(
                 "this processor cannot compute in bfloat16",
@@ -83,15 +83,14 @@ class OpenVinoRunner:
                 got=", ".join(sorted(capabilities)),
                 hint="--extract.precision float32",
             )
+        fixed = model.batch if isinstance(model, OnnxNetwork) else None
+        self.batch = fixed or batch or BATCH
+        self._at_once = fixed or math.gcd(self.batch, FRAMES_AT_ONCE[precision])
         if isinstance(model, OnnxNetwork):
-            self.batch, self._outputs = model.batch or batch or BATCH, model.outputs
-            self._pass = self.batch if model.batch else math.gcd(self.batch, frames_at_once)
-            shape = (self._pass, *model.size[::-1], 3)
-            graph = openvino_core().read_model(model.for_batch(self._pass))
+            shape, self._outputs = (self._at_once, *model.size[::-1], 3), model.outputs
+            graph = openvino_core().read_model(model.for_batch(self._at_once))
         else:
-            self.batch = batch or BATCH
-            self._pass = math.gcd(self.batch, frames_at_once)
-            shape = (self._pass, *model.input.shape[1:])
+            shape = (self._at_once, *model.input.shape[1:])
             if network is None:
                 graph, self._outputs = read_graph(model, shape)
             else:
@@ -123,8 +122,8 @@ class OpenVinoRunner:
         request = self._free.get()
         try:
             maps: dict[str, NDArray[Any]] = {}
-            for start in range(0, len(frames), self._pass):
-                part = slice(start, start + self._pass)
+            for start in range(0, len(frames), self._at_once):
+                part = slice(start, start + self._at_once)
                 request.infer([frames[part]], share_inputs=True)
                 for stream, name in self._outputs.items():
                     computed = request.get_tensor(name).data

@@ -59,12 +59,12 @@ def tf_dataset(
     types = {name: X.stream(name, X.examples.rows[:1]).dtype for name in names}  # into memory, if all fit
     seed = config.train.seed if shuffle else None
     if X.source.fits_into_memory:
-        part = tf.nest.map_structure(tf.constant, _arrays(X, y, names))
+        arrays = tf.nest.map_structure(tf.constant, _arrays(X, y, names))
         X.source.release_frames()
         indices = tf.data.Dataset.range(len(X))
         if seed is not None:
             indices = indices.shuffle(max(1, len(X)), seed=seed, reshuffle_each_iteration=True)
-        return indices.batch(batch).map(lambda chosen: _gather(part, chosen)).prefetch(2)
+        return indices.batch(batch).map(lambda chosen: _gather(arrays, chosen)).prefetch(2)
     windows = {name: tf.TensorSpec((None, *X.window(name)), types[name]) for name in names}
     signature = {
         "windows": _single(windows),
@@ -105,13 +105,13 @@ def _epoch_batches(
         reader.close()
 
 
-def _gather(part: dict[str, Any], chosen: Any) -> Batch:
-    """A batch of some examples of a part."""
+def _gather(arrays: dict[str, Any], chosen: Any) -> Batch:
+    """A batch of some of the examples in `arrays`."""
     import tensorflow as tf
 
-    rows = tf.gather(part["rows"], chosen)
-    windows = {name: tf.gather(frames, rows) for name, frames in part["frames"].items()}
-    return {"windows": _single(windows)} | {name: tf.gather(part[name], chosen) for name in ("targets", "groups")}
+    rows = tf.gather(arrays["rows"], chosen)
+    windows = {name: tf.gather(frames, rows) for name, frames in arrays["frames"].items()}
+    return {"windows": _single(windows)} | {name: tf.gather(arrays[name], chosen) for name in ("targets", "groups")}
 
 
 def torch_dataset(

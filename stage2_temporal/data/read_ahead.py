@@ -59,7 +59,7 @@ def plan_parts(rows: NDArray[np.int64], batch: int, max_rows: int) -> list[tuple
 
 
 class ReadAhead:
-    """Examples that do not fit into memory, batch by batch in a given order.
+    """Reads examples that do not fit into memory, batch by batch, in a given order.
 
     The part that batches are taken from is in memory, and the next part is read in a thread.
 

@@ -187,7 +187,7 @@ def test_streams_damaged_in_neighbouring_frames_are_both_restored(
 def test_several_damaged_parts_are_all_named_and_restored(
     seed: int, store: Path, sound: dict[str, Path], repair: Callable[..., list[ExtractionResult]]
 ) -> None:
-    """Tables, frames and thumbnails at once; what hides frames and weights is restored before they are looked at."""
+    """Tables, frames and thumbnails at once; a damaged table that hides frames and weights is restored before them."""
     rng = random.Random(seed)
     tables = rng.sample(["labels/targets", "tracks/box", "top/weights/1", "labels/frame", "tracks/confidence"], 2)
     hiding = rng.sample(["header", "sequences/id", "sequences/fps"], seed % 2)
