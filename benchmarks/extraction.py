@@ -1,6 +1,6 @@
 """The trunk and whole extractions compared with Keras' batched `predict`, and other ways to run the trunk.
 
-Seconds are per frame: 1280x720 JPEGs, resized to 320x180, with random weights.
+Seconds are per frame: 1280x720 JPEGs, resized to 320x180. The error is that of the maps, relative to `predict`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from stage1_extract.backbone.trunk import build_trunk
 from stage1_extract.datasets import scan
 from stage1_extract.datasets.clip import Clip
 from stage1_extract.engine_setup import new_engine
-from stage1_extract.engines.engine import Engine
+from stage1_extract.engines.engine import Engine, relative_error
 from stage1_extract.extract import extract
 from stage1_extract.frame_loader import resize_frame
 from stage1_extract.sample import render_sample_set
@@ -71,9 +72,16 @@ def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, roun
         timers: dict[str, Timer] = {}
         for decoding, frame_settings in DECODING.items():
             timers[decoding] = timer(partial(_decode, clips, frame_settings), len(frames))
+        exact: dict[str, Any] = model.predict(frames, batch_size=ONE_BY_ONE, verbose=0)
+        errors: dict[str, float] = {}
+
+        def add(label: str, function: Callable[[Image], object], part: Image) -> None:
+            timers[label] = timer(partial(function, part), len(part))
+            if isinstance(maps := function(part), dict) and len(part) == len(frames):
+                errors[label] = max(relative_error(maps[stream], values) for stream, values in exact.items())
+
         for peer, function in peers(model, name, frames, Path(folder)):
-            part = frames[:ONE_BY_ONE] if peer == PREDICT_ONE else frames
-            timers[peer] = timer(partial(function, part), len(part))
+            add(peer, function, frames[:ONE_BY_ONE] if peer == PREDICT_ONE else frames)
         references: dict[str, tuple[str, ...]] = {}
         precisions = [("tensorflow", "float32"), *(("openvino", precision) for precision in PEAKS)]
         for engine_name, precision in precisions:
@@ -87,7 +95,8 @@ def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, roun
                 print(f"skipped {label}: {e}", file=sys.stderr)
                 continue
             trunk, extraction = f"trunk, {label}", f"extraction, {label}"
-            timers[trunk], references[trunk] = timer(partial(engine, frames), len(frames)), (PREDICT,)
+            add(trunk, engine, frames)
+            references[trunk] = (PREDICT,)
             fully_decoded = (f"{extraction}, full decoding",)
             variants: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
                 *((name, {"frames.decode": f.decode}, (PREDICT,)) for name, f in DECODING.items()),
@@ -103,6 +112,8 @@ def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, roun
         for row in rows:
             if not str(row["function"]).endswith("decoding"):
                 row["Gflop/s"] = needed * float(row["per second"]) / 1e9
+            if row["function"] in errors:
+                row["error"] = errors[str(row["function"])]
         return [{"backbone": name} | row for row in rows]
 
 
