@@ -21,7 +21,7 @@ MIN_NORM = 1e-3  # of a position's channels, relative to the map's mean norm; be
 MIN_LENGTH = 0.1  # positions: added to displacements before the logarithm
 SQUARE_FLOOR = 1e-12  # added before a square root, whose gradient is infinite at 0
 CHANGE_FLOOR = 1e-3  # of a cell, relative to the map's mean norm: added before the logarithm
-BLOCK = 40  # columns that are correlated in one product; with fewer, the gradient takes longer
+BLOCK = 20  # columns that are correlated in one product; 40 take a third longer, and 2 to 5 % less for the gradient
 
 
 def visible_rows(height: int, skip_top: float) -> range:
