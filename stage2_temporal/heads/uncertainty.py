@@ -49,8 +49,9 @@ def learn_uncertainty(
     Intervals come from errors on sequences that were left out of a fit: all training and validation sequences, fold by
     fold, where `interval_folds` says so, else the validation sequences.
     """
-    rows = pooled_rows(task)
-    fitted = {INPUTS: _fit_inputs(head, X, rows), PROFILE: _fit_profile(X, rows)}
+    rows, profiles = pooled_rows(task), example_profiles(X)
+    some = _spread(rows)
+    fitted = {INPUTS: _fit_inputs(head, X, rows), PROFILE: fit_novelty(profiles[some], X.groups[some])}
     novelty = {name: model for name, model in fitted.items() if model is not None}
     outputs = predict_outputs(head, uncertain_model(head, head.model_, novelty.get(INPUTS)), X)
     targets, train, validation = task.examples.targets, task.known("train"), task.known("validation")
@@ -64,8 +65,8 @@ def learn_uncertainty(
     sequences = X.source.store.sequences
     cameras = known_cameras(sequences[i] for i in np.unique(X.groups[pooled_rows(task)]).tolist())
     uncertainty = Uncertainty(task.examples.columns, settings.interval_level, calibration, novelty, cameras)
-    profiles = example_profiles(X) if PROFILE in novelty else None
-    return uncertainty, uncertainty.predictions(outputs, profiles, WindowOrigin(sequences, X.groups, task.splits))
+    origin = WindowOrigin(sequences, X.groups, task.splits)
+    return uncertainty, uncertainty.predictions(outputs, profiles if PROFILE in novelty else None, origin)
 
 
 def _predictions_and_inputs(head: Head, X: StoreExamples) -> Floats:
@@ -98,12 +99,6 @@ def _fit_inputs(head: Head, X: StoreExamples, rows: NDArray[np.int64]) -> Novelt
         return None
     some = X[_spread(rows, int(scene.shape[-1]))]
     return fit_novelty(predict_outputs(head, keras.Model(head.model_.input, scene), some), some.groups)
-
-
-def _fit_profile(X: StoreExamples, rows: NDArray[np.int64]) -> NoveltyModel | None:
-    """The distribution of the frames' profiles."""
-    some = X[_spread(rows)]
-    return fit_novelty(example_profiles(some), some.groups)
 
 
 def _spread(rows: NDArray[np.int64], size: int = 1) -> NDArray[np.int64]:
