@@ -27,7 +27,7 @@ from stage2_temporal.train import evaluate, train
 from tests.helpers import ROOT
 from tests.image_runs import read_rows
 
-SIZE = 64  # px across a crop, half of the config's
+SIZE = 48  # px across a crop, fewer than the config's
 
 
 def crops_config(data: Path, **head: object) -> Config:
@@ -51,7 +51,7 @@ def train_run(config: Config, store: Path, run: Path) -> Path:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rendered clips in `data`, the store `s.h5` of their vehicles, and the run `runs/crops`."""
     folder = tmp_path_factory.mktemp("home")
-    render_sample_set(folder / "data", seed=0, train=24, validation=0, test=8, workers=1)
+    render_sample_set(folder / "data", seed=0, train=12, validation=0, test=8, workers=1)
     config = crops_config(folder / "data")
     extract(config, folder / "s.h5", scan(config.data))
     train_run(config, folder / "s.h5", folder / "runs/crops")
