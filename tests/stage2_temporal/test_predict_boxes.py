@@ -44,7 +44,7 @@ SEQUENCE = FrameSequence("drive", "test", 8, 10.0, (1280, 720), "")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rendered clips in `data`, a store `s.h5` of their tracks, and the run `runs/boxes`."""
     folder = tmp_path_factory.mktemp("home")
-    train_on_rendered_boxes(folder)
+    train_on_rendered_boxes(folder, clips=8)
     return folder
 
 
