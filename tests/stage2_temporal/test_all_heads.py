@@ -26,7 +26,16 @@ SHAPE = (5, 4, 6, 8)
 RNG = np.random.default_rng(0)
 MAPS = RNG.normal(size=(30, *SHAPE)).astype(np.float16)
 Y = np.stack([MAPS[:, :, 0].mean(axis=(1, 2, 3)), RNG.normal(size=30)], axis=1).astype(float) * 10 + 3
-SMALL: dict[str, Any] = {"units": 8, "dense": 4, "grid": (2, 2), "difference": True, "epochs": 1, "batch": 10}
+SMALL: dict[str, Any] = {
+    "units": 8,
+    "dense": 4,
+    "grid": (2, 2),
+    "difference": True,
+    "epochs": 1,
+    "batch": 10,
+    "members": 2,
+    "search": (2, 1),
+}
 ON_MAPS = [name for name, head in HEADS.items() if not issubclass(head, VehicleHead)]
 CLOSED_FORM = [name for name in ON_MAPS if issubclass(HEADS[name], ClosedFormHead)]
 
