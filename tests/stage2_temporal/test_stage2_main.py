@@ -231,7 +231,7 @@ def test_compared_runs_end_in_one_table_per_target(folder: Path, run: Run) -> No
         assert not read_config(folder / "runs" / name / "config.toml").compare
     assert run(*train)[1].count("trained already") == 3
     # a head or target on the command line asks for one run
-    assert run(*train, "--head.name", "gru")[1].count("report.html") == 1
+    assert run(*train, "--head.name", "svr")[1].count("report.html") == 1
     assert run(*train, "--train.epochs", "1")[1].count("trained already") == 0
 
 
@@ -244,23 +244,23 @@ def test_wrong_entry_to_compare_is_named(folder: Path, run: Run) -> None:
 
 def test_fine_tuning_without_a_run_takes_the_best_on_maps(folder: Path, run: Run) -> None:
     assert "no run whose head reads the CNN's maps alone" in run("finetune")[2]
-    for name, epochs in (("short", "1"), ("long", "30")):
-        train = ["train", "--config", "task.toml", "--train.epochs", epochs, "--train.restore_best", "false"]
+    for name, alpha in (("stiff", "1000"), ("loose", "1")):
+        train = ["train", "--config", "task.toml", "--head.name", "ridge", "--head.alpha", alpha]
         assert run(*train, "--run", name)[0] == 0
     skills = {
         name: json.loads((folder / "runs" / name / "metrics.json").read_text())["splits"]["validation"]["model"][
             "skill"
         ]
-        for name in ("short", "long")
+        for name in ("stiff", "loose")
     }
     best = max(skills, key=lambda name: skills[name])
-    assert skills["short"] != skills["long"]
+    assert skills["stiff"] != skills["loose"]
     assert best_run_on_maps() == f"runs/{best}"
     track = folder / "runs" / best / "ground.json"  # what a head that reads a vehicle's track, too, has learnt of it
     track.touch()
     other = best_run_on_maps()
     track.unlink()
-    assert {other, f"runs/{best}"} == {"runs/short", "runs/long"}
+    assert {other, f"runs/{best}"} == {"runs/stiff", "runs/loose"}
 
 
 def test_head_from_the_command_line_keeps_shared_settings(folder: Path, run: Run) -> None:
