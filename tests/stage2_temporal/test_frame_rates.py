@@ -162,7 +162,7 @@ def test_mixed_rates_in_training_need_an_interval(
 ) -> None:
     (tmp_path / "data").mkdir()
     for name, fps in (("train", 20), ("train2", 40), ("val", 20)):
-        times = np.arange(4 * fps) / fps
+        times = np.arange(2 * fps) / fps
         write_timed_video(tmp_path / f"data/{name}.mkv", road(14 + 8 * np.sin(times), times, 3), times)
         (tmp_path / f"data/{name}.txt").write_text("\n".join(map(str, 14 + 8 * np.sin(times))))
     base = read_run_config(home / "runs/maps").with_settings({"data.path": str(tmp_path / "data")})
