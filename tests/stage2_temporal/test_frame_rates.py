@@ -97,6 +97,13 @@ def mean_speed(home: Path, head: str, times: np.ndarray, folder: Path) -> tuple[
     return float(np.mean([float(row["ego_speed"]) for row in rows])), rows
 
 
+@pytest.fixture(scope="module")
+def usual_speed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """Each head's mean prediction for the drive at the training's rate."""
+    folder = tmp_path_factory.mktemp("usual")
+    return {head: mean_speed(home, head, np.arange(60) / FPS, folder)[0] for head in HEADS}
+
+
 def test_run_records_its_intervals(home: Path) -> None:
     for head, skill in (("flow", 0.9), ("maps", 0.3)):
         metrics = read_metrics(home / "runs" / head)
@@ -107,10 +114,11 @@ def test_run_records_its_intervals(home: Path) -> None:
 @pytest.mark.parametrize(
     ("head", "fps"), [("flow", 30), ("maps", 40), *(pytest.param(*case, marks=pytest.mark.soak) for case in MORE_RATES)]
 )
-def test_higher_rates_give_the_same_speed(home: Path, head: str, fps: int, tmp_path: Path) -> None:
-    expected, _ = mean_speed(home, head, np.arange(60) / FPS, tmp_path)
+def test_higher_rates_give_the_same_speed(
+    home: Path, usual_speed: dict[str, float], head: str, fps: int, tmp_path: Path
+) -> None:
     speed, rows = mean_speed(home, head, np.arange(3 * fps) / fps, tmp_path)
-    assert speed == pytest.approx(expected, rel=0.03)
+    assert speed == pytest.approx(usual_speed[head], rel=0.03)
     assert float(rows[-1]["time"]) == pytest.approx(3 - 1 / fps, abs=1 / fps)  # every second frame at 40
 
 
@@ -121,19 +129,19 @@ def test_other_rates_are_refused_with_both_rates(home: Path, head: str, fps: int
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_variable_rate_gives_the_same_speed_and_the_true_times(home: Path, head: str, tmp_path: Path) -> None:
-    expected, _ = mean_speed(home, head, np.arange(60) / FPS, tmp_path)
+def test_variable_rate_gives_the_same_speed_and_the_true_times(
+    home: Path, usual_speed: dict[str, float], head: str, tmp_path: Path
+) -> None:
     times = np.r_[np.arange(40) / 40, 1 + np.arange(40) / 20]
     speed, rows = mean_speed(home, head, times, tmp_path)
-    assert speed == pytest.approx(expected, rel=0.03)
+    assert speed == pytest.approx(usual_speed[head], rel=0.03)
     np.testing.assert_allclose([float(r["time"]) for r in rows], times[[int(r["frame"]) for r in rows]], atol=1e-3)
 
 
-def test_frames_that_alternate_are_chosen_by_time(home: Path, tmp_path: Path) -> None:
-    expected, _ = mean_speed(home, "maps", np.arange(60) / FPS, tmp_path)
+def test_frames_that_alternate_are_chosen_by_time(home: Path, usual_speed: dict[str, float], tmp_path: Path) -> None:
     times = np.cumsum(np.tile([0.02, 0.03], 60))
     speed, rows = mean_speed(home, "maps", times - times[0], tmp_path)
-    assert speed == pytest.approx(expected, rel=0.03)
+    assert speed == pytest.approx(usual_speed["maps"], rel=0.03)
     assert len(rows) == 120 - 6
 
 

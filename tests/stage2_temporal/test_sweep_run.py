@@ -84,7 +84,7 @@ def start(folder: Path, *arguments: str, threads: int = 0) -> subprocess.Popen[s
 
 def sweep_in_process(folder: Path, entry: dict[str, object] | None = None, **plan: object) -> SweepResult:
     """Run a sweep with one job in this process."""
-    small_heads = {"head.name": "pooled_lstm", "head.units": [4, 5, 6], "train.epochs": 1}
+    small_heads = {"head.name": "ridge", "head.alpha": [1, 2, 3]}
     sweep = Sweep.model_validate({"sweep": {"name": "s", "jobs": 1, **plan}, "entries": [entry or small_heads]})
     return run_sweep(sweep.sweep, sweep_entries(sweep, read_config(folder / "task.toml")), Path("stores/task.h5"))
 

@@ -121,7 +121,7 @@ def test_longer_lens_is_flagged_by_its_calibration_alone(tmp_path: Path, caplog:
     numbers = {name: scale * getattr(TUSIMPLE_CAMERA, name) for name in ("fx", "fy", "cx", "cy")}
     usual = replace(TUSIMPLE_CAMERA, **numbers)
     (clips / "calibration.txt").write_text(calibration_text(usual))
-    config = image_config(clips)
+    config = image_config(clips, head={"name": "ridge"})
     extract(config, tmp_path / "s.h5", scan(config.data))
     run = tmp_path / "runs" / "r"
     with Store(tmp_path / "s.h5") as store:
