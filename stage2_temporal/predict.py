@@ -30,7 +30,7 @@ from features.backbone_names import is_imported
 from features.config import Config, read_run_config
 from features.errors import BadInputs, ConfigError, DataError
 from features.sequences import FrameSequence, Label
-from features.streams import PAIR_STREAMS
+from features.streams import MOTION, PAIR_STREAMS
 from features.strict_model import describe_validation_error
 from features.windows import Examples, labels_with_targets, make_examples, slowest_interval
 from stage1_extract.datasets import scan
@@ -40,6 +40,7 @@ from stage1_extract.datasets.image_file import IMAGE_SUFFIXES
 from stage1_extract.datasets.single_video import holds_videos, is_single_clip, use_single_clip
 from stage1_extract.datasets.video import UnexpectedFramesError
 from stage1_extract.frame_loader import encode_thumbnail, resize_frame
+from stage1_extract.optical_flow import FLOW_INFO
 from stage2_temporal.evaluation.uncertainty import (
     IntervalOptions,
     UncertainPredictions,
@@ -161,6 +162,11 @@ def _prediction_config(run: Path, settings: Mapping[str, Any]) -> Config:
         raise ConfigError(
             f"{run}: another tool computed its features ({config.backbone.name}), so it cannot predict from images",
             hint="import features of the new clips with the others, and train again",
+        )
+    if metrics.store.streams.get(MOTION, FLOW_INFO.fingerprint) != FLOW_INFO.fingerprint:
+        logger.warning(
+            f"{run}: trained on optical flow as another version of framebank computes it, so that its predictions may "
+            "be worse. Extract and train again."
         )
     trained = config
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -126,6 +127,21 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> list[CountedSource]:
 
     monkeypatch.setattr(predict_module, "scan", counted)
     return sources
+
+
+@pytest.mark.parametrize("version", ["this", "another"])
+def test_run_on_flow_of_another_version_is_named(
+    version: str, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "r"
+    shutil.copytree(home / "runs/ridge", run)
+    metrics = json.loads((run / "metrics.json").read_text())
+    if version == "another":
+        metrics["store"]["streams"]["motion"] = "0123456789abcdef"
+        (run / "metrics.json").write_text(json.dumps(metrics))
+    predict(run, home / "data/Test/Test/1/imgs", tmp_path / "p.csv", fps=10.0)
+    assert ("another version of framebank" in caplog.text) == (version == "another")
+    assert read_rows(tmp_path / "p.csv")
 
 
 def there_and_back(home: Path) -> list[Image]:
