@@ -153,7 +153,7 @@ class ExtractConfig(StrictModel):
     columns of cells; or `pca K`, each map projected on K principal components of the training split. The last two take
     a fraction of the space. Heads then see these cells or numbers, without a top."""
     motion: bool = False
-    """Whether to store optical flow too, as the stream `motion`, which predicts ego speed well; takes 3 ms per
+    """Whether to store optical flow too, as the stream `motion`, which predicts ego speed well; takes 5 ms per
     frame."""
     ground_flow: bool = False
     """Whether to store how well the road of two frames matches at each speed, as the stream `ground_flow`, from which

@@ -19,15 +19,12 @@ from features.normalised_flow import BAND, FLOW_GRID, SIZE
 from features.store_tables import StreamInfo
 
 QUANTILES = (0.1, 0.5, 0.9)
-# of the gradient descent for a patch. With these and no refinement of single pixels, flow takes half the time of
-# OpenCV's preset (25 and a refinement), and the quantiles of cells predict ego speed as well; with 8 steps, worse
-DESCENT_STEPS = 12
 EDGE = 40  # pixels with a Sobel gradient |∂x| + |∂y| of at least this, in grey levels, count as textured
 CHANNELS = (*(f"u{q}" for q in QUANTILES), *(f"v{q}" for q in QUANTILES), "texture")
 ORIGIN = {
     "kind": "flow",
-    "version": 3,  # increase it whenever the same frames give different numbers
-    "method": f"DIS medium, {DESCENT_STEPS} steps, not refined",
+    "version": 2,  # increase it whenever the same frames give different numbers
+    "method": "DIS medium",
     "band": BAND,
     "size": SIZE,
     "grid": FLOW_GRID,
@@ -58,8 +55,6 @@ def flow_entries(strips: Sequence[Image], *, starts_sequence: bool = False) -> N
         down (v) within the cell, and the share of its pixels with texture.
     """
     method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    method.setGradientDescentIterations(DESCENT_STEPS)
-    method.setVariationalRefinementIterations(0)
     entries = np.zeros((len(strips), *FLOW_INFO.shape), np.float16)
     for i, (before, after) in enumerate(pairwise(strips), 1):
         entries[i] = pool_flow(np.asarray(method.calc(before, after, None), np.float32), before)
