@@ -1,6 +1,6 @@
 """The trunk and whole extractions compared with Keras' batched `predict`, and other ways to run the trunk.
 
-Seconds are per frame: 1280x720 JPEGs, resized to 320x180. The error is that of the maps, relative to `predict`.
+Seconds are per frame: 1280x720 JPEGs, resized to 320x180. Errors of the maps are relative to `predict`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _measure_backbone(name: str, backbone: BackboneConfig, clip_count: int, roun
 
         def add(label: str, function: Callable[[Image], object], part: Image) -> None:
             timers[label] = timer(partial(function, part), len(part))
-            if isinstance(maps := function(part), dict) and len(part) == len(frames):
+            if part is frames and isinstance(maps := function(part), dict):
                 errors[label] = max(relative_error(maps[stream], values) for stream, values in exact.items())
 
         for peer, function in peers(model, name, frames, Path(folder)):

@@ -98,7 +98,7 @@ def _onnx_peers(model: keras.Model, frames: Image, folder: Path) -> Iterator[tup
 
 
 def _first_convolutions(network: Any) -> list[str]:
-    """The convolutions that framebank does not quantise either, see `weight_rounding.round_convolutions`."""
+    """Names of the convolutions that framebank leaves in float32, see `weight_rounding.round_convolutions`."""
     convolutions = [node for node in network.graph.node if node.op_type == "Conv"][:2]
     groups = [next((a.i for a in node.attribute if a.name == "group"), 1) for node in convolutions]
     return [node.name for node in convolutions[: 2 if groups[1] > 1 else 1]]

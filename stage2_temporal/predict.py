@@ -165,8 +165,8 @@ def _prediction_config(run: Path, settings: Mapping[str, Any]) -> Config:
         )
     if metrics.store.streams.get(MOTION, FLOW_INFO.fingerprint) != FLOW_INFO.fingerprint:
         logger.warning(
-            f"{run}: trained on optical flow as another version of framebank computes it, so that its predictions may "
-            "be worse. Extract and train again."
+            f"{run}: trained on optical flow that another version of framebank computed, so its predictions may be "
+            "worse. Extract and train again."
         )
     trained = config
     try:

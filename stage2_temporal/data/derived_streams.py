@@ -39,7 +39,7 @@ GRID_PATTERN = r"(?P<pooled>pooled)|(?P<kind>grid|change)(?P<rows>\d+)x(?P<colum
 STREAM_NAME = re.compile(rf"(?:(?P<source>\w+)\.)?(?:{GRID_PATTERN}|pca(?P<components>[1-9]\d*))")
 CORRELATION_VERSION = GRID_POOLING_VERSION = 1  # increase these whenever the same stream gets other numbers
 PCA_VERSION = 1
-FRAMES_PER_BATCH = 16  # correlated with earlier ones at once; with 64, what is computed between leaves the caches
+FRAMES_PER_BATCH = 16  # at once, each correlated with an earlier one; 64 would not fit into the processor's caches
 MAPS_PER_BATCH = 256
 
 
@@ -168,7 +168,7 @@ class CorrelationPooling(GridPooling):
         frames = [np.arange(store.sequences[i].length) for i in sequences]
         position = np.concatenate(frames)
         rows = np.concatenate([numbers + store.first[i] for i, numbers in zip(sequences, frames, strict=True)])
-        for batch in gen_batches(len(rows), FRAMES_PER_BATCH):  # pairs of several short sequences at once
+        for batch in gen_batches(len(rows), FRAMES_PER_BATCH):  # of several short sequences at once
             has_earlier = position[batch] >= self.lag
             values = np.zeros((len(has_earlier), *shape), np.float32)
             if has_earlier.any():

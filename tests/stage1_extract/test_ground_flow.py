@@ -196,16 +196,16 @@ def test_a_long_drive_holds_few_frames() -> None:
     def frames() -> Iterator[Image]:
         nonlocal most
         rng = np.random.default_rng(0)
-        for _ in range(150):
+        for _ in range(300):
             frame = rng.integers(0, 255, (90, 160), np.uint8)
             alive.append(weakref.ref(frame))
             yield frame
             del frame
             most = max(most, sum(ref() is not None for ref in alive))
 
-    estimates = estimate_speeds(frames(), np.arange(150) / 30, Camera(100, 100, 80, 45, 1.5))
+    estimates = estimate_speeds(frames(), np.arange(300) / 30, Camera(100, 100, 80, 45, 1.5))
     gc.collect()
-    assert len(estimates.speeds) == 150
+    assert len(estimates.speeds) == 300
     assert most < 80
 
 
